@@ -1,0 +1,1 @@
+"""Tests of crashd; CONTRIBUTING.md says what each directory may touch."""

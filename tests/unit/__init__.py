@@ -1,0 +1,1 @@
+"""Tests that touch nothing: no root, no process, no network, no /proc, no sleep."""

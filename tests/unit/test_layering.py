@@ -1,0 +1,323 @@
+"""The law of who may import whom; also inside functions and under TYPE_CHECKING."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINES_MAX = 500
+FUNCTION_LINES_MAX = 50
+
+# ---- the law ----
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one module, or all modules below a package, may import."""
+
+    name: str
+    crashd: tuple[str, ...]
+    """Modules of crashd, and packages with all that is in them."""
+    stdlib: frozenset[str] | None = None
+    """The only ones of the standard library; None: all but `not_stdlib`."""
+    not_stdlib: frozenset[str] = frozenset()
+
+
+_SYSTEM = frozenset(
+    {"_socket", "asyncio", "ctypes", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib"}
+    | {"posix", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "subprocess"}
+    | {"tempfile", "threading", "time"}
+)
+
+LAYERS = (
+    Layer("crashd.errors", (), stdlib=frozenset()),
+    Layer(
+        "crashd.corehandler",
+        (),
+        stdlib=frozenset({"posix", "sys", "time", "_socket", "errno", "_signal"}),
+    ),
+    Layer(
+        "crashd.domain",
+        ("crashd.domain", "crashd.errors", "crashd.corehandler"),
+        not_stdlib=_SYSTEM,
+    ),
+    Layer(
+        "crashd.store",
+        ("crashd.store", "crashd.domain", "crashd.errors", "crashd.corehandler"),
+        not_stdlib=frozenset({"logging", "socket", "_socket"}),
+    ),
+    Layer(
+        "crashd.edge",
+        (
+            "crashd.edge",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.corehandler",
+            "crashd.store.paths",
+        ),
+        not_stdlib=frozenset({"logging", "sqlite3"}),
+    ),
+    Layer(
+        "crashd.config",
+        ("crashd.domain", "crashd.errors", "crashd.store.paths", "crashd.store.trusted"),
+        not_stdlib=frozenset({"logging", "socket", "_socket"}),
+    ),
+    Layer(
+        "crashd.daemon",
+        (
+            "crashd.daemon",
+            "crashd.config",
+            "crashd.edge",
+            "crashd.store",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.corehandler",
+        ),
+    ),
+    Layer(
+        "crashd.cli",
+        (
+            "crashd.cli",
+            "crashd.config",
+            "crashd.store",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.edge.sysctl",
+            "crashd.edge.process",
+        ),
+    ),
+    Layer("crashd.__main__", ("crashd.daemon.main",)),
+    Layer("crashd", ()),  # last: crashd/__init__.py, and whatever has no layer
+)
+
+ONLY_IN = {
+    "pyinotify": "crashd.edge.inotify",
+    "systemd": "crashd.edge.sdaemon",
+    "prometheus_client": "crashd.edge.exporter",
+    "subprocess": "crashd.edge.sandbox",
+    "zstandard": "crashd.store.corefile",
+    "pydantic": "crashd.config",
+    "pydantic_core": "crashd.config",
+}
+"""Each foreign package (and `subprocess`) has one importer; packages not named here have none."""
+
+EXCEPTIONS = {
+    (
+        "crashd.edge.inotify",
+        "logging",
+    ): "pyinotify logs what it also raises, and has to be silenced",
+}
+"""Imports that a layer forbids and one module needs, with the reason."""
+
+LIGHT = {
+    "crashd.cli.main": ("pydantic", "prometheus_client", "systemd", "pyinotify"),
+    "crashd.daemon.main": ("pydantic", "prometheus_client", "systemd", "pyinotify", "sqlite3"),
+}
+"""What importing a module must not load: crashctl starts fast, the capture workers are small."""
+
+# ---- its application ----
+
+
+def list_modules() -> dict[str, Path]:
+    """Map each module of crashd to its file."""
+    modules = {}
+    for path in sorted((ROOT / "crashd").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+MODULES = list_modules()
+
+
+def is_within(module: str, package: str) -> bool:
+    """Tell whether `module` is `package` or lies below it."""
+    return module == package or module.startswith(package + ".")
+
+
+def layer_of(module: str) -> Layer:
+    """Find the layer of a module."""
+    return next(layer for layer in LAYERS if is_within(module, layer.name))
+
+
+def find_imports(tree: ast.AST, known: frozenset[str]) -> Iterator[tuple[int, str]]:
+    """Yield line and name of each module imported; "" for what cannot be told."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(level=0, module=str(package), names=names):
+                for alias in names:
+                    inner = f"{package}.{alias.name}"
+                    yield node.lineno, inner if inner in known else package
+            case ast.ImportFrom():
+                yield node.lineno, ""
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module")
+                | ast.Attribute(attr="__import__" | "import_module"),
+                args=[name, *_],
+            ):
+                yield node.lineno, known_part(name)
+
+
+def known_part(name: ast.expr) -> str:
+    """Tell what a computed import is sure to import; the package of `f"package.{x}"`."""
+    match name:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]):
+            return text.rpartition(".")[0]
+    return ""
+
+
+def judge(module: str, imported: str) -> str | None:
+    """Say what is wrong with one import; None when nothing is."""
+    layer = layer_of(module)
+    package = imported.partition(".")[0]
+    if (module, imported) in EXCEPTIONS:
+        return None
+    if not imported:
+        return "imports by a relative or computed name"
+    if package in ONLY_IN:
+        return None if module == ONLY_IN[package] else f"{package} is for {ONLY_IN[package]} only"
+    if package == "crashd":
+        # Its __init__ holds the version and nothing else.
+        own = layer.stdlib is None and imported == "crashd"
+        allowed = own or any(is_within(imported, name) for name in layer.crashd)
+    elif package in sys.stdlib_module_names:
+        allowed = package in layer.stdlib if layer.stdlib is not None else True
+        allowed = allowed and package not in layer.not_stdlib
+    else:
+        return f"{package} is neither ours nor of the standard library"
+    return None if allowed else f"{layer.name} may not import {imported}"
+
+
+def find_violations(module: str, source: str, known: frozenset[str]) -> list[str]:
+    """List what is wrong with the source of one module."""
+    tree = ast.parse(source)
+    found = [
+        f"{module}:{line}: {wrong}"
+        for line, imported in find_imports(tree, known)
+        if (wrong := judge(module, imported)) is not None
+    ]
+    if (lines := source.count("\n")) > LINES_MAX:
+        found.append(f"{module}: {lines} lines, {LINES_MAX} are allowed")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                found.append(f"{module}:{node.lineno}: {node.name} has {lines} lines")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_obeys_the_law(module: str) -> None:
+    source = MODULES[module].read_text()
+    assert find_violations(module, source, frozenset(MODULES)) == []
+
+
+def test_every_part_of_crashd_has_a_layer() -> None:
+    parts = {".".join(module.split(".")[:2]) for module in MODULES}
+    assert parts <= {layer.name for layer in LAYERS}
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("module", LIGHT)
+def test_import_of_module_stays_light(module: str) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert module in loaded
+    assert loaded.isdisjoint(LIGHT[module])
+
+
+# ---- the law can be broken ----
+
+KNOWN = frozenset(
+    {"crashd", "crashd.cli.main", "crashd.config", "crashd.daemon.main", "crashd.edge.sysctl"}
+    | {"crashd.edge.inotify", "crashd.store.index", "crashd.store.paths"}
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("crashd.errors", "import os"),
+        ("crashd.errors", "from crashd import __version__"),
+        ("crashd.corehandler", "import os"),
+        ("crashd.corehandler", "def f():\n    import json"),
+        ("crashd.corehandler", "import crashd.errors"),
+        ("crashd.domain.text", "import os.path"),
+        ("crashd.domain.text", "from pathlib import Path"),
+        ("crashd.domain.text", "from logging import getLogger"),
+        ("crashd.domain.text", "import pydantic"),
+        ("crashd.domain.text", "from crashd.store import paths"),
+        ("crashd.domain.text", "from crashd import config"),
+        ("crashd.domain.text", "from . import signals"),
+        ("crashd.domain.text", "__import__('os')"),
+        ("crashd.domain.text", "import importlib\nimportlib.import_module(text)"),
+        ("crashd.cli.main", "import_module(f'crashd.daemon.{verb}')"),
+        ("crashd.cli.main", "import_module(f'{verb}')"),
+        ("crashd.store.index", "import logging"),
+        ("crashd.store.index", "import socket"),
+        ("crashd.store.index", "import subprocess"),
+        ("crashd.store.index", "import zstandard"),
+        ("crashd.store.index", "from crashd.edge import sysctl"),
+        ("crashd.store.index", "from crashd.config import Settings"),
+        ("crashd.edge.process", "import logging"),
+        ("crashd.edge.process", "import subprocess"),
+        ("crashd.edge.process", "import pyinotify"),
+        ("crashd.edge.process", "from systemd import journal"),
+        ("crashd.edge.process", "import prometheus_client.core"),
+        ("crashd.edge.process", "from crashd.store import index"),
+        ("crashd.edge.process", "from crashd.daemon.main import main"),
+        ("crashd.edge.process", "from crashd import config"),
+        ("crashd.config", "from crashd.store import index"),
+        ("crashd.config", "from crashd.edge import sysctl"),
+        ("crashd.daemon.service", "from crashd.cli import main"),
+        ("crashd.daemon.service", "import crashd.cli"),
+        ("crashd.daemon.service", "import pydantic"),
+        ("crashd.daemon.service", "import requests"),
+        ("crashd.daemon.service", "import subprocess"),
+        ("crashd.cli.main", "from crashd.daemon import main"),
+        ("crashd.cli.main", "from crashd.edge import inotify"),
+        ("crashd.cli.main", "def f():\n    import subprocess"),
+        ("crashd.__main__", "from crashd.cli.main import main"),
+        ("crashd", "from crashd.errors import CrashdError"),
+        ("crashd.newcomer", "from crashd import config"),
+        ("crashd.domain.text", "x = 1\n" * (LINES_MAX + 1)),
+        ("crashd.domain.text", "def f():\n" + "    x = 1\n" * FUNCTION_LINES_MAX),
+    ],
+)
+def test_find_violations_of_a_breach_names_it(module: str, source: str) -> None:
+    assert len(find_violations(module, source, KNOWN)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("crashd.corehandler", "import posix\nfrom _socket import socket"),
+        ("crashd.domain.text", "import re\nfrom crashd.domain import signals"),
+        ("crashd.domain.text", "from crashd import __version__"),
+        ("crashd.store.corefile", "import os, zstandard"),
+        ("crashd.edge.inotify", "import pyinotify\nfrom crashd.store.paths import Paths"),
+        ("crashd.edge.inotify", "from crashd.store import paths"),
+        ("crashd.edge.sandbox", "import subprocess"),
+        ("crashd.config", "from pydantic import BaseModel"),
+        ("crashd.daemon.service", "import logging\nfrom crashd import __version__, config"),
+        ("crashd.cli.main", "from crashd.edge import sysctl\nfrom crashd.store import index"),
+        ("crashd.cli.main", "import_module(f'crashd.cli.{verb}')"),
+        ("crashd.domain.text", "x = 1\n" * LINES_MAX),
+        ("crashd.domain.text", "def f():\n" + "    x = 1\n" * (FUNCTION_LINES_MAX - 1)),
+    ],
+)
+def test_find_violations_of_what_is_allowed_is_empty(module: str, source: str) -> None:
+    assert find_violations(module, source, KNOWN) == []
