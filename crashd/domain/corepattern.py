@@ -1,0 +1,67 @@
+"""kernel.core_pattern: what crashd puts there, and whether what stands there is crashd's.
+
+Source: core(5); fs/coredump.c. The kernel splits the pattern at white space, before it puts in
+values (since 5.3), and cuts a pattern longer than PATTERN_MAX without a word.
+"""
+
+from typing import Final
+
+from crashd.errors import ConfigError
+
+PATTERN_MAX: Final = 127
+"""Bytes: CORENAME_MAX_SIZE of include/linux/binfmts.h less the NUL."""
+
+CONTRACT: Final = ("%p", "%e", "%s", "%t")
+"""The arguments that every pattern of crashd's begins with."""
+
+EXTENDED: Final = ("%P", "%I", "%u", "%g", "%c", "%d", "%F", "%h")
+"""What makes it race-free. A kernel that knows one not passes an empty argument in its place."""
+
+SPECIFIERS: Final = "pestPIugcdFh"
+"""The letters of CONTRACT and EXTENDED, in the order of the handler's arguments."""
+
+_SPACE = " \t\n\v\f\r"  # the kernel's isspace()
+
+
+def build_pattern(handler: str, *, extended: bool = True) -> str:
+    """Build the pattern that pipes cores to the program `handler`.
+
+    Raises:
+        ConfigError: the kernel could not run such a path, or the pattern is too long for it.
+
+    """
+    if not handler.startswith("/"):
+        raise ConfigError(f"core handler {handler!r} is not an absolute path")
+    if "%" in handler or not handler.isprintable() or any(c.isspace() for c in handler):
+        raise ConfigError(
+            f"core handler {handler!r} holds white space, % or control characters",
+            hint="the kernel would split or expand it; use a root directory without them",
+        )
+    pattern = " ".join(("|" + handler, *CONTRACT, *(EXTENDED if extended else ())))
+    size = len(pattern.encode())
+    if size > PATTERN_MAX:
+        raise ConfigError(
+            f"core pattern for {handler!r} has {size} bytes, the kernel takes {PATTERN_MAX}",
+            hint=f"use a root directory whose path is {size - PATTERN_MAX} bytes shorter",
+        )
+    return pattern
+
+
+def handler_of(pattern: str) -> str | None:
+    """Name the program of a pipe pattern; None for any other."""
+    words = _words(pattern)
+    return words[0] if words else None
+
+
+def is_ours(pattern: str, handler: str) -> bool:
+    """Tell whether `pattern` pipes to `handler` with the arguments of CONTRACT first."""
+    return _words(pattern)[:5] == [handler, *CONTRACT]
+
+
+def _words(pattern: str) -> list[str]:
+    """Split a pipe pattern as the kernel does: at ASCII white space only, none needed after `|`."""
+    if not pattern.startswith("|"):
+        return []
+    for character in _SPACE:
+        pattern = pattern.replace(character, " ")
+    return [word for word in pattern[1:].split(" ") if word]

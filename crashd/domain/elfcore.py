@@ -1,0 +1,327 @@
+"""The head of an ELF core: ELF header, program headers and notes, from its first bytes.
+
+A core that the kernel writes is laid out so (fs/binfmt_elf.c, elf_core_dump):
+
+    Ehdr | Phdr of the PT_NOTE | Phdr of each PT_LOAD … | notes | padding | memory … | [Shdr]
+
+The Shdr at the end is there only for 65,535 program headers and more: the real count stands in it,
+where a reader of the stream comes last. gdb's `gcore` puts the notes behind the memory.
+
+Source: elf(5), core(5), include/uapi/linux/elf.h. Every byte here may be hostile: sizes and counts
+are compared with the bytes at hand, and work is linear in them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from crashd.domain.elfnotes import (
+    Bits,
+    ByteOrder,
+    Layout,
+    MappedFile,
+    Notes,
+    SigInfo,
+    Thread,
+    collect_notes,
+    split_notes,
+)
+from crashd.domain.procfs import AT_PHDR
+from crashd.errors import FormatError
+
+__all__ = [
+    "HEAD_MAX",
+    "CoreHead",
+    "MappedFile",
+    "Segment",
+    "SigInfo",
+    "Thread",
+    "executable_range",
+    "head_size",
+    "parse_build_id",
+    "parse_head",
+]
+
+HEAD_MAX: Final = 32 * 2**20
+"""Bytes; NT_FILE alone may have 16 MiB (kernel.core_file_note_size_limit)."""
+
+IMAGE_MAX: Final = 64 * 1024
+"""Bytes of an executable's start that are worth a look for its build-id."""
+
+IMAGE_PHDRS_MAX: Final = 64
+NOTE_SEGMENTS_MAX: Final = 16
+BUILD_ID_MAX: Final = 64
+
+# include/uapi/linux/elf.h
+ET_CORE: Final = 4
+PT_LOAD: Final = 1
+PT_NOTE: Final = 4
+PN_XNUM: Final = 0xFFFF
+NT_GNU_BUILD_ID: Final = 3
+
+_EHDR = {64: "16sHHIQQQIHHHHHH", 32: "16sHHIIIIIHHHHHH"}
+_EHDR_SIZE = {64: 64, 32: 52}
+_PHDR_SIZE = {64: 56, 32: 32}
+_FILE_END_MAX = 2**63 - 1  # loff_t
+
+# p_type, p_flags, p_offset, p_vaddr, p_filesz, p_memsz, p_align. No class: there may be 65,000, and
+# the crashed process waits.
+_Phdr = tuple[int, int, int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A PT_LOAD program header: memory, and where in the core it stands."""
+
+    offset: int
+    vaddr: int
+    filesz: int
+    memsz: int
+    flags: int
+    """PF_X 1, PF_W 2, PF_R 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreHead:
+    """What the head of a core tells."""
+
+    machine: int
+    """EM_* of include/uapi/linux/elf-em.h."""
+    bits: Bits
+    byteorder: ByteOrder
+    segments: tuple[Segment, ...]
+    """In the file's order, which is that of addresses unless kernel.core_sort_vma is set."""
+    expected_size: int
+    """Bytes that a complete core has."""
+    threads: tuple[Thread, ...] = ()
+    """The crashing one first."""
+    siginfo: SigInfo | None = None
+    auxv: Mapping[int, int] = field(default_factory=dict)
+    files: tuple[MappedFile, ...] = ()
+    comm: bytes = b""
+    """Of the crashing thread, 15 bytes; its own choice."""
+    psargs: bytes = b""
+    """The first 79 bytes of the arguments."""
+    problems: tuple[str, ...] = ()
+    """What was missing, damaged or absurd: a line each, without any text from the core."""
+
+
+class _Header(NamedTuple):
+    layout: Layout
+    type: int
+    phoff: int
+    phnum: int
+    sections_end: int
+
+
+def head_size(head: bytes) -> int:
+    """Tell how many bytes from the start of a core its head has, as far as `head` tells.
+
+    Call it with more bytes until it asks for no more than there are. Notes behind the memory
+    (gcore) are not counted.
+
+    Raises:
+        FormatError: not an ELF core, or one whose head has more than HEAD_MAX.
+
+    """
+    if len(head) < 64:
+        return 64
+    header = _parse_header(head)
+    count, end = _phdr_table(head, header)
+    if count is None or len(head) < end:
+        return end
+    data_start = HEAD_MAX + 1
+    notes: list[tuple[int, int]] = []
+    for kind, _, offset, _, filesz, _, _ in _phdrs(head, header, count):
+        if kind == PT_LOAD and filesz and offset < data_start:
+            data_start = offset
+        elif kind == PT_NOTE:
+            notes.append((offset, offset + filesz))
+    end = max([end, *(stop for start, stop in notes if start < data_start)])
+    if end > HEAD_MAX:
+        raise FormatError(f"core has a head of {end} bytes, more than {HEAD_MAX}")
+    return end
+
+
+def _parse_header(head: bytes) -> _Header:
+    """Parse and check the ELF header of a core."""
+    header = _elf_header(head)
+    if header is None:
+        raise FormatError("core does not begin with a sound ELF header")
+    if header.type != ET_CORE:
+        raise FormatError(f"ELF file is of type {header.type}, not a core")
+    if not header.phnum:
+        raise FormatError("core has no program headers")
+    return header
+
+
+def _elf_header(image: bytes) -> _Header | None:
+    magic, class_and_data = image[:4], image[4:6]
+    if magic != b"\x7fELF" or class_and_data not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
+        return None
+    bits: Bits = 64 if class_and_data[0] == 2 else 32
+    byteorder: ByteOrder = "little" if class_and_data[1] == 1 else "big"
+    if len(image) < _EHDR_SIZE[bits]:
+        return None
+    # The machine is at the same place in both classes.
+    layout = Layout(int.from_bytes(image[18:20], byteorder), bits, byteorder)
+    values = layout.struct(_EHDR[bits]).unpack_from(image)
+    _, kind, _, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = values
+    if phnum and (phentsize != _PHDR_SIZE[bits] or phoff < _EHDR_SIZE[bits]):
+        return None
+    return _Header(layout, kind, phoff, phnum, shoff + shentsize * shnum)
+
+
+def _phdr_table(head: bytes, header: _Header) -> tuple[int | None, int]:
+    """Find the number of program headers, None when `head` is too short to tell, and their end.
+
+    From PN_XNUM on the ELF header does not tell, but in what the kernel writes the PT_NOTE's header
+    is the first, and the notes themselves come right after the last: their offset tells.
+    """
+    size = _PHDR_SIZE[header.layout.bits]
+    count: int | None = header.phnum
+    end = header.phoff + header.phnum * size
+    if header.phnum == PN_XNUM:
+        first_two = list(_phdrs(head, header, 2))
+        if len(first_two) == 2:
+            (kind, _, end, *_), (_, _, load_offset, *_) = first_two
+            count, rest = divmod(end - header.phoff, size)
+            if kind != PT_NOTE or rest or count < PN_XNUM or load_offset < end:
+                raise FormatError("core tells the number of its program headers only at its end")
+        else:
+            count, end = None, header.phoff + 2 * size
+    if end > HEAD_MAX:
+        raise FormatError(f"core has program headers up to byte {end}, more than {HEAD_MAX}")
+    return count, end
+
+
+def _phdrs(image: bytes, header: _Header, count: int) -> Iterator[_Phdr]:
+    """Parse up to `count` program headers: those that `image` holds completely."""
+    bits = header.layout.bits
+    size = _PHDR_SIZE[bits]
+    there = max(0, min(count, (len(image) - header.phoff) // size))
+    table = image[header.phoff : header.phoff + there * size]
+    if bits == 64:
+        struct = header.layout.struct("IIQQQQQQ")
+        for kind, flags, offset, vaddr, _, filesz, memsz, align in struct.iter_unpack(table):
+            yield kind, flags, offset, vaddr, filesz, memsz, align
+    else:
+        struct = header.layout.struct("IIIIIIII")
+        for kind, offset, vaddr, _, filesz, memsz, flags, align in struct.iter_unpack(table):
+            yield kind, flags, offset, vaddr, filesz, memsz, align
+
+
+def parse_head(head: bytes) -> CoreHead:
+    """Parse the head of a core; bytes past it do no harm.
+
+    A head that is cut or damaged behind the ELF header gives what can be had, and `problems` says
+    what could not.
+
+    Raises:
+        FormatError: as head_size().
+
+    """
+    header = _parse_header(head)
+    count, end = _phdr_table(head, header)
+    found = Notes()
+    if count is None or len(head) < end:
+        found.problem("program headers are cut")
+    segments: list[Segment] = []
+    notes: list[tuple[int, int]] = []
+    # The section header that the kernel adds for PN_XNUM stands behind all memory.
+    expected = header.sections_end if header.phnum == PN_XNUM else end
+    memory_end = 2**header.layout.bits
+    for kind, flags, offset, vaddr, filesz, memsz, _ in _phdrs(head, header, count or 0):
+        stop = offset + filesz
+        if stop > _FILE_END_MAX or vaddr + memsz > memory_end:
+            found.problem("a segment lies past the end of any file or address space")
+            continue
+        if stop > expected:
+            expected = stop
+        if kind == PT_LOAD:
+            segments.append(Segment(offset, vaddr, filesz, memsz, flags))
+        elif kind == PT_NOTE:
+            notes.append((offset, filesz))
+    _collect_segments(head, header.layout, notes, found)
+    return CoreHead(
+        machine=header.layout.machine,
+        bits=header.layout.bits,
+        byteorder=header.layout.byteorder,
+        segments=tuple(segments),
+        expected_size=min(expected, _FILE_END_MAX),
+        threads=tuple(found.threads),
+        siginfo=found.siginfo,
+        auxv=found.auxv,
+        files=found.files,
+        comm=found.comm,
+        psargs=found.psargs,
+        problems=tuple(found.problems),
+    )
+
+
+def _collect_segments(
+    head: bytes, layout: Layout, notes: list[tuple[int, int]], found: Notes
+) -> None:
+    # Capped, or segments that overlap would have the same bytes parsed over and over.
+    if len(notes) > NOTE_SEGMENTS_MAX:
+        found.problem(f"{len(notes)} note segments, more than {NOTE_SEGMENTS_MAX}")
+    for offset, filesz in notes[:NOTE_SEGMENTS_MAX]:
+        blob = head[offset : offset + filesz]
+        collect_notes(blob, layout, found)
+        if len(blob) < filesz:
+            found.problem("notes are cut" if blob else "notes are not at the start of the core")
+    if not found.threads:
+        found.problem("no thread in the notes")
+
+
+def executable_range(head: CoreHead) -> tuple[int, int] | None:
+    """Find where the core has the executable's own first bytes: offset in the core, and size.
+
+    The kernel dumps the first page of a mapped ELF file even where it leaves out the rest
+    (coredump_filter, core(5)). None when it was not dumped, or AT_PHDR is missing or wrong. The
+    size is IMAGE_MAX at most.
+    """
+    phdr = head.auxv.get(AT_PHDR)
+    if phdr is None:
+        return None
+    start = _executable_start(head, phdr)
+    for segment in head.segments:
+        skip = start - segment.vaddr
+        if 0 <= skip < segment.filesz:
+            return segment.offset + skip, min(segment.filesz - skip, IMAGE_MAX)
+    return None
+
+
+def _executable_start(head: CoreHead, phdr: int) -> int:
+    """Find the address of the executable's ELF header.
+
+    It is right before the program headers as linkers make files, but not as patchelf and the like
+    leave them: where NT_FILE is there, take the start of the file that holds AT_PHDR.
+    """
+    name = next((f.name for f in head.files if f.start <= phdr < f.end), None)
+    starts = [
+        f.start for f in head.files if f.name == name and not f.offset_bytes and f.start <= phdr
+    ]
+    return max(starts, default=phdr - _EHDR_SIZE[head.bits])
+
+
+def parse_build_id(image: bytes) -> str | None:
+    """Find the GNU build-id, hex, in the first bytes of an ELF image as it lies in memory.
+
+    None when there is none, or it lies past the end of `image`.
+    """
+    header = _elf_header(image)
+    if header is None:
+        return None
+    phdrs = list(_phdrs(image, header, header.phnum))
+    base = next((vaddr - at for kind, _, at, vaddr, *_ in phdrs if kind == PT_LOAD), None)
+    if base is None:
+        return None
+    for kind, _, _, vaddr, filesz, _, align in phdrs[:IMAGE_PHDRS_MAX]:
+        if kind != PT_NOTE or vaddr < base:
+            continue
+        blob = image[vaddr - base : vaddr - base + filesz]
+        for name, note, desc, whole in split_notes(blob, header.layout, 8 if align == 8 else 4):
+            if name == b"GNU" and note == NT_GNU_BUILD_ID and whole and len(desc) <= BUILD_ID_MAX:
+                return desc.hex() or None
+    return None

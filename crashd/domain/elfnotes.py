@@ -1,0 +1,263 @@
+"""The notes of an ELF core: threads, siginfo, auxiliary vector, mapped files.
+
+What the kernel writes is in fs/binfmt_elf.c (fill_note_info) and the architectures' headers. In it,
+comm, psargs, file names and (by PR_SET_MM_MAP) the auxiliary vector are the process's own words.
+Work is linear in the bytes given, and nothing raises: damage goes into `Notes.problems`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final, Literal, NamedTuple
+
+from crashd.domain.procfs import parse_auxv
+
+NOTES_MAX: Final = 2**18
+PROBLEMS_MAX: Final = 20
+PATH_MAX: Final = 4096  # include/uapi/linux/limits.h
+
+# include/uapi/linux/elf.h
+NT_PRSTATUS: Final = 1
+NT_PRPSINFO: Final = 3
+NT_AUXV: Final = 6
+NT_SIGINFO: Final = 0x53494749
+NT_FILE: Final = 0x46494C45
+
+# include/uapi/linux/elf-em.h
+EM_386: Final = 3
+EM_PPC64: Final = 21
+EM_S390: Final = 22
+EM_ARM: Final = 40
+EM_X86_64: Final = 62
+EM_AARCH64: Final = 183
+EM_RISCV: Final = 243
+
+Bits = Literal[32, 64]
+ByteOrder = Literal["little", "big"]
+
+_FILE_END_MAX = 2**63 - 1  # loff_t
+
+# Offsets in struct elf_prstatus, include/linux/elfcore.h: pr_cursig, pr_pid, pr_reg.
+_PR_CURSIG = 12
+_PR_PID = {64: 32, 32: 24}
+_PR_REG = {64: 112, 32: 72}
+# Offsets of pc and sp in pr_reg, and the bytes of a register: the architectures' asm/ptrace.h.
+_REGISTERS: Mapping[tuple[int, int], tuple[int, int, int]] = {
+    (EM_X86_64, 64): (16 * 8, 19 * 8, 8),
+    (EM_X86_64, 32): (16 * 8, 19 * 8, 8),  # x32: 64-bit registers in a 32-bit prstatus
+    (EM_386, 32): (12 * 4, 15 * 4, 4),
+    (EM_AARCH64, 64): (32 * 8, 31 * 8, 8),
+    (EM_ARM, 32): (15 * 4, 13 * 4, 4),
+    (EM_RISCV, 64): (0, 2 * 8, 8),
+    (EM_S390, 64): (8, 16 + 15 * 8, 8),
+    (EM_PPC64, 64): (32 * 8, 1 * 8, 8),
+}
+# sizeof(struct elf_prpsinfo), and the offset of pr_fname in it, which pr_psargs follows. With 32
+# bits it depends on whether the architecture's old uid_t had 16 bits.
+_PR_FNAME = {136: 40, 124: 28, 128: 32}
+_FNAME_SIZE = 16
+
+# Of which signals a si_code between SI_USER and SI_KERNEL says that there is an address:
+# siginfo_layout() in kernel/signal.c; codes of include/uapi/asm-generic/siginfo.h.
+_ADDRESSED = frozenset({4, 5, 7, 8, 11, 31})  # SIGILL SIGTRAP SIGBUS SIGFPE SIGSEGV SIGSYS
+_SIGCHLD = 17
+_SI_KERNEL = 0x80
+_SI_TIMER, _SI_SIGIO = -2, -5
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """An NT_PRSTATUS note; pc and sp are None where the architecture is not known."""
+
+    tid: int
+    """In the process's own pid namespace."""
+    signal: int
+    pc: int | None
+    sp: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SigInfo:
+    """The NT_SIGINFO note, siginfo_t of sigaction(2)."""
+
+    signal: int
+    code: int
+    errno: int
+    address: int | None
+    """Of the fault; None where the signal was not raised by one."""
+    sender_pid: int | None
+    """In the receiver's pid namespace, 0 for one outside of it; None when no process sent it."""
+    sender_uid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """An entry of the NT_FILE note."""
+
+    start: int
+    end: int
+    offset_bytes: int
+    name: bytes
+    """PATH_MAX bytes at most."""
+
+
+class Layout(NamedTuple):
+    """What the ELF header says about all structures in the file."""
+
+    machine: int
+    bits: Bits
+    byteorder: ByteOrder
+
+    def struct(self, codes: str) -> Struct:
+        """Make a Struct of this byte order, unpadded; `L` becomes the word of this class."""
+        codes = codes.replace("L", "Q" if self.bits == 64 else "I")
+        return Struct(("<" if self.byteorder == "little" else ">") + codes)
+
+
+@dataclass(slots=True)
+class Notes:
+    """What the notes gave so far."""
+
+    threads: list[Thread] = field(default_factory=list)
+    siginfo: SigInfo | None = None
+    auxv: dict[int, int] = field(default_factory=dict)
+    files: tuple[MappedFile, ...] = ()
+    comm: bytes = b""
+    psargs: bytes = b""
+    problems: list[str] = field(default_factory=list)
+    count: int = 0
+    seen: set[int] = field(default_factory=set)
+
+    def problem(self, text: str) -> None:
+        """Add a line to `problems`, unless it is there or there are PROBLEMS_MAX."""
+        if len(self.problems) < PROBLEMS_MAX and text not in self.problems:
+            self.problems.append(text)
+
+
+def split_notes(
+    blob: bytes, layout: Layout, align: int = 4
+) -> Iterator[tuple[bytes, int, bytes, bool]]:
+    """Split a PT_NOTE segment into name, type, descriptor, and whether that is all there."""
+    head = layout.struct("III")
+    at = 0
+    while at + head.size <= len(blob):
+        namesz, descsz, kind = head.unpack_from(blob, at)
+        name = blob[at + head.size : at + head.size + min(namesz, 32)].rstrip(b"\0")
+        start = _align(at + head.size + namesz, align)
+        desc = blob[start : start + descsz]
+        yield name, kind, desc, len(desc) == descsz
+        at = _align(start + descsz, align)
+
+
+def _align(value: int, align: int) -> int:
+    return (value + align - 1) & -align
+
+
+def collect_notes(blob: bytes, layout: Layout, found: Notes) -> None:
+    """Parse the notes of a core's PT_NOTE segment into `found`."""
+    for name, kind, desc, whole in split_notes(blob, layout):
+        found.count += 1
+        if found.count > NOTES_MAX:
+            found.problem(f"more than {NOTES_MAX} notes")
+            return
+        if not whole:
+            found.problem("a note is cut")
+        if name == b"CORE":
+            _collect_note(kind, desc, layout, found)
+
+
+def _collect_note(kind: int, desc: bytes, layout: Layout, found: Notes) -> None:
+    if kind == NT_PRSTATUS:
+        thread = _parse_prstatus(desc, layout)
+        if thread is None:
+            found.problem("NT_PRSTATUS is too short for a thread id")
+            return
+        found.threads.append(thread)
+        if thread.pc is None and (layout.machine, layout.bits) in _REGISTERS:
+            found.problem("NT_PRSTATUS is too short for its registers")
+        return
+    if kind not in (NT_PRPSINFO, NT_SIGINFO, NT_AUXV, NT_FILE):
+        return
+    if kind in found.seen:
+        if kind != NT_SIGINFO:  # gdb writes one for each thread, that of the crashing one first
+            found.problem(f"there is a second note of type {kind:#x}")
+        return
+    found.seen.add(kind)
+    if kind == NT_PRPSINFO:
+        _collect_prpsinfo(desc, found)
+    elif kind == NT_SIGINFO:
+        found.siginfo = _parse_siginfo(desc, layout)
+        if found.siginfo is None:
+            found.problem("NT_SIGINFO is too short")
+    elif kind == NT_AUXV:
+        found.auxv = parse_auxv(desc, layout.bits, layout.byteorder)
+    else:
+        found.files = _parse_files(desc, layout, found)
+
+
+def _parse_prstatus(desc: bytes, layout: Layout) -> Thread | None:
+    if len(desc) < _PR_PID[layout.bits] + 4:
+        return None
+    (signal,) = layout.struct("h").unpack_from(desc, _PR_CURSIG)
+    (tid,) = layout.struct("i").unpack_from(desc, _PR_PID[layout.bits])
+    registers = _REGISTERS.get((layout.machine, layout.bits))
+    if registers is None:
+        return Thread(tid, signal, None, None)
+    pc_at, sp_at, size = registers
+    base = _PR_REG[layout.bits]
+    if len(desc) < base + max(pc_at, sp_at) + size:
+        return Thread(tid, signal, None, None)
+    register = layout.struct("Q" if size == 8 else "I")
+    (pc,) = register.unpack_from(desc, base + pc_at)
+    (sp,) = register.unpack_from(desc, base + sp_at)
+    return Thread(tid, signal, pc, sp)
+
+
+def _collect_prpsinfo(desc: bytes, found: Notes) -> None:
+    at = _PR_FNAME.get(len(desc))
+    if at is None:
+        found.problem(f"NT_PRPSINFO has {len(desc)} bytes, an unknown layout")
+        return
+    found.comm = desc[at : at + _FNAME_SIZE].split(b"\0", 1)[0]
+    found.psargs = desc[at + _FNAME_SIZE :].split(b"\0", 1)[0].rstrip(b" ")
+
+
+def _parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
+    union_at = 16 if layout.bits == 64 else 12
+    if len(desc) < union_at + 8:
+        return None
+    signal, errno, code = layout.struct("iii").unpack_from(desc)
+    address = pid = uid = None
+    if 0 < code < _SI_KERNEL and signal in _ADDRESSED:
+        (address,) = layout.struct("L").unpack_from(desc, union_at)
+    elif (0 < code < _SI_KERNEL and signal == _SIGCHLD) or (
+        code <= 0 and code not in (_SI_TIMER, _SI_SIGIO)
+    ):
+        pid, uid = layout.struct("iI").unpack_from(desc, union_at)
+    return SigInfo(signal, code, errno, address, pid, uid)
+
+
+def _parse_files(desc: bytes, layout: Layout, found: Notes) -> tuple[MappedFile, ...]:
+    """Parse NT_FILE: count, page size, count times (start, end, offset in pages), count names."""
+    pair, triple = layout.struct("LL"), layout.struct("LLL")
+    if len(desc) < pair.size:
+        found.problem("NT_FILE is too short")
+        return ()
+    count, page_size = pair.unpack_from(desc)
+    there = min(count, (len(desc) - pair.size) // triple.size)
+    names_at = pair.size + there * triple.size
+    # Each name ends in a NUL, so what is behind the last one is no name but the rest of a cut one.
+    names = desc[names_at:].split(b"\0", there)[:-1]
+    if len(names) < count:
+        found.problem("NT_FILE holds less than it says")
+    files: list[MappedFile] = []
+    ranges = triple.iter_unpack(desc[pair.size : names_at])
+    for (start, end, pages), name in zip(ranges, names, strict=False):
+        offset = pages * page_size  # gdb writes a page size of 1
+        if end < start or offset > _FILE_END_MAX:
+            found.problem("NT_FILE has an absurd entry")
+            continue
+        if len(name) > PATH_MAX:
+            found.problem("NT_FILE has a name longer than PATH_MAX")
+        files.append(MappedFile(start, end, offset, name[:PATH_MAX]))
+    return tuple(files)

@@ -1,0 +1,452 @@
+"""The crash record: one frozen value for process and kernel crashes, and its JSON form.
+
+`Crash` is what `crash.json` (the sidecar in each store entry), the index, the control socket and
+`crashctl --json` all speak; `to_json` and `from_json` are the only two doors. Bytes that the
+crashed process chose stay bytes inside; in JSON a value that is UTF-8 is itself, any other is its
+backslash-escaped text, with the exact bytes beside it under `<key>_base64`.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from crashd.domain.signals import signal_name
+from crashd.domain.text import shell_join
+from crashd.errors import FormatError
+
+SCHEMA = 1
+"""Version of crash.json; readers refuse a larger one."""
+
+ID_PATTERN = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}-\d{1,10}-[a-z][0-9a-z]{7}", re.ASCII)
+"""`<UTC time>-<boot id, 8>-<pid>-<random>`; nothing in it is chosen by the crashed process."""
+
+SHORT_ID_LENGTH = 8
+_SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+class Kind(StrEnum):
+    """What crashed."""
+
+    PROCESS = "process"
+    KERNEL = "kernel"
+
+
+class State(StrEnum):
+    """How far a crash came (DESIGN section 8)."""
+
+    CAPTURING = "capturing"
+    COMPLETE = "complete"
+    TRUNCATED = "truncated"
+    METADATA_ONLY = "metadata-only"
+    LOST = "lost"
+    INCOMPLETE = "incomplete"
+    EVICTED = "evicted"
+    MISSING = "missing"
+
+
+class Mode(StrEnum):
+    """How the crash reached crashd."""
+
+    PIPE = "pipe"
+    SOCKET = "socket"
+    SPOOL = "spool"
+    KDUMP = "kdump"
+
+
+class Engine(StrEnum):
+    """What read the memory."""
+
+    NONE = "none"
+    STREAM = "stream"
+    MEMORY = "memory"
+
+
+class Disposition(StrEnum):
+    """What was decided to be kept."""
+
+    FULL = "full"
+    MINI = "mini"
+    METADATA = "metadata"
+
+
+class Identity(StrEnum):
+    """How sure it is that `/proc/PID` was the crashed process."""
+
+    KERNEL = "kernel"
+    """The kernel gave the pidfd (%F, or the socket's peer): race-free."""
+    OPENED = "opened"
+    """A pidfd opened by number after the crash and found dumping core: almost sure."""
+    NONE = "none"
+    """Unknown; nothing was read from `/proc`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """How a crash was captured."""
+
+    mode: Mode = Mode.PIPE
+    engine: Engine = Engine.NONE
+    disposition: Disposition = Disposition.FULL
+    identity: Identity = Identity.NONE
+    hold_ns: int | None = None
+    """From the handler's start to the release of the crashed process."""
+    reason: str | None = None
+    """Why the core is not whole, in words; None when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """A stored core."""
+
+    path: str | None = None
+    """File name inside the entry's directory; None when there is no core."""
+    size_bytes: int = 0
+    """Decompressed size of what was kept."""
+    stored_bytes: int = 0
+    """Size on disk."""
+    resident_bytes: int = 0
+    """Of `size_bytes`, those outside long runs of zeros."""
+    expected_bytes: int | None = None
+    """What the ELF program headers promise; None when they could not be read."""
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """One crash. Field by field what DESIGN section 8 lists, None where not known.
+
+    `argv`, `environ`, `open_fds` and the raw `/proc` texts are the crashed process's own words.
+    """
+
+    id: str
+    kind: Kind
+    state: State
+    time_ns: int
+    """Wall clock at the crash, ns since the epoch."""
+    boot_id: str
+    """32 hex digits, /proc/sys/kernel/random/boot_id without dashes."""
+    hostname: bytes = b""
+    """This host's own node name."""
+    token: str = ""
+    """Made by the handler for this crash; the same crash arriving twice has the same one."""
+    boottime_ns: int | None = None
+    """CLOCK_BOOTTIME at the crash: orders crashes of one boot whatever the wall clock does."""
+    pid: int | None = None
+    """Thread-group id in the initial pid namespace."""
+    tid: int | None = None
+    """Crashing thread in the initial pid namespace."""
+    ns_pid: int | None = None
+    """Thread-group id in the process's own pid namespace."""
+    uid: int | None = None
+    """Real user id in the initial user namespace."""
+    gid: int | None = None
+    dumpable: int | None = None
+    """%d of core(5): 1 is ordinary, 2 means that only root may see the core."""
+    owner_uid: int | None = None
+    """The user who may read this crash besides root; None: root only (SECURITY B1)."""
+    rlimit_core: int | None = None
+    """Soft RLIMIT_CORE, bytes; 2**64-1 is unlimited."""
+    signal: int | None = None
+    si_code: int | None = None
+    fault_address: int | None = None
+    sender_pid: int | None = None
+    """Who sent the signal, when a process did (si_code <= 0)."""
+    sender_uid: int | None = None
+    comm: bytes = b""
+    """Of the process (its main thread)."""
+    thread_comm: bytes = b""
+    """Of the crashing thread (%e)."""
+    exe: bytes = b""
+    argv: tuple[bytes, ...] = ()
+    cwd: bytes = b""
+    root: bytes = b""
+    """Root directory of the process as seen from the host; `/` unless chroot or container."""
+    nodename: bytes = b""
+    """Node name in the process's UTS namespace (%h); a container chooses it."""
+    unit: str | None = None
+    user_unit: str | None = None
+    slice: str | None = None
+    session: str | None = None
+    cgroup: str | None = None
+    container_id: str | None = None
+    container_runtime: str | None = None
+    pod_uid: str | None = None
+    build_id: str | None = None
+    """Hex, of the executable, from the core itself."""
+    capture: Capture = field(default_factory=Capture)
+    core: Core = field(default_factory=Core)
+    signature: str | None = None
+    title: str = ""
+    explanation: str | None = None
+    pinned: bool = False
+    kernel: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    """What was odd about this crash, a line each."""
+    threads: tuple[Mapping[str, Any], ...] = ()
+    """`{tid, name, pc, crashed}`; filled from the core's notes."""
+    frames: tuple[Mapping[str, Any], ...] = ()
+    environ: tuple[bytes, ...] | None = None
+    """`NAME=value` as scrubbed by [privacy]; None when dropped or not readable."""
+    maps: bytes | None = None
+    limits: bytes | None = None
+    status: bytes | None = None
+    mountinfo: bytes | None = None
+    auxv: bytes | None = None
+    open_fds: bytes | None = None
+    log: tuple[str, ...] = ()
+
+    @property
+    def short_id(self) -> str:
+        """The id's last group: enough to name a crash by hand."""
+        return self.id[-SHORT_ID_LENGTH:]
+
+    @property
+    def cmdline(self) -> bytes:
+        """The arguments as one line, quoted as a shell would need them."""
+        return shell_join(self.argv)
+
+
+_LIST_KEYS_TEXT = """
+id kind state time boot_id hostname pid tid uid gid signal signal_name si_code fault_address
+comm exe cmdline cwd unit slice container_id build_id capture core signature title
+explanation count_of_signature pinned kernel
+"""
+LIST_KEYS = tuple(_LIST_KEYS_TEXT.split())
+"""Keys of `crashctl list --json`, in order; `info --json` has these and more."""
+
+_BYTES: tuple[str, ...]
+_BYTES = ("hostname", "comm", "thread_comm", "exe", "cwd", "root", "nodename", "maps", "limits")
+_BYTES += ("status", "mountinfo", "auxv", "open_fds")
+_BYTES_LISTS = ("argv", "environ")
+_ALWAYS_BASE64 = frozenset({"auxv"})
+_PLAIN_TEXT = """
+token boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
+sender_pid sender_uid unit user_unit slice session cgroup container_id container_runtime
+pod_uid build_id signature title explanation pinned kernel
+"""
+_PLAIN = tuple(_PLAIN_TEXT.split())
+_LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str}
+_NUMBERS_TEXT = """
+boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code sender_pid
+sender_uid
+"""
+_NUMBERS = frozenset(_NUMBERS_TEXT.split())
+
+
+def build_id_text(time_ns: int, boot_id: str, pid: int, random: int) -> str:
+    """Build a crash id from kernel-vouched values and 40 random bits."""
+    stamp = datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y%m%dt%H%M%S")
+    letters = []
+    random, first = divmod(random, 26)
+    letters.append(_SHORT_ALPHABET[first])
+    for _ in range(SHORT_ID_LENGTH - 1):
+        random, digit = divmod(random, 36)
+        letters.append(_SHORT_ALPHABET[digit])
+    return f"{stamp}-{boot_id[:8]}-{max(pid, 0)}-{''.join(letters)}"
+
+
+def time_text(time_ns: int) -> str:
+    """Format ns since the epoch as ISO 8601 UTC with microseconds."""
+    seconds, rest = divmod(time_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def _put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
+    if value is None:
+        out[key] = None
+        return
+    try:
+        if key in _ALWAYS_BASE64:
+            raise UnicodeDecodeError("utf-8", value, 0, 0, "binary by nature")
+        out[key] = value.decode()
+    except UnicodeDecodeError:
+        if key not in _ALWAYS_BASE64:
+            out[key] = value.decode("utf-8", "backslashreplace")
+        out[key + "_base64"] = base64.b64encode(value).decode()
+
+
+def _put_bytes_list(out: dict[str, Any], key: str, values: tuple[bytes, ...] | None) -> None:
+    if values is None:
+        out[key] = None
+        return
+    out[key] = [v.decode("utf-8", "backslashreplace") for v in values]
+    if any(_not_utf8(v) for v in values):
+        out[key + "_base64"] = [base64.b64encode(v).decode() for v in values]
+
+
+def _not_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def to_json(crash: Crash) -> dict[str, Any]:
+    """Build the JSON object of `crash`: every key of DESIGN section 8 and our own beside them."""
+    out: dict[str, Any] = {"schema": SCHEMA}
+    out["id"] = crash.id
+    out["kind"] = crash.kind.value
+    out["state"] = crash.state.value
+    out["time"] = time_text(crash.time_ns)
+    out["time_ns"] = crash.time_ns
+    out["boot_id"] = crash.boot_id
+    for key in _PLAIN:
+        out[key] = getattr(crash, key)
+    out["signal_name"] = None if crash.signal is None else signal_name(crash.signal)
+    out["fault_address"] = None if crash.fault_address is None else hex(crash.fault_address)
+    for key in _BYTES:
+        _put_bytes(out, key, getattr(crash, key))
+    for key in _BYTES_LISTS:
+        _put_bytes_list(out, key, getattr(crash, key))
+    out["cmdline"] = crash.cmdline.decode("utf-8", "backslashreplace")
+    for key in _LISTS:
+        out[key] = list(getattr(crash, key))
+    capture, core = crash.capture, crash.core
+    out["capture"] = {
+        "engine": capture.engine.value,
+        "mode": capture.mode.value,
+        "hold_seconds": None if capture.hold_ns is None else capture.hold_ns / 1e9,
+        "disposition": capture.disposition.value,
+        "identity": capture.identity.value,
+        "reason": capture.reason,
+    }
+    out["core"] = {
+        "path": core.path,
+        "size_bytes": core.size_bytes,
+        "stored_bytes": core.stored_bytes,
+        "resident_bytes": core.resident_bytes,
+        "expected_bytes": core.expected_bytes,
+        "complete": core.complete,
+    }
+    return out
+
+
+def from_json(document: object) -> Crash:
+    """Parse the JSON object that `to_json` made, whatever its source.
+
+    Raises:
+        FormatError: not such an object, of a newer schema, or an id, state or number that is not
+        one.
+
+    """
+    if not isinstance(document, dict):
+        raise FormatError("crash record is not a JSON object")
+    try:
+        if document["schema"] > SCHEMA:
+            raise FormatError(f"crash record has schema {document['schema']}, newer than {SCHEMA}")
+        return _from_object(document)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
+        raise FormatError(f"crash record is malformed: {type(e).__name__}: {e}") from e
+
+
+def _from_object(doc: dict[str, Any]) -> Crash:
+    crash_id = doc["id"]
+    if not isinstance(crash_id, str) or not ID_PATTERN.fullmatch(crash_id):
+        raise FormatError(f"crash id {crash_id!r} is not of the form TIME-BOOT-PID-RANDOM")
+    values: dict[str, Any] = {key: _get_plain(doc, key) for key in _PLAIN}
+    values["pinned"] = bool(doc.get("pinned"))
+    values["title"] = doc.get("title") or ""
+    values["token"] = doc.get("token") or ""
+    for key in _BYTES:
+        values[key] = _get_bytes(doc, key, optional=key in _OPTIONAL_BYTES)
+    for key in _BYTES_LISTS:
+        values[key] = _get_bytes_list(doc, key)
+    values["argv"] = values["argv"] or ()
+    for key in _LISTS:
+        values[key] = _get_list(doc, key)
+    address = doc.get("fault_address")
+    capture, core = doc["capture"], doc["core"]
+    hold = capture.get("hold_seconds")
+    return Crash(
+        id=crash_id,
+        kind=Kind(doc["kind"]),
+        state=State(doc["state"]),
+        time_ns=_number("time_ns", doc["time_ns"], 0, 2**63),
+        boot_id=str(doc["boot_id"]),
+        fault_address=None
+        if address is None
+        else _number("fault_address", int(address, 16), 0, 2**64),
+        capture=Capture(
+            mode=Mode(capture["mode"]),
+            engine=Engine(capture["engine"]),
+            disposition=Disposition(capture["disposition"]),
+            identity=Identity(capture.get("identity", "none")),
+            hold_ns=None if hold is None else round(hold * 1e9),
+            reason=_get_plain(capture, "reason"),
+        ),
+        core=Core(
+            path=_safe_name(core.get("path")),
+            size_bytes=_number("size_bytes", core["size_bytes"], 0, 2**63),
+            stored_bytes=_number("stored_bytes", core["stored_bytes"], 0, 2**63),
+            resident_bytes=_number("resident_bytes", core["resident_bytes"], 0, 2**63),
+            expected_bytes=None
+            if core.get("expected_bytes") is None
+            else _number("expected_bytes", core["expected_bytes"], 0, 2**63),
+            complete=bool(core["complete"]),
+        ),
+        **values,
+    )
+
+
+_OPTIONAL_BYTES = frozenset({"maps", "limits", "status", "mountinfo", "auxv", "open_fds"})
+
+
+def _safe_name(name: object) -> str | None:
+    """Let only a plain file name through: what is read from a sidecar never becomes another
+    path.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9.]{0,30}", name):
+        raise FormatError(f"core path {name!r} is not a plain file name")
+    return name
+
+
+def _number(key: str, value: object, low: int, end: int) -> int:
+    if type(value) is not int or not low <= value < end:
+        raise FormatError(f"crash record has no sound number in {key}: {value!r:.40}")
+    return value
+
+
+def _get_plain(doc: dict[str, Any], key: str) -> Any:
+    value = doc.get(key)
+    if value is None:
+        return None
+    if key in _NUMBERS:
+        return _number(key, value, -(2**63), 2**64)
+    kind = {"pinned": bool, "kernel": dict}.get(key, str)
+    if not isinstance(value, kind):
+        raise FormatError(f"crash record has a {type(value).__name__} in {key}")
+    if isinstance(value, str):
+        value.encode()  # a lone surrogate would fail later, at the index or a terminal
+    return value
+
+
+def _get_list(doc: dict[str, Any], key: str) -> tuple[Any, ...]:
+    values = doc.get(key) or []
+    if not isinstance(values, list) or not all(isinstance(v, _LISTS[key]) for v in values):
+        raise FormatError(f"crash record has no list of {_LISTS[key].__name__} in {key}")
+    return tuple(values)
+
+
+def _get_bytes(doc: dict[str, Any], key: str, *, optional: bool) -> bytes | None:
+    exact = doc.get(key + "_base64")
+    if exact is not None:
+        return base64.b64decode(exact, validate=True)
+    text = doc.get(key)
+    if text is None:
+        return None if optional else b""
+    return bytes(text.encode())
+
+
+def _get_bytes_list(doc: dict[str, Any], key: str) -> tuple[bytes, ...] | None:
+    exact = doc.get(key + "_base64")
+    if exact is not None:
+        return tuple(base64.b64decode(v, validate=True) for v in exact)
+    texts = doc.get(key)
+    return None if texts is None else tuple(t.encode() for t in texts)

@@ -1,0 +1,161 @@
+"""Parsers of the files below /proc/PID, as proc(5) has them; imports the standard library only.
+
+The texts come from the kernel, but comm, arguments and environment inside them are the process's
+own words. No parser here raises: what is missing or damaged comes out as None or empty.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, Literal
+
+# Entry types of the auxiliary vector, include/uapi/linux/auxvec.h.
+AT_NULL: Final = 0
+AT_PHDR: Final = 3
+AT_PHENT: Final = 4
+AT_PHNUM: Final = 5
+AT_PAGESZ: Final = 6
+AT_BASE: Final = 7
+AT_FLAGS: Final = 8
+AT_ENTRY: Final = 9
+AT_UID: Final = 11
+AT_EUID: Final = 12
+AT_GID: Final = 13
+AT_EGID: Final = 14
+AT_PLATFORM: Final = 15
+AT_HWCAP: Final = 16
+AT_CLKTCK: Final = 17
+AT_SECURE: Final = 23
+AT_RANDOM: Final = 25
+AT_EXECFN: Final = 31
+AT_SYSINFO_EHDR: Final = 33
+
+RLIM_INFINITY: Final = 2**64 - 1
+"""An unlimited resource limit, include/uapi/asm-generic/resource.h."""
+
+AUXV_ENTRIES_MAX: Final = 256
+"""The kernel's own vector is some 25 pairs (AT_VECTOR_SIZE, include/linux/auxvec.h)."""
+
+NUMBERS_MAX: Final = 33
+"""MAX_PID_NS_LEVEL of include/linux/pid_namespace.h and one: no list read here is longer."""
+
+_NUMBER = re.compile(rb"[0-9]{1,20}")
+_UNESCAPED = {b"\\n": b"\n", b"\\\\": b"\\"}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What crashd needs of /proc/PID/status; None or empty where the kernel has no such line."""
+
+    name: bytes = b""
+    """comm, its newlines and backslashes no longer escaped."""
+    tgid: int | None = None
+    uids: tuple[int, int, int, int] | None = None
+    """Real, effective, saved and file system user id."""
+    gids: tuple[int, int, int, int] | None = None
+    ns_tgid: tuple[int, ...] = ()
+    """Thread-group id in each pid namespace, the reader's first, the process's own last."""
+    core_dumping: bool = False
+    vm_rss_bytes: int | None = None
+    threads: int | None = None
+    seccomp: int | None = None
+    """0 off, 1 strict, 2 filter: include/uapi/linux/seccomp.h."""
+
+
+def parse_status(raw: bytes) -> Status:
+    """Parse /proc/PID/status; of a key that stands there twice the last line counts.
+
+    The kernel writes comm into the first line and escapes newlines and backslashes in it, but even
+    if it did not: whatever a comm forges, the kernel's own line comes after it.
+    """
+    whole = raw.split(b"\n")[:-1]  # a cut last line may hold a cut number
+    lines = dict(line.split(b":", 1) for line in whole if b":" in line)
+    name = lines.get(b"Name", b"").removeprefix(b"\t")
+    ns_tgid = _numbers(lines.get(b"NStgid")) or _numbers(lines.get(b"NSpid"))
+    rss = _first_number(lines.get(b"VmRSS"))
+    return Status(
+        name=re.sub(rb"\\[n\\]", lambda match: _UNESCAPED[match.group()], name),
+        tgid=_first_number(lines.get(b"Tgid")),
+        uids=_four_ids(lines.get(b"Uid")),
+        gids=_four_ids(lines.get(b"Gid")),
+        ns_tgid=ns_tgid,
+        core_dumping=_first_number(lines.get(b"CoreDumping")) == 1,
+        vm_rss_bytes=None if rss is None else rss * 1024,
+        threads=_first_number(lines.get(b"Threads")),
+        seccomp=_first_number(lines.get(b"Seccomp")),
+    )
+
+
+def _numbers(value: bytes | None) -> tuple[int, ...]:
+    """Parse a list of decimal numbers; empty when one of them is none."""
+    words = (value or b"").split(maxsplit=NUMBERS_MAX)[:NUMBERS_MAX]
+    return tuple(int(w) for w in words) if all(_NUMBER.fullmatch(w) for w in words) else ()
+
+
+def _first_number(value: bytes | None) -> int | None:
+    words = (value or b"").split(maxsplit=1)
+    return int(words[0]) if words and _NUMBER.fullmatch(words[0]) else None
+
+
+def _four_ids(value: bytes | None) -> tuple[int, int, int, int] | None:
+    match _numbers(value):
+        case (a, b, c, d) if max(a, b, c, d) < 2**32:
+            return a, b, c, d
+        case _:
+            return None
+
+
+def parse_start_time(stat: bytes) -> int | None:
+    """Find the start time in /proc/PID/stat: clock ticks after boot, field 22.
+
+    comm stands unescaped between parentheses and may hold both, so the fields are counted from the
+    last `)`.
+    """
+    _, parenthesis, rest = stat.rpartition(b")")
+    fields = rest.split(maxsplit=20)
+    # With a field after it, it is not cut.
+    if not parenthesis or len(fields) < 21 or not _NUMBER.fullmatch(fields[19]):
+        return None
+    return int(fields[19])
+
+
+def parse_cmdline(raw: bytes) -> tuple[bytes, ...]:
+    """Split /proc/PID/cmdline into arguments, empty ones kept.
+
+    A process that wrote its title over its arguments may have left one without the last NUL.
+    """
+    return tuple(raw.removesuffix(b"\0").split(b"\0")) if raw else ()
+
+
+def parse_environ(raw: bytes) -> tuple[bytes, ...]:
+    """Split /proc/PID/environ into entries; the empty ones that setproctitle leaves are dropped."""
+    return tuple(entry for entry in raw.split(b"\0") if entry)
+
+
+def parse_core_limit(limits: bytes) -> int | None:
+    """Find the soft `Max core file size` in /proc/PID/limits, bytes."""
+    match = re.search(rb"^Max core file size\s+(unlimited|[0-9]{1,20})\s", limits, re.MULTILINE)
+    if match is None:
+        return None
+    return RLIM_INFINITY if match.group(1) == b"unlimited" else int(match.group(1))
+
+
+def parse_auxv(
+    raw: bytes,
+    bits: Literal[32, 64] = 64,
+    byteorder: Literal["little", "big"] = sys.byteorder,
+) -> dict[int, int]:
+    """Parse /proc/PID/auxv or NT_AUXV into type and value, up to AT_NULL.
+
+    Of a type that comes twice the first counts, as for getauxval(3). An incomplete last pair and
+    what is past AUXV_ENTRIES_MAX are left out.
+    """
+    pair = Struct(("<" if byteorder == "little" else ">") + ("QQ" if bits == 64 else "II"))
+    whole = min(len(raw) // pair.size, AUXV_ENTRIES_MAX) * pair.size
+    found: dict[int, int] = {}
+    for kind, value in pair.iter_unpack(raw[:whole]):
+        if kind == AT_NULL:
+            break
+        found.setdefault(kind, value)
+    return found

@@ -1,0 +1,272 @@
+"""How a crash record comes to be: from the handler's words first, then from the core's notes and
+/proc.
+
+Pure: the capture path reads, this decides what it means and whose word counts (KERNEL.md, trust
+classes): what the kernel vouches for (argv, pidfd) always wins over what the process could have
+written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crashd.domain import signals
+from crashd.domain.cgroup import parse_cgroup
+from crashd.domain.coremeta import CoreMeta
+from crashd.domain.elfcore import CoreHead
+from crashd.domain.model import (
+    Capture,
+    Crash,
+    Disposition,
+    Identity,
+    Kind,
+    Mode,
+    State,
+    build_id_text,
+)
+from crashd.domain.procfs import (
+    AT_EUID,
+    AT_SECURE,
+    AT_UID,
+    parse_auxv,
+    parse_cmdline,
+    parse_environ,
+    parse_status,
+)
+from crashd.domain.scrub import EnvironMode, scrub_environ
+from crashd.domain.text import printable
+
+PAGE_BYTES = 4096
+PIDFD_COREDUMP_USER = 4  # linux/pidfd.h, 6.16
+THREADS_MAX = 1024
+"""Threads that are described; more are only counted by the core itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the kernel says through the pidfd: real, effective, saved, file system ids and the
+    dump's class.
+    """
+
+    uids: tuple[int, int, int, int] | None
+    gids: tuple[int, int, int, int] | None
+    coredump_mask: int | None
+
+
+def new_crash(
+    meta: CoreMeta, *, mode: Mode, boot_id: str, hostname: bytes, has_pidfd: bool, random: int
+) -> Crash:
+    """Build the first record of a process crash, state `capturing`."""
+    identity = meta.identity if has_pidfd else Identity.NONE
+    pid = meta.pid
+    return Crash(
+        id=build_id_text(meta.time_ns, boot_id, pid or meta.ns_pid or 0, random),
+        kind=Kind.PROCESS,
+        state=State.CAPTURING,
+        time_ns=meta.time_ns,
+        boot_id=boot_id,
+        hostname=hostname,
+        token=meta.token,
+        boottime_ns=meta.seen_boottime_ns,
+        pid=pid,
+        tid=meta.tid,
+        ns_pid=meta.ns_pid,
+        uid=meta.uid,
+        gid=meta.gid,
+        dumpable=meta.dumpable,
+        rlimit_core=meta.rlimit_core,
+        signal=meta.signal,
+        comm=meta.thread_comm,
+        thread_comm=meta.thread_comm,
+        nodename=meta.nodename,
+        capture=Capture(mode=mode, identity=identity),
+        title=signals.title(meta.signal, printable(meta.thread_comm), None),
+        warnings=tuple(f"handler: {text}" for text in meta.malformed),
+    )
+
+
+def add_process(
+    crash: Crash,
+    snapshot: Mapping[str, bytes],
+    credentials: Credentials | None,
+    *,
+    environ_mode: EnvironMode,
+    patterns: tuple[str, ...],
+) -> Crash:
+    """Add what /proc and the pidfd told."""
+    warnings = list(crash.warnings)
+    if not snapshot:
+        if crash.capture.identity is not Identity.NONE:
+            warnings.append(
+                "the process was gone, or its pid given to another, before /proc was read"
+            )
+        return replace(crash, warnings=tuple(warnings))
+    status = parse_status(snapshot.get("status", b""))
+    uids = (credentials.uids if credentials else None) or status.uids
+    gids = (credentials.gids if credentials else None) or status.gids
+    place = parse_cgroup(snapshot.get("cgroup", b""))
+    environ = scrub_environ(parse_environ(snapshot.get("environ", b"")), environ_mode, patterns)
+    return replace(
+        crash,
+        uid=crash.uid if crash.uid is not None else (uids[0] if uids else None),
+        gid=crash.gid if crash.gid is not None else (gids[0] if gids else None),
+        comm=snapshot.get("comm") or _stat_comm(snapshot.get("stat", b"")) or crash.comm,
+        ns_pid=crash.ns_pid or (status.ns_tgid[-1] if status.ns_tgid else None),
+        exe=snapshot.get("exe", b""),
+        argv=parse_cmdline(snapshot.get("cmdline", b"")),
+        cwd=snapshot.get("cwd", b""),
+        root=snapshot.get("root", b""),
+        unit=place.unit,
+        user_unit=place.user_unit,
+        slice=place.slice,
+        session=place.session,
+        cgroup=place.cgroup,
+        container_id=place.container_id,
+        container_runtime=place.container_runtime,
+        pod_uid=place.pod_uid,
+        threads=_named_threads(snapshot.get("threads", b""), crash),
+        environ=environ,
+        maps=snapshot.get("maps"),
+        limits=snapshot.get("limits"),
+        status=snapshot.get("status"),
+        mountinfo=snapshot.get("mountinfo"),
+        auxv=snapshot.get("auxv"),
+        open_fds=snapshot.get("open_fds"),
+        warnings=tuple(warnings),
+    )
+
+
+def _stat_comm(stat: bytes) -> bytes:
+    """Take comm from /proc/PID/stat: between the first `(` and the LAST `)`, which it may contain
+    itself.
+    """
+    return stat[stat.find(b"(") + 1 : stat.rfind(b")")] if b"(" in stat and b")" in stat else b""
+
+
+def _named_threads(raw: bytes, crash: Crash) -> tuple[Mapping[str, Any], ...]:
+    threads: list[Mapping[str, Any]] = []
+    for line in raw.split(b"\n")[:THREADS_MAX]:
+        tid, _, name = line.partition(b" ")
+        if tid.isdigit():
+            threads.append(
+                {
+                    "tid": int(tid),
+                    "name": printable(name),
+                    "pc": None,
+                    "crashed": int(tid) == crash.tid,
+                }
+            )
+    return tuple(threads)
+
+
+def add_head(crash: Crash, head: CoreHead) -> Crash:
+    """Add what the core's own headers and notes tell; the kernel wrote them, from the process's
+    registers.
+    """
+    info = head.siginfo
+    signal = crash.signal
+    if signal is None:
+        signal = info.signal if info else (head.threads[0].signal if head.threads else None)
+    # the note must be of this very signal: a debugger's core, fed by hand, may hold another
+    matching = info if info and info.signal == signal else None
+    code = matching.code if matching else None
+    words = signals.describe(
+        signal,
+        code,
+        matching.address if matching else None,
+        matching.sender_pid if matching else None,
+        matching.sender_uid if matching else None,
+    )
+    comm = crash.comm or head.comm
+    return replace(
+        crash,
+        signal=signal,
+        si_code=code,
+        fault_address=matching.address if matching else None,
+        sender_pid=matching.sender_pid if matching else None,
+        sender_uid=matching.sender_uid if matching else None,
+        comm=comm,
+        tid=crash.tid if crash.tid is not None else _head_tid(crash, head),
+        threads=_merge_threads(crash, head),
+        explanation=words,
+        title=signals.title(signal, printable(comm), words),
+        warnings=(*crash.warnings, *(f"core: {text}" for text in head.problems)),
+    )
+
+
+def _head_tid(crash: Crash, head: CoreHead) -> int | None:
+    """Take the thread id from the notes, which count in the process's own pid namespace."""
+    same_namespace = crash.pid is not None and crash.pid == crash.ns_pid
+    return head.threads[0].tid if head.threads and same_namespace else None
+
+
+def _merge_threads(crash: Crash, head: CoreHead) -> tuple[Mapping[str, Any], ...]:
+    if not head.threads:
+        return crash.threads
+    names = {t["tid"]: t["name"] for t in crash.threads} if crash.pid == crash.ns_pid else {}
+    return tuple(
+        {
+            "tid": thread.tid,
+            "name": names.get(thread.tid, printable(crash.thread_comm) if number == 0 else None),
+            "pc": None if thread.pc is None else hex(thread.pc),
+            "crashed": number == 0,
+        }
+        for number, thread in enumerate(head.threads[:THREADS_MAX])
+    )
+
+
+def owner_of(crash: Crash, head: CoreHead | None, credentials: Credentials | None) -> int | None:
+    """Decide who besides root may read this crash: a user, or None.
+
+    Every datum must be there and agree (SECURITY B1): dumped as an ordinary process, by the
+    kernel's pidfd, all four uids and gids equal, and the program not started with other rights than
+    its user's.
+    """
+    uid, gid = crash.uid, crash.gid
+    if uid is None or gid is None or head is None or credentials is None:
+        return None
+    auxv = head.auxv or parse_auxv(crash.auxv or b"")
+    safe = (
+        crash.dumpable == 1
+        and crash.capture.identity is Identity.KERNEL
+        and credentials.coredump_mask is not None
+        and credentials.coredump_mask & PIDFD_COREDUMP_USER
+        and credentials.uids == (uid, uid, uid, uid)
+        and credentials.gids == (gid, gid, gid, gid)
+        and auxv.get(AT_SECURE) == 0
+        and auxv.get(AT_UID) == uid
+        and auxv.get(AT_EUID) == uid
+    )
+    return uid if safe else None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How much of a core may be kept."""
+
+    size_bytes: int
+    disposition: Disposition
+    reason: str | None
+    """Why it is not unlimited, for the record of a core that ran into it."""
+
+
+def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowance:
+    """Decide how much of the core is kept, from the process's own limit (%c) and the configured
+    one.
+
+    Below a page RLIMIT_CORE means no core, as for the kernel's own files and for systemd-coredump.
+    A pattern without %c asks for no limit, and none is enforced.
+    """
+    limits: list[tuple[int, str]] = []
+    if max_core is not None:
+        limits.append((max_core, f"capture.max_core is {max_core} bytes"))
+    if honour_rlimit and crash.rlimit_core is not None and crash.rlimit_core < 1 << 63:
+        limits.append(
+            (crash.rlimit_core, f"RLIMIT_CORE of the process is {crash.rlimit_core} bytes")
+        )
+    if not limits:
+        return Allowance((1 << 63) - 1, Disposition.FULL, None)
+    size, reason = min(limits)
+    if size < PAGE_BYTES:
+        return Allowance(0, Disposition.METADATA, reason)
+    return Allowance(size, Disposition.FULL, reason)

@@ -1,0 +1,84 @@
+"""Secrets out of a process's environment before it is stored.
+
+The names stay, for which variables were set is most of what helps. Secrets are known by their names
+and by their looks; both are guesses that rather take one too many. Who must be sure has
+`[privacy] environ = "drop"`.
+"""
+
+import re
+from fnmatch import translate
+from typing import Final, Literal
+
+SCRUBBED: Final = b"<scrubbed>"
+
+# Of the name in upper case, whatever is not a letter or digit in it as one underscore.
+_SECRET_NAME = re.compile(
+    rb"PASSW(?:OR)?D|PASS_?PHRASE|PASSCODE|PASS(?:_|$)|.PWD(?:_|$)|_PW(?:_|$)"
+    rb"|SECRET|TOKEN(?!IZ)|CREDENTIAL|COOKIE|WEBHOOK"
+    rb"|(?:API|ACCESS|PRIVATE|SESSION|SIGNING|ENCRYPTION|MASTER|ACCOUNT)_?KEY"
+    rb"|(?:^|_)KEYS?(?:$|_(?:BASE64|B64|PEM|HEX|DATA)$)"
+    rb"|(?:^|_)(?:O?AUTH|AUTHORIZATION|BEARER|JWT|PAT|SALT|OTP|DSN)(?:_|$)"
+    rb"|CONN(?:ECTION)?_?STR(?:ING)?|(?:DATABASE|MONGO(?:DB)?|REDIS|AMQP|POSTGRES|MYSQL|DB)_UR[IL]"
+)
+# What the above takes for a secret and is none: a directory, or the place of a socket.
+_HARMLESS_NAMES = frozenset({b"OLDPWD", b"SSH_AUTH_SOCK", b"CREDENTIALS_DIRECTORY"})
+_PLACE_NAME = re.compile(rb"_(?:FILE|PATH|DIR|SOCK|SOCKET)$")
+
+# A run of characters is looked at from its start only, or a long one would cost its square.
+_SECRET_VALUE = re.compile(
+    rb"(?:AKIA|ASIA)[0-9A-Z]{16}"  # AWS
+    rb"|gh[pousr]_[A-Za-z0-9]{16}|github_pat_[A-Za-z0-9_]{16}|glpat-[A-Za-z0-9_-]{16}"
+    rb"|xox[a-z]-[A-Za-z0-9-]{8}"  # Slack
+    rb"|sk_live_[A-Za-z0-9]{16}|AIza[0-9A-Za-z_-]{35}|npm_[A-Za-z0-9]{30}"  # Stripe, Google, npm
+    rb"|(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"  # JWT
+    rb"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY"
+    # Connection strings, command lines, JSON.
+    rb"|(?i:(?:passw(?:or)?d|pwd|secret|token|api_?key|accesskey|accountkey)"
+    rb"(?:=|[\"']\s{0,3}:)\s{0,3}[\"']?[^\s;&\"',}])"
+)
+# What stands between `user:` and the last @ before the path of a URL.
+_URL_PASSWORD = re.compile(rb"(?<=://)([^/?#\s:@]{0,256}:)[^/?#\s]{1,1024}@")
+
+
+EnvironMode = Literal["scrub", "drop", "keep"]
+"""Values of [privacy] environ."""
+
+
+def scrub_environ(
+    environ: tuple[bytes, ...],
+    mode: EnvironMode,
+    patterns: tuple[str, ...] = (),
+) -> tuple[bytes, ...] | None:
+    """Take the secrets out of the entries of an environment; None when it is to be dropped.
+
+    `patterns` are globs (fnmatch, case ignored) of more names whose values go. Entries without `=`
+    and names that come twice stay.
+    """
+    if mode == "drop":
+        return None
+    if mode == "keep":
+        return environ
+    more = [
+        # As fnmatch does for bytes: a regex of latin-1 characters is one of bytes.
+        re.compile(translate(p.encode().decode("latin-1")).encode("latin-1"), re.IGNORECASE)
+        for p in patterns
+    ]
+    return tuple(_scrub_entry(entry, more) for entry in environ)
+
+
+def _scrub_entry(entry: bytes, more: list[re.Pattern[bytes]]) -> bytes:
+    name, equals, value = entry.partition(b"=")
+    if _SECRET_VALUE.search(name):
+        return SCRUBBED
+    if value and any(pattern.match(name) for pattern in more):
+        return name + equals + SCRUBBED
+    if value and (_is_secret_name(name, value) or _SECRET_VALUE.search(value)):
+        return name + equals + SCRUBBED
+    return _URL_PASSWORD.sub(rb"\1" + SCRUBBED + b"@", entry)
+
+
+def _is_secret_name(name: bytes, value: bytes) -> bool:
+    plain = re.sub(rb"[^A-Z0-9]+", b"_", name.upper())
+    if plain in _HARMLESS_NAMES or not _SECRET_NAME.search(plain):
+        return False
+    return not (_PLACE_NAME.search(plain) and value.startswith(b"/"))

@@ -1,0 +1,1 @@
+"""Makers of foreign bytes, sound and hostile, for tests."""
