@@ -1,0 +1,373 @@
+#!/usr/bin/python3 -IS
+"""The crash-time handler: installed as /usr/libexec/crashd-core, started by the kernel for each
+crash.
+
+One self-contained file at the bottom of the import graph, standard library only; it may import
+nothing of crashd, and everything may import its constants. The crashed process, and whoever waits
+for it, is held while this starts, so: `posix` and `_socket` in place of `os` and `socket` (1.5 ms
+and 7 ms more), no other import on the fast path, and no code that need not be compiled: Python
+compiles a main program anew at each start, so the installed file has the lower part, which is for
+spooling only, commented out (store/handlerfile.py) and compiles it when it is needed (1 ms of 2.4).
+
+    kernel ─ fd 0: the core, argv: core(5) specifiers ─▶ hand over to the daemon (fields +
+    descriptors)
+                                                          └ no receipt ─▶ spool it here
+
+The hand-over is one SOCK_SEQPACKET message `KEY=value NUL …` with the descriptors [core, pidfd],
+answered by one byte. Whoever gives up first wins, atomically: the handler shuts the socket down
+before it spools, and the daemon reads no core before its receipt was taken by the socket (unix(7):
+a send to a peer that shut down fails with EPIPE), so that never both read one core, and never none.
+
+Spool entry: `<ns>-<pid>-<random>.tmp/`, renamed without `.tmp` when all in it is synced:
+`meta` (the same fields), `core` (sparse), `proc.*` (raw copies from /proc/PID), `done` (how the
+copy ended).
+
+What the kernel gives (KERNEL.md A3): root, no environment, fd 1 and 2 closed, RLIMIT_CORE 1 so that
+a crash in here starts no second handler.
+"""
+
+import posix
+import sys
+from _socket import (
+    AF_UNIX,
+    SCM_RIGHTS,
+    SHUT_RDWR,
+    SO_RCVTIMEO,
+    SO_SNDTIMEO,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+)
+from time import CLOCK_BOOTTIME, clock_gettime_ns, time_ns
+
+SPECIFIERS = "pestPIugcdFh"
+"""core(5) specifiers in the order of the pattern: the first four are the whole of the short
+form.
+"""
+RECEIPT = b"R"
+RECEIPT_SECONDS = 3
+VALUE_MAX = 4096
+SPOOL_DEADLINE_SECONDS = 300
+PROC_DEADLINE_SECONDS = 2
+LIMITS_NAME = "limits"
+"""In the spool: `max_core=N keep_free=N` in bytes, written by the daemon from its configuration."""
+MAX_CORE = 32 << 30
+PAGE = 4096
+HEAD_BYTES = 1 << 20
+"""Kept of a core that RLIMIT_CORE forbids: its notes say what happened; the daemon drops the
+rest.
+"""
+PROC_FILES = {
+    "status": 1 << 14,
+    "stat": 1 << 12,
+    "cgroup": 1 << 14,
+    "limits": 1 << 14,
+    "auxv": 1 << 12,
+    "maps": 8 << 20,
+    "mountinfo": 1 << 20,
+    "cmdline": 1 << 16,
+    "environ": 1 << 18,
+}
+"""Copied from /proc/PID, bytes at most of each; those that touch the process's memory last."""
+PROC_LINKS = ("exe", "cwd", "root")
+
+
+def main(argv: "list[str]") -> int:
+    """Take one crash from the kernel; return the exit status, which nobody but a test looks at."""
+    null = posix.open("/dev/null", posix.O_RDWR)
+    while null < 3:  # 1 and 2 are closed: fill them, so that no file of ours becomes "stdout"
+        null = posix.dup(null)
+    core = posix.dup(0)
+    posix.dup2(null, 0)
+    fields, pidfd = collect(argv)
+    root = argv[0].rsplit("/", 3)[0] if argv[0].endswith("/usr/libexec/crashd-core") else ""
+    descriptors = [core] if pidfd is None else [core, pidfd]
+    if hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
+        return 0
+    try:
+        if "spool" not in globals():
+            compile_lower_part(argv[0])
+        spool(root + "/var/lib/crashd", fields, core, pidfd)
+    except OSError as e:
+        pid = decimal(argv, 5) or decimal(argv, 1)
+        complain(f"crash of pid {pid} lost: {e.filename}: {e.strerror}")
+        return 1
+    return 0
+
+
+def compile_lower_part(path: str) -> None:
+    """Define what stands commented out in the installed file."""
+    source = read_file(path, 1 << 20).decode()
+    lines = [
+        line[2:] if line[:2] == "#|" else "" for line in source.split("\n")
+    ]  # keeps the line numbers
+    exec(compile("\n".join(lines), path, "exec"), globals())
+
+
+def decimal(argv: "list[str]", position: int) -> "int | None":
+    """Read one numeric argument; None when it is not there or is no number of sane length."""
+    text = argv[position] if position < len(argv) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+
+
+def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
+    """Turn the arguments into fields, and find the pidfd that goes with them."""
+    fields = {
+        "token": b"%x-%x-%s" % (posix.getpid(), time_ns(), posix.urandom(4).hex().encode()),
+        "seen_ns": b"%d" % time_ns(),
+        "boottime_ns": b"%d" % clock_gettime_ns(CLOCK_BOOTTIME),
+        "argc": b"%d" % (len(argv) - 1),
+    }
+    encoding = sys.getfilesystemencoding()
+    for key, text in zip(SPECIFIERS, argv[1:], strict=False):
+        fields[key] = text.encode(encoding, "surrogateescape")[:VALUE_MAX].replace(b"\0", b"")
+    number, pid = decimal(argv, 11), decimal(argv, 5)
+    if number is not None and 2 < number < 100 and pidfd_pid(number) is not None:
+        fields["identity"] = b"kernel"
+        return fields, number
+    if pid is None:
+        pid = find_process(fields.get("p", b""), fields.get("e", b""))
+    if pid is None:
+        return fields, None
+    try:
+        pidfd = posix.pidfd_open(pid, 0)
+    except OSError:
+        return fields, None
+    if b"\nCoreDumping:\t1\n" not in read_file(f"/proc/{pid}/status", 1 << 14):
+        return fields, None  # gone, and its number given to another
+    fields["P"] = b"%d" % pid
+    fields["identity"] = b"opened"
+    return fields, pidfd
+
+
+def pidfd_pid(number: int) -> "int | None":
+    """Tell which process a pidfd means; None when it is no pidfd or its process is gone."""
+    for line in read_file(f"/proc/self/fdinfo/{number}", 4096).split(b"\n"):
+        if line.startswith(b"Pid:\t") and line[5:].isdigit():
+            return int(line[5:])
+    return None
+
+
+def read_file(path: str, limit: int, directory: "int | None" = None) -> bytes:
+    """Read a small file; empty when it cannot be read."""
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return b""
+    parts = []
+    try:
+        while limit > 0:
+            part = posix.read(fd, limit)
+            if not part:
+                break
+            parts.append(part)
+            limit -= len(part)
+    except OSError:
+        pass
+    posix.close(fd)
+    return b"".join(parts)
+
+
+def find_process(ns_pid: bytes, comm: bytes) -> "int | None":
+    """Find who is dumping core under `ns_pid`, where the short pattern does not tell.
+
+    Of several (equal numbers in several pid namespaces) one with a thread called `comm` is meant;
+    None when that does not single one out: no identity is better than a wrong one.
+    """
+    found = []
+    for name in posix.listdir("/proc"):
+        if name.isdigit():
+            status = read_file(f"/proc/{name}/status", 1 << 14)
+            numbers = status.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()
+            if b"\nCoreDumping:\t1\n" in status and numbers[-1:] == [ns_pid]:
+                found.append(name)
+    if len(found) > 1:
+        found = [
+            name
+            for name in found
+            if any(
+                read_file(f"/proc/{name}/task/{tid}/comm", 64)[:-1] == comm
+                for tid in posix.listdir(f"/proc/{name}/task")
+            )
+        ]
+    return int(found[0]) if len(found) == 1 else None
+
+
+def pack(fields: "dict[str, bytes]") -> bytes:
+    """Build the wire form: `KEY=value` items, each ended by NUL."""
+    return b"".join([b"%s=%s\0" % (key.encode(), value) for key, value in fields.items()])
+
+
+def hand_over(path: str, fields: "dict[str, bytes]", descriptors: "list[int]") -> bool:
+    """Give the crash to the daemon; True once it has taken it."""
+    word = 8 if sys.maxsize > 1 << 32 else 4
+    timeout = RECEIPT_SECONDS.to_bytes(word, sys.byteorder) + bytes(word)  # struct timeval
+    try:
+        peer = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        peer.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeout)
+        peer.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeout)
+        peer.connect(path)
+        rights = b"".join([fd.to_bytes(4, sys.byteorder) for fd in descriptors])
+        peer.sendmsg([pack(fields)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+    except OSError:
+        return False
+    try:
+        if peer.recv(1) == RECEIPT:
+            return True
+    except OSError:
+        pass
+    try:
+        peer.shutdown(
+            SHUT_RDWR
+        )  # from here on the daemon's receipt fails; one sent before is in our queue
+        return peer.recv(1) == RECEIPT
+    except OSError:
+        return False
+
+
+def complain(text: str) -> None:
+    """Say one line in the kernel's log: journald may be what crashed."""
+    try:
+        fd = posix.open("/dev/kmsg", posix.O_WRONLY | posix.O_CLOEXEC)
+        posix.write(fd, b"<3>crashd-core: %s\n" % text.encode("utf-8", "backslashreplace")[:900])
+        posix.close(fd)
+    except OSError:
+        pass
+
+
+# LOWER PART: commented out by `#|` when installed, up to the next line like this.
+
+
+def put_file(name: str, data: bytes, directory: int) -> None:
+    """Write a small file into the spool entry and sync it."""
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
+    fd = posix.open(name, flags, 0o600, dir_fd=directory)
+    while data:
+        data = data[posix.write(fd, data) :]
+    posix.fsync(fd)
+    posix.close(fd)
+
+
+def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None") -> None:
+    """Keep the crash by ourselves, for the daemon to take in when it comes back."""
+    from _signal import alarm  # not needed on the fast path
+
+    alarm(SPOOL_DEADLINE_SECONDS)  # the default action ends us even in a read that never returns
+    directory_flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    name = f"{time_ns()}-{posix.getpid()}-{posix.urandom(4).hex()}"
+    for path in (state, state + "/spool", f"{state}/spool/{name}.tmp"):
+        try:
+            posix.mkdir(path, 0o700)
+        except FileExistsError:
+            continue
+    spool_fd = posix.open(state + "/spool", directory_flags)
+    entry = posix.open(name + ".tmp", directory_flags, dir_fd=spool_fd)
+    put_file("meta", pack(fields), entry)
+    reader = posix.fork() if pidfd is not None else 0
+    if pidfd is not None and reader == 0:
+        # Reading its memory can block for ever (a page behind FUSE): in a child that the alarm
+        # ends.
+        alarm(PROC_DEADLINE_SECONDS)
+        try:
+            copy_proc(pidfd, entry)
+        finally:
+            posix._exit(0)
+    received, reason = copy_core(core, entry, fields, spool_fd)
+    if reader:
+        posix.waitpid(reader, 0)
+    posix.close(core)  # releases the crashed process
+    put_file("done", pack({"received": b"%d" % received, "reason": reason.encode()}), entry)
+    posix.fsync(entry)
+    posix.rename(name + ".tmp", name, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+    posix.fsync(spool_fd)
+
+
+def copy_proc(pidfd: int, entry: int) -> None:
+    """Copy what /proc tells of the process, raw; the pidfd says before and after that it is the
+    same one.
+    """
+    pid = pidfd_pid(pidfd)
+    if pid is None:
+        return
+    process = posix.open(f"/proc/{pid}", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    if pidfd_pid(pidfd) != pid:
+        return
+    for name in PROC_LINKS:
+        try:
+            put_file("proc." + name, posix.readlink(name.encode(), dir_fd=process), entry)
+        except OSError:
+            continue
+    for name, limit in PROC_FILES.items():
+        put_file("proc." + name, read_file(name, limit, process), entry)
+
+
+def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":
+    """Work out how many bytes of core may be kept, and how much free space must stay."""
+    limits = {"max_core": MAX_CORE, "keep_free": -1, "honour_rlimit": 1}
+    for item in read_file(LIMITS_NAME, 4096, spool_fd).split(b"\0"):
+        key, _, value = item.partition(b"=")
+        if value.isdigit():
+            limits[key.decode("ascii", "replace")] = int(value)
+    if limits["keep_free"] < 0:
+        filesystem = posix.statvfs(spool_fd)
+        limits["keep_free"] = filesystem.f_blocks * filesystem.f_frsize // 10
+    maximum, soft = limits["max_core"], fields.get("c", b"")
+    if limits["honour_rlimit"] and soft.isdigit() and len(soft) <= 20:
+        maximum = min(maximum, int(soft))
+    return max(maximum, HEAD_BYTES), limits["keep_free"]
+
+
+def copy_core(
+    core: int, entry: int, fields: "dict[str, bytes]", spool_fd: int
+) -> "tuple[int, str]":
+    """Copy the core, zero pages as holes; return the bytes taken and why they are not all."""
+    maximum, keep_free = copy_limits(fields, spool_fd)
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
+    out = posix.open("core", flags, 0o600, dir_fd=entry)
+    zero, received, checked, reason = bytes(PAGE), 0, 0, ""
+    try:
+        while not reason:
+            chunk = posix.read(core, 1 << 20)
+            if not chunk:
+                break
+            if received + len(chunk) > maximum:
+                chunk, reason = chunk[: maximum - received], "size limit"
+            position = 0
+            while position < len(chunk):  # runs of pages that are not all zero, each in one write
+                start = position
+                while position < len(chunk) and chunk[position : position + PAGE] != zero:
+                    position += PAGE
+                run = chunk[start:position]
+                while run:
+                    run = run[
+                        posix.pwrite(out, run, received + min(position, len(chunk)) - len(run)) :
+                    ]
+                position = position if position > start else position + PAGE
+            received += len(chunk)
+            if received - checked >= 64 << 20:
+                checked = received
+                filesystem = posix.fstatvfs(out)
+                if filesystem.f_bavail * filesystem.f_frsize < keep_free:
+                    reason = "disk nearly full"
+    except OSError as e:
+        reason = e.strerror or "error"
+    try:
+        posix.ftruncate(out, received)
+        posix.fsync(out)
+    except OSError as e:
+        reason = reason or e.strerror or "error"
+    posix.close(out)
+    return received, reason
+
+
+# END OF LOWER PART
+
+
+if __name__ == "__main__":
+    try:
+        status = main(sys.argv)
+    except BaseException as e:  # boundary: the kernel is our caller, and nobody sees a traceback
+        complain(f"{type(e).__name__} in the handler: {e}")
+        status = 1
+    posix._exit(status)

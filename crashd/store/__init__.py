@@ -1,0 +1,1 @@
+"""Disk and SQLite: entries, spool, index. May import errors, corehandler and domain."""

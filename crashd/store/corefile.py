@@ -1,0 +1,199 @@
+"""The stored core: written as it arrives, read back, and mended when its writer died. Only importer
+of zstandard."""
+
+import os
+from collections.abc import Iterator
+
+import zstandard
+
+from crashd.domain.zstdframes import (
+    EMPTY_LAST_BLOCK,
+    FRAME_HEADER_MAX,
+    build_hole,
+    parse_block_header,
+    parse_frame_header,
+)
+from crashd.errors import FormatError
+from crashd.store.entry import write_all
+
+ZERO_BLOCK = 128 << 10
+"""Zeros are looked for in blocks of this size, aligned in the core."""
+HOLE_MIN = 1 << 20
+"""A run of zeros shorter than this stays in its frame: zstd does it nearly as well, without a
+cut.
+"""
+FRAME_MAX = 64 << 20
+"""Data of one frame at most: bounds what a damaged frame costs."""
+CHUNK = 1 << 20
+_WINDOW_MAX = 1 << 27  # what `zstd -d` takes without being asked
+# bytearray compares with any buffer by memcmp; memoryview's own comparison goes byte by byte
+_ZEROS = bytearray(ZERO_BLOCK)
+
+
+class CoreWriter:
+    """Compress a core into `fd`, which stays the caller's; bytes go in in file order.
+
+    What is written decompresses to exactly what was put in; zeros in long runs cost nothing to
+    store.
+    """
+
+    def __init__(self, fd: int, *, level: int, threads: int) -> None:
+        self._fd = fd
+        self._compressor = zstandard.ZstdCompressor(
+            level=level, threads=threads, write_checksum=True, write_content_size=False
+        )
+        self._frame: zstandard.ZstdCompressionObj | None = None
+        self._frame_bytes = 0
+        self._hole = 0
+        self._tail = bytearray()
+        self.size_bytes = 0
+        self.resident_bytes = 0
+        self.stored_bytes = 0
+
+    def write(self, data: memoryview) -> None:
+        """Put in the next bytes.
+
+        Raises:
+            OSError: the disk is full or broken; `repair` makes what is there readable.
+
+        """
+        self.size_bytes += len(data)
+        if self._tail:
+            wanted = ZERO_BLOCK - len(self._tail)
+            self._tail += data[:wanted]
+            data = data[wanted:]
+            if len(self._tail) < ZERO_BLOCK:
+                return
+            tail, self._tail = self._tail, bytearray()
+            self._blocks(memoryview(tail))
+        whole = len(data) - len(data) % ZERO_BLOCK
+        self._blocks(data[:whole])
+        self._tail += data[whole:]
+
+    def hole(self, size: int) -> None:
+        """Put in `size` zeros without having them."""
+        if self._tail:
+            part = min(size, ZERO_BLOCK - len(self._tail))
+            self.write(memoryview(bytes(part)))
+            size -= part
+        whole = size - size % ZERO_BLOCK
+        self._hole += whole
+        self.size_bytes += whole
+        if size > whole:
+            self.write(memoryview(bytes(size - whole)))
+
+    def finish(self) -> None:
+        """Write what is pending and end the last frame; the caller syncs."""
+        if self._tail:
+            if any(self._tail):
+                self._data(memoryview(self._tail))
+            else:
+                self._hole += len(self._tail)
+            self._tail = bytearray()
+        self._end_hole()
+        self._end_frame()
+
+    def _blocks(self, data: memoryview) -> None:
+        start = position = 0
+        while position < len(data):
+            block = data[position : position + ZERO_BLOCK]
+            if block[0] == 0 and block == _ZEROS:
+                if position > start:
+                    self._data(data[start:position])
+                self._hole += ZERO_BLOCK
+                start = position + ZERO_BLOCK
+            position += ZERO_BLOCK
+        if position > start:
+            self._data(data[start:position])
+
+    def _data(self, data: memoryview) -> None:
+        self._end_hole()
+        self.resident_bytes += len(data)
+        if self._frame_bytes >= FRAME_MAX:
+            self._end_frame()
+        if self._frame is None:
+            self._frame = self._compressor.compressobj()
+        self._frame_bytes += len(data)
+        self._put(self._frame.compress(data))
+
+    def _end_hole(self) -> None:
+        size, self._hole = self._hole, 0
+        if size >= HOLE_MIN or (size and self._frame is None):
+            self._end_frame()
+            self._put(build_hole(size))
+        elif size and self._frame is not None:
+            self._frame_bytes += size
+            while size:
+                part = min(size, ZERO_BLOCK)
+                self._put(self._frame.compress(_ZEROS[:part]))
+                size -= part
+
+    def _end_frame(self) -> None:
+        if self._frame is not None:
+            self._put(self._frame.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH))
+            self._frame, self._frame_bytes = None, 0
+
+    def _put(self, data: bytes) -> None:
+        if data:
+            write_all(self._fd, data)
+            self.stored_bytes += len(data)
+
+
+def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
+    """Yield the core's own bytes in chunks of at most 1 MiB; `fd` stays the caller's.
+
+    Raises:
+        FormatError: damaged, or not `size_bytes` long where that is given.
+
+    """
+    os.lseek(fd, 0, os.SEEK_SET)
+    total = 0
+    source = os.fdopen(os.dup(fd), "rb", buffering=0)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+    with source, decompressor.stream_reader(source, read_across_frames=True) as reader:
+        while True:
+            try:
+                chunk = reader.read(CHUNK)
+            except zstandard.ZstdError as e:
+                raise FormatError(f"stored core is damaged after {total} bytes: {e}") from e
+            if not chunk:
+                break
+            total += len(chunk)
+            yield chunk
+    if size_bytes is not None and total != size_bytes:
+        raise FormatError(f"stored core ends after {total} of {size_bytes} bytes")
+
+
+def repair(fd: int) -> int:
+    """Cut a core whose writer died after its last whole block, and end that frame; return its new
+    size.
+
+    The result is a whole zstd stream of the first part of the core, whatever was lost after it.
+    """
+    end = os.lseek(fd, 0, os.SEEK_END)
+    position = 0
+    while header := parse_frame_header(os.pread(fd, FRAME_HEADER_MAX, position)):
+        start, block = position, position + header.size_bytes
+        while True:
+            parsed = parse_block_header(os.pread(fd, 3, block))
+            following = block + 3 + parsed[0] if parsed else end + 1
+            if parsed is None or following > end:
+                return _close_frame(fd, start, header.descriptor, block)
+            block = following
+            if parsed[1]:
+                break
+        if header.has_checksum and block + 4 > end:
+            # the blocks are whole, only the checksum is not
+            os.pwrite(fd, bytes([header.descriptor & ~4]), start + 4)
+            os.ftruncate(fd, block)
+            return block
+        position = block + (4 if header.has_checksum else 0)
+    os.ftruncate(fd, position)
+    return position
+
+
+def _close_frame(fd: int, start: int, descriptor: int, block: int) -> int:
+    os.pwrite(fd, bytes([descriptor & ~4]), start + 4)  # its checksum can no longer be known
+    os.pwrite(fd, EMPTY_LAST_BLOCK, block)
+    os.ftruncate(fd, block + len(EMPTY_LAST_BLOCK))
+    return block + len(EMPTY_LAST_BLOCK)

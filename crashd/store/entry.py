@@ -1,0 +1,273 @@
+"""Entries: one directory for each crash.
+
+    <state>/crashes/                  0700 root
+      <id>/                           flock(2)ed (on the directory) by whoever is still writing to
+      it
+        crash.json                    the record; always whole: staged as crash.json.new, then
+        renamed core.zst.partial              a core on its way in
+        core.zst                      a core that was committed, with crash.json saying how whole it
+        is
+
+An entry is finished when its crash.json says so; `state: capturing` without a lock means that the
+writer died. Everything is reached from the directory's descriptor, never by a path again. What is
+not named by a well-formed id is not ours and is never touched.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from types import TracebackType
+
+from crashd.domain.model import ID_PATTERN, Crash, from_json, to_json
+from crashd.errors import FormatError, NotFoundError, UnavailableError
+from crashd.store.paths import Paths
+
+RECORD = "crash.json"
+RECORD_STAGED = "crash.json.new"
+CORE = "core.zst"
+CORE_PARTIAL = "core.zst.partial"
+RECORD_MAX = 32 << 20
+"""Bytes of a crash.json that are read at most; the caps on its parts keep it far below."""
+
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Entry:
+    """One entry; owns the descriptor of its directory (and with it the lock, once taken)."""
+
+    def __init__(self, crash_id: str, fd: int) -> None:
+        self.id = crash_id
+        self.fd = fd
+
+    def __enter__(self) -> "Entry":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; the lock goes with its last copy."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def try_lock(self) -> bool:
+        """Take the entry's lock without waiting; False when a writer holds it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def read(self) -> Crash:
+        """Read the record.
+
+        Raises:
+            FormatError: not a record, too large, not a regular file, or another entry's.
+            NotFoundError: there is none.
+
+        """
+        raw = self._read_record()
+        try:
+            document = json.loads(raw)
+        except (ValueError, RecursionError) as e:
+            raise FormatError(f"{RECORD} of crash {self.id} is not JSON: {e}") from e
+        crash = from_json(document)
+        if crash.id != self.id:
+            raise FormatError(f"{RECORD} of crash {self.id} is that of {crash.id}")
+        return crash
+
+    def _read_record(self) -> bytes:
+        try:
+            fd = os.open(RECORD, _READ, dir_fd=self.fd)
+        except FileNotFoundError as e:
+            raise NotFoundError(f"crash {self.id} has no {RECORD}") from e
+        except OSError as e:
+            raise FormatError(f"{RECORD} of crash {self.id} cannot be opened: {e.strerror}") from e
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > RECORD_MAX:
+                raise FormatError(f"{RECORD} of crash {self.id} is not a regular file of sane size")
+            with open(fd, "rb", closefd=False) as file:
+                return file.read(RECORD_MAX)
+        finally:
+            os.close(fd)
+
+    def write(self, crash: Crash, *, sync: bool) -> None:
+        """Replace the record; with `sync` it is on disk, with all that was renamed before, on
+        return.
+        """
+        raw = json.dumps(to_json(crash), ensure_ascii=False, separators=(",", ":"))
+        fd = os.open(RECORD_STAGED, _CREATE, 0o600, dir_fd=self.fd)
+        try:
+            write_all(fd, raw.encode("utf-8", "backslashreplace"))
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(RECORD_STAGED, RECORD, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        if sync:
+            os.fsync(self.fd)
+
+    def open_core(self) -> int:
+        """Open the committed core for reading; the caller owns the descriptor.
+
+        Raises:
+            NotFoundError: this crash has no core.
+
+        """
+        try:
+            fd = os.open(CORE, _READ, dir_fd=self.fd)
+        except OSError as e:
+            raise NotFoundError(f"crash {self.id} has no core: {e.strerror}") from e
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise NotFoundError(f"the core of crash {self.id} is not a regular file")
+        return fd
+
+    def create_core(self) -> int:
+        """Create the partial core for reading and writing; the caller owns the descriptor."""
+        flags = (_CREATE & ~os.O_WRONLY) | os.O_RDWR
+        return os.open(CORE_PARTIAL, flags, 0o600, dir_fd=self.fd)
+
+    def open_partial(self) -> int | None:
+        """Open a partial core that a dead writer left; the caller owns the descriptor."""
+        try:
+            return os.open(CORE_PARTIAL, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+
+    def commit_core(self) -> None:
+        """Give the partial core, already synced by its writer, its final name."""
+        os.rename(CORE_PARTIAL, CORE, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def drop_partial(self) -> None:
+        """Remove a partial core, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(CORE_PARTIAL, dir_fd=self.fd)
+
+    def drop_core(self) -> None:
+        """Remove the committed core, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(CORE, dir_fd=self.fd)
+
+    def stored_bytes(self) -> int | None:
+        """Size of the committed core as it is on disk; None when there is none."""
+        try:
+            return os.stat(CORE, dir_fd=self.fd, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return None
+
+    def file_names(self) -> list[str]:
+        """All names in the entry's directory, sorted."""
+        return sorted(os.listdir(self.fd))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`: write(2) can be short."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def prepare(paths: Paths) -> None:
+    """Make the store's directories, private to their owner."""
+    for directory in (paths.state_dir, paths.crashes, paths.spool):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def create(paths: Paths, crash: Crash) -> Entry:
+    """Make the entry of a new crash, locked, its first record written (not synced).
+
+    Raises:
+        OSError: the disk is full, read-only or broken; nothing is left behind.
+
+    """
+    parent = os.open(paths.crashes, _DIR)
+    try:
+        os.mkdir(crash.id, 0o700, dir_fd=parent)
+        entry = Entry(crash.id, os.open(crash.id, _DIR, dir_fd=parent))
+        try:
+            entry.try_lock()
+            entry.write(crash, sync=False)
+        except OSError:
+            _empty(entry.fd)
+            os.rmdir(crash.id, dir_fd=parent)
+            entry.close()
+            raise
+    finally:
+        os.close(parent)
+    return entry
+
+
+def open_entry(paths: Paths, crash_id: str) -> Entry:
+    """Open an entry by its id.
+
+    Raises:
+        NotFoundError: no such entry, or `crash_id` is not of an id's form.
+        UnavailableError: the store cannot be read.
+
+    """
+    if not ID_PATTERN.fullmatch(crash_id):
+        raise NotFoundError(f"{crash_id!r} is not a crash id")
+    try:
+        return Entry(crash_id, os.open(paths.crashes / crash_id, _DIR))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise NotFoundError(f"no crash {crash_id} in {paths.crashes}") from e
+    except OSError as e:
+        raise UnavailableError(f"cannot open {paths.crashes / crash_id}: {e.strerror}") from e
+
+
+def _names(paths: Paths) -> list[str]:
+    try:
+        return sorted(os.listdir(paths.crashes))
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UnavailableError(f"cannot read {paths.crashes}: {e.strerror}") from e
+
+
+def entry_ids(paths: Paths) -> list[str]:
+    """List the ids of all entries, oldest first."""
+    return [name for name in _names(paths) if ID_PATTERN.fullmatch(name)]
+
+
+def foreign_names(paths: Paths) -> list[str]:
+    """List names in the store that are no entries: never touched, only told."""
+    return [name for name in _names(paths) if not ID_PATTERN.fullmatch(name)]
+
+
+def _empty(directory: int) -> int:
+    """Unlink the files of an entry's directory; return the bytes freed."""
+    freed = 0
+    for name in os.listdir(directory):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        os.unlink(name, dir_fd=directory)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            freed += status.st_blocks * 512
+    return freed
+
+
+def remove(paths: Paths, crash_id: str) -> int:
+    """Remove an entry and all its files; return the bytes freed.
+
+    Raises:
+        NotFoundError: no such entry.
+        UnavailableError: a capture is still writing to it.
+
+    """
+    with open_entry(paths, crash_id) as entry:
+        if not entry.try_lock():
+            raise UnavailableError(f"crash {crash_id} is still being captured")
+        freed = _empty(entry.fd)
+        os.rmdir(paths.crashes / crash_id)
+    return freed

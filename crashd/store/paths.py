@@ -1,0 +1,86 @@
+"""Every path that crashd touches, from one root (DESIGN section 2)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# sizeof(sockaddr_un.sun_path) less the NUL, unix(7).
+SUN_PATH_MAX = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The file system layout below `root` ("/" on a host, a private directory in a trial or a
+    test).
+    """
+
+    root: Path
+
+    @property
+    def handler(self) -> Path:
+        """The crash-time handler, as named in kernel.core_pattern."""
+        return self.root / "usr/libexec/crashd-core"
+
+    @property
+    def config_file(self) -> Path:
+        """The main configuration file; its drop-ins are in `config_dropins`."""
+        return self.root / "etc/crashd/crashd.toml"
+
+    @property
+    def config_dropins(self) -> Path:
+        """Directory of `*.toml` drop-ins, read in name order after `config_file`."""
+        return self.root / "etc/crashd/crashd.toml.d"
+
+    @property
+    def state_dir(self) -> Path:
+        """0700; everything that outlives a boot."""
+        return self.root / "var/lib/crashd"
+
+    @property
+    def crashes(self) -> Path:
+        """One directory for each crash, named by its id."""
+        return self.state_dir / "crashes"
+
+    @property
+    def spool(self) -> Path:
+        """Crashes that the handler kept by itself while the daemon was away."""
+        return self.state_dir / "spool"
+
+    @property
+    def index(self) -> Path:
+        """SQLite; a cache of `crashes`."""
+        return self.state_dir / "index.sqlite"
+
+    @property
+    def previous_core_pattern(self) -> Path:
+        """What kernel.core_pattern and its companions held before crashd registered."""
+        return self.state_dir / "previous-core-pattern"
+
+    @property
+    def runtime_dir(self) -> Path:
+        """0755 (control.sock is for everyone); nothing in it outlives a boot."""
+        return self.root / "run/crashd"
+
+    @property
+    def handoff_socket(self) -> Path:
+        """SOCK_SEQPACKET, 0600: from the handler."""
+        return self.runtime_dir / "handoff.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """SOCK_STREAM, 0666: from crashctl, authorised by peer credentials."""
+        return self.runtime_dir / "control.sock"
+
+    @property
+    def daemon_lock(self) -> Path:
+        """flock(2)ed by the daemon that owns this root; holds its pid."""
+        return self.runtime_dir / "daemon.lock"
+
+    @property
+    def registered_marker(self) -> Path:
+        """Exists while the running daemon, not `crashctl install`, holds kernel.core_pattern."""
+        return self.runtime_dir / "registered-by-daemon"
+
+    @property
+    def kernel_dumps(self) -> Path:
+        """Where kdump saves the kernel's own crashes."""
+        return self.root / "var/crash"

@@ -1,0 +1,194 @@
+"""The spool: crashes that the handler kept by itself; corehandler.py draws and writes the layout.
+
+spool/limits                    what the handler may keep, from the configuration
+spool/<ns>-<pid>-<rand>.tmp/    being written, or left by a handler that died
+spool/<ns>-<pid>-<rand>/        finished: to be taken in
+spool/<...>.bad/                could not be understood; kept for a human, never read again
+"""
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from types import TracebackType
+
+from crashd.corehandler import (
+    LIMITS_NAME,
+    PROC_FILES,
+    PROC_LINKS,
+    SPOOL_DEADLINE_SECONDS,
+    VALUE_MAX,
+    pack,
+)
+from crashd.domain.coremeta import parse_fields
+from crashd.errors import FormatError, UnavailableError
+from crashd.store.entry import write_all
+from crashd.store.paths import Paths
+
+_NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(\.tmp)?", re.ASCII)
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_META_MAX = 1 << 18
+
+
+def write_limits(
+    paths: Paths, *, max_core: int | None, keep_free: int, honour_rlimit: bool
+) -> None:
+    """Tell the handler, which reads no configuration, what it may keep by itself (bytes)."""
+    fields = {
+        "max_core": b"%d" % (max_core if max_core is not None else 1 << 62),
+        "keep_free": b"%d" % keep_free,
+        "honour_rlimit": b"%d" % honour_rlimit,
+    }
+    staged = paths.spool / f".{LIMITS_NAME}.new"
+    fd = os.open(
+        staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    try:
+        write_all(fd, pack(fields))
+    finally:
+        os.close(fd)
+    os.rename(staged, paths.spool / LIMITS_NAME)
+
+
+def ready_names(paths: Paths, now_ns: int) -> list[str]:
+    """List spooled crashes to be taken in, oldest first: finished ones and those whose handler
+    died.
+    """
+    names: list[tuple[int, str]] = []
+    try:
+        found = os.listdir(paths.spool)
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UnavailableError(f"cannot read {paths.spool}: {e.strerror}") from e
+    for name in found:
+        match = _NAME.fullmatch(name)
+        if match and (not match[3] or _abandoned(int(match[1]), int(match[2]), now_ns)):
+            names.append((int(match[1]), name))
+    return [name for _, name in sorted(names)]
+
+
+def tokens(paths: Paths) -> set[str]:
+    """Collect the tokens of all crashes in the spool, those being written too."""
+    found: set[str] = set()
+    for name in os.listdir(paths.spool):
+        if _NAME.fullmatch(name):
+            try:
+                with SpoolEntry.open(paths, name) as spooled:
+                    found.add(spooled.fields().get("token", b"").decode("ascii", "replace"))
+            except (OSError, FormatError):
+                continue  # not written so far, or gone meanwhile
+    return found
+
+
+def is_finished_name(name: str) -> bool:
+    """Tell whether a name that appeared in the spool is a finished crash."""
+    match = _NAME.fullmatch(name)
+    return match is not None and not match[3]
+
+
+def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
+    age_ns = now_ns - started_ns
+    if not 0 <= age_ns < (SPOOL_DEADLINE_SECONDS + 30) * 10**9:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+class SpoolEntry:
+    """One spooled crash; owns the descriptor of its directory."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+
+    @classmethod
+    def open(cls, paths: Paths, name: str) -> "SpoolEntry":
+        """Open by name, as `ready_names` gave it."""
+        return cls(name, os.open(paths.spool / name, _DIR))
+
+    def __enter__(self) -> "SpoolEntry":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _read(self, name: str, limit: int) -> bytes | None:
+        try:
+            fd = os.open(name, _READ, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            with open(fd, "rb", closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(fd)
+
+    def fields(self) -> dict[str, bytes]:
+        """Read the handler's fields.
+
+        Raises:
+            FormatError: there are none, or they are no such thing.
+
+        """
+        raw = self._read("meta", _META_MAX)
+        if raw is None:
+            raise FormatError(f"spooled crash {self.name} has no meta")
+        return parse_fields(raw)
+
+    def ending(self) -> str | None:
+        """Tell why the core is not all there; None when it is."""
+        raw = self._read("done", VALUE_MAX)
+        if raw is None:
+            return "the handler died while spooling"
+        try:
+            reason = parse_fields(raw).get("reason", b"")
+        except FormatError:
+            return "the handler died while spooling"
+        return reason.decode("utf-8", "backslashreplace") or None
+
+    def snapshot(self) -> Mapping[str, bytes]:
+        """Read the raw copies from /proc that the handler made."""
+        found: dict[str, bytes] = {}
+        for name in (*PROC_LINKS, *PROC_FILES):
+            raw = self._read("proc." + name, PROC_FILES.get(name, VALUE_MAX))
+            if raw is not None:
+                found[name] = raw
+        return found
+
+    def open_core(self) -> int | None:
+        """Open the spooled core; None when there is none. The caller owns the descriptor."""
+        try:
+            return os.open("core", _READ, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+
+
+def remove(paths: Paths, name: str) -> None:
+    """Remove a spooled crash that was taken in; it may be gone already."""
+    shutil.rmtree(paths.spool / name, ignore_errors=True)
+
+
+def set_aside(paths: Paths, name: str) -> None:
+    """Keep a spooled crash that makes no sense for a human, and never look at it again."""
+    os.rename(paths.spool / name, paths.spool / f"{name}.bad")

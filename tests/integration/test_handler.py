@@ -1,0 +1,215 @@
+"""The real handler as its own process: arguments of every kind, hand-over, giving up, spooling."""
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crashd.domain.coremeta import CoreMeta
+from crashd.edge.handoff import Connection, accept, listen_unix
+from crashd.store import spool
+from crashd.store.paths import Paths
+from tests.builders.elfcore import CoreSegment, build_core
+from tests.integration.handler import make_root, start_handler
+
+SHORT = ["7", "prog", "11", "1800000000"]
+CORE = build_core(
+    segments=[
+        CoreSegment(0x400000, b"\1" * 8192),
+        CoreSegment(0x800000, bytes(4 << 20)),
+        CoreSegment(0x7F0000000000, b"\2" * 99),
+    ]
+)
+
+
+@pytest.fixture
+def paths(short_tmp: Path) -> Paths:
+    return make_root(short_tmp)
+
+
+@pytest.fixture
+def server(paths: Paths) -> Iterator[socket.socket]:
+    with listen_unix(paths.handoff_socket, socket.SOCK_SEQPACKET, 0o600) as listening:
+        yield listening
+
+
+def wait_for(server: socket.socket) -> Connection:
+    assert select.select([server], [], [], 10)[0]
+    connection = accept(server)
+    assert connection is not None
+    return connection
+
+
+def the_spooled(paths: Paths) -> spool.SpoolEntry:
+    (name,) = spool.ready_names(paths, 0)
+    assert not name.endswith(".tmp")
+    return spool.SpoolEntry.open(paths, name)
+
+
+def read_all(fd: int) -> bytes:
+    with open(fd, "rb", closefd=True) as file:
+        return file.read()
+
+
+def test_no_daemon_spools_the_core_sparse_and_exact(paths: Paths) -> None:
+    run = start_handler(paths, SHORT)
+    run.feed(CORE)
+    assert run.wait() == 0
+    with the_spooled(paths) as entry:
+        fields = entry.fields()
+        assert (fields["p"], fields["e"], fields["s"], fields["argc"]) == (
+            b"7",
+            b"prog",
+            b"11",
+            b"4",
+        )
+        assert entry.ending() is None
+        fd = entry.open_core()
+        assert fd is not None
+        assert os.fstat(fd).st_blocks * 512 < 1 << 20
+        assert read_all(fd) == CORE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["7"],
+        ["", "", "", ""],
+        ["x", "prog", "eleven", "-5"],
+        [*SHORT, "P", "I", "u", "g", "c", "d", "F", "h", "one", "too", "many"],
+        [b"\xff\xfe", b"\xc3(", b"\x80", b"\xf0"],
+        ["7", "a" * 100_000, "11", "1800000000"],
+        ["../../etc/passwd", "../../x\n=", "$(id)", "`id`"],
+        [*SHORT, "9" * 400, "9" * 400, "", "", "", "", "9" * 400, ""],
+        [*SHORT, "99999999", "", "", "", "", "", "3", "h"],
+    ],
+)
+def test_arguments_of_every_kind_keep_the_crash(paths: Paths, arguments: list[str | bytes]) -> None:
+    run = start_handler(paths, arguments)
+    run.feed(CORE)
+    assert run.wait() == 0
+    with the_spooled(paths) as entry:
+        meta = CoreMeta.from_fields(entry.fields(), 1)
+        assert meta.pid is None or meta.pid == 99999999 or meta.pid <= 1 << 22
+        fd = entry.open_core()
+        assert fd is not None
+        assert read_all(fd) == CORE
+
+
+@pytest.mark.parametrize("core", [b"", b"x", b"not an ELF core" * 1000, CORE[:1000]])
+def test_streams_of_every_kind_are_kept(paths: Paths, core: bytes) -> None:
+    run = start_handler(paths, SHORT)
+    run.feed(core)
+    assert run.wait() == 0
+    with the_spooled(paths) as entry:
+        fd = entry.open_core()
+        assert fd is not None
+        assert read_all(fd) == core
+
+
+def test_stdin_closed_still_ends_at_once(paths: Paths) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    run = start_handler(paths, SHORT, stdin=null)
+    run.end()
+    os.close(null)
+    assert run.wait() == 0
+
+
+def test_hand_over_gives_fields_and_the_core_and_ends(paths: Paths, server: socket.socket) -> None:
+    run = start_handler(paths, SHORT)
+    with wait_for(server) as connection:
+        assert select.select([connection], [], [], 10)[0]
+        handoff = connection.receive()
+        assert handoff is not None
+        assert connection.send_receipt()
+    assert run.wait() == 0
+    assert handoff.fields["e"] == b"prog"
+    os.write(run.write_fd, b"still open: the process is held until we close")
+    assert os.read(handoff.core, 5) == b"still"
+    handoff.close()
+    with pytest.raises(BrokenPipeError):
+        os.write(run.write_fd, b"x")
+    run.end()
+    assert spool.ready_names(paths, 0) == []
+
+
+def test_daemon_that_hangs_up_makes_the_handler_spool_at_once(
+    paths: Paths, server: socket.socket
+) -> None:
+    run = start_handler(paths, SHORT)
+    with wait_for(server):
+        pass
+    run.feed(CORE)
+    assert run.wait() == 0
+    the_spooled(paths).close()
+
+
+def test_receipt_after_the_handler_gave_up_fails_so_that_one_side_has_it(
+    paths: Paths, server: socket.socket
+) -> None:
+    run = start_handler(paths, SHORT)
+    with wait_for(server) as connection:
+        assert select.select([connection], [], [], 10)[0]
+        handoff = connection.receive()  # and no receipt for longer than the handler waits
+        assert handoff is not None
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLHUP | select.POLLRDHUP)
+        assert poll.poll(10_000)
+        assert not connection.send_receipt()
+        handoff.close()
+    run.feed(CORE)
+    assert run.wait() == 0
+    with the_spooled(paths) as entry:
+        fd = entry.open_core()
+        assert fd is not None
+        assert read_all(fd) == CORE
+
+
+def test_wrong_answer_is_no_receipt(paths: Paths, server: socket.socket) -> None:
+    run = start_handler(paths, SHORT)
+    assert select.select([server], [], [], 10)[0]
+    peer, _ = server.accept()
+    peer.send(b"no")
+    peer.close()
+    run.feed(CORE)
+    assert run.wait() == 0
+    the_spooled(paths).close()
+
+
+def test_limits_of_the_daemon_are_kept_while_it_is_away(paths: Paths) -> None:
+    spool.write_limits(paths, max_core=2 << 20, keep_free=0, honour_rlimit=True)
+    run = start_handler(paths, SHORT)
+    run.feed(CORE)
+    assert run.wait() == 0
+    with the_spooled(paths) as entry:
+        assert entry.ending() == "size limit"
+        fd = entry.open_core()
+        assert fd is not None
+        assert read_all(fd) == CORE[: 2 << 20]
+
+
+def test_rlimit_core_of_the_process_is_honoured_but_for_the_notes(paths: Paths) -> None:
+    run = start_handler(paths, [*SHORT, "", "", "0", "0", "0", "1", "", "h"])
+    run.feed(CORE)
+    assert run.wait() == 0
+    with the_spooled(paths) as entry:
+        fd = entry.open_core()
+        assert fd is not None
+        assert len(read_all(fd)) == 1 << 20
+
+
+def test_store_that_cannot_be_written_loses_with_a_status_not_a_hang(paths: Paths) -> None:
+    for directory in (paths.spool, paths.crashes):
+        directory.rmdir()
+    (paths.state_dir / "previous-core-pattern").touch()
+    for left in paths.state_dir.iterdir():
+        left.unlink()
+    paths.state_dir.rmdir()
+    paths.state_dir.write_text("a file in the way")
+    run = start_handler(paths, SHORT)
+    run.feed(CORE)
+    assert run.wait() == 1

@@ -1,0 +1,160 @@
+"""Entries on disk: whole or recognisably not."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crashd.domain.model import Crash, Kind, State
+from crashd.errors import FormatError, NotFoundError, UnavailableError
+from crashd.store import entry as entries
+from crashd.store.paths import Paths
+
+CRASH_ID = "20261123t050209-0123abcd-42-k0000001"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    found = Paths(tmp_path)
+    entries.prepare(found)
+    return found
+
+
+def a_crash(crash_id: str = CRASH_ID) -> Crash:
+    return Crash(
+        crash_id, Kind.PROCESS, State.CAPTURING, 1_795_412_639 * 10**9, "0123abcd" * 4, pid=42
+    )
+
+
+def test_prepare_makes_private_directories(paths: Paths) -> None:
+    for directory in (paths.state_dir, paths.crashes, paths.spool):
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_create_then_read_is_the_same(paths: Paths) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        assert entry.read() == a_crash()
+        assert entry.file_names() == ["crash.json"]
+        assert os.stat("crash.json", dir_fd=entry.fd).st_mode & 0o777 == 0o600
+
+
+def test_create_same_id_twice_is_refused(paths: Paths) -> None:
+    entries.create(paths, a_crash()).close()
+    with pytest.raises(FileExistsError):
+        entries.create(paths, a_crash())
+
+
+def test_create_holds_the_lock_until_closed(paths: Paths) -> None:
+    with entries.create(paths, a_crash()):
+        with entries.open_entry(paths, CRASH_ID) as other:
+            assert not other.try_lock()
+        with pytest.raises(UnavailableError, match="still being captured"):
+            entries.remove(paths, CRASH_ID)
+    with entries.open_entry(paths, CRASH_ID) as other:
+        assert other.try_lock()
+
+
+def test_write_replaces_the_record_whole(paths: Paths) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        entry.write(replace(a_crash(), state=State.LOST), sync=True)
+        assert entry.read().state is State.LOST
+        assert entry.file_names() == ["crash.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"[" * 100_000,
+        b'{"schema": 99}',
+        b"\xff\xfe",
+        b'{"schema": 1, "id": "../x"}',
+        b"nan",
+    ],
+)
+def test_read_sidecar_of_nonsense_is_a_format_error(paths: Paths, content: bytes) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        (paths.crashes / CRASH_ID / "crash.json").write_bytes(content)
+        with pytest.raises(FormatError):
+            entry.read()
+
+
+def test_read_cut_at_any_length_is_a_format_error(paths: Paths) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        record = paths.crashes / CRASH_ID / "crash.json"
+        whole = record.read_bytes()
+        for length in range(len(whole)):
+            record.write_bytes(whole[:length])
+            with pytest.raises(FormatError):
+                entry.read()
+
+
+def test_read_another_entrys_sidecar_is_refused(paths: Paths) -> None:
+    other = CRASH_ID[:-1] + "2"
+    entries.create(paths, a_crash()).close()
+    with entries.create(paths, a_crash(other)) as entry:
+        (paths.crashes / other / "crash.json").write_bytes(
+            (paths.crashes / CRASH_ID / "crash.json").read_bytes()
+        )
+        with pytest.raises(FormatError, match="is that of"):
+            entry.read()
+
+
+@pytest.mark.parametrize("make", ["symlink", "fifo", "directory"])
+def test_read_planted_sidecar_is_not_followed(paths: Paths, make: str, tmp_path: Path) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        record = paths.crashes / CRASH_ID / "crash.json"
+        secret = tmp_path / "secret"
+        secret.write_bytes(record.read_bytes())
+        record.unlink()
+        if make == "symlink":
+            record.symlink_to(secret)
+        elif make == "fifo":
+            os.mkfifo(record)
+        else:
+            record.mkdir()
+        with pytest.raises(FormatError):
+            entry.read()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "..", "", "a", CRASH_ID + "\n", CRASH_ID + "/..", "x\0y"]
+)
+def test_open_entry_by_what_is_no_id_is_not_found(paths: Paths, name: str) -> None:
+    with pytest.raises(NotFoundError):
+        entries.open_entry(paths, name)
+
+
+def test_open_entry_through_a_symlink_is_not_found(paths: Paths, tmp_path: Path) -> None:
+    (paths.crashes / CRASH_ID).symlink_to(tmp_path)
+    with pytest.raises((NotFoundError, UnavailableError)):
+        entries.open_entry(paths, CRASH_ID)
+
+
+def test_names_ids_and_foreign_ones_are_told_apart(paths: Paths) -> None:
+    entries.create(paths, a_crash()).close()
+    (paths.crashes / "lost+found").mkdir()
+    (paths.crashes / "x.core").touch()
+    assert entries.entry_ids(paths) == [CRASH_ID]
+    assert entries.foreign_names(paths) == ["lost+found", "x.core"]
+
+
+def test_remove_frees_everything(paths: Paths) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        fd = entry.create_core()
+        os.write(fd, b"x" * 100_000)
+        os.close(fd)
+        entry.commit_core()
+        assert entry.stored_bytes() == 100_000
+    assert entries.remove(paths, CRASH_ID) >= 100_000
+    assert not (paths.crashes / CRASH_ID).exists()
+    with pytest.raises(NotFoundError):
+        entries.remove(paths, CRASH_ID)
+
+
+def test_open_core_without_one_is_not_found(paths: Paths) -> None:
+    with entries.create(paths, a_crash()) as entry, pytest.raises(NotFoundError, match="no core"):
+        entry.open_core()
