@@ -1,0 +1,98 @@
+"""What is shipped for /etc, against the code that it is about."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from crashd.config import Section, Settings, known_keys, load_files
+from crashd.domain.corepattern import build_pattern
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "etc/crashd.toml"
+SYSCTL = ROOT / "etc/sysctl.d/60-crashd.conf"
+
+
+@pytest.fixture(scope="module")
+def genconfig() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("genconfig", ROOT / "packaging/genconfig.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["etc/crashd.toml", "packaging/man/crashd.toml.5.rst"])
+def test_shipped_file_is_what_the_model_says(genconfig: ModuleType, name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == genconfig.OUTPUTS[Path(name)](), "run packaging/genconfig.py"
+
+
+def test_shipped_toml_as_it_is_changes_nothing(tmp_path: Path) -> None:
+    assert set(_leaves(tomllib.loads(SHIPPED.read_text()))) == set()
+    copy = tmp_path / "crashd.toml"
+    copy.write_bytes(SHIPPED.read_bytes())
+    copy.chmod(0o644)
+    assert load_files([copy]) == Settings()
+
+
+def test_shipped_toml_uncommented_is_every_default(tmp_path: Path) -> None:
+    text = re.sub(r"^#(?=[a-z_]+ = )", "", SHIPPED.read_text(), flags=re.MULTILINE)
+    sections = {key.rpartition(".")[0] for key in known_keys()} | {"retention.process"}
+    assert set(_leaves(tomllib.loads(text))) == {*known_keys()} - sections
+    copy = tmp_path / "crashd.toml"
+    copy.write_text(text)
+    copy.chmod(0o644)
+    assert load_files([copy]) == Settings()
+
+
+def test_model_every_key_and_section_has_a_docstring(genconfig: ModuleType) -> None:
+    def check(model: type[Section]) -> None:
+        texts = genconfig.field_docstrings(model)
+        assert model.__doc__ != Section.__doc__
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                check(field.annotation)
+            else:
+                assert texts[name].endswith("."), name
+
+    check(Settings)
+
+
+def _leaves(table: dict[str, object], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in table.items():
+        if isinstance(value, dict):
+            found += _leaves(value, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _sysctls() -> list[tuple[str, str]]:
+    """Read the assignments in their order, as sysctl.d(5) has them."""
+    pairs = []
+    for line in SYSCTL.read_text().splitlines():
+        if line and not line.startswith(("#", ";")):
+            key, _, value = line.partition("=")
+            pairs.append((key.strip(), value.strip()))
+    return pairs
+
+
+def test_shipped_sysctls_are_what_the_daemon_registers() -> None:
+    assert _sysctls() == [
+        ("kernel.core_pattern", build_pattern("/usr/libexec/crashd-core")),
+        ("kernel.core_pipe_limit", str(Settings().capture.pipe_limit_for(4 << 30))),
+        ("fs.suid_dumpable", "2"),  # after core_pattern, or the kernel warns
+    ]
+
+
+def test_shipped_sysctls_each_has_its_reason_above() -> None:
+    lines = SYSCTL.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if line and not line.startswith("#"):
+            assert lines[number - 1].startswith("# "), line
