@@ -176,6 +176,7 @@ def add_head(crash: Crash, head: CoreHead) -> Crash:
         matching.address if matching else None,
         matching.sender_pid if matching else None,
         matching.sender_uid if matching else None,
+        crash.ns_pid or crash.pid,
     )
     comm = crash.comm or head.comm
     return replace(

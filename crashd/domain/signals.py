@@ -66,6 +66,7 @@ def describe(
     fault_address: int | None,
     sender_pid: int | None,
     sender_uid: int | None,
+    own_pid: int | None = None,
 ) -> str | None:
     """Say in a few words what the signal's own information tells; None when it tells nothing.
 
@@ -75,6 +76,8 @@ def describe(
     if signal is None or si_code is None:
         return None
     if si_code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL …: sent, not raised by a fault
+        if sender_pid and sender_pid == own_pid:
+            return "raised by the process itself"
         if sender_pid:
             return f"sent by pid {sender_pid}" + (
                 "" if sender_uid is None else f" (uid {sender_uid})"

@@ -143,6 +143,11 @@ def test_add_head_sent_signal_names_the_sender() -> None:
     assert made.title == "SIGSEGV in worker: sent by pid 77 (uid 1000)"
 
 
+def test_add_head_signal_raised_by_itself_says_so() -> None:
+    made = add_head(crash(p=b"7"), head(siginfo=SigInfo(11, -6, 0, None, 7, 1000)))
+    assert made.title == "SIGSEGV in worker: raised by the process itself"
+
+
 def test_add_head_in_another_pid_namespace_keeps_the_hosts_tid_unknown() -> None:
     made = add_head(crash(p=b"7", I=b""), head())
     assert made.tid is None
