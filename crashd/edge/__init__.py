@@ -1,0 +1,1 @@
+"""One kernel interface or one foreign package per module; non-logging."""

@@ -1,0 +1,160 @@
+"""The socket on which the handler hands crashes over; the other end is corehandler.hand_over().
+
+One message a connection: fields and the descriptors [core, pidfd]; one byte back. The rules of that
+exchange, and why neither side can take a core twice or not at all, are drawn in corehandler.py.
+"""
+
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from types import TracebackType
+
+from crashd.corehandler import RECEIPT
+from crashd.domain.coremeta import parse_fields
+from crashd.edge.process import pidfd_pid
+from crashd.errors import FormatError, UnavailableError
+from crashd.store.paths import SUN_PATH_MAX
+
+MESSAGE_MAX = 1 << 16
+_RIGHTS_MAX = 8
+_UCRED = struct.Struct("3i")
+BACKLOG = 4096
+
+
+def listen_unix(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
+    """Bind and listen on a unix socket at `path` with permissions `mode`, non-blocking; the caller
+    owns it.
+
+    The caller holds the daemon's lock, so a socket that stands there is a dead daemon's.
+
+    Raises:
+        UnavailableError: the path is too long, or cannot be bound.
+
+    """
+    if len(os.fsencode(path)) > SUN_PATH_MAX:
+        raise UnavailableError(
+            f"{path} is longer than the {SUN_PATH_MAX} bytes of a unix socket's path",
+            hint="choose a shorter --root",
+        )
+    server = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    before = os.umask(0o777 & ~mode)
+    try:
+        path.unlink(missing_ok=True)
+        server.bind(str(path))
+        server.listen(BACKLOG)
+    except OSError as e:
+        server.close()
+        raise UnavailableError(f"cannot listen on {path}: {e.strerror}") from e
+    finally:
+        os.umask(before)
+    return server
+
+
+class Handoff:
+    """One crash as the handler gave it: its fields and its descriptors, which this owns."""
+
+    def __init__(self, fields: dict[str, bytes], core: int, pidfd: int | None) -> None:
+        self.fields = fields
+        self.core = core
+        self.pidfd = pidfd
+
+    def close(self) -> None:
+        """Close the descriptors; the crashed process is let go."""
+        for fd in (self.core, self.pidfd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self.core, self.pidfd = -1, None
+
+
+class Connection:
+    """A handler that is waiting for its receipt; owns the socket."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._peer = peer
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Tell the descriptor, for a selector."""
+        return self._peer.fileno()
+
+    def close(self) -> None:
+        """Close the connection; without a receipt before, the handler spools."""
+        self._peer.close()
+
+    def receive(self) -> Handoff | None:
+        """Receive the message; None when it has not come yet.
+
+        Raises:
+            FormatError: the peer is not root, or what it sent is no hand-over. All descriptors are
+            closed.
+
+        """
+        uid = _UCRED.unpack(
+            self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )[1]
+        if uid not in (0, os.geteuid()):
+            raise FormatError(f"hand-over by uid {uid}")
+        space = socket.CMSG_SPACE(_RIGHTS_MAX * 4)
+        try:
+            data, ancillary, flags, _ = self._peer.recvmsg(
+                MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            raise FormatError(f"hand-over broke off: {e.strerror}") from e
+        descriptors: list[int] = []
+        for level, kind, raw in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors += [
+                    f for (f,) in struct.iter_unpack("i", raw[: len(raw) - len(raw) % 4])
+                ]
+        try:
+            if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                raise FormatError("hand-over message is too large")
+            if not data:
+                raise FormatError("hand-over broke off before its message")
+            if len(descriptors) not in (1, 2):
+                raise FormatError(f"hand-over has {len(descriptors)} descriptors, not 1 or 2")
+            kind_of_core = os.fstat(descriptors[0]).st_mode
+            if not (stat.S_ISFIFO(kind_of_core) or stat.S_ISREG(kind_of_core)):
+                raise FormatError("hand-over of a core that is neither pipe nor file")
+            fields = parse_fields(data)
+        except FormatError:
+            for fd in descriptors:
+                os.close(fd)
+            raise
+        pidfd = descriptors[1] if len(descriptors) == 2 else None
+        if pidfd is not None and pidfd_pid(pidfd) is None:
+            os.close(pidfd)  # already reaped, or no pidfd: nothing of /proc can be trusted
+            pidfd = None
+        return Handoff(fields, descriptors[0], pidfd)
+
+    def send_receipt(self) -> bool:
+        """Take the crash over; False when the handler has given up and keeps it."""
+        try:
+            return self._peer.send(RECEIPT, socket.MSG_NOSIGNAL) == 1
+        except OSError:
+            return False
+
+
+def accept(server: socket.socket) -> Connection | None:
+    """Accept the next handler; None when none is waiting."""
+    try:
+        peer, _ = server.accept()
+    except (BlockingIOError, ConnectionAbortedError):
+        return None
+    peer.setblocking(False)
+    return Connection(peer)

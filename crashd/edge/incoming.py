@@ -1,0 +1,88 @@
+"""One core on its way in, whatever brought it: the one type that the capture path takes.
+
+A new transport costs one constructor here, not a second path.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import time
+from collections.abc import Callable, Mapping
+
+from crashd.domain.model import Mode
+from crashd.edge.process import PidfdInfo, pidfd_info, read_snapshot
+
+PIPE_BYTES = 1 << 20
+
+
+class DeadlineError(Exception):
+    """The core did not arrive in time."""
+
+
+class IncomingCore:
+    """Owns the source descriptor and the pidfd; `release` lets the crashed process go.
+
+    The kernel holds the process until the last copy of a pipe's read end is closed (KERNEL.md A3),
+    so whoever passed the descriptor here must have closed its own by then.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        source: int,
+        pidfd: int | None,
+        snapshot: Callable[[], Mapping[str, bytes]],
+    ) -> None:
+        self.mode = mode
+        self._source = source
+        self._pidfd = pidfd
+        self._snapshot = snapshot
+        self.released_boottime_ns: int | None = None
+        """CLOCK_BOOTTIME when the crashed process was let go."""
+        self._poll = select.poll()
+        self._poll.register(source, select.POLLIN)
+
+    @classmethod
+    def from_pipe(cls, source: int, pidfd: int | None) -> "IncomingCore":
+        """Take the pipe that the kernel writes into, and the pidfd of who crashed."""
+        with contextlib.suppress(OSError):  # over the user's limit: smaller reads, nothing worse
+            fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(source, True)
+        snapshot = (lambda: read_snapshot(pidfd)) if pidfd is not None else dict[str, bytes]
+        return cls(Mode.PIPE, source, pidfd, snapshot)
+
+    @classmethod
+    def from_spool(cls, source: int, snapshot: Callable[[], Mapping[str, bytes]]) -> "IncomingCore":
+        """Take a core that the handler spooled; its process is long gone."""
+        return cls(Mode.SPOOL, source, None, snapshot)
+
+    def snapshot(self) -> Mapping[str, bytes]:
+        """Read what /proc tells (or told, in the spool); may block, see `read_snapshot`."""
+        return self._snapshot()
+
+    def identity(self) -> PidfdInfo | None:
+        """Ask the kernel who it was; None where it cannot tell."""
+        return None if self._pidfd is None else pidfd_info(self._pidfd)
+
+    def read_into(self, view: memoryview, deadline_ns: int) -> int:
+        """Read the next bytes of the core; 0 at its end.
+
+        Raises:
+            DeadlineError: nothing came before `deadline_ns` (CLOCK_MONOTONIC).
+
+        """
+        remaining_ns = deadline_ns - time.monotonic_ns()
+        if remaining_ns <= 0 or not self._poll.poll(remaining_ns // 10**6 + 1):
+            raise DeadlineError
+        return os.readv(self._source, [view])
+
+    def release(self) -> None:
+        """Close the source: the crashed process is let go. Only the first call does anything."""
+        if self._source < 0:
+            return
+        self.released_boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for fd in (self._source, self._pidfd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self._source, self._pidfd = -1, None

@@ -1,0 +1,192 @@
+"""Processes: prctl(2), pidfds, and one race-free look at /proc/PID.
+
+A process is named by its pidfd, never by its number alone: the /proc directory is opened once, and
+the pidfd says after that, and again at the end, that it is still the same living process (KERNEL.md
+A6).
+"""
+
+import ctypes
+import fcntl
+import os
+import resource
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crashd.corehandler import PROC_FILES, PROC_LINKS
+
+PR_SET_DUMPABLE = 4  # linux/prctl.h
+PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, 72 bytes), linux/pidfd.h, 6.13; 72 bytes since 6.16
+_PIDFD_INFO_CREDS, _PIDFD_INFO_CGROUPID, _PIDFD_INFO_COREDUMP = 2, 4, 16
+_PIDFD_INFO = struct.Struct("=QQIIIIIIIIIIIiII")
+PIDFD_COREDUMP_USER = 4  # PIDFD_COREDUMP_USER, linux/pidfd.h: dumped as an ordinary process
+THREADS_MAX = 4096
+OPEN_FDS_MAX = 256
+_TEXT_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PidfdInfo:
+    """What the kernel itself says of a process, whoever has its number now."""
+
+    pid: int
+    uids: tuple[int, int, int, int] | None
+    """Real, effective, saved, file system user id; None once the process is reaped."""
+    gids: tuple[int, int, int, int] | None
+    coredump_mask: int | None
+    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not tell (below
+    6.16).
+    """
+
+
+def make_undumpable() -> None:
+    """Never dump core, and shut out ptrace and /proc readers: a collector must not feed itself."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+    # The kernel starts no pipe handler for a limit of exactly 1 (fs/coredump.c).
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    soft = 1 if hard in (resource.RLIM_INFINITY, 1) or hard >= 1 else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+def set_oom_score(adjust: int) -> bool:
+    """Set /proc/self/oom_score_adj; False where that is not allowed."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(adjust))
+    except OSError:
+        return False
+    return True
+
+
+def boot_id() -> str:
+    """Read this boot's id, 32 hex digits."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip().replace("-", "")
+
+
+def memory_total_bytes() -> int:
+    """Tell how much memory the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def pidfd_pid(pidfd: int) -> int | None:
+    """Tell which process a pidfd means; None once it is reaped, or when `pidfd` is none."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+            raw = file.read(4096)
+    except OSError:
+        return None
+    for line in raw.split(b"\n"):
+        if line.startswith(b"Pid:\t") and line[5:].isdigit():
+            return int(line[5:])
+    return None
+
+
+def pidfd_info(pidfd: int) -> PidfdInfo | None:
+    """Ask the kernel for a process's identity (ioctl PIDFD_GET_INFO); None where it cannot
+    answer.
+    """
+    # until minimum kernel 6.16: ENOTTY below 6.13, no coredump_mask below 6.16
+    wanted = _PIDFD_INFO_CREDS | _PIDFD_INFO_CGROUPID | _PIDFD_INFO_COREDUMP
+    buffer = bytearray(_PIDFD_INFO.size)
+    struct.pack_into("=Q", buffer, 0, wanted)
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    (mask, _cgroup, pid, _tgid, _ppid, *rest) = _PIDFD_INFO.unpack(buffer)
+    ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid, _exit, coredump, _signal = rest
+    creds = bool(mask & _PIDFD_INFO_CREDS)
+    return PidfdInfo(
+        pid=pid,
+        uids=(ruid, euid, suid, fsuid) if creds else None,
+        gids=(rgid, egid, sgid, fsgid) if creds else None,
+        coredump_mask=coredump if mask & _PIDFD_INFO_COREDUMP else None,
+    )
+
+
+def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
+    """Read what /proc tells of the process, raw and capped; empty when it is not surely the same
+    one.
+
+    Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` and `threads` (`tid name`
+    lines). May block for as long as a page of the process's memory does: the caller has a deadline.
+    """
+    pid = pidfd_pid(pidfd)
+    if pid is None:
+        return {}
+    try:
+        process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        if pidfd_pid(pidfd) != pid:
+            return {}
+        found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
+        for name in PROC_LINKS:
+            found[name] = _link(name, process)
+        found["threads"] = _threads(process)
+        found["open_fds"] = _open_fds(process)
+        for name, limit in PROC_FILES.items():
+            found[name] = _read(name, limit, process)
+        return found if pidfd_pid(pidfd) == pid else {}
+    finally:
+        os.close(process)
+
+
+def _read(name: str, limit: int, directory: int) -> bytes:
+    parts: list[bytes] = []
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return b""
+    try:
+        while limit > 0:
+            part = os.read(fd, min(limit, 1 << 17))
+            if not part:
+                break
+            parts.append(part)
+            limit -= len(part)
+    except OSError:
+        pass  # what was read so far is what there is
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
+def _link(name: str, directory: int) -> bytes:
+    try:
+        return os.readlink(name.encode(), dir_fd=directory)
+    except OSError:
+        return b""
+
+
+def _list(name: str, directory: int) -> list[str]:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return []
+    try:
+        return sorted((n for n in os.listdir(fd) if n.isdigit()), key=int)
+    finally:
+        os.close(fd)
+
+
+def _threads(process: int) -> bytes:
+    lines = [
+        tid.encode()
+        + b" "
+        + _read(f"task/{tid}/comm", 64, process).rstrip(b"\n").replace(b"\n", b"\\n")
+        for tid in _list("task", process)[:THREADS_MAX]
+    ]
+    return b"\n".join(lines)
+
+
+def _open_fds(process: int) -> bytes:
+    lines: list[bytes] = []
+    for number in _list("fd", process)[:OPEN_FDS_MAX]:
+        target = _link(f"fd/{number}", process).replace(b"\n", b"\\n")
+        lines.append(number.encode() + b":" + target)
+    return b"\n".join(lines)[:_TEXT_MAX]

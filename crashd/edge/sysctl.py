@@ -1,0 +1,320 @@
+"""The three sysctls of a crash collector: set with read-back, and put back as they were.
+
+Order matters: kernel.core_pattern before fs.suid_dumpable=2, for the kernel warns of a relative
+pattern with it; in reverse when they are given back. Source: fs/coredump.c, kernel.rst, core(5).
+
+The file of what stood there before, as `register` writes it:
+
+    core                             kernel.core_pattern; may be empty, and bytes that are not UTF-8
+    kernel.core_pipe_limit=0
+    fs.suid_dumpable=0
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from crashd.domain.corepattern import PATTERN_MAX, handler_of, is_ours
+from crashd.errors import (
+    CrashdError,
+    PermissionDeniedError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+PATTERN = "kernel.core_pattern"
+PIPE_LIMIT = "kernel.core_pipe_limit"
+SUID_DUMPABLE = "fs.suid_dumpable"
+SUID_ROOT_ONLY = "2"
+"""SUID_DUMP_ROOT of include/linux/sched/coredump.h: dump, for root's eyes only."""
+PROC = Path("/proc")
+_ORDER = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
+_DEFAULTS = {PATTERN: "core", PIPE_LIMIT: "0", SUID_DUMPABLE: "0"}  # the kernel's own
+_LARGEST = {PIPE_LIMIT: 2**31 - 1, SUID_DUMPABLE: 2}
+_VALUE_MAX = 4096
+_PREVIOUS_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What is registered; fs.suid_dumpable is always 2."""
+
+    pattern: str
+    """As crashd.domain.corepattern.build_pattern makes it."""
+    pipe_limit: int
+
+
+def _path(name: str, proc: Path) -> Path:
+    if name not in _ORDER:
+        raise ValueError(f"{name!r} is not a sysctl of crashd's")
+    return proc / "sys" / name.replace(".", "/")
+
+
+def read(name: str, proc: Path = PROC) -> str:
+    """Read one of the three; bytes that are not UTF-8 become surrogates.
+
+    Raises:
+        UnsupportedError: the kernel has none of this name.
+        PermissionDeniedError: the caller may not read it.
+        UnavailableError: it cannot be read, or holds what is no such value.
+
+    """
+    try:
+        fd = os.open(_path(name, proc), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            raw = file.read(_VALUE_MAX)
+    except OSError as e:
+        raise _not_read(name, e) from e
+    value = os.fsdecode(raw.removesuffix(b"\n"))
+    if not _is_value(name, value):
+        raise UnavailableError(f"{name} holds {value!r:.80}, which is no such setting")
+    return value
+
+
+def write(name: str, value: str, proc: Path = PROC) -> None:
+    """Set one of the three, and read it back; the old value is put back where that differs.
+
+    The kernel cuts a long pattern without a word, and 6.16 and 6.17 took wrong ones that could then
+    not be read.
+
+    Raises:
+        ValueError: such a value cannot be written as one line.
+        PermissionDeniedError: the caller is not root.
+        UnsupportedError: read-only (a container), refused, or not kept.
+        UnavailableError: it could not be written for another reason.
+
+    """
+    if not _is_value(name, value):
+        raise ValueError(f"{value!r} is no value of {name}")
+    before = read(name, proc)
+    try:
+        _put(name, value, proc)
+    except OSError as e:
+        raise _not_written(name, before, value, e) from e
+    after: str | None = None
+    shown = ""
+    try:
+        after = read(name, proc)
+        shown = repr(after)
+    except CrashdError as e:
+        shown = f"an error ({e})"
+    if after == value:
+        return
+    outcome = f"{before!r} is back"
+    try:
+        _put(name, before, proc)
+    except OSError as e:
+        outcome = f"{before!r} could not be put back: {e.strerror}"
+    raise UnsupportedError(
+        f"{name} was set to {value!r} and then read as {shown}; {outcome}",
+        hint="the kernel does not keep such a value, or another program sets it at the same time",
+    )
+
+
+def owned(handler: str, proc: Path = PROC) -> bool:
+    """Tell whether kernel.core_pattern is a pipe to `handler` with our arguments; raises as `read`.
+
+    Whether that program is there is not asked.
+    """
+    return is_ours(read(PATTERN, proc), handler)
+
+
+def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bool:
+    """Set all three, saving before what stands there; False when all is so already.
+
+    Nothing is saved when the pattern is this handler's already: what stood there before it is in
+    the file, or was never known.
+
+    Raises:
+        CrashdError: nothing could be saved, or one of them not be set; those set before it are
+            back, as far as that was possible (the message says so where not).
+
+    """
+    values = {
+        PATTERN: wanted.pattern,
+        PIPE_LIMIT: str(wanted.pipe_limit),
+        SUID_DUMPABLE: SUID_ROOT_ONLY,
+    }
+    before = {name: read(name, proc) for name in _ORDER}
+    if before == values:
+        return False
+    saved = not is_ours(before[PATTERN], handler_of(wanted.pattern) or "")
+    if saved:
+        _save(previous_file, before)
+    done: list[str] = []
+    try:
+        for name in _ORDER:
+            if before[name] != values[name]:
+                write(name, values[name], proc)
+                done.append(name)
+    except CrashdError as e:
+        left = _put_back(before, list(reversed(done)), proc)
+        if left:
+            raise UnavailableError(f"{e}; then {left[0]}", hint=e.hint) from e
+        if saved:
+            with contextlib.suppress(OSError):
+                previous_file.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def restore(handler: str, previous_file: Path, proc: Path = PROC) -> str:
+    """Put all three back as `previous_file` has them, where the pattern is still ours.
+
+    Whoever has set another pattern since knew why: then nothing is changed. Without a sound file
+    the kernel's defaults are set. Returns what was done, in words; the file is gone then.
+
+    Raises:
+        CrashdError: one of them cannot be set; the others are, and the file is kept.
+
+    """
+    present = read(PATTERN, proc)
+    if not is_ours(present, handler):
+        _remove(previous_file)
+        return f"{PATTERN} is {present!r}, not ours: all is left as it is"
+    previous = _load(previous_file)
+    if previous is not None and is_ours(previous[PATTERN], handler):
+        previous = None  # giving it back would leave a handler that is about to go
+    values = previous or _DEFAULTS
+    left = _put_back(values, list(reversed(_ORDER)), proc)
+    if left:
+        raise left[0]
+    _remove(previous_file)
+    source = "" if previous else ", the kernel's default: what stood there before is not known"
+    return f"{PATTERN} is {values[PATTERN]!r} again{source}"
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def _not_read(name: str, e: OSError) -> CrashdError:
+    message = f"cannot read {name}: {e.strerror}"
+    if e.errno == errno.ENOENT:
+        return UnsupportedError(
+            message, hint="the kernel was built without CONFIG_COREDUMP, or /proc is not mounted"
+        )
+    if e.errno in (errno.EACCES, errno.EPERM):
+        return PermissionDeniedError(message, hint="run as root")
+    hint = None
+    if e.errno == errno.EINVAL and name == PATTERN:
+        hint = f"the kernel holds a pattern that it will not show: sysctl -w {PATTERN}=core"
+    return UnavailableError(message, hint=hint)
+
+
+def _not_written(name: str, before: str, value: str, e: OSError) -> CrashdError:
+    message = f"cannot set {name} from {before!r} to {value!r}: {e.strerror}"
+    if e.errno in (errno.EACCES, errno.EPERM):
+        return PermissionDeniedError(message, hint="run as root on the host itself")
+    if e.errno == errno.EROFS:
+        hint = "/proc/sys is read-only, as in a container: run `crashctl install` on the host"
+        return UnsupportedError(message, hint=hint)
+    if e.errno == errno.EINVAL:
+        hint = "the kernel refuses this value, or takes it from the host's mount namespace only"
+        return UnsupportedError(message, hint=hint)
+    return UnavailableError(message)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def _is_value(name: str, value: str) -> bool:
+    if name == PATTERN:
+        raw = os.fsencode(value)
+        return len(raw) <= PATTERN_MAX and not any(byte in raw for byte in b"\n\0")
+    digits = value.isascii() and value.isdigit() and len(value) <= 10
+    return digits and int(value) <= _LARGEST[name]
+
+
+def _put(name: str, value: str, proc: Path) -> None:
+    fd = os.open(_path(name, proc), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        # One write(2): each is a whole new value to the kernel. A short one shows when read back.
+        os.write(fd, os.fsencode(value) + b"\n")
+    finally:
+        os.close(fd)
+
+
+def _put_back(values: Mapping[str, str], names: list[str], proc: Path) -> list[CrashdError]:
+    """Set each, and give the errors: one that fails does not keep the others from it."""
+    errors: list[CrashdError] = []
+    for name in names:
+        try:
+            if read(name, proc) != values[name]:
+                write(name, values[name], proc)
+        except CrashdError as e:
+            errors.append(e)
+    return errors
+
+
+# -- the file of what stood there before -----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _file_errors(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UnavailableError(f"cannot {what} {path}: {e.strerror}") from e
+
+
+def _save(previous_file: Path, values: Mapping[str, str]) -> None:
+    lines = [values[PATTERN], *(f"{name}={values[name]}" for name in _ORDER[1:])]
+    staged = previous_file.with_name(f".{previous_file.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _file_errors("save the present settings in", previous_file):
+        previous_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(staged, flags, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(os.fsencode("".join(f"{line}\n" for line in lines)))
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(staged, previous_file)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise
+        _sync_directory(previous_file.parent)
+
+
+def _remove(previous_file: Path) -> None:
+    with _file_errors("remove", previous_file):
+        try:
+            previous_file.unlink()
+        except FileNotFoundError:
+            return
+        _sync_directory(previous_file.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _load(previous_file: Path) -> dict[str, str] | None:
+    """Read the file; None unless it is whole and sound: half of it could be anybody's."""
+    try:
+        fd = os.open(previous_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            raw = file.read(_PREVIOUS_MAX + 1)
+    except OSError:
+        return None
+    lines = os.fsdecode(raw).split("\n")
+    if len(lines) != len(_ORDER) + 1 or lines[-1]:
+        return None
+    values = {PATTERN: lines[0]}
+    for name, line in zip(_ORDER[1:], lines[1:-1], strict=True):
+        key, _, value = line.partition("=")
+        if key != name:
+            return None
+        values[name] = value
+    return values if all(_is_value(name, value) for name, value in values.items()) else None

@@ -1,0 +1,319 @@
+import re
+import threading
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from crashd.domain.model import Disposition, Engine, Kind
+from crashd.domain.signals import CORE_SIGNALS, SIGSEGV
+from crashd.edge.exporter import (
+    HOLD_BUCKETS,
+    OPENMETRICS,
+    TEXT,
+    DropReason,
+    Exporter,
+    accepts_gzip,
+    parse_request,
+    wants_openmetrics,
+)
+
+PROMETHEUS_ACCEPT = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(exporter: Exporter) -> Series:
+    """Read every series as Prometheus does."""
+    body, content_type = exporter.render("")
+    assert content_type == TEXT
+    found: Series = {}
+    for family in parse_text(body.decode()):
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def value(exporter: Exporter, name: str, **labels: str) -> float:
+    return scrape(exporter)[name, tuple(sorted(labels.items()))]
+
+
+@pytest.fixture
+def exporter() -> Exporter:
+    return Exporter("1.2.3")
+
+
+def test_render_fresh_has_every_closed_series_at_0(exporter: Exporter) -> None:
+    found = scrape(exporter)
+    names = [name for name, _ in found]
+    assert names.count("crashd_crashes_total") == len(Kind) * len(Disposition)
+    assert names.count("crashd_crashes_by_signal_total") == len(CORE_SIGNALS) + 1
+    assert names.count("crashd_capture_hold_seconds_count") == len(Engine)
+    assert names.count("crashd_capture_hold_seconds_bucket") == len(Engine) * (
+        len(HOLD_BUCKETS) + 1
+    )
+    assert names.count("crashd_capture_bytes_total") == 3
+    assert names.count("crashd_dropped_total") == len(DropReason)
+    for name in ("store_bytes", "store_entries", "last_crash_timestamp_seconds"):
+        assert names.count(f"crashd_{name}") == len(Kind)
+    for name in ("captures_in_flight", "store_free_bytes", "core_pattern_owned"):
+        assert names.count(f"crashd_{name}") == 1
+    assert found.pop(("crashd_build_info", (("version", "1.2.3"),))) == 1
+    assert set(found.values()) == {0}
+    assert not [name for name in names if name.endswith("_created")]
+
+
+def test_render_both_formats_tell_the_same(exporter: Exporter) -> None:
+    exporter.crash("process", "full", SIGSEGV, 10**18)
+    exporter.captured("memory", 0.02, 100, 50, 10)
+    body, content_type = exporter.render(PROMETHEUS_ACCEPT)
+    assert content_type == OPENMETRICS
+    assert body.endswith(b"# EOF\n")
+    found = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+        for sample in family.samples
+    }
+    assert found == scrape(exporter)
+
+
+def test_render_every_metric_has_a_help_line(exporter: Exporter) -> None:
+    for family in parse_text(exporter.render("")[0].decode()):
+        assert family.documentation.endswith(".")
+        assert family.type in ("counter", "gauge", "histogram")
+
+
+def test_crash_process_counts_kind_disposition_and_signal(exporter: Exporter) -> None:
+    exporter.crash("process", "mini", SIGSEGV, 1_700_000_000_500_000_000)
+    assert value(exporter, "crashd_crashes_total", kind="process", disposition="mini") == 1
+    assert value(exporter, "crashd_crashes_by_signal_total", signal="SIGSEGV") == 1
+    name = "crashd_last_crash_timestamp_seconds"
+    assert value(exporter, name, kind="process") == 1_700_000_000.5
+    assert value(exporter, name, kind="kernel") == 0
+
+
+def test_crash_kernel_counts_no_signal(exporter: Exporter) -> None:
+    exporter.crash(Kind.KERNEL, Disposition.FULL, None, 1)
+    assert value(exporter, "crashd_crashes_total", kind="kernel", disposition="full") == 1
+    counts = [n for (name, _), n in scrape(exporter).items() if "by_signal" in name]
+    assert sum(counts) == 0
+
+
+@pytest.mark.parametrize("signal", [None, 0, -1, 9, 15, 34, 64, 65, 10**9])
+def test_crash_other_signal_is_other(exporter: Exporter, signal: int | None) -> None:
+    exporter.crash("process", "full", signal, 1)
+    assert value(exporter, "crashd_crashes_by_signal_total", signal="other") == 1
+
+
+def test_crash_older_than_the_newest_leaves_the_timestamp(exporter: Exporter) -> None:
+    exporter.crash("process", "full", 11, 20 * 10**9)
+    exporter.crash("process", "full", 11, 10 * 10**9)
+    assert value(exporter, "crashd_last_crash_timestamp_seconds", kind="process") == 20
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("proc", "full"), ("process", ""), ("", "full")])
+def test_crash_foreign_label_is_refused_and_not_counted(
+    exporter: Exporter, kind: str, kept: str
+) -> None:
+    before = scrape(exporter)
+    with pytest.raises(ValueError, match="is not a valid"):
+        exporter.crash(kind, kept, 11, 1)
+    with pytest.raises(ValueError, match="is not a valid"):
+        exporter.seed({("process", "full"): 5, (kind, kept): 5}, {11: 5}, {"process": 5})
+    assert scrape(exporter) == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first_bucket"),
+    [(0.0, "0.001"), (0.001, "0.001"), (0.0011, "0.0025"), (300.0, "300.0"), (300.1, "+Inf")],
+)
+def test_captured_hold_falls_in_its_bucket_and_all_above(
+    exporter: Exporter, seconds: float, first_bucket: str
+) -> None:
+    exporter.captured("stream", seconds, 3, 2, 1)
+    found = scrape(exporter)
+    name = "crashd_capture_hold_seconds"
+    bounds = [*(str(float(bound)) for bound in HOLD_BUCKETS), "+Inf"]
+    counts = [found[f"{name}_bucket", (("engine", "stream"), ("le", le))] for le in bounds]
+    position = bounds.index(first_bucket)
+    assert counts == [0] * position + [1] * (len(bounds) - position)
+    assert found[f"{name}_sum", (("engine", "stream"),)] == seconds
+    assert found[f"{name}_count", (("engine", "stream"),)] == 1
+    assert found[f"{name}_count", (("engine", "memory"),)] == 0
+
+
+def test_hold_buckets_go_from_1_ms_to_5_minutes_upwards() -> None:
+    assert list(HOLD_BUCKETS) == sorted(set(HOLD_BUCKETS))
+    assert (HOLD_BUCKETS[0], HOLD_BUCKETS[-1]) == (0.001, 300)
+
+
+def test_captured_sizes_add_up_without_a_hold(exporter: Exporter) -> None:
+    exporter.captured(Engine.MEMORY, None, 100, 50, 10)
+    exporter.captured(Engine.MEMORY, None, 1, 0, 1)
+    sizes = [
+        value(exporter, "crashd_capture_bytes_total", stage=stage)
+        for stage in ("logical", "resident", "stored")
+    ]
+    assert sizes == [101, 50, 11]
+    assert value(exporter, "crashd_capture_hold_seconds_count", engine="memory") == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "hold", "size"),
+    [("gdb", 1.0, 1), ("memory", -0.1, 1), ("memory", float("nan"), 1), ("memory", 1.0, -1)],
+)
+def test_captured_nonsense_is_refused_and_not_counted(
+    exporter: Exporter, engine: str, hold: float, size: int
+) -> None:
+    before = scrape(exporter)
+    with pytest.raises(ValueError, match=r"valid Engine|capture of"):
+        exporter.captured(engine, hold, 1, 1, size)
+    assert scrape(exporter) == before
+
+
+def test_dropped_counts_by_reason(exporter: Exporter) -> None:
+    exporter.dropped(DropReason.DEADLINE)
+    assert value(exporter, "crashd_dropped_total", reason="deadline") == 1
+    with pytest.raises(ValueError, match="DropReason"):
+        exporter.dropped("tired")  # type: ignore[arg-type]
+
+
+def test_gauges_are_set(exporter: Exporter) -> None:
+    exporter.in_flight(3)
+    exporter.store("process", 7, 1 << 50)
+    exporter.store_free(5)
+    exporter.core_pattern_owned(True)
+    assert value(exporter, "crashd_captures_in_flight") == 3
+    assert value(exporter, "crashd_store_entries", kind="process") == 7
+    assert value(exporter, "crashd_store_bytes", kind="process") == 1 << 50
+    assert value(exporter, "crashd_store_free_bytes") == 5
+    assert value(exporter, "crashd_core_pattern_owned") == 1
+    exporter.core_pattern_owned(False)
+    assert value(exporter, "crashd_core_pattern_owned") == 0
+    assert exporter.store_usage() == {"process": (7, 1 << 50), "kernel": (0, 0)}
+    with pytest.raises(ValueError, match="Kind"):
+        exporter.store("disk", 1, 1)
+
+
+def test_seed_totals_go_on_from_there(exporter: Exporter) -> None:
+    exporter.seed(
+        {("process", "full"): 5, ("kernel", "full"): 2}, {11: 4, None: 1, 40: 2}, {"kernel": 10**9}
+    )
+    exporter.crash("process", "full", 11, 2 * 10**9)
+    assert value(exporter, "crashd_crashes_total", kind="process", disposition="full") == 6
+    assert value(exporter, "crashd_crashes_total", kind="kernel", disposition="full") == 2
+    assert value(exporter, "crashd_crashes_by_signal_total", signal="SIGSEGV") == 5
+    assert value(exporter, "crashd_crashes_by_signal_total", signal="other") == 3
+    assert value(exporter, "crashd_last_crash_timestamp_seconds", kind="kernel") == 1
+    assert value(exporter, "crashd_last_crash_timestamp_seconds", kind="process") == 2
+
+
+def test_series_count_is_constant_whatever_crashes(exporter: Exporter) -> None:
+    before = scrape(exporter).keys()
+    for signal in range(200):
+        exporter.crash("process", "metadata", signal, signal)
+    assert scrape(exporter).keys() == before
+
+
+def test_exporters_share_nothing(exporter: Exporter) -> None:
+    exporter.dropped(DropReason.DEADLINE)
+    assert value(Exporter("2"), "crashd_dropped_total", reason="deadline") == 0
+
+
+def test_methods_from_many_threads_lose_no_count(exporter: Exporter) -> None:
+    def work() -> None:
+        for _ in range(500):
+            exporter.crash("process", "full", 11, 1)
+            exporter.captured("memory", 0.5, 1, 1, 1)
+            exporter.dropped(DropReason.DEADLINE)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    exporter.render("")
+    for thread in threads:
+        thread.join()
+    assert value(exporter, "crashd_crashes_total", kind="process", disposition="full") == 2000
+    assert value(exporter, "crashd_capture_hold_seconds_count", engine="memory") == 2000
+    assert value(exporter, "crashd_capture_bytes_total", stage="stored") == 2000
+    assert value(exporter, "crashd_dropped_total", reason="deadline") == 2000
+
+
+# -- what a request says
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        (PROMETHEUS_ACCEPT, True),
+        ("application/openmetrics-text", True),
+        ("Application/OpenMetrics-Text; Version=1.0.0", True),
+        ("text/plain;q=0.5, application/openmetrics-text;q=0.5", True),
+        ("application/openmetrics-text;q=0.5,text/plain", False),
+        ("application/openmetrics-text;version=0.0.1", False),
+        ("application/openmetrics-text;version=2.0.0,*/*;q=0.1", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=x", False),
+        ("application/openmetrics-text;q=nan", False),
+        ("application/openmetrics-text;q=inf,text/plain", False),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("*/*", False),
+        ("", False),
+        (";;=,;q,", False),
+    ],
+)
+def test_wants_openmetrics_takes_what_is_preferred(accept: str, wanted: bool) -> None:
+    assert wants_openmetrics(accept) is wanted
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0, *", False),
+        ("identity", False),
+        ("", False),
+    ],
+)
+def test_accepts_gzip_heeds_the_quality(header: str, accepted: bool) -> None:
+    assert accepts_gzip(header) is accepted
+
+
+def test_parse_request_is_taken_apart() -> None:
+    head = b"GET /metrics?x=/y HTTP/1.1\r\nHost: a:1\r\nAccept: a\r\nX:\r\naccept:  b "
+    headers = {"host": "a:1", "accept": "a, b", "x": ""}
+    assert parse_request(head) == ("GET", "/metrics", headers)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"GET",
+        b"GET /",
+        b"GET / HTTP/2.0",
+        b"GET / HTTP/1.1 ",
+        b"GET  / HTTP/1.1",
+        b"G\xc9T / HTTP/1.1",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET / HTTP/1.1\r\nnone",
+        b"GET / HTTP/1.1\r\n: x",
+        b"GET / HTTP/1.1\r\nHost : x",
+        b"GET / HTTP/1.1\r\n folded: x",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_parse_request_what_is_none_is_refused(head: bytes) -> None:
+    with pytest.raises(ValueError, match=re.compile("is no|unpack")):
+        parse_request(head)
