@@ -1,0 +1,258 @@
+"""Store and index together: what crashctl and the control socket ask of them.
+
+The entries on disk are the truth, the index answers quickly; `verify` says where they differ,
+`reindex` makes the index anew. A viewer who is not root sees only his own; what he may not see does
+not exist.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crashd.domain.match import Query
+from crashd.domain.model import Crash, State, to_json
+from crashd.errors import CrashdError, FormatError, IndexCorruptError, NotFoundError
+from crashd.store import corefile
+from crashd.store.entry import (
+    CORE,
+    RECORD,
+    Entry,
+    entry_ids,
+    foreign_names,
+    open_entry,
+    remove,
+)
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+
+_EXPECTED = frozenset({RECORD, CORE})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `verify` found wrong."""
+
+    kind: str
+    """A short, stable word: `no-row`, `no-entry`, `row-differs`, `bad-record`, `no-core`, …"""
+    subject: str
+    """The crash's id, or the name of a file."""
+    text: str
+
+
+class Catalog:
+    """The crashes of one root; for one thread, as its index is."""
+
+    def __init__(self, paths: Paths, index: Index) -> None:
+        self._paths = paths
+        self._index = index
+
+    def select(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+        """Find crashes; see `Index.select`."""
+        return self._index.select(query, viewer)
+
+    def info(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+        """Give all that is known of one crash: crash.json, and how many share its signature.
+
+        Raises:
+            NotFoundError: there is none, or the viewer may not see it.
+
+        """
+        row = self._visible(crash_id, viewer)
+        try:
+            with open_entry(self._paths, crash_id) as entry:
+                crash = entry.read()
+        except (NotFoundError, FormatError) as e:
+            return {**row, "warnings": [f"only the index knows this crash: {e}"]}
+        if viewer is not None and crash.owner_uid != viewer:
+            raise _not_found(crash_id)
+        return {**to_json(crash), "count_of_signature": row["count_of_signature"]}
+
+    def open_core(self, crash_id: str, viewer: int | None) -> int:
+        """Open the stored core; the caller owns the descriptor.
+
+        Raises:
+            NotFoundError: no such crash, no core, or not the viewer's.
+
+        """
+        self._visible(crash_id, viewer)
+        with open_entry(self._paths, crash_id) as entry:
+            if viewer is not None and entry.read().owner_uid != viewer:
+                raise _not_found(crash_id)
+            return entry.open_core()
+
+    def _visible(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+        found, owner = self._index.owner_of(crash_id)
+        row = self._index.get(crash_id) if found and viewer in (None, owner) else None
+        if row is None:
+            raise _not_found(crash_id)
+        return row
+
+    def delete(self, crash_ids: Iterable[str]) -> int:
+        """Delete crashes, entry first and then row; return the bytes freed.
+
+        Raises:
+            NotFoundError: neither entry nor row.
+            UnavailableError: one is still being captured.
+
+        """
+        freed = 0
+        for crash_id in crash_ids:
+            try:
+                freed += remove(self._paths, crash_id)
+            except NotFoundError:
+                if self._index.get(crash_id) is None:
+                    raise
+            self._index.remove([crash_id])
+        return freed
+
+    def set_pinned(self, crash_ids: Iterable[str], pinned: bool) -> None:
+        """Pin or unpin crashes, on disk on return.
+
+        Raises:
+            NotFoundError: no such crash.
+            CrashdError: one is still being captured, or its record cannot be read.
+
+        """
+        for crash_id in crash_ids:
+            with open_entry(self._paths, crash_id) as entry:
+                if not entry.try_lock():
+                    raise CrashdError(f"crash {crash_id} is still being captured")
+                crash = replace(entry.read(), pinned=pinned)
+                entry.write(crash, sync=True)
+            self._index.put([crash])
+
+    def verify(self, *, deep: bool = False) -> list[Finding]:
+        """Compare store and index; with `deep` every core is read and the index file checked as
+        well.
+        """
+        return list(self._findings(deep))
+
+    def _findings(self, deep: bool) -> Iterator[Finding]:
+        if deep:
+            for complaint in self._index.check():
+                yield Finding("index-damaged", self._paths.index.name, complaint)
+        for path in (self._paths.state_dir, self._paths.crashes, self._paths.index):
+            yield from _privacy(path)
+        for name in foreign_names(self._paths):
+            yield Finding("foreign", name, "is no crash's entry; crashd leaves it alone")
+        rows = {row[0]: row for row in self._index.rows()}
+        for crash_id in entry_ids(self._paths):
+            try:
+                with open_entry(self._paths, crash_id) as entry:
+                    yield from self._of_entry(entry, rows.pop(crash_id, None), deep)
+            except NotFoundError:
+                continue  # deleted while we looked
+        for crash_id in rows:
+            if not (self._paths.crashes / crash_id).exists():
+                yield Finding("no-entry", crash_id, "is in the index but not on disk")
+
+    def _of_entry(self, entry: Entry, row: tuple[Any, ...] | None, deep: bool) -> Iterator[Finding]:
+        if not entry.try_lock():
+            return  # being written: whatever it looks like now, it is not finished
+        try:
+            crash = entry.read()
+        except (FormatError, NotFoundError) as e:
+            yield Finding("bad-record", entry.id, str(e))
+            return
+        status = os.fstat(entry.fd)
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            yield Finding("not-private", entry.id, "its directory is another's, or open to others")
+        for name in entry.file_names():
+            if name not in _EXPECTED:
+                yield Finding(
+                    "leftover", entry.id, f"has the file {name!r}, left by a writer that died"
+                )
+        if crash.state is State.CAPTURING:
+            yield Finding(
+                "unfinished", entry.id, "was never finished; a running crashd salvages it"
+            )
+        if row is None:
+            yield Finding("no-row", entry.id, "is on disk but not in the index")
+        elif row != Index.row_of(crash):
+            yield Finding("row-differs", entry.id, f"the index and {RECORD} say different things")
+        yield from self._of_core(entry, crash, deep)
+
+    def _of_core(self, entry: Entry, crash: Crash, deep: bool) -> Iterator[Finding]:
+        stored = entry.stored_bytes()
+        if crash.core.path is None:
+            if stored is not None and crash.state is not State.CAPTURING:
+                yield Finding("extra-core", entry.id, f"has a core of which {RECORD} knows nothing")
+        elif stored is None:
+            yield Finding("no-core", entry.id, "its core is missing")
+        elif stored != crash.core.stored_bytes:
+            promised = crash.core.stored_bytes
+            yield Finding(
+                "core-size", entry.id, f"its core has {stored} bytes on disk, not {promised}"
+            )
+        elif deep:
+            fd = entry.open_core()
+            try:
+                for _ in corefile.read_core(fd, crash.core.size_bytes):
+                    pass
+            except FormatError as e:
+                yield Finding("core-damaged", entry.id, str(e))
+            finally:
+                os.close(fd)
+
+
+def _privacy(path: Path) -> Iterator[Finding]:
+    status = path.lstat()
+    if status.st_uid != os.geteuid():
+        yield Finding("wrong-owner", str(path), f"belongs to uid {status.st_uid}")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        yield Finding("not-private", str(path), f"has the mode {stat.S_IMODE(status.st_mode):o}")
+
+
+def _not_found(crash_id: str) -> NotFoundError:
+    return NotFoundError(f"no crash {crash_id}")
+
+
+def set_index_aside(path: Path) -> str:
+    """Rename an index that cannot be read, so that a new one can be made; return its new name."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    os.rename(path, aside)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return aside.name
+
+
+def reindex(paths: Paths) -> int:
+    """Make the index anew from the entries; return how many crashes it has.
+
+    In one transaction: who reads it meanwhile sees the old rows, or after it the new. A running
+    daemon goes on writing to the same file, but for one that could not be read: that is set aside.
+
+    Raises:
+        UnavailableError: the store cannot be read or the index not be written.
+
+    """
+    try:
+        index = Index.open(paths.index)
+        if index.check():
+            index.close()
+            raise IndexCorruptError(f"the index {paths.index} is damaged")
+    except IndexCorruptError:
+        set_index_aside(paths.index)
+        index = Index.open(paths.index)
+    with index:
+        crashes = list(_readable(paths, entry_ids(paths)))
+        count = index.replace_all(crashes)
+        # what was being captured may have been finished, and put by the daemon, before the
+        # transaction
+        late = set(entry_ids(paths)).symmetric_difference(crash.id for crash in crashes)
+        late |= {crash.id for crash in crashes if crash.state is State.CAPTURING}
+        index.put(_readable(paths, late))
+    return count
+
+
+def _readable(paths: Paths, ids: Iterable[str]) -> Iterator[Crash]:
+    for crash_id in ids:
+        try:
+            with open_entry(paths, crash_id) as entry:
+                yield entry.read()
+        except (NotFoundError, FormatError):
+            continue  # `verify` tells of it

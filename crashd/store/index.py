@@ -1,0 +1,493 @@
+"""The index: SQLite, one row for each crash, a cache of the entries' crash.json.
+
+    crash            columns to match by, and `doc`: the JSON of `crashctl list`
+    signature_count  how many crashes have a signature      } kept by triggers: never
+    usage            entries and stored bytes of each kind  } counted by a scan
+
+Every column is computed from a `Crash` alone, by `_row`, for a new crash and for a rebuilt row
+alike. WAL with synchronous=FULL: what was put is there after a power cut, and readers never wait
+for the writer.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from crashd.domain.match import Alternative, Field, Query, Term, parse_term
+from crashd.domain.model import LIST_KEYS, SHORT_ID_LENGTH, Crash, Kind, State, to_json
+from crashd.errors import IndexCorruptError, UnavailableError, UsageError
+
+BUSY_SECONDS = 5.0
+WAL_BYTES = 16 << 20
+CANDIDATES_MAX = 5
+
+_COLUMNS = {
+    "id": "TEXT NOT NULL UNIQUE",
+    "short": "TEXT NOT NULL",
+    "token": "TEXT NOT NULL",
+    "kind": "TEXT NOT NULL",
+    "state": "TEXT NOT NULL",
+    "time_ns": "INTEGER NOT NULL",
+    "disposition": "TEXT NOT NULL",
+    "boot_id": "TEXT NOT NULL",
+    "hostname": "BLOB",
+    "pid": "INTEGER",
+    "tid": "INTEGER",
+    "uid": "INTEGER",
+    "gid": "INTEGER",
+    "owner_uid": "INTEGER",
+    "signal": "INTEGER",
+    "signal_name": "TEXT",
+    "si_code": "INTEGER",
+    "fault_address": "TEXT",
+    "comm": "BLOB",
+    "exe": "BLOB",
+    "cmdline": "BLOB",
+    "cwd": "BLOB",
+    "unit": "TEXT",
+    "user_unit": "TEXT",
+    "slice": "TEXT",
+    "container_id": "TEXT",
+    "build_id": "TEXT",
+    "signature": "TEXT",
+    "title": "TEXT",
+    "explanation": "TEXT",
+    "pinned": "INTEGER NOT NULL",
+    "stored_bytes": "INTEGER NOT NULL",
+    "doc": "TEXT NOT NULL",
+}
+_BLOBS = frozenset(name for name, kind in _COLUMNS.items() if kind == "BLOB")
+# Each with the order of a listing behind it, so that the newest N of a match are read, not sorted.
+_INDEXED_TEXT = """
+pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
+"""
+_INDEXED = _INDEXED_TEXT.split()
+_NEWEST = "time_ns DESC, id DESC"
+
+_SCHEMA_1 = [
+    "CREATE TABLE crash (" + ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items()) + ")",
+    "CREATE INDEX crash_time ON crash (time_ns, id)",
+    "CREATE INDEX crash_short ON crash (short)",
+    "CREATE INDEX crash_token ON crash (token)",
+    "CREATE INDEX crash_capturing ON crash (id) WHERE state = 'capturing'",
+    *(f"CREATE INDEX crash_{name} ON crash ({name}, time_ns, id)" for name in _INDEXED),
+    "CREATE TABLE signature_count (signature TEXT PRIMARY KEY, count INTEGER NOT NULL)"
+    " WITHOUT ROWID",
+    "CREATE TABLE usage (kind TEXT PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL)"
+    " WITHOUT ROWID",
+]
+_ADD = """
+    INSERT INTO usage VALUES (new.kind, 1, new.stored_bytes)
+        ON CONFLICT (kind) DO UPDATE SET entries = entries + 1, bytes = bytes + new.stored_bytes;
+    INSERT INTO signature_count SELECT new.signature, 1 WHERE new.signature IS NOT NULL
+        ON CONFLICT (signature) DO UPDATE SET count = count + 1;
+"""
+_SUBTRACT = """
+    UPDATE usage SET entries = entries - 1, bytes = bytes - old.stored_bytes WHERE kind = old.kind;
+    UPDATE signature_count SET count = count - 1 WHERE signature = old.signature;
+"""
+_SCHEMA_1 += [
+    f"CREATE TRIGGER crash_added AFTER INSERT ON crash BEGIN {_ADD} END",
+    f"CREATE TRIGGER crash_removed AFTER DELETE ON crash BEGIN {_SUBTRACT} END",
+    "CREATE TRIGGER crash_changed AFTER UPDATE OF kind, signature, stored_bytes ON crash"
+    f" BEGIN {_SUBTRACT} {_ADD} END",
+]
+MIGRATIONS: tuple[Sequence[str], ...] = (_SCHEMA_1,)
+"""Step N brings the schema from version N to N + 1 (PRAGMA user_version)."""
+
+_REPLACED = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name != "id")
+_PUT = (
+    f"INSERT INTO crash ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    f"ON CONFLICT (id) DO UPDATE SET {_REPLACED}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of finished crashes, for counters that survive a restart."""
+
+    by_disposition: dict[tuple[str, str], int]
+    by_signal: dict[int | None, int]
+    last_ns: dict[str, int]
+
+
+def _row(crash: Crash) -> tuple[Any, ...]:
+    """Build the row of a crash: from it alone."""
+    document = to_json(crash)
+    listed = {key: document[key] for key in LIST_KEYS if key != "count_of_signature"}
+    values: dict[str, Any] = {
+        **{name: getattr(crash, name) for name in _COLUMNS if hasattr(crash, name)},
+        "short": crash.short_id,
+        "kind": crash.kind.value,
+        "state": crash.state.value,
+        "disposition": crash.capture.disposition.value,
+        "signal_name": document["signal_name"],
+        "fault_address": document["fault_address"],
+        "pinned": int(crash.pinned),
+        "stored_bytes": crash.core.stored_bytes,
+        "doc": json.dumps(listed, ensure_ascii=False, separators=(",", ":")),
+    }
+    return tuple(values[name] for name in _COLUMNS)
+
+
+class Index:
+    """An open index; to be used by the thread that opened it, and closed."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, inode: int) -> None:
+        self._path = path
+        self._db = connection
+        self._inode = inode
+
+    @classmethod
+    def open(cls, path: Path, *, readonly: bool = False) -> "Index":
+        """Open the index; unless `readonly`, make or migrate it.
+
+        Raises:
+            UnavailableError: there is none, or it cannot be read or locked.
+            IndexCorruptError: it is damaged, or a newer crashd's.
+
+        """
+        try:
+            if not readonly:
+                os.close(
+                    os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                )
+            inode = os.stat(path).st_ino
+        except OSError as e:
+            raise UnavailableError(f"cannot open the index {path}: {e.strerror}") from e
+        with _guard(path):
+            connection = _connect_readonly(path) if readonly else _connect(path)
+            index = cls(path, connection, inode)
+            try:
+                index._check_version(migrate=not readonly)
+            except BaseException:
+                connection.close()
+                raise
+            return index
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def is_current(self) -> bool:
+        """Tell whether this is still the file at its path: `reindex` may have replaced a corrupt
+        one.
+        """
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _check_version(self, *, migrate: bool) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise IndexCorruptError(
+                f"the index {self._path} has version {version}, newer than {len(MIGRATIONS)}",
+                hint="a newer crashd made it; crashctl reindex makes one for this version",
+            )
+        if version < len(MIGRATIONS):
+            if not migrate:
+                raise UnavailableError(
+                    f"the index {self._path} has version {version}, older than {len(MIGRATIONS)}",
+                    hint="start crashd, or run crashctl reindex",
+                )
+            self._migrate()
+        self._db.execute("SELECT id FROM crash LIMIT 1").fetchone()
+
+    def _migrate(self) -> None:
+        with self._transaction():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()  # under the lock
+            for step in MIGRATIONS[version:]:
+                for statement in step:
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # -- writing
+    # -------------------------------------------------------------------------------------
+
+    def put(self, crashes: Iterable[Crash]) -> None:
+        """Insert or replace rows, all or none; on disk on return."""
+        rows = [_row(crash) for crash in crashes]
+        if rows:
+            with _guard(self._path), self._transaction():
+                self._db.executemany(_PUT, rows)
+
+    def replace_all(self, crashes: Iterable[Crash]) -> int:
+        """Make `crashes` the whole content, in one transaction; return how many there are."""
+        rows = [_row(crash) for crash in crashes]
+        with _guard(self._path), self._transaction():
+            self._db.execute("DELETE FROM crash")
+            self._db.execute("DELETE FROM signature_count")
+            self._db.execute("DELETE FROM usage")
+            self._db.executemany(_PUT, rows)
+        return len(rows)
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove rows; ids without one are no error."""
+        with _guard(self._path), self._transaction():
+            self._db.executemany("DELETE FROM crash WHERE id = ?", [(i,) for i in ids])
+
+    def mark_missing(self, ids: Iterable[str]) -> None:
+        """Say of rows that their entry is gone from the disk."""
+        missing = State.MISSING.value
+        with _guard(self._path), self._transaction():
+            self._db.executemany(
+                "UPDATE crash SET state = ?, stored_bytes = 0, doc = json_set(doc, '$.state', ?)"
+                " WHERE id = ?",
+                [(missing, missing, i) for i in ids],
+            )
+
+    # -- reading
+    # -------------------------------------------------------------------------------------
+
+    def get(self, crash_id: str) -> dict[str, Any] | None:
+        """Read one row as `crashctl list --json` shows it."""
+        found = self._documents("WHERE id = ?", [crash_id], 1)
+        return found[0] if found else None
+
+    def owner_of(self, crash_id: str) -> tuple[bool, int | None]:
+        """Tell whether there is such a row, and who besides root may see it."""
+        with _guard(self._path):
+            sql = "SELECT owner_uid FROM crash WHERE id = ?"
+            row = self._db.execute(sql, [crash_id]).fetchone()
+        return row is not None, row[0] if row else None
+
+    def id_of_token(self, token: str) -> str | None:
+        """Find the crash that the handler gave this token."""
+        with _guard(self._path):
+            sql = "SELECT id FROM crash WHERE token = ? AND token != ''"
+            row = self._db.execute(sql, [token]).fetchone()
+        return row[0] if row else None
+
+    def ids(self) -> list[str]:
+        """List all ids."""
+        with _guard(self._path):
+            return [row[0] for row in self._db.execute("SELECT id FROM crash ORDER BY id")]
+
+    def ids_in_state(self, state: State) -> list[str]:
+        """List the ids of all crashes in one state."""
+        with _guard(self._path):
+            sql = f"SELECT id FROM crash WHERE state = '{state.value}' ORDER BY id"
+            return [row[0] for row in self._db.execute(sql)]
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield all rows in the order of their ids, to compare them with `row_of`."""
+        with _guard(self._path):
+            yield from self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM crash ORDER BY id")
+
+    @staticmethod
+    def row_of(crash: Crash) -> tuple[Any, ...]:
+        """Build the row that `crash` has to have; its first column is the id."""
+        return _row(crash)
+
+    def check(self) -> list[str]:
+        """Have SQLite check the whole file; return what it complains of. Reads everything."""
+        with _guard(self._path):
+            found = [row[0] for row in self._db.execute("PRAGMA quick_check(20)")]
+        return [] if found == ["ok"] else found
+
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """Tell entries and stored bytes of each kind."""
+        found = {kind.value: (0, 0) for kind in Kind}
+        with _guard(self._path):
+            for kind, entries, size in self._db.execute("SELECT kind, entries, bytes FROM usage"):
+                found[kind] = (entries, size)
+        return found
+
+    def totals(self) -> Totals:
+        """Count all finished crashes."""
+        done = "FROM crash WHERE state != 'capturing'"
+        with _guard(self._path):
+            by_disposition = {
+                (kind, disposition): count
+                for kind, disposition, count in self._db.execute(
+                    f"SELECT kind, disposition, count(*) {done} GROUP BY kind, disposition"
+                )
+            }
+            sql = f"SELECT signal, count(*) {done} AND kind = 'process' GROUP BY signal"
+            by_signal = dict(self._db.execute(sql).fetchall())
+            last = dict(
+                self._db.execute("SELECT kind, max(time_ns) FROM crash GROUP BY kind").fetchall()
+            )
+        return Totals(by_disposition, by_signal, last)
+
+    def select(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+        """Find crashes: the newest `query.limit`, newest first unless `query.reverse`.
+
+        Args:
+            query: what to find.
+            viewer: a uid, who sees only what is his; None sees all.
+
+        Raises:
+            UsageError: a term names a field that there is not, or begins the ids of several
+            crashes.
+
+        """
+        where, values = self._where(query, viewer)
+        documents = self._documents(where, values, -1 if query.limit is None else query.limit)
+        return documents[::-1] if query.reverse else documents
+
+    def _documents(self, where: str, values: list[Any], limit: int) -> list[dict[str, Any]]:
+        sql = (
+            "SELECT doc, (SELECT count FROM signature_count s WHERE s.signature = crash.signature)"
+            f" FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
+        )
+        with _guard(self._path):
+            rows = self._db.execute(sql, [*values, limit]).fetchall()
+        found = []
+        for doc, count in rows:
+            document = json.loads(doc)
+            document["count_of_signature"] = count
+            found.append({key: document.get(key) for key in LIST_KEYS})
+        return found
+
+    def _where(self, query: Query, viewer: int | None) -> tuple[str, list[Any]]:
+        clauses: list[str] = []
+        values: list[Any] = []
+
+        def add(clause: str, *more: Any) -> None:
+            clauses.append(clause)
+            values.extend(more)
+
+        if viewer is not None:
+            add("owner_uid = ?", viewer)
+        if query.since_ns is not None:
+            add("time_ns >= ?", query.since_ns)
+        if query.until_ns is not None:
+            add("time_ns <= ?", query.until_ns)
+        if query.kind is not None:
+            add("kind = ?", query.kind)
+        if query.signature is not None:
+            add("signature = ?", query.signature)
+        groups: dict[str, list[tuple[str, list[Any]]]] = {}
+        for text in query.terms:
+            term = parse_term(text)
+            groups.setdefault(term.group, []).append(self._term(term, viewer))
+        for conditions in groups.values():
+            add(
+                "(" + " OR ".join(c for c, _ in conditions) + ")",
+                *(v for _, vs in conditions for v in vs),
+            )
+        return ("WHERE " + " AND ".join(clauses) if clauses else ""), values
+
+    def _term(self, term: Term, viewer: int | None) -> tuple[str, list[Any]]:
+        if not term.explicit and self._has_short(term.text):
+            return "short = ?", [term.text]
+        conditions, values = [], []
+        others = [a for a in term.alternatives if a.field != Field.ID_PREFIX]
+        for alternative in term.alternatives:
+            condition, more = _condition(alternative)
+            if alternative.field == Field.ID_PREFIX:
+                self._refuse_ambiguous(term.text, condition, more, others, viewer)
+            conditions.append(condition)
+            values.extend(more)
+        return "(" + " OR ".join(conditions) + ")", values
+
+    def _has_short(self, text: str) -> bool:
+        if len(text) != SHORT_ID_LENGTH:
+            return False
+        with _guard(self._path):
+            return (
+                self._db.execute("SELECT 1 FROM crash WHERE short = ?", [text]).fetchone()
+                is not None
+            )
+
+    def _refuse_ambiguous(
+        self,
+        text: str,
+        condition: str,
+        values: list[Any],
+        others: list[Alternative],
+        viewer: int | None,
+    ) -> None:
+        mine = "" if viewer is None else " AND owner_uid = ?"
+        more = [] if viewer is None else [viewer]
+        with _guard(self._path):
+            sql = f"SELECT id FROM crash WHERE ({condition}){mine} ORDER BY id LIMIT ?"
+            found = [row[0] for row in self._db.execute(sql, [*values, *more, CANDIDATES_MAX + 1])]
+            if len(found) < 2:
+                return
+            for other in others:
+                clause, given = _condition(other)
+                sql = f"SELECT 1 FROM crash WHERE {clause}{mine} LIMIT 1"
+                if self._db.execute(sql, [*given, *more]).fetchone():
+                    return
+        shown = ", ".join(found[:CANDIDATES_MAX]) + (" …" if len(found) > CANDIDATES_MAX else "")
+        raise UsageError(f"{text!r} is ambiguous: it begins {shown}", hint="give more of the id")
+
+
+def _condition(alternative: Alternative) -> tuple[str, list[Any]]:
+    field, value = alternative.field, alternative.value
+    if field == Field.ID_PREFIX:
+        # a range, which an index serves; LIKE would scan
+        end = str(value) + "\x7f"
+        return "(id >= ? AND id < ?) OR (short >= ? AND short < ?)", [value, end, value, end]
+    if field == Field.UNIT:
+        return "(unit = ? OR user_unit = ?)", [value, value]
+    if field in _BLOBS:
+        return f"{field} = ?", [str(value).encode("utf-8", "surrogateescape")]
+    return f"{field} = ?", [value]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+    return connection
+
+
+def _connect_readonly(path: Path) -> sqlite3.Connection:
+    uri = path.absolute().as_uri()
+    connection = sqlite3.connect(
+        f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
+    )
+    try:
+        connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.OperationalError:
+        # a read-only file system: WAL's -shm cannot be made; nobody can be writing there either
+        connection.close()
+        connection = sqlite3.connect(f"{uri}?immutable=1", isolation_level=None, uri=True)
+    return connection
+
+
+@contextlib.contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as e:
+        if "no such" in str(e):
+            raise IndexCorruptError(f"the index {path} is not crashd's: {e}") from e
+        raise UnavailableError(f"the index {path} is not available: {e}") from e
+    except sqlite3.DatabaseError as e:
+        raise IndexCorruptError(
+            f"the index {path} is damaged: {e}", hint="crashctl reindex rebuilds it from the store"
+        ) from e
