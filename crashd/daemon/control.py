@@ -1,0 +1,256 @@
+"""The control socket: crashctl of users who may not read the store, status and follow for all.
+
+Read-only. Who asks is known by SO_PEERCRED: root (and the daemon's own user) sees all, others what
+is theirs. Bounded: connections in all and for each user, seconds for a request, bytes both ways.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from crashd.domain import frames
+from crashd.domain.match import Query
+from crashd.errors import CrashdError, FormatError, UsageError
+from crashd.store.catalog import Catalog
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+
+CONNECTIONS_MAX = 64
+CONNECTIONS_FOR_OTHERS = 48
+"""So that root can ask, whatever other users do."""
+CONNECTIONS_PER_UID = 8
+REQUEST_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+FOLLOW_QUEUE = 256
+LIST_MAX = 100_000
+_UCRED = struct.Struct("3i")
+_LOG_EVERY_SECONDS = 10.0
+
+
+class _Follower:
+    """One `follow`: a bounded queue between the indexer and a slow reader."""
+
+    def __init__(self, viewer: int | None) -> None:
+        self.viewer = viewer
+        self.queue: queue.Queue[dict[str, Any]] = queue.Queue(FOLLOW_QUEUE)
+        self.dropped = 0
+
+
+class ControlServer:
+    """Answers on a listening socket, which it owns; a thread accepts, one more serves each
+    connection.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        paths: Paths,
+        status: Callable[[], dict[str, Any]],
+        log: logging.Logger,
+    ) -> None:
+        self._socket = sock
+        self._paths = paths
+        self._status = status
+        self._log = log
+        self._logged = 0.0
+        self._lock = threading.Lock()
+        self._open: Counter[int] = Counter()
+        self._followers: set[_Follower] = set()
+        self._stopping = threading.Event()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._thread = threading.Thread(target=self._accept_all, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._socket.setblocking(False)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop answering, and close the socket; connections end by themselves."""
+        self._stopping.set()
+        self._wake_out.send(b"\0")
+        self._thread.join()
+        for end in (self._socket, self._wake_in, self._wake_out):
+            end.close()
+
+    def publish(self, document: dict[str, Any], owner_uid: int | None) -> None:
+        """Show a finished crash to those who follow and may see it; from any thread, never
+        waits.
+        """
+        with self._lock:
+            followers = [f for f in self._followers if f.viewer is None or f.viewer == owner_uid]
+        for follower in followers:
+            try:
+                follower.queue.put_nowait(document)
+            except queue.Full:
+                follower.dropped += 1
+
+    def _accept_all(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(self._wake_in, selectors.EVENT_READ)
+            while not self._stopping.is_set():
+                selector.select()
+                self._accept()
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as e:
+            self._complain(f"cannot accept on the control socket: {e.strerror}")
+            self._stopping.wait(1)  # out of descriptors: the listener stays readable
+            return
+        peer.setblocking(True)
+        uid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        with self._lock:
+            everyone = self._open.total()
+            trusted = uid in (0, os.geteuid())
+            full = everyone >= (CONNECTIONS_MAX if trusted else CONNECTIONS_FOR_OTHERS)
+            if full or (not trusted and self._open[uid] >= CONNECTIONS_PER_UID):
+                peer.close()
+                return
+            self._open[uid] += 1
+        threading.Thread(target=self._serve, args=(peer, uid), name="control", daemon=True).start()
+
+    def _serve(self, peer: socket.socket, uid: int) -> None:
+        try:
+            with peer:
+                self._converse(peer, None if uid in (0, os.geteuid()) else uid)
+        except FormatError as e:
+            self._complain(f"uid {uid} on the control socket: {e}")
+        except OSError:
+            pass  # the peer went away, or was too slow
+        except Exception:  # boundary: one conversation must not take the daemon along
+            self._log.exception("control socket: a request failed")
+        finally:
+            with self._lock:
+                self._open[uid] -= 1
+                if not self._open[uid]:
+                    del self._open[uid]
+
+    def _complain(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY_SECONDS:
+            self._logged = now
+            self._log.warning("%s, ignoring", text)
+
+    def _converse(self, peer: socket.socket, viewer: int | None) -> None:
+        try:
+            request = frames.parse(_receive(peer, time.monotonic() + REQUEST_SECONDS))
+        except FormatError as e:
+            with contextlib.suppress(OSError):
+                _send(peer, _refusal(UsageError(str(e))))
+            raise
+        try:
+            if request.get("verb") == "follow":
+                self._follow(peer, viewer)
+                return
+            answer, descriptor = self._answer(request, viewer)
+        except CrashdError as e:
+            answer, descriptor = _refusal(e), None
+        try:
+            _send(peer, answer, descriptor)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _answer(
+        self, request: dict[str, Any], viewer: int | None
+    ) -> tuple[dict[str, Any], int | None]:
+        verb = request.get("verb")
+        if verb == "status":
+            return {"ok": True, "status": self._status()}, None
+        if verb not in ("list", "info", "open-core"):
+            raise UsageError(f"the daemon knows no {str(verb)[:40]!r}")
+        with self._catalog() as catalog:
+            if verb == "list":
+                query = Query.from_json(request.get("query", {}))
+                found = catalog.select(_bounded(query), viewer)
+                return {"ok": True, "crashes": found}, None
+            crash_id = request.get("id")
+            if not isinstance(crash_id, str):
+                raise UsageError(f"{verb} needs an id")
+            if verb == "info":
+                return {"ok": True, "crash": catalog.info(crash_id, viewer)}, None
+            return {"ok": True}, catalog.open_core(crash_id, viewer)
+
+    @contextlib.contextmanager
+    def _catalog(self) -> Iterator[Catalog]:
+        with Index.open(self._paths.index, readonly=True) as index:
+            yield Catalog(self._paths, index)
+
+    def _follow(self, peer: socket.socket, viewer: int | None) -> None:
+        follower = _Follower(viewer)
+        with self._lock:
+            self._followers.add(follower)
+        try:
+            _send(peer, {"ok": True})
+            while not self._stopping.is_set():
+                self._pass_on(peer, follower)
+        finally:
+            with self._lock:
+                self._followers.discard(follower)
+
+    def _pass_on(self, peer: socket.socket, follower: _Follower) -> None:
+        try:
+            document = follower.queue.get(timeout=1)
+        except queue.Empty:
+            peer.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                peer.recv(1)  # nothing is expected: it is the end, or nonsense, and ends it
+                raise ConnectionAbortedError from None
+            return
+        dropped, follower.dropped = follower.dropped, 0
+        if dropped:
+            _send(peer, {"dropped": dropped})
+        _send(peer, {"crash": document})
+
+
+def _bounded(query: Query) -> Query:
+    if query.limit is not None and 0 <= query.limit <= LIST_MAX:
+        return query
+    return Query.from_json({**query.to_json(), "limit": LIST_MAX})
+
+
+def _refusal(error: CrashdError) -> dict[str, Any]:
+    return {"ok": False, "exit_code": error.exit_code, "error": str(error), "hint": error.hint}
+
+
+def _receive(peer: socket.socket, deadline: float) -> bytes:
+    header = _receive_exactly(peer, frames.HEADER_SIZE, deadline)
+    return _receive_exactly(peer, frames.parse_size(header, frames.REQUEST_MAX), deadline)
+
+
+def _receive_exactly(peer: socket.socket, size: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        peer.settimeout(remaining)
+        # descriptors that come along are not asked for; the kernel closes what is not received
+        chunk = peer.recv(size - len(data))
+        if not chunk:
+            raise FormatError("a request breaks off") if data else ConnectionAbortedError()
+        data += chunk
+    return bytes(data)
+
+
+def _send(peer: socket.socket, document: dict[str, Any], descriptor: int | None = None) -> None:
+    peer.settimeout(ANSWER_SECONDS)
+    raw = frames.pack(document)
+    if descriptor is not None:
+        socket.send_fds(peer, [raw[:1]], [descriptor])
+        raw = raw[1:]
+    peer.sendall(raw)

@@ -1,0 +1,283 @@
+"""Jobs on their way through the worker pool: a bounded queue, deadlines, and what happens when one
+dies.
+
+The worker, not the daemon, sends the handler its receipt: until then the handler would spool the
+crash itself, after that the worker finishes it even if the daemon is killed; so at no moment does a
+crash hang on the daemon alone.
+
+A job's descriptors stay here as well until the worker says that it needs nothing more of /proc: a
+worker that hangs there (a page of the process behind FUSE) is killed, and the core, still unread,
+goes to another. After that the worker alone holds them, so that its `release` is the release.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from crashd.daemon.pool import Nursery, Worker
+from crashd.daemon.worker import RECEIPT_AT, receive_message, send_message
+from crashd.errors import UnavailableError
+from crashd.store.entry import Entry
+
+log = logging.getLogger("crashd.dispatch")
+
+RESPAWN_NS = 10**9
+"""At least so long between two attempts to replace workers when forking fails."""
+GRACE_NS = 30 * 10**9
+"""How long after its own deadline a worker is killed."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One piece of work on one entry; owns the entry and the descriptors until they are handed
+    on.
+    """
+
+    kind: str
+    """`capture`, `import` or `salvage`."""
+    entry: Entry
+    descriptors: list[int]
+    more: dict[str, Any] = field(default_factory=dict)
+    """What the worker is told beside kind and id."""
+    finished: Callable[[], None] | None = None
+    """Called when the entry is final, in the daemon's loop."""
+    with_proc: bool = True
+    accepted: bool = True
+    """Whether the handler has its receipt; it is the worker who sends it."""
+    identified: bool = False
+    retried: bool = False
+    deadline_ns: int = 0
+    """CLOCK_MONOTONIC; of the present step."""
+
+    @property
+    def id(self) -> str:
+        """The crash's id."""
+        return self.entry.id
+
+    def let_go(self) -> None:
+        """Close our copies of the descriptors."""
+        for fd in self.descriptors:
+            os.close(fd)
+        self.descriptors.clear()
+
+    def close(self) -> None:
+        """Close all that the job owns."""
+        self.let_go()
+        self.entry.close()
+
+
+class Dispatcher:
+    """Gives jobs to workers; all its methods run in the daemon's one loop."""
+
+    def __init__(
+        self,
+        nursery: Nursery,
+        *,
+        watch: Callable[[Worker], None],
+        unwatch: Callable[[Worker], None],
+        done: Callable[[str], None],
+        dropped: Callable[[str], None],
+        refused: Callable[[], None],
+    ) -> None:
+        """Take the nursery; `watch`/`unwatch` tell the loop of channels, `done` of finished
+        entries.
+        """
+        self._nursery = nursery
+        self._watch = watch
+        self._unwatch = unwatch
+        self._done = done
+        self._dropped = dropped
+        self._refused = refused
+        self._idle: list[Worker] = []
+        self._busy: dict[Worker, Job] = {}
+        self._queue: deque[Job] = deque()
+        self._retry_ns = 0
+        self.workers = 0
+        self.options: dict[str, Any] = {}
+        self.snapshot_timeout_ns = 2 * 10**9
+        self.capture_deadline_ns = 300 * 10**9
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs with a worker."""
+        return len(self._busy)
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for one."""
+        return len(self._queue)
+
+    def ids(self) -> set[str]:
+        """Tell the crashes that are under way or waiting."""
+        return {job.id for job in (*self._busy.values(), *self._queue)}
+
+    def set_workers(self, count: int) -> None:
+        """Say how many workers there should be; those too many end when idle."""
+        self.workers = count
+        while self._idle and len(self._idle) + len(self._busy) > count:
+            self._retire(self._idle.pop())
+        self._replenish()
+
+    def submit(self, job: Job, *, first: bool = False) -> None:
+        """Queue a job; it starts at once when a worker is idle."""
+        (self._queue.appendleft if first else self._queue.append)(job)
+        self._dispatch()
+
+    def _replenish(self) -> None:
+        if time.monotonic_ns() < self._retry_ns:
+            return
+        while len(self._idle) + len(self._busy) < self.workers:
+            try:
+                worker = self._nursery.fork_worker()
+            except UnavailableError as e:
+                log.error("%s, retrying", e)
+                self._retry_ns = time.monotonic_ns() + RESPAWN_NS
+                return
+            self._idle.append(worker)
+            self._watch(worker)
+
+    def _dispatch(self) -> None:
+        while self._queue and self._idle:
+            self._start(self._idle.pop(), self._queue.popleft())
+
+    def _start(self, worker: Worker, job: Job) -> None:
+        message = {"job": job.kind, "id": job.id, "with_proc": job.with_proc}
+        message |= {"accepted": job.accepted, "options": self.options}
+        descriptors = (job.entry.fd, *job.descriptors)
+        self._busy[worker] = job
+        # a spooled snapshot reads files and a salvage the store: only a live process can hang the
+        # reader
+        step_ns = (
+            self.snapshot_timeout_ns
+            if job.kind == "capture" and job.with_proc
+            else self._whole_ns()
+        )
+        job.deadline_ns = time.monotonic_ns() + step_ns
+        try:
+            send_message(worker.channel, {**message, **job.more}, descriptors)
+        except OSError:
+            self._lost(worker)
+
+    def _whole_ns(self) -> int:
+        return self.capture_deadline_ns + GRACE_NS
+
+    def readable(self, worker: Worker) -> None:
+        """Take what a worker says, or notice that it died."""
+        try:
+            message, descriptors = receive_message(worker.channel)
+        except OSError:
+            message, descriptors = None, []
+        for fd in descriptors:
+            os.close(fd)
+        job = self._busy.get(worker)
+        if message is None or job is None:
+            self._lost(worker)
+            return
+        event = message["event"]
+        if event == "accepted":
+            job.accepted = True
+            os.close(job.descriptors.pop(RECEIPT_AT))
+            return
+        if event == "identified":
+            job.identified = True
+            job.deadline_ns = time.monotonic_ns() + self._whole_ns()
+            if job.kind == "capture":
+                job.let_go()  # a spooled core can be read again, and its descriptor holds nobody
+            return
+        del self._busy[worker]
+        if len(self._idle) + len(self._busy) >= self.workers:
+            self._unwatch(worker)
+            worker.close()
+        else:
+            self._idle.append(worker)
+        if event == "refused":
+            log.info("crash %s: the handler gave up waiting and keeps it in the spool", job.id)
+            job.close()
+            self._refused()
+        elif event == "failed":
+            self._salvage(job, str(message.get("error")))
+        else:
+            self._finish(job)
+        self._dispatch()
+
+    def _finish(self, job: Job) -> None:
+        crash_id = job.id
+        job.close()
+        if job.finished is not None:
+            job.finished()
+        self._done(crash_id)
+
+    def _retire(self, worker: Worker) -> None:
+        self._unwatch(worker)
+        worker.close()
+
+    def _lost(self, worker: Worker) -> None:
+        """Replace a worker that died, and save what can be saved of its job."""
+        job = self._busy.pop(worker, None)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._retire(worker)
+        if job is not None:
+            self._dropped("worker_died")
+            if job.kind == "capture" and not job.identified and job.with_proc:
+                log.warning(
+                    "crash %s: worker died while reading /proc, capturing without it", job.id
+                )
+                job.with_proc = False
+                self._queue.appendleft(job)
+            elif job.kind == "import" and not job.retried:
+                log.warning(
+                    "crash %s: worker died while taking it from the spool, trying again", job.id
+                )
+                job.retried = True
+                self._queue.append(job)
+            else:
+                self._salvage(job, "the capturing worker died")
+        self._replenish()
+        self._dispatch()
+
+    def _salvage(self, job: Job, reason: str) -> None:
+        job.let_go()
+        if job.kind == "salvage":
+            log.error("crash %s cannot be finished: %s", job.id, reason)
+            self._dropped("store_error")
+            job.close()
+            return
+        log.warning("crash %s: %s, salvaging", job.id, reason)
+        self.submit(Job("salvage", job.entry, [], {"reason": reason}, job.finished), first=True)
+
+    def tick(self, now_ns: int) -> None:
+        """Kill workers whose step took too long, and replace missing ones."""
+        for worker, job in list(self._busy.items()):
+            if now_ns >= job.deadline_ns:
+                self._dropped("deadline")
+                log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
+                job.deadline_ns = now_ns + GRACE_NS
+                worker.kill()  # its channel's end tells the rest
+        self._replenish()
+        self._dispatch()
+
+    def next_deadline_ns(self) -> int | None:
+        """Tell when `tick` has something to do; None when nothing is under way."""
+        deadlines = [job.deadline_ns for job in self._busy.values()]
+        if len(self._idle) + len(self._busy) < self.workers:
+            deadlines.append(self._retry_ns)
+        return min(deadlines, default=None)
+
+    def abandon(self) -> list[str]:
+        """Let go of all jobs; workers finish theirs by themselves. Returns the ids left
+        `capturing`.
+        """
+        left = sorted(self.ids())
+        for job in (*self._busy.values(), *self._queue):
+            job.close()
+        for worker in (*self._idle, *self._busy):
+            self._retire(worker)
+        self._idle.clear()
+        self._busy.clear()
+        self._queue.clear()
+        return left

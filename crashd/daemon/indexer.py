@@ -1,0 +1,199 @@
+"""The index's only writer in the daemon, in a thread of its own: an fsync never holds up a crash.
+
+It reads what is on disk (crash.json) and puts it into the index, so that a row and a rebuilt row
+can not differ; then it counts, logs and publishes what became of each crash.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crashd.domain.model import Crash, Kind, State
+from crashd.domain.signals import signal_name
+from crashd.domain.text import printable
+from crashd.domain.units import format_size
+from crashd.edge.exporter import DropReason, Exporter
+from crashd.errors import CrashdError, IndexCorruptError
+from crashd.store.catalog import set_index_aside
+from crashd.store.entry import entry_ids, open_entry
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+
+log = logging.getLogger("crashd.index")
+
+BATCH_MAX = 256
+"""Crashes put into the index in one transaction at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    crash: Crash
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    crash_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reconcile:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+def open_index(paths: Paths) -> Index:
+    """Open the index for writing; one that cannot be read is set aside, and an empty one begun."""
+    try:
+        return Index.open(paths.index)
+    except IndexCorruptError as e:
+        log.error("%s, rebuilding it; the old one is kept as %s", e, set_index_aside(paths.index))
+        return Index.open(paths.index)
+
+
+class Indexer:
+    """Feeds the index from a queue; the daemon's loop only ever appends to it."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        exporter: Exporter,
+        *,
+        publish: Callable[[Crash], None],
+        unfinished: Callable[[list[str]], None],
+    ) -> None:
+        """`publish` is called for each finished crash, `unfinished` with ids in state `capturing`;
+        both in the indexer's thread."""
+        self._paths = paths
+        self._exporter = exporter
+        self._publish = publish
+        self._unfinished = unfinished
+        self._queue: queue.SimpleQueue[_Recorded | _Finished | _Reconcile | _Stop] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+        self._behind = False
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def recorded(self, crash: Crash) -> None:
+        """Note a crash that has been admitted."""
+        self._queue.put(_Recorded(crash))
+
+    def finished(self, crash_id: str) -> None:
+        """Note a crash whose record on disk is final."""
+        self._queue.put(_Finished(crash_id))
+
+    def reconcile(self) -> None:
+        """Compare disk and index, and put right what differs."""
+        self._queue.put(_Reconcile())
+
+    def stop(self) -> None:
+        """Write what is queued, and end."""
+        self._queue.put(_Stop())
+        self._thread.join()
+
+    def _run(self) -> None:
+        index = open_index(self._paths)
+        while True:
+            items = [self._queue.get()]
+            while len(items) < BATCH_MAX and not self._queue.empty():
+                items.append(self._queue.get())
+            try:
+                if not index.is_current():
+                    index.close()
+                    index = open_index(self._paths)
+                    self._behind = True
+                self._apply(index, items)
+            except (
+                Exception
+            ) as e:  # boundary: the index is a cache; crashes are safe on disk without it
+                known = isinstance(e, CrashdError | OSError)
+                log.error(
+                    "index is behind: %s, trying again at the next reconciliation",
+                    e,
+                    exc_info=not known,
+                )
+                self._exporter.dropped(DropReason.STORE_ERROR)
+                self._behind = True
+            if any(isinstance(item, _Stop) for item in items):
+                index.close()
+                return
+
+    def _apply(self, index: Index, items: list[_Recorded | _Finished | _Reconcile | _Stop]) -> None:
+        rows: dict[str, Crash] = {}
+        final: list[Crash] = []
+        for item in items:
+            if isinstance(item, _Recorded):
+                rows[item.crash.id] = item.crash
+            elif isinstance(item, _Finished):
+                crash = self._read(item.crash_id)
+                if crash is not None:
+                    rows[crash.id] = crash
+                    final.append(crash)
+        index.put(rows.values())
+        for crash in final:
+            self._tell(crash)
+        if self._behind or any(isinstance(item, _Reconcile) for item in items):
+            self._compare(index)
+            self._behind = False
+        for kind, (count, size) in index.usage().items():
+            self._exporter.store(kind, count, size)
+
+    def _read(self, crash_id: str) -> Crash | None:
+        try:
+            with open_entry(self._paths, crash_id) as entry:
+                return entry.read()
+        except CrashdError as e:
+            log.warning("crash %s: %s, ignoring", crash_id, e)
+            return None
+
+    def _compare(self, index: Index) -> None:
+        """Put rows to entries without one, mark rows without entry, and find what was left
+        unfinished.
+        """
+        on_disk, rows = entry_ids(self._paths), set(index.ids())
+        missing = [crash_id for crash_id in on_disk if crash_id not in rows]
+        for start in range(0, len(missing), BATCH_MAX):
+            found = [self._read(crash_id) for crash_id in missing[start : start + BATCH_MAX]]
+            index.put(crash for crash in found if crash is not None)
+        if missing:
+            log.info("%d crashes were on disk but not in the index", len(missing))
+        gone = rows.difference(on_disk)
+        if gone:
+            log.warning("%d crashes in the index are no longer on disk", len(gone))
+            index.mark_missing(gone)
+        self._unfinished(index.ids_in_state(State.CAPTURING))
+
+    def _tell(self, crash: Crash) -> None:
+        if crash.kind is Kind.PROCESS:
+            self._exporter.crash("process", crash.capture.disposition, crash.signal, crash.time_ns)
+        capture, core = crash.capture, crash.core
+        if core.path:
+            hold = None if capture.hold_ns is None else capture.hold_ns / 1e9
+            self._exporter.captured(
+                capture.engine, hold, core.size_bytes, core.resident_bytes, core.stored_bytes
+            )
+        held = "" if capture.hold_ns is None else f", held {capture.hold_ns / 1e6:.1f} ms"
+        log.log(
+            logging.INFO if crash.state is not State.LOST else logging.ERROR,
+            "crash %s: %s (pid %s, uid %s, %s), %s, core %s stored %s%s%s",
+            crash.id,
+            crash.title,
+            crash.pid,
+            crash.uid,
+            "no signal" if crash.signal is None else signal_name(crash.signal),
+            crash.state,
+            format_size(core.size_bytes),
+            format_size(core.stored_bytes),
+            held,
+            f" ({printable(capture.reason)})" if capture.reason else "",
+        )
+        self._publish(crash)

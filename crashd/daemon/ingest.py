@@ -1,0 +1,233 @@
+"""How crashes come in: from the handler, from the spool, and from a daemon that died; one path for
+all.
+
+handler ─ Handoff ─┐
+spool/  ─ fields ──┼─▶ CoreMeta ─▶ Crash (capturing) ─▶ entry ─▶ job ─▶ worker
+entries left in state capturing ─▶ salvage job ─────────────────────▶ worker
+"""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from crashd.daemon.dispatch import Dispatcher, Job
+from crashd.domain.coremeta import CoreMeta
+from crashd.domain.model import Capture, Crash, Identity, Mode, State
+from crashd.domain.record import new_crash
+from crashd.edge.handoff import Connection, Handoff
+from crashd.edge.process import boot_id
+from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.store import entry as entries
+from crashd.store import spool
+from crashd.store.entry import Entry
+from crashd.store.paths import Paths
+
+log = logging.getLogger("crashd.ingest")
+
+_REOPENED = frozenset({State.CAPTURING, State.LOST})
+"""States of an entry into which the same crash, arriving once more, is taken."""
+
+
+class Ingest:
+    """Admits crashes: writes the first record, then queues the capture. Runs in the daemon's one
+    loop.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        dispatcher: Dispatcher,
+        *,
+        recorded: Callable[[Crash], None],
+        dropped: Callable[[str], None],
+        id_of_token: Callable[[str], str | None],
+        finished: Callable[[str], None],
+    ) -> None:
+        self._paths = paths
+        self._dispatcher = dispatcher
+        self._recorded = recorded
+        self._dropped = dropped
+        self._id_of_token = id_of_token
+        self._finished = finished
+        self._may_import = False
+        self._boot_id = boot_id()
+        self._hostname = os.fsencode(socket.gethostname())
+        self._importing: set[str] = set()
+        self._spooled: deque[str] = deque()
+        self.queue_max = 128
+
+    def take(self, connection: Connection, handoff: Handoff) -> bool:
+        """Admit a crash from the handler; False when the handler must keep it. Owns both from here
+        on.
+        """
+        try:
+            if self._dispatcher.queued >= self.queue_max:
+                self._dropped("queue_full")
+                log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
+                raise _NotTakenError
+            meta = CoreMeta.from_fields(handoff.fields, time.time_ns())
+            crash, entry = self._admit(meta, Mode.PIPE, has_pidfd=handoff.pidfd is not None)
+        except (FormatError, OSError, _NotTakenError) as e:
+            if isinstance(e, FormatError):
+                self._dropped("malformed_handoff")
+                log.warning("hand-over refused: %s, spooling", e)
+            elif isinstance(e, OSError):
+                self._dropped("store_error")
+                log.error(
+                    "a crash cannot be recorded in %s: %s, spooling",
+                    self._paths.crashes,
+                    e.strerror,
+                )
+            handoff.close()
+            connection.close()
+            return False
+        # the job owns the numbers from here on; Connection's own descriptor is duplicated for that
+        descriptors = [handoff.core, os.dup(connection.fileno())]
+        if handoff.pidfd is not None:
+            descriptors.append(handoff.pidfd)
+        connection.close()
+        self._recorded(crash)
+        self._dispatcher.submit(Job("capture", entry, descriptors, accepted=False))
+        return True
+
+    def _admit(self, meta: CoreMeta, mode: Mode, *, has_pidfd: bool) -> tuple[Crash, Entry]:
+        crash = new_crash(
+            meta,
+            mode=mode,
+            boot_id=self._boot_id,
+            hostname=self._hostname,
+            has_pidfd=has_pidfd,
+            random=secrets.randbits(40),
+        )
+        return crash, entries.create(self._paths, crash)
+
+    def allow_import(self) -> None:
+        """Begin to take from the spool: the index knows all tokens, so that nothing comes in
+        twice.
+        """
+        self._may_import = True
+
+    def import_spool(self) -> None:
+        """Look for what the handler spooled, and queue as much as there is room for."""
+        if self._may_import:
+            names = spool.ready_names(self._paths, time.time_ns())
+            self._spooled = deque(name for name in names if name not in self._importing)
+            self.import_more()
+
+    def import_more(self) -> None:
+        """Queue more of what was found in the spool, now that there may be room."""
+        while self._spooled and self._dispatcher.queued < self.queue_max:
+            self._import_one(self._spooled.popleft())
+
+    @property
+    def spool_backlog(self) -> int:
+        """How many spooled crashes wait or are on their way in."""
+        return len(self._importing) + len(self._spooled)
+
+    def _import_one(self, name: str) -> None:
+        try:
+            spooled = spool.SpoolEntry.open(self._paths, name)
+        except FileNotFoundError:
+            return
+        try:
+            fields = spooled.fields()
+            meta = CoreMeta.from_fields(fields, time.time_ns())
+            found = self._adopt(meta, has_proc=bool(spooled.snapshot()))
+        except FormatError as e:
+            spooled.close()
+            self._dropped("spool_invalid")
+            log.error("%s, kept as %s.bad", e, name)
+            spool.set_aside(self._paths, name)
+            return
+        except OSError as e:
+            spooled.close()
+            self._dropped("store_error")
+            log.error("spooled crash %s cannot be recorded: %s, keeping it there", name, e.strerror)
+            return
+        except _NotTakenError:
+            spooled.close()
+            return
+        if found is None:  # was taken in before, and only its removal was cut short
+            spooled.close()
+            spool.remove(self._paths, name)
+            return
+        crash, entry = found
+        self._recorded(crash)
+        self._importing.add(name)
+        job = Job("import", entry, [spooled.fd], {"spool": name}, lambda: self._imported(name))
+        spooled.fd = -1  # the job's now
+        self._dispatcher.submit(job)
+
+    def _imported(self, name: str) -> None:
+        spool.remove(self._paths, name)
+        self._importing.discard(name)
+
+    def _adopt(self, meta: CoreMeta, *, has_proc: bool) -> tuple[Crash, Entry] | None:
+        """Find or make the entry for a spooled crash; None when it was taken in before.
+
+        Raises:
+            _NotTakenError: its entry belongs to a job that does not know yet that the handler gave
+                up; when it does, the spool is looked at again.
+
+        """
+        existing = self._id_of_token(meta.token)
+        if existing is not None:
+            try:
+                entry = entries.open_entry(self._paths, existing)
+                crash = entry.read()
+            except (NotFoundError, FormatError):
+                return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
+            if crash.state not in _REOPENED:
+                entry.close()
+                return None
+            if not entry.try_lock():
+                entry.close()
+                raise _NotTakenError
+            identity = meta.identity if has_proc else Identity.NONE
+            crash = replace(
+                crash, state=State.CAPTURING, capture=Capture(Mode.SPOOL, identity=identity)
+            )
+            entry.write(crash, sync=False)
+            return crash, entry
+        return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
+
+    def recover(self, ids: list[str], reason: str) -> int:
+        """Salvage entries in state `capturing` whose writer is gone; return how many must still
+        wait.
+
+        One whose worker outlived the daemon is still locked, and one that the handler spools by
+        itself is still to come: they are to be looked at again.
+        """
+        waiting = 0
+        spooled = spool.tokens(self._paths) if ids else set()
+        for crash_id in ids:
+            try:
+                entry = entries.open_entry(self._paths, crash_id)
+            except CrashdError as e:
+                log.warning("%s, ignoring", e)
+                continue
+            try:
+                crash = entry.read()
+            except (NotFoundError, FormatError) as e:
+                log.warning("%s, ignoring", e)
+                entry.close()
+                continue
+            if crash.state is not State.CAPTURING:
+                entry.close()
+                self._finished(crash_id)  # by a worker that outlived its daemon
+            elif crash.token in spooled or not entry.try_lock():
+                entry.close()
+                waiting += 1
+            else:
+                log.warning("crash %s: %s, salvaging", crash_id, reason)
+                self._dispatcher.submit(Job("salvage", entry, [], {"reason": reason}))
+        return waiting
+
+
+class _NotTakenError(Exception):
+    """Not now: the queue is full, or the entry is in use."""

@@ -1,0 +1,147 @@
+"""`crashd`: the command line of the daemon, and the first moments of its life.
+
+Kept light on purpose: the nursery of the workers is forked from here, before pydantic, SQLite and
+the exporter are imported, so that a worker is small.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from crashd import __version__
+from crashd.daemon.pool import Nursery
+from crashd.edge.process import make_undumpable, set_oom_score
+from crashd.errors import BusyError, CrashdError, UnavailableError
+from crashd.store.entry import prepare
+from crashd.store.paths import Paths
+
+DAEMON_OOM_SCORE = -900
+log = logging.getLogger("crashd")
+
+
+class _JournalFormatter(logging.Formatter):
+    """Prefix lines with their syslog level, as sd-daemon(3) wants them on stderr."""
+
+    _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record; each of its lines gets the prefix."""
+        level = next(number for limit, number in self._LEVELS if record.levelno >= limit)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).split("\n"))
+
+
+def set_up_logging(environ: "os._Environ[str] | dict[str, str]") -> None:
+    """Log to stderr: with level prefixes for the journal, with the time elsewhere."""
+    handler = logging.StreamHandler(sys.stderr)
+    if "JOURNAL_STREAM" in environ:
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def lock_root(paths: Paths) -> int:
+    """Take the root for this daemon; the caller owns the descriptor, and with it the lock.
+
+    Raises:
+        BusyError: another daemon has it.
+        UnavailableError: the root cannot be used.
+
+    """
+    try:
+        paths.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        prepare(paths)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(paths.daemon_lock, flags, 0o600)
+    except OSError as e:
+        raise UnavailableError(
+            f"cannot use the root {paths.root}: {e.filename}: {e.strerror}"
+        ) from e
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        owner = os.read(fd, 16).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise BusyError(f"another crashd (pid {owner}) runs on the root {paths.root}") from e
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = argparse.ArgumentParser(prog="crashd", description="Collect the crashes of this host.")
+    parser.add_argument("--version", action="version", version=f"crashd {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    run = verbs.add_parser("run", help="run the daemon in the foreground")
+    run.add_argument(
+        "--no-register",
+        action="store_true",
+        help="leave kernel.core_pattern and its companions alone",
+    )
+    check = verbs.add_parser("check-config", help="check the configuration and exit")
+    check.add_argument(
+        "file", nargs="*", type=Path, help="files to check instead of the installed ones"
+    )
+    for verb in (run, check):
+        verb.add_argument(
+            "--root",
+            type=Path,
+            default=Path(os.environ.get("CRASHD_ROOT", "/")),
+            help="put every path under this directory (default: $CRASHD_ROOT or /)",
+        )
+    return parser
+
+
+def check_config(paths: Paths, files: Sequence[Path]) -> int:
+    """Load the configuration as the daemon would; errors are raised."""
+    from crashd import config
+
+    if files:
+        config.load_files(files)
+    else:
+        config.load(paths)
+    return 0
+
+
+def run(paths: Paths, *, register: bool) -> int:
+    """Run the daemon until it is told to stop."""
+    set_up_logging(os.environ)
+    make_undumpable()
+    given = os.environ.get("LISTEN_FDS", "")
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid()) and given.isdigit()
+    nursery = Nursery(
+        int(given) if ours else 0
+    )  # first: it must hold no lock, no socket, and none of the imports below
+    try:
+        from crashd import config
+        from crashd.daemon.service import Service
+
+        set_oom_score(DAEMON_OOM_SCORE)
+        settings = config.load(paths)
+        lock = lock_root(paths)
+        try:
+            return Service(paths, settings, nursery, register=register).run()
+        finally:
+            os.close(lock)
+    finally:
+        nursery.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `crashd`; return its exit status."""
+    arguments = build_parser().parse_args(argv)
+    paths = Paths(arguments.root.absolute())
+    try:
+        if arguments.verb == "check-config":
+            return check_config(paths, arguments.file)
+        return run(paths, register=not arguments.no_register)
+    except CrashdError as e:
+        print(f"crashd: {e}", file=sys.stderr)
+        if e.hint:
+            print(f"  {e.hint}", file=sys.stderr)
+        return e.exit_code

@@ -1,0 +1,140 @@
+"""The worker pool: processes forked early, from a small parent, with the daemon's heavier parts not
+loaded.
+
+    daemon ──"fork"──▶ nursery (imports the capture path, nothing else; single-threaded)
+       ▲                  │ fork
+       └── one channel ── worker, worker, …
+
+Forking a threaded process is unsafe, and workers must be replaced as they die: so a nursery forks
+them, and hands each one's channel back. When the daemon dies the nursery ends; a worker finishes
+what it holds.
+"""
+
+import contextlib
+import functools
+import gc
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import NoReturn
+
+from crashd.daemon.worker import receive_message, send_message, work
+from crashd.edge.process import set_oom_score
+from crashd.errors import UnavailableError
+
+WORKER_OOM_SCORE = 500
+"""So that a capture, not the daemon, pays for memory that is short (as systemd-coredump's
+workers).
+"""
+
+
+class Worker:
+    """The daemon's end of one worker; owns the channel and the pidfd."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.channel = channel
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:
+            self._pidfd = -1  # dead already: its channel says so
+
+    def fileno(self) -> int:
+        """Tell the channel's descriptor, for a selector."""
+        return self.channel.fileno()
+
+    def kill(self) -> None:
+        """End the worker at once, by its pidfd: the number may be another's by now."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close channel and pidfd: a living worker ends after its job."""
+        self.channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class Nursery:
+    """Forks workers on request; owns the channel to the forking process."""
+
+    def __init__(self, listen_fds: int = 0) -> None:
+        """Fork the nursery. Call before any thread is started and before heavy imports.
+
+        `listen_fds` sockets from 3 on, systemd's for the daemon, are closed in the nursery.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            for fd in range(3, 3 + listen_fds):
+                os.close(fd)
+            _child(functools.partial(_serve, theirs))
+        theirs.close()
+        self.pid = pid
+        self._channel = ours
+
+    def fork_worker(self) -> Worker:
+        """Get a new worker.
+
+        Raises:
+            UnavailableError: the nursery is gone or cannot fork.
+
+        """
+        try:
+            send_message(self._channel, {"fork": True})
+            answer, descriptors = receive_message(self._channel)
+        except OSError as e:
+            raise UnavailableError(f"cannot fork a worker: {e.strerror}") from e
+        if answer is None or not descriptors:
+            raise UnavailableError(
+                f"cannot fork a worker: {(answer or {}).get('error', 'nursery is gone')}"
+            )
+        return Worker(answer["pid"], socket.socket(fileno=descriptors[0]))
+
+    def close(self) -> None:
+        """Let the nursery end, and reap it."""
+        self._channel.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _child(run: Callable[[], None]) -> NoReturn:
+    """Run in a forked child, and never return into the parent's code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the daemon decides; we end when its channel does
+    code = 1
+    try:
+        run()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _serve(channel: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the daemon sees a channel end
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: no collection writes to it
+    while True:
+        request, _ = receive_message(channel)
+        if request is None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+        except OSError as e:
+            send_message(channel, {"error": e.strerror})
+            ours.close()
+            theirs.close()
+            continue
+        if pid == 0:
+            channel.close()
+            ours.close()
+            set_oom_score(WORKER_OOM_SCORE)
+            _child(functools.partial(work, theirs))
+        theirs.close()
+        send_message(channel, {"pid": pid}, (ours.fileno(),))
+        ours.close()

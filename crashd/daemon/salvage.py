@@ -1,0 +1,87 @@
+"""What is done with an entry whose writer died: keep what is there, and say what it is."""
+
+import errno
+import os
+from dataclasses import replace
+
+from crashd.domain import elfcore, record
+from crashd.domain.model import Core, Crash, Engine, State
+from crashd.errors import FormatError, NotFoundError
+from crashd.store import corefile
+from crashd.store.entry import CORE, Entry
+
+
+def salvage(crash: Crash, entry: Entry, reason: str) -> Crash:
+    """Finish an entry left in state `capturing`; return the final record, which is on disk.
+
+    A core that had all its bytes is complete, whoever died after that; one that was cut is
+    truncated, and made readable up to the cut; without one, the crash is `lost`, with what is known
+    of it.
+    """
+    partial = entry.open_partial()
+    if partial is not None:
+        try:
+            corefile.repair(partial)
+            os.fsync(partial)
+        finally:
+            os.close(partial)
+        entry.commit_core()
+    try:
+        fd = entry.open_core()
+    except NotFoundError:
+        return _finish(crash, entry, Core(), State.LOST, reason)
+    try:
+        size, raw = _measure(fd)
+        stored = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    if size == 0:
+        entry.drop_core()
+        return _finish(crash, entry, Core(), State.LOST, reason)
+    expected: int | None = None
+    try:
+        head = elfcore.parse_head(raw)
+        expected = head.expected_size
+        if not crash.threads or crash.si_code is None:
+            crash = record.add_head(crash, head)
+    except FormatError:
+        pass  # cut within its headers: the bytes are kept all the same
+    complete = expected is not None and size >= expected
+    core = Core(CORE, size, stored, size, expected, complete)
+    return _finish(crash, entry, core, State.COMPLETE if complete else State.TRUNCATED, reason)
+
+
+def _measure(fd: int) -> tuple[int, bytes]:
+    """Count the core's bytes, and keep its head."""
+    size, head = 0, bytearray()
+    try:
+        for chunk in corefile.read_core(fd):
+            size += len(chunk)
+            if len(head) < elfcore.HEAD_MAX:
+                head += chunk[: elfcore.HEAD_MAX - len(head)]
+    except FormatError:
+        pass  # damaged further on: so far it can be read
+    return size, bytes(head)
+
+
+def _finish(crash: Crash, entry: Entry, core: Core, state: State, reason: str) -> Crash:
+    crash = replace(
+        crash,
+        state=state,
+        core=core,
+        capture=replace(
+            crash.capture,
+            engine=Engine.STREAM if core.path else Engine.NONE,
+            reason=None if core.complete else reason,
+        ),
+    )
+    try:
+        entry.write(crash, sync=True)
+    except OSError as e:
+        if e.errno != errno.ENOSPC or not core.path:
+            raise
+        # a full disk: the record is worth more than the core, whose space it can have
+        entry.drop_core()
+        text = f"{reason}; the core was given up for space to keep this record"
+        return _finish(crash, entry, Core(), State.LOST, text)
+    return crash

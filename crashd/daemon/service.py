@@ -1,0 +1,461 @@
+"""The daemon itself: everything composed, and the one loop that runs it.
+
+The loop never waits for a disk's fsync, a process's memory or a client: captures are the workers',
+the index is the indexer thread's, metrics and control have threads of their own.
+"""
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from crashd import __version__, config
+from crashd.daemon import registration
+from crashd.daemon.capture import Options
+from crashd.daemon.control import ControlServer
+from crashd.daemon.dispatch import Dispatcher
+from crashd.daemon.indexer import Indexer, open_index
+from crashd.daemon.ingest import Ingest
+from crashd.daemon.pool import Nursery
+from crashd.domain.model import LIST_KEYS, Crash, to_json
+from crashd.edge import exporter, handoff, process, sdaemon
+from crashd.edge.inotify import DirectoryWatch
+from crashd.errors import CrashdError
+from crashd.store import spool
+from crashd.store.paths import Paths
+
+log = logging.getLogger("crashd.service")
+
+HOUSEKEEPING_NS = 60 * 10**9
+OWNERSHIP_NS = 30 * 10**9
+STOP_NS = 60 * 10**9
+"""How long a graceful stop waits for captures; systemd's own TimeoutStopSec is 90 s."""
+HEALTHY_NS = 120 * 10**9
+"""A loop that has not turned for so long is not healthy (it turns at least every OWNERSHIP_NS)."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Service:
+    """The running daemon."""
+
+    def __init__(
+        self, paths: Paths, settings: config.Settings, nursery: Nursery, *, register: bool
+    ) -> None:
+        self._paths = paths
+        self._settings = settings
+        self._register = register
+        self._selector = selectors.DefaultSelector()
+        self._timers: dict[str, tuple[int, int, Callable[[], object]]] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._turned_ns = time.monotonic_ns()
+        self._started_ns = time.time_ns()
+        self._stop_ns: int | None = None
+        self._signals: deque[int] = deque()
+        self._ready = False
+        self._crashes = 0
+        self._notifier = sdaemon.Notifier(os.environ)
+        self._exporter = exporter.Exporter(__version__)
+        self._dispatcher = Dispatcher(
+            nursery,
+            watch=lambda worker: self._watch(
+                worker.channel, lambda: self._dispatcher.readable(worker)
+            ),
+            unwatch=lambda worker: self._unwatch(worker.channel),
+            done=self._finished,
+            dropped=self._drop,
+            refused=lambda: self._call_soon(self._ingest.import_spool),
+        )
+        self._index = open_index(paths)
+        self._indexer = Indexer(
+            paths, self._exporter, publish=self._publish, unfinished=self._from_indexer
+        )
+        self._ingest = Ingest(
+            paths,
+            self._dispatcher,
+            recorded=self._indexer.recorded,
+            dropped=self._drop,
+            id_of_token=self._index.id_of_token,
+            finished=self._indexer.finished,
+        )
+        self._control: ControlServer | None = None
+        self._metrics: list[exporter.MetricsServer] = []
+        self._spool_watch: DirectoryWatch | None = None
+        self._waiting: dict[int, handoff.Connection] = {}
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit status."""
+        self._seed()
+        self._apply_settings(self._settings)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self._close)
+            self._open(cleanup)
+            if self._register:
+                cleanup.callback(registration.unregister, self._paths)
+                registration.register(self._paths, self._pipe_limit())
+            self._check_ownership()
+            self._indexer.reconcile()  # and then, when every token is known, the spool
+            self._ready = True
+            self._notifier.ready(self._status_line())
+            log.info("crashd %s is ready, store %s", __version__, self._paths.crashes)
+            self._loop()
+        log.info("crashd has stopped")
+        return 0
+
+    def _open(self, cleanup: contextlib.ExitStack) -> None:
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._watch(self._wake_in, self._woken)
+        previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        cleanup.callback(self._reset_signals, previous)
+        given = sdaemon.listen_fds(os.environ)
+        self._indexer.start()
+        self._handoff = given.get("handoff") or handoff.listen_unix(
+            self._paths.handoff_socket, socket.SOCK_SEQPACKET, 0o600
+        )
+        self._handoff.setblocking(False)
+        self._own_handoff = "handoff" not in given
+        self._watch(self._handoff, self._accept)
+        control = given.get("control") or handoff.listen_unix(
+            self._paths.control_socket, socket.SOCK_STREAM, 0o666
+        )
+        self._control = ControlServer(
+            control, self._paths, self._status, logging.getLogger("crashd.control")
+        )
+        self._control.start()
+        self._open_metrics(given.get("metrics"))
+        self._arm_spool_watch()
+        self._timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
+        self._timer("ownership", OWNERSHIP_NS, self._check_ownership)
+        if self._notifier.watchdog_interval_ns:
+            self._timer("watchdog", self._notifier.watchdog_interval_ns, self._notifier.watchdog)
+
+    def _open_metrics(self, given: socket.socket | None) -> None:
+        listen = self._settings.http.listen
+        sockets = [given] if given else exporter.listen(listen) if listen else []
+        for server in sockets:
+            metrics = exporter.MetricsServer(
+                server, self._exporter, self._healthy, lambda: self._ready
+            )
+            metrics.start()
+            self._metrics.append(metrics)
+            log.info("metrics at http://%s/metrics", _address(server))
+
+    def _close(self) -> None:
+        """Take everything down, in the order that loses nothing."""
+        self._ready = False
+        if hasattr(self, "_handoff"):
+            self._unwatch(self._handoff)
+            self._handoff.close()
+            if self._own_handoff:
+                self._paths.handoff_socket.unlink(missing_ok=True)
+        for connection in self._waiting.values():
+            connection.close()
+        left = self._dispatcher.abandon()
+        if left:
+            log.warning("%d captures are left to their workers: %s", len(left), ", ".join(left[:8]))
+        for metrics in self._metrics:
+            metrics.stop()
+        if self._control is not None:
+            self._control.stop()
+        self._drop_spool_watch()
+        self._indexer.stop()
+        self._index.close()
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def _watch(self, source: socket.socket | DirectoryWatch, act: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, act)
+
+    def _unwatch(self, source: socket.socket | DirectoryWatch) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(source)
+
+    def _timer(self, name: str, every_ns: int, act: Callable[[], object]) -> None:
+        self._timers[name] = (time.monotonic_ns() + every_ns, every_ns, act)
+
+    def _loop(self) -> None:
+        while not self._is_over():
+            for key, _ in self._selector.select(self._wait_seconds()):
+                key.data()
+            while self._signals:
+                self._act_on_signal(self._signals.popleft())
+            while self._calls:
+                self._calls.popleft()()
+            self._turned_ns = now_ns = time.monotonic_ns()
+            self._dispatcher.tick(now_ns)
+            for name, (due_ns, every_ns, act) in list(self._timers.items()):
+                if now_ns >= due_ns:
+                    self._timers[name] = (now_ns + every_ns, every_ns, act)
+                    act()
+            self._exporter.in_flight(self._dispatcher.in_flight + self._dispatcher.queued)
+
+    def _wait_seconds(self) -> float:
+        due = [due_ns for due_ns, _, _ in self._timers.values()]
+        jobs = self._dispatcher.next_deadline_ns()
+        if jobs is not None:
+            due.append(jobs)
+        if self._stop_ns is not None:
+            due.append(self._stop_ns)
+        return max(0.0, (min(due) - time.monotonic_ns()) / 1e9)
+
+    def _is_over(self) -> bool:
+        if self._stop_ns is None:
+            return False
+        idle = self._dispatcher.in_flight + self._dispatcher.queued == 0
+        return idle or time.monotonic_ns() >= self._stop_ns
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_in.recv(4096)
+
+    def _call_soon(self, act: Callable[[], None]) -> None:
+        """Have `act` called in the loop; from any thread."""
+        self._calls.append(act)
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._wake_out.send(b"\0")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        del frame
+        self._signals.append(number)
+
+    def _reset_signals(self, previous: dict[signal.Signals, Any]) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def _act_on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._reload()
+        elif self._stop_ns is None:
+            log.info("stopping on %s", signal.Signals(number).name)
+            self._stop_ns = time.monotonic_ns() + STOP_NS
+            self._ready = False
+            # first of all the kernel must know: crashes from now on are the previous handler's, or
+            # spooled
+            if self._register:
+                registration.unregister(self._paths)
+            self._accept()
+            self._notifier.stopping()
+        else:
+            self._stop_ns = 0
+
+    # -- crashes -----------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while (connection := handoff.accept(self._handoff)) is not None:
+            self._receive(connection)
+
+    def _receive(self, connection: handoff.Connection) -> None:
+        """Take a handler's message, now or when it comes: it is sent right behind the connect."""
+        try:
+            message = connection.receive()
+        except CrashdError as e:
+            self._drop(exporter.DropReason.MALFORMED_HANDOFF)
+            log.warning("hand-over refused: %s, ignoring", e)
+            self._forget(connection)
+            return
+        if message is None:
+            if connection.fileno() not in self._waiting:
+                self._waiting[connection.fileno()] = connection
+                self._selector.register(
+                    connection.fileno(), selectors.EVENT_READ, lambda: self._receive(connection)
+                )
+            return
+        self._forget(connection, close=False)
+        self._ingest.take(connection, message)
+
+    def _forget(self, connection: handoff.Connection, *, close: bool = True) -> None:
+        if self._waiting.pop(connection.fileno(), None) is not None:
+            self._selector.unregister(connection.fileno())
+        if close:
+            connection.close()
+
+    def _finished(self, crash_id: str) -> None:
+        self._crashes += 1
+        self._indexer.finished(crash_id)
+        self._ingest.import_more()
+
+    def _drop(self, reason: str) -> None:
+        self._exporter.dropped(exporter.DropReason(reason))
+
+    def _publish(self, crash: Crash) -> None:
+        if self._control is not None:
+            document = to_json(crash)
+            self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)
+
+    def _from_indexer(self, ids: list[str]) -> None:
+        self._call_soon(lambda: self._recover(ids))
+
+    def _recover(self, ids: list[str]) -> None:
+        """Take in what the handler and a daemon before this one left behind."""
+        self._ingest.allow_import()
+        self._ingest.import_spool()
+        others = set(ids).difference(self._dispatcher.ids())
+        waiting = self._ingest.recover(sorted(others), "the daemon was killed during the capture")
+        if waiting and "unfinished" not in self._timers:
+            self._timer("unfinished", HOUSEKEEPING_NS // 30, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timers.pop("unfinished", None)
+        self._indexer.reconcile()
+
+    def _arm_spool_watch(self) -> None:
+        def appeared(name: str) -> None:
+            if spool.is_finished_name(name):
+                self._ingest.import_spool()
+
+        def read() -> None:
+            watch.read()
+            if not watch.alive:
+                self._drop_spool_watch()
+
+        def overflowed() -> None:
+            self._ingest.import_spool()
+
+        watch = DirectoryWatch(self._paths.spool, appeared, overflowed)
+        self._spool_watch = watch
+        self._watch(watch, read)
+
+    def _drop_spool_watch(self) -> None:
+        """Stop watching what is no longer the spool; housekeeping arms it again."""
+        if self._spool_watch is not None:
+            self._unwatch(self._spool_watch)
+            self._spool_watch.close()
+            self._spool_watch = None
+
+    # -- upkeep ------------------------------------------------------------------------------------
+
+    def _housekeep(self) -> None:
+        if self._spool_watch is not None and not self._spool_watch.is_current():
+            self._drop_spool_watch()  # something was mounted over it, or it was replaced
+        if self._spool_watch is None:
+            with contextlib.suppress(CrashdError):
+                self._arm_spool_watch()
+        self._ingest.import_spool()
+        self._exporter.store_free(self._free_bytes())
+        self._notifier.status(self._status_line())
+
+    def _check_ownership(self) -> None:
+        owned = registration.is_owned(self._paths)
+        was = getattr(self, "_owned", owned)
+        if was and not owned:
+            log.warning(
+                "kernel.core_pattern is no longer ours: another tool took it over, ignoring"
+            )
+        self._owned = owned
+        self._exporter.core_pattern_owned(owned)
+
+    def _free_bytes(self) -> int:
+        filesystem = os.statvfs(self._paths.crashes)
+        return filesystem.f_bavail * filesystem.f_frsize
+
+    def _seed(self) -> None:
+        totals = self._index.totals()
+        self._exporter.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
+        for kind, (count, size) in self._index.usage().items():
+            self._exporter.store(kind, count, size)
+        self._exporter.store_free(self._free_bytes())
+
+    def _pipe_limit(self) -> int:
+        return self._settings.capture.pipe_limit_for(process.memory_total_bytes())
+
+    def _apply_settings(self, settings: config.Settings) -> None:
+        capture, filesystem = settings.capture, os.statvfs(self._paths.crashes)
+        cpus = len(os.sched_getaffinity(0))
+        keep_free = settings.retention.process.keep_free.of(
+            filesystem.f_blocks * filesystem.f_frsize
+        )
+        options = Options(
+            max_core=capture.max_core_bytes,
+            honour_rlimit=capture.rlimit == "honour",
+            keep_free_bytes=keep_free,
+            level=capture.compression_level,
+            threads=capture.thread_count(cpus),
+            deadline_ns=capture.deadline_ns,
+            environ=settings.privacy.environ,
+            patterns=settings.privacy.patterns,
+        )
+        self._dispatcher.options = options.to_json()
+        self._dispatcher.snapshot_timeout_ns = capture.snapshot_timeout_ns
+        self._dispatcher.capture_deadline_ns = capture.deadline_ns
+        self._ingest.queue_max = capture.queue
+        self._dispatcher.set_workers(capture.worker_count(cpus))
+        spool.write_limits(
+            self._paths,
+            max_core=options.max_core,
+            keep_free=keep_free,
+            honour_rlimit=options.honour_rlimit,
+        )
+        logging.getLogger().setLevel(settings.log.level.upper())
+        self._settings = settings
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            settings = config.load(self._paths)
+        except CrashdError as e:
+            log.error("the new configuration is wrong, keeping the old one: %s", e)
+        else:
+            if settings.http != self._settings.http:
+                log.warning("[http] takes effect at the next start, ignoring")
+            self._apply_settings(settings)
+            if self._register and registration.is_owned(self._paths):
+                registration.register(self._paths, self._pipe_limit())
+            log.info("configuration reloaded")
+        self._notifier.ready(self._status_line())
+
+    # -- what others ask
+    # -----------------------------------------------------------------------------
+
+    def _healthy(self) -> bool:
+        return time.monotonic_ns() - self._turned_ns < HEALTHY_NS
+
+    def _status_line(self) -> str:
+        registered = "registered" if registration.is_owned(self._paths) else "NOT registered"
+        return (
+            f"{registered}, {self._crashes} crashes caught, {self._dispatcher.in_flight} in flight"
+        )
+
+    def _status(self) -> dict[str, Any]:
+        """Answer `crashctl status`; called by the control server's threads."""
+        pattern = registration.current_pattern()
+        usage = self._exporter.store_usage()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "root": str(self._paths.root),
+            "started_ns": self._started_ns,
+            "ready": self._ready,
+            "registered": registration.is_owned(self._paths),
+            "core_pattern": pattern,
+            "mode": "pipe",
+            "workers": self._dispatcher.workers,
+            "in_flight": self._dispatcher.in_flight,
+            "queued": self._dispatcher.queued,
+            "spool_backlog": self._ingest.spool_backlog,
+            "crashes_total": self._crashes,
+            "store": {
+                "entries": sum(count for count, _ in usage.values()),
+                "bytes": sum(size for _, size in usage.values()),
+                "free_bytes": self._free_bytes(),
+            },
+            "metrics_address": [_address(m.socket) for m in self._metrics],
+        }
+
+
+def _address(server: socket.socket) -> str:
+    host, port = server.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,129 @@
+"""Run the real daemon and the real crashctl on a private root."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crashd.store.paths import Paths
+
+READY_SECONDS = 20
+DEFAULT_CONFIG = '[http]\nlisten = "127.0.0.1:0"\n'
+
+
+def wait_until(check: Callable[[], bool], seconds: float = 20, what: str = "condition") -> None:
+    """Poll until `check` holds; fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+class Daemon:
+    """A `crashd run` of its own; its log is in `log`."""
+
+    def __init__(self, root: Path, *arguments: str, config: str = DEFAULT_CONFIG) -> None:
+        self.paths = Paths(root)
+        self.arguments = arguments
+        self.log = root / "crashd.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.paths.config_file.parent.mkdir(parents=True, exist_ok=True)
+        self.paths.config_file.write_text(config)
+
+    def __enter__(self) -> "Daemon":
+        self.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.stop()
+
+    def start(self, environ: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
+        """Start, and wait until it is ready."""
+        position = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "crashd",
+                    "run",
+                    "--root",
+                    str(self.paths.root),
+                    *self.arguments,
+                ],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environ or {})},
+                pass_fds=pass_fds,
+            )
+
+        def ready() -> bool:
+            assert self.process is not None
+            text = self.log.read_text()[position:]
+            assert self.process.poll() is None, text
+            return " is ready" in text
+
+        wait_until(ready, READY_SECONDS, "the daemon is ready")
+
+    @property
+    def pid(self) -> int:
+        """The daemon's pid."""
+        assert self.process is not None
+        return self.process.pid
+
+    def stop(self, number: int = signal.SIGTERM) -> int | None:
+        """End it, if it runs; return its exit status."""
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(90)
+        self.process = None
+        return status
+
+    def metrics_url(self) -> str:
+        """Where this daemon serves its metrics."""
+        lines = [line for line in self.log.read_text().splitlines() if "metrics at " in line]
+        return lines[-1].rpartition("metrics at ")[2]
+
+    def crashctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run crashctl on this root."""
+        return crashctl(self.paths.root, *arguments, check=check)
+
+    def crashes(self, *arguments: str) -> list[dict[str, Any]]:
+        """List crashes as JSON."""
+        done = self.crashctl("list", "--json", *arguments, check=False)
+        assert done.returncode in (0, 1), done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+    def wait_for(self, count: int, *arguments: str, seconds: float = 30) -> list[dict[str, Any]]:
+        """Wait until `count` crashes are there and none is being captured."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = self.crashes(*arguments)
+            return len(found) >= count and all(c["state"] != "capturing" for c in found)
+
+        wait_until(there, seconds, f"{count} crashes")
+        return found
+
+
+def crashctl(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run crashctl on a root."""
+    done = subprocess.run(
+        [sys.executable, "-m", "crashd.cli", "--root", str(root), *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    assert not check or done.returncode == 0, (arguments, done.returncode, done.stdout, done.stderr)
+    return done
