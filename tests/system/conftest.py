@@ -1,0 +1,82 @@
+"""The system tier: the kernel really hands crashes to a daemon of this checkout."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.running import Daemon
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.fixture
+def daemon(short_tmp: Path, core_pattern_owner: None) -> Iterator[Daemon]:
+    """A registered daemon on a private root; whatever a test does, the sysctls are put back after
+    it.
+    """
+    del core_pattern_owner
+    with Daemon(short_tmp / "r") as running:
+        yield running
+
+
+def raise_core_limit() -> None:
+    """Allow cores in a child: test runners often have `ulimit -c 0`, which crashd honours."""
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (UNLIMITED, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )
+
+
+@pytest.fixture
+def crash_sleep() -> Callable[[], int]:
+    """Crash one `sleep` by SIGSEGV; give its pid once its parent's wait has returned."""
+
+    def crash(prefix: Sequence[str] = ()) -> int:
+        child = subprocess.Popen([*prefix, "sleep", "1000"], preexec_fn=raise_core_limit)
+        os.kill(child.pid, signal.SIGSEGV)
+        assert child.wait(60) == -signal.SIGSEGV
+        return child.pid
+
+    return crash
+
+
+@pytest.fixture(scope="session")
+def crasher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A C program that writes through NULL a few calls deep, with debug information."""
+    directory = tmp_path_factory.mktemp("crasher")
+    source = directory / "crasher.c"
+    source.write_text(
+        """
+        #include <pthread.h>
+        #include <unistd.h>
+        static void *idle(void *p) { pause(); return p; }
+        __attribute__((noinline)) void third(volatile int *p) { *p = 42; }
+        __attribute__((noinline)) void second(int *p) { third(p); __asm__(""); }
+        __attribute__((noinline)) void first(void) { second(0); __asm__(""); }
+        int main(void) {
+            pthread_t t[3];
+            for (int i = 0; i < 3; i++) pthread_create(&t[i], 0, idle, 0);
+            usleep(50000);
+            first();
+        }
+        """
+    )
+    program = directory / "crasher"
+    subprocess.run(["gcc", "-g", "-O1", "-pthread", "-o", program, source], check=True)
+    return program
+
+
+def run_crasher(program: Path) -> int:
+    """Run a program that crashes by itself; give its pid."""
+    child = subprocess.Popen([program], preexec_fn=raise_core_limit)
+    assert child.wait(60) == -signal.SIGSEGV
+    return child.pid
+
+
+# Not faulthandler._sigsegv(): that sets RLIMIT_CORE to 0 first, which crashd honours.
+PYTHON_CRASH = [sys.executable, "-c", "import ctypes; ctypes.string_at(0)"]

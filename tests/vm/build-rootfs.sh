@@ -1,0 +1,34 @@
+#!/bin/sh
+# build-rootfs.sh DIR - a minimal Debian with systemd as init and python3, for nspawn-run.sh.
+# Needs root, mmdebstrap and a Debian mirror; about 40 seconds. DIR appears only when it is whole.
+set -eu
+dir=$1
+suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+[ -e "$dir/etc/debian_version" ] && exit 0
+mkdir -p "${dir%/*}"
+rm -rf "$dir.new"
+mmdebstrap --quiet --mode=root --variant=minbase --components=main \
+	--include=systemd,systemd-sysv,dbus,python3,libsystemd0 \
+	--aptopt='APT::Install-Recommends "false"' \
+	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+	"$suite" "$dir.new"
+: >"$dir.new/etc/machine-id"
+cat >"$dir.new/etc/systemd/system/job.service" <<'E2'
+[Unit]
+Description=Run /job/run.sh
+After=multi-user.target
+SuccessAction=exit
+FailureAction=exit
+[Service]
+Type=exec
+Environment=TERM=dumb SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat LC_ALL=C.UTF-8
+WorkingDirectory=/job
+ExecStart=/bin/sh /job/run.sh
+StandardOutput=append:/out/job.log
+StandardError=inherit
+KillMode=process
+TimeoutStopSec=5
+E2
+mkdir -p "$dir.new/etc/systemd/system/graphical.target.wants"
+ln -sf ../job.service "$dir.new/etc/systemd/system/graphical.target.wants/job.service"
+mv "$dir.new" "$dir"
