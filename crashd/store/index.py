@@ -155,9 +155,7 @@ class Index:
         """
         try:
             if not readonly:
-                os.close(
-                    os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                )
+                _make_private(path)
             inode = os.stat(path).st_ino
         except OSError as e:
             raise UnavailableError(f"cannot open the index {path}: {e.strerror}") from e
@@ -388,8 +386,8 @@ class Index:
             add("signature = ?", query.signature)
         groups: dict[str, list[tuple[str, list[Any]]]] = {}
         for text in query.terms:
-            term = parse_term(text)
-            groups.setdefault(term.group, []).append(self._term(term, viewer))
+            group, condition, more = self._term(parse_term(text), viewer)
+            groups.setdefault(group, []).append((condition, more))
         for conditions in groups.values():
             add(
                 "(" + " OR ".join(c for c, _ in conditions) + ")",
@@ -397,18 +395,34 @@ class Index:
             )
         return ("WHERE " + " AND ".join(clauses) if clauses else ""), values
 
-    def _term(self, term: Term, viewer: int | None) -> tuple[str, list[Any]]:
+    def _term(self, term: Term, viewer: int | None) -> tuple[str, str, list[Any]]:
+        """Build the group and the condition of one MATCH, by what its word means in this index."""
         if not term.explicit and self._has_short(term.text):
-            return "short = ?", [term.text]
-        conditions, values = [], []
-        others = [a for a in term.alternatives if a.field != Field.ID_PREFIX]
-        for alternative in term.alternatives:
-            condition, more = _condition(alternative)
-            if alternative.field == Field.ID_PREFIX:
-                self._refuse_ambiguous(term.text, condition, more, others, viewer)
-            conditions.append(condition)
-            values.extend(more)
-        return "(" + " OR ".join(conditions) + ")", values
+            return Field.ID_PREFIX, "short = ?", [term.text]
+        meanings = [(a, *_condition(a)) for a in term.alternatives]
+        prefix = next((m for m in meanings if m[0].field == Field.ID_PREFIX), None)
+        others = [m for m in meanings if m is not prefix]
+        if prefix is not None:
+            ids = self._ids_where(prefix[1], prefix[2], viewer)
+            if len(ids) > 1 and any(self._ids_where(c, v, viewer) for _, c, v in others):
+                meanings = others  # a word that means something else is no beginning of many ids
+            elif len(ids) > 1:
+                shown = ", ".join(ids[:CANDIDATES_MAX]) + (
+                    " …" if len(ids) > CANDIDATES_MAX else ""
+                )
+                raise UsageError(
+                    f"{term.text!r} is ambiguous: it begins {shown}", hint="give more of the id"
+                )
+        condition = " OR ".join(c for _, c, _ in meanings)
+        return term.group, f"({condition})", [value for _, _, vs in meanings for value in vs]
+
+    def _ids_where(self, condition: str, values: list[Any], viewer: int | None) -> list[str]:
+        """Find the ids of the first few rows that meet a condition and that the viewer may see."""
+        mine, more = ("", []) if viewer is None else (" AND owner_uid = ?", [viewer])
+        sql = f"SELECT id FROM crash WHERE ({condition}){mine} LIMIT ?"
+        with _guard(self._path):
+            rows = self._db.execute(sql, [*values, *more, CANDIDATES_MAX + 1])
+            return sorted(row[0] for row in rows)
 
     def _has_short(self, text: str) -> bool:
         if len(text) != SHORT_ID_LENGTH:
@@ -418,29 +432,6 @@ class Index:
                 self._db.execute("SELECT 1 FROM crash WHERE short = ?", [text]).fetchone()
                 is not None
             )
-
-    def _refuse_ambiguous(
-        self,
-        text: str,
-        condition: str,
-        values: list[Any],
-        others: list[Alternative],
-        viewer: int | None,
-    ) -> None:
-        mine = "" if viewer is None else " AND owner_uid = ?"
-        more = [] if viewer is None else [viewer]
-        with _guard(self._path):
-            sql = f"SELECT id FROM crash WHERE ({condition}){mine} ORDER BY id LIMIT ?"
-            found = [row[0] for row in self._db.execute(sql, [*values, *more, CANDIDATES_MAX + 1])]
-            if len(found) < 2:
-                return
-            for other in others:
-                clause, given = _condition(other)
-                sql = f"SELECT 1 FROM crash WHERE {clause}{mine} LIMIT 1"
-                if self._db.execute(sql, [*given, *more]).fetchone():
-                    return
-        shown = ", ".join(found[:CANDIDATES_MAX]) + (" …" if len(found) > CANDIDATES_MAX else "")
-        raise UsageError(f"{text!r} is ambiguous: it begins {shown}", hint="give more of the id")
 
 
 def _condition(alternative: Alternative) -> tuple[str, list[Any]]:
@@ -454,6 +445,20 @@ def _condition(alternative: Alternative) -> tuple[str, list[Any]]:
     if field in _BLOBS:
         return f"{field} = ?", [str(value).encode("utf-8", "surrogateescape")]
     return f"{field} = ?", [value]
+
+
+def _make_private(path: Path) -> None:
+    """Make the file if there is none, and let nobody else read it.
+
+    One that is there is never opened here: closing it would drop the POSIX locks of every connection
+    that this process has to it, and another process could then remove the WAL under us (SQLite, "How
+    To Corrupt", 2.2).
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if os.stat(path, follow_symlinks=False).st_mode & 0o077:
+            os.chmod(path, 0o600)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,0 +1,256 @@
+"""Store and index together: who sees what, what verify finds, and the rebuilt index."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crashd.domain.match import Query
+from crashd.domain.model import Core, Crash, State
+from crashd.errors import CrashdError, NotFoundError, UnavailableError
+from crashd.store import entry as entries
+from crashd.store.catalog import Catalog, reindex
+from crashd.store.corefile import CoreWriter
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+from tests.builders.crashes import build_crash
+
+CORE = b"core" * 25_000
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    found = Paths(tmp_path)
+    entries.prepare(found)
+    return found
+
+
+@pytest.fixture
+def index(paths: Paths) -> Iterator[Index]:
+    with Index.open(paths.index) as opened:
+        yield opened
+
+
+@pytest.fixture
+def catalog(paths: Paths, index: Index) -> Catalog:
+    return Catalog(paths, index)
+
+
+@pytest.fixture
+def keep(paths: Paths, index: Index) -> Callable[..., Crash]:
+    """Store a crash with a real core, and index it."""
+
+    def put(number: int, **more: object) -> Crash:
+        crash = build_crash(number, **more)
+        with entries.create(paths, crash) as entry:
+            if crash.core.path:
+                fd = entry.create_core()
+                writer = CoreWriter(fd, level=1, threads=0)
+                writer.write(memoryview(CORE))
+                writer.finish()
+                os.close(fd)
+                entry.commit_core()
+                core = Core("core.zst", len(CORE), writer.stored_bytes, len(CORE), len(CORE), True)
+                crash = replace(crash, core=core)
+            entry.write(crash, sync=False)
+        index.put([crash])
+        return crash
+
+    return put
+
+
+def kinds(catalog: Catalog, *, deep: bool = False) -> list[str]:
+    return sorted(finding.kind for finding in catalog.verify(deep=deep))
+
+
+def test_info_is_the_record_and_the_count(catalog: Catalog, keep: Callable[..., Crash]) -> None:
+    crash = keep(1, signature="s", environ=(b"A=b",))
+    keep(2, signature="s")
+    info = catalog.info(crash.id, None)
+    assert info["environ"] == ["A=b"]
+    assert info["count_of_signature"] == 2
+
+
+def test_viewer_may_have_only_his_own(catalog: Catalog, keep: Callable[..., Crash]) -> None:
+    mine, roots = keep(1, owner_uid=1000), keep(2)
+    assert [row["id"] for row in catalog.select(Query(), 1000)] == [mine.id]
+    assert catalog.info(mine.id, 1000)["id"] == mine.id
+    os.close(catalog.open_core(mine.id, 1000))
+    messages = []
+    for crash_id in (roots.id, build_crash(3).id):
+        for ask in (catalog.info, catalog.open_core):
+            with pytest.raises(NotFoundError) as error:
+                ask(crash_id, 1000)
+            messages.append(str(error.value).replace(crash_id, "ID"))
+    assert set(messages) == {"no crash ID"}, "what is another's looks as what is not there"
+
+
+def test_row_that_claims_an_owner_does_not_open_what_the_record_denies(
+    catalog: Catalog, index: Index, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1)
+    index.put([replace(crash, owner_uid=1000)])
+    for ask in (catalog.info, catalog.open_core):
+        with pytest.raises(NotFoundError):
+            ask(crash.id, 1000)
+
+
+def test_info_without_the_record_says_so(
+    catalog: Catalog, paths: Paths, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1)
+    (paths.crashes / crash.id / "crash.json").unlink()
+    assert "only the index knows" in catalog.info(crash.id, None)["warnings"][0]
+
+
+def test_delete_frees_and_forgets(
+    catalog: Catalog, paths: Paths, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1)
+    assert catalog.delete([crash.id]) > 0
+    assert not (paths.crashes / crash.id).exists()
+    assert catalog.select(Query(), None) == []
+    with pytest.raises(NotFoundError):
+        catalog.delete([crash.id])
+
+
+def test_delete_and_pin_while_captured_are_refused(
+    catalog: Catalog, paths: Paths, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1)
+    with entries.open_entry(paths, crash.id) as writer:
+        assert writer.try_lock()
+        with pytest.raises(UnavailableError):
+            catalog.delete([crash.id])
+        with pytest.raises(CrashdError, match="still being captured"):
+            catalog.set_pinned([crash.id], True)
+    assert kinds(catalog) == []
+
+
+def test_set_pinned_is_in_record_and_row(catalog: Catalog, keep: Callable[..., Crash]) -> None:
+    crash = keep(1)
+    catalog.set_pinned([crash.id], True)
+    assert catalog.info(crash.id, None)["pinned"] is True
+    assert catalog.select(Query(("pinned=true",)), None)[0]["id"] == crash.id
+    catalog.set_pinned([crash.id], False)
+    assert kinds(catalog) == []
+
+
+def test_verify_sound_store_has_no_findings(catalog: Catalog, keep: Callable[..., Crash]) -> None:
+    keep(1)
+    keep(2, core=Core(), state=State.METADATA_ONLY)
+    assert kinds(catalog, deep=True) == []
+
+
+def break_core_size(where: Path) -> None:
+    with (where / "core.zst").open("ab") as file:
+        file.write(b"x")
+
+
+def break_core_content(where: Path) -> None:
+    raw = bytearray((where / "core.zst").read_bytes())
+    raw[-3] ^= 1
+    (where / "core.zst").write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda where: (where / "core.zst").unlink(), ["no-core"]),
+        (break_core_size, ["core-size"]),
+        (break_core_content, ["core-damaged"]),
+        (lambda where: (where / "crash.json").write_bytes(b"{}"), ["bad-record"]),
+        (lambda where: (where / "crash.json").unlink(), ["bad-record"]),
+        (lambda where: (where / "core.zst.partial").touch(), ["leftover"]),
+        (lambda where: (where / "crash.json.new").touch(), ["leftover"]),
+        (lambda where: where.chmod(0o755), ["not-private"]),
+        (lambda where: (where.parent / "lost+found").mkdir(), ["foreign"]),
+        (lambda where: where.parent.chmod(0o755), ["not-private"]),
+    ],
+)
+def test_verify_finds_each_damage_on_disk(
+    catalog: Catalog,
+    paths: Paths,
+    keep: Callable[..., Crash],
+    damage: Callable[[Path], object],
+    expected: list[str],
+) -> None:
+    keep(2)
+    damage(paths.crashes / keep(1).id)
+    assert kinds(catalog, deep=True) == expected
+
+
+def test_verify_finds_each_difference_of_the_index(
+    catalog: Catalog, index: Index, keep: Callable[..., Crash]
+) -> None:
+    first, second = keep(1), keep(2)
+    index.remove([first.id])
+    index.put([replace(second, title="another"), build_crash(3)])
+    assert kinds(catalog) == ["no-entry", "no-row", "row-differs"]
+
+
+def test_verify_finds_what_was_never_finished(
+    catalog: Catalog, paths: Paths, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1, state=State.CAPTURING, core=Core())
+    assert kinds(catalog) == ["unfinished"]
+    with entries.open_entry(paths, crash.id) as writer:
+        assert writer.try_lock()
+        assert kinds(catalog) == [], "one that is being captured is not unfinished"
+
+
+def test_verify_finds_a_core_nobody_knows_of(
+    catalog: Catalog, paths: Paths, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1, core=Core(), state=State.METADATA_ONLY)
+    (paths.crashes / crash.id / "core.zst").touch()
+    assert kinds(catalog) == ["extra-core"]
+
+
+def test_reindex_makes_the_very_same_rows(
+    paths: Paths, index: Index, keep: Callable[..., Crash]
+) -> None:
+    for number in range(20):
+        keep(
+            number,
+            comm=b"\xff%d" % number,
+            owner_uid=number % 3 or None,
+            signature=f"s{number % 4}",
+            pinned=number == 7,
+            state=State.TRUNCATED if number % 2 else State.COMPLETE,
+        )
+    before, usage = list(index.rows()), index.usage()
+    assert reindex(paths) == 20
+    assert list(index.rows()) == before
+    assert index.usage() == usage
+    index.remove([before[0][0]])
+    assert reindex(paths) == 20
+    assert list(index.rows()) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 2000, None])
+def test_reindex_replaces_what_cannot_be_read(
+    paths: Paths, keep: Callable[..., Crash], index: Index, content: bytes | None
+) -> None:
+    crash = keep(1)
+    index.close()
+    paths.index.unlink()
+    for suffix in ("-wal", "-shm"):
+        paths.index.with_name(paths.index.name + suffix).unlink(missing_ok=True)
+    if content is not None:
+        paths.index.write_bytes(content)
+    assert reindex(paths) == 1
+    with Index.open(paths.index) as fresh:
+        assert fresh.ids() == [crash.id]
+        assert Catalog(paths, fresh).verify(deep=True) == []
+
+
+def test_reindex_passes_over_entries_that_cannot_be_read(
+    paths: Paths, index: Index, keep: Callable[..., Crash]
+) -> None:
+    bad, good = keep(1), keep(2)
+    (paths.crashes / bad.id / "crash.json").write_bytes(b"[]")
+    assert reindex(paths) == 1
+    assert index.ids() == [good.id]
