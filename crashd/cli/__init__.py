@@ -1,0 +1,1 @@
+"""crashctl, the command for operators: the only package that prints and exits."""

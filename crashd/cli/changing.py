@@ -1,0 +1,126 @@
+"""`delete`, `pin`, `unpin`, `verify` and `reindex`: for who may write the store."""
+
+import argparse
+import sys
+from typing import Any
+
+from crashd.cli.context import Context
+from crashd.cli.render import json_page, local_time, value_text
+from crashd.cli.source import (
+    DirectSource,
+    all_named_by_id,
+    matching,
+    open_direct,
+    refuse_several,
+    require_store,
+)
+from crashd.domain.text import printable
+from crashd.errors import CrashdError, UsageError
+from crashd.store.catalog import reindex as reindex_store
+
+SHOWN_MAX = 20
+"""Crashes that are named before they are deleted; of more the newest."""
+
+
+def delete(context: Context, arguments: argparse.Namespace) -> int:
+    """Delete the crashes that match; ask first where a MATCH means several."""
+    source = open_direct(context, writable=True)
+    try:
+        rows = matching(source, arguments.match)
+        if not arguments.force:
+            _refuse_pinned(rows)
+        if len(rows) > 1 and not arguments.yes and not all_named_by_id(rows, arguments.match):
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
+                    hint="--yes deletes them all; crashctl list shows them",
+                )
+            if not _confirm(rows):
+                context.note("nothing was deleted")
+                return 1
+        return max([_delete_one(context, source, row) for row in rows])
+    finally:
+        source.close()
+
+
+def _delete_one(context: Context, source: DirectSource, row: dict[str, Any]) -> int:
+    try:
+        source.catalog.delete([row["id"]])
+    except CrashdError as e:  # is being captured, or somebody else deleted it: the others still go
+        context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
+        return e.exit_code
+    print(f"deleted {_describe(row)}")
+    return 0
+
+
+def _refuse_pinned(rows: list[dict[str, Any]]) -> None:
+    pinned = [row["id"] for row in rows if row.get("pinned")]
+    if pinned:
+        others = f" and {len(pinned) - 1} more of these are" if len(pinned) > 1 else " is"
+        raise CrashdError(
+            f"crash {pinned[0]}{others} pinned, nothing was deleted",
+            hint="crashctl unpin first, or --force",
+        )
+
+
+def _confirm(rows: list[dict[str, Any]]) -> bool:
+    for row in rows[-SHOWN_MAX:]:
+        print(f"  {_describe(row)}", file=sys.stderr)
+    if len(rows) > SHOWN_MAX:
+        print(f"  and {len(rows) - SHOWN_MAX} older ones", file=sys.stderr)
+    print(f"Delete these {len(rows)} crashes? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _describe(row: dict[str, Any]) -> str:
+    return f"{row['id']}  {local_time(row.get('time'))}  {value_text(row.get('title'))}"
+
+
+def pin(context: Context, arguments: argparse.Namespace) -> int:
+    """Pin the crashes that match: nothing but `delete --force` deletes them."""
+    return _set_pinned(context, arguments.match, pinned=True)
+
+
+def unpin(context: Context, arguments: argparse.Namespace) -> int:
+    """Unpin the crashes that match."""
+    return _set_pinned(context, arguments.match, pinned=False)
+
+
+def _set_pinned(context: Context, match: list[str], *, pinned: bool) -> int:
+    source = open_direct(context, writable=True)
+    try:
+        rows = matching(source, match)
+        if len(rows) > 1 and not all_named_by_id(rows, match):
+            raise refuse_several(rows, match)
+        source.catalog.set_pinned([row["id"] for row in rows], pinned)
+        for row in rows:
+            print(f"{'pinned' if pinned else 'unpinned'} {_describe(row)}")
+    finally:
+        source.close()
+    return 0
+
+
+def verify(context: Context, arguments: argparse.Namespace) -> int:
+    """Compare the store with its index; print what is wrong, 1 where anything is."""
+    source = open_direct(context)
+    try:
+        findings = source.catalog.verify(deep=arguments.deep)
+    finally:
+        source.close()
+    if arguments.json:
+        print(json_page([{"kind": f.kind, "subject": f.subject, "text": f.text} for f in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.kind}: {printable(finding.subject)}: {printable(finding.text)}")
+        if not findings:
+            context.note("store and index are sound")
+    return 1 if findings else 0
+
+
+def reindex(context: Context, arguments: argparse.Namespace) -> int:
+    """Build the index anew from the store, and put it in the place of the old one."""
+    del arguments
+    require_store(context.paths)
+    count = reindex_store(context.paths)
+    print(f"{count} crashes indexed")
+    return 0

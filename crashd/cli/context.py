@@ -1,0 +1,58 @@
+"""What every verb of crashctl is given: where to look, and how to print."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from crashd.store.paths import Paths
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One run of crashctl."""
+
+    paths: Paths
+    color: bool
+    """Colours on standard output."""
+    legend: bool
+    """Column headings."""
+    quiet: bool
+    """No notes on stderr."""
+    width: int | None
+    """Columns of the terminal that standard output is; None when it is none."""
+
+    def note(self, text: str) -> None:
+        """Tell the operator something that is neither data nor an error."""
+        if not self.quiet:
+            print(f"crashctl: {text}", file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """Tell the operator of something that is not as it should be, quiet or not."""
+        print(f"crashctl: warning: {text}", file=sys.stderr)
+
+
+def open_context(
+    root: str, *, color: str, legend: bool, quiet: bool, out: TextIO, environ: "os._Environ[str]"
+) -> Context:
+    """Look at the terminal and the environment once, for the whole run."""
+    terminal = out.isatty()
+    wanted = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    return Context(
+        paths=Paths(Path(root).absolute()),
+        color=color == "always" or (color == "auto" and wanted),
+        legend=legend,
+        quiet=quiet,
+        width=_columns(out, environ) if terminal else None,
+    )
+
+
+def _columns(out: TextIO, environ: "os._Environ[str]") -> int:
+    set_by_hand = environ.get("COLUMNS", "")
+    if set_by_hand.isascii() and set_by_hand.isdigit() and int(set_by_hand[:6]) > 0:
+        return int(set_by_hand[:6])
+    try:
+        return os.get_terminal_size(out.fileno()).columns or 80
+    except OSError:
+        return 80

@@ -1,0 +1,103 @@
+"""`crashctl`: parse, dispatch, and turn what went wrong into a message and an exit status.
+
+Nothing heavy is imported here: a verb's module, and what that needs, comes in when it runs.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from io import FileIO, TextIOWrapper
+
+from crashd.cli.arguments import parse
+from crashd.errors import CrashdError
+
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
+_NOT_PERMITTED = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `crashctl`; return its exit status (crashctl(1))."""
+    given = sys.argv[1:] if argv is None else argv
+    _open_streams()
+    try:
+        status = _run(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _leave(INTERRUPTED)
+    except BrokenPipeError:
+        return _leave(1)
+    except CrashdError as e:
+        return _fail(given, str(e), e.hint, e.exit_code)
+    except OSError as e:
+        return _fail(given, *_explain(e))
+    return status
+
+
+def _open_streams() -> None:
+    """Fill closed standard descriptors, so that no file of ours becomes one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stdout is None:
+        sys.stdout = TextIOWrapper(FileIO(1, "w", closefd=False))
+    if sys.stderr is None:
+        sys.stderr = TextIOWrapper(FileIO(2, "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(argv: Sequence[str]) -> int:
+    verb, arguments = parse(argv)
+    from crashd.cli.context import open_context
+
+    context = open_context(
+        arguments.root,
+        color=arguments.color,
+        legend=not arguments.no_legend,
+        quiet=arguments.quiet,
+        out=sys.stdout,
+        environ=os.environ,
+    )
+    module = import_module(f"crashd.cli.{verb.module}")
+    run: Callable[..., int] = getattr(module, verb.function)
+    return run(context, arguments)
+
+
+def _explain(error: OSError) -> tuple[str, str | None, int]:
+    what = "input/output" if error.filename is None else os.fsdecode(error.filename)
+    text = f"{what}: {error.strerror or error}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return text, "run as root", _NOT_PERMITTED
+    return text, None, 1
+
+
+def _fail(argv: Sequence[str], message: str, hint: str | None, status: int) -> int:
+    from crashd.domain.text import printable
+
+    if "--debug" in argv:
+        import traceback
+
+        traceback.print_exc()
+    try:
+        print(f"crashctl: {printable(message)}", file=sys.stderr)
+        if hint:
+            print(f"  {printable(hint)}", file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody is left to be told; the exit status still tells
+    return _leave(status)
+
+
+def _leave(status: int) -> int:
+    """Let the interpreter end without a word about output that nobody reads any more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    return status

@@ -1,0 +1,328 @@
+"""The pages of `info` and `status`, as lines. Pure, like render.py."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from crashd.cli.render import (
+    ABSENT,
+    BOLD,
+    GREEN,
+    RED,
+    Row,
+    local_time,
+    local_time_of_ns,
+    styled,
+    value_text,
+)
+from crashd.domain.model import SHORT_ID_LENGTH
+from crashd.domain.text import printable
+from crashd.domain.units import format_duration, format_size
+
+LABEL_WIDTH = 15
+TEXT_MAX = 2000
+"""Characters of one value that are shown without --all."""
+THREADS_MAX = 16
+FRAMES_MAX = 64
+
+_RAW_SECTIONS = (
+    ("limits", "Limits"),
+    ("maps", "Maps"),
+    ("status", "Status"),
+    ("mountinfo", "Mounts"),
+    ("open_fds", "Open files"),
+)
+
+_Field = tuple[str, str | None]
+
+
+def render_info(
+    doc: Row, *, now_ns: int, show_all: bool, color: bool, core_file: str | None
+) -> Iterator[str]:
+    """Lay out all that is known of one crash; `core_file` is where its core is stored."""
+    yield styled(value_text(doc.get("title")), BOLD if color else None)
+    limit = None if show_all else TEXT_MAX
+    for group in (
+        _what(doc, now_ns),
+        _who(doc),
+        _where(doc),
+        _capture(doc),
+        _core(doc, core_file),
+        _kernel(doc),
+    ):
+        lines = [_labelled(label, _shorten(text, limit)) for label, text in group if text]
+        if lines:
+            yield ""
+            yield from lines
+    yield from _warnings(doc)
+    yield from _threads(doc, show_all)
+    yield from _frames(doc, show_all)
+    yield from _log(doc)
+    if show_all:
+        yield from _raw(doc)
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label:>{LABEL_WIDTH}}: {text}"
+
+
+def _shorten(text: str, limit: int | None) -> str:
+    if limit is None or len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({len(text) - limit} more characters, see --all)"
+
+
+def _known(value: object) -> str | None:
+    text = value_text(value)
+    return None if text == ABSENT and value != ABSENT else text
+
+
+def age_text(then_ns: int, now_ns: int) -> str:
+    """Say how long ago something was, in words."""
+    if then_ns > now_ns:
+        return f"{format_duration(then_ns - now_ns)} in the future"
+    age_ns = now_ns - then_ns
+    return "just now" if age_ns < 10**9 else f"{format_duration(age_ns // 10**9 * 10**9)} ago"
+
+
+def _what(doc: Row, now_ns: int) -> Iterator[_Field]:
+    crash_id = value_text(doc.get("id"))
+    yield "ID", f"{crash_id} ({crash_id[-SHORT_ID_LENGTH:]})"
+    time_ns = doc.get("time_ns")
+    if isinstance(time_ns, int):
+        yield "Time", f"{local_time_of_ns(time_ns)} ({age_text(time_ns, now_ns)})"
+    else:
+        yield "Time", local_time(doc.get("time"))
+    yield "Kind", None if doc.get("kind") == "process" else _known(doc.get("kind"))
+    yield "State", _known(doc.get("state"))
+    yield "Pinned", "yes" if doc.get("pinned") else None
+    yield "Signal", _signal(doc)
+    yield "Explanation", _known(doc.get("explanation"))
+    count = doc.get("count_of_signature")
+    seen = f" (seen {count} times)" if isinstance(count, int) and count > 1 else ""
+    yield "Signature", f"{value_text(doc['signature'])}{seen}" if doc.get("signature") else None
+
+
+def _signal(doc: Row) -> str | None:
+    number = doc.get("signal")
+    if number is None:
+        return None
+    words = [f"{value_text(doc.get('signal_name'))} ({value_text(number)})"]
+    for key, label in (
+        ("si_code", "si_code"),
+        ("fault_address", "address"),
+        ("sender_pid", "sent by pid"),
+        ("sender_uid", "uid"),
+    ):
+        if doc.get(key) is not None:
+            words.append(f"{label} {value_text(doc[key])}")
+    return ", ".join(words)
+
+
+def _who(doc: Row) -> Iterator[_Field]:
+    yield "Comm", _known(doc.get("comm"))
+    yield "Executable", _known(doc.get("exe"))
+    yield "Build ID", _known(doc.get("build_id"))
+    yield "Command line", _known(doc.get("cmdline"))
+    yield "Directory", _known(doc.get("cwd"))
+    root = doc.get("root")
+    yield "Root", _known(root) if root != "/" else None
+    yield "PID", _process(doc)
+    if doc.get("uid") is not None or doc.get("gid") is not None:
+        yield "UID, GID", f"{value_text(doc.get('uid'))}, {value_text(doc.get('gid'))}"
+    yield "Readable by", _readers(doc)
+
+
+def _process(doc: Row) -> str | None:
+    pid, inside = doc.get("pid"), doc.get("ns_pid")
+    if pid is None and inside is None:
+        return None
+    words = [value_text(pid)]
+    if inside is not None and inside != pid:
+        words.append(f"{value_text(inside)} in its own pid namespace")
+    if doc.get("tid") not in (None, pid):
+        name = doc.get("thread_comm")
+        words.append(f"thread {value_text(doc['tid'])}" + (f" ({printable(name)})" if name else ""))
+    return ", ".join(words)
+
+
+def _readers(doc: Row) -> str | None:
+    if doc.get("kind") != "process":
+        return None
+    owner = doc.get("owner_uid")
+    if owner not in (None, 0):
+        return f"root and uid {value_text(owner)}"
+    set_id = doc.get("dumpable") not in (None, 1)
+    return "root only (it had privileges of another)" if set_id else "root only"
+
+
+def _where(doc: Row) -> Iterator[_Field]:
+    yield "Host", _known(doc.get("hostname"))
+    nodename = doc.get("nodename")
+    yield "Node name", _known(nodename) if nodename != doc.get("hostname") else None
+    yield "Boot ID", _known(doc.get("boot_id"))
+    yield "Unit", _known(doc.get("unit"))
+    yield "User unit", _known(doc.get("user_unit"))
+    yield "Slice", _known(doc.get("slice"))
+    yield "Session", _known(doc.get("session"))
+    yield "Control group", _known(doc.get("cgroup"))
+    container = _known(doc.get("container_id"))
+    runtime = _known(doc.get("container_runtime"))
+    yield "Container", f"{container} ({runtime})" if container and runtime else container
+    yield "Pod", _known(doc.get("pod_uid"))
+
+
+def _capture(doc: Row) -> Iterator[_Field]:
+    capture: Mapping[str, Any] = doc.get("capture") or {}
+    words = [f"by {value_text(capture.get('mode'))}"]
+    if capture.get("engine") not in (None, "none"):
+        words.append(f"engine {value_text(capture['engine'])}")
+    if isinstance(capture.get("hold_seconds"), int | float):
+        held = format_duration(max(0, round(capture["hold_seconds"] * 1e9)))
+        words.append(f"process held for {held}")
+    if capture.get("disposition") not in (None, "full"):
+        words.append(f"kept: {value_text(capture['disposition'])}")
+    yield "Captured", ", ".join(words) if capture else None
+    yield "Not whole", _known(capture.get("reason"))
+    yield (
+        "Identity",
+        "unsure: nothing was read from /proc" if capture.get("identity") == "none" else None,
+    )
+
+
+def _core(doc: Row, core_file: str | None) -> Iterator[_Field]:
+    core: Mapping[str, Any] = doc.get("core") or {}
+    if not core.get("path"):
+        yield "Core", "none" if doc.get("kind") == "process" else None
+        return
+    size, stored = core.get("size_bytes") or 0, core.get("stored_bytes") or 0
+    whole = "" if core.get("complete") else ", TRUNCATED"
+    expected = core.get("expected_bytes")
+    if whole and isinstance(expected, int) and expected > size:
+        whole += f" (of {format_size(expected)})"
+    yield (
+        "Core",
+        f"{format_size(size)}{whole}, {format_size(core.get('resident_bytes') or 0)} of it memory, "
+        f"{format_size(stored)} on disk",
+    )
+    yield "Stored as", printable(core_file) if core_file else None
+
+
+def _kernel(doc: Row) -> Iterator[_Field]:
+    kernel = doc.get("kernel")
+    if isinstance(kernel, Mapping):
+        for key, value in kernel.items():
+            label = printable(str(key)).replace("_", " ").capitalize()
+            yield label[:LABEL_WIDTH], _known(value)
+
+
+def _warnings(doc: Row) -> Iterator[str]:
+    warnings = doc.get("warnings") or []
+    if warnings:
+        yield ""
+        yield _labelled("Warnings", printable(str(warnings[0])))
+        yield from (f"{'':{LABEL_WIDTH}}  {printable(str(text))}" for text in warnings[1:])
+
+
+def _threads(doc: Row, show_all: bool) -> Iterator[str]:
+    threads = [thread for thread in doc.get("threads") or [] if isinstance(thread, Mapping)]
+    if not threads:
+        return
+    threads.sort(key=lambda thread: not thread.get("crashed"))
+    shown = threads if show_all else threads[:THREADS_MAX]
+    yield ""
+    yield f"Threads ({len(threads)}):"
+    for thread in shown:
+        mark = "*" if thread.get("crashed") else " "
+        name, pc = value_text(thread.get("name")), value_text(thread.get("pc"))
+        crashed = "  crashed here" if thread.get("crashed") else ""
+        yield f"  {mark} {value_text(thread.get('tid')):>7}  {name:<15}  pc {pc}{crashed}".rstrip()
+    if len(shown) < len(threads):
+        yield f"    … and {len(threads) - len(shown)} more, see --all"
+
+
+def _frames(doc: Row, show_all: bool) -> Iterator[str]:
+    frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
+    if not frames:
+        return
+    shown = frames if show_all else frames[:FRAMES_MAX]
+    yield ""
+    yield "Stack of the crashed thread:"
+    for number, frame in enumerate(shown):
+        function = value_text(frame.get("function") or frame.get("pc"))
+        offset = frame.get("offset")
+        place = f"+{hex(offset)}" if isinstance(offset, int) else ""
+        module = f" ({value_text(frame['module'])}{place})" if frame.get("module") else ""
+        source = f" at {value_text(frame['file'])}" if frame.get("file") else ""
+        line = f":{value_text(frame['line'])}" if source and frame.get("line") else ""
+        yield f"  #{number:<3} {function}{module}{source}{line}"
+    if len(shown) < len(frames):
+        yield f"       … and {len(frames) - len(shown)} more, see --all"
+
+
+def _log(doc: Row) -> Iterator[str]:
+    lines = doc.get("log") or []
+    if lines:
+        yield ""
+        yield "Log:"
+        yield from (f"  {printable(str(line))}" for line in lines)
+
+
+def _raw(doc: Row) -> Iterator[str]:
+    environ = doc.get("environ")
+    if environ:
+        yield ""
+        yield "Environment:"
+        yield from (f"  {printable(str(entry))}" for entry in environ)
+    for key, heading in _RAW_SECTIONS:
+        text = doc.get(key)
+        if text:
+            yield ""
+            yield f"{heading}:"
+            yield from (f"  {printable(line)}" for line in str(text).rstrip("\n").split("\n"))
+
+
+def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
+    """Lay out what the daemon says of itself."""
+    store: Mapping[str, Any] = status.get("store") or {}
+    yield styled(f"crashd {value_text(status.get('version'))}", BOLD if color else None)
+    started_ns = status.get("started_ns")
+    started = None
+    if isinstance(started_ns, int):
+        started = f"{local_time_of_ns(started_ns)} ({age_text(started_ns, now_ns)})"
+    metrics = status.get("metrics_address") or []
+    addresses = metrics if isinstance(metrics, list) else [metrics]
+    fields: list[_Field] = [
+        ("PID", _known(status.get("pid"))),
+        ("Started", started),
+        ("Ready", _yes_or_no(status.get("ready"), color)),
+        ("Registered", _yes_or_no(status.get("registered"), color)),
+        ("core_pattern", _known(status.get("core_pattern"))),
+        ("Mode", _known(status.get("mode"))),
+        ("Workers", _known(status.get("workers"))),
+        ("Captures", f"{_count(status, 'in_flight')} in flight, {_count(status, 'queued')} queued"),
+        ("Spool", _spool(status)),
+        ("Crashes", f"{_count(status, 'crashes_total')} since the start"),
+        (
+            "Store",
+            f"{_count(store, 'entries')} crashes, {format_size(_count(store, 'bytes'))}; "
+            f"{format_size(_count(store, 'free_bytes'))} free",
+        ),
+        ("Metrics", ", ".join(f"http://{value_text(a)}/metrics" for a in addresses) or "off"),
+        ("Root", _known(status.get("root"))),
+    ]
+    yield from (_labelled(label, text) for label, text in fields if text)
+
+
+def _count(numbers: Mapping[str, Any], key: str) -> int:
+    value = numbers.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _spool(status: Row) -> str | None:
+    waiting = _count(status, "spool_backlog")
+    return f"{waiting} crashes waiting to be taken in" if waiting else None
+
+
+def _yes_or_no(value: object, color: bool) -> str:
+    style = (GREEN if value else RED) if color else None
+    return styled("yes" if value else "no", style)

@@ -1,0 +1,243 @@
+"""Crashes as text: the table of `list` and `follow`, and what all output is made of.
+
+Pure: rows in, lines out. Every foreign string goes through `printable`. The pages of `info` and
+`status` are in pages.py.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from crashd.domain.model import LIST_KEYS, SHORT_ID_LENGTH, State
+from crashd.domain.text import printable
+from crashd.domain.units import format_size
+
+ABSENT = "-"
+TITLE_MIN = 26
+"""Columns of the terminal that the title gets at least; others are left out for it."""
+EXE_MIN = 12
+EXE_PADDED = 40
+"""For a pipe nothing is cut, but one long path shall not push all other titles away."""
+_GIVE_WAY = ("UID", "EXE", "SIGNAL", "SIZE", "PID", "STATE")
+"""Columns that a narrow terminal does not show, first to go first: the title names signal and
+comm.
+"""
+
+BOLD, DIM, UNDERLINE, RED, GREEN, YELLOW, CYAN = "1", "2", "4", "31", "32", "33", "36"
+_STATE_STYLES: dict[str, str] = {
+    State.CAPTURING: CYAN,
+    State.TRUNCATED: YELLOW,
+    State.METADATA_ONLY: YELLOW,
+    State.LOST: RED,
+    State.INCOMPLETE: YELLOW,
+    State.EVICTED: DIM,
+    State.MISSING: RED,
+}
+
+Row = Mapping[str, Any]
+
+
+def styled(text: str, style: str | None) -> str:
+    """Wrap `text` in SGR codes; as it is without a style."""
+    return f"\x1b[{style}m{text}\x1b[0m" if style else text
+
+
+def display_width(text: str) -> int:
+    """Count the columns that `text` takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_char_width, text))
+
+
+def _char_width(character: str) -> int:
+    if character.isascii():
+        return 1
+    # needed for the few crashes that have such names only
+    from unicodedata import category, east_asian_width
+
+    if category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, width: int) -> str:
+    """Cut the end off `text` for it to fit into `width` columns, marked by an ellipsis."""
+    if display_width(text) <= width:
+        return text
+    used, kept = 1, 0
+    for character in text:
+        used += _char_width(character)
+        if used > width:
+            break
+        kept += 1
+    return text[:kept] + "…"
+
+
+def cut_path(text: str, width: int) -> str:
+    """Cut the beginning off a path, for its last part tells more."""
+    if display_width(text) <= width:
+        return text
+    return "…" + cut(text[::-1], width)[:-1][::-1]
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """Fill `text` up to `width` columns."""
+    blanks = " " * (width - display_width(text))
+    return blanks + text if right else text + blanks
+
+
+def local_time(text: object) -> str:
+    """Turn the ISO 8601 UTC of a record into local time, to the second."""
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError):
+        return printable(str(text))
+
+
+def local_time_of_ns(time_ns: int) -> str:
+    """Format ns since the epoch as local time with its zone."""
+    return f"{datetime.fromtimestamp(time_ns // 10**9, UTC).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def value_text(value: object) -> str:
+    """Show one value of a record on one line; ABSENT for none."""
+    return printable(str(value)) if value not in (None, "") else ABSENT
+
+
+def signal_text(row: Row) -> str:
+    """Name the signal of a crash; ABSENT for a kernel's."""
+    return value_text(row.get("signal_name"))
+
+
+def stored_text(row: Row) -> str:
+    """Show the size on disk of a crash's core; ABSENT where there is none."""
+    core = row.get("core") or {}
+    return format_size(core.get("stored_bytes") or 0) if core.get("path") else ABSENT
+
+
+def what_crashed(row: Row) -> str:
+    """Name the executable; the comm where that is not known, the release for a kernel."""
+    if row.get("kind") == "kernel":
+        release = (row.get("kernel") or {}).get("release")
+        return f"kernel {value_text(release)}" if release else "kernel"
+    return value_text(row.get("exe") or row.get("comm"))
+
+
+class _Column(NamedTuple):
+    heading: str
+    cell: Callable[[Row], str]
+    right: bool = False
+
+
+COLUMNS = (
+    _Column("TIME", lambda row: local_time(row.get("time"))),
+    _Column("ID", lambda row: value_text(row.get("id"))[-SHORT_ID_LENGTH:]),
+    _Column("PID", lambda row: value_text(row.get("pid")), right=True),
+    _Column("UID", lambda row: value_text(row.get("uid")), right=True),
+    _Column("SIGNAL", signal_text),
+    _Column("STATE", lambda row: value_text(row.get("state"))),
+    _Column("SIZE", stored_text, right=True),
+    _Column("EXE", what_crashed),
+    _Column("TITLE", lambda row: value_text(row.get("title"))),
+)
+HEADINGS = tuple(column.heading for column in COLUMNS)
+FOLLOW_WIDTHS = {"TIME": 19, "ID": SHORT_ID_LENGTH, "PID": 7, "UID": 5, "SIGNAL": 7, "STATE": 8}
+FOLLOW_WIDTHS |= {"SIZE": 5, "EXE": 24}
+"""What `follow` expects of crashes that have not happened yet."""
+
+
+class Table:
+    """A table of crashes for a terminal of `width` columns, or unbounded (None) for a pipe.
+
+    On a terminal columns give way for the title, and what does not fit is cut; for a pipe nothing
+    is.
+    """
+
+    def __init__(self, width: int | None, *, color: bool) -> None:
+        self._width = width
+        self._color = color
+        self._widths: dict[str, int] = {}
+        self._room: dict[str, int] = {}
+        self.expect({heading: len(heading) for heading in HEADINGS})
+
+    def expect(self, widths: Mapping[str, int]) -> None:
+        """Give columns at least these widths."""
+        for heading, width in widths.items():
+            self._widths[heading] = max(self._widths.get(heading, 0), width)
+        if self._width is None:
+            self._room = self._widths | {"EXE": min(self._widths.get("EXE", 0), EXE_PADDED)}
+        else:
+            self._room = fit(self._widths, self._width)
+
+    def lines(self, rows: Sequence[Row], *, legend: bool) -> Iterator[str]:
+        """Lay out all of `rows`, aligned to the widest."""
+        cells = [[column.cell(row) for column in COLUMNS] for row in rows]
+        columns = zip(*cells, strict=True)
+        self.expect(
+            dict(zip(HEADINGS, (max(map(display_width, c)) for c in columns), strict=False))
+        )
+        if legend:
+            yield self.legend()
+        for row, line in zip(rows, cells, strict=True):
+            yield self._line(line, self._styles(row))
+
+    def legend(self) -> str:
+        """Make the line of headings."""
+        return self._line(HEADINGS, [UNDERLINE if self._color else None] * len(HEADINGS))
+
+    def line(self, row: Row) -> str:
+        """Make the line of one crash, aligned to what was expected."""
+        return self._line([column.cell(row) for column in COLUMNS], self._styles(row))
+
+    def _styles(self, row: Row) -> list[str | None]:
+        state = _STATE_STYLES.get(str(row.get("state"))) if self._color else None
+        return [state if heading == "STATE" else None for heading in HEADINGS]
+
+    def _line(self, cells: Sequence[str], styles: Sequence[str | None]) -> str:
+        parts = []
+        for column, cell, style in zip(COLUMNS, cells, styles, strict=True):
+            if column.heading not in self._room:
+                continue
+            width = self._room[column.heading]
+            if self._width is not None:
+                cell = (cut_path if column.heading == "EXE" else cut)(cell, width)
+            if column.heading != HEADINGS[-1]:
+                cell = pad(cell, width, right=column.right)
+            parts.append(styled(cell, style))
+        return " ".join(parts).rstrip()
+
+
+def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
+    """Choose the columns that a terminal of `width` shows, and the room of each; the title gets the
+    rest.
+    """
+    chosen = {name: room for name, room in widths.items() if name != "TITLE"}
+    for heading in ("", *_GIVE_WAY):
+        chosen.pop(heading, None)
+        room = width - TITLE_MIN - sum(w + 1 for name, w in chosen.items() if name != "EXE")
+        if "EXE" in chosen:
+            chosen["EXE"] = min(widths["EXE"], max(EXE_MIN, width // 4, room - TITLE_MIN), room - 1)
+            room = -1 if chosen["EXE"] < min(EXE_MIN, widths["EXE"]) else room
+        if room >= 0:
+            break
+    return chosen | {"TITLE": max(width - sum(w + 1 for w in chosen.values()), 1)}
+
+
+def render_json_list(rows: Iterable[Row]) -> Iterator[str]:
+    """Make the lines of one JSON array, a crash a line, with exactly LIST_KEYS."""
+    separator = "["
+    for row in rows:
+        yield separator + json_line(row)
+        separator = ","
+    yield "]" if separator == "," else "[]"
+
+
+def json_line(row: Row) -> str:
+    """Make one crash a JSON object on a line; ASCII only, so that no terminal is fooled."""
+    return json.dumps({key: row.get(key) for key in LIST_KEYS})
+
+
+def json_page(value: object) -> str:
+    """Make JSON for people to read, too; ASCII only."""
+    return json.dumps(value, indent=2)

@@ -1,0 +1,88 @@
+# Completion of crashctl(1) for bash.
+
+_crashctl_matches() {
+    local root=() i
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+        --root) root=(--root "${COMP_WORDS[i + 1]}") ;;
+        --root=*) root=("${COMP_WORDS[i]}") ;;
+        esac
+    done
+    # The id follows date and time; what is no id is not offered.
+    crashctl "${root[@]}" --quiet --no-legend --color=never list -n 200 2>/dev/null |
+        awk '$3 ~ /^[0-9a-z]+$/ { print $3 }'
+}
+
+_crashctl() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+    local verbs='list info dump debug delete pin unpin status verify reindex install uninstall follow doctor'
+    local common='-h --help --version --root -q --quiet --no-legend --color --debug'
+    local verb= options= i
+    COMPREPLY=()
+
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+        --root | --color) ((i++)) ;;
+        -*) ;;
+        *)
+            verb=${COMP_WORDS[i]}
+            break
+            ;;
+        esac
+    done
+
+    case $prev in
+    --root)
+        compopt -o dirnames 2>/dev/null
+        return
+        ;;
+    -o | --output)
+        compopt -o default 2>/dev/null
+        return
+        ;;
+    --color)
+        mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$cur")
+        return
+        ;;
+    --kind)
+        mapfile -t COMPREPLY < <(compgen -W 'process kernel' -- "$cur")
+        return
+        ;;
+    --debugger)
+        mapfile -t COMPREPLY < <(compgen -W 'gdb drgn crash' -- "$cur")
+        return
+        ;;
+    -S | --since | -U | --until)
+        mapfile -t COMPREPLY < <(compgen -W 'today yesterday now -1h -1d' -- "$cur")
+        return
+        ;;
+    --signature | -n | --lines | -A | --debugger-arguments)
+        return
+        ;;
+    esac
+
+    case $verb in
+    list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse --json' ;;
+    info) options='-1 -a --all --json' ;;
+    dump) options='-1 -o --output -f --force' ;;
+    debug) options='-1 --debugger -A --debugger-arguments --as-root' ;;
+    delete) options='-f --force -y --yes' ;;
+    verify) options='--deep --json' ;;
+    doctor) options='--crash --json' ;;
+    status | follow) options='--json' ;;
+    esac
+
+    if [[ $cur == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$options $common" -- "$cur")
+    elif [[ -z $verb ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur")
+    else
+        case $verb in
+        list | info | dump | debug | delete | pin | unpin)
+            mapfile -t COMPREPLY < <(compgen -W "$(_crashctl_matches)" -- "$cur")
+            ;;
+        esac
+    fi
+}
+
+complete -F _crashctl crashctl

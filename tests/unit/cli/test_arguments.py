@@ -1,0 +1,105 @@
+import pytest
+
+from crashd.cli.arguments import VERBS, parse
+from crashd.errors import UsageError
+
+
+def test_parse_common_options_before_and_after_the_verb_are_the_same() -> None:
+    before = parse(["--root", "/r", "-q", "--color", "never", "list"])[1]
+    after = parse(["list", "--root", "/r", "-q", "--color", "never"])[1]
+    assert before.root == after.root == "/r"
+    assert before.quiet is after.quiet is True
+    assert before.color == after.color == "never"
+
+
+def test_parse_option_after_the_verb_wins() -> None:
+    assert parse(["--root", "/a", "list", "--root", "/b"])[1].root == "/b"
+
+
+def test_parse_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRASHD_ROOT", "/trial")
+    assert parse(["list"])[1].root == "/trial"
+    assert parse(["list", "--root", "/r"])[1].root == "/r"
+    monkeypatch.delenv("CRASHD_ROOT")
+    assert parse(["list"])[1].root == "/"
+
+
+def test_parse_matches_may_stand_between_options() -> None:
+    values = parse(["list", "nginx", "-n", "5", "1234", "--json", "uid=0"])[1]
+    assert values.match == ["nginx", "1234", "uid=0"]
+    assert (values.limit, values.json) == (5, True)
+
+
+@pytest.mark.parametrize(
+    "words", [["--since", "-1h"], ["-S", "-1h"], ["--since=-1h"], ["-S-1h"], ["x", "-S", "-1h"]]
+)
+def test_parse_value_may_begin_with_a_dash(words: list[str]) -> None:
+    assert parse(["list", *words])[1].since == "-1h"
+
+
+def test_parse_debugger_arguments_may_begin_with_a_dash() -> None:
+    assert parse(["debug", "x", "-A", "-batch"])[1].debugger_arguments == "-batch"
+
+
+def test_parse_words_after_two_dashes_are_matches() -> None:
+    values = parse(["list", "-r", "--", "-1", "--json"])[1]
+    assert values.match == ["-1", "--json"]
+    assert values.json is False
+    assert parse(["dump", "--", "-x"])[1].match == ["-x"]
+
+
+def test_parse_one_of_list_is_the_newest() -> None:
+    assert parse(["list", "-1"])[1].limit == 1
+
+
+@pytest.mark.parametrize("verb", ["dump", "debug"])
+def test_parse_newest_stands_for_a_match(verb: str) -> None:
+    assert parse([verb, "-1"])[1].match == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no command given"),
+        (["-q"], "no command given"),
+        (["remove"], "unknown command 'remove'"),
+        (["lis"], "unknown command"),
+        (["list", "--nonsense"], "list: unrecognized arguments: --nonsense"),
+        (["list", "--rev"], "unrecognized arguments: --rev"),
+        (["list", "-n", "0"], "-n"),
+        (["list", "-n", "-3"], "-n"),
+        (["list", "-n", "٣"], "-n"),
+        (["list", ""], "empty MATCH"),
+        (["list", "--kind", "daemon"], "--kind"),
+        (["dump"], "dump: MATCH is needed"),
+        (["delete", "--yes"], "MATCH is needed"),
+        (["pin"], "MATCH is needed"),
+        (["status", "x"], "unrecognized arguments: x"),
+        (["status", "--", "x"], "unrecognized arguments: x"),
+        (["list", "--since"], "--since"),
+    ],
+)
+def test_parse_wrong_command_line_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(words)
+    assert message in str(caught.value)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("see crashctl")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["list", "--version"]])
+def test_parse_version_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(words)
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("crashctl ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_parse_help_fits_a_terminal(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([verb, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: crashctl {verb}")
+    assert max(len(line) for line in shown.splitlines()) <= 80

@@ -1,0 +1,178 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crashd.cli.main import main
+from crashd.store.entry import prepare
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+
+# What `crashctl list` may load, besides what every Python program has: the start has to be cheap,
+# and each of these was weighed.
+ALLOWED = {
+    "crashd": {
+        "cli",
+        "cli.arguments",
+        "cli.context",
+        "cli.main",
+        "cli.reading",
+        "cli.render",
+        "cli.source",
+        "domain",
+        "domain.match",
+        "domain.model",
+        "domain.signals",
+        "domain.text",
+        "domain.units",
+        "errors",
+        "store",
+        "store.index",
+        "store.paths",
+    },
+}
+FORBIDDEN = [
+    "pydantic",
+    "prometheus_client",
+    "systemd",
+    "pyinotify",
+    "zstandard",
+    "socket",
+    "subprocess",
+    "logging",
+    "tempfile",
+    "shutil",
+    "asyncio",
+    "multiprocessing",
+    "http",
+    "email",
+    "ssl",
+    "unicodedata",
+]
+PROBE = """
+import json, sys
+before = set(sys.modules)
+from crashd.cli.main import main
+status = main(sys.argv[1:])
+print(json.dumps({"status": status, "modules": sorted(set(sys.modules) - before)}))
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with an empty store."""
+    paths = Paths(tmp_path)
+    prepare(paths)
+    Index.open(paths.index).close()
+    return tmp_path
+
+
+@pytest.mark.allow_subprocess
+def test_main_list_loads_only_what_it_needs(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "--root", str(root), "-q", "list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert answer["status"] == 0
+    loaded = set(answer["modules"])
+    ours = {name.removeprefix("crashd.") for name in loaded if name.startswith("crashd.")}
+    assert ours == ALLOWED["crashd"]
+    assert not [name for name in FORBIDDEN if name in loaded]
+
+
+def test_main_empty_store_is_no_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", str(root), "list"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "crashctl: no crashes so far\n")
+    assert main(["--root", str(root), "list", "--json"]) == 0
+    assert capsys.readouterr() == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "words", [["nginx"], ["--since", "-1h"], ["--kind", "kernel"], ["--signature", "x"]]
+)
+def test_main_nothing_matched_is_status_1(
+    root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--root", str(root), "list", "--json", *words]) == 1
+    assert capsys.readouterr() == ("[]\n", "crashctl: no crashes found\n")
+
+
+def test_main_error_is_what_why_and_hint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", str(root), "info", "nosuch"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "crashctl: no crash matches nosuch\n  crashctl list shows them\n"
+
+
+def test_main_usage_error_is_status_2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", str(root), "list", "--since", "never"]) == 2
+    assert main(["--root", str(root), "list", "nofield=1"]) == 2
+    assert main(["nonsense"]) == 2
+    assert "crashctl: unknown command 'nonsense'\n" in capsys.readouterr().err
+
+
+def test_main_no_daemon_is_status_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("status", "follow"):
+        assert main(["--root", str(root), verb]) == 4
+        assert "no crashd answers" in capsys.readouterr().err
+
+
+def test_main_no_store_is_status_4(tmp_path: Path) -> None:
+    assert main(["--root", str(tmp_path), "list"]) == 4
+
+
+def test_main_damaged_index_is_status_4_and_names_the_cure(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Paths(root).index.write_bytes(b"garbage" * 1000)
+    assert main(["--root", str(root), "list"]) == 4
+    assert "crashctl reindex" in capsys.readouterr().err
+    assert main(["--root", str(root), "reindex"]) == 0
+    assert main(["--root", str(root), "list"]) == 0
+
+
+def test_main_message_cannot_reach_the_terminal(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--root", str(root), "info", "\x1b[2J\nx"]) == 1
+    assert "\\x1b[2J\\x0ax" in capsys.readouterr().err
+
+
+def test_main_debug_shows_the_traceback(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", str(root), "--debug", "info", "nosuch"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_main_interrupted_is_status_130_and_silent(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crashd.cli.reading.list_crashes", interrupt)
+    assert main(["--root", str(root), "list"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(1, 3), (13, 3), (5, 1)])
+def test_main_system_error_names_the_file(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr("crashd.cli.reading.list_crashes", fail)
+    assert main(["--root", str(root), "list"]) == status
+    message = capsys.readouterr().err
+    assert message.startswith(f"crashctl: /some/file: {os.strerror(number)}\n")

@@ -1,0 +1,220 @@
+from typing import Any
+
+import pytest
+
+from crashd.cli.pages import THREADS_MAX, age_text, render_info, render_status
+from crashd.domain.model import Capture, Core, Kind, State
+
+from .rows import HOSTILE, TIME_NS, doc_of
+
+NOW_NS = TIME_NS + 90 * 10**9
+UNSAFE = set(map(chr, [*range(32), 127, *range(128, 160), 0x202E]))
+
+
+def page(doc: dict[str, Any], *, show_all: bool = False, color: bool = False) -> list[str]:
+    return list(
+        render_info(doc, now_ns=NOW_NS, show_all=show_all, color=color, core_file="/s/core.zst")
+    )
+
+
+def field(lines: list[str], label: str) -> str | None:
+    found = [line.partition(": ")[2] for line in lines if line.strip().startswith(f"{label}: ")]
+    return found[0] if found else None
+
+
+def test_render_info_begins_with_the_title() -> None:
+    assert page(doc_of())[0].startswith("SIGSEGV in nginx: NULL pointer dereference")
+    assert page(doc_of(), color=True)[0].startswith("\x1b[1mSIGSEGV")
+
+
+def test_render_info_tells_what_who_and_where() -> None:
+    doc = doc_of()
+    lines = page(doc)
+    assert field(lines, "ID") == f"{doc['id']} ({doc['id'][-8:]})"
+    assert "(1min 30s ago)" in (field(lines, "Time") or "")
+    assert field(lines, "Signal") == "SIGSEGV (11), si_code 1, address 0x0"
+    assert field(lines, "Command line") == "nginx -g 'daemon off;'"
+    assert field(lines, "PID") == "1234, 7 in its own pid namespace, thread 1235 (worker)"
+    assert field(lines, "UID, GID") == "33, 33"
+    assert field(lines, "Readable by") == "root and uid 33"
+    assert field(lines, "Unit") == "nginx.service"
+    assert field(lines, "Captured") == "by pipe, engine stream, process held for 12.3ms"
+    assert field(lines, "Core") == "70M, 512K of it memory, 296K on disk"
+    assert field(lines, "Stored as") == "/s/core.zst"
+    assert field(lines, "Not whole") is None
+    assert field(lines, "Signature") is None
+
+
+def test_render_info_of_a_truncated_core_says_so_and_why() -> None:
+    core = Core("core.zst", 1 << 20, 4096, 1 << 20, 3 << 20, False)
+    lines = page(doc_of(state=State.TRUNCATED, core=core, capture=Capture(reason="over max_core")))
+    assert field(lines, "Core") == "1.0M, TRUNCATED (of 3.0M), 1.0M of it memory, 4.0K on disk"
+    assert field(lines, "Not whole") == "over max_core"
+
+
+def test_render_info_without_core_says_none() -> None:
+    lines = page(doc_of(state=State.METADATA_ONLY, core=Core()))
+    assert field(lines, "Core") == "none"
+    assert field(lines, "Stored as") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"owner_uid": None, "dumpable": 2}, "root only (it had privileges of another)"),
+        ({"owner_uid": None}, "root only"),
+        ({"owner_uid": 0}, "root only"),
+    ],
+)
+def test_render_info_tells_who_may_read_it(changes: dict[str, Any], expected: str) -> None:
+    assert field(page(doc_of(**changes)), "Readable by") == expected
+
+
+def test_render_info_counts_crashes_of_the_same_signature() -> None:
+    doc = {**doc_of(signature="s1"), "count_of_signature": 12}
+    assert field(page(doc), "Signature") == "s1 (seen 12 times)"
+
+
+def test_render_info_shows_the_crashed_thread_first_and_not_too_many() -> None:
+    threads = tuple(
+        {"tid": tid, "name": f"t{tid}", "pc": hex(tid), "crashed": tid == 40} for tid in range(41)
+    )
+    lines = page(doc_of(threads=threads))
+    start = lines.index("Threads (41):")
+    assert lines[start + 1].split() == ["*", "40", "t40", "pc", "0x28", "crashed", "here"]
+    assert lines[start + 1 + THREADS_MAX].strip() == "… and 25 more, see --all"
+    assert len(lines) == start + 2 + THREADS_MAX
+    assert sum(" pc " in line for line in page(doc_of(threads=threads), show_all=True)) == 41
+
+
+def test_render_info_shows_the_stack() -> None:
+    frames = (
+        {"function": "third", "module": "nginx", "offset": 16, "file": "a.c", "line": 7},
+        {"pc": "0x7f00", "function": None},
+    )
+    lines = page(doc_of(frames=frames))
+    assert "  #0   third (nginx+0x10) at a.c:7" in lines
+    assert "  #1   0x7f00" in lines
+
+
+def test_render_info_shows_environment_and_maps_with_all_only() -> None:
+    doc = doc_of(environ=(b"A=1", b"B=\x1b[31m"), maps=b"400000-500000 r-xp\n600000-700000 rw-p\n")
+    assert not [line for line in page(doc) if "A=1" in line or "r-xp" in line]
+    lines = page(doc, show_all=True)
+    assert lines[lines.index("Environment:") + 1 :][:2] == ["  A=1", "  B=\\x1b[31m"]
+    assert lines[lines.index("Maps:") + 1 :][:2] == ["  400000-500000 r-xp", "  600000-700000 rw-p"]
+
+
+def test_render_info_shortens_a_huge_command_line() -> None:
+    doc = doc_of(argv=(b"x" * 50_000,))
+    assert (field(page(doc), "Command line") or "").endswith("… (48000 more characters, see --all)")
+    assert len(field(page(doc, show_all=True), "Command line") or "") == 50_000
+
+
+def test_render_info_lists_warnings() -> None:
+    lines = page(doc_of(warnings=("one: two", "three")))
+    start = next(number for number, line in enumerate(lines) if "Warnings: one: two" in line)
+    assert lines[start + 1].strip() == "three"
+
+
+def test_render_info_of_a_kernel_crash() -> None:
+    doc = doc_of(kind=Kind.KERNEL, kernel={"release": "6.1.0", "panic_kind": "oops"}, core=Core())
+    lines = page(doc)
+    assert field(lines, "Kind") == "kernel"
+    assert field(lines, "Release") == "6.1.0"
+    assert field(lines, "Panic kind") == "oops"
+    assert field(lines, "Readable by") is None
+
+
+@pytest.mark.parametrize("show_all", [False, True])
+def test_render_info_hostile_values_cannot_reach_the_terminal(show_all: bool) -> None:
+    text = HOSTILE.decode("utf-8", "replace")
+    doc = doc_of(
+        comm=HOSTILE,
+        thread_comm=HOSTILE,
+        exe=HOSTILE,
+        argv=(HOSTILE,),
+        cwd=HOSTILE,
+        root=HOSTILE,
+        hostname=HOSTILE,
+        nodename=HOSTILE + b"2",
+        environ=(HOSTILE,),
+        maps=HOSTILE,
+        limits=HOSTILE,
+        title=text,
+        explanation=text,
+        signature=text,
+        unit=text,
+        user_unit=text,
+        container_id=text,
+        container_runtime=text,
+        warnings=(text, text),
+        log=(text,),
+        kernel={text: text},
+        threads=({"tid": text, "name": text, "pc": text, "crashed": True},),
+        frames=({"function": text, "module": text, "file": text, "line": text},),
+        capture=Capture(reason=text),
+    )
+    for line in page(doc, show_all=show_all):
+        assert not UNSAFE & set(line), line
+
+
+def test_render_info_of_a_row_from_the_index_alone() -> None:
+    doc = doc_of()
+    for key in ("time_ns", "threads", "ns_pid", "owner_uid", "environ", "capture", "core"):
+        del doc[key]
+    lines = page(doc)
+    assert (field(lines, "Time") or "").startswith("2026-11-2")
+    assert field(lines, "Core") == "none"
+
+
+@pytest.mark.parametrize(
+    ("age_ns", "words"),
+    [
+        (0, "just now"),
+        (999_999_999, "just now"),
+        (61_500_000_000, "1min 1s ago"),
+        (-5 * 10**9, "5s in the future"),
+    ],
+)
+def test_age_text_is_in_words(age_ns: int, words: str) -> None:
+    assert age_text(TIME_NS, TIME_NS + age_ns) == words
+
+
+STATUS: dict[str, Any] = {
+    "version": "0.1.0",
+    "pid": 4711,
+    "ready": True,
+    "registered": False,
+    "core_pattern": "core\x1b",
+    "mode": "pipe",
+    "workers": 2,
+    "in_flight": 1,
+    "queued": 3,
+    "spool_backlog": 5,
+    "crashes_total": 7,
+    "store": {"entries": 4, "bytes": 1 << 20, "free_bytes": 1 << 30},
+    "metrics_address": ["127.0.0.1:9816", "[::1]:9816"],
+    "root": "/",
+    "started_ns": TIME_NS,
+}
+
+
+def test_render_status_shows_everything() -> None:
+    lines = list(render_status(STATUS, now_ns=NOW_NS, color=False))
+    assert lines[0] == "crashd 0.1.0"
+    assert field(lines, "PID") == "4711"
+    assert field(lines, "Ready") == "yes"
+    assert field(lines, "Registered") == "no"
+    assert field(lines, "core_pattern") == "core\\x1b"
+    assert field(lines, "Captures") == "1 in flight, 3 queued"
+    assert field(lines, "Spool") == "5 crashes waiting to be taken in"
+    assert field(lines, "Store") == "4 crashes, 1.0M; 1.0G free"
+    metrics = "http://127.0.0.1:9816/metrics, http://[::1]:9816/metrics"
+    assert field(lines, "Metrics") == metrics
+
+
+def test_render_status_of_an_empty_answer_does_not_fail() -> None:
+    lines = list(render_status({}, now_ns=NOW_NS, color=True))
+    assert field(lines, "Ready") == "\x1b[31mno\x1b[0m"
+    assert field(lines, "Metrics") == "off"

@@ -1,0 +1,161 @@
+"""Man pages and completions have every verb and option of the parsers, and no others."""
+
+import argparse
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crashd.cli.arguments import VERBS, build_parser, build_verb_parser
+from crashd.daemon.main import build_parser as build_daemon_parser
+from crashd.domain.model import LIST_KEYS, State
+
+PACKAGING = Path(__file__).parents[2] / "packaging"
+MAN = PACKAGING / "man"
+COMPLETION = PACKAGING / "completion"
+MAN_PAGES = ["crashctl.1", "crashd.8", "crashd-core.8"]
+
+# Prints what bash would offer for `crashctl VERB -`.
+BASH_DRIVER = """
+source "$1"
+compopt() { :; }
+COMP_WORDS=(crashctl "${@:2}")
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+_crashctl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+COMMON = options_of(build_parser())
+OPTIONS = {name: options_of(build_verb_parser(verb)) for name, verb in VERBS.items()}
+
+
+def complete_in_bash(*words: str) -> set[str]:
+    done = subprocess.run(
+        ["bash", "-c", BASH_DRIVER, "bash", str(COMPLETION / "crashctl.bash"), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert not done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("verb", VERBS)
+def test_bash_completion_offers_exactly_the_options_of_a_verb(verb: str) -> None:
+    assert complete_in_bash(verb, "-") == OPTIONS[verb]
+
+
+@pytest.mark.allow_subprocess
+def test_bash_completion_offers_exactly_the_verbs() -> None:
+    assert complete_in_bash("") == set(VERBS)
+    assert complete_in_bash("--root", "/tmp", "-q", "") == set(VERBS)
+    assert complete_in_bash("-") == COMMON
+
+
+@pytest.mark.allow_subprocess
+def test_bash_completion_offers_the_values_of_closed_options() -> None:
+    assert complete_in_bash("list", "--kind", "") == {"process", "kernel"}
+    assert complete_in_bash("debug", "--debugger", "") == {"gdb", "drgn", "crash"}
+    assert complete_in_bash("list", "--color", "a") == {"auto", "always"}
+
+
+def options_in_zsh(text: str) -> set[str]:
+    """Take the options out of _arguments specifications: '(-a --all)'{-a,--all=}'[…' or '--x[…'."""
+    found: set[str] = set()
+    for braces, single in re.findall(r"\{([^{}\s]+)\}'\[|'(?:\([^)]*\))?(-[^\s\[']+)\[", text):
+        found |= {word.rstrip("=") for word in (braces or single).split(",")}
+    return found
+
+
+def test_zsh_completion_has_exactly_the_verbs_and_options() -> None:
+    text = (COMPLETION / "_crashctl").read_text()
+    common, _, rest = text.partition("verbs=(")
+    described, _, cases = rest.partition("\n    )\n")
+    assert options_in_zsh(common) == COMMON
+    assert set(re.findall(r"'(\w+):", described)) == set(VERBS)
+    blocks = dict(re.findall(r"^        ([\w |]+)\)\n(.*?)^            ;;$", cases, re.M | re.S))
+    for verb in VERBS:
+        names = next((n for n in blocks if verb in n.split(" | ")), None)
+        own = options_in_zsh(blocks[names]) if names else set()
+        assert own == OPTIONS[verb] - COMMON, verb
+
+
+def test_fish_completion_has_exactly_the_verbs_and_options() -> None:
+    verbs: set[str] = set()
+    options: dict[str, set[str]] = {verb: set() for verb in VERBS}
+    common: set[str] = set()
+    for line in (COMPLETION / "crashctl.fish").read_text().splitlines():
+        found = {"-" + word for word in re.findall(r" -s (\S+)", line)}
+        found |= {"--" + word for word in re.findall(r" -l (\S+)", line)}
+        condition = re.search(r"-n '__fish_seen_subcommand_from ([^']+)'", line)
+        if condition:
+            for verb in condition[1].split():
+                options[verb] |= found
+        elif "not __fish_seen_subcommand_from" in line:
+            verbs |= set(re.findall(r" -a (\w+)", line))
+        elif line.startswith("complete"):
+            common |= found
+    assert verbs == set(VERBS)
+    assert common == COMMON
+    assert options == {verb: OPTIONS[verb] - COMMON for verb in VERBS}
+
+
+def definitions(page: str) -> set[str]:
+    """Collect what a page sets in bold."""
+    return set(re.findall(r"\*\*([^*]+)\*\*", (MAN / f"{page}.rst").read_text()))
+
+
+def test_crashctl_page_has_every_verb_and_option() -> None:
+    bold = definitions("crashctl.1")
+    assert set(VERBS) <= bold
+    assert set().union(*OPTIONS.values()) <= bold
+
+
+def test_crashctl_page_names_no_option_that_there_is_not() -> None:
+    options = {word for word in definitions("crashctl.1") if re.fullmatch(r"--?[a-z0-9-]+", word)}
+    assert options - {"-IS"} <= set().union(*OPTIONS.values())
+
+
+def test_crashctl_page_has_every_state_and_json_key() -> None:
+    text = (MAN / "crashctl.1.rst").read_text()
+    assert {f"{state.value}" for state in State} <= definitions("crashctl.1")
+    assert " ".join(LIST_KEYS) in " ".join(text.split())
+
+
+def test_crashd_page_has_every_verb_and_option() -> None:
+    parser = build_daemon_parser()
+    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    wanted = options_of(parser) | set(verbs.choices)
+    for verb in verbs.choices.values():
+        wanted |= options_of(verb)
+    assert wanted <= definitions("crashd.8")
+
+
+def headings(page: str) -> Iterator[str]:
+    yield from re.findall(r"^([A-Z][A-Z ]+)\n=+$", (MAN / f"{page}.rst").read_text(), re.M)
+
+
+@pytest.mark.parametrize("page", MAN_PAGES)
+def test_page_has_the_sections_that_readers_look_for(page: str) -> None:
+    assert {"SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "SEE ALSO"} <= set(headings(page))
+
+
+@pytest.mark.parametrize("path", sorted(MAN.glob("*.rst")), ids=lambda path: path.stem)
+def test_page_builds_without_a_warning(path: Path) -> None:
+    core = pytest.importorskip("docutils.core", reason="docutils builds the man pages")
+    built = core.publish_string(
+        path.read_text(),
+        source_path=str(path),
+        writer="manpage",  # by this name since docutils 0.22
+        settings_overrides={"halt_level": 2, "report_level": 2, "output_encoding": "unicode"},
+    )
+    assert built.count(".SH") >= 4
