@@ -192,6 +192,13 @@ trap '' PIPE
 if [ -e "$root/run/crashd/daemon.lock" ] && ! flock -n "$root/run/crashd/daemon.lock" true; then
     refuse "another crashd runs on $here/var: pid $(cat "$root/run/crashd/daemon.lock")"
 fi
+# A trial keeps every core, also of programs started where `ulimit -c` is 0, as it is in most shells (and
+# as faulthandler._sigsegv() sets it): whoever wants the default removes the line.
+if [ ! -e "$root/etc/crashd/crashd.toml" ]; then
+    mkdir -p "$root/etc/crashd"
+    printf '%s\n' '# Written by packaging/run.sh; crashd.toml(5) lists all keys.' '[capture]' \
+        'rlimit = "ignore"' >"$root/etc/crashd/crashd.toml"
+fi
 metrics=$("$environment/bin/python" "$here/packaging/demo/demo.py" endpoint --root "$here/var") || exit 2
 
 save_settings
@@ -227,8 +234,8 @@ crashd is ready and catches every crash of this machine.
   store     $root/var/lib/crashd/crashes
   metrics   $metrics
   list      sudo '$environment/bin/crashctl' --root '$root' list
-Of a program whose \`ulimit -c\` is 0 no core is kept, only what is known about the crash; before you
-start one by hand: ulimit -c unlimited
+This trial keeps the cores of programs whose \`ulimit -c\` is 0 too ($root/etc/crashd/crashd.toml);
+by default crashd honours that limit.
 Ctrl-C ends it and puts the kernel's settings back.
 
 EOF

@@ -3,6 +3,7 @@ import fcntl
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,16 +63,19 @@ def previous(tmp_path: Path) -> Path:
     return tmp_path / "state" / "previous-core-pattern"
 
 
-@pytest.fixture
+@contextmanager
 def file_size_limit() -> Iterator[None]:
     """Let files grow no further than what `register` saves of the defaults (50 bytes).
 
     The pattern is longer: the kernel cuts the write, as core_pattern itself cuts what is too long.
+    Only around the call: the test runner writes to files of its own between the steps of a test.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (55, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -180,8 +184,8 @@ def test_write_not_permitted_names_sysctl_and_values(proc: Path, sealed: str) ->
     assert error.value.hint is not None
 
 
-def test_write_cut_is_unsupported_and_the_old_value_back(proc: Path, file_size_limit: None) -> None:
-    with pytest.raises(UnsupportedError) as error:
+def test_write_cut_is_unsupported_and_the_old_value_back(proc: Path) -> None:
+    with pytest.raises(UnsupportedError) as error, file_size_limit():
         write(PATTERN, OURS, proc)
     assert repr(OURS) in str(error.value)
     assert repr(OURS[:55]) in str(error.value)
@@ -322,10 +326,8 @@ def test_register_failing_half_way_rolls_back(proc: Path, previous: Path, sealed
     assert not previous.exists()
 
 
-def test_register_failing_at_the_pattern_rolls_back(
-    proc: Path, previous: Path, file_size_limit: None
-) -> None:
-    with pytest.raises(UnsupportedError, match=r"kernel\.core_pattern"):
+def test_register_failing_at_the_pattern_rolls_back(proc: Path, previous: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"kernel\.core_pattern"), file_size_limit():
         register(WANTED, previous, proc)
     assert values(proc) == ("core", "0", "0")
     assert not previous.exists()
