@@ -450,9 +450,9 @@ def _condition(alternative: Alternative) -> tuple[str, list[Any]]:
 def _make_private(path: Path) -> None:
     """Make the file if there is none, and let nobody else read it.
 
-    One that is there is never opened here: closing it would drop the POSIX locks of every connection
-    that this process has to it, and another process could then remove the WAL under us (SQLite, "How
-    To Corrupt", 2.2).
+    One that is there is never opened here: closing it would drop the POSIX locks of every
+    connection that this process has to it, and another process could then remove the WAL under us
+    (SQLite, "How To Corrupt", 2.2).
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

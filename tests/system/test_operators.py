@@ -67,8 +67,8 @@ def test_user_sees_and_gets_his_own_crashes_and_no_others(
             found[roots]["id"][:-1] + "0", ""
         )
     for verb in ("pin", "delete", "reindex", "verify"):
-        arguments = () if verb in ("reindex", "verify") else (found[mine]["id"],)
-        assert as_nobody(daemon, verb, *arguments).returncode == 3
+        match = [] if verb in ("reindex", "verify") else [found[mine]["id"]]
+        assert as_nobody(daemon, verb, *match).returncode == 3
     assert as_nobody(daemon, "status").returncode == 0
     assert not (out / "other").exists()
 

@@ -226,7 +226,9 @@ def test_open_locked_for_long_is_unavailable_not_corrupt(
 
 @pytest.mark.allow_subprocess
 def test_open_twice_in_one_process_keeps_the_first_ones_locks(index: Index, path: Path) -> None:
-    """Another process that closes last must not take the WAL away from a connection that is open."""
+    """Another process that closes last must not take the WAL away from a connection that is
+    open.
+    """
     Index.open(path).close()
     script = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
