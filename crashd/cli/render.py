@@ -15,7 +15,10 @@ from crashd.domain.units import format_size
 
 ABSENT = "-"
 TITLE_MIN = 26
-"""Columns of the terminal that the title gets at least; others are left out for it."""
+TITLE_ENOUGH = 44
+"""Columns of the terminal that the title gets at least, on a narrow and on a wide one; others are
+left out for it: it is the line that explains the crash.
+"""
 EXE_MIN = 12
 EXE_PADDED = 40
 """For a pipe nothing is cut, but one long path shall not push all other titles away."""
@@ -213,11 +216,12 @@ def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
     rest.
     """
     chosen = {name: room for name, room in widths.items() if name != "TITLE"}
+    least = min(TITLE_ENOUGH, max(TITLE_MIN, width - 50))
     for heading in ("", *_GIVE_WAY):
         chosen.pop(heading, None)
-        room = width - TITLE_MIN - sum(w + 1 for name, w in chosen.items() if name != "EXE")
+        room = width - least - sum(w + 1 for name, w in chosen.items() if name != "EXE")
         if "EXE" in chosen:
-            chosen["EXE"] = min(widths["EXE"], max(EXE_MIN, width // 4, room - TITLE_MIN), room - 1)
+            chosen["EXE"] = min(widths["EXE"], max(EXE_MIN, width // 4, room - least), room - 1)
             room = -1 if chosen["EXE"] < min(EXE_MIN, widths["EXE"]) else room
         if room >= 0:
             break

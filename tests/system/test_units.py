@@ -21,9 +21,10 @@ cp -r /job/site /usr/lib/crashd-test/site
 for name in crashd crashctl; do
     module=crashd
     [ $name = crashctl ] && module=crashd.cli
-    printf '#!/bin/sh\\nPYTHONPATH=/usr/lib/crashd-test/site exec /usr/bin/python3 -P -m %s "$@"\\n'
-    $module \
-        >/usr/bin/$name
+    {
+        echo '#!/bin/sh'
+        echo "PYTHONPATH=/usr/lib/crashd-test/site exec /usr/bin/python3 -P -m $module" '"$@"'
+    } >/usr/bin/$name
     chmod 755 /usr/bin/$name
 done
 cp /job/systemd/* /etc/systemd/system/
@@ -43,10 +44,10 @@ crashctl status || test $? = 1   # core_pattern is read-only here: running, not 
 
 crash() {
     sleep 1000 &
-    # the kernel cannot call us in here: the handler is given what it would give, of a process that
-    # lives
-    head -c 200000 /dev/zero | /usr/libexec/crashd-core $! sleep 11 "$(date +%s)" $! $! 0 0 0 1 ""
-    host kill $!
+    # the kernel cannot call us in here: the handler is given what it would give, of a live process
+    set -- $! sleep 11 "$(date +%s)" $! $! 0 0 0 1 "" host
+    head -c 200000 /dev/zero | /usr/libexec/crashd-core "$@"
+    kill $!
 }
 test -x /usr/libexec/crashd-core
 crash
