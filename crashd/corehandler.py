@@ -123,7 +123,9 @@ def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
     for key, text in zip(SPECIFIERS, argv[1:], strict=False):
         fields[key] = text.encode(encoding, "surrogateescape")[:VALUE_MAX].replace(b"\0", b"")
     number, pid = decimal(argv, 11), decimal(argv, 5)
-    if number is not None and 2 < number < 100 and pidfd_pid(number) is not None:
+    if number is not None:
+        if not 2 < number < 100 or pidfd_pid(number) is None:
+            return fields, None  # gone: whoever has its number now is another
         fields["identity"] = b"kernel"
         return fields, number
     if pid is None:

@@ -166,6 +166,9 @@ def _identify(
     crash: Crash, incoming: IncomingCore, options: Options, *, with_proc: bool
 ) -> tuple[Crash, record.Credentials | None]:
     """Add what /proc and the pidfd tell."""
+    if incoming.pid() not in (None, crash.pid):
+        mismatch = f"the pidfd is that of pid {incoming.pid()}: nothing was read of either process"
+        return replace(crash, warnings=(*crash.warnings, mismatch)), None
     snapshot = incoming.snapshot() if with_proc else {}
     info = incoming.identity()
     credentials = record.Credentials(info.uids, info.gids, info.coredump_mask) if info else None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from crashd.domain.model import Mode
-from crashd.edge.process import PidfdInfo, pidfd_info, read_snapshot
+from crashd.edge.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
 
 PIPE_BYTES = 1 << 20
 
@@ -60,6 +60,10 @@ class IncomingCore:
     def snapshot(self) -> Mapping[str, bytes]:
         """Read what /proc tells (or told, in the spool); may block, see `read_snapshot`."""
         return self._snapshot()
+
+    def pid(self) -> int | None:
+        """Tell whose pidfd it is; None without one, or once its process is reaped."""
+        return None if self._pidfd is None else pidfd_pid(self._pidfd)
 
     def identity(self) -> PidfdInfo | None:
         """Ask the kernel who it was; None where it cannot tell."""

@@ -229,6 +229,23 @@ def test_capture_writer_that_stalls_ends_at_the_deadline(entry: entries.Entry, h
     assert final.capture.reason == "the core did not arrive before capture.deadline"
 
 
+def test_capture_pidfd_of_another_process_gives_it_nothing_of_proc(entry: entries.Entry) -> None:
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    os.close(write_fd)
+    final = capture(
+        replace(a_crash(), dumpable=1, uid=os.getuid(), gid=os.getgid()),
+        entry,
+        IncomingCore.from_pipe(read_fd, os.pidfd_open(os.getpid())),
+        OPTIONS,
+        with_proc=True,
+        identified=lambda: None,
+    )
+    assert final.warnings == (
+        f"the pidfd is that of pid {os.getpid()}: nothing was read of either process",
+    )
+    assert (final.exe, final.environ, final.owner_uid) == (b"", None, None)
+
+
 def test_salvage_partial_core_is_truncated_and_readable(entry: entries.Entry) -> None:
     run(entry, CORE)
     whole_fd = entry.open_core()

@@ -100,6 +100,35 @@ def test_arguments_of_every_kind_keep_the_crash(paths: Paths, arguments: list[st
         assert read_all(fd) == CORE
 
 
+def identity_of(paths: Paths, *arguments: str) -> tuple[bytes | None, bytes | None]:
+    run = start_handler(paths, arguments)
+    run.feed(CORE)
+    assert run.wait() == 0
+    (name,) = spool.ready_names(paths, 0)
+    with spool.SpoolEntry.open(paths, name) as entry:
+        fields, snapshot = entry.fields(), entry.snapshot()
+    spool.remove(paths, name)
+    assert snapshot == {}
+    return fields.get("identity"), fields.get("P")
+
+
+def test_pid_of_a_process_that_does_not_dump_is_not_believed(paths: Paths) -> None:
+    pid = str(os.getpid())
+    assert identity_of(paths, pid, "x", "11", "1800000000") == (None, None)
+    rest = ("0", "0", "0", "1")
+    assert identity_of(paths, pid, "x", "11", "1800000000", pid, pid, *rest, "", "h") == (
+        None,
+        pid.encode(),
+    )
+
+
+def test_pidfd_that_is_none_or_dead_is_not_replaced_by_the_pids_new_owner(paths: Paths) -> None:
+    pid = str(os.getpid())
+    for descriptor in ("3", "0", "99", "4000000000"):
+        arguments = (pid, "x", "11", "1800000000", pid, pid, "0", "0", "0", "1", descriptor, "h")
+        assert identity_of(paths, *arguments) == (None, pid.encode())
+
+
 @pytest.mark.parametrize("core", [b"", b"x", b"not an ELF core" * 1000, CORE[:1000]])
 def test_streams_of_every_kind_are_kept(paths: Paths, core: bytes) -> None:
     run = start_handler(paths, SHORT)
