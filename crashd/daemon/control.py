@@ -19,7 +19,7 @@ from typing import Any
 
 from crashd.domain import frames
 from crashd.domain.match import Query
-from crashd.errors import CrashdError, FormatError, UsageError
+from crashd.errors import CrashdError, FormatError, UnavailableError, UsageError
 from crashd.store.catalog import Catalog
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -32,6 +32,10 @@ REQUEST_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 FOLLOW_QUEUE = 256
 LIST_MAX = 100_000
+LIST_BYTES = 48 << 20
+"""Of the JSON of a list for root; under frames.ANSWER_MAX once packed."""
+LIST_BYTES_FOR_OTHERS = 8 << 20
+"""The crashed processes chose what is in it, and 48 of their users may ask at once."""
 _UCRED = struct.Struct("3i")
 _LOG_EVERY_SECONDS = 10.0
 
@@ -61,13 +65,20 @@ class ControlServer:
         self._paths = paths
         self._status = status
         self._log = log
-        self._logged = 0.0
+        self._logged = -_LOG_EVERY_SECONDS
+        self._unlogged = 0
+        self._refused = 0
         self._lock = threading.Lock()
         self._open: Counter[int] = Counter()
         self._followers: set[_Follower] = set()
         self._stopping = threading.Event()
         self._wake_in, self._wake_out = socket.socketpair()
         self._thread = threading.Thread(target=self._accept_all, name="control", daemon=True)
+
+    @property
+    def refused(self) -> int:
+        """How many connections were turned away, or closed for what they said."""
+        return self._refused
 
     def start(self) -> None:
         """Begin to answer."""
@@ -87,12 +98,13 @@ class ControlServer:
         waits.
         """
         with self._lock:
-            followers = [f for f in self._followers if f.viewer is None or f.viewer == owner_uid]
-        for follower in followers:
-            try:
-                follower.queue.put_nowait(document)
-            except queue.Full:
-                follower.dropped += 1
+            for follower in self._followers:
+                if follower.viewer is not None and follower.viewer != owner_uid:
+                    continue
+                try:
+                    follower.queue.put_nowait(document)
+                except queue.Full:
+                    follower.dropped += 1
 
     def _accept_all(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -113,15 +125,33 @@ class ControlServer:
             return
         peer.setblocking(True)
         uid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        if not self._admit(uid):
+            peer.close()
+            self._complain(f"uid {uid} on the control socket: too many connections")
+            return
+        serve = threading.Thread(target=self._serve, args=(peer, uid), name="control", daemon=True)
+        try:
+            serve.start()
+        except RuntimeError as e:  # out of threads, or of memory for one
+            peer.close()
+            self._leave(uid)
+            self._complain(f"cannot answer on the control socket: {e}")
+
+    def _admit(self, uid: int) -> bool:
+        trusted = uid in (0, os.geteuid())
         with self._lock:
-            everyone = self._open.total()
-            trusted = uid in (0, os.geteuid())
-            full = everyone >= (CONNECTIONS_MAX if trusted else CONNECTIONS_FOR_OTHERS)
-            if full or (not trusted and self._open[uid] >= CONNECTIONS_PER_UID):
-                peer.close()
-                return
+            if self._open.total() >= (CONNECTIONS_MAX if trusted else CONNECTIONS_FOR_OTHERS):
+                return False
+            if not trusted and self._open[uid] >= CONNECTIONS_PER_UID:
+                return False
             self._open[uid] += 1
-        threading.Thread(target=self._serve, args=(peer, uid), name="control", daemon=True).start()
+        return True
+
+    def _leave(self, uid: int) -> None:
+        with self._lock:
+            self._open[uid] -= 1
+            if not self._open[uid]:
+                del self._open[uid]
 
     def _serve(self, peer: socket.socket, uid: int) -> None:
         try:
@@ -134,16 +164,19 @@ class ControlServer:
         except Exception:  # boundary: one conversation must not take the daemon along
             self._log.exception("control socket: a request failed")
         finally:
-            with self._lock:
-                self._open[uid] -= 1
-                if not self._open[uid]:
-                    del self._open[uid]
+            self._leave(uid)
 
     def _complain(self, text: str) -> None:
+        """Count a connection that was refused, and log it unless another one just was."""
         now = time.monotonic()
-        if now - self._logged >= _LOG_EVERY_SECONDS:
-            self._logged = now
-            self._log.warning("%s, ignoring", text)
+        with self._lock:
+            self._refused += 1
+            if now - self._logged < _LOG_EVERY_SECONDS:
+                self._unlogged += 1
+                return
+            others, self._unlogged, self._logged = self._unlogged, 0, now
+        more = f" (and {others} more since the last such line)" if others else ""
+        self._log.warning("%s%s, ignoring", text, more)
 
     def _converse(self, peer: socket.socket, viewer: int | None) -> None:
         try:
@@ -152,13 +185,16 @@ class ControlServer:
             with contextlib.suppress(OSError):
                 _send(peer, _refusal(UsageError(str(e))))
             raise
+        if request.get("verb") == "follow":
+            self._follow(peer, viewer)
+            return
         try:
-            if request.get("verb") == "follow":
-                self._follow(peer, viewer)
-                return
             answer, descriptor = self._answer(request, viewer)
         except CrashdError as e:
             answer, descriptor = _refusal(e), None
+        except OSError as e:  # of the store: the peer's own are not met in here
+            broken = UnavailableError(f"the daemon cannot read its store: {e.strerror or e}")
+            answer, descriptor = _refusal(broken), None
         try:
             _send(peer, answer, descriptor)
         finally:
@@ -176,7 +212,8 @@ class ControlServer:
         with self._catalog() as catalog:
             if verb == "list":
                 query = Query.from_json(request.get("query", {}))
-                found = catalog.select(_bounded(query), viewer)
+                size = LIST_BYTES if viewer is None else LIST_BYTES_FOR_OTHERS
+                found = catalog.select(_bounded(query), viewer, max_bytes=size)
                 return {"ok": True, "crashes": found}, None
             crash_id = request.get("id")
             if not isinstance(crash_id, str):
@@ -211,7 +248,8 @@ class ControlServer:
                 peer.recv(1)  # nothing is expected: it is the end, or nonsense, and ends it
                 raise ConnectionAbortedError from None
             return
-        dropped, follower.dropped = follower.dropped, 0
+        with self._lock:
+            dropped, follower.dropped = follower.dropped, 0
         if dropped:
             _send(peer, {"dropped": dropped})
         _send(peer, {"crash": document})

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -190,31 +190,41 @@ def parse_time(text: str, now_ns: int) -> int:
 
     """
     word = text.strip()
-    now = datetime.fromtimestamp(now_ns / 1e9).astimezone()
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    days = {"today": 0, "yesterday": -1, "tomorrow": 1}
     try:
-        if word == "now":
-            return now_ns
-        if word in days:
-            return _ns(midnight + timedelta(days=days[word]))
-        if word.startswith("@"):
-            return round(float(word[1:]) * 1e9)
-        if word.startswith(("-", "+")):
-            amount = parse_duration(word[1:].strip())
-            return now_ns - amount if word[0] == "-" else now_ns + amount
-        if word.endswith(" ago"):
-            return now_ns - parse_duration(word[:-4].strip())
-        if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", word, re.ASCII):
-            word = f"{midnight:%Y-%m-%d} {word:0>5}"
-        moment = datetime.fromisoformat(word)
+        return _in_range(_parse_time(word, now_ns))
     except (ValueError, OverflowError, UsageError) as e:
         raise UsageError(
             f"{text!r} is no time",
             hint="2026-11-23 05:02, yesterday, -1h, '2 days ago', @1795412639",
         ) from e
-    return _ns(moment if moment.tzinfo else moment.astimezone())
+
+
+def _parse_time(word: str, now_ns: int) -> int:
+    # local time without its offset: that of another moment, even of this day, can be another
+    midnight = datetime.combine(datetime.fromtimestamp(now_ns // 10**9), time.min)
+    days = {"today": 0, "yesterday": -1, "tomorrow": 1}
+    if word == "now":
+        return now_ns
+    if word in days:
+        return _ns(midnight + timedelta(days=days[word]))
+    if word.startswith("@"):
+        return round(float(word[1:]) * 1e9)
+    if word.startswith(("-", "+")):
+        amount = parse_duration(word[1:].strip())
+        return now_ns - amount if word[0] == "-" else now_ns + amount
+    if word.endswith(" ago"):
+        return now_ns - parse_duration(word[:-4].strip())
+    if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", word, re.ASCII):
+        word = f"{midnight:%Y-%m-%d} {word.zfill(len(word) + (word[1] == ':'))}"
+    return _ns(datetime.fromisoformat(word))
 
 
 def _ns(moment: datetime) -> int:
-    return round(moment.timestamp()) * 10**9 + moment.microsecond * 1000
+    """Convert a moment, of local time where it has no offset of its own."""
+    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
+
+
+def _in_range(time_ns: int) -> int:
+    if not -(1 << 63) <= time_ns < 1 << 63:
+        raise ValueError("outside of what 64 bits of nanoseconds reach")
+    return time_ns

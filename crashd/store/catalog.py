@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.domain.match import Query
-from crashd.domain.model import Crash, State, to_json
+from crashd.domain.model import ID_PATTERN, Crash, State, to_json
 from crashd.errors import CrashdError, FormatError, IndexCorruptError, NotFoundError
 from crashd.store import corefile
 from crashd.store.entry import (
@@ -26,7 +26,7 @@ from crashd.store.entry import (
     open_entry,
     remove,
 )
-from crashd.store.index import Index
+from crashd.store.index import COMPANIONS, Index
 from crashd.store.paths import Paths
 
 _EXPECTED = frozenset({RECORD, CORE})
@@ -50,9 +50,11 @@ class Catalog:
         self._paths = paths
         self._index = index
 
-    def select(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+    def select(
+        self, query: Query, viewer: int | None, *, max_bytes: int | None = None
+    ) -> list[dict[str, Any]]:
         """Find crashes; see `Index.select`."""
-        return self._index.select(query, viewer)
+        return self._index.select(query, viewer, max_bytes=max_bytes)
 
     def info(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
         """Give all that is known of one crash: crash.json, and how many share its signature.
@@ -85,6 +87,8 @@ class Catalog:
             return entry.open_core()
 
     def _visible(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+        if not ID_PATTERN.fullmatch(crash_id):
+            raise _not_found(crash_id)
         found, owner = self._index.owner_of(crash_id)
         row = self._index.get(crash_id) if found and viewer in (None, owner) else None
         if row is None:
@@ -135,22 +139,42 @@ class Catalog:
         if deep:
             for complaint in self._index.check():
                 yield Finding("index-damaged", self._paths.index.name, complaint)
-        for path in (self._paths.state_dir, self._paths.crashes, self._paths.index):
+        index = self._paths.index
+        yield from _privacy(self._paths.state_dir)
+        yield from _privacy(self._paths.crashes)
+        for path in (index, *(index.with_name(index.name + suffix) for suffix in COMPANIONS)):
             yield from _privacy(path)
         for name in foreign_names(self._paths):
             yield Finding("foreign", name, "is no crash's entry; crashd leaves it alone")
-        rows = {row[0]: row for row in self._index.rows()}
+        doubtful: list[str] = []
         for crash_id in entry_ids(self._paths):
             try:
                 with open_entry(self._paths, crash_id) as entry:
-                    yield from self._of_entry(entry, rows.pop(crash_id, None), deep)
+                    yield from self._of_entry(entry, deep, doubtful)
             except NotFoundError:
                 continue  # deleted while we looked
-        for crash_id in rows:
-            if not (self._paths.crashes / crash_id).exists():
+        for crash_id in doubtful:  # again: a running daemon may just have been about to put it
+            yield from self._of_row(crash_id)
+        for crash_id in self._index.ids():
+            gone = not (self._paths.crashes / crash_id).exists()
+            if gone and self._index.row(crash_id) is not None:
                 yield Finding("no-entry", crash_id, "is in the index but not on disk")
 
-    def _of_entry(self, entry: Entry, row: tuple[Any, ...] | None, deep: bool) -> Iterator[Finding]:
+    def _of_row(self, crash_id: str) -> Iterator[Finding]:
+        try:
+            with open_entry(self._paths, crash_id) as entry:
+                if not entry.try_lock():
+                    return
+                crash = entry.read()
+        except (FormatError, NotFoundError):
+            return  # told of already, or deleted while we looked
+        row = self._index.row(crash_id)
+        if row is None:
+            yield Finding("no-row", crash_id, "is on disk but not in the index")
+        elif row != Index.row_of(crash):
+            yield Finding("row-differs", crash_id, f"the index and {RECORD} say different things")
+
+    def _of_entry(self, entry: Entry, deep: bool, doubtful: list[str]) -> Iterator[Finding]:
         if not entry.try_lock():
             return  # being written: whatever it looks like now, it is not finished
         try:
@@ -170,10 +194,8 @@ class Catalog:
             yield Finding(
                 "unfinished", entry.id, "was never finished; a running crashd salvages it"
             )
-        if row is None:
-            yield Finding("no-row", entry.id, "is on disk but not in the index")
-        elif row != Index.row_of(crash):
-            yield Finding("row-differs", entry.id, f"the index and {RECORD} say different things")
+        if self._index.row(entry.id) != Index.row_of(crash):
+            doubtful.append(entry.id)
         yield from self._of_core(entry, crash, deep)
 
     def _of_core(self, entry: Entry, crash: Crash, deep: bool) -> Iterator[Finding]:
@@ -200,7 +222,10 @@ class Catalog:
 
 
 def _privacy(path: Path) -> Iterator[Finding]:
-    status = path.lstat()
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return  # SQLite's companions come and go
     if status.st_uid != os.geteuid():
         yield Finding("wrong-owner", str(path), f"belongs to uid {status.st_uid}")
     if stat.S_IMODE(status.st_mode) & 0o077:
@@ -215,7 +240,7 @@ def set_index_aside(path: Path) -> str:
     """Rename an index that cannot be read, so that a new one can be made; return its new name."""
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
     os.rename(path, aside)
-    for suffix in ("-wal", "-shm"):
+    for suffix in COMPANIONS:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     return aside.name
 
@@ -231,28 +256,44 @@ def reindex(paths: Paths) -> int:
 
     """
     try:
-        index = Index.open(paths.index)
-        if index.check():
-            index.close()
-            raise IndexCorruptError(f"the index {paths.index} is damaged")
+        with Index.open(paths.index) as old:
+            damaged = bool(old.check())
     except IndexCorruptError:
+        damaged = True
+    if damaged:
         set_index_aside(paths.index)
-        index = Index.open(paths.index)
-    with index:
-        crashes = list(_readable(paths, entry_ids(paths)))
-        count = index.replace_all(crashes)
-        # what was being captured may have been finished, and put by the daemon, before the
-        # transaction
-        late = set(entry_ids(paths)).symmetric_difference(crash.id for crash in crashes)
-        late |= {crash.id for crash in crashes if crash.state is State.CAPTURING}
-        index.put(_readable(paths, late))
-    return count
+    with Index.open(paths.index) as index:
+        read: dict[str, _Stamp] = {}
+        index.replace_all(_readable(paths, entry_ids(paths), read))
+        # what was finished, changed or deleted meanwhile, by who put it into the old rows
+        now = {crash_id: _stamp(paths, crash_id) for crash_id in entry_ids(paths)}
+        changed = [crash_id for crash_id in now if now[crash_id] != read.get(crash_id)]
+        gone = read.keys() - now.keys()
+        index.put(_readable(paths, changed, read))
+        index.remove(gone)
+    return len(read) - len(gone)
 
 
-def _readable(paths: Paths, ids: Iterable[str]) -> Iterator[Crash]:
+_Stamp = tuple[int, int] | None
+"""Inode and mtime of a crash.json: a new one has another."""
+
+
+def _stamp(paths: Paths, crash_id: str) -> _Stamp:
+    try:
+        status = os.stat(paths.crashes / crash_id / RECORD, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _readable(paths: Paths, ids: Iterable[str], read: dict[str, _Stamp]) -> Iterator[Crash]:
+    """Read the records of entries, one at a time, and note in `read` which ones those were."""
     for crash_id in ids:
+        stamp = _stamp(paths, crash_id)
         try:
             with open_entry(paths, crash_id) as entry:
-                yield entry.read()
+                crash = entry.read()
         except (NotFoundError, FormatError):
             continue  # `verify` tells of it
+        read[crash_id] = stamp
+        yield crash

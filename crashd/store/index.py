@@ -19,13 +19,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from crashd.domain.match import Alternative, Field, Query, Term, parse_term
-from crashd.domain.model import LIST_KEYS, SHORT_ID_LENGTH, Crash, Kind, State, to_json
+from crashd.domain.match import Query
+from crashd.domain.model import LIST_KEYS, Crash, Kind, State, to_json
+from crashd.domain.text import printable
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
+from crashd.store.selection import LISTED, Selector
 
 BUSY_SECONDS = 5.0
 WAL_BYTES = 16 << 20
-CANDIDATES_MAX = 5
+"""The WAL shrinks to this once no reader needs more of it."""
+WAL_PAGES = 1000
+"""Pages in the WAL from which on a commit tries to write them back."""
+COMPANIONS = ("-wal", "-shm")
 
 _COLUMNS = {
     "id": "TEXT NOT NULL UNIQUE",
@@ -62,12 +67,6 @@ _COLUMNS = {
     "stored_bytes": "INTEGER NOT NULL",
     "doc": "TEXT NOT NULL",
 }
-_BLOBS = frozenset(name for name, kind in _COLUMNS.items() if kind == "BLOB")
-# Each with the order of a listing behind it, so that the newest N of a match are read, not sorted.
-_INDEXED_TEXT = """
-pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
-"""
-_INDEXED = _INDEXED_TEXT.split()
 _NEWEST = "time_ns DESC, id DESC"
 
 _SCHEMA_1 = [
@@ -76,7 +75,7 @@ _SCHEMA_1 = [
     "CREATE INDEX crash_short ON crash (short)",
     "CREATE INDEX crash_token ON crash (token)",
     "CREATE INDEX crash_capturing ON crash (id) WHERE state = 'capturing'",
-    *(f"CREATE INDEX crash_{name} ON crash ({name}, time_ns, id)" for name in _INDEXED),
+    *(f"CREATE INDEX crash_{name} ON crash ({name}, time_ns, id)" for name in LISTED),
     "CREATE TABLE signature_count (signature TEXT PRIMARY KEY, count INTEGER NOT NULL)"
     " WITHOUT ROWID",
     "CREATE TABLE usage (kind TEXT PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL)"
@@ -295,6 +294,13 @@ class Index:
             sql = f"SELECT id FROM crash WHERE state = '{state.value}' ORDER BY id"
             return [row[0] for row in self._db.execute(sql)]
 
+    def row(self, crash_id: str) -> tuple[Any, ...] | None:
+        """Read one whole row, to compare it with `row_of`."""
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM crash WHERE id = ?"
+        with _guard(self._path):
+            found: tuple[Any, ...] | None = self._db.execute(sql, [crash_id]).fetchone()
+        return found
+
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield all rows in the order of their ids, to compare them with `row_of`."""
         with _guard(self._path):
@@ -336,115 +342,52 @@ class Index:
             )
         return Totals(by_disposition, by_signal, last)
 
-    def select(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+    def select(
+        self, query: Query, viewer: int | None, *, max_bytes: int | None = None
+    ) -> list[dict[str, Any]]:
         """Find crashes: the newest `query.limit`, newest first unless `query.reverse`.
 
         Args:
             query: what to find.
             viewer: a uid, who sees only what is his; None sees all.
+            max_bytes: of the JSON of what is found, at most.
 
         Raises:
             UsageError: a term names a field that there is not, or begins the ids of several
-            crashes.
+            crashes; or more than `max_bytes` were found.
 
         """
-        where, values = self._where(query, viewer)
-        documents = self._documents(where, values, -1 if query.limit is None else query.limit)
+        with _guard(self._path):
+            where, values = Selector(self._db, viewer).where(query)
+        limit = -1 if query.limit is None else query.limit
+        documents = self._documents(where, values, limit, max_bytes)
         return documents[::-1] if query.reverse else documents
 
-    def _documents(self, where: str, values: list[Any], limit: int) -> list[dict[str, Any]]:
+    def _documents(
+        self, where: str, values: list[Any], limit: int, max_bytes: int | None = None
+    ) -> list[dict[str, Any]]:
         sql = (
             "SELECT doc, (SELECT count FROM signature_count s WHERE s.signature = crash.signature)"
             f" FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
         )
-        with _guard(self._path):
-            rows = self._db.execute(sql, [*values, limit]).fetchall()
-        found = []
-        for doc, count in rows:
-            document = json.loads(doc)
-            document["count_of_signature"] = count
-            found.append({key: document.get(key) for key in LIST_KEYS})
+        found, size = [], 0
+        with (
+            _guard(self._path),
+            contextlib.closing(self._db.execute(sql, [*values, limit])) as rows,
+        ):
+            for doc, count in rows:
+                document = json.loads(doc) if isinstance(doc, str) else None
+                if not isinstance(document, dict):
+                    raise _damaged(self._path, "a row is not what crashd wrote")
+                size += 0 if max_bytes is None else len(doc.encode())
+                if max_bytes is not None and size > max_bytes:
+                    raise UsageError(
+                        f"more than {max_bytes >> 20} MiB of crashes match",
+                        hint="ask for fewer: -n, --since, or a narrower MATCH",
+                    )
+                document["count_of_signature"] = count
+                found.append({key: document.get(key) for key in LIST_KEYS})
         return found
-
-    def _where(self, query: Query, viewer: int | None) -> tuple[str, list[Any]]:
-        clauses: list[str] = []
-        values: list[Any] = []
-
-        def add(clause: str, *more: Any) -> None:
-            clauses.append(clause)
-            values.extend(more)
-
-        if viewer is not None:
-            add("owner_uid = ?", viewer)
-        if query.since_ns is not None:
-            add("time_ns >= ?", query.since_ns)
-        if query.until_ns is not None:
-            add("time_ns <= ?", query.until_ns)
-        if query.kind is not None:
-            add("kind = ?", query.kind)
-        if query.signature is not None:
-            add("signature = ?", query.signature)
-        groups: dict[str, list[tuple[str, list[Any]]]] = {}
-        for text in query.terms:
-            group, condition, more = self._term(parse_term(text), viewer)
-            groups.setdefault(group, []).append((condition, more))
-        for conditions in groups.values():
-            add(
-                "(" + " OR ".join(c for c, _ in conditions) + ")",
-                *(v for _, vs in conditions for v in vs),
-            )
-        return ("WHERE " + " AND ".join(clauses) if clauses else ""), values
-
-    def _term(self, term: Term, viewer: int | None) -> tuple[str, str, list[Any]]:
-        """Build the group and the condition of one MATCH, by what its word means in this index."""
-        if not term.explicit and self._has_short(term.text):
-            return Field.ID_PREFIX, "short = ?", [term.text]
-        meanings = [(a, *_condition(a)) for a in term.alternatives]
-        prefix = next((m for m in meanings if m[0].field == Field.ID_PREFIX), None)
-        others = [m for m in meanings if m is not prefix]
-        if prefix is not None:
-            ids = self._ids_where(prefix[1], prefix[2], viewer)
-            if len(ids) > 1 and any(self._ids_where(c, v, viewer) for _, c, v in others):
-                meanings = others  # a word that means something else is no beginning of many ids
-            elif len(ids) > 1:
-                shown = ", ".join(ids[:CANDIDATES_MAX]) + (
-                    " …" if len(ids) > CANDIDATES_MAX else ""
-                )
-                raise UsageError(
-                    f"{term.text!r} is ambiguous: it begins {shown}", hint="give more of the id"
-                )
-        condition = " OR ".join(c for _, c, _ in meanings)
-        return term.group, f"({condition})", [value for _, _, vs in meanings for value in vs]
-
-    def _ids_where(self, condition: str, values: list[Any], viewer: int | None) -> list[str]:
-        """Find the ids of the first few rows that meet a condition and that the viewer may see."""
-        mine, more = ("", []) if viewer is None else (" AND owner_uid = ?", [viewer])
-        sql = f"SELECT id FROM crash WHERE ({condition}){mine} LIMIT ?"
-        with _guard(self._path):
-            rows = self._db.execute(sql, [*values, *more, CANDIDATES_MAX + 1])
-            return sorted(row[0] for row in rows)
-
-    def _has_short(self, text: str) -> bool:
-        if len(text) != SHORT_ID_LENGTH:
-            return False
-        with _guard(self._path):
-            return (
-                self._db.execute("SELECT 1 FROM crash WHERE short = ?", [text]).fetchone()
-                is not None
-            )
-
-
-def _condition(alternative: Alternative) -> tuple[str, list[Any]]:
-    field, value = alternative.field, alternative.value
-    if field == Field.ID_PREFIX:
-        # a range, which an index serves; LIKE would scan
-        end = str(value) + "\x7f"
-        return "(id >= ? AND id < ?) OR (short >= ? AND short < ?)", [value, end, value, end]
-    if field == Field.UNIT:
-        return "(unit = ? OR user_unit = ?)", [value, value]
-    if field in _BLOBS:
-        return f"{field} = ?", [str(value).encode("utf-8", "surrogateescape")]
-    return f"{field} = ?", [value]
 
 
 def _make_private(path: Path) -> None:
@@ -457,15 +400,22 @@ def _make_private(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        if os.stat(path, follow_symlinks=False).st_mode & 0o077:
-            os.chmod(path, 0o600)
+        for name in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(name, follow_symlinks=False).st_mode & 0o077:
+                    os.chmod(name, 0o600)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -476,23 +426,43 @@ def _connect_readonly(path: Path) -> sqlite3.Connection:
     )
     try:
         connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.OperationalError:
-        # a read-only file system: WAL's -shm cannot be made; nobody can be writing there either
+    except sqlite3.OperationalError as e:
         connection.close()
+        # On a read-only file system WAL's -shm cannot be made, and nobody can be writing either.
+        # Anywhere else, `immutable` would read past the locks and the WAL of a writer at work.
+        unwritable = e.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if not (unwritable and os.statvfs(path).f_flag & os.ST_RDONLY):
+            raise
         connection = sqlite3.connect(f"{uri}?immutable=1", isolation_level=None, uri=True)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 @contextlib.contextmanager
 def _guard(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
+    """Turn SQLite's errors, and what is no row of ours, into our errors."""
     try:
         yield
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise _damaged(path, "a text is not what crashd wrote") from e
     except sqlite3.OperationalError as e:
         if "no such" in str(e):
-            raise IndexCorruptError(f"the index {path} is not crashd's: {e}") from e
-        raise UnavailableError(f"the index {path} is not available: {e}") from e
+            raise IndexCorruptError(f"the index {path} is not crashd's: {_told(e)}") from e
+        if "decode to UTF-8" in str(e):  # the message goes on with the bytes themselves
+            raise _damaged(path, "a text is not UTF-8") from e
+        raise UnavailableError(f"the index {path} is not available: {_told(e)}") from e
     except sqlite3.DatabaseError as e:
-        raise IndexCorruptError(
-            f"the index {path} is damaged: {e}", hint="crashctl reindex rebuilds it from the store"
-        ) from e
+        raise _damaged(path, _told(e)) from e
+
+
+def _damaged(path: Path, why: str) -> IndexCorruptError:
+    return IndexCorruptError(
+        f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"
+    )
+
+
+def _told(error: sqlite3.Error) -> str:
+    """Quote SQLite, who quotes the file."""
+    return printable(str(error))[:200]

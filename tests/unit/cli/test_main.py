@@ -32,6 +32,7 @@ ALLOWED = {
         "store",
         "store.index",
         "store.paths",
+        "store.selection",
     },
 }
 FORBIDDEN = [

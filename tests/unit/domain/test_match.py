@@ -105,6 +105,9 @@ def test_group_same_field_widens_other_fields_narrow(first: str, second: str, sa
         ("2026-11-23", NOW_NS - 13 * HOUR_NS),
         ("13:00", NOW_NS),
         ("9:30", NOW_NS - 7 * HOUR_NS // 2),
+        ("9:30:15", NOW_NS - 7 * HOUR_NS // 2 + 15 * 10**9),
+        ("2026-11-23T12:00:00.250Z", NOW_NS + 250_000_000),
+        ("2026-11-23T12:00:00.750Z", NOW_NS + 750_000_000),
     ],
 )
 def test_parse_time_as_journalctl_takes_them(text: str, expected: int) -> None:
@@ -112,11 +115,39 @@ def test_parse_time_as_journalctl_takes_them(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "-", "@", "@x", "25:00", "2026-13-01", "ago", "-5 parsecs", "@1e400"]
+    "text",
+    [
+        "",
+        "soon",
+        "-",
+        "@",
+        "@x",
+        "25:00",
+        "2026-13-01",
+        "ago",
+        "-5 parsecs",
+        "@1e400",
+        "@1e30",
+        "@-1e25",
+    ],
 )
 def test_parse_time_nonsense_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="is no time"):
         parse_time(text, NOW_NS)
+
+
+@pytest.mark.parametrize(
+    ("text", "utc"),
+    [
+        ("yesterday", datetime(2026, 10, 23, 22, tzinfo=UTC)),
+        ("today", datetime(2026, 10, 24, 22, tzinfo=UTC)),
+        ("00:30", datetime(2026, 10, 24, 22, 30, tzinfo=UTC)),
+        ("tomorrow", datetime(2026, 10, 25, 23, tzinfo=UTC)),
+    ],
+)
+def test_parse_time_on_the_day_that_has_25_hours(text: str, utc: datetime) -> None:
+    noon_ns = int(datetime(2026, 10, 25, 11, tzinfo=UTC).timestamp()) * 10**9
+    assert parse_time(text, noon_ns) == int(utc.timestamp()) * 10**9
 
 
 def test_query_comes_back_from_its_json() -> None:

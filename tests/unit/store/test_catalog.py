@@ -1,7 +1,8 @@
 """Store and index together: who sees what, what verify finds, and the rebuilt index."""
 
 import os
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def test_row_that_claims_an_owner_does_not_open_what_the_record_denies(
     for ask in (catalog.info, catalog.open_core):
         with pytest.raises(NotFoundError):
             ask(crash.id, 1000)
+
+
+@pytest.mark.parametrize("crash_id", ["", "../../etc/passwd", "%2e%2e", "a\0", "id\n", "\ud800"])
+def test_ids_that_are_none_are_not_found(catalog: Catalog, crash_id: str) -> None:
+    for ask in (catalog.info, catalog.open_core):
+        with pytest.raises(NotFoundError):
+            ask(crash_id, None)
+    with pytest.raises(NotFoundError):
+        catalog.set_pinned([crash_id], True)
 
 
 def test_info_without_the_record_says_so(
@@ -254,3 +264,68 @@ def test_reindex_passes_over_entries_that_cannot_be_read(
     (paths.crashes / bad.id / "crash.json").write_bytes(b"[]")
     assert reindex(paths) == 1
     assert index.ids() == [good.id]
+
+
+def test_verify_asks_again_for_what_the_daemon_was_about_to_put(
+    paths: Paths, index: Index, keep: Callable[..., Crash]
+) -> None:
+    late, gone = keep(1), keep(2)
+    index.remove([late.id])
+
+    class Daemon(Index):
+        """An index into which a daemon writes behind our back."""
+
+        def row(self, crash_id: str) -> tuple[object, ...] | None:
+            found = super().row(crash_id)
+            index.put([late])
+            return found
+
+        def ids(self) -> list[str]:
+            found = super().ids()
+            entries.remove(paths, gone.id)
+            index.remove([gone.id])
+            return found
+
+    with Daemon.open(paths.index) as watched:
+        assert Catalog(paths, watched).verify() == []
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_verify_finds_an_index_that_others_may_read(
+    catalog: Catalog, paths: Paths, keep: Callable[..., Crash], suffix: str
+) -> None:
+    keep(1)
+    paths.index.with_name(paths.index.name + suffix).chmod(0o644)
+    assert kinds(catalog) == ["not-private"]
+
+
+def test_reindex_keeps_up_with_what_happens_meanwhile(
+    paths: Paths, index: Index, keep: Callable[..., Crash], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted, changed, untouched = keep(1), keep(2), keep(3)
+    replace_all = Index.replace_all
+
+    def meanwhile(self: Index, crashes: Iterable[Crash]) -> int:
+        found = list(crashes)
+        entries.remove(paths, deleted.id)
+        with entries.open_entry(paths, changed.id) as entry:
+            entry.write(replace(changed, title="now with a stack"), sync=False)
+        keep(4)
+        return replace_all(self, found)
+
+    monkeypatch.setattr(Index, "replace_all", meanwhile)
+    assert reindex(paths) == 3
+    assert index.ids() == sorted([changed.id, untouched.id, build_crash(4).id])
+    assert Catalog(paths, index).verify() == []
+
+
+def test_reindex_mends_a_row_that_is_not_ours(
+    paths: Paths, index: Index, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1)
+    db = sqlite3.connect(paths.index, isolation_level=None)
+    db.execute("UPDATE crash SET doc = CAST(x'ff' AS TEXT), comm = 5, signature = 'other'")
+    db.close()
+    assert reindex(paths) == 1
+    assert index.row(crash.id) == Index.row_of(crash)
+    assert Catalog(paths, index).verify(deep=True) == []

@@ -1,5 +1,7 @@
-"""The index: quick whatever its size, and nothing but a picture of the records."""
+"""The index: nothing but a picture of the records, whatever happens to its file."""
 
+import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -115,6 +117,32 @@ def test_select_bytes_that_are_not_utf8_are_matched_exactly(index: Index) -> Non
     index.put([build_crash(70, comm=b"\xff\xfe", exe=b"/x\xff")])
     assert pids(index, "\udcff\udcfe") == [1070]
     assert pids(index, "/x\udcff") == [1070]
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "\ud800",
+        "\udcff" * 8,
+        "UNIT=\udcff",
+        "COMM=\ud800",
+        "ID=\udcff",
+        "/\ud800",
+        "\udcff.service",
+    ],
+)
+def test_select_words_that_are_no_text_match_nothing(index: Index, term: str) -> None:
+    assert pids(index, term) == []
+    assert pids(index, signature=term) == []
+
+
+def test_select_more_than_max_bytes_is_refused(index: Index) -> None:
+    (row,) = index.select(Query(limit=1), None, max_bytes=1 << 20)
+    index.put([build_crash(80, argv=(b"\xc3\xbc" * 700_000,))])
+    with pytest.raises(UsageError, match="more than 1 MiB"):
+        index.select(Query(), None, max_bytes=1 << 20)
+    assert len(index.select(Query(until_ns=START_NS), None, max_bytes=1 << 20)) == 1
+    assert row["pid"] == 1059
 
 
 def test_counts_follow_every_change(index: Index) -> None:
@@ -247,32 +275,90 @@ def test_is_current_notices_a_replaced_file(index: Index, path: Path) -> None:
     assert not index.is_current()
 
 
-@pytest.mark.parametrize(
-    ("where", "values"),
-    [
-        ("", []),
-        ("WHERE pid = ?", [5]),
-        ("WHERE comm = ?", [b"x"]),
-        ("WHERE exe = ?", [b"x"]),
-        ("WHERE unit = ? OR user_unit = ?", ["x", "x"]),
-        ("WHERE (id >= ? AND id < ?) OR (short >= ? AND short < ?)", ["a", "b", "a", "b"]),
-        ("WHERE token = ?", ["x"]),
-        ("WHERE signature = ?", ["x"]),
-        ("WHERE owner_uid = ?", [5]),
-        ("WHERE time_ns >= ? AND time_ns <= ?", [5, 6]),
-        ("WHERE owner_uid = ? AND time_ns >= ?", [5, 6]),
-        ("WHERE container_id = ?", ["x"]),
-        ("WHERE state = 'capturing'", []),
-    ],
-)
-def test_every_query_is_served_by_an_index(
-    index: Index, path: Path, where: str, values: list[object]
+def test_open_readonly_of_a_locked_file_never_reads_past_its_wal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sql = (
-        f"EXPLAIN QUERY PLAN SELECT doc FROM crash {where} ORDER BY time_ns DESC, id DESC LIMIT 20"
-    )
-    with sqlite3.connect(path) as db:
-        plan = [row[3] for row in db.execute(sql, values)]
+    monkeypatch.setattr("crashd.store.index.BUSY_SECONDS", 0.05)
+    with Index.open(path) as index:
+        index.put([build_crash(1)])
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("DELETE FROM crash")
+    with pytest.raises(UnavailableError, match="locked"):
+        Index.open(path, readonly=True)
     db.close()
-    assert all(not step.startswith("SCAN") or " USING INDEX " in step for step in plan), plan
-    assert all(step != "SCAN crash" for step in plan), plan
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_open_that_fails_leaves_no_descriptor(path: Path, readonly: bool) -> None:
+    path.write_bytes(b"garbage" * 1000)
+    free = os.dup(0)
+    os.close(free)
+    with pytest.raises(IndexCorruptError) as kept:
+        Index.open(path, readonly=readonly)
+    now_free = os.dup(0)
+    os.close(now_free)
+    assert now_free == free, f"{kept.value}: the connection is still open"
+
+
+def test_open_closes_its_companions_to_others(index: Index, path: Path) -> None:
+    files = [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
+    for file in files:
+        file.chmod(0o644)
+    Index.open(path).close()
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * 3
+
+
+def test_wal_shrinks_once_no_reader_needs_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crashd.store.index.WAL_BYTES", 256 << 10)
+    monkeypatch.setattr("crashd.store.index.WAL_PAGES", 10)
+    wal = path.with_name(path.name + "-wal")
+    with Index.open(path) as writer:
+        writer.put([build_crash(1)])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM crash").fetchall()
+        for number in range(20):
+            writer.put(build_crashes(10, title=f"round {number}"))
+        assert wal.stat().st_size > 256 << 10
+        reader.close()
+        for number in range(3):
+            writer.put([build_crash(number)])
+        assert wal.stat().st_size <= 256 << 10
+
+
+def test_any_damage_is_one_clear_error(tmp_path: Path) -> None:
+    """Whatever bytes of the file are others: all is well, or IndexCorruptError in one line."""
+    whole = tmp_path / "whole"
+    with Index.open(whole) as index:
+        index.put(build_crashes(12))
+    raw = whole.read_bytes()
+    dice = random.Random(5)
+    refused = 0
+    for number in range(150):
+        damaged = bytearray(raw)
+        start, size = dice.randrange(len(raw)), dice.choice([1, 4, 64])
+        damaged[start : start + size] = dice.randbytes(min(size, len(raw) - start))
+        path = tmp_path / str(number)
+        path.write_bytes(damaged)
+        try:
+            with Index.open(path) as index:
+                index.select(Query(), None)
+                index.totals()
+                index.ids()
+                list(index.rows())
+                index.put([build_crash(50)])
+        except IndexCorruptError as e:
+            refused += 1
+            assert str(e).isprintable(), str(e)
+            assert len(str(e)) < 400
+    assert refused > 20
+
+
+@pytest.mark.parametrize("doc", [b"{\xff}", b"{cut", b"[]", 5])
+def test_select_row_that_is_not_ours_is_corrupt(index: Index, path: Path, doc: object) -> None:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("UPDATE crash SET doc = CAST(? AS TEXT) WHERE pid = 1003", [doc])
+    db.close()
+    with pytest.raises(IndexCorruptError, match="damaged"):
+        index.select(Query(), None)

@@ -1,0 +1,173 @@
+"""A query's WHERE: what the words mean in this index, and which condition leads the search.
+
+SQLite without ANALYZE cannot know that a pid is rarer than a kind, and sorts whatever an OR of two
+columns finds. So each condition is counted in its index, up to COMMON; what matches nothing drops
+out, the rarest leads, and the others are kept from their indexes by a unary `+` (SQLite, "The Query
+Planner", "Disqualifying WHERE Clause Terms Using Unary +"). The cost is then that of the rarest
+condition, however many crashes there are.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from crashd.domain.match import Alternative, Field, Query, Term, parse_term
+from crashd.domain.model import SHORT_ID_LENGTH
+from crashd.errors import UsageError
+
+CANDIDATES_MAX = 5
+COMMON = 1000
+"""Rows from which on it does not matter how many there are."""
+
+_LISTED_TEXT = """
+pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
+"""
+LISTED = tuple(_LISTED_TEXT.split())
+"""Columns whose index has the order of a listing behind it: the newest N are read, not sorted."""
+BLOBS = frozenset({"hostname", "comm", "exe", "cmdline", "cwd"})
+_INDEXED = frozenset({*LISTED, "id", "short"})
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison of one column: with a value, or with a range that ends before `end`."""
+
+    column: str
+    value: str | bytes | int
+    end: str | None = None
+
+    def sql(self, plus: str = "") -> str:
+        """Build the SQL; with `plus` no index serves it."""
+        if self.end is None:
+            return f"{plus}{self.column} = ?"
+        return f"({plus}{self.column} >= ? AND {plus}{self.column} < ?)"
+
+    @property
+    def values(self) -> list[Any]:
+        """The values of the question marks."""
+        return [self.value] if self.end is None else [self.value, self.end]
+
+
+Group = tuple[Condition, ...]
+"""Conditions of which any one suffices."""
+
+
+class Selector:
+    """Builds the WHERE of queries in one index for one viewer; not to be kept."""
+
+    def __init__(self, db: sqlite3.Connection, viewer: int | None) -> None:
+        self._db = db
+        self._mine: list[Group] = [] if viewer is None else [(Condition("owner_uid", viewer),)]
+
+    def where(self, query: Query) -> tuple[str, list[Any]]:
+        """Build the WHERE of a query, and the values of its question marks.
+
+        Raises:
+            UsageError: a term names a field that there is not, or begins the ids of several
+            crashes.
+
+        """
+        groups = list(self._mine)
+        if query.kind is not None:
+            groups.append(_compare("kind", query.kind))
+        if query.signature is not None:
+            groups.append(_compare("signature", query.signature))
+        named: dict[str, Group] = {}
+        for text in query.terms:
+            name, group = self._meanings(parse_term(text))
+            named[name] = named.get(name, ()) + group
+        return self._join([*groups, *named.values()], query.since_ns, query.until_ns)
+
+    def _join(
+        self, groups: Iterable[Group], since_ns: int | None = None, until_ns: int | None = None
+    ) -> tuple[str, list[Any]]:
+        counted = [self._count(group) for group in groups]
+        if not all(group for _, group in counted):
+            return "WHERE 0", []
+        leader = min(counted, key=lambda item: item[0], default=(COMMON, ()))
+        indexed = bool(leader[1]) and all(c.column in _INDEXED for c in leader[1])
+        leads = indexed and (leader[0] < COMMON or len(leader[1]) == 1)
+        clauses: list[str] = []
+        values: list[Any] = []
+        for item in counted:
+            plus = "" if leads and item is leader else "+"
+            clauses.append("(" + " OR ".join(c.sql(plus) for c in item[1]) + ")")
+            values += [value for c in item[1] for value in c.values]
+        # the time is of use to an index that leads only where it is the index's second column
+        listed = len(leader[1]) == 1 and leader[1][0].column in LISTED
+        plus = "+" if leads and not listed else ""
+        for operator, time_ns in ((">=", since_ns), ("<=", until_ns)):
+            if time_ns is not None:
+                clauses.append(f"{plus}time_ns {operator} ?")
+                values.append(time_ns)
+        return ("WHERE " + " AND ".join(clauses) if clauses else ""), values
+
+    def _count(self, group: Group) -> tuple[int, Group]:
+        """Count what a group matches, up to COMMON, and leave out what matches nothing."""
+        total, met = 0, []
+        for condition in dict.fromkeys(group):
+            found = COMMON + 1
+            if condition.column in _INDEXED:
+                limited = f"SELECT 1 FROM crash WHERE {condition.sql()} LIMIT {COMMON}"
+                sql = f"SELECT count(*) FROM ({limited})"
+                (found,) = self._db.execute(sql, condition.values).fetchone()
+            if found:
+                met.append(condition)
+                total += found
+        return total, tuple(met)
+
+    def _meanings(self, term: Term) -> tuple[str, Group]:
+        """Tell the group's name and the conditions of one MATCH."""
+        if not term.explicit and len(term.text) == SHORT_ID_LENGTH:
+            short = _compare("short", term.text)
+            if self._ids(short):
+                return Field.ID_PREFIX, short
+        prefix: Group = ()
+        others: Group = ()
+        for alternative in term.alternatives:
+            if alternative.field == Field.ID_PREFIX:
+                prefix = _conditions(alternative)
+            else:
+                others += _conditions(alternative)
+        ids = self._ids(prefix)
+        if len(ids) > 1:
+            if self._ids(others):
+                return term.group, others  # a word that means something else begins no ids
+            shown = ", ".join(ids[:CANDIDATES_MAX]) + (" …" if len(ids) > CANDIDATES_MAX else "")
+            raise UsageError(
+                f"{term.text!r} is ambiguous: it begins {shown}", hint="give more of the id"
+            )
+        return term.group, prefix + others
+
+    def _ids(self, group: Group) -> list[str]:
+        """Find the ids of the first few rows that match and that the viewer may see."""
+        where, values = self._join([*self._mine, group])
+        rows = self._db.execute(f"SELECT id FROM crash {where} LIMIT {CANDIDATES_MAX + 1}", values)
+        return sorted(row[0] for row in rows)
+
+
+def _conditions(alternative: Alternative) -> Group:
+    field, value = alternative.field, alternative.value
+    if field == Field.ID_PREFIX:
+        # a range, which an index serves; LIKE would scan
+        end = f"{value}\x7f"
+        return Condition("id", value, end), Condition("short", value, end)
+    if field == Field.UNIT:
+        return _compare("unit", value) + _compare("user_unit", value)
+    return _compare(field, value)
+
+
+def _compare(column: str, value: str | int) -> Group:
+    """Compare a column with a value as the column holds it; one that it cannot hold matches
+    nothing.
+    """
+    if isinstance(value, int):
+        return (Condition(column, value),)
+    try:
+        if column in BLOBS:
+            return (Condition(column, value.encode("utf-8", "surrogateescape")),)
+        value.encode()
+    except UnicodeEncodeError:
+        return ()
+    return (Condition(column, value),)

@@ -1,0 +1,493 @@
+"""The control socket: real peers, honest and not."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashd.daemon import control
+from crashd.daemon.control import ControlServer
+from crashd.domain import frames
+from crashd.domain.model import Crash
+from crashd.edge.handoff import listen_unix
+from crashd.store import entry as entries
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+from tests.builders.crashes import build_crash
+from tests.running import wait_until
+
+NOBODY = 65534
+CORE = b"a stored core"
+REPOSITORY = Path(__file__).parents[2]
+
+MINE, ROOTS = build_crash(1, owner_uid=NOBODY), build_crash(2)
+UNKNOWN = build_crash(3)
+NO_IDS = (
+    "",
+    "../../etc/passwd",
+    "%2e%2e",
+    "/etc/passwd",
+    "a\0b",
+    "id\n",
+    "\ud800",
+    f"{ROOTS.id}\n",
+)
+
+
+class Peer:
+    """One connection."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(20)
+        self.socket.connect(str(paths.control_socket))
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def say(self, document: dict[str, Any]) -> "Peer":
+        self.socket.sendall(frames.pack(document))
+        return self
+
+    def hear(self) -> dict[str, Any]:
+        (size,) = struct.unpack("<I", self._exactly(4))
+        return frames.parse(self._exactly(size))
+
+    def is_closed(self) -> bool:
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionResetError:  # it left something of ours unread
+            return True
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = self.socket.recv(size - len(data))
+            assert chunk, "it was closed"
+            data += chunk
+        return data
+
+
+@pytest.fixture
+def paths(short_tmp: Path) -> Paths:
+    found = Paths(short_tmp)
+    entries.prepare(found)
+    found.runtime_dir.mkdir(parents=True)
+    with Index.open(found.index) as index:
+        for crash in (MINE, ROOTS):
+            keep(found, index, crash)
+    return found
+
+
+def keep(paths: Paths, index: Index, crash: Crash) -> None:
+    with entries.create(paths, crash) as entry:
+        fd = entry.create_core()
+        os.write(fd, CORE)
+        os.close(fd)
+        entry.commit_core()
+    index.put([crash])
+
+
+@pytest.fixture
+def serve(paths: Paths) -> Iterator[Callable[..., ControlServer]]:
+    started: list[ControlServer] = []
+
+    def start(status: Callable[[], dict[str, Any]] = lambda: {"ready": True}) -> ControlServer:
+        listener = listen_unix(paths.control_socket, socket.SOCK_STREAM, 0o666)
+        server = ControlServer(listener, paths, status, logging.getLogger("control"))
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def server(serve: Callable[..., ControlServer]) -> ControlServer:
+    return serve()
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Give the lines logged, after checking that none is a traceback or more than a line."""
+
+    def lines() -> list[str]:
+        for record in caplog.records:
+            assert record.exc_info is None, caplog.text
+            assert record.getMessage().isprintable()
+        return [record.getMessage() for record in caplog.records]
+
+    return lines
+
+
+def ask(paths: Paths, document: dict[str, Any]) -> dict[str, Any]:
+    with Peer(paths) as peer:
+        answer = peer.say(document).hear()
+        assert peer.is_closed(), "one request, one answer"
+    return answer
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- what it answers ----
+
+
+def test_verbs_answer(paths: Paths, server: ControlServer) -> None:
+    assert ask(paths, {"verb": "status"}) == {"ok": True, "status": {"ready": True}}
+    listed = ask(paths, {"verb": "list", "query": {"limit": 5}})["crashes"]
+    assert [row["id"] for row in listed] == [ROOTS.id, MINE.id]
+    assert ask(paths, {"verb": "info", "id": MINE.id})["crash"]["owner_uid"] == NOBODY
+
+
+def test_open_core_passes_a_read_only_descriptor(paths: Paths, server: ControlServer) -> None:
+    with Peer(paths) as peer:
+        peer.say({"verb": "open-core", "id": MINE.id})
+        first, fds, _, _ = socket.recv_fds(peer.socket, 1, 4)
+        assert len(first) == 1
+        (fd,) = fds
+        assert os.pread(fd, 100, 0) == CORE
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(fd, b"x")
+        os.close(fd)
+        assert peer.socket.recv(100).endswith(b'{"ok":true}')
+
+
+def test_list_of_more_than_an_answer_holds_is_refused(
+    paths: Paths, server: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LIST_BYTES", 100)
+    answer = ask(paths, {"verb": "list"})
+    assert (answer["ok"], answer["exit_code"]) == (False, 2)
+    assert "-n" in answer["hint"]
+
+
+# ---- nonsense ----
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack("<I", 0),
+        struct.pack("<I", frames.REQUEST_MAX + 1),
+        struct.pack("<I", 10) + b"not json!!",
+        struct.pack("<I", 4) + b"\xff\xfe\0\0",
+        struct.pack("<I", 2) + b"[]",
+        struct.pack("<I", 60_000) + b"[" * 60_000,
+        struct.pack("<I", 5000) + b"9" * 5000,
+        struct.pack("<I", 100) + b"cut",
+        b"\1",
+    ],
+)
+def test_nonsense_is_answered_once_logged_and_counted(
+    paths: Paths, server: ControlServer, quiet: Callable[[], list[str]], message: bytes
+) -> None:
+    with Peer(paths) as peer:
+        peer.socket.sendall(message)
+        peer.socket.shutdown(socket.SHUT_WR)
+        answer = peer.hear()
+        assert (answer["ok"], answer["exit_code"]) == (False, 2)
+        assert peer.is_closed()
+    wait_until(lambda: server.refused == 1, what="it is counted")
+    (line,) = quiet()
+    assert re.fullmatch(r"uid \d+ on the control socket: .*, ignoring", line)
+    assert ask(paths, {"verb": "status"})["ok"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"verb": "drop all"},
+        {"verb": ["list"]},
+        {"verb": {}},
+        {"verb": "info"},
+        {"verb": "info", "id": 5},
+        {"verb": "open-core", "id": None},
+        {"verb": "list", "query": []},
+        {"verb": "list", "query": {"limit": "x"}},
+        {"verb": "list", "query": {"kind": []}},
+        {"verb": "list", "query": {"since_ns": 1 << 70}},
+        {"verb": "list", "query": {"terms": ["PID=x"]}},
+        *({"verb": verb, "id": name} for verb in ("info", "open-core") for name in NO_IDS),
+    ],
+    ids=repr,
+)
+def test_request_that_makes_no_sense_is_refused(
+    paths: Paths, server: ControlServer, quiet: Callable[[], list[str]], request_: dict[str, Any]
+) -> None:
+    answer = ask(paths, request_)
+    assert answer["ok"] is False
+    assert answer["exit_code"] in (1, 2)
+    assert quiet() == []
+
+
+@pytest.mark.parametrize("term", ["\ud800", "\udcff" * 8, "UNIT=\udcff", "' OR 1=1 --", "%", "\0"])
+def test_list_of_hostile_words_finds_nothing(
+    paths: Paths, server: ControlServer, quiet: Callable[[], list[str]], term: str
+) -> None:
+    assert ask(paths, {"verb": "list", "query": {"terms": [term]}}) == {"ok": True, "crashes": []}
+    assert ask(paths, {"verb": "list", "query": {"signature": term}})["crashes"] == []
+    assert quiet() == []
+
+
+def test_much_nonsense_is_one_line_that_counts_the_rest(
+    paths: Paths,
+    server: ControlServer,
+    quiet: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shout(times: int) -> None:
+        for _ in range(times):
+            with Peer(paths) as peer:
+                peer.socket.sendall(bytes(4))
+                peer.hear()
+
+    shout(20)
+    wait_until(lambda: server.refused == 20, what="all are counted")
+    assert len(quiet()) == 1
+    monkeypatch.setattr(control, "_LOG_EVERY_SECONDS", 0)
+    shout(1)
+    wait_until(lambda: server.refused == 21, what="the last is counted")
+    assert "(and 19 more since the last such line)" in quiet()[1]
+
+
+def test_descriptors_that_come_along_are_not_kept(paths: Paths, server: ControlServer) -> None:
+    before = descriptors()
+    for _ in range(5):
+        with Peer(paths) as peer:
+            socket.send_fds(peer.socket, [frames.pack({"verb": "status"})], [0, 1, 2])
+            assert peer.hear()["ok"]
+    wait_until(lambda: descriptors() <= before, what="no descriptor is kept")
+
+
+# ---- peers that are slow, or many ----
+
+
+def test_peer_that_says_nothing_is_dropped(
+    paths: Paths,
+    server: ControlServer,
+    quiet: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_SECONDS", 0.1)
+    with Peer(paths) as silent, Peer(paths) as half:
+        half.socket.sendall(b"\x10\0")
+        assert silent.is_closed()
+        assert half.is_closed()
+    assert quiet() == []
+
+
+def test_peer_that_does_not_read_is_dropped(
+    paths: Paths, serve: Callable[..., ControlServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "ANSWER_SECONDS", 0.1)
+    server = serve(lambda: {"much": "x" * (8 << 20)})
+    with Peer(paths) as peer:
+        peer.say({"verb": "status"})
+        wait_until(lambda: server._open.total() == 1, what="it is asked")
+        wait_until(lambda: not server._open, what="it is given up")
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := peer.socket.recv(1 << 20):
+                received += len(chunk)
+        assert received < 8 << 20
+
+
+def test_connections_are_bounded_for_each_user_and_root_gets_in(server: ControlServer) -> None:
+    mine, others = 4242, range(5000, 5100)
+    assert [server._admit(mine) for _ in range(9)] == [True] * 8 + [False]
+    assert sum(server._admit(uid) for uid in others) == control.CONNECTIONS_FOR_OTHERS - 8
+    assert sum(server._admit(0) for _ in range(100)) == 16
+    server._leave(0)
+    assert not server._admit(mine)
+    assert server._admit(0)
+
+
+def test_thread_that_cannot_start_costs_one_connection_only(
+    paths: Paths,
+    server: ControlServer,
+    quiet: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crashd.daemon.control.threading.Thread", NoThread)
+        with Peer(paths) as peer:
+            assert peer.is_closed()
+        wait_until(lambda: server.refused == 1, what="it is counted")
+    assert "can't start new thread" in quiet()[0]
+    assert ask(paths, {"verb": "status"})["ok"]
+    wait_until(lambda: not server._open, what="its place is free again")
+
+
+# ---- a store in trouble ----
+
+
+def test_damaged_index_is_one_refusal(
+    paths: Paths, server: ControlServer, quiet: Callable[[], list[str]]
+) -> None:
+    for path in paths.state_dir.glob("index.sqlite-*"):
+        path.unlink()
+    paths.index.write_bytes(b"garbage" * 1000)
+    answer = ask(paths, {"verb": "list"})
+    assert (answer["ok"], answer["exit_code"]) == (False, 4)
+    assert "reindex" in answer["hint"]
+    assert quiet() == []
+
+
+def test_disk_that_fails_is_a_refusal(
+    paths: Paths, serve: Callable[..., ControlServer], quiet: Callable[[], list[str]]
+) -> None:
+    def broken() -> dict[str, Any]:
+        raise OSError(5, "Input/output error")
+
+    serve(broken)
+    answer = ask(paths, {"verb": "status"})
+    assert (answer["ok"], answer["exit_code"]) == (False, 4)
+    assert "Input/output error" in answer["error"]
+    assert quiet() == []
+
+
+# ---- follow ----
+
+
+def followers(server: ControlServer, count: int) -> None:
+    wait_until(lambda: len(server._followers) == count, what=f"{count} follow")
+
+
+def test_follow_shows_each_his_own(paths: Paths, server: ControlServer) -> None:
+    with Peer(paths) as peer:
+        assert peer.say({"verb": "follow"}).hear() == {"ok": True}
+        followers(server, 1)
+        (follower,) = server._followers
+        follower.viewer = NOBODY
+        server.publish({"id": "another's"}, 1000)
+        server.publish({"id": "root's"}, None)
+        server.publish({"id": "his"}, NOBODY)
+        assert peer.hear() == {"crash": {"id": "his"}}
+
+
+def test_follow_tells_how_many_a_slow_reader_missed(
+    paths: Paths, server: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "FOLLOW_QUEUE", 2)
+    with Peer(paths) as peer:
+        peer.say({"verb": "follow"}).hear()
+        followers(server, 1)
+        sent = 0
+        (follower,) = server._followers
+        while follower.dropped < 3:  # it fills the socket's buffer first, then the queue
+            server.publish({"n": sent, "x": "x" * 200_000}, None)
+            sent += 1
+        heard, dropped = 0, 0
+        while heard + dropped < sent:
+            event = peer.hear()
+            dropped += event.get("dropped", 0)
+            heard += "crash" in event
+            if heard + dropped < sent and not follower.queue.qsize():
+                server.publish({"last": True}, None)  # what was missed is told with the next
+                sent += 1
+        assert dropped >= 3
+
+
+def test_follow_ends_with_its_peer_and_with_the_server(
+    paths: Paths, serve: Callable[..., ControlServer]
+) -> None:
+    server = serve()
+    with Peer(paths) as peer:
+        peer.say({"verb": "follow"}).hear()
+        followers(server, 1)
+    followers(server, 0)
+    with Peer(paths) as peer:
+        peer.say({"verb": "follow"}).hear()
+        server._stopping.set()
+        assert peer.is_closed()
+
+
+# ---- other users ----
+
+_AS_NOBODY = """
+import json, os, socket, struct, sys
+from crashd.cli.control import ControlClient
+from crashd.errors import CrashdError
+from pathlib import Path
+path, *ids = sys.argv[1:]
+client = ControlClient(Path(path))
+def told(request, ask):
+    try:
+        return ask(request)
+    except CrashdError as e:
+        return f"{type(e).__name__}: {e}"
+found = {"list": [row["id"] for row in client.ask({"verb": "list"})["crashes"]]}
+for verb, ask in (("info", client.ask), ("open-core", client.ask_for_descriptor)):
+    found[verb] = [told({"verb": verb, "id": name}, ask) for name in ids]
+found["open-core"][0] = os.pread(found["open-core"][0], 100, 0).decode()
+found["info"][0] = found["info"][0]["crash"]["id"]
+held = []
+for _ in range(12):
+    peer = socket.socket(socket.AF_UNIX)
+    peer.settimeout(0.5)
+    peer.connect(path)
+    held.append(peer)
+def is_open(peer):
+    try:
+        return peer.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionResetError:
+        return False
+found["open"] = sum(is_open(peer) for peer in held)
+print(json.dumps(found))
+"""
+
+
+def test_another_user_sees_his_own_and_no_trace_of_the_rest(
+    paths: Paths, server: ControlServer, quiet: Callable[[], list[str]]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    paths.root.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, paths.control_socket, MINE.id, ROOTS.id, UNKNOWN.id],
+        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["list"] == [MINE.id]
+    assert found["info"][0] == MINE.id
+    assert found["open-core"][0] == CORE.decode()
+    for verb in ("info", "open-core"):
+        hidden, unknown = found[verb][1:]
+        assert hidden.startswith("NotFoundError")
+        assert hidden.replace(ROOTS.id, UNKNOWN.id) == unknown, "no oracle"
+    assert found["open"] == control.CONNECTIONS_PER_UID
+    assert all("too many connections" in line for line in quiet())
