@@ -327,7 +327,9 @@ def copy_core(
     maximum, keep_free = copy_limits(fields, spool_fd)
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     out = posix.open("core", flags, 0o600, dir_fd=entry)
-    zero, received, checked, reason = bytes(PAGE), 0, 0, ""
+    # Free space is looked at once the head is there, and then again after each 64 MiB: a thousand
+    # small cores fill a disk as well as a large one.
+    zero, received, checked, reason = bytes(PAGE), 0, -(64 << 20), ""
     try:
         while not reason:
             chunk = posix.read(core, 1 << 20)
@@ -347,7 +349,7 @@ def copy_core(
                     ]
                 position = position if position > start else position + PAGE
             received += len(chunk)
-            if received - checked >= 64 << 20:
+            if received >= HEAD_BYTES and received - checked >= 64 << 20:
                 checked = received
                 filesystem = posix.fstatvfs(out)
                 if filesystem.f_bavail * filesystem.f_frsize < keep_free:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from crashd.corehandler import RECEIPT_SECONDS
 from crashd.daemon.pool import Nursery, Worker
 from crashd.daemon.worker import RECEIPT_AT, receive_message, send_message
 from crashd.errors import UnavailableError
@@ -45,6 +46,10 @@ class Job:
     """What the worker is told beside kind and id."""
     finished: Callable[[], None] | None = None
     """Called when the entry is final, in the daemon's loop."""
+    failed: Callable[[], None] | None = None
+    """Of an import: called when it could not be done, and the spool still has all."""
+    poisoned: Callable[[], None] | None = None
+    """Of an import: called in place of `finished` when workers died of it."""
     with_proc: bool = True
     accepted: bool = True
     """Whether the handler has its receipt; it is the worker who sends it."""
@@ -52,6 +57,8 @@ class Job:
     retried: bool = False
     deadline_ns: int = 0
     """CLOCK_MONOTONIC; of the present step."""
+    receipt_by_ns: int = 0
+    """CLOCK_MONOTONIC; by then a handler without its receipt has given up."""
 
     @property
     def id(self) -> str:
@@ -111,6 +118,11 @@ class Dispatcher:
         """Jobs that wait for one."""
         return len(self._queue)
 
+    @property
+    def helpless(self) -> bool:
+        """Whether there is no worker and never will be one."""
+        return self._nursery.gone and not self._idle and not self._busy
+
     def ids(self) -> set[str]:
         """Tell the crashes that are under way or waiting."""
         return {job.id for job in (*self._busy.values(), *self._queue)}
@@ -124,6 +136,7 @@ class Dispatcher:
 
     def submit(self, job: Job, *, first: bool = False) -> None:
         """Queue a job; it starts at once when a worker is idle."""
+        job.receipt_by_ns = time.monotonic_ns() + RECEIPT_SECONDS * 10**9
         (self._queue.appendleft if first else self._queue.append)(job)
         self._dispatch()
 
@@ -149,18 +162,18 @@ class Dispatcher:
         message |= {"accepted": job.accepted, "options": self.options}
         descriptors = (job.entry.fd, *job.descriptors)
         self._busy[worker] = job
-        # a spooled snapshot reads files and a salvage the store: only a live process can hang the
-        # reader
-        step_ns = (
-            self.snapshot_timeout_ns
-            if job.kind == "capture" and job.with_proc
-            else self._whole_ns()
-        )
-        job.deadline_ns = time.monotonic_ns() + step_ns
+        job.deadline_ns = time.monotonic_ns() + self._step_ns(job)
         try:
             send_message(worker.channel, {**message, **job.more}, descriptors)
         except OSError:
             self._lost(worker)
+
+    def _step_ns(self, job: Job) -> int:
+        """Tell how long a worker may take until it says something more of a job."""
+        # a spooled snapshot reads files and a salvage the store: only a live process, or a receipt
+        # that is not sent, can hang who reads
+        waits = job.kind == "capture" and (job.with_proc or not job.accepted)
+        return self.snapshot_timeout_ns if waits else self._whole_ns()
 
     def _whole_ns(self) -> int:
         return self.capture_deadline_ns + GRACE_NS
@@ -181,6 +194,7 @@ class Dispatcher:
         if event == "accepted":
             job.accepted = True
             os.close(job.descriptors.pop(RECEIPT_AT))
+            job.deadline_ns = time.monotonic_ns() + self._step_ns(job)
             return
         if event == "identified":
             job.identified = True
@@ -195,14 +209,25 @@ class Dispatcher:
         else:
             self._idle.append(worker)
         if event == "refused":
-            log.info("crash %s: the handler gave up waiting and keeps it in the spool", job.id)
+            self._give_back(job)
+        elif event == "failed" and job.failed is not None:
+            log.warning(
+                "crash %s: taking it from the spool failed: %s, keeping it there",
+                job.id,
+                message.get("error"),
+            )
             job.close()
-            self._refused()
+            job.failed()
         elif event == "failed":
             self._salvage(job, str(message.get("error")))
         else:
             self._finish(job)
         self._dispatch()
+
+    def _give_back(self, job: Job) -> None:
+        log.info("crash %s: the handler gave up waiting and keeps it in the spool", job.id)
+        job.close()
+        self._refused()
 
     def _finish(self, job: Job) -> None:
         crash_id = job.id
@@ -235,7 +260,10 @@ class Dispatcher:
                 )
                 job.retried = True
                 self._queue.append(job)
+            elif not job.accepted:
+                self._give_back(job)  # closed without a receipt: the handler keeps it
             else:
+                job.finished = job.poisoned or job.finished
                 self._salvage(job, "the capturing worker died")
         self._replenish()
         self._dispatch()
@@ -258,12 +286,17 @@ class Dispatcher:
                 log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
                 job.deadline_ns = now_ns + GRACE_NS
                 worker.kill()  # its channel's end tells the rest
+        for job in [j for j in self._queue if not j.accepted and now_ns >= j.receipt_by_ns]:
+            # the handler reads the core by now: while we have the pipe too, the process is held
+            self._queue.remove(job)
+            self._give_back(job)
         self._replenish()
         self._dispatch()
 
     def next_deadline_ns(self) -> int | None:
         """Tell when `tick` has something to do; None when nothing is under way."""
         deadlines = [job.deadline_ns for job in self._busy.values()]
+        deadlines += [job.receipt_by_ns for job in self._queue if not job.accepted]
         if len(self._idle) + len(self._busy) < self.workers:
             deadlines.append(self._retry_ns)
         return min(deadlines, default=None)

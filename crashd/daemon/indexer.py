@@ -7,7 +7,7 @@ can not differ; then it counts, logs and publishes what became of each crash.
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crashd.domain.model import Crash, Kind, State
@@ -38,6 +38,11 @@ class _Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class _Unfinished:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class _Reconcile:
     pass
 
@@ -47,13 +52,21 @@ class _Stop:
     pass
 
 
+_Item = _Recorded | _Finished | _Unfinished | _Reconcile | _Stop
+
+
 def open_index(paths: Paths) -> Index:
     """Open the index for writing; one that cannot be read is set aside, and an empty one begun."""
     try:
         return Index.open(paths.index)
     except IndexCorruptError as e:
-        log.error("%s, rebuilding it; the old one is kept as %s", e, set_index_aside(paths.index))
-        return Index.open(paths.index)
+        return begin_anew(paths, e)
+
+
+def begin_anew(paths: Paths, error: IndexCorruptError) -> Index:
+    """Set the damaged index aside, and open an empty one."""
+    log.error("%s, rebuilding it; the old one is kept as %s", error, set_index_aside(paths.index))
+    return Index.open(paths.index)
 
 
 class Indexer:
@@ -73,11 +86,12 @@ class Indexer:
         self._exporter = exporter
         self._publish = publish
         self._unfinished = unfinished
-        self._queue: queue.SimpleQueue[_Recorded | _Finished | _Reconcile | _Stop] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+        self._index: Index | None = None
         self._behind = False
+        self._anew = False
+        """Whether what is not in the index was counted before all the same."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -95,23 +109,23 @@ class Indexer:
         """Compare disk and index, and put right what differs."""
         self._queue.put(_Reconcile())
 
+    def look_for_unfinished(self) -> None:
+        """Call `unfinished`, and put right what could not be written before."""
+        self._queue.put(_Unfinished())
+
     def stop(self) -> None:
-        """Write what is queued, and end."""
+        """Write what is queued, and end; may be called without `start`."""
         self._queue.put(_Stop())
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
-        index = open_index(self._paths)
         while True:
             items = [self._queue.get()]
             while len(items) < BATCH_MAX and not self._queue.empty():
                 items.append(self._queue.get())
             try:
-                if not index.is_current():
-                    index.close()
-                    index = open_index(self._paths)
-                    self._behind = True
-                self._apply(index, items)
+                self._apply(self._current(), items)
             except (
                 Exception
             ) as e:  # boundary: the index is a cache; crashes are safe on disk without it
@@ -124,16 +138,39 @@ class Indexer:
                 self._exporter.dropped(DropReason.STORE_ERROR)
                 self._behind = True
             if any(isinstance(item, _Stop) for item in items):
-                index.close()
+                self._close()
                 return
 
-    def _apply(self, index: Index, items: list[_Recorded | _Finished | _Reconcile | _Stop]) -> None:
+    def _close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+    def _current(self) -> Index:
+        """Open the index, where it is not open or was replaced."""
+        if self._index is not None and not self._index.is_current():
+            self._close()
+            self._behind = self._anew = True
+        if self._index is None:
+            self._index = open_index(self._paths)
+        return self._index
+
+    def _apply(self, index: Index, items: list[_Item]) -> None:
+        try:
+            self._write(index, items)
+        except IndexCorruptError as e:
+            self._close()
+            self._behind = self._anew = True
+            self._index = begin_anew(self._paths, e)
+            self._write(self._index, items)
+
+    def _write(self, index: Index, items: list[_Item]) -> None:
         rows: dict[str, Crash] = {}
         final: list[Crash] = []
         for item in items:
             if isinstance(item, _Recorded):
                 rows[item.crash.id] = item.crash
-            elif isinstance(item, _Finished):
+            elif isinstance(item, _Finished) and _is_news(index, rows, item.crash_id):
                 crash = self._read(item.crash_id)
                 if crash is not None:
                     rows[crash.id] = crash
@@ -143,7 +180,9 @@ class Indexer:
             self._tell(crash)
         if self._behind or any(isinstance(item, _Reconcile) for item in items):
             self._compare(index)
-            self._behind = False
+            self._behind = self._anew = False
+        elif any(isinstance(item, _Unfinished) for item in items):
+            self._unfinished(index.ids_in_state(State.CAPTURING))
         for kind, (count, size) in index.usage().items():
             self._exporter.store(kind, count, size)
 
@@ -162,8 +201,12 @@ class Indexer:
         on_disk, rows = entry_ids(self._paths), set(index.ids())
         missing = [crash_id for crash_id in on_disk if crash_id not in rows]
         for start in range(0, len(missing), BATCH_MAX):
-            found = [self._read(crash_id) for crash_id in missing[start : start + BATCH_MAX]]
-            index.put(crash for crash in found if crash is not None)
+            read = [self._read(crash_id) for crash_id in missing[start : start + BATCH_MAX]]
+            found = [crash for crash in read if crash is not None]
+            index.put(found)
+            for crash in found:
+                if crash.state is not State.CAPTURING and not self._anew:
+                    self._count(crash)
         if missing:
             log.info("%d crashes were on disk but not in the index", len(missing))
         gone = rows.difference(on_disk)
@@ -172,9 +215,12 @@ class Indexer:
             index.mark_missing(gone)
         self._unfinished(index.ids_in_state(State.CAPTURING))
 
-    def _tell(self, crash: Crash) -> None:
+    def _count(self, crash: Crash) -> None:
         if crash.kind is Kind.PROCESS:
             self._exporter.crash("process", crash.capture.disposition, crash.signal, crash.time_ns)
+
+    def _tell(self, crash: Crash) -> None:
+        self._count(crash)
         capture, core = crash.capture, crash.core
         if core.path:
             hold = None if capture.hold_ns is None else capture.hold_ns / 1e9
@@ -197,3 +243,11 @@ class Indexer:
             f" ({printable(capture.reason)})" if capture.reason else "",
         )
         self._publish(crash)
+
+
+def _is_news(index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
+    """Tell whether a crash was not finished so far: the loop may find out twice."""
+    if crash_id in rows:
+        return rows[crash_id].state is State.CAPTURING
+    row = index.get(crash_id)
+    return row is None or row["state"] == State.CAPTURING.value

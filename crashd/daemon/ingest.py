@@ -6,6 +6,7 @@ spool/  ─ fields ──┼─▶ CoreMeta ─▶ Crash (capturing) ─▶ entr
 entries left in state capturing ─▶ salvage job ─────────────────────▶ worker
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -21,7 +22,7 @@ from crashd.domain.model import Capture, Crash, Identity, Mode, State
 from crashd.domain.record import new_crash
 from crashd.edge.handoff import Connection, Handoff
 from crashd.edge.process import boot_id
-from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.entry import Entry
@@ -31,6 +32,10 @@ log = logging.getLogger("crashd.ingest")
 
 _REOPENED = frozenset({State.CAPTURING, State.LOST})
 """States of an entry into which the same crash, arriving once more, is taken."""
+_RECENT_MAX = 8192
+"""Tokens that are remembered here, for the index is written later: twice as many as can wait at the
+socket.
+"""
 
 
 class Ingest:
@@ -59,6 +64,7 @@ class Ingest:
         self._hostname = os.fsencode(socket.gethostname())
         self._importing: set[str] = set()
         self._spooled: deque[str] = deque()
+        self._recent: dict[str, str] = {}
         self.queue_max = 128
 
     def take(self, connection: Connection, handoff: Handoff) -> bool:
@@ -71,6 +77,9 @@ class Ingest:
                 log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
                 raise _NotTakenError
             meta = CoreMeta.from_fields(handoff.fields, time.time_ns())
+            if meta.token in self._recent:  # we were stopped meanwhile, and it came by the spool
+                log.info("crash %s was spooled before it was accepted", self._recent[meta.token])
+                raise _NotTakenError
             crash, entry = self._admit(meta, Mode.PIPE, has_pidfd=handoff.pidfd is not None)
         except (FormatError, OSError, _NotTakenError) as e:
             if isinstance(e, FormatError):
@@ -86,11 +95,13 @@ class Ingest:
             handoff.close()
             connection.close()
             return False
-        # the job owns the numbers from here on; Connection's own descriptor is duplicated for that
-        descriptors = [handoff.core, os.dup(connection.fileno())]
+        except BaseException:
+            handoff.close()  # whatever went wrong: the crashed process is not held for it
+            connection.close()
+            raise
+        descriptors = [handoff.core, connection.detach()]  # the job's from here on
         if handoff.pidfd is not None:
             descriptors.append(handoff.pidfd)
-        connection.close()
         self._recorded(crash)
         self._dispatcher.submit(Job("capture", entry, descriptors, accepted=False))
         return True
@@ -104,7 +115,11 @@ class Ingest:
             has_pidfd=has_pidfd,
             random=secrets.randbits(40),
         )
-        return crash, entries.create(self._paths, crash)
+        entry = entries.create(self._paths, crash)
+        self._recent[meta.token] = crash.id
+        if len(self._recent) > _RECENT_MAX:
+            del self._recent[next(iter(self._recent))]
+        return crash, entry
 
     def allow_import(self) -> None:
         """Begin to take from the spool: the index knows all tokens, so that nothing comes in
@@ -112,10 +127,19 @@ class Ingest:
         """
         self._may_import = True
 
+    def stop_import(self) -> None:
+        """Take no more from the spool: the daemon ends, and the next one goes on."""
+        self._may_import = False
+        self._spooled.clear()
+
     def import_spool(self) -> None:
         """Look for what the handler spooled, and queue as much as there is room for."""
         if self._may_import:
-            names = spool.ready_names(self._paths, time.time_ns())
+            try:
+                names = spool.ready_names(self._paths, time.time_ns())
+            except UnavailableError as e:
+                log.error("%s, trying again later", e)
+                return
             self._spooled = deque(name for name in names if name not in self._importing)
             self.import_more()
 
@@ -131,41 +155,44 @@ class Ingest:
 
     def _import_one(self, name: str) -> None:
         try:
-            spooled = spool.SpoolEntry.open(self._paths, name)
-        except FileNotFoundError:
+            with spool.SpoolEntry.open(self._paths, name) as spooled:
+                meta = CoreMeta.from_fields(spooled.fields(), time.time_ns())
+                found = self._adopt(meta, has_proc=bool(spooled.snapshot()))
+                if found is None:  # was taken in before, and only its removal was cut short
+                    spool.remove(self._paths, name)
+                    return
+                descriptor, spooled.fd = spooled.fd, -1  # the job's now
+        except (FileNotFoundError, _NotTakenError):
             return
-        try:
-            fields = spooled.fields()
-            meta = CoreMeta.from_fields(fields, time.time_ns())
-            found = self._adopt(meta, has_proc=bool(spooled.snapshot()))
         except FormatError as e:
-            spooled.close()
-            self._dropped("spool_invalid")
-            log.error("%s, kept as %s.bad", e, name)
-            spool.set_aside(self._paths, name)
+            self._set_aside(name, str(e))
             return
-        except OSError as e:
-            spooled.close()
+        except (OSError, UnavailableError) as e:
             self._dropped("store_error")
-            log.error("spooled crash %s cannot be recorded: %s, keeping it there", name, e.strerror)
-            return
-        except _NotTakenError:
-            spooled.close()
-            return
-        if found is None:  # was taken in before, and only its removal was cut short
-            spooled.close()
-            spool.remove(self._paths, name)
+            log.error("spooled crash %s cannot be recorded: %s, keeping it there", name, e)
             return
         crash, entry = found
         self._recorded(crash)
         self._importing.add(name)
-        job = Job("import", entry, [spooled.fd], {"spool": name}, lambda: self._imported(name))
-        spooled.fd = -1  # the job's now
+        job = Job("import", entry, [descriptor], {"spool": name})
+        job.finished = lambda: self._imported(name)
+        job.failed = lambda: self._importing.discard(name)
+        job.poisoned = lambda: self._set_aside(name, f"workers died of spooled crash {name}")
         self._dispatcher.submit(job)
 
     def _imported(self, name: str) -> None:
         spool.remove(self._paths, name)
         self._importing.discard(name)
+
+    def _set_aside(self, name: str, why: str) -> None:
+        self._dropped("spool_invalid")
+        self._importing.discard(name)
+        try:
+            spool.set_aside(self._paths, name)
+        except OSError as e:
+            log.error("%s, and it cannot be set aside: %s, ignoring", why, e.strerror)
+        else:
+            log.error("%s, kept as %s.bad", why, name)
 
     def _adopt(self, meta: CoreMeta, *, has_proc: bool) -> tuple[Crash, Entry] | None:
         """Find or make the entry for a spooled crash; None when it was taken in before.
@@ -175,26 +202,26 @@ class Ingest:
                 up; when it does, the spool is looked at again.
 
         """
-        existing = self._id_of_token(meta.token)
-        if existing is not None:
+        existing = self._recent.get(meta.token) or self._id_of_token(meta.token)
+        if existing is None:
+            return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
+        with contextlib.ExitStack() as owner:
             try:
-                entry = entries.open_entry(self._paths, existing)
+                entry = owner.enter_context(entries.open_entry(self._paths, existing))
                 crash = entry.read()
             except (NotFoundError, FormatError):
                 return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
             if crash.state not in _REOPENED:
-                entry.close()
                 return None
             if not entry.try_lock():
-                entry.close()
                 raise _NotTakenError
             identity = meta.identity if has_proc else Identity.NONE
             crash = replace(
                 crash, state=State.CAPTURING, capture=Capture(Mode.SPOOL, identity=identity)
             )
             entry.write(crash, sync=False)
+            owner.pop_all()  # the entry is the caller's
             return crash, entry
-        return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
 
     def recover(self, ids: list[str], reason: str) -> int:
         """Salvage entries in state `capturing` whose writer is gone; return how many must still
@@ -204,8 +231,15 @@ class Ingest:
         itself is still to come: they are to be looked at again.
         """
         waiting = 0
-        spooled = spool.tokens(self._paths) if ids else set()
+        try:
+            spooled = spool.tokens(self._paths) if ids else set()
+        except OSError as e:
+            log.error("cannot read %s: %s, trying again later", self._paths.spool, e.strerror)
+            return len(ids)
         for crash_id in ids:
+            if self._dispatcher.queued >= self.queue_max:
+                waiting += 1  # each has a descriptor
+                continue
             try:
                 entry = entries.open_entry(self._paths, crash_id)
             except CrashdError as e:

@@ -23,6 +23,8 @@ from crashd.daemon.worker import receive_message, send_message, work
 from crashd.edge.process import set_oom_score
 from crashd.errors import UnavailableError
 
+ANSWER_SECONDS = 2.0
+"""How long the loop waits for a fork, which takes a millisecond."""
 WORKER_OOM_SCORE = 500
 """So that a capture, not the daemon, pays for memory that is short (as systemd-coredump's
 workers).
@@ -37,8 +39,11 @@ class Worker:
         self.channel = channel
         try:
             self._pidfd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             self._pidfd = -1  # dead already: its channel says so
+        except OSError as e:  # one that could not be killed is of no use
+            channel.close()
+            raise UnavailableError(f"cannot watch a worker: {e.strerror}") from e
 
     def fileno(self) -> int:
         """Tell the channel's descriptor, for a selector."""
@@ -61,6 +66,9 @@ class Worker:
 class Nursery:
     """Forks workers on request; owns the channel to the forking process."""
 
+    gone = False
+    """Whether the forking process has ended: there will be no new workers."""
+
     def __init__(self, listen_fds: int = 0) -> None:
         """Fork the nursery. Call before any thread is started and before heavy imports.
 
@@ -76,23 +84,32 @@ class Nursery:
         theirs.close()
         self.pid = pid
         self._channel = ours
+        self._asked = False
 
     def fork_worker(self) -> Worker:
-        """Get a new worker.
+        """Get a new worker; waits ANSWER_SECONDS for one, and no more once that was in vain.
 
         Raises:
-            UnavailableError: the nursery is gone or cannot fork.
+            UnavailableError: the nursery is gone, hangs or cannot fork.
 
         """
         try:
-            send_message(self._channel, {"fork": True})
+            self._channel.settimeout(0 if self._asked else ANSWER_SECONDS)
+            if not self._asked:
+                send_message(self._channel, {"fork": True})
+                self._asked = True
             answer, descriptors = receive_message(self._channel)
+        except (BlockingIOError, TimeoutError) as e:
+            raise UnavailableError("cannot fork a worker: the nursery does not answer") from e
         except OSError as e:
+            self.gone = isinstance(e, ConnectionError)
             raise UnavailableError(f"cannot fork a worker: {e.strerror}") from e
+        self._asked = False
+        if answer is None:
+            self.gone = True
         if answer is None or not descriptors:
-            raise UnavailableError(
-                f"cannot fork a worker: {(answer or {}).get('error', 'nursery is gone')}"
-            )
+            why = (answer or {}).get("error", "the nursery is gone or no descriptor is left")
+            raise UnavailableError(f"cannot fork a worker: {why}")
         return Worker(answer["pid"], socket.socket(fileno=descriptors[0]))
 
     def close(self) -> None:

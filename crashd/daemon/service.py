@@ -20,14 +20,16 @@ from crashd.daemon import registration
 from crashd.daemon.capture import Options
 from crashd.daemon.control import ControlServer
 from crashd.daemon.dispatch import Dispatcher
-from crashd.daemon.indexer import Indexer, open_index
+from crashd.daemon.indexer import Indexer, begin_anew, open_index
 from crashd.daemon.ingest import Ingest
 from crashd.daemon.pool import Nursery
+from crashd.daemon.spoolwatch import SpoolWatch
 from crashd.domain.model import LIST_KEYS, Crash, to_json
 from crashd.edge import exporter, handoff, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, IndexCorruptError
 from crashd.store import spool
+from crashd.store.index import Index
 from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.service")
@@ -38,6 +40,10 @@ STOP_NS = 60 * 10**9
 """How long a graceful stop waits for captures; systemd's own TimeoutStopSec is 90 s."""
 HEALTHY_NS = 120 * 10**9
 """A loop that has not turned for so long is not healthy (it turns at least every OWNERSHIP_NS)."""
+ACCEPT_AGAIN_NS = 10**9
+"""How long a listening socket is left alone when there is no descriptor for who waits there."""
+FAILURES_MAX = 100
+"""Turns of the loop that fail, one after another, until the daemon gives up to be restarted."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -70,7 +76,7 @@ class Service:
             unwatch=lambda worker: self._unwatch(worker.channel),
             done=self._finished,
             dropped=self._drop,
-            refused=lambda: self._call_soon(self._ingest.import_spool),
+            refused=self._handler_keeps_it,
         )
         self._index = open_index(paths)
         self._indexer = Indexer(
@@ -81,12 +87,14 @@ class Service:
             self._dispatcher,
             recorded=self._indexer.recorded,
             dropped=self._drop,
-            id_of_token=self._index.id_of_token,
+            id_of_token=self._id_of_token,
             finished=self._indexer.finished,
         )
         self._control: ControlServer | None = None
         self._metrics: list[exporter.MetricsServer] = []
-        self._spool_watch: DirectoryWatch | None = None
+        self._spool_watch = SpoolWatch(
+            paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
+        )
         self._waiting: dict[int, handoff.Connection] = {}
 
     # -- life ------------------------------------------------------------------------------------
@@ -108,7 +116,7 @@ class Service:
             log.info("crashd %s is ready, store %s", __version__, self._paths.crashes)
             self._loop()
         log.info("crashd has stopped")
-        return 0
+        return int(self._dispatcher.helpless)
 
     def _open(self, cleanup: contextlib.ExitStack) -> None:
         self._wake_in.setblocking(False)
@@ -133,7 +141,7 @@ class Service:
         )
         self._control.start()
         self._open_metrics(given.get("metrics"))
-        self._arm_spool_watch()
+        self._spool_watch.renew()
         self._timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
         self._timer("ownership", OWNERSHIP_NS, self._check_ownership)
         if self._notifier.watchdog_interval_ns:
@@ -167,7 +175,7 @@ class Service:
             metrics.stop()
         if self._control is not None:
             self._control.stop()
-        self._drop_spool_watch()
+        self._spool_watch.drop()
         self._indexer.stop()
         self._index.close()
         self._selector.close()
@@ -187,20 +195,31 @@ class Service:
         self._timers[name] = (time.monotonic_ns() + every_ns, every_ns, act)
 
     def _loop(self) -> None:
+        failures = 0
         while not self._is_over():
-            for key, _ in self._selector.select(self._wait_seconds()):
-                key.data()
-            while self._signals:
-                self._act_on_signal(self._signals.popleft())
-            while self._calls:
-                self._calls.popleft()()
-            self._turned_ns = now_ns = time.monotonic_ns()
-            self._dispatcher.tick(now_ns)
-            for name, (due_ns, every_ns, act) in list(self._timers.items()):
-                if now_ns >= due_ns:
-                    self._timers[name] = (now_ns + every_ns, every_ns, act)
-                    act()
-            self._exporter.in_flight(self._dispatcher.in_flight + self._dispatcher.queued)
+            try:
+                self._turn()
+                failures = 0
+            except Exception:  # boundary: what one event did must not cost the crashes to come
+                failures += 1
+                if failures >= FAILURES_MAX:
+                    raise
+                log.exception("an event in the daemon's loop failed, ignoring")
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._wait_seconds()):
+            key.data()
+        while self._signals:
+            self._act_on_signal(self._signals.popleft())
+        while self._calls:
+            self._calls.popleft()()
+        self._turned_ns = now_ns = time.monotonic_ns()
+        self._dispatcher.tick(now_ns)
+        for name, (due_ns, every_ns, act) in list(self._timers.items()):
+            if now_ns >= due_ns:
+                self._timers[name] = (now_ns + every_ns, every_ns, act)
+                act()
+        self._exporter.in_flight(self._dispatcher.in_flight + self._dispatcher.queued)
 
     def _wait_seconds(self) -> float:
         due = [due_ns for due_ns, _, _ in self._timers.values()]
@@ -212,6 +231,9 @@ class Service:
         return max(0.0, (min(due) - time.monotonic_ns()) / 1e9)
 
     def _is_over(self) -> bool:
+        if self._dispatcher.helpless:
+            log.error("no worker is left, and none can be forked: stopping, to be started anew")
+            return True
         if self._stop_ns is None:
             return False
         idle = self._dispatcher.in_flight + self._dispatcher.queued == 0
@@ -247,6 +269,7 @@ class Service:
             # spooled
             if self._register:
                 registration.unregister(self._paths)
+            self._ingest.stop_import()
             self._accept()
             self._notifier.stopping()
         else:
@@ -255,8 +278,17 @@ class Service:
     # -- crashes -----------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        while (connection := handoff.accept(self._handoff)) is not None:
-            self._receive(connection)
+        try:
+            while (connection := handoff.accept(self._handoff)) is not None:
+                self._receive(connection)
+        except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
+            log.error("cannot accept hand-overs: %s, trying again", e.strerror)
+            self._unwatch(self._handoff)
+            self._timer("accept", ACCEPT_AGAIN_NS, self._accept_again)
+
+    def _accept_again(self) -> None:
+        del self._timers["accept"]
+        self._watch(self._handoff, self._accept)
 
     def _receive(self, connection: handoff.Connection) -> None:
         """Take a handler's message, now or when it comes: it is sent right behind the connect."""
@@ -288,6 +320,17 @@ class Service:
         self._indexer.finished(crash_id)
         self._ingest.import_more()
 
+    def _handler_keeps_it(self) -> None:
+        """Take in soon what a handler that gave up spools, or note that it did not."""
+        self._call_soon(self._ingest.import_spool)
+        self._look_soon()
+
+    def _id_of_token(self, token: str) -> str | None:
+        if not self._index.is_current():  # it was damaged, and is made anew
+            self._index.close()
+            self._index = Index.open(self._paths.index)
+        return self._index.id_of_token(token)
+
     def _drop(self, reason: str) -> None:
         self._exporter.dropped(exporter.DropReason(reason))
 
@@ -305,47 +348,27 @@ class Service:
         self._ingest.import_spool()
         others = set(ids).difference(self._dispatcher.ids())
         waiting = self._ingest.recover(sorted(others), "the daemon was killed during the capture")
-        if waiting and "unfinished" not in self._timers:
+        if waiting:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        if "unfinished" not in self._timers:
             self._timer("unfinished", HOUSEKEEPING_NS // 30, self._look_again)
 
     def _look_again(self) -> None:
-        self._timers.pop("unfinished", None)
-        self._indexer.reconcile()
-
-    def _arm_spool_watch(self) -> None:
-        def appeared(name: str) -> None:
-            if spool.is_finished_name(name):
-                self._ingest.import_spool()
-
-        def read() -> None:
-            watch.read()
-            if not watch.alive:
-                self._drop_spool_watch()
-
-        def overflowed() -> None:
-            self._ingest.import_spool()
-
-        watch = DirectoryWatch(self._paths.spool, appeared, overflowed)
-        self._spool_watch = watch
-        self._watch(watch, read)
-
-    def _drop_spool_watch(self) -> None:
-        """Stop watching what is no longer the spool; housekeeping arms it again."""
-        if self._spool_watch is not None:
-            self._unwatch(self._spool_watch)
-            self._spool_watch.close()
-            self._spool_watch = None
+        del self._timers["unfinished"]
+        self._indexer.look_for_unfinished()
 
     # -- upkeep ------------------------------------------------------------------------------------
 
     def _housekeep(self) -> None:
-        if self._spool_watch is not None and not self._spool_watch.is_current():
-            self._drop_spool_watch()  # something was mounted over it, or it was replaced
-        if self._spool_watch is None:
-            with contextlib.suppress(CrashdError):
-                self._arm_spool_watch()
+        self._spool_watch.renew()
         self._ingest.import_spool()
-        self._exporter.store_free(self._free_bytes())
+        self._indexer.look_for_unfinished()
+        try:
+            self._exporter.store_free(self._free_bytes())
+        except OSError as e:
+            log.error("cannot read %s: %s, ignoring", self._paths.crashes, e.strerror)
         self._notifier.status(self._status_line())
 
     def _check_ownership(self) -> None:
@@ -363,9 +386,14 @@ class Service:
         return filesystem.f_bavail * filesystem.f_frsize
 
     def _seed(self) -> None:
-        totals = self._index.totals()
+        try:
+            totals, usage = self._index.totals(), self._index.usage()
+        except IndexCorruptError as e:
+            self._index.close()
+            self._index = begin_anew(self._paths, e)
+            totals, usage = self._index.totals(), self._index.usage()
         self._exporter.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
-        for kind, (count, size) in self._index.usage().items():
+        for kind, (count, size) in usage.items():
             self._exporter.store(kind, count, size)
         self._exporter.store_free(self._free_bytes())
 
@@ -393,25 +421,30 @@ class Service:
         self._dispatcher.capture_deadline_ns = capture.deadline_ns
         self._ingest.queue_max = capture.queue
         self._dispatcher.set_workers(capture.worker_count(cpus))
-        spool.write_limits(
-            self._paths,
-            max_core=options.max_core,
-            keep_free=keep_free,
-            honour_rlimit=options.honour_rlimit,
-        )
+        try:
+            spool.write_limits(
+                self._paths,
+                max_core=options.max_core,
+                keep_free=keep_free,
+                honour_rlimit=options.honour_rlimit,
+            )
+        except OSError as e:
+            log.error("the handler's limits cannot be written: %s, ignoring", e)
         logging.getLogger().setLevel(settings.log.level.upper())
         self._settings = settings
 
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            settings = config.load(self._paths)
+            settings, before = config.load(self._paths), self._settings
+            self._apply_settings(settings)
         except CrashdError as e:
             log.error("the new configuration is wrong, keeping the old one: %s", e)
+        except OSError as e:
+            log.error("the new configuration cannot be applied, keeping the old one: %s", e)
         else:
-            if settings.http != self._settings.http:
+            if settings.http != before.http:
                 log.warning("[http] takes effect at the next start, ignoring")
-            self._apply_settings(settings)
             if self._register and registration.is_owned(self._paths):
                 registration.register(self._paths, self._pipe_limit())
             log.info("configuration reloaded")

@@ -15,6 +15,7 @@ _VALUE_MAX = 4096
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
+_TIME_NS_MAX = (1 << 63) - 1  # ktime_t, and what an index can hold: the year 2262
 
 
 def parse_fields(raw: bytes) -> dict[str, bytes]:
@@ -84,8 +85,8 @@ class CoreMeta:
         token = fields.get("token", b"").decode("ascii", "replace")
         if not token or len(token) > 64 or not token.replace("-", "").isalnum():
             raise FormatError(f"hand-over token {token[:64]!r} is not one")
-        seconds = number("t", 1, 1 << 40)
-        seen_ns = number("seen_ns", 1, _U64)
+        seconds = number("t", 1, _TIME_NS_MAX // 10**9)
+        seen_ns = number("seen_ns", 1, _TIME_NS_MAX)
         time_ns = seen_ns or now_ns
         if seconds is not None and abs(seconds * 10**9 - time_ns) > 5 * 10**9:
             time_ns = seconds * 10**9

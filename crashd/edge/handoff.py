@@ -93,6 +93,10 @@ class Connection:
         """Close the connection; without a receipt before, the handler spools."""
         self._peer.close()
 
+    def detach(self) -> int:
+        """Give the descriptor away: the caller owns it, and this is closed."""
+        return self._peer.detach()
+
     def receive(self) -> Handoff | None:
         """Receive the message; None when it has not come yet.
 
@@ -151,7 +155,12 @@ class Connection:
 
 
 def accept(server: socket.socket) -> Connection | None:
-    """Accept the next handler; None when none is waiting."""
+    """Accept the next handler; None when none is waiting.
+
+    Raises:
+        OSError: no descriptor or no memory is left; `server` stays readable.
+
+    """
     try:
         peer, _ = server.accept()
     except (BlockingIOError, ConnectionAbortedError):

@@ -195,13 +195,18 @@ def create(paths: Paths, crash: Crash) -> Entry:
     parent = os.open(paths.crashes, _DIR)
     try:
         os.mkdir(crash.id, 0o700, dir_fd=parent)
-        entry = Entry(crash.id, os.open(crash.id, _DIR, dir_fd=parent))
+        entry = Entry(crash.id, -1)
         try:
+            entry.fd = os.open(crash.id, _DIR, dir_fd=parent)
             entry.try_lock()
             entry.write(crash, sync=False)
         except OSError:
-            _empty(entry.fd)
-            os.rmdir(crash.id, dir_fd=parent)
+            # by name: to list a directory takes a descriptor, and there may be none left
+            with contextlib.suppress(OSError):
+                for name in (RECORD_STAGED, RECORD) if entry.fd >= 0 else ():
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=entry.fd)
+                os.rmdir(crash.id, dir_fd=parent)
             entry.close()
             raise
     finally:

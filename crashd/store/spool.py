@@ -30,6 +30,7 @@ _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(\.tmp)?", re.ASCII)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _META_MAX = 1 << 18
+_HANDLER_COMM = b"crashd-core\n"
 
 
 def write_limits(
@@ -90,6 +91,8 @@ def is_finished_name(name: str) -> bool:
 
 
 def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
+    if _is_handler(pid):
+        return False  # its own alarm ends it, whatever the wall clock did meanwhile
     age_ns = now_ns - started_ns
     if not 0 <= age_ns < (SPOOL_DEADLINE_SECONDS + 30) * 10**9:
         return True
@@ -100,6 +103,15 @@ def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
     except PermissionError:
         pass
     return False
+
+
+def _is_handler(pid: int) -> bool:
+    """Tell whether this process is a handler: of a script comm is the file's name, proc(5)."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read(64) == _HANDLER_COMM
+    except OSError:
+        return False
 
 
 class SpoolEntry:

@@ -87,6 +87,8 @@ def test_from_fields_clock_far_from_the_kernels_loses() -> None:
         ("u", b"4294967296"),
         ("d", b"3"),
         ("t", b"9" * 30),
+        ("t", b"%d" % (1 << 40)),
+        ("seen_ns", b"%d" % (1 << 63)),
         ("P", "٣".encode()),
     ],
 )

@@ -1,6 +1,7 @@
 """Entries on disk: whole or recognisably not."""
 
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def test_create_same_id_twice_is_refused(paths: Paths) -> None:
     entries.create(paths, a_crash()).close()
     with pytest.raises(FileExistsError):
         entries.create(paths, a_crash())
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_create_without_descriptors_leaves_nothing_behind(paths: Paths, room: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            entries.create(paths, a_crash())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(paths.crashes.iterdir()) == []
 
 
 def test_create_holds_the_lock_until_closed(paths: Paths) -> None:
