@@ -18,9 +18,9 @@ APPORT = "|/usr/share/apport/apport -p%p -s%s -c%c -d%d -P%P -u%u -g%g -- %E"
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Paths:
+def paths(short_tmp: Path) -> Paths:
     """A root with a handler and a store."""
-    paths = Paths(tmp_path / "root")
+    paths = Paths(short_tmp / "root")
     for directory in (paths.crashes, paths.spool):
         directory.mkdir(mode=0o700, parents=True)
     for directory in (paths.state_dir, paths.handler.parent):

@@ -29,9 +29,9 @@ def values(proc: Path) -> dict[str, str]:
 
 
 def test_install_registers_for_good_and_tells(
-    proc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    proc: Path, short_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = Paths(tmp_path / "r")
+    paths = Paths(short_tmp / "r")
     paths.registered_marker.parent.mkdir(parents=True)
     paths.registered_marker.touch()
     assert main(["--root", str(paths.root), "install"]) == 0
