@@ -89,6 +89,8 @@ class Indexer:
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         self._index: Index | None = None
+        self._admitted: set[str] = set()
+        """Not finished so far: to be counted then, whenever disk and index are compared."""
         self._behind = False
         self._anew = False
         """Whether what is not in the index was counted before all the same."""
@@ -99,6 +101,7 @@ class Indexer:
 
     def recorded(self, crash: Crash) -> None:
         """Note a crash that has been admitted."""
+        self._admitted.add(crash.id)
         self._queue.put(_Recorded(crash))
 
     def finished(self, crash_id: str) -> None:
@@ -136,6 +139,9 @@ class Indexer:
                     exc_info=not known,
                 )
                 self._exporter.dropped(DropReason.STORE_ERROR)
+                self._admitted.difference_update(
+                    i.crash_id for i in items if isinstance(i, _Finished)
+                )
                 self._behind = True
             if any(isinstance(item, _Stop) for item in items):
                 self._close()
@@ -170,7 +176,7 @@ class Indexer:
         for item in items:
             if isinstance(item, _Recorded):
                 rows[item.crash.id] = item.crash
-            elif isinstance(item, _Finished) and _is_news(index, rows, item.crash_id):
+            elif isinstance(item, _Finished) and self._is_news(index, rows, item.crash_id):
                 crash = self._read(item.crash_id)
                 if crash is not None:
                     rows[crash.id] = crash
@@ -185,6 +191,14 @@ class Indexer:
             self._unfinished(index.ids_in_state(State.CAPTURING))
         for kind, (count, size) in index.usage().items():
             self._exporter.store(kind, count, size)
+
+    def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
+        """Tell whether a crash was not finished so far: the loop may find out twice."""
+        if crash_id in rows:
+            return rows[crash_id].state is State.CAPTURING
+        row = index.get(crash_id)
+        unfinished = row is None or row["state"] == State.CAPTURING.value
+        return unfinished or crash_id in self._admitted
 
     def _read(self, crash_id: str) -> Crash | None:
         try:
@@ -205,7 +219,8 @@ class Indexer:
             found = [crash for crash in read if crash is not None]
             index.put(found)
             for crash in found:
-                if crash.state is not State.CAPTURING and not self._anew:
+                known = self._anew or crash.id in self._admitted
+                if crash.state is not State.CAPTURING and not known:
                     self._count(crash)
         if missing:
             log.info("%d crashes were on disk but not in the index", len(missing))
@@ -221,6 +236,7 @@ class Indexer:
 
     def _tell(self, crash: Crash) -> None:
         self._count(crash)
+        self._admitted.discard(crash.id)
         capture, core = crash.capture, crash.core
         if core.path:
             hold = None if capture.hold_ns is None else capture.hold_ns / 1e9
@@ -243,11 +259,3 @@ class Indexer:
             f" ({printable(capture.reason)})" if capture.reason else "",
         )
         self._publish(crash)
-
-
-def _is_news(index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
-    """Tell whether a crash was not finished so far: the loop may find out twice."""
-    if crash_id in rows:
-        return rows[crash_id].state is State.CAPTURING
-    row = index.get(crash_id)
-    return row is None or row["state"] == State.CAPTURING.value

@@ -12,14 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crashd.corehandler import pack
+from crashd.daemon.indexer import Indexer
+from crashd.domain.model import Crash, Kind, State
+from crashd.edge.exporter import Exporter
+from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
+from crashd.store.paths import Paths
 from tests.builders.elfcore import CoreSegment, build_core
 from tests.integration.handler import HandlerRun, start_handler
 from tests.integration.test_daemon import CORE, SHORT, children, crash, descriptors, metric
@@ -322,3 +328,36 @@ def test_sockets_that_make_no_sense_are_one_line_and_status_4(short_tmp: Path) -
     assert done.returncode == 4, done.stderr
     assert "systemd passed two sockets named 'a'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp: Path) -> None:
+    paths = Paths(short_tmp)
+    prepare(paths)
+    shown: list[str] = []
+    indexer = Indexer(
+        paths,
+        Exporter("0"),
+        publish=lambda found: shown.append(found.id),
+        unfinished=lambda _: None,
+    )
+    first = Crash(
+        "20261123t050209-0123abcd-42-k0000001", Kind.PROCESS, State.CAPTURING, 1, "0123abcd" * 4
+    )
+    with entries.create(paths, first) as entry:
+        indexer.recorded(first)
+        entry.write(replace(first, state=State.LOST), sync=False)
+        indexer.finished(first.id)
+        indexer.reconcile()
+        indexer.finished(first.id)  # by Ingest.recover(), with what it was told before
+    indexer.start()
+    indexer.stop()
+    again = Indexer(
+        paths,
+        Exporter("0"),
+        publish=lambda found: shown.append(found.id),
+        unfinished=lambda _: None,
+    )
+    again.finished(first.id)
+    again.start()
+    again.stop()
+    assert shown == [first.id]
