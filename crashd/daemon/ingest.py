@@ -66,6 +66,7 @@ class Ingest:
         self._spooled: deque[str] = deque()
         self._recent: dict[str, str] = {}
         self.queue_max = 128
+        self.keep_free_bytes = 0
 
     def take(self, connection: Connection, handoff: Handoff) -> bool:
         """Admit a crash from the handler; False when the handler must keep it. Owns both from here
@@ -144,8 +145,19 @@ class Ingest:
             self.import_more()
 
     def import_more(self) -> None:
-        """Queue more of what was found in the spool, now that there may be room."""
+        """Queue more of what was found in the spool, now that there may be room.
+
+        Without free space a core is safer where it is: taking it in would cut it, and drop the
+        whole.
+        """
         while self._spooled and self._dispatcher.queued < self.queue_max:
+            filesystem = os.statvfs(self._paths.state_dir)
+            if filesystem.f_bavail * filesystem.f_frsize < self.keep_free_bytes:
+                log.warning(
+                    "%d crashes stay in the spool until there is free space", len(self._spooled)
+                )
+                self._spooled.clear()
+                return
             self._import_one(self._spooled.popleft())
 
     @property

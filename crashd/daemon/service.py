@@ -420,6 +420,7 @@ class Service:
         self._dispatcher.snapshot_timeout_ns = capture.snapshot_timeout_ns
         self._dispatcher.capture_deadline_ns = capture.deadline_ns
         self._ingest.queue_max = capture.queue
+        self._ingest.keep_free_bytes = keep_free
         self._dispatcher.set_workers(capture.worker_count(cpus))
         try:
             spool.write_limits(

@@ -361,3 +361,22 @@ def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp:
     again.start()
     again.stop()
     assert shown == [first.id]
+
+
+def test_spooled_crash_waits_for_free_space_where_it_is_whole(short_tmp: Path) -> None:
+    with Daemon(short_tmp, "--no-register") as daemon:
+        install_handler(daemon.paths)
+    run = start_handler(daemon.paths, SHORT)
+    run.feed(CORE)
+    assert run.wait() == 0
+    daemon.paths.config_file.write_text(
+        DEFAULT_CONFIG + '[retention.process]\nkeep_free = "100%"\n'
+    )
+    daemon.start()
+    wait_until(lambda: "stay in the spool" in daemon.log.read_text(), 10, "it is told")
+    daemon.stop()
+    assert len(spool.ready_names(daemon.paths, time.time_ns())) == 1
+    daemon.paths.config_file.write_text(DEFAULT_CONFIG)
+    daemon.start()
+    assert [c["state"] for c in daemon.wait_for(1)] == ["complete"]
+    daemon.stop()
