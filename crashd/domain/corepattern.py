@@ -17,9 +17,6 @@ CONTRACT: Final = ("%p", "%e", "%s", "%t")
 EXTENDED: Final = ("%P", "%I", "%u", "%g", "%c", "%d", "%F", "%h")
 """What makes it race-free. A kernel that knows one not passes an empty argument in its place."""
 
-SPECIFIERS: Final = "pestPIugcdFh"
-"""The letters of CONTRACT and EXTENDED, in the order of the handler's arguments."""
-
 _SPACE = " \t\n\v\f\r"  # the kernel's isspace()
 
 

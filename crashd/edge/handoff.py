@@ -9,7 +9,6 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from types import TracebackType
 
 from crashd.corehandler import RECEIPT
 from crashd.domain.coremeta import parse_fields
@@ -77,12 +76,7 @@ class Connection:
     def __enter__(self) -> "Connection":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def fileno(self) -> int:

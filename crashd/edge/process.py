@@ -19,7 +19,6 @@ PR_SET_DUMPABLE = 4  # linux/prctl.h
 PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, 72 bytes), linux/pidfd.h, 6.13; 72 bytes since 6.16
 _PIDFD_INFO_CREDS, _PIDFD_INFO_CGROUPID, _PIDFD_INFO_COREDUMP = 2, 4, 16
 _PIDFD_INFO = struct.Struct("=QQIIIIIIIIIIIiII")
-PIDFD_COREDUMP_USER = 4  # PIDFD_COREDUMP_USER, linux/pidfd.h: dumped as an ordinary process
 THREADS_MAX = 4096
 OPEN_FDS_MAX = 256
 _TEXT_MAX = 1 << 16

@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import stat
-from types import TracebackType
 
 from crashd.domain.model import ID_PATTERN, Crash, from_json, to_json
 from crashd.errors import FormatError, NotFoundError, UnavailableError
@@ -46,12 +45,7 @@ class Entry:
     def __enter__(self) -> "Entry":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -11,7 +11,6 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping
-from types import TracebackType
 
 from crashd.corehandler import (
     LIMITS_NAME,
@@ -129,12 +128,7 @@ class SpoolEntry:
     def __enter__(self) -> "SpoolEntry":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 import pytest
 
+from crashd.corehandler import SPECIFIERS
 from crashd.domain.corepattern import (
     PATTERN_MAX,
-    SPECIFIERS,
     build_pattern,
     handler_of,
     is_ours,
