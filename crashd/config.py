@@ -1,23 +1,23 @@
-"""The configuration: what may stand in crashd.toml, and how the files become one `Settings`.
+"""The configuration: what may stand in crashd.toml.
 
 The classes below are the only list of keys. packaging/genconfig.py makes etc/crashd.toml and the
-man page of them: the docstrings of the fields are what the operator reads. May import domain,
-errors, store.paths and store.trusted; heavy (pydantic), so import it only where it is needed.
+man page of them: the docstrings of the fields are what the operator reads. configfiles.py reads the
+files. May import domain and errors; heavy (pydantic), so import it only where it is needed.
 """
 
-import os
 import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import core_schema
 
-from crashd.domain.text import printable
-from crashd.domain.tomltext import locate_keys, show_key, show_value
+from crashd.domain.limiter import Rate, Scope
+from crashd.domain.model import Disposition
+from crashd.domain.policy import RULES_MAX, parse_rule
+from crashd.domain.policy import Rule as PolicyRule
+from crashd.domain.tomltext import show_value
 from crashd.domain.units import (
     Amount,
     format_duration,
@@ -25,17 +25,11 @@ from crashd.domain.units import (
     parse_duration,
     parse_size,
 )
-from crashd.errors import ConfigError, UsageError
-from crashd.store.paths import Paths
-from crashd.store.trusted import read_trusted
+from crashd.errors import UsageError
 
-FILE_MAX: Final = 1 << 20
-"""Bytes of one configuration file."""
+__all__ = ["Section", "Settings", "ValidationError", "known_keys", "split_listen"]
 
-ERRORS_MAX: Final = 20
-"""How many errors are told at once."""
-
-_PATTERNS_MAX, _PATTERN_MAX = 100, 128
+_PATTERNS_MAX, PATTERN_MAX = 100, 128
 _MIB, _SECOND_NS, _DAY_NS = 1 << 20, 10**9, 86400 * 10**9
 
 
@@ -74,14 +68,10 @@ class _Why(ValueError):
     """A refusal that has more to say than the rule's words."""
 
 
-def _one_of(*choices: str, missing: Mapping[str, str] | None = None) -> Rule:
-    """Take one word; `missing` are those that another version takes, with what they stand for."""
-
+def _one_of(*choices: str) -> Rule:
     def parse(value: Any) -> Any:
         if isinstance(value, str) and value in choices:
             return value
-        if isinstance(value, str) and missing and value in missing:
-            raise _Why(f"{missing[value]} is not in this version of crashd")
         raise ValueError
 
     quoted = [f'"{choice}"' for choice in choices]
@@ -109,8 +99,33 @@ def _duration(low_ns: int, high_ns: int) -> Rule:
     )
 
 
+def _parse_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError
+
+
+def _parse_rules(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > RULES_MAX:
+        raise ValueError
+    for rule in value:
+        if not isinstance(rule, str):
+            raise _Why(f"{show_value(rule)} is no rule")
+        try:
+            parse_rule(rule)
+        except ValueError as e:
+            raise _Why(f"{show_value(rule)}: {e}") from e
+    return tuple(value)
+
+
 def _parse_limit(value: Any) -> Any:
     if value == "infinity" or (_is_text_or_int(value) and parse_bytes(value) >= 0):
+        return value
+    raise ValueError
+
+
+def _parse_auto_size(value: Any) -> Any:
+    if value == "auto" or (_is_text_or_int(value) and parse_bytes(value) >= 0):
         return value
     raise ValueError
 
@@ -165,7 +180,7 @@ def _parse_patterns(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or len(value) > _PATTERNS_MAX:
         raise ValueError
     for pattern in value:
-        if not isinstance(pattern, str) or not 0 < len(pattern) <= _PATTERN_MAX:
+        if not isinstance(pattern, str) or not 0 < len(pattern) <= PATTERN_MAX:
             raise _Why(f"{show_value(pattern)} is not such a pattern")
         if "=" in pattern or "\0" in pattern:
             raise _Why(f"{show_value(pattern)}: no variable's name has such a character")
@@ -173,10 +188,13 @@ def _parse_patterns(value: Any) -> tuple[str, ...]:
 
 
 _SIZE_OR_INFINITY = Rule('a size such as "64M", or "infinity"', _parse_limit)
+_SIZE_OR_AUTO = Rule('"auto" or a size such as "64M"', _parse_auto_size)
+_FLAG = Rule("true or false", _parse_flag)
+_RULES = Rule(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
 _AMOUNT = Rule('a size such as "64M" or a share such as "10%"', _parse_amount)
 _LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
 _PATTERNS = Rule(
-    f"an array of at most {_PATTERNS_MAX} patterns of 1 to {_PATTERN_MAX} characters",
+    f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",
     _parse_patterns,
 )
 
@@ -193,19 +211,43 @@ class Section(BaseModel):
 class Capture(Section):
     """How crashes of processes are taken from the kernel."""
 
-    mode: Annotated[
-        Literal["auto", "pipe"],
-        _one_of("auto", "pipe", missing={"socket": "the kernel's coredump socket"}),
-    ] = "auto"
-    """How the kernel hands over a core. "pipe" starts `crashd-core` for each crash; "auto" is the
-    best that the running kernel and this version of crashd know, at present always "pipe"."""
+    mode: Annotated[Literal["auto", "pipe", "socket"], _one_of("auto", "pipe", "socket")] = "auto"
+    """How the kernel hands over a core. "pipe" starts `crashd-core` for each crash, which keeps it
+    by itself while crashd is away. "socket" (Linux 6.17 and later) lets the kernel connect to
+    crashd: no program is started, which is ten times as fast for a small process, but a crash is
+    lost when nobody listens, so the socket should be systemd's (crashd-kernel.socket). "auto" is
+    "socket" where systemd passes that socket and the kernel tells signal and code of a crash
+    without its notes (6.19), and "pipe" everywhere else."""
 
-    engine: Annotated[
-        Literal["auto", "stream"],
-        _one_of("auto", "stream", missing={"memory": "reading the process's memory directly"}),
-    ] = "auto"
-    """How a core is read. "stream" reads all of what the kernel writes; "auto" is the fastest that
-    is certain to be right, at present always "stream"."""
+    engine: Annotated[Literal["auto", "memory", "stream"], _one_of("auto", "memory", "stream")] = (
+        "auto"
+    )
+    """How a core is read. "stream" reads all of what the kernel writes, pages never used included.
+    "memory" reads what is in use directly from the process, which the kernel holds meanwhile, and
+    makes of it the same core to the byte; where anything casts a doubt on that it falls back to the
+    stream. "auto" is "memory" for all but the smallest cores, which the stream brings sooner."""
+
+    buffer: Annotated[str | int, _SIZE_OR_AUTO] = "auto"
+    """How much memory all captures together may use to let processes go before their cores are
+    compressed. What does not fit is read as fast as it can be stored. "auto" is an eighth of the
+    machine's memory, but at least 64M and at most 4G. Never more is used than half of what is
+    available at the time."""
+
+    page_timeout: Annotated[str | int, _duration(_SECOND_NS // 10, 600 * _SECOND_NS)] = "5s"
+    """The longest time for one read of memory that a file system, or the process itself by FUSE or
+    userfaultfd, has to bring in. What does not answer is zeros in the core, which is marked as
+    truncated."""
+
+    keep: Annotated[Literal["full", "mini", "metadata"], _one_of("full", "mini", "metadata")] = (
+        "full"
+    )
+    """How much is kept of a crash: the "full" core, a "mini" core (all threads' stacks, and what a
+    debugger needs to name the functions on them), or "metadata" only. The limiter may keep less."""
+
+    rules: Annotated[tuple[str, ...], _RULES] = ()
+    """Exceptions from `keep`, the first that fits counts: "DISPOSITION FIELD=PATTERN ...", where
+    the fields are exe, unit, uid, signal (such as SIGABRT) and comm, and the patterns are those of
+    the shell: "mini exe=/usr/lib/chromium/*", "metadata unit=batch-*.service uid=1000"."""
 
     workers: Annotated[int | Literal["auto"], _whole(1, 64, auto=True)] = "auto"
     """How many crashes are captured at the same time, each by a process of its own. "auto" is the
@@ -251,6 +293,27 @@ class Capture(Section):
         """None where there is no limit."""
         return None if self.max_core == "infinity" else parse_bytes(self.max_core)
 
+    def buffer_bytes(self, memory_bytes: int) -> int:
+        """Resolve `buffer` for a host with so much memory."""
+        if self.buffer == "auto":
+            return max(64 * _MIB, min(memory_bytes // 8, 4096 * _MIB))
+        return parse_bytes(self.buffer)
+
+    @property
+    def policy(self) -> tuple[PolicyRule, ...]:
+        """`rules`, parsed."""
+        return tuple(parse_rule(rule) for rule in self.rules)
+
+    @property
+    def disposition(self) -> Disposition:
+        """`keep` as a disposition."""
+        return Disposition(self.keep)
+
+    @property
+    def page_timeout_ns(self) -> int:
+        """`page_timeout` in nanoseconds."""
+        return parse_duration(self.page_timeout)
+
     @property
     def deadline_ns(self) -> int:
         """`deadline` in nanoseconds."""
@@ -274,6 +337,79 @@ class Capture(Section):
         if self.pipe_limit != "auto":
             return self.pipe_limit
         return max(32, min(memory_bytes // (64 * _MIB), 512))
+
+
+class LimiterSite(Section):
+    """Crashes of one user's executable by the same signal at the same place in its code."""
+
+    full: Annotated[int, _whole(0, 1_000_000)] = 5
+    """How many are kept as the rules say."""
+
+    mini: Annotated[int, _whole(0, 1_000_000)] = 20
+    """How many more are kept as mini cores; all others are only counted."""
+
+    per: Annotated[str | int, _duration(_SECOND_NS, 366 * _DAY_NS)] = "1h"
+    """The time in which as many are kept again."""
+
+    @property
+    def rate(self) -> Rate:
+        """The keys as one value."""
+        return Rate(self.full, self.mini, parse_duration(self.per))
+
+
+class LimiterUnit(Section):
+    """Crashes of one user in one unit of systemd."""
+
+    full: Annotated[int, _whole(0, 1_000_000)] = 20
+    """How many are kept as the rules say."""
+
+    mini: Annotated[int, _whole(0, 1_000_000)] = 100
+    """How many more are kept as mini cores; all others are only counted."""
+
+    per: Annotated[str | int, _duration(_SECOND_NS, 366 * _DAY_NS)] = "1h"
+    """The time in which as many are kept again."""
+
+    @property
+    def rate(self) -> Rate:
+        """The keys as one value."""
+        return Rate(self.full, self.mini, parse_duration(self.per))
+
+
+class LimiterUid(Section):
+    """All crashes of one user."""
+
+    full: Annotated[int, _whole(0, 1_000_000)] = 100
+    """How many are kept as the rules say."""
+
+    mini: Annotated[int, _whole(0, 1_000_000)] = 500
+    """How many more are kept as mini cores; all others are only counted."""
+
+    per: Annotated[str | int, _duration(_SECOND_NS, 366 * _DAY_NS)] = "1h"
+    """The time in which as many are kept again."""
+
+    @property
+    def rate(self) -> Rate:
+        """The keys as one value."""
+        return Rate(self.full, self.mini, parse_duration(self.per))
+
+
+class Limiter(Section):
+    """How many crashes of the same kind are kept: a program in a crash loop shall cost neither the
+    disk nor other programs' cores. Each crash is recorded in any case, and `crashctl info` says
+    what was not kept, and why."""
+
+    enabled: Annotated[bool, _FLAG] = True
+    """Whether there are any limits."""
+
+    site: LimiterSite = LimiterSite()
+    unit: LimiterUnit = LimiterUnit()
+    uid: LimiterUid = LimiterUid()
+
+    def rates(self) -> dict[Scope, Rate]:
+        """Tell the limits; none when it is off."""
+        if not self.enabled:
+            return {}
+        return {Scope.SITE: self.site.rate, Scope.UNIT: self.unit.rate, Scope.UID: self.uid.rate}
 
 
 class RetentionProcess(Section):
@@ -330,137 +466,11 @@ class Settings(Section):
     """The whole configuration: what the operator wants, defaults included."""
 
     capture: Capture = Capture()
+    limiter: Limiter = Limiter()
     retention: Retention = Retention()
     http: Http = Http()
     privacy: Privacy = Privacy()
     log: Log = Log()
-
-
-# -- the files -------------------------------------------------------------------------------------
-
-
-def load(paths: Paths) -> Settings:
-    """Read the configuration file and its drop-ins; those that do not exist are no error.
-
-    Raises:
-        ConfigError: a file cannot be read, is not safe, or holds what is wrong.
-
-    """
-    return load_files(find_files(paths))
-
-
-def find_files(paths: Paths) -> list[Path]:
-    """List the files that `load` reads, in its order: the later one wins.
-
-    Raises:
-        ConfigError: a directory cannot be read.
-
-    """
-    try:
-        names = sorted(os.listdir(paths.config_dropins))
-    except FileNotFoundError:
-        names = []
-    except OSError as e:
-        raise ConfigError(f"{_name(paths.config_dropins)}: cannot be read: {e.strerror}") from e
-    files = [
-        paths.config_dropins / name
-        for name in names
-        if name.endswith(".toml") and not name.startswith(".")  # what editors leave
-    ]
-    try:
-        os.lstat(paths.config_file)  # a link to nothing is a mistake and not a missing file
-    except FileNotFoundError:
-        return files
-    except OSError as e:
-        raise ConfigError(f"{_name(paths.config_file)}: cannot be read: {e.strerror}") from e
-    return [paths.config_file, *files]
-
-
-def load_files(files: Sequence[Path]) -> Settings:
-    """Merge the files, of which each has to be right by itself; a later one wins, key by key.
-
-    Raises:
-        ConfigError: a file does not exist, cannot be read, is not safe, or holds what is wrong. The
-            message is about the first error, the hint lists the others.
-
-    """
-    merged: dict[str, Any] = {}
-    errors: list[str] = []
-    for path in files:
-        text = _read_text(path)
-        document = _parse_toml(path, text)
-        try:
-            Settings.model_validate(document)
-        except ValidationError as e:
-            errors += _explain(path, text, e)
-        else:
-            _merge(merged, document)
-    if errors:
-        first, *others = errors
-        raise ConfigError(first, hint=_list_others(others))
-    return Settings.model_validate(merged)  # cannot fail: no rule is about more than one key
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Put the keys of `over` into `base`; both have been validated and so have the same tables."""
-    for key, value in over.items():
-        if isinstance(value, dict):
-            _merge(base.setdefault(key, {}), value)
-        else:
-            base[key] = value
-
-
-def _list_others(others: list[str]) -> str | None:
-    if not others:
-        return None
-    lines = [f"{len(others)} more:", *others[:ERRORS_MAX]]
-    if len(others) > ERRORS_MAX:
-        lines.append("…")
-    return "\n".join(lines)
-
-
-def _name(path: Path) -> str:
-    return printable(os.fsencode(path))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_trusted(path, FILE_MAX).decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = e.object.count(b"\n", 0, e.start) + 1
-        raise ConfigError(f"{_name(path)}:{line}: is not UTF-8") from e
-
-
-def _parse_toml(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except RecursionError as e:
-        raise ConfigError(f"{_name(path)}: is nested too deeply") from e
-    except ValueError as e:  # TOMLDecodeError, or int() of too many digits
-        match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(e), re.DOTALL)
-        where = f"{_name(path)}:{match[2]}:{match[3]}" if match else _name(path)
-        raise ConfigError(f"{where}: {printable(match[1] if match else str(e))}") from e
-
-
-# -- what is wrong, and where ----------------------------------------------------------------------
-
-
-def _explain(path: Path, text: str, error: ValidationError) -> list[str]:
-    """Turn pydantic's errors into lines for people, in the order of the file."""
-    lines = locate_keys(text)
-    found = []
-    for item in error.errors(include_url=False):
-        key = tuple(part for part in item["loc"] if isinstance(part, str))
-        dotted = show_key(key)
-        if item["type"] == "extra_forbidden":
-            message = f"unknown key '{dotted}'{_suggest(key)}"
-        elif item["type"] == "value_error":
-            message = f"{dotted}: {item['ctx']['error']}"
-        else:  # a section that is none; whatever else is left to pydantic
-            message = f"{dotted}: must be a table, not {show_value(item['input'])}"
-        line = lines.get(key)
-        found.append((line or 0, f"{_name(path)}:{line or ''}".rstrip(":") + f": {message}"))
-    return [message for _, message in sorted(found, key=lambda pair: pair[0])]
 
 
 def known_keys(model: type[Section] = Settings, prefix: str = "") -> Iterator[str]:
@@ -469,17 +479,3 @@ def known_keys(model: type[Section] = Settings, prefix: str = "") -> Iterator[st
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from known_keys(field.annotation, f"{prefix}{name}.")
-
-
-def _suggest(key: tuple[str, ...]) -> str:
-    """Name the key that is spelled most like it, in its own section or else in any other."""
-    import difflib  # only when there is an error to explain
-
-    *section, name = ".".join(key).split(".")  # "a.b" in quotes is meant to be a.b
-    known = [dotted.split(".") for dotted in known_keys()]
-    here = [other for other in known if other[:-1] == section]
-    for pool, cutoff in ((here, 0.6), (known, 0.8)):
-        names = {other[-1]: other for other in reversed(pool)}
-        for near in difflib.get_close_matches(name[:_PATTERN_MAX], names, n=1, cutoff=cutoff):
-            return f"; did you mean '{'.'.join(names[near])}'?"
-    return ""

@@ -13,7 +13,7 @@ from typing import Any
 from crashd.store.paths import Paths
 
 READY_SECONDS = 20
-DEFAULT_CONFIG = '[http]\nlisten = "127.0.0.1:0"\n'
+DEFAULT_CONFIG = '[http]\nlisten = "127.0.0.1:0"\n[limiter]\nenabled = false\n'
 
 
 def wait_until(check: Callable[[], bool], seconds: float = 20, what: str = "condition") -> None:

@@ -184,12 +184,12 @@ def check_daemon(ask: Callable[[], dict[str, Any]]) -> Check:
 
 def check_configuration(paths: Paths) -> Check:
     """Is the configuration one that the daemon takes?"""
-    from crashd import config
+    from crashd import configfiles
 
     name = "configuration"
     try:
-        config.load(paths)
-        files = config.find_files(paths)
+        configfiles.load(paths)
+        files = configfiles.find_files(paths)
     except CrashdError as e:
         return Check(name, Level.PROBLEM, str(e).split("\n")[0], "crashd check-config tells more")
     return _ok(name, ", ".join(map(str, files)) or "all defaults")

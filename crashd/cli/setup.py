@@ -18,12 +18,12 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     """Put the handler in place and register it, for good: a daemon that stops leaves it so."""
     del arguments
     _require_root("install")
-    from crashd import config
+    from crashd import configfiles
     from crashd.store.handlerfile import install_handler
 
     paths = context.paths
     pattern = build_pattern(str(paths.handler))
-    pipe_limit = config.load(paths).capture.pipe_limit_for(_memory_bytes())
+    pipe_limit = configfiles.load(paths).capture.pipe_limit_for(_memory_bytes())
     if install_handler(paths):
         print(f"{printable(str(paths.handler))}: installed")
     before = _values()

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,9 +89,11 @@ class Dispatcher:
         done: Callable[[str], None],
         dropped: Callable[[str], None],
         refused: Callable[[], None],
+        decide: Callable[[str, Mapping[str, Any]], dict[str, Any]],
+        ended: Callable[[str], None],
     ) -> None:
         """Take the nursery; `watch`/`unwatch` tell the loop of channels, `done` of finished
-        entries.
+        entries, `decide` what is kept of a crash and `ended` that its capture needs nothing more.
         """
         self._nursery = nursery
         self._watch = watch
@@ -99,6 +101,8 @@ class Dispatcher:
         self._done = done
         self._dropped = dropped
         self._refused = refused
+        self._decide = decide
+        self._ended = ended
         self._idle: list[Worker] = []
         self._busy: dict[Worker, Job] = {}
         self._queue: deque[Job] = deque()
@@ -195,14 +199,24 @@ class Dispatcher:
             job.accepted = True
             os.close(job.descriptors.pop(RECEIPT_AT))
             job.deadline_ns = time.monotonic_ns() + self._step_ns(job)
-            return
-        if event == "identified":
+        elif event == "identified":
             job.identified = True
             job.deadline_ns = time.monotonic_ns() + self._whole_ns()
             if job.kind == "capture":
                 job.let_go()  # a spooled core can be read again, and its descriptor holds nobody
-            return
+        elif event == "decide":
+            try:
+                send_message(worker.channel, {"answer": job.id, **self._decide(job.id, message)})
+            except OSError:
+                self._lost(worker)
+        else:
+            self._ended_by(worker, job, message)
+
+    def _ended_by(self, worker: Worker, job: Job, message: Mapping[str, Any]) -> None:
+        """Take a worker's last word on a job."""
+        event = message["event"]
         del self._busy[worker]
+        self._ended(job.id)
         if len(self._idle) + len(self._busy) >= self.workers:
             self._unwatch(worker)
             worker.close()
@@ -247,6 +261,7 @@ class Dispatcher:
             self._idle.remove(worker)
         self._retire(worker)
         if job is not None:
+            self._ended(job.id)
             self._dropped("worker_died")
             if job.kind == "capture" and not job.identified and job.with_proc:
                 log.warning(

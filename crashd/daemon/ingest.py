@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from crashd.daemon.dispatch import Dispatcher, Job
 from crashd.domain.coremeta import CoreMeta
-from crashd.domain.model import Capture, Crash, Identity, Mode, State
+from crashd.domain.model import Capture, Crash, Identity, Mode, State, to_json
 from crashd.domain.record import new_crash
 from crashd.edge.handoff import Connection, Handoff
 from crashd.edge.process import boot_id
@@ -104,7 +104,8 @@ class Ingest:
         if handoff.pidfd is not None:
             descriptors.append(handoff.pidfd)
         self._recorded(crash)
-        self._dispatcher.submit(Job("capture", entry, descriptors, accepted=False))
+        more = {"crash": to_json(crash)}
+        self._dispatcher.submit(Job("capture", entry, descriptors, more, accepted=False))
         return True
 
     def _admit(self, meta: CoreMeta, mode: Mode, *, has_pidfd: bool) -> tuple[Crash, Entry]:
@@ -186,7 +187,7 @@ class Ingest:
         crash, entry = found
         self._recorded(crash)
         self._importing.add(name)
-        job = Job("import", entry, [descriptor], {"spool": name})
+        job = Job("import", entry, [descriptor], {"spool": name, "crash": to_json(crash)})
         job.finished = lambda: self._imported(name)
         job.failed = lambda: self._importing.discard(name)
         job.poisoned = lambda: self._set_aside(name, f"workers died of spooled crash {name}")

@@ -99,12 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_config(paths: Paths, files: Sequence[Path]) -> int:
     """Load the configuration as the daemon would; errors are raised."""
-    from crashd import config
+    from crashd import configfiles
 
     if files:
-        config.load_files(files)
+        configfiles.load_files(files)
     else:
-        config.load(paths)
+        configfiles.load(paths)
     return 0
 
 
@@ -118,11 +118,11 @@ def run(paths: Paths, *, register: bool) -> int:
         int(given) if ours else 0
     )  # first: it must hold no lock, no socket, and none of the imports below
     try:
-        from crashd import config
+        from crashd import configfiles
         from crashd.daemon.service import Service
 
         set_oom_score(DAEMON_OOM_SCORE)
-        settings = config.load(paths)
+        settings = configfiles.load(paths)
         lock = lock_root(paths)
         try:
             return Service(paths, settings, nursery, register=register).run()

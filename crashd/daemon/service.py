@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from crashd import __version__, config
+from crashd import __version__, config, configfiles
 from crashd.daemon import registration
-from crashd.daemon.capture import Options
+from crashd.daemon.admission import Admission
+from crashd.daemon.applied import apply_settings
 from crashd.daemon.control import ControlServer
 from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
@@ -25,10 +26,9 @@ from crashd.daemon.ingest import Ingest
 from crashd.daemon.pool import Nursery
 from crashd.daemon.spoolwatch import SpoolWatch
 from crashd.domain.model import LIST_KEYS, Crash, to_json
-from crashd.edge import exporter, handoff, process, sdaemon
+from crashd.edge import exporter, handoff, metricsserver, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
 from crashd.errors import CrashdError, IndexCorruptError
-from crashd.store import spool
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 
@@ -68,6 +68,7 @@ class Service:
         self._crashes = 0
         self._notifier = sdaemon.Notifier(os.environ)
         self._exporter = exporter.Exporter(__version__)
+        self._admission = Admission(paths, self._exporter.limited)
         self._dispatcher = Dispatcher(
             nursery,
             watch=lambda worker: self._watch(
@@ -77,6 +78,8 @@ class Service:
             done=self._finished,
             dropped=self._drop,
             refused=self._handler_keeps_it,
+            decide=self._admission.decide,
+            ended=self._admission.ended,
         )
         self._index = open_index(paths)
         self._indexer = Indexer(
@@ -91,7 +94,7 @@ class Service:
             finished=self._indexer.finished,
         )
         self._control: ControlServer | None = None
-        self._metrics: list[exporter.MetricsServer] = []
+        self._metrics: list[metricsserver.MetricsServer] = []
         self._spool_watch = SpoolWatch(
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
@@ -149,9 +152,9 @@ class Service:
 
     def _open_metrics(self, given: socket.socket | None) -> None:
         listen = self._settings.http.listen
-        sockets = [given] if given else exporter.listen(listen) if listen else []
+        sockets = [given] if given else metricsserver.listen(listen) if listen else []
         for server in sockets:
-            metrics = exporter.MetricsServer(
+            metrics = metricsserver.MetricsServer(
                 server, self._exporter, self._healthy, lambda: self._ready
             )
             metrics.start()
@@ -169,6 +172,7 @@ class Service:
         for connection in self._waiting.values():
             connection.close()
         left = self._dispatcher.abandon()
+        self._admission.save()
         if left:
             log.warning("%d captures are left to their workers: %s", len(left), ", ".join(left[:8]))
         for metrics in self._metrics:
@@ -363,6 +367,7 @@ class Service:
 
     def _housekeep(self) -> None:
         self._spool_watch.renew()
+        self._admission.save()
         self._ingest.import_spool()
         self._indexer.look_for_unfinished()
         try:
@@ -401,43 +406,13 @@ class Service:
         return self._settings.capture.pipe_limit_for(process.memory_total_bytes())
 
     def _apply_settings(self, settings: config.Settings) -> None:
-        capture, filesystem = settings.capture, os.statvfs(self._paths.crashes)
-        cpus = len(os.sched_getaffinity(0))
-        keep_free = settings.retention.process.keep_free.of(
-            filesystem.f_blocks * filesystem.f_frsize
-        )
-        options = Options(
-            max_core=capture.max_core_bytes,
-            honour_rlimit=capture.rlimit == "honour",
-            keep_free_bytes=keep_free,
-            level=capture.compression_level,
-            threads=capture.thread_count(cpus),
-            deadline_ns=capture.deadline_ns,
-            environ=settings.privacy.environ,
-            patterns=settings.privacy.patterns,
-        )
-        self._dispatcher.options = options.to_json()
-        self._dispatcher.snapshot_timeout_ns = capture.snapshot_timeout_ns
-        self._dispatcher.capture_deadline_ns = capture.deadline_ns
-        self._ingest.queue_max = capture.queue
-        self._ingest.keep_free_bytes = keep_free
-        self._dispatcher.set_workers(capture.worker_count(cpus))
-        try:
-            spool.write_limits(
-                self._paths,
-                max_core=options.max_core,
-                keep_free=keep_free,
-                honour_rlimit=options.honour_rlimit,
-            )
-        except OSError as e:
-            log.error("the handler's limits cannot be written: %s, ignoring", e)
-        logging.getLogger().setLevel(settings.log.level.upper())
+        apply_settings(settings, self._paths, self._dispatcher, self._ingest, self._admission)
         self._settings = settings
 
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            settings, before = config.load(self._paths), self._settings
+            settings, before = configfiles.load(self._paths), self._settings
             self._apply_settings(settings)
         except CrashdError as e:
             log.error("the new configuration is wrong, keeping the old one: %s", e)

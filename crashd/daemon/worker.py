@@ -15,9 +15,13 @@ import struct
 from dataclasses import replace
 from typing import Any
 
-from crashd.daemon.capture import Options, capture
+from crashd.daemon.capture import Decision, capture
+from crashd.daemon.reader import Reader
 from crashd.daemon.salvage import salvage
-from crashd.domain.model import State
+from crashd.daemon.taking import Options
+from crashd.domain.elfcore import CoreHead
+from crashd.domain.model import Crash, Disposition, State, from_json
+from crashd.domain.site import site_of
 from crashd.edge.handoff import Connection
 from crashd.edge.incoming import IncomingCore
 from crashd.errors import CrashdError
@@ -26,6 +30,9 @@ from crashd.store.spool import SpoolEntry
 
 MESSAGE_MAX = 1 << 16
 _FDS_MAX = 4
+ANSWER_SECONDS = 2.0
+"""How long a worker waits for the daemon's word on what to keep; the crashed process waits with it.
+"""
 RECEIPT_AT = 1
 """Position of the handler's connection among a capture's descriptors (after the core), until it is
 sent.
@@ -65,6 +72,7 @@ def receive_message(channel: socket.socket) -> tuple[dict[str, Any] | None, list
 
 def work(channel: socket.socket) -> None:
     """Do jobs until the daemon's end of `channel` is closed."""
+    reader = Reader()
     while True:
         try:
             job, descriptors = receive_message(channel)
@@ -72,83 +80,123 @@ def work(channel: socket.socket) -> None:
             return
         if job is None:
             return
-        _do_job(channel, job, descriptors)
+        if "job" not in job:
+            continue  # an answer that came too late to be waited for
+        _do_job(_Job(channel, job, descriptors, reader))
+        if reader.stuck:
+            # a thread that hangs in the kernel keeps our descriptors, the channel's among them
+            with contextlib.suppress(OSError):
+                channel.shutdown(socket.SHUT_RDWR)
+            return
 
 
-def _do_job(channel: socket.socket, job: dict[str, Any], descriptors: list[int]) -> None:
-    def tell(event: str, **more: object) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # the daemon is gone: the entry on disk speaks for itself
-            send_message(channel, {"event": event, "id": job["id"], **more})
+class _Job:
+    """A job on one entry, and the daemon's ear; owns the descriptors."""
 
-    entry = Entry(job["id"], descriptors.pop(0))
+    def __init__(
+        self,
+        channel: socket.socket,
+        job: dict[str, Any],
+        descriptors: list[int],
+        reader: Reader,
+    ) -> None:
+        self._channel = channel
+        self.what = job
+        self.id: str = job["id"]
+        self.entry = Entry(self.id, descriptors.pop(0))
+        self.descriptors = descriptors
+        self.reader = reader
+
+    def tell(self, event: str, **more: object) -> None:
+        """Tell the daemon; when it is gone the entry on disk speaks for itself."""
+        with contextlib.suppress(OSError):
+            send_message(self._channel, {"event": event, "id": self.id, **more})
+
+    def decide(self, crash: Crash, head: CoreHead | None, wanted: int) -> Decision:
+        """Ask the daemon what to keep; all, by our own small means, when it does not answer."""
+        site = site_of(crash, head, crash.build_id)
+        self.tell("decide", site=site.to_json(), wanted=wanted)
+        try:
+            self._channel.settimeout(ANSWER_SECONDS)
+            answer, descriptors = receive_message(self._channel)
+        except OSError:
+            return Decision()
+        finally:
+            self._channel.settimeout(None)
+        for fd in descriptors:
+            os.close(fd)
+        if answer is None or answer.get("answer") != self.id:
+            return Decision()
+        return Decision(
+            Disposition(answer["disposition"]), answer["reason"], answer["buffer_bytes"]
+        )
+
+
+def _do_job(job: _Job) -> None:
     try:
-        with entry:
-            _JOBS[job["job"]](job, entry, descriptors, tell)
+        with job.entry:
+            _JOBS[job.what["job"]](job)
     except _RefusedError:
-        tell("refused")
+        job.tell("refused")
     except Exception as e:  # boundary: one crash must not take the worker along
         known = isinstance(e, CrashdError | OSError)
         log.log(
             logging.WARNING if known else logging.ERROR,
             "crash %s: %s failed: %s, salvaging",
-            job["id"],
-            job["job"],
+            job.id,
+            job.what["job"],
             e,
             exc_info=not known,
         )
-        tell("failed", error=str(e)[:500])
+        job.tell("failed", error=str(e)[:500])
     else:
-        tell("done")
+        job.tell("done")
     finally:
-        for fd in descriptors:
+        for fd in job.descriptors:
             os.close(fd)
 
 
-def _capture_pipe(job: dict[str, Any], entry: Entry, descriptors: list[int], tell: Any) -> None:
-    if not job["accepted"]:
-        with Connection(socket.socket(fileno=descriptors.pop(RECEIPT_AT))) as handler:
+def _capture_pipe(job: _Job) -> None:
+    if not job.what["accepted"]:
+        with Connection(socket.socket(fileno=job.descriptors.pop(RECEIPT_AT))) as handler:
             if not handler.send_receipt():
                 raise _RefusedError
-        tell("accepted")
-    source = descriptors.pop(0)
-    incoming = IncomingCore.from_pipe(source, descriptors.pop(0) if descriptors else None)
-    _capture(job, entry, incoming, tell)
+        job.tell("accepted")
+    source = job.descriptors.pop(0)
+    pidfd = job.descriptors.pop(0) if job.descriptors else None
+    _capture(job, IncomingCore.from_pipe(source, pidfd))
 
 
-def _capture_spool(job: dict[str, Any], entry: Entry, descriptors: list[int], tell: Any) -> None:
-    with SpoolEntry(job["spool"], descriptors.pop(0)) as spooled:
+def _capture_spool(job: _Job) -> None:
+    with SpoolEntry(job.what["spool"], job.descriptors.pop(0)) as spooled:
         source = spooled.open_core()
         if source is None:
             source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         incoming = IncomingCore.from_spool(source, spooled.snapshot)
-        _capture(job, entry, incoming, tell, ending=spooled.ending())
+        _capture(job, incoming, ending=spooled.ending())
 
 
-def _capture(
-    job: dict[str, Any], entry: Entry, incoming: IncomingCore, tell: Any, ending: str | None = None
-) -> None:
+def _capture(job: _Job, incoming: IncomingCore, ending: str | None = None) -> None:
     try:
-        crash = entry.read()
         final = capture(
-            crash,
-            entry,
+            from_json(job.what["crash"]),
+            job.entry,
             incoming,
-            Options.from_json(job["options"]),
-            with_proc=job["with_proc"],
-            identified=lambda: tell("identified"),
+            Options.from_json(job.what["options"]),
+            with_proc=job.what["with_proc"],
+            identified=lambda: job.tell("identified"),
+            decide=job.decide,
+            reader=job.reader,
         )
     finally:
         incoming.release()
     if ending and final.state is not State.COMPLETE:
         final = replace(final, capture=replace(final.capture, reason=f"spooled: {ending}"))
-        entry.write(final, sync=True)
+        job.entry.write(final, sync=True)
 
 
-def _salvage(job: dict[str, Any], entry: Entry, descriptors: list[int], tell: Any) -> None:
-    del descriptors, tell
-    salvage(entry.read(), entry, job["reason"])
+def _salvage(job: _Job) -> None:
+    salvage(job.entry.read(), job.entry, job.what["reason"])
 
 
 _JOBS = {"capture": _capture_pipe, "import": _capture_spool, "salvage": _salvage}

@@ -36,6 +36,7 @@ __all__ = [
     "Segment",
     "SigInfo",
     "Thread",
+    "build_trailer",
     "executable_range",
     "head_size",
     "parse_build_id",
@@ -98,6 +99,8 @@ class CoreHead:
     siginfo: SigInfo | None = None
     auxv: Mapping[int, int] = field(default_factory=dict)
     files: tuple[MappedFile, ...] = ()
+    phdr_count: int = 0
+    """Program headers, the PT_NOTE's included."""
     comm: bytes = b""
     """Of the crashing thread, 15 bytes; its own choice."""
     psargs: bytes = b""
@@ -253,6 +256,7 @@ def parse_head(head: bytes) -> CoreHead:
         siginfo=found.siginfo,
         auxv=found.auxv,
         files=found.files,
+        phdr_count=count or 0,
         comm=found.comm,
         psargs=found.psargs,
         problems=tuple(found.problems),
@@ -272,6 +276,18 @@ def _collect_segments(
             found.problem("notes are cut" if blob else "notes are not at the start of the core")
     if not found.threads:
         found.problem("no thread in the notes")
+
+
+def build_trailer(head: CoreHead) -> bytes:
+    """Build what the kernel writes behind all memory: the section header that holds the number of
+    program headers where the ELF header cannot (fill_extnum_info() of fs/binfmt_elf.c); mostly
+    nothing.
+    """
+    if head.phdr_count < PN_XNUM:
+        return b""
+    layout = Layout(head.machine, head.bits, head.byteorder)
+    codes = "IIQQQQIIQQ" if head.bits == 64 else "IIIIIIIIII"
+    return layout.struct(codes).pack(0, 0, 0, 0, 0, 1, 0, head.phdr_count, 0, 0)
 
 
 def executable_range(head: CoreHead) -> tuple[int, int] | None:

@@ -58,6 +58,7 @@ class Status:
     """Thread-group id in each pid namespace, the reader's first, the process's own last."""
     core_dumping: bool = False
     vm_rss_bytes: int | None = None
+    vm_swap_bytes: int | None = None
     threads: int | None = None
     seccomp: int | None = None
     """0 off, 1 strict, 2 filter: include/uapi/linux/seccomp.h."""
@@ -74,6 +75,7 @@ def parse_status(raw: bytes) -> Status:
     name = lines.get(b"Name", b"").removeprefix(b"\t")
     ns_tgid = _numbers(lines.get(b"NStgid")) or _numbers(lines.get(b"NSpid"))
     rss = _first_number(lines.get(b"VmRSS"))
+    swap = _first_number(lines.get(b"VmSwap"))
     return Status(
         name=re.sub(rb"\\[n\\]", lambda match: _UNESCAPED[match.group()], name),
         tgid=_first_number(lines.get(b"Tgid")),
@@ -82,6 +84,7 @@ def parse_status(raw: bytes) -> Status:
         ns_tgid=ns_tgid,
         core_dumping=_first_number(lines.get(b"CoreDumping")) == 1,
         vm_rss_bytes=None if rss is None else rss * 1024,
+        vm_swap_bytes=None if swap is None else swap * 1024,
         threads=_first_number(lines.get(b"Threads")),
         seccomp=_first_number(lines.get(b"Seccomp")),
     )

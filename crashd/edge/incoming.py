@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from crashd.domain.model import Mode
+from crashd.edge.memory import ProcessMemory
 from crashd.edge.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
 
 PIPE_BYTES = 1 << 20
@@ -68,6 +69,22 @@ class IncomingCore:
     def identity(self) -> PidfdInfo | None:
         """Ask the kernel who it was; None where it cannot tell."""
         return None if self._pidfd is None else pidfd_info(self._pidfd)
+
+    def distrust(self) -> None:
+        """Close the pidfd: it is not surely that of whose core this is."""
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self._pidfd = None
+
+    def memory(self) -> ProcessMemory | None:
+        """Open the memory of the process, which is held; the caller owns it. None without a pidfd.
+
+        Raises:
+            GoneError: the process is not (or no longer) held in its coredump.
+            OSError: /proc does not let us.
+
+        """
+        return None if self._pidfd is None else ProcessMemory(self._pidfd)
 
     def read_into(self, view: memoryview, deadline_ns: int) -> int:
         """Read the next bytes of the core; 0 at its end.

@@ -70,6 +70,15 @@ def memory_total_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def memory_available_bytes() -> int:
+    """Tell how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
+    with open("/proc/meminfo", "rb") as file:
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
 def pidfd_pid(pidfd: int) -> int | None:
     """Tell which process a pidfd means; None once it is reaped, or when `pidfd` is none."""
     try:

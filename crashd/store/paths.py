@@ -51,6 +51,11 @@ class Paths:
         return self.state_dir / "index.sqlite"
 
     @property
+    def limiter_state(self) -> Path:
+        """How much of each crash loop has been kept; JSON."""
+        return self.state_dir / "limiter.json"
+
+    @property
     def previous_core_pattern(self) -> Path:
         """What kernel.core_pattern and its companions held before crashd registered."""
         return self.state_dir / "previous-core-pattern"
@@ -64,6 +69,11 @@ class Paths:
     def handoff_socket(self) -> Path:
         """SOCK_SEQPACKET, 0600: from the handler."""
         return self.runtime_dir / "handoff.sock"
+
+    @property
+    def kernel_socket(self) -> Path:
+        """SOCK_STREAM, 0600: from the kernel itself, where `capture.mode` is "socket"."""
+        return self.runtime_dir / "kernel.sock"
 
     @property
     def control_socket(self) -> Path:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crashd import config
+from crashd import configfiles
 from crashd.errors import CrashdError
 from crashd.store.paths import Paths
 
@@ -90,7 +90,7 @@ def print_endpoint(root: Path) -> None:
         DemoError: another program listens there.
 
     """
-    address = config.load(Paths(root.absolute())).http.address
+    address = configfiles.load(Paths(root.absolute())).http.address
     if address is None or address[1] == 0:
         print(UNKNOWN)
         return

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.capture import Options, capture
+from crashd.daemon.capture import Decision, capture
+from crashd.daemon.reader import Reader
 from crashd.daemon.salvage import salvage
+from crashd.daemon.taking import Options
 from crashd.domain.model import Capture, Crash, Engine, Kind, Mode, State
 from crashd.edge.incoming import IncomingCore
 from crashd.store import entry as entries
@@ -51,6 +53,8 @@ CORE = build_core(
     ],
 )
 OPTIONS = Options(
+    engine="auto",
+    page_timeout_ns=10**9,
     max_core=None,
     honour_rlimit=True,
     keep_free_bytes=0,
@@ -123,6 +127,8 @@ def run(
         options,
         with_proc=True,
         identified=lambda: identified.append(True),
+        decide=lambda *_: Decision(),
+        reader=Reader(),
     )
     writer.join(10)
     if not end:
@@ -239,6 +245,8 @@ def test_capture_pidfd_of_another_process_gives_it_nothing_of_proc(entry: entrie
         OPTIONS,
         with_proc=True,
         identified=lambda: None,
+        decide=lambda *_: Decision(),
+        reader=Reader(),
     )
     assert final.warnings == (
         f"the pidfd is that of pid {os.getpid()}: nothing was read of either process",

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import Daemon
+from tests.running import DEFAULT_CONFIG, Daemon
 
 UNLIMITED = resource.RLIM_INFINITY
 
 
 @pytest.fixture
-def daemon(short_tmp: Path, core_pattern_owner: None) -> Iterator[Daemon]:
-    """A registered daemon on a private root; whatever a test does, the sysctls are put back after
-    it.
+def daemon(
+    request: pytest.FixtureRequest, short_tmp: Path, core_pattern_owner: None
+) -> Iterator[Daemon]:
+    """A registered daemon on a private root, with the test's (indirect) parameter as its
+    configuration; whatever a test does, the sysctls are put back after it.
     """
     del core_pattern_owner
-    with Daemon(short_tmp / "r") as running:
+    with Daemon(short_tmp / "r", config=getattr(request, "param", DEFAULT_CONFIG)) as running:
         yield running
 
 

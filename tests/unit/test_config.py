@@ -5,18 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from crashd.config import (
-    ERRORS_MAX,
-    FILE_MAX,
-    Capture,
-    Http,
-    Settings,
-    find_files,
-    known_keys,
-    load,
-    load_files,
-    split_listen,
-)
+from crashd.config import Capture, Http, Settings, known_keys, split_listen
+from crashd.configfiles import ERRORS_MAX, FILE_MAX, find_files, load, load_files
 from crashd.domain.units import Amount, parse_size
 from crashd.errors import ConfigError
 from crashd.store.paths import Paths
@@ -220,7 +210,7 @@ def test_load_files_syntax_error_names_line_and_column(
         ),
         ("[capture]\nCapture = 1\n", "2: unknown key 'capture.Capture'; did you mean 'capture'?"),
         ("[capture]\nxyzzy = 1\n", "2: unknown key 'capture.xyzzy'"),
-        ("[[limiter]]\n[[limiter]]\n", " unknown key 'limiter'"),
+        ("[[sections]]\n[[sections]]\n", " unknown key 'sections'"),
         ('"a\\nb\\u001b[2J" = 1\n', "1: unknown key '\"a\\x0ab\\x1b[2J\"'"),
         ("x" * 100_000 + " = 1\n", "1: unknown key '\"" + "x" * 60 + "…\"'"),
     ],
@@ -238,8 +228,20 @@ def test_known_keys_sections_are_among_them() -> None:
 # -- values ----------------------------------------------------------------------------------------
 
 _WRONG = {
-    "capture.mode": ["'socket'", "'Auto'", "''", "1", "['auto']", "true"],
-    "capture.engine": ["'memory'", "'fast'", "1"],
+    "capture.mode": ["'sockets'", "'Auto'", "''", "1", "['auto']", "true"],
+    "capture.engine": ["'mem'", "'fast'", "1"],
+    "capture.buffer": ["-1", "'10%'", "'infinity'", "''", "1.5", "true"],
+    "capture.page_timeout": ["0", "'99ms'", "601", "true"],
+    "capture.keep": ["'all'", "true", "'Full'", "[]"],
+    "capture.rules": [
+        "'mini exe=/x'",
+        "['some exe=/x']",
+        "['mini']",
+        "['mini exe']",
+        "['mini exe=']",
+        "['mini path=/x']",
+        "[1]",
+    ],
     "capture.workers": ["0", "65", "-1", "'2'", "2.0", "true", "'Auto'", "[]", "{}", "inf"],
     "capture.max_core": ["-1", "'10%'", "'Infinity'", "'-1'", "''", "1.5", "true", "'8E'"],
     "capture.deadline": ["0", "'999ms'", "86401", "'infinity'", "''", "1.5", "true", "01:00:00"],
@@ -249,6 +251,16 @@ _WRONG = {
     "capture.snapshot_timeout": ["0", "'99ms'", "61"],
     "capture.compression_level": ["0", "20", "'auto'"],
     "capture.threads": ["-1", "65"],
+    "limiter.enabled": ["1", "'yes'"],
+    **{
+        f"limiter.{scope}.{key}": values
+        for scope in ("site", "unit", "uid")
+        for key, values in {
+            "full": ["-1", "1000001", "'5'", "true"],
+            "mini": ["-1", "1000001", "0.5"],
+            "per": ["0", "'367d'", "true"],
+        }.items()
+    },
     "retention.process.keep_free": ["'101%'", "'-1%'", "-1", "0.1", "'infinity'", "false"],
     "http.listen": ["9816", "':9816'", "'localhost'", "'[::1]'", "'a:65536'", "false"],
     "privacy.environ": ["'Scrub'", "false"],
@@ -284,6 +296,12 @@ _RIGHT = {
     "capture.snapshot_timeout": ["'100ms'", "60"],
     "capture.compression_level": ["1", "19"],
     "capture.threads": ["'auto'", "0", "64"],
+    "limiter.enabled": ["true", "false"],
+    "limiter.site.full": ["0", "1000000"],
+    "limiter.unit.mini": ["0", "7"],
+    "limiter.uid.per": ["'1d'", "60"],
+    "capture.rules": ["[]", "['mini exe=/a* uid=0', 'metadata signal=SIGABRT']"],
+    "capture.buffer": ["'auto'", "0", "'1G'"],
     "retention.process.keep_free": ["0", "'0%'", "'100%'", "'10G'", "'12.5%'"],
     "http.listen": ["''", "'off'", "'[::1]:0'", "'0.0.0.0:9816'", "'localhost:65535'"],
     "privacy.environ": ["'scrub'", "'drop'", "'keep'"],
@@ -317,9 +335,10 @@ def test_load_files_right_value_is_taken(tmp_path: Path, key: str, value: str) -
         ),
         ("[capture]\nqueue = true\n", "2: capture.queue: must be between 1 and 4096, not true"),
         (
-            "[capture]\nmode = 'socket'\n",
-            '2: capture.mode: must be "auto" or "pipe", not "socket" '
-            "(the kernel's coredump socket is not in this version of crashd)",
+            "[capture]\nrules = ['mini exe=/x', 'tiny exe=/y']\n",
+            '2: capture.rules: must be an array of at most 200 rules such as "mini '
+            'exe=/usr/bin/*", not an array ("tiny exe=/y": a rule begins with one of full, mini, '
+            "metadata)",
         ),
         (
             "[capture]\ndeadline = '5 parsecs'\n",

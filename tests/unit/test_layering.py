@@ -64,7 +64,18 @@ LAYERS = (
     ),
     Layer(
         "crashd.config",
-        ("crashd.domain", "crashd.errors", "crashd.store.paths", "crashd.store.trusted"),
+        ("crashd.domain", "crashd.errors"),
+        not_stdlib=_SYSTEM,
+    ),
+    Layer(
+        "crashd.configfiles",
+        (
+            "crashd.config",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.store.paths",
+            "crashd.store.trusted",
+        ),
         not_stdlib=frozenset({"logging", "socket", "_socket"}),
     ),
     Layer(
@@ -72,6 +83,7 @@ LAYERS = (
         (
             "crashd.daemon",
             "crashd.config",
+            "crashd.configfiles",
             "crashd.edge",
             "crashd.store",
             "crashd.domain",
@@ -84,6 +96,7 @@ LAYERS = (
         (
             "crashd.cli",
             "crashd.config",
+            "crashd.configfiles",
             "crashd.store",
             "crashd.domain",
             "crashd.errors",

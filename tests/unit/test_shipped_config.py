@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from crashd.config import Section, Settings, known_keys, load_files
+from crashd.config import Section, Settings, known_keys
+from crashd.configfiles import load_files
 from crashd.domain.corepattern import build_pattern
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,16 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from crashd.edge import exporter as exporter_module
-from crashd.edge.exporter import (
-    CONNECTIONS_MAX,
-    OPENMETRICS,
-    REQUEST_MAX,
-    TEXT,
-    Exporter,
-    MetricsServer,
-    listen,
-)
+from crashd.edge import metricsserver
+from crashd.edge.exporter import OPENMETRICS, TEXT, Exporter
+from crashd.edge.metricsserver import CONNECTIONS_MAX, REQUEST_MAX, MetricsServer, listen
 from crashd.errors import UnavailableError
 from tests.running import wait_until
 
@@ -83,7 +76,7 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter_module, "DEADLINE_NS", 3 * 10**8)
+    monkeypatch.setattr(metricsserver, "DEADLINE_NS", 3 * 10**8)
 
 
 def test_metrics_answer_is_whole_and_bare(running: Running) -> None:

@@ -1,0 +1,161 @@
+"""The files of the configuration, and how they become one `Settings`; what is wrong in them, and
+where.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from crashd.config import PATTERN_MAX, Settings, ValidationError, known_keys
+from crashd.domain.text import printable
+from crashd.domain.tomltext import locate_keys, show_key, show_value
+from crashd.errors import ConfigError
+from crashd.store.paths import Paths
+from crashd.store.trusted import read_trusted
+
+FILE_MAX: Final = 1 << 20
+"""Bytes of one configuration file."""
+
+ERRORS_MAX: Final = 20
+"""How many errors are told at once."""
+
+
+def load(paths: Paths) -> Settings:
+    """Read the configuration file and its drop-ins; those that do not exist are no error.
+
+    Raises:
+        ConfigError: a file cannot be read, is not safe, or holds what is wrong.
+
+    """
+    return load_files(find_files(paths))
+
+
+def find_files(paths: Paths) -> list[Path]:
+    """List the files that `load` reads, in its order: the later one wins.
+
+    Raises:
+        ConfigError: a directory cannot be read.
+
+    """
+    try:
+        names = sorted(os.listdir(paths.config_dropins))
+    except FileNotFoundError:
+        names = []
+    except OSError as e:
+        raise ConfigError(f"{_name(paths.config_dropins)}: cannot be read: {e.strerror}") from e
+    files = [
+        paths.config_dropins / name
+        for name in names
+        if name.endswith(".toml") and not name.startswith(".")  # what editors leave
+    ]
+    try:
+        os.lstat(paths.config_file)  # a link to nothing is a mistake and not a missing file
+    except FileNotFoundError:
+        return files
+    except OSError as e:
+        raise ConfigError(f"{_name(paths.config_file)}: cannot be read: {e.strerror}") from e
+    return [paths.config_file, *files]
+
+
+def load_files(files: Sequence[Path]) -> Settings:
+    """Merge the files, of which each has to be right by itself; a later one wins, key by key.
+
+    Raises:
+        ConfigError: a file does not exist, cannot be read, is not safe, or holds what is wrong. The
+            message is about the first error, the hint lists the others.
+
+    """
+    merged: dict[str, Any] = {}
+    errors: list[str] = []
+    for path in files:
+        text = _read_text(path)
+        document = _parse_toml(path, text)
+        try:
+            Settings.model_validate(document)
+        except ValidationError as e:
+            errors += _explain(path, text, e)
+        else:
+            _merge(merged, document)
+    if errors:
+        first, *others = errors
+        raise ConfigError(first, hint=_list_others(others))
+    return Settings.model_validate(merged)  # cannot fail: no rule is about more than one key
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Put the keys of `over` into `base`; both have been validated and so have the same tables."""
+    for key, value in over.items():
+        if isinstance(value, dict):
+            _merge(base.setdefault(key, {}), value)
+        else:
+            base[key] = value
+
+
+def _list_others(others: list[str]) -> str | None:
+    if not others:
+        return None
+    lines = [f"{len(others)} more:", *others[:ERRORS_MAX]]
+    if len(others) > ERRORS_MAX:
+        lines.append("…")
+    return "\n".join(lines)
+
+
+def _name(path: Path) -> str:
+    return printable(os.fsencode(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_trusted(path, FILE_MAX).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = e.object.count(b"\n", 0, e.start) + 1
+        raise ConfigError(f"{_name(path)}:{line}: is not UTF-8") from e
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as e:
+        raise ConfigError(f"{_name(path)}: is nested too deeply") from e
+    except ValueError as e:  # TOMLDecodeError, or int() of too many digits
+        match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(e), re.DOTALL)
+        where = f"{_name(path)}:{match[2]}:{match[3]}" if match else _name(path)
+        raise ConfigError(f"{where}: {printable(match[1] if match else str(e))}") from e
+
+
+# -- what is wrong, and where ----------------------------------------------------------------------
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> list[str]:
+    """Turn pydantic's errors into lines for people, in the order of the file."""
+    lines = locate_keys(text)
+    found = []
+    for item in error.errors(include_url=False):
+        key = tuple(part for part in item["loc"] if isinstance(part, str))
+        dotted = show_key(key)
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key '{dotted}'{_suggest(key)}"
+        elif item["type"] == "value_error":
+            message = f"{dotted}: {item['ctx']['error']}"
+        else:  # a section that is none; whatever else is left to pydantic
+            message = f"{dotted}: must be a table, not {show_value(item['input'])}"
+        line = lines.get(key)
+        found.append((line or 0, f"{_name(path)}:{line or ''}".rstrip(":") + f": {message}"))
+    return [message for _, message in sorted(found, key=lambda pair: pair[0])]
+
+
+def _suggest(key: tuple[str, ...]) -> str:
+    """Name the key that is spelled most like it, in its own section or else in any other."""
+    import difflib  # only when there is an error to explain
+
+    *section, name = ".".join(key).split(".")  # "a.b" in quotes is meant to be a.b
+    known = [dotted.split(".") for dotted in known_keys()]
+    here = [other for other in known if other[:-1] == section]
+    for pool, cutoff in ((here, 0.6), (known, 0.8)):
+        names = {other[-1]: other for other in reversed(pool)}
+        for near in difflib.get_close_matches(name[:PATTERN_MAX], names, n=1, cutoff=cutoff):
+            return f"; did you mean '{'.'.join(names[near])}'?"
+    return ""

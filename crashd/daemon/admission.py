@@ -1,0 +1,88 @@
+"""What is kept of a crash, and how much memory its capture may use: asked by the workers, decided
+here, in the daemon's one loop.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from crashd.daemon.pump import BASE_BYTES
+from crashd.domain.limiter import Limiter, Rate, Scope, Verdict, keys_of
+from crashd.domain.model import Disposition
+from crashd.domain.policy import Rule, most_of
+from crashd.domain.site import Site
+from crashd.edge.process import memory_available_bytes
+from crashd.store.paths import Paths
+from crashd.store.statefile import read_state, write_state
+
+log = logging.getLogger("crashd.admission")
+
+
+class Admission:
+    """The rules, the limiter and the buffer that all captures share."""
+
+    def __init__(self, paths: Paths, limited: Callable[[Verdict], None]) -> None:
+        """`limited` is told of each verdict of the limiter that keeps less than the rules allow."""
+        self._paths = paths
+        self._limited = limited
+        self._limiter = Limiter({})
+        self._rules: Sequence[Rule] = ()
+        self._default = Disposition.FULL
+        self._buffer_bytes = 0
+        self._granted: dict[str, int] = {}
+        self._changed = False
+        state = read_state(paths.limiter_state)
+        if state is not None and not self._limiter.load_json(state):
+            log.warning("%s is no limiter's state, beginning anew", paths.limiter_state)
+
+    def configure(
+        self,
+        rates: Mapping[Scope, Rate],
+        rules: Sequence[Rule],
+        default: Disposition,
+        buffer_bytes: int,
+    ) -> None:
+        """Take new settings."""
+        self._limiter.set_rates(rates)
+        self._rules, self._default, self._buffer_bytes = rules, default, buffer_bytes
+
+    def decide(self, crash_id: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a worker: what to keep of the crash, why not more, and how large a buffer."""
+        site = Site.from_json(question["site"])
+        most, reason = most_of(site, self._rules, self._default)
+        keys = keys_of(site)
+        verdict = self._limiter.decide(keys, most, time.time_ns())
+        self._changed = True
+        if verdict.scope is not None:
+            self._limited(verdict)
+        buffer_bytes = 0
+        if verdict.disposition is Disposition.FULL:
+            buffer_bytes = self._grant(crash_id, question["wanted"])
+        return {
+            "disposition": verdict.disposition,
+            "reason": verdict.reason or (None if most is Disposition.FULL else reason),
+            "buffer_bytes": max(BASE_BYTES, buffer_bytes),
+        }
+
+    def _grant(self, crash_id: str, wanted: int) -> int:
+        """Give of the shared buffer what is free of it, and of half the memory that is."""
+        free = self._buffer_bytes - sum(self._granted.values())
+        granted = max(0, min(wanted, free, memory_available_bytes() // 2))
+        if granted > BASE_BYTES:
+            self._granted[crash_id] = granted
+        return granted
+
+    def ended(self, crash_id: str) -> None:
+        """Take back what the capture of a crash had of the buffer."""
+        self._granted.pop(crash_id, None)
+
+    def save(self) -> None:
+        """Write the limiter's state where it changed; a state that is lost only limits less."""
+        if not self._changed:
+            return
+        self._changed = False
+        try:
+            write_state(self._paths.limiter_state, self._limiter.to_json())
+        except OSError as e:
+            log.error("cannot write %s: %s, ignoring", self._paths.limiter_state, e.strerror)

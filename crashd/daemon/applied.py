@@ -1,0 +1,67 @@
+"""The configuration put into effect: what each part is told, at the start and at a reload."""
+
+import logging
+import os
+
+from crashd import config
+from crashd.daemon.admission import Admission
+from crashd.daemon.dispatch import Dispatcher
+from crashd.daemon.ingest import Ingest
+from crashd.daemon.taking import Options
+from crashd.edge.process import memory_total_bytes
+from crashd.store import spool
+from crashd.store.paths import Paths
+
+log = logging.getLogger("crashd.service")
+
+
+def apply_settings(
+    settings: config.Settings,
+    paths: Paths,
+    dispatcher: Dispatcher,
+    ingest: Ingest,
+    admission: Admission,
+) -> None:
+    """Tell all parts.
+
+    Raises:
+        OSError: the store's file system cannot be asked.
+
+    """
+    capture, filesystem = settings.capture, os.statvfs(paths.crashes)
+    cpus = len(os.sched_getaffinity(0))
+    keep_free = settings.retention.process.keep_free.of(filesystem.f_blocks * filesystem.f_frsize)
+    options = Options(
+        engine=capture.engine,
+        max_core=capture.max_core_bytes,
+        honour_rlimit=capture.rlimit == "honour",
+        keep_free_bytes=keep_free,
+        level=capture.compression_level,
+        threads=capture.thread_count(cpus),
+        deadline_ns=capture.deadline_ns,
+        page_timeout_ns=capture.page_timeout_ns,
+        environ=settings.privacy.environ,
+        patterns=settings.privacy.patterns,
+    )
+    admission.configure(
+        settings.limiter.rates(),
+        capture.policy,
+        capture.disposition,
+        capture.buffer_bytes(memory_total_bytes()),
+    )
+    dispatcher.options = options.to_json()
+    dispatcher.snapshot_timeout_ns = capture.snapshot_timeout_ns
+    dispatcher.capture_deadline_ns = capture.deadline_ns
+    ingest.queue_max = capture.queue
+    ingest.keep_free_bytes = keep_free
+    dispatcher.set_workers(capture.worker_count(cpus))
+    try:
+        spool.write_limits(
+            paths,
+            max_core=options.max_core,
+            keep_free=keep_free,
+            honour_rlimit=options.honour_rlimit,
+        )
+    except OSError as e:
+        log.error("the handler's limits cannot be written: %s, ignoring", e)
+    logging.getLogger().setLevel(settings.log.level.upper())

@@ -1,0 +1,252 @@
+"""The two ways to read a core, both into a pump: drain what the kernel writes, or read the memory.
+
+The stream is always right, and takes as long as the process's address space is large. Memory is
+read in proportion to what is resident; where anything casts a doubt on its being exactly what the
+kernel would write it raises DoubtError, and the stream, of which no more than the head was read, is
+still there.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from crashd.daemon.pump import Pump, StopError
+from crashd.daemon.reader import Reader, StuckError
+from crashd.domain.memorymap import Backing, DoubtError, Piece
+from crashd.edge.incoming import DeadlineError, IncomingCore
+from crashd.edge.memory import IOV_MAX, PAGE_BYTES, GoneError, ProcessMemory
+
+STREAM_BYTES = 1 << 20
+BATCH_BYTES = 8 << 20
+"""Read from memory at once: a few milliseconds."""
+STUCK_MAX = 4
+"""Reads that never end, each with a thread, until the core is cut there."""
+
+
+def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> None:
+    """Drain the stream behind its head `raw`: the engine that is always right.
+
+    Raises:
+        StopError: a limit was met or the disk refuses.
+        DeadlineError: it did not come to its end in time.
+
+    """
+    pump.put_bytes(raw)
+    wait = _waiting(deadline_ns)
+    while True:
+        try:
+            view = pump.room(STREAM_BYTES, wait)
+        except StopError:
+            # exactly as long as the limit? Then nothing of it is missing.
+            if pump.full and not incoming.read_into(memoryview(bytearray(1)), deadline_ns):
+                return
+            raise
+        size = incoming.read_into(view, deadline_ns)
+        if not size:
+            return
+        pump.put(size)
+
+
+@dataclass(slots=True)
+class Blanks:
+    """What of the memory did not answer, and stands in the core as zeros."""
+
+    size_bytes: int = 0
+    first: int = 0
+
+    def add(self, address: int, size: int) -> None:
+        """Note a range."""
+        self.first = self.first or address
+        self.size_bytes += size
+
+    def reason(self) -> str | None:
+        """Say it in words; None when all answered."""
+        if not self.size_bytes:
+            return None
+        return (
+            f"{self.size_bytes} bytes from {self.first:#x} on are zeros: "
+            "their file system did not answer before capture.page_timeout"
+        )
+
+
+def copy(
+    memory: ProcessMemory,
+    head: bytes,
+    pieces: Iterable[Piece],
+    pump: Pump,
+    deadline_ns: int,
+    page_timeout_ns: int,
+    reader: Reader,
+) -> Blanks:
+    """Copy the pieces of a core from the process's memory, behind its head.
+
+    Raises:
+        DoubtError: the core cannot surely be made so; drain the stream.
+        GoneError: the process was killed; all that was put in is of before.
+        StopError: a limit was met or the disk refuses.
+        DeadlineError: it took too long.
+
+    """
+    copier = _Copier(memory, pump, deadline_ns, page_timeout_ns, reader)
+    pump.put_bytes(head)
+    for batch in _batches(pieces):
+        copier.take(batch)
+    return copier.blanks
+
+
+def _waiting(deadline_ns: int) -> Callable[[], float]:
+    def wait() -> float:
+        remaining_ns = deadline_ns - time.monotonic_ns()
+        if remaining_ns <= 0:
+            raise DeadlineError
+        return remaining_ns / 1e9
+
+    return wait
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Group what can be read at once."""
+    batch: list[Piece] = []
+    size = reads = 0
+    for piece in pieces:
+        data = piece.size if piece.address is not None else 0
+        if batch and (size + data > BATCH_BYTES or reads >= IOV_MAX or len(batch) > 4 * IOV_MAX):
+            yield batch
+            batch, size, reads = [], 0, 0
+        batch.append(piece)
+        size += data
+        reads += bool(data)
+    if batch:
+        yield batch
+
+
+class _Copier:
+    """Reads batches of pieces into the pump; the reader is the caller's."""
+
+    def __init__(
+        self,
+        memory: ProcessMemory,
+        pump: Pump,
+        deadline_ns: int,
+        page_timeout_ns: int,
+        reader: Reader,
+    ) -> None:
+        self._memory = memory
+        self._pump = pump
+        self._deadline_ns = deadline_ns
+        self._page_timeout_ns = page_timeout_ns
+        self._wait = _waiting(deadline_ns)
+        self._reader = reader
+        self.blanks = Blanks()
+
+    def take(self, batch: list[Piece]) -> None:
+        """Put a batch into the pump."""
+        left = deque(batch)
+        while left:
+            if left[0].address is None:
+                self._pump.hole(left.popleft().size)
+                continue
+            view = self._pump.room(sum(p.size for p in left if p.address is not None), self._wait)
+            group, size = _fitting(left, len(view))
+            try:
+                self._read(group, view[:size])
+            except StuckError:
+                self._pump.desert()  # that read may yet write there
+                self._one_by_one(group)
+            else:
+                self._put(group)
+
+    def _put(self, group: list[Piece]) -> None:
+        """Tell the pump what was read into its room, zeros in their places."""
+        run = 0
+        for piece in group:
+            if piece.address is not None:
+                run += piece.size
+                continue
+            self._pump.put(run)
+            run = 0
+            self._pump.hole(piece.size)
+        self._pump.put(run)
+
+    def _one_by_one(self, group: list[Piece]) -> None:
+        """Find out which piece does not answer, and put zeros in its place."""
+        for piece in group:
+            if piece.address is None:
+                self._pump.hole(piece.size)
+                continue
+            data = bytearray(piece.size)
+            try:
+                self._read([piece], memoryview(data))
+            except StuckError:
+                self.blanks.add(piece.address, piece.size)
+                self._pump.hole(piece.size)
+            else:
+                self._pump.put_bytes(bytes(data))
+
+    def _read(self, group: list[Piece], view: memoryview) -> None:
+        """Fill `view`, and make sure that the process was held all the while."""
+        pieces = [piece for piece in group if piece.address is not None]
+        timeout_ns = self._deadline_ns - time.monotonic_ns()
+        if timeout_ns <= 0:
+            raise DeadlineError
+        if any(p.extent.backing is not Backing.ANONYMOUS for p in pieces if p.extent):
+            timeout_ns = min(timeout_ns, self._page_timeout_ns)
+        try:
+            self._reader.do(lambda: self._fill(pieces, view), timeout_ns / 1e9)
+        except StuckError:
+            if time.monotonic_ns() >= self._deadline_ns:
+                raise DeadlineError from None
+            if self._reader.stuck > STUCK_MAX:
+                raise StopError("more of the memory does not answer than is waited for") from None
+            raise
+        if not self._memory.held():
+            raise GoneError
+
+    def _fill(self, pieces: list[Piece], view: memoryview) -> None:
+        """Read pieces one behind the other; in the reader's thread."""
+        left = deque(pieces)
+        while left:
+            got = self._memory.read([(p.address or 0, p.size) for p in left], view)
+            view = view[got:]
+            while left and got >= left[0].size:
+                got -= left.popleft().size
+            if left:
+                piece = _behind(left.popleft(), got)
+                page = self._fill_page(piece, view)
+                view = view[page:]
+                if page < piece.size:
+                    left.appendleft(_behind(piece, page))
+
+    def _fill_page(self, piece: Piece, view: memoryview) -> int:
+        """Fill at least one page that was not to be read the fast way; return how much."""
+        address, extent = piece.address or 0, piece.extent
+        got = self._memory.force(address, view[: piece.size])
+        if got:
+            return got
+        if extent is None or not (extent.readable or extent.backing is Backing.GATE):
+            # with proc_mem.force_override the kernel reads for itself what it does not for us
+            raise DoubtError(f"memory at {address:#x} cannot be read")
+        got = min(piece.size, PAGE_BYTES - address % PAGE_BYTES)
+        view[:got] = bytes(got)  # as get_dump_page() does with what cannot be faulted in
+        return got
+
+
+def _fitting(left: "deque[Piece]", size: int) -> tuple[list[Piece], int]:
+    """Take pieces with at most `size` bytes of data off `left`, cutting the last."""
+    group: list[Piece] = []
+    taken = 0
+    while left and (left[0].address is None or taken < size):
+        piece = left.popleft()
+        if piece.address is not None:
+            if piece.size > size - taken:
+                left.appendleft(_behind(piece, size - taken))
+                piece = piece._replace(size=size - taken)
+            taken += piece.size
+        group.append(piece)
+    return group, taken
+
+
+def _behind(piece: Piece, size: int) -> Piece:
+    """Give what is left of a piece with bytes behind its first `size`."""
+    return Piece(piece.offset + size, piece.size - size, (piece.address or 0) + size, piece.extent)

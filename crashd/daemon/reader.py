@@ -1,0 +1,59 @@
+"""Reads that may never end, each with a time limit: a page behind FUSE or userfaultfd comes when
+its owner likes.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+
+
+class StuckError(Exception):
+    """A read did not end; its thread, and what it reads into, are left to it."""
+
+
+class Reader:
+    """A thread that reads for another. One that is stuck is replaced, and ends with the process."""
+
+    def __init__(self) -> None:
+        self.stuck = 0
+        """Reads that did not end: with any, this process should not live long."""
+        self._renew()
+
+    def _renew(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._started = False
+
+    def do(self, task: Callable[[], None], timeout_seconds: float) -> None:
+        """Do a task in the thread, and wait for it; what it raises is raised here.
+
+        Raises:
+            StuckError: it did not end in time.
+
+        """
+        if not self._started:
+            arguments = (self._tasks, self._results)
+            threading.Thread(target=_work, args=arguments, name="reader", daemon=True).start()
+            self._started = True
+        self._tasks.put(task)
+        try:
+            error = self._results.get(timeout=timeout_seconds)
+        except queue.Empty:
+            self.stuck += 1
+            self._renew()
+            raise StuckError from None
+        if error is not None:
+            raise error
+
+
+def _work(
+    tasks: "queue.SimpleQueue[Callable[[], None]]",
+    results: "queue.SimpleQueue[BaseException | None]",
+) -> None:
+    while True:
+        try:
+            tasks.get()()
+        except BaseException as e:  # who waits for the task raises it
+            results.put(e)
+        else:
+            results.put(None)

@@ -1,0 +1,289 @@
+"""The taking of one core: by which engine, through how large a buffer, and back to the stream where
+memory is in doubt.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from crashd.daemon import engines
+from crashd.daemon.pump import Pump, StopError
+from crashd.daemon.reader import Reader, StuckError
+from crashd.daemon.sink import CoreSink
+from crashd.domain import elfcore, memorymap
+from crashd.domain.memorymap import Backing, DoubtError, Extent
+from crashd.domain.model import Core, Engine
+from crashd.domain.procfs import parse_status
+from crashd.domain.record import Allowance
+from crashd.domain.scrub import EnvironMode
+from crashd.edge.incoming import DeadlineError, IncomingCore
+from crashd.edge.memory import GoneError, ProcessMemory, huge_devices
+from crashd.store.entry import Entry
+
+LATE = "the core did not arrive before capture.deadline"
+SMALL_BYTES = 1 << 20
+"""Up to here the stream brings a core sooner (13 ms against 17 for a `sleep`) than its memory is
+looked up; a pipe's buffer holds it whole.
+"""
+_PIECE_MAX = 1 << 20
+_SLACK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the configuration says of a capture; travels to the workers as JSON."""
+
+    engine: str
+    """`auto`, `memory` or `stream`."""
+    max_core: int | None
+    honour_rlimit: bool
+    keep_free_bytes: int
+    level: int
+    threads: int
+    deadline_ns: int
+    page_timeout_ns: int
+    environ: EnvironMode
+    patterns: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Build the JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Options":
+        """Parse what `to_json` made."""
+        values = {item.name: document[item.name] for item in fields(cls)}
+        values["patterns"] = tuple(values["patterns"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken of a core."""
+
+    core: Core = field(default_factory=Core)
+    engine: Engine = Engine.NONE
+    build_id: str | None = None
+    reason: str | None = None
+    """Why it is not whole; None when it was read to its end."""
+    doubt: str | None = None
+    """Why memory was not read, where it was to be."""
+
+
+class Source:
+    """A core to be taken: its stream, its head, and its process's memory where that can be read.
+    Owns the memory's descriptors.
+    """
+
+    def __init__(
+        self,
+        incoming: IncomingCore,
+        raw: bytes,
+        head: elfcore.CoreHead | None,
+        options: Options,
+        reader: Reader,
+    ) -> None:
+        self.incoming = incoming
+        self.raw = raw
+        self.head = head
+        self.options = options
+        self.doubt: str | None = None
+        """Why memory is not read, where it was to be."""
+        self.whole = self.late = False
+        """Whether `raw` is the whole core, or all that came of it in time."""
+        self.extents: list[Extent] = []
+        self.memory: ProcessMemory | None = None
+        self.reader = reader
+
+    def swallow(self, deadline_ns: int) -> None:
+        """Read a small core whole, and let its process go: sooner done than anything is decided.
+
+        What is longer than its head says stays in the stream.
+        """
+        if (
+            self.head is None
+            or self.head.expected_size > SMALL_BYTES
+            or self.options.engine == "memory"
+        ):
+            return
+        room = bytearray(SMALL_BYTES + 1)
+        held = len(self.raw)
+        room[:held] = self.raw
+        try:
+            with memoryview(room) as view:
+                while held <= SMALL_BYTES:
+                    got = self.incoming.read_into(view[held:], deadline_ns)
+                    if not got:
+                        self.whole = True
+                        break
+                    held += got
+        except DeadlineError:
+            self.whole, self.late = True, True
+        self.raw = bytes(room[:held])
+        if self.whole:
+            self.release()
+
+    def open_memory(self, mountinfo: bytes) -> None:
+        """Plan to read the memory; `doubt` says why not, where it cannot be."""
+        if self.head is None or self.whole or self.options.engine == "stream":
+            return
+        try:
+            self.memory = self.incoming.memory()
+            if self.memory is not None:
+                self.extents = memorymap.plan_extents(
+                    self.head, self.memory.maps(), huge_devices(mountinfo)
+                )
+        except (DoubtError, OSError, GoneError) as e:
+            self.give_up(str(e) or "the process was gone before its memory was read")
+
+    def give_up(self, why: str) -> None:
+        """Do without the memory."""
+        self.doubt = why
+        self.extents = []
+        self._close_memory()
+
+    def wanted_bytes(self, status: bytes) -> int:
+        """Estimate what is to be read, from above; `status` is that of /proc/PID."""
+        if self.head is None or self.whole:
+            return 0
+        if self.memory is None:
+            return self.head.expected_size
+        known = parse_status(status)
+        resident = (known.vm_rss_bytes or 0) + (known.vm_swap_bytes or 0)
+        backed = sum(e.size for e in self.extents if e.backing is not Backing.ANONYMOUS)
+        return min(self.head.expected_size, resident + backed) + _SLACK_BYTES
+
+    def build_id(self) -> str | None:
+        """Read the executable's build-id, before anything else of the memory is."""
+        wanted = elfcore.executable_range(self.head) if self.head is not None else None
+        if wanted is None:
+            return None
+        offset, size = wanted
+        image = self.raw[offset : offset + size]
+        extent = next((e for e in self.extents if 0 <= offset - e.offset < e.size), None)
+        if not image and extent is not None and self.memory is not None:
+            image = self._read(self.memory, extent.address + offset - extent.offset, size)
+        return elfcore.parse_build_id(image)
+
+    def _read(self, memory: ProcessMemory, address: int, size: int) -> bytes:
+        buffer, got = bytearray(size), [0]
+
+        def task() -> None:
+            got[0] = memory.read([(address, size)], memoryview(buffer))
+
+        with contextlib.suppress(GoneError, StuckError):
+            self.reader.do(task, self.options.page_timeout_ns / 1e9)
+        return bytes(buffer[: got[0]])
+
+    def release(self) -> None:
+        """Let the process go. Only the first call does anything."""
+        self.incoming.release()
+        self._close_memory()
+
+    def _close_memory(self) -> None:
+        memory, self.memory = self.memory, None
+        if memory is not None and not self.reader.stuck:  # a read that hangs still has them
+            memory.close()
+
+
+def take(
+    source: Source, entry: Entry, limit: Allowance, buffer_bytes: int, deadline_ns: int
+) -> Taken:
+    """Take the core into its entry, and let the process go as soon as all is read.
+
+    Memory first, where it can be; in doubt the stream, of which nothing but the head was read.
+    """
+    if source.memory is not None:
+        try:
+            return _take(source, entry, limit, buffer_bytes, deadline_ns)
+        except DoubtError as e:
+            source.give_up(str(e))
+    return _take(source, entry, limit, buffer_bytes, deadline_ns)
+
+
+def _take(
+    source: Source, entry: Entry, limit: Allowance, buffer_bytes: int, deadline_ns: int
+) -> Taken:
+    options = source.options
+    wanted = elfcore.executable_range(source.head) if source.head is not None else None
+    engine = Engine.STREAM if source.memory is None else Engine.MEMORY
+    try:
+        sink = CoreSink(
+            entry,
+            level=options.level,
+            threads=options.threads,
+            keep_free_bytes=options.keep_free_bytes,
+            wanted=wanted,
+        )
+    except (StopError, OSError) as e:
+        entry.drop_partial()
+        return Taken(reason=str(e), doubt=source.doubt)
+    try:
+        pump = Pump(sink, buffer_bytes, limit.size_bytes, limit.reason)
+        reason = _read(source, pump, deadline_ns)
+        source.release()
+        try:
+            pump.finish()
+        except StopError as e:
+            reason = str(e)
+        core = sink.finish()
+    finally:
+        sink.close()
+    build_id = elfcore.parse_build_id(sink.spied())
+    return Taken(core, engine, build_id, reason, source.doubt)
+
+
+def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
+    """Read the core into the pump; return why it is not whole, None when it is.
+
+    Raises:
+        DoubtError: the memory is not surely what the kernel would write.
+
+    """
+    try:
+        if source.whole:
+            pump.put_bytes(source.raw)
+            return LATE if source.late else None
+        if source.memory is None or source.head is None:
+            engines.drain(source.incoming, source.raw, pump, deadline_ns)
+            return None
+        return copy_memory(source, source.memory, source.head, pump, deadline_ns)
+    except StopError as e:
+        return str(e)
+    except DeadlineError:
+        return LATE
+
+
+def copy_memory(
+    source: Source, memory: ProcessMemory, head: elfcore.CoreHead, pump: Pump, deadline_ns: int
+) -> str | None:
+    """Copy the whole core from memory; return why it is not whole, None when it is.
+
+    Raises:
+        DoubtError: drain the stream.
+        StopError: a limit was met or the disk refuses.
+        DeadlineError: it took too long.
+
+    """
+    resident = memory.resident(memorymap.scan_ranges(source.extents))
+    pieces = memorymap.pieces(source.extents, resident, len(source.raw), _PIECE_MAX)
+    try:
+        blanks = engines.copy(
+            memory,
+            source.raw,
+            pieces,
+            pump,
+            deadline_ns,
+            source.options.page_timeout_ns,
+            source.reader,
+        )
+        trailer = elfcore.build_trailer(head)
+        pump.put_bytes(trailer)
+    except OSError as e:
+        raise DoubtError(f"reading the memory failed: {e.strerror}") from e
+    except GoneError as e:
+        if pump.size_bytes == len(source.raw):
+            raise DoubtError("the process was killed before its memory was read") from e
+        return "the process was killed while its core was taken"
+    return blanks.reason()

@@ -1,0 +1,52 @@
+"""What the head of an HTTP/1 request says; pure."""
+
+from collections.abc import Iterable
+
+
+def parse_request(head: bytes) -> tuple[str, str, dict[str, str]]:
+    """Parse the head of an HTTP/1 request: method, path without query, headers by lower-case name.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, target, version = first.split(" ")
+    if not (method.isascii() and method.isalpha()) or version not in ("HTTP/1.0", "HTTP/1.1"):
+        raise ValueError(f"{first!r:.80} is no HTTP/1 request")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            raise ValueError(f"{line!r:.80} is no header")
+        known = headers.get(name.lower())
+        headers[name.lower()] = value.strip() if known is None else f"{known}, {value.strip()}"
+    return method, target.partition("?")[0], headers
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Tell whether an Accept header prefers OpenMetrics 1.0.0 to the text format."""
+    best, text = 0.0, 0.0
+    for kind, parameters, quality in _ranges(accept):
+        if (kind, parameters.get("version", "1.0.0")) == ("application/openmetrics-text", "1.0.0"):
+            best = max(best, quality)
+        elif kind in ("text/plain", "text/*", "*/*"):
+            text = max(text, quality)
+    return best > 0 and best >= text
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Tell whether an Accept-Encoding header allows gzip."""
+    qualities = {coding: quality for coding, _, quality in _ranges(accept_encoding)}
+    return qualities.get("gzip", qualities.get("*", 0.0)) > 0
+
+
+def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
+    for item in header.lower().split(","):
+        name, *rest = (part.strip() for part in item.split(";"))
+        parameters = dict(part.partition("=")[::2] for part in rest)
+        try:
+            quality = float(parameters.pop("q", "1"))
+        except ValueError:
+            quality = 0.0
+        yield name, parameters, quality if 0 <= quality <= 1 else 0.0

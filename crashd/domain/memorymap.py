@@ -1,0 +1,259 @@
+"""What of a process stands where in its core: the memory engine's plan, made before a byte of
+memory is read.
+
+The kernel writes a core's memory as elf_core_dump() finds it (fs/binfmt_elf.c, fs/coredump.c,
+6.18): each page of a segment is copied, and one that is not there, or that cannot be faulted in,
+becomes a page of zeros. For anonymous memory "not there" is what the page table says (FOLL_DUMP
+never faults such a page in), for anything with a file behind it the page is brought in. So:
+
+    ANONYMOUS   only pages that the page table has; zeros between them
+    BACKED      every page, as the kernel does; one that cannot be read is zeros
+    GATE        the vsyscall page, which is in no mapping
+
+Whatever fits none of these is a doubt, and a doubt means: drain the kernel's own stream instead.
+"""
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from enum import IntEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+from crashd.domain.elfcore import CoreHead, build_trailer
+
+ADDRESS_SPACE_HALF = 1 << 63
+"""Above it are the kernel's own addresses, where no mapping of a process is."""
+_NAMES_OF_ANONYMOUS = (b"[heap]", b"[stack]")
+_NAMES_BEFORE_COLON = (b"[anon:", b"[stack:")
+_PF_R = 4
+
+
+class DoubtError(Exception):
+    """The core cannot surely be made from memory: let the kernel write it. The text says why."""
+
+
+class Backing(IntEnum):
+    """What is behind a segment."""
+
+    ANONYMOUS = 0
+    BACKED = 1
+    GATE = 2
+
+
+class Extent(NamedTuple):
+    """One segment of the core with memory in it."""
+
+    offset: int
+    """In the core."""
+    address: int
+    size: int
+    backing: Backing
+    readable: bool
+    """Whether the process itself may read it: if not, a failing read proves nothing."""
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.address + self.size
+
+
+class Mapping(NamedTuple):
+    """A line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    shared: bool
+    device: bytes
+    """`major:minor`, hex."""
+    inode: int
+    name: bytes
+
+
+def parse_maps(raw: bytes) -> list[Mapping]:
+    """Parse /proc/PID/maps, whole.
+
+    Raises:
+        DoubtError: it is cut, or has a line that is none.
+
+    """
+    found: list[Mapping] = []
+    if not raw.endswith(b"\n"):
+        raise DoubtError("/proc/PID/maps is missing or was cut")
+    try:
+        for line in raw[:-1].split(b"\n"):
+            addresses, perms, _, device, rest = line.split(b" ", 4)
+            start, _, end = addresses.partition(b"-")
+            inode, _, name = rest.partition(b" ")
+            found.append(
+                Mapping(
+                    int(start, 16),
+                    int(end, 16),
+                    perms[3:4] == b"s",
+                    device,
+                    int(inode),
+                    name.lstrip(b" "),
+                )
+            )
+    except ValueError as e:
+        raise DoubtError("/proc/PID/maps has a line that is none") from e
+    return found
+
+
+def plan_extents(head: CoreHead, maps: bytes, huge_devices: Collection[bytes]) -> list[Extent]:
+    """Tell for each segment with memory what is behind it, in the order of the core's file.
+
+    `huge_devices` are the devices of hugetlbfs, as /proc/PID/maps names them.
+
+    Raises:
+        DoubtError: the head is damaged, has segments of a kind not known here, or does not agree
+            with the mappings.
+
+    """
+    if head.problems:
+        raise DoubtError(f"the head of the core is odd: {head.problems[0]}")
+    mappings = {mapping.start: mapping for mapping in parse_maps(maps)}
+    extents: list[Extent] = []
+    position = 0
+    for segment in head.segments:
+        if not segment.filesz:
+            continue
+        if segment.offset < position:
+            raise DoubtError("segments of the core overlap in the file")
+        position = segment.offset + segment.filesz
+        readable = bool(segment.flags & _PF_R)
+        extents.append(
+            Extent(
+                segment.offset,
+                segment.vaddr,
+                segment.filesz,
+                _backing(segment.vaddr, segment.memsz, segment.filesz, mappings, huge_devices),
+                readable,
+            )
+        )
+    if position + len(build_trailer(head)) != head.expected_size:
+        raise DoubtError("the core has more than memory behind its notes")
+    return extents
+
+
+def _backing(
+    address: int,
+    memsz: int,
+    filesz: int,
+    mappings: dict[int, Mapping],
+    huge_devices: Collection[bytes],
+) -> Backing:
+    if address >= ADDRESS_SPACE_HALF:
+        return Backing.GATE
+    mapping = mappings.get(address)
+    if mapping is None or mapping.end - mapping.start != memsz or filesz > memsz:
+        raise DoubtError(f"no mapping at {address:#x} of {memsz} bytes")
+    if mapping.device in huge_devices:
+        # a page of it that is missing may still be in the page cache, and to ask brings one in
+        raise DoubtError(f"huge pages of hugetlbfs at {address:#x}")
+    # a special mapping ([vdso] and the like) has no inode and is not anonymous either
+    anonymous = not mapping.inode and (
+        not mapping.name
+        or mapping.name in _NAMES_OF_ANONYMOUS
+        or mapping.name.startswith(_NAMES_BEFORE_COLON)
+    )
+    return Backing.ANONYMOUS if anonymous and not mapping.shared else Backing.BACKED
+
+
+def scan_ranges(extents: Iterable[Extent]) -> list[tuple[int, int]]:
+    """Join the anonymous extents into ranges of addresses to scan, ascending.
+
+    Two with nothing but unmapped or undumped memory between them become one, so that 65,000 small
+    mappings take a few system calls.
+    """
+    ranges: list[tuple[int, int]] = []
+    joined = False
+    for extent in sorted(extents, key=lambda e: e.address):
+        if extent.backing is not Backing.ANONYMOUS:
+            joined = False
+        elif joined:
+            ranges[-1] = (ranges[-1][0], extent.end)
+        else:
+            ranges.append((extent.address, extent.end))
+            joined = True
+    return ranges
+
+
+class Piece(NamedTuple):
+    """A stretch of the core: zeros (`address` is None), or bytes to be read there."""
+
+    offset: int
+    size: int
+    address: int | None
+    extent: Extent | None
+
+
+def pieces(
+    extents: Sequence[Extent], resident: Iterable[tuple[int, int]], start: int, piece_max: int
+) -> Iterator[Piece]:
+    """Cut the core from `start` on into pieces, in the order of the file and without a gap.
+
+    `resident` are the ranges of addresses that the page table has, ascending; it is taken as it
+    comes when the extents ascend, too, and held as a whole otherwise. No piece with bytes is larger
+    than `piece_max`.
+    """
+    ascending = all(a.end <= b.address for a, b in pairwise(extents))
+    runs = _Ascending(resident) if ascending else _Sorted(resident)
+    position = start
+    for extent in extents:
+        if extent.offset > position:
+            yield Piece(position, extent.offset - position, None, None)
+        elif extent.offset < position:
+            raise DoubtError("a segment of the core begins inside its head")
+        position = extent.offset + extent.size
+        known = (
+            runs.inside(extent.address, extent.end)
+            if extent.backing is Backing.ANONYMOUS
+            else ((extent.address, extent.end),)
+        )
+        yield from _pieces_of(extent, known, piece_max)
+
+
+def _pieces_of(extent: Extent, known: Iterable[tuple[int, int]], piece_max: int) -> Iterator[Piece]:
+    at, shift = extent.address, extent.offset - extent.address
+    for start, end in known:
+        if start > at:
+            yield Piece(at + shift, start - at, None, extent)
+        for part in range(start, end, piece_max):
+            yield Piece(part + shift, min(piece_max, end - part), part, extent)
+        at = end
+    if at < extent.end:
+        yield Piece(at + shift, extent.end - at, None, extent)
+
+
+class _Ascending:
+    """Runs asked for in ascending order: holds one at a time."""
+
+    def __init__(self, resident: Iterable[tuple[int, int]]) -> None:
+        self._source = iter(resident)
+        self._run = next(self._source, None)
+
+    def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Give the parts of runs that lie in [start, end)."""
+        while self._run is not None and self._run[0] < end:
+            run = self._run
+            if run[1] > start:
+                yield max(run[0], start), min(run[1], end)
+            if run[1] >= end:
+                return
+            self._run = next(self._source, None)
+
+
+class _Sorted:
+    """Runs asked for in any order (kernel.core_sort_vma): holds them all."""
+
+    def __init__(self, resident: Iterable[tuple[int, int]]) -> None:
+        self._runs = list(resident)
+
+    def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Give the parts of runs that lie in [start, end)."""
+        for index in range(max(0, bisect_right(self._runs, (start,)) - 1), len(self._runs)):
+            low, high = self._runs[index]
+            if low >= end:
+                return
+            if high > start:
+                yield max(low, start), min(high, end)

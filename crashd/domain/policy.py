@@ -1,0 +1,68 @@
+"""How much of a crash is kept at most, as the administrator's rules say; pure.
+
+    mini exe=/usr/lib/chromium/* uid=1000
+    metadata unit=batch-*.service
+
+A rule is a disposition and one or more conditions, all of which must hold; the first that fits
+counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from crashd.domain.model import Disposition
+from crashd.domain.signals import signal_name
+from crashd.domain.site import Site
+
+FIELDS = ("exe", "unit", "uid", "signal", "comm")
+RULES_MAX = 200
+RULE_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule, parsed."""
+
+    disposition: Disposition
+    conditions: tuple[tuple[str, str], ...]
+    """Fields and the shell patterns that they must match."""
+
+
+def parse_rule(text: str) -> Rule:
+    """Parse a rule.
+
+    Raises:
+        ValueError: it is none; the text says what is wrong with it.
+
+    """
+    if len(text) > RULE_MAX:
+        raise ValueError(f"a rule has at most {RULE_MAX} characters")
+    words = text.split()
+    dispositions = [d.value for d in Disposition]
+    if not words or words[0] not in dispositions:
+        raise ValueError(f"a rule begins with one of {', '.join(dispositions)}")
+    conditions: list[tuple[str, str]] = []
+    for word in words[1:]:
+        name, equals, pattern = word.partition("=")
+        if not equals or name not in FIELDS or not pattern:
+            raise ValueError(f"{word!r} is no condition: FIELD=PATTERN with {', '.join(FIELDS)}")
+        conditions.append((name, pattern))
+    if not conditions:
+        raise ValueError("a rule needs a condition such as exe=/usr/bin/*")
+    return Rule(Disposition(words[0]), tuple(conditions))
+
+
+def most_of(site: Site, rules: Sequence[Rule], default: Disposition) -> tuple[Disposition, str]:
+    """Tell how much of a crash may be kept, and by what setting."""
+    values = {
+        "exe": site.exe,
+        "unit": site.unit or "",
+        "uid": str(site.uid),
+        "signal": "" if site.signal is None else signal_name(site.signal),
+        "comm": site.comm,
+    }
+    for rule in rules:
+        if all(fnmatchcase(values[name], pattern) for name, pattern in rule.conditions):
+            return rule.disposition, f"capture.rules keeps {rule.disposition} of such a crash"
+    return default, f"capture.keep is {default}"
