@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from crashd.cli.context import Context
-from crashd.domain.corepattern import build_pattern
+from crashd.domain.corepattern import build_pattern, build_socket_pattern
 from crashd.domain.text import printable
 from crashd.edge import sysctl
 from crashd.errors import PermissionDeniedError
@@ -22,12 +22,17 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     from crashd.store.handlerfile import install_handler
 
     paths = context.paths
-    pattern = build_pattern(str(paths.handler))
-    pipe_limit = configfiles.load(paths).capture.pipe_limit_for(_memory_bytes())
+    capture = configfiles.load(paths).capture
+    pipe_limit = capture.pipe_limit_for(_memory_bytes())
+    if capture.mode == "socket":
+        pattern = build_socket_pattern(str(paths.kernel_socket))
+    else:
+        pattern = build_pattern(str(paths.handler))
     if install_handler(paths):
         print(f"{printable(str(paths.handler))}: installed")
     before = _values()
-    sysctl.register(sysctl.Registration(pattern, pipe_limit), paths.previous_core_pattern, PROC)
+    wanted = sysctl.Registration(pattern, pipe_limit, str(paths.handler))
+    sysctl.register(wanted, paths.previous_core_pattern, PROC)
     paths.registered_marker.unlink(missing_ok=True)
     _print_changes(before, "registered already")
     return 0

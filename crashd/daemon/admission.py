@@ -65,6 +65,13 @@ class Admission:
             "buffer_bytes": max(BASE_BYTES, buffer_bytes),
         }
 
+    def refuses(self, uid: int) -> str | None:
+        """Tell why no core of a user's next crash would be kept; None when one may be.
+
+        Such a crash is not even asked for its head.
+        """
+        return self._limiter.spent(Scope.UID, str(uid), time.time_ns())
+
     def _grant(self, crash_id: str, wanted: int) -> int:
         """Give of the shared buffer what is free of it, and of half the memory that is."""
         free = self._buffer_bytes - sum(self._granted.values())

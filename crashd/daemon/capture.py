@@ -5,7 +5,7 @@ core that is cut is a recorded fact, never an error.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from crashd.daemon.pump import BASE_BYTES
@@ -47,33 +47,53 @@ def capture(
     identified: Callable[[], None],
     decide: Decide,
     reader: Reader,
+    refused: str | None = None,
 ) -> Crash:
     """Capture one crash into its entry and commit it; return the final record, which is on disk.
 
     `identified` is called once nothing more is needed of /proc but the memory, `decide` once all is
     known that can be before the memory is read; `incoming` is released as soon as its last byte is
-    read, before it is compressed and synced.
+    read, before it is compressed and synced. With `refused`, the reason, nothing is read of the
+    core at all.
 
     Raises:
+        FormatError: the kernel does not offer a core in words that we know.
         OSError: the record itself cannot be written; the entry stays in state `capturing`.
 
     """
     deadline_ns = time.monotonic_ns() + options.deadline_ns
-    crash, credentials = _identify(crash, incoming, options, with_proc=with_proc)
+    if refused is None:
+        incoming.accept()  # now: the kernel writes while we look at /proc
+    seen = _look(crash, incoming, with_proc=with_proc)
     identified()
+    if refused is not None:
+        return _refuse(seen.add_to(crash, options), entry, incoming, refused)
     raw, head, trouble = read_head(incoming, deadline_ns)
-    if head is not None:
-        crash = record.add_head(crash, head)
-    crash = replace(crash, owner_uid=record.owner_of(crash, head, credentials))
-    limit = record.allow(crash, max_core=options.max_core, honour_rlimit=options.honour_rlimit)
     source = Source(incoming, raw, head, options, reader)
     try:
+        source.swallow(deadline_ns)
+        crash = seen.add_to(crash, options)
+        if head is not None:
+            crash = record.add_head(crash, head)
+        crash = replace(crash, owner_uid=record.owner_of(crash, head, seen.credentials))
+        limit = record.allow(crash, max_core=options.max_core, honour_rlimit=options.honour_rlimit)
         taken, limit = _take(crash, entry, source, limit, decide, deadline_ns)
     finally:
         source.release()
     if taken.core.path:
         entry.commit_core()
     crash = _conclude(crash, head, limit, replace(taken, reason=trouble or taken.reason))
+    return _commit(crash, entry, incoming)
+
+
+def _refuse(crash: Crash, entry: Entry, incoming: IncomingCore, reason: str) -> Crash:
+    """Let the process go without its core."""
+    incoming.refuse()
+    capture = replace(crash.capture, disposition=Disposition.METADATA, reason=reason)
+    return _commit(replace(crash, state=State.METADATA_ONLY, capture=capture), entry, incoming)
+
+
+def _commit(crash: Crash, entry: Entry, incoming: IncomingCore) -> Crash:
     hold_ns = _hold_ns(incoming, crash)
     crash = replace(crash, capture=replace(crash.capture, hold_ns=hold_ns))
     entry.write(crash, sync=True)
@@ -91,35 +111,64 @@ def _take(
     """Decide what is to be kept of the core, and take that."""
     if not source.raw or limit.disposition is Disposition.METADATA:
         return Taken(build_id=source.build_id(), reason=limit.reason), limit
-    source.swallow(deadline_ns)
     source.open_memory(crash.mountinfo or b"")
     build_id = source.build_id()
     wanted = source.wanted_bytes(crash.status or b"")
     decision = decide(replace(crash, build_id=build_id), source.head, wanted)
+    limit = _lower(limit, decision)
+    if limit.disposition is Disposition.METADATA:
+        return Taken(build_id=build_id, reason=limit.reason), limit
+    if limit.disposition is Disposition.MINI:
+        source.make_mini()
     if wanted > EARLY_RECORD_BYTES:
         entry.write(crash, sync=False)  # whatever becomes of the core, this much is known
     taken = take(source, entry, limit, decision.buffer_bytes, deadline_ns)
+    taken = replace(taken, expected_bytes=source.expected_bytes)
     return replace(taken, build_id=taken.build_id or build_id), limit
 
 
-def _identify(
-    crash: Crash, incoming: IncomingCore, options: Options, *, with_proc: bool
-) -> tuple[Crash, record.Credentials | None]:
-    """Add what /proc and the pidfd tell."""
-    if incoming.pid() not in (None, crash.pid):
-        mismatch = f"the pidfd is that of pid {incoming.pid()}: nothing was read of either process"
+def _lower(limit: record.Allowance, decision: Decision) -> record.Allowance:
+    """Lower what the limits allow to what was decided."""
+    if decision.disposition is Disposition.FULL:
+        return limit
+    size = 0 if decision.disposition is Disposition.METADATA else limit.size_bytes
+    return record.Allowance(size, decision.disposition, decision.reason or limit.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What /proc and the pidfd told; read while the process was held, understood after."""
+
+    snapshot: Mapping[str, bytes]
+    credentials: record.Credentials | None
+    warning: str | None
+
+    def add_to(self, crash: Crash, options: Options) -> Crash:
+        """Add it to the record."""
+        crash = record.add_process(
+            crash,
+            self.snapshot,
+            self.credentials,
+            environ_mode=options.environ,
+            patterns=options.patterns,
+        )
+        if self.warning is None:
+            return crash
+        return replace(crash, warnings=(*crash.warnings, self.warning))
+
+
+def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
+    """Read what /proc and the pidfd tell."""
+    pid = incoming.pid()
+    if pid not in (None, crash.pid):
         incoming.distrust()
-        return replace(crash, warnings=(*crash.warnings, mismatch)), None
-    snapshot = incoming.snapshot() if with_proc else {}
+        mismatch = f"the pidfd is that of pid {pid}: nothing was read of either process"
+        return _Seen({}, None, mismatch)
     info = incoming.identity()
     credentials = record.Credentials(info.uids, info.gids, info.coredump_mask) if info else None
-    crash = record.add_process(
-        crash, snapshot, credentials, environ_mode=options.environ, patterns=options.patterns
-    )
     if not with_proc:
-        given_up = "reading /proc took too long and was given up"
-        crash = replace(crash, warnings=(*crash.warnings, given_up))
-    return crash, credentials
+        return _Seen({}, credentials, "reading /proc took too long and was given up")
+    return _Seen(incoming.snapshot(), credentials, None)
 
 
 def _conclude(
@@ -129,10 +178,13 @@ def _conclude(
     core, reason = taken.core, taken.reason
     complete = core.path is not None and reason is None and head is not None
     if head is not None:
-        complete = complete and core.size_bytes >= head.expected_size
-        core = replace(core, expected_bytes=head.expected_size)
+        expected = taken.expected_bytes or head.expected_size
+        complete = complete and core.size_bytes >= expected
+        core = replace(core, expected_bytes=expected)
         if core.path and not complete and reason is None:
-            reason = f"the stream ended after {core.size_bytes} of {head.expected_size} bytes"
+            reason = f"the stream ended after {core.size_bytes} of {expected} bytes"
+    if complete:
+        reason = None if limit.disposition is Disposition.FULL else limit.reason
     warnings = crash.warnings
     if taken.doubt:
         warnings += (f"not read from memory but from the stream: {taken.doubt}",)
@@ -144,7 +196,7 @@ def _conclude(
             crash.capture,
             engine=taken.engine if core.path else Engine.NONE,
             disposition=limit.disposition,
-            reason=None if complete else reason,
+            reason=reason,
         ),
         core=replace(core, complete=complete),
         warnings=warnings,

@@ -13,7 +13,7 @@ goes to another. After that the worker alone holds them, so that its `release` i
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,8 @@ from crashd.store.entry import Entry
 
 log = logging.getLogger("crashd.dispatch")
 
+LIVE = ("capture", "socket")
+"""Jobs whose process is held meanwhile."""
 RESPAWN_NS = 10**9
 """At least so long between two attempts to replace workers when forking fails."""
 GRACE_NS = 30 * 10**9
@@ -39,7 +41,7 @@ class Job:
     """
 
     kind: str
-    """`capture`, `import` or `salvage`."""
+    """`capture` (from the handler), `socket` (from the kernel), `import` or `salvage`."""
     entry: Entry
     descriptors: list[int]
     more: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,8 @@ class Job:
     """Of an import: called when it could not be done, and the spool still has all."""
     poisoned: Callable[[], None] | None = None
     """Of an import: called in place of `finished` when workers died of it."""
+    uid: int | None = None
+    """Whose process crashed: no user's crashes keep those of another waiting."""
     with_proc: bool = True
     accepted: bool = True
     """Whether the handler has its receipt; it is the worker who sends it."""
@@ -159,7 +163,30 @@ class Dispatcher:
 
     def _dispatch(self) -> None:
         while self._queue and self._idle:
-            self._start(self._idle.pop(), self._queue.popleft())
+            self._start(self._idle.pop(), self._take_next())
+
+    def _take_next(self) -> Job:
+        """Take the first job of the user with the fewest under way."""
+        busy = Counter(job.uid for job in self._busy.values())
+        job = min(self._queue, key=lambda job: busy[job.uid])
+        self._queue.remove(job)
+        return job
+
+    def make_room(self, uid: int | None) -> bool:
+        """Give a crash that waits back to its handler, for one of a user with fewer that wait.
+
+        False when that user has as many as any: it is his own crashes that fill the queue.
+        """
+        waiting = Counter(job.uid for job in self._queue if not job.accepted)
+        if not waiting:
+            return False
+        heaviest, count = waiting.most_common(1)[0]
+        if count <= waiting[uid] + 1:
+            return False
+        job = next(j for j in reversed(self._queue) if j.uid == heaviest and not j.accepted)
+        self._queue.remove(job)
+        self._give_back(job)
+        return True
 
     def _start(self, worker: Worker, job: Job) -> None:
         message = {"job": job.kind, "id": job.id, "with_proc": job.with_proc}
@@ -176,7 +203,7 @@ class Dispatcher:
         """Tell how long a worker may take until it says something more of a job."""
         # a spooled snapshot reads files and a salvage the store: only a live process, or a receipt
         # that is not sent, can hang who reads
-        waits = job.kind == "capture" and (job.with_proc or not job.accepted)
+        waits = job.kind in LIVE and (job.with_proc or not job.accepted)
         return self.snapshot_timeout_ns if waits else self._whole_ns()
 
     def _whole_ns(self) -> int:
@@ -202,7 +229,7 @@ class Dispatcher:
         elif event == "identified":
             job.identified = True
             job.deadline_ns = time.monotonic_ns() + self._whole_ns()
-            if job.kind == "capture":
+            if job.kind in LIVE:
                 job.let_go()  # a spooled core can be read again, and its descriptor holds nobody
         elif event == "decide":
             try:
@@ -263,7 +290,7 @@ class Dispatcher:
         if job is not None:
             self._ended(job.id)
             self._dropped("worker_died")
-            if job.kind == "capture" and not job.identified and job.with_proc:
+            if job.kind in LIVE and not job.identified and job.with_proc:
                 log.warning(
                     "crash %s: worker died while reading /proc, capturing without it", job.id
                 )

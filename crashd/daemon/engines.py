@@ -8,7 +8,7 @@ still there.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from crashd.daemon.pump import Pump, StopError
@@ -46,6 +46,41 @@ def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> N
         if not size:
             return
         pump.put(size)
+
+
+def drain_selected(
+    incoming: IncomingCore,
+    raw: bytes,
+    head: bytes,
+    wanted: Sequence[tuple[int, int, int]],
+    pump: Pump,
+    deadline_ns: int,
+) -> None:
+    """Make another core of a stream: `head`, and behind it what is wanted of the one that begins
+    with `raw`: (offset there, offset here, size), ascending. What comes behind is not read.
+
+    Raises:
+        StopError: a limit was met, the disk refuses, or the stream ended too soon.
+        DeadlineError: it did not come in time.
+
+    """
+    pump.put_bytes(head)
+    window, at = memoryview(raw), 0
+    buffer = memoryview(bytearray(STREAM_BYTES))
+    for source, target, size in wanted:
+        if target > pump.size_bytes:
+            pump.hole(target - pump.size_bytes)
+        end = source + size
+        while source < end:
+            while source >= at + len(window):
+                at += len(window)
+                got = incoming.read_into(buffer, deadline_ns) if at >= len(raw) else 0
+                if not got:
+                    raise StopError(f"the stream ended after {at} bytes")
+                window = buffer[:got]
+            part = window[source - at : end - at]
+            pump.put_bytes(bytes(part))
+            source += len(part)
 
 
 @dataclass(slots=True)

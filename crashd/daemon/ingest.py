@@ -18,10 +18,12 @@ from dataclasses import replace
 
 from crashd.daemon.dispatch import Dispatcher, Job
 from crashd.domain.coremeta import CoreMeta
+from crashd.domain.kernellog import Loss
 from crashd.domain.model import Capture, Crash, Identity, Mode, State, to_json
-from crashd.domain.record import new_crash
+from crashd.domain.record import PIDFD_COREDUMP_USER, lost_crash, new_crash
 from crashd.edge.handoff import Connection, Handoff
-from crashd.edge.process import boot_id
+from crashd.edge.kernelsock import KernelConnection
+from crashd.edge.process import PidfdInfo, boot_id
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
 from crashd.store import spool
@@ -32,6 +34,7 @@ log = logging.getLogger("crashd.ingest")
 
 _REOPENED = frozenset({State.CAPTURING, State.LOST})
 """States of an entry into which the same crash, arriving once more, is taken."""
+_COUNTED_MAX = 100_000
 _RECENT_MAX = 8192
 """Tokens that are remembered here, for the index is written later: twice as many as can wait at the
 socket.
@@ -52,13 +55,16 @@ class Ingest:
         dropped: Callable[[str], None],
         id_of_token: Callable[[str], str | None],
         finished: Callable[[str], None],
+        refuses: Callable[[int], str | None],
     ) -> None:
+        """Take what is called: `refuses` tells why nothing of a user's crashes is kept now."""
         self._paths = paths
         self._dispatcher = dispatcher
         self._recorded = recorded
         self._dropped = dropped
         self._id_of_token = id_of_token
         self._finished = finished
+        self._refuses = refuses
         self._may_import = False
         self._boot_id = boot_id()
         self._hostname = os.fsencode(socket.gethostname())
@@ -73,11 +79,12 @@ class Ingest:
         on.
         """
         try:
-            if self._dispatcher.queued >= self.queue_max:
-                self._dropped("queue_full")
-                log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
-                raise _NotTakenError
             meta = CoreMeta.from_fields(handoff.fields, time.time_ns())
+            if self.is_full:
+                self._dropped("queue_full")
+                if not self._dispatcher.make_room(meta.uid):
+                    log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
+                    raise _NotTakenError
             if meta.token in self._recent:  # we were stopped meanwhile, and it came by the spool
                 log.info("crash %s was spooled before it was accepted", self._recent[meta.token])
                 raise _NotTakenError
@@ -105,8 +112,61 @@ class Ingest:
             descriptors.append(handoff.pidfd)
         self._recorded(crash)
         more = {"crash": to_json(crash)}
-        self._dispatcher.submit(Job("capture", entry, descriptors, more, accepted=False))
+        self._dispatcher.submit(
+            Job("capture", entry, descriptors, more, uid=crash.uid, accepted=False)
+        )
         return True
+
+    def take_from_kernel(self, connection: KernelConnection) -> None:
+        """Admit a crash from the kernel itself. Owns the connection from here on.
+
+        Nobody spools it: one that cannot even be recorded is lost, and counted.
+        """
+        info = connection.info
+        fields = _fields_of(info)
+        refused = self._refuses(info.uids[0]) if info.uids else None
+        try:
+            meta = CoreMeta.from_fields(fields, time.time_ns())
+            crash, entry = self._admit(meta, Mode.SOCKET, has_pidfd=True)
+        except OSError as e:
+            self._dropped("store_error")
+            log.error(
+                "a crash (pid %s) cannot be recorded in %s: %s, losing it",
+                info.pid,
+                self._paths.crashes,
+                e.strerror,
+            )
+            connection.close()
+            return
+        except BaseException:
+            connection.close()
+            raise
+        self._recorded(crash)
+        more = {"crash": to_json(crash), "refused": refused}
+        self._dispatcher.submit(Job("socket", entry, [*connection.detach()], more, uid=crash.uid))
+
+    def add_lost(self, loss: Loss, time_ns: int, token: str) -> None:
+        """Record what the kernel says it did not hand over."""
+        if self._id_of_token(token) is not None:
+            return
+        crash = lost_crash(
+            loss,
+            time_ns,
+            token,
+            boot_id=self._boot_id,
+            hostname=self._hostname,
+            random=secrets.randbits(40),
+        )
+        for _ in range(min(loss.count, _COUNTED_MAX)):
+            self._dropped("kernel_refused")
+        try:
+            with entries.create(self._paths, crash) as entry:
+                entry.write(crash, sync=True)
+        except OSError as e:
+            log.error("a crash that was lost cannot be recorded: %s, ignoring", e.strerror)
+            return
+        self._recorded(crash)
+        self._finished(crash.id)
 
     def _admit(self, meta: CoreMeta, mode: Mode, *, has_pidfd: bool) -> tuple[Crash, Entry]:
         crash = new_crash(
@@ -122,6 +182,11 @@ class Ingest:
         if len(self._recent) > _RECENT_MAX:
             del self._recent[next(iter(self._recent))]
         return crash, entry
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more crashes can wait for a worker."""
+        return self._dispatcher.queued >= self.queue_max
 
     def allow_import(self) -> None:
         """Begin to take from the spool: the index knows all tokens, so that nothing comes in
@@ -187,7 +252,9 @@ class Ingest:
         crash, entry = found
         self._recorded(crash)
         self._importing.add(name)
-        job = Job("import", entry, [descriptor], {"spool": name, "crash": to_json(crash)})
+        job = Job(
+            "import", entry, [descriptor], {"spool": name, "crash": to_json(crash)}, uid=crash.uid
+        )
         job.finished = lambda: self._imported(name)
         job.failed = lambda: self._importing.discard(name)
         job.poisoned = lambda: self._set_aside(name, f"workers died of spooled crash {name}")
@@ -274,6 +341,29 @@ class Ingest:
                 log.warning("crash %s: %s, salvaging", crash_id, reason)
                 self._dispatcher.submit(Job("salvage", entry, [], {"reason": reason}))
         return waiting
+
+
+def _fields_of(info: PidfdInfo) -> dict[str, bytes]:
+    """Tell of a crash from the kernel's socket what the handler's arguments tell of others.
+
+    The time is that of the connection; signal and thread are in the notes.
+    """
+    mask = info.coredump_mask or 0
+    numbers = {
+        "P": info.pid,
+        "u": info.uids[0] if info.uids else None,
+        "g": info.gids[0] if info.gids else None,
+        "s": info.coredump_signal,
+        "d": 1 if mask & PIDFD_COREDUMP_USER else 2,
+        "seen_ns": time.time_ns(),
+        "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    }
+    fields = {key: b"%d" % value for key, value in numbers.items() if value is not None}
+    return fields | {
+        "socket": b"1",
+        "identity": Identity.KERNEL.value.encode(),
+        "token": f"socket-{secrets.token_hex(12)}".encode(),
+    }
 
 
 class _NotTakenError(Exception):

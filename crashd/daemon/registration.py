@@ -8,8 +8,11 @@ while the daemon is away.
 import logging
 from pathlib import Path
 
-from crashd.domain.corepattern import build_pattern
+from crashd.domain.corepattern import build_pattern, build_socket_pattern
+from crashd.domain.model import Mode
 from crashd.edge import sysctl
+from crashd.edge.kernelsock import kernel_has_socket
+from crashd.edge.process import signal_is_told
 from crashd.errors import CrashdError
 from crashd.store.handlerfile import install_handler
 from crashd.store.paths import Paths
@@ -19,14 +22,35 @@ log = logging.getLogger("crashd.registration")
 PROC = Path("/proc")
 
 
-def register(paths: Paths, pipe_limit: int) -> bool:
-    """Put the handler in place and register it; False when this system does not let us.
+def choose_mode(configured: str, *, passed: bool) -> Mode:
+    """Choose how the kernel hands over cores; `passed` tells whether systemd holds the socket.
+
+    Without a program started for each crash is faster, but nobody spools what the socket does not
+    take: so by itself only where systemd holds it while the daemon is away, and where the kernel
+    tells the signal of a crash that is refused.
+    """
+    if configured == "pipe":
+        return Mode.PIPE
+    if not kernel_has_socket():
+        if configured == "socket":
+            log.error("this kernel has no coredump socket (Linux 6.17), using the pipe")
+        return Mode.PIPE
+    if configured == "socket" or (passed and signal_is_told()):
+        return Mode.SOCKET
+    return Mode.PIPE
+
+
+def register(paths: Paths, pipe_limit: int, mode: Mode = Mode.PIPE) -> bool:
+    """Put the handler in place and register it, or the socket; False when this system does not let
+    us.
 
     Raises:
         ConfigError: the root makes the pattern too long.
 
     """
     pattern = build_pattern(str(paths.handler))
+    if mode is Mode.SOCKET:
+        pattern = build_socket_pattern(str(paths.kernel_socket))
     ours = is_owned(paths)
     if not ours:
         paths.registered_marker.touch(mode=0o600)
@@ -34,7 +58,9 @@ def register(paths: Paths, pipe_limit: int) -> bool:
         if install_handler(paths):
             log.info("handler installed as %s", paths.handler)
         changed = sysctl.register(
-            sysctl.Registration(pattern, pipe_limit), paths.previous_core_pattern, PROC
+            sysctl.Registration(pattern, pipe_limit, str(paths.handler)),
+            paths.previous_core_pattern,
+            PROC,
         )
     except CrashdError as e:
         hint = f" ({e.hint})" if e.hint else ""

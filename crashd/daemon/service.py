@@ -23,11 +23,14 @@ from crashd.daemon.control import ControlServer
 from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
 from crashd.daemon.ingest import Ingest
+from crashd.daemon.intake import Intake
+from crashd.daemon.losses import LossWatch
 from crashd.daemon.pool import Nursery
 from crashd.daemon.spoolwatch import SpoolWatch
-from crashd.domain.model import LIST_KEYS, Crash, to_json
+from crashd.domain.model import LIST_KEYS, Crash, Mode, to_json
 from crashd.edge import exporter, handoff, metricsserver, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
+from crashd.edge.kmsg import KernelLog
 from crashd.errors import CrashdError, IndexCorruptError
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -40,10 +43,9 @@ STOP_NS = 60 * 10**9
 """How long a graceful stop waits for captures; systemd's own TimeoutStopSec is 90 s."""
 HEALTHY_NS = 120 * 10**9
 """A loop that has not turned for so long is not healthy (it turns at least every OWNERSHIP_NS)."""
-ACCEPT_AGAIN_NS = 10**9
-"""How long a listening socket is left alone when there is no descriptor for who waits there."""
 FAILURES_MAX = 100
 """Turns of the loop that fail, one after another, until the daemon gives up to be restarted."""
+_Source = socket.socket | DirectoryWatch | KernelLog
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -69,18 +71,7 @@ class Service:
         self._notifier = sdaemon.Notifier(os.environ)
         self._exporter = exporter.Exporter(__version__)
         self._admission = Admission(paths, self._exporter.limited)
-        self._dispatcher = Dispatcher(
-            nursery,
-            watch=lambda worker: self._watch(
-                worker.channel, lambda: self._dispatcher.readable(worker)
-            ),
-            unwatch=lambda worker: self._unwatch(worker.channel),
-            done=self._finished,
-            dropped=self._drop,
-            refused=self._handler_keeps_it,
-            decide=self._admission.decide,
-            ended=self._admission.ended,
-        )
+        self._dispatcher = self._make_dispatcher(nursery)
         self._index = open_index(paths)
         self._indexer = Indexer(
             paths, self._exporter, publish=self._publish, unfinished=self._from_indexer
@@ -92,13 +83,44 @@ class Service:
             dropped=self._drop,
             id_of_token=self._id_of_token,
             finished=self._indexer.finished,
+            refuses=self._admission.refuses,
         )
         self._control: ControlServer | None = None
         self._metrics: list[metricsserver.MetricsServer] = []
         self._spool_watch = SpoolWatch(
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
-        self._waiting: dict[int, handoff.Connection] = {}
+        self._mode = Mode.PIPE
+        self._losses = self._make_loss_watch()
+        self._intake = Intake(
+            paths,
+            self._ingest,
+            selector=self._selector,
+            later=self._timer,
+            dropped=self._drop,
+        )
+
+    def _make_loss_watch(self) -> LossWatch:
+        return LossWatch(
+            self._paths,
+            process.boot_id(),
+            is_ours=lambda: registration.is_owned(self._paths),
+            lost=self._ingest.add_lost,
+        )
+
+    def _make_dispatcher(self, nursery: Nursery) -> Dispatcher:
+        return Dispatcher(
+            nursery,
+            watch=lambda worker: self._watch(
+                worker.channel, lambda: self._dispatcher.readable(worker)
+            ),
+            unwatch=lambda worker: self._unwatch(worker.channel),
+            done=self._finished,
+            dropped=self._drop,
+            refused=self._handler_keeps_it,
+            decide=self._admission.decide,
+            ended=self._admission.ended,
+        )
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -111,7 +133,7 @@ class Service:
             self._open(cleanup)
             if self._register:
                 cleanup.callback(registration.unregister, self._paths)
-                registration.register(self._paths, self._pipe_limit())
+                registration.register(self._paths, self._pipe_limit(), self._mode)
             self._check_ownership()
             self._indexer.reconcile()  # and then, when every token is known, the spool
             self._ready = True
@@ -130,12 +152,7 @@ class Service:
         cleanup.callback(self._reset_signals, previous)
         given = sdaemon.listen_fds(os.environ)
         self._indexer.start()
-        self._handoff = given.get("handoff") or handoff.listen_unix(
-            self._paths.handoff_socket, socket.SOCK_SEQPACKET, 0o600
-        )
-        self._handoff.setblocking(False)
-        self._own_handoff = "handoff" not in given
-        self._watch(self._handoff, self._accept)
+        self._mode = self._intake.open(self._settings.capture.mode, given)
         control = given.get("control") or handoff.listen_unix(
             self._paths.control_socket, socket.SOCK_STREAM, 0o666
         )
@@ -144,6 +161,9 @@ class Service:
         )
         self._control.start()
         self._open_metrics(given.get("metrics"))
+        kernel_log = self._losses.open()
+        if kernel_log is not None:
+            self._watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
         self._spool_watch.renew()
         self._timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
         self._timer("ownership", OWNERSHIP_NS, self._check_ownership)
@@ -164,13 +184,8 @@ class Service:
     def _close(self) -> None:
         """Take everything down, in the order that loses nothing."""
         self._ready = False
-        if hasattr(self, "_handoff"):
-            self._unwatch(self._handoff)
-            self._handoff.close()
-            if self._own_handoff:
-                self._paths.handoff_socket.unlink(missing_ok=True)
-        for connection in self._waiting.values():
-            connection.close()
+        self._intake.close()
+        self._losses.close()
         left = self._dispatcher.abandon()
         self._admission.save()
         if left:
@@ -188,14 +203,20 @@ class Service:
 
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _watch(self, source: socket.socket | DirectoryWatch, act: Callable[[], None]) -> None:
+    def _watch(
+        self, source: socket.socket | DirectoryWatch | KernelLog, act: Callable[[], None]
+    ) -> None:
         self._selector.register(source, selectors.EVENT_READ, act)
 
-    def _unwatch(self, source: socket.socket | DirectoryWatch) -> None:
+    def _unwatch(self, source: _Source) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)
 
     def _timer(self, name: str, every_ns: int, act: Callable[[], object]) -> None:
+        """Have `act` called every so often; never again with 0."""
+        if not every_ns:
+            self._timers.pop(name, None)
+            return
         self._timers[name] = (time.monotonic_ns() + every_ns, every_ns, act)
 
     def _loop(self) -> None:
@@ -274,54 +295,21 @@ class Service:
             if self._register:
                 registration.unregister(self._paths)
             self._ingest.stop_import()
-            self._accept()
+            self._intake.accept()
             self._notifier.stopping()
         else:
             self._stop_ns = 0
 
     # -- crashes -----------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        try:
-            while (connection := handoff.accept(self._handoff)) is not None:
-                self._receive(connection)
-        except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
-            log.error("cannot accept hand-overs: %s, trying again", e.strerror)
-            self._unwatch(self._handoff)
-            self._timer("accept", ACCEPT_AGAIN_NS, self._accept_again)
-
-    def _accept_again(self) -> None:
-        del self._timers["accept"]
-        self._watch(self._handoff, self._accept)
-
-    def _receive(self, connection: handoff.Connection) -> None:
-        """Take a handler's message, now or when it comes: it is sent right behind the connect."""
-        try:
-            message = connection.receive()
-        except CrashdError as e:
-            self._drop(exporter.DropReason.MALFORMED_HANDOFF)
-            log.warning("hand-over refused: %s, ignoring", e)
-            self._forget(connection)
-            return
-        if message is None:
-            if connection.fileno() not in self._waiting:
-                self._waiting[connection.fileno()] = connection
-                self._selector.register(
-                    connection.fileno(), selectors.EVENT_READ, lambda: self._receive(connection)
-                )
-            return
-        self._forget(connection, close=False)
-        self._ingest.take(connection, message)
-
-    def _forget(self, connection: handoff.Connection, *, close: bool = True) -> None:
-        if self._waiting.pop(connection.fileno(), None) is not None:
-            self._selector.unregister(connection.fileno())
-        if close:
-            connection.close()
+    def _read_kernel_log(self, kernel_log: KernelLog) -> None:
+        if not self._losses.readable():
+            self._unwatch(kernel_log)
 
     def _finished(self, crash_id: str) -> None:
         self._crashes += 1
         self._indexer.finished(crash_id)
+        self._intake.resume()
         self._ingest.import_more()
 
     def _handler_keeps_it(self) -> None:
@@ -368,6 +356,7 @@ class Service:
     def _housekeep(self) -> None:
         self._spool_watch.renew()
         self._admission.save()
+        self._losses.save()
         self._ingest.import_spool()
         self._indexer.look_for_unfinished()
         try:
@@ -419,10 +408,12 @@ class Service:
         except OSError as e:
             log.error("the new configuration cannot be applied, keeping the old one: %s", e)
         else:
+            if settings.capture.mode != before.capture.mode:
+                log.warning("capture.mode takes effect at the next start, ignoring")
             if settings.http != before.http:
                 log.warning("[http] takes effect at the next start, ignoring")
             if self._register and registration.is_owned(self._paths):
-                registration.register(self._paths, self._pipe_limit())
+                registration.register(self._paths, self._pipe_limit(), self._mode)
             log.info("configuration reloaded")
         self._notifier.ready(self._status_line())
 
@@ -450,7 +441,7 @@ class Service:
             "ready": self._ready,
             "registered": registration.is_owned(self._paths),
             "core_pattern": pattern,
-            "mode": "pipe",
+            "mode": self._mode.value,
             "workers": self._dispatcher.workers,
             "in_flight": self._dispatcher.in_flight,
             "queued": self._dispatcher.queued,

@@ -13,6 +13,7 @@ from crashd.daemon.reader import Reader, StuckError
 from crashd.daemon.sink import CoreSink
 from crashd.domain import elfcore, memorymap
 from crashd.domain.memorymap import Backing, DoubtError, Extent
+from crashd.domain.minicore import MiniCore, plan_mini
 from crashd.domain.model import Core, Engine
 from crashd.domain.procfs import parse_status
 from crashd.domain.record import Allowance
@@ -65,6 +66,8 @@ class Taken:
     core: Core = field(default_factory=Core)
     engine: Engine = Engine.NONE
     build_id: str | None = None
+    expected_bytes: int | None = None
+    """Bytes that it has when it is whole; None where its head does not tell."""
     reason: str | None = None
     """Why it is not whole; None when it was read to its end."""
     doubt: str | None = None
@@ -93,6 +96,8 @@ class Source:
         self.whole = self.late = False
         """Whether `raw` is the whole core, or all that came of it in time."""
         self.extents: list[Extent] = []
+        self.mini: MiniCore | None = None
+        """What is taken instead of the whole."""
         self.memory: ProcessMemory | None = None
         self.reader = reader
 
@@ -154,6 +159,21 @@ class Source:
         backed = sum(e.size for e in self.extents if e.backing is not Backing.ANONYMOUS)
         return min(self.head.expected_size, resident + backed) + _SLACK_BYTES
 
+    def make_mini(self) -> None:
+        """Take no more than a mini core, where the head lets one be made."""
+        if self.head is None or not self.head.notes:
+            return
+        memory = self.memory
+        read = (lambda at, size: self._read(memory, at, size)) if memory is not None else None
+        self.mini = plan_mini(self.head, self.raw, read)
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """Bytes of the core that is taken, when it is whole; None where the head does not tell."""
+        if self.mini is not None:
+            return self.mini.size
+        return self.head.expected_size if self.head is not None else None
+
     def build_id(self) -> str | None:
         """Read the executable's build-id, before anything else of the memory is."""
         wanted = elfcore.executable_range(self.head) if self.head is not None else None
@@ -207,6 +227,8 @@ def _take(
 ) -> Taken:
     options = source.options
     wanted = elfcore.executable_range(source.head) if source.head is not None else None
+    if source.mini is not None and wanted is not None:
+        wanted = _in_mini(source.mini, *wanted)
     engine = Engine.STREAM if source.memory is None else Engine.MEMORY
     try:
         sink = CoreSink(
@@ -231,7 +253,7 @@ def _take(
     finally:
         sink.close()
     build_id = elfcore.parse_build_id(sink.spied())
-    return Taken(core, engine, build_id, reason, source.doubt)
+    return Taken(core, engine, build_id, reason=reason, doubt=source.doubt)
 
 
 def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
@@ -242,6 +264,9 @@ def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
 
     """
     try:
+        if source.mini is not None and source.memory is None:
+            _select(source, source.mini, pump, deadline_ns)
+            return None
         if source.whole:
             pump.put_bytes(source.raw)
             return LATE if source.late else None
@@ -266,24 +291,56 @@ def copy_memory(
         DeadlineError: it took too long.
 
     """
-    resident = memory.resident(memorymap.scan_ranges(source.extents))
-    pieces = memorymap.pieces(source.extents, resident, len(source.raw), _PIECE_MAX)
+    start, extents, trailer = source.raw, source.extents, elfcore.build_trailer(head)
+    if source.mini is not None:
+        start, extents, trailer = source.mini.head, _mini_extents(source, source.mini), b""
+    resident = memory.resident(memorymap.scan_ranges(extents))
+    pieces = memorymap.pieces(extents, resident, len(start), _PIECE_MAX)
     try:
         blanks = engines.copy(
             memory,
-            source.raw,
+            start,
             pieces,
             pump,
             deadline_ns,
             source.options.page_timeout_ns,
             source.reader,
         )
-        trailer = elfcore.build_trailer(head)
         pump.put_bytes(trailer)
     except OSError as e:
         raise DoubtError(f"reading the memory failed: {e.strerror}") from e
     except GoneError as e:
-        if pump.size_bytes == len(source.raw):
+        if pump.size_bytes == len(start):
             raise DoubtError("the process was killed before its memory was read") from e
         return "the process was killed while its core was taken"
     return blanks.reason()
+
+
+def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:
+    """Tell for each part of a mini core what is behind it in memory."""
+    backing = {extent.offset: extent for extent in source.extents}
+    return [
+        Extent(
+            kept.offset,
+            kept.address,
+            kept.size,
+            backing[kept.segment.offset].backing,
+            backing[kept.segment.offset].readable,
+        )
+        for kept in mini.kept
+    ]
+
+
+def _select(source: Source, mini: MiniCore, pump: Pump, deadline_ns: int) -> None:
+    """Take a mini core from the stream, which is read no further than it must."""
+    wanted = [(kept.source, kept.offset, kept.size) for kept in mini.kept]
+    engines.drain_selected(source.incoming, source.raw, mini.head, wanted, pump, deadline_ns)
+
+
+def _in_mini(mini: MiniCore, offset: int, size: int) -> tuple[int, int] | None:
+    """Find where a mini core has what is at `offset` of the whole one."""
+    for kept in mini.kept:
+        if kept.source <= offset < kept.source + kept.size:
+            skipped = offset - kept.source
+            return kept.offset + skipped, min(size, kept.size - skipped)
+    return None

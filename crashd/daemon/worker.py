@@ -167,6 +167,12 @@ def _capture_pipe(job: _Job) -> None:
     _capture(job, IncomingCore.from_pipe(source, pidfd))
 
 
+def _capture_socket(job: _Job) -> None:
+    source, pidfd = job.descriptors
+    job.descriptors.clear()
+    _capture(job, IncomingCore.from_socket(source, pidfd))
+
+
 def _capture_spool(job: _Job) -> None:
     with SpoolEntry(job.what["spool"], job.descriptors.pop(0)) as spooled:
         source = spooled.open_core()
@@ -187,6 +193,7 @@ def _capture(job: _Job, incoming: IncomingCore, ending: str | None = None) -> No
             identified=lambda: job.tell("identified"),
             decide=job.decide,
             reader=job.reader,
+            refused=job.what.get("refused"),
         )
     finally:
         incoming.release()
@@ -199,4 +206,9 @@ def _salvage(job: _Job) -> None:
     salvage(job.entry.read(), job.entry, job.what["reason"])
 
 
-_JOBS = {"capture": _capture_pipe, "import": _capture_spool, "salvage": _salvage}
+_JOBS = {
+    "capture": _capture_pipe,
+    "socket": _capture_socket,
+    "import": _capture_spool,
+    "salvage": _salvage,
+}

@@ -70,11 +70,12 @@ class CoreMeta:
     def from_fields(fields: Mapping[str, bytes], now_ns: int) -> "CoreMeta":
         """Validate the fields; whatever makes no sense is None and named in `malformed`."""
         malformed: list[str] = []
+        asked = "pst" if "socket" not in fields else ""  # the kernel's socket brings no arguments
 
         def number(key: str, low: int, high: int) -> int | None:
             text = fields.get(key)
             if text is None or text == b"":
-                if key in "pst":
+                if key in asked:
                     malformed.append(f"%{key} is missing")
                 return None
             if len(text) > 20 or not text.isdigit() or not low <= int(text) <= high:

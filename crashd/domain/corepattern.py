@@ -17,6 +17,9 @@ CONTRACT: Final = ("%p", "%e", "%s", "%t")
 EXTENDED: Final = ("%P", "%I", "%u", "%g", "%c", "%d", "%F", "%h")
 """What makes it race-free. A kernel that knows one not passes an empty argument in its place."""
 
+SUN_PATH_MAX: Final = 107
+"""Bytes of a unix socket's path, without the NUL: unix(7)."""
+
 _SPACE = " \t\n\v\f\r"  # the kernel's isspace()
 
 
@@ -44,6 +47,30 @@ def build_pattern(handler: str, *, extended: bool = True) -> str:
     return pattern
 
 
+def build_socket_pattern(path: str) -> str:
+    """Build the pattern that has the kernel connect to the socket `path` (Linux 6.17).
+
+    Raises:
+        ConfigError: the kernel could not connect there.
+
+    """
+    if not path.startswith("/") or not path.isprintable() or any(c.isspace() for c in path):
+        raise ConfigError(f"coredump socket {path!r} is not a plain absolute path")
+    if ".." in path.split("/") or "%" in path:
+        raise ConfigError(f"coredump socket {path!r} holds .. or %")
+    if len(path.encode()) > SUN_PATH_MAX:
+        raise ConfigError(
+            f"coredump socket {path!r} has more than {SUN_PATH_MAX} bytes",
+            hint="use a shorter root directory",
+        )
+    return "@@" + path
+
+
+def socket_of(handler: str) -> str:
+    """Name the coredump socket of the root that `handler` is in."""
+    return handler.removesuffix("/usr/libexec/crashd-core") + "/run/crashd/kernel.sock"
+
+
 def handler_of(pattern: str) -> str | None:
     """Name the program of a pipe pattern; None for any other."""
     words = _words(pattern)
@@ -51,8 +78,11 @@ def handler_of(pattern: str) -> str | None:
 
 
 def is_ours(pattern: str, handler: str) -> bool:
-    """Tell whether `pattern` pipes to `handler` with the arguments of CONTRACT first."""
-    return _words(pattern)[:5] == [handler, *CONTRACT]
+    """Tell whether `pattern` pipes to `handler` with the arguments of CONTRACT first, or has the
+    kernel connect to the socket beside it.
+    """
+    piped = _words(pattern)[:5] == [handler, *CONTRACT]
+    return piped or (bool(handler) and pattern == "@@" + socket_of(handler))
 
 
 def _words(pattern: str) -> list[str]:

@@ -99,6 +99,8 @@ class CoreHead:
     siginfo: SigInfo | None = None
     auxv: Mapping[int, int] = field(default_factory=dict)
     files: tuple[MappedFile, ...] = ()
+    notes: tuple[tuple[int, int], ...] = ()
+    """Offset and size of each note segment."""
     phdr_count: int = 0
     """Program headers, the PT_NOTE's included."""
     comm: bytes = b""
@@ -256,6 +258,7 @@ def parse_head(head: bytes) -> CoreHead:
         siginfo=found.siginfo,
         auxv=found.auxv,
         files=found.files,
+        notes=tuple(notes),
         phdr_count=count or 0,
         comm=found.comm,
         psargs=found.psargs,

@@ -109,6 +109,13 @@ class Limiter:
             return Verdict(Disposition.MINI)
         return Verdict(Disposition.MINI, short, self._reason(short))
 
+    def spent(self, scope: Scope, key: str, now_ns: int) -> str | None:
+        """Tell why nothing would be kept of a crash with this key; None when something may be."""
+        if scope not in self._rates:
+            return None
+        bucket = self._bucket(scope, key, now_ns)
+        return self._reason(scope) if bucket.full < 1 and bucket.mini < 1 else None
+
     def _reason(self, scope: Scope) -> str:
         rate = self._rates[scope]
         kept = f"{rate.full} full and {rate.mini} mini cores in {format_duration(rate.per_ns)}"

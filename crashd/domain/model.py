@@ -55,6 +55,8 @@ class Mode(StrEnum):
     SOCKET = "socket"
     SPOOL = "spool"
     KDUMP = "kdump"
+    NONE = "none"
+    """It did not: known from the kernel's log alone."""
 
 
 class Engine(StrEnum):

@@ -14,6 +14,7 @@ from crashd.domain import signals
 from crashd.domain.cgroup import parse_cgroup
 from crashd.domain.coremeta import CoreMeta
 from crashd.domain.elfcore import CoreHead
+from crashd.domain.kernellog import Loss
 from crashd.domain.model import (
     Capture,
     Crash,
@@ -30,6 +31,7 @@ from crashd.domain.procfs import (
     AT_UID,
     parse_auxv,
     parse_cmdline,
+    parse_core_limit,
     parse_environ,
     parse_status,
 )
@@ -85,6 +87,30 @@ def new_crash(
     )
 
 
+def lost_crash(
+    loss: Loss, time_ns: int, token: str, *, boot_id: str, hostname: bytes, random: int
+) -> Crash:
+    """Build the record of a crash that the kernel did not hand over."""
+    named = loss.pid is not None
+    title = f"lost: {printable(loss.comm)}" if named else f"lost: {loss.count} crashes"
+    where = "its pid is that of its own pid namespace"
+    return Crash(
+        id=build_id_text(time_ns, boot_id, loss.pid or 0, random),
+        kind=Kind.PROCESS,
+        state=State.LOST,
+        time_ns=time_ns,
+        boot_id=boot_id,
+        hostname=hostname,
+        token=token,
+        pid=loss.pid,
+        ns_pid=loss.pid,
+        comm=loss.comm,
+        capture=Capture(mode=Mode.NONE, disposition=Disposition.METADATA, reason=loss.reason),
+        title=title,
+        warnings=(where,) if named else (),
+    )
+
+
 def add_process(
     crash: Crash,
     snapshot: Mapping[str, bytes],
@@ -123,6 +149,7 @@ def add_process(
         cgroup=place.cgroup,
         container_id=place.container_id,
         container_runtime=place.container_runtime,
+        rlimit_core=_core_limit(crash, snapshot.get("limits", b"")),
         pod_uid=place.pod_uid,
         threads=_named_threads(snapshot.get("threads", b""), crash),
         environ=environ,
@@ -134,6 +161,16 @@ def add_process(
         open_fds=snapshot.get("open_fds"),
         warnings=tuple(warnings),
     )
+
+
+def _core_limit(crash: Crash, limits: bytes) -> int | None:
+    """Find RLIMIT_CORE, which the kernel's socket does not bring.
+
+    A pattern without %c asks for no limit, and has none.
+    """
+    if crash.capture.mode is not Mode.SOCKET:
+        return crash.rlimit_core
+    return parse_core_limit(limits)
 
 
 def _stat_comm(stat: bytes) -> bytes:

@@ -41,6 +41,8 @@ class DropReason(StrEnum):
     STORE_ERROR = "store_error"
     WORKER_DIED = "worker_died"
     DEADLINE = "deadline"
+    KERNEL_REFUSED = "kernel_refused"
+    """The kernel did not hand a crash over, as its log says."""
     MALFORMED_HANDOFF = "malformed_handoff"
 
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from crashd.domain.model import Mode
+from crashd.edge.kernelsock import shake_hands
 from crashd.edge.memory import ProcessMemory
 from crashd.edge.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
+from crashd.errors import FormatError
 
 PIPE_BYTES = 1 << 20
 
@@ -54,9 +56,31 @@ class IncomingCore:
         return cls(Mode.PIPE, source, pidfd, snapshot)
 
     @classmethod
+    def from_socket(cls, source: int, pidfd: int) -> "IncomingCore":
+        """Take the socket on which the kernel offers a core, and its peer's pidfd."""
+        return cls(Mode.SOCKET, source, pidfd, lambda: read_snapshot(pidfd))
+
+    @classmethod
     def from_spool(cls, source: int, snapshot: Callable[[], Mapping[str, bytes]]) -> "IncomingCore":
         """Take a core that the handler spooled; its process is long gone."""
         return cls(Mode.SPOOL, source, None, snapshot)
+
+    def accept(self) -> None:
+        """Have the core sent, where the kernel asks whether it shall.
+
+        Raises:
+            FormatError: it and we do not understand each other.
+
+        """
+        if self.mode is Mode.SOCKET:
+            shake_hands(self._source, reject=False)
+
+    def refuse(self) -> None:
+        """Let the process go without its core."""
+        if self.mode is Mode.SOCKET and self._source >= 0:
+            with contextlib.suppress(FormatError):  # it is let go in any case
+                shake_hands(self._source, reject=True)
+        self.release()
 
     def snapshot(self) -> Mapping[str, bytes]:
         """Read what /proc tells (or told, in the spool); may block, see `read_snapshot`."""

@@ -18,10 +18,14 @@ from crashd.corehandler import PROC_FILES, PROC_LINKS
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, 72 bytes), linux/pidfd.h, 6.13; 72 bytes since 6.16
 _PIDFD_INFO_CREDS, _PIDFD_INFO_CGROUPID, _PIDFD_INFO_COREDUMP = 2, 4, 16
+_PIDFD_INFO_SUPPORTED, _PIDFD_INFO_COREDUMP_SIGNAL = 32, 64
+_PIDFD_GET_INFO_80 = 0xC050FF0B  # the same for the 80 bytes of 6.19
 _PIDFD_INFO = struct.Struct("=QQIIIIIIIIIIIiII")
 THREADS_MAX = 4096
 OPEN_FDS_MAX = 256
 _TEXT_MAX = 1 << 16
+_OF_PROCESS = frozenset({"stat"})
+"""Files that tell of the process even when its first thread has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class PidfdInfo:
     """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not tell (below
     6.16).
     """
+    coredump_signal: int | None = None
+    """None where the kernel does not tell (below 6.19)."""
 
 
 def make_undumpable() -> None:
@@ -98,6 +104,7 @@ def pidfd_info(pidfd: int) -> PidfdInfo | None:
     """
     # until minimum kernel 6.16: ENOTTY below 6.13, no coredump_mask below 6.16
     wanted = _PIDFD_INFO_CREDS | _PIDFD_INFO_CGROUPID | _PIDFD_INFO_COREDUMP
+    wanted |= _PIDFD_INFO_COREDUMP_SIGNAL
     buffer = bytearray(_PIDFD_INFO.size)
     struct.pack_into("=Q", buffer, 0, wanted)
     try:
@@ -105,14 +112,34 @@ def pidfd_info(pidfd: int) -> PidfdInfo | None:
     except OSError:
         return None
     (mask, _cgroup, pid, _tgid, _ppid, *rest) = _PIDFD_INFO.unpack(buffer)
-    ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid, _exit, coredump, _signal = rest
+    ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid, _exit, coredump, signal = rest
     creds = bool(mask & _PIDFD_INFO_CREDS)
     return PidfdInfo(
         pid=pid,
         uids=(ruid, euid, suid, fsuid) if creds else None,
         gids=(rgid, egid, sgid, fsgid) if creds else None,
         coredump_mask=coredump if mask & _PIDFD_INFO_COREDUMP else None,
+        coredump_signal=signal if mask & _PIDFD_INFO_COREDUMP_SIGNAL and signal else None,
     )
+
+
+def signal_is_told() -> bool:
+    """Tell whether a pidfd tells the signal of a coredump (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
+
+    The kernel answers which bits it knows (PIDFD_INFO_SUPPORTED) since the same version.
+    """
+    buffer = bytearray(80)
+    struct.pack_into("=Q", buffer, 0, _PIDFD_INFO_SUPPORTED)
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO_80, buffer)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    (mask,) = struct.unpack_from("=Q", buffer)
+    (supported,) = struct.unpack_from("=Q", buffer, 72)
+    return bool(mask & _PIDFD_INFO_SUPPORTED and supported & _PIDFD_INFO_COREDUMP_SIGNAL)
 
 
 def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
@@ -133,15 +160,28 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
         if pidfd_pid(pidfd) != pid:
             return {}
         found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
+        alive = _with_memory(process, str(pid))
         for name in PROC_LINKS:
-            found[name] = _link(name, process)
+            found[name] = _link(alive + name, process)
         found["threads"] = _threads(process)
         found["open_fds"] = _open_fds(process)
         for name, limit in PROC_FILES.items():
-            found[name] = _read(name, limit, process)
+            found[name] = _read(name if name in _OF_PROCESS else alive + name, limit, process)
         return found if pidfd_pid(pidfd) == pid else {}
     finally:
         os.close(process)
+
+
+def _with_memory(process: int, pid: str) -> str:
+    """Find the thread whose files tell of the process's memory: the first has none of it once it
+    has ended, though others go on.
+    """
+    if _read("maps", 1, process):
+        return ""
+    for tid in _list("task", process):
+        if tid != pid and _read(f"task/{tid}/maps", 1, process):
+            return f"task/{tid}/"
+    return ""
 
 
 def _read(name: str, limit: int, directory: int) -> bytes:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashd.domain.corepattern import PATTERN_MAX, handler_of, is_ours
+from crashd.domain.corepattern import PATTERN_MAX, is_ours
 from crashd.errors import (
     CrashdError,
     PermissionDeniedError,
@@ -47,6 +47,8 @@ class Registration:
     pattern: str
     """As crashd.domain.corepattern.build_pattern makes it."""
     pipe_limit: int
+    handler: str
+    """The program that would be piped to; it tells our own patterns from others'."""
 
 
 def _path(name: str, proc: Path) -> Path:
@@ -143,7 +145,7 @@ def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bo
     before = {name: read(name, proc) for name in _ORDER}
     if before == values:
         return False
-    saved = not is_ours(before[PATTERN], handler_of(wanted.pattern) or "")
+    saved = not is_ours(before[PATTERN], wanted.handler)
     if saved:
         _save(previous_file, before)
     done: list[str] = []

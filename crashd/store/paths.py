@@ -56,6 +56,11 @@ class Paths:
         return self.state_dir / "limiter.json"
 
     @property
+    def kernel_log_state(self) -> Path:
+        """How far the kernel's log has been read; JSON."""
+        return self.state_dir / "kernel-log.json"
+
+    @property
     def previous_core_pattern(self) -> Path:
         """What kernel.core_pattern and its companions held before crashd registered."""
         return self.state_dir / "previous-core-pattern"

@@ -30,7 +30,7 @@ from crashd.errors import (
 
 HANDLER = "/usr/libexec/crashd-core"
 OURS = build_pattern(HANDLER)
-WANTED = Registration(OURS, 64)
+WANTED = Registration(OURS, 64, HANDLER)
 THEIRS = "|/usr/share/apport/apport -p%p -s%s"
 NAMES = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
 
@@ -282,7 +282,7 @@ def test_register_again_changes_nothing(proc: Path, previous: Path) -> None:
 def test_register_over_an_older_own_pattern_keeps_the_first_file(
     proc: Path, previous: Path
 ) -> None:
-    register(Registration(build_pattern(HANDLER, extended=False), 16), previous, proc)
+    register(Registration(build_pattern(HANDLER, extended=False), 16, HANDLER), previous, proc)
     saved = previous.read_bytes()
     assert register(WANTED, previous, proc) is True
     assert values(proc) == (OURS, "64", "2")

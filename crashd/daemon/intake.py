@@ -1,0 +1,168 @@
+"""The sockets on which crashes come in: from the handler, and from the kernel itself."""
+
+import contextlib
+import logging
+import selectors
+import socket
+from collections.abc import Callable, Mapping
+
+from crashd.daemon.ingest import Ingest
+from crashd.daemon.registration import choose_mode
+from crashd.domain.model import Mode
+from crashd.edge import handoff, kernelsock
+from crashd.edge.exporter import DropReason
+from crashd.errors import CrashdError
+from crashd.store.paths import Paths
+
+log = logging.getLogger("crashd.intake")
+
+AGAIN_NS = 10**9
+"""How long a listening socket is left alone when there is no descriptor for who waits there."""
+
+
+class Intake:
+    """Owns both sockets, and the handlers' connections until their message is there."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        ingest: Ingest,
+        *,
+        selector: selectors.BaseSelector,
+        later: Callable[[str, int, Callable[[], object]], None],
+        dropped: Callable[[str], None],
+    ) -> None:
+        """`later(name, ns, act)` has `act` called every so many ns, until it is called with 0."""
+        self._paths = paths
+        self._ingest = ingest
+        self._selector = selector
+        self._later = later
+        self._dropped = dropped
+        self._handoff: socket.socket | None = None
+        self._kernel: socket.socket | None = None
+        self._own: list[socket.socket] = []
+        self._paused = False
+        self._waiting: dict[int, handoff.Connection] = {}
+
+    def open(self, configured: str, given: Mapping[str, socket.socket]) -> Mode:
+        """Listen, where systemd does not do so for us; tell which way the kernel is to take.
+
+        Raises:
+            UnavailableError: a socket cannot be bound.
+
+        """
+        self._handoff = given.get("handoff")
+        if self._handoff is None:
+            self._handoff = handoff.listen_unix(
+                self._paths.handoff_socket, socket.SOCK_SEQPACKET, 0o600
+            )
+            self._own.append(self._handoff)
+        self._watch(self._handoff, self.accept)
+        kernel = given.get("kernel")
+        mode = choose_mode(configured, passed=kernel is not None)
+        if mode is Mode.SOCKET and kernel is None:
+            kernel = handoff.listen_unix(self._paths.kernel_socket, socket.SOCK_STREAM, 0o600)
+            self._own.append(kernel)
+        if (
+            kernel is not None
+        ):  # systemd's is listened on in either mode: whoever waits there is held
+            self._kernel = kernel
+            self._watch(kernel, self.accept_from_kernel)
+        return mode
+
+    def close(self) -> None:
+        """Close all; sockets of our own making are gone then."""
+        for server, path in (
+            (self._handoff, self._paths.handoff_socket),
+            (self._kernel, self._paths.kernel_socket),
+        ):
+            if server is None:
+                continue
+            self._unwatch(server)
+            server.close()
+            if server in self._own:
+                path.unlink(missing_ok=True)
+        for connection in self._waiting.values():
+            connection.close()
+
+    def _watch(self, server: socket.socket, act: Callable[[], None]) -> None:
+        server.setblocking(False)
+        self._selector.register(server, selectors.EVENT_READ, act)
+
+    def _unwatch(self, server: socket.socket) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(server)
+
+    # -- from the handler --------------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """Take what handlers wait to hand over."""
+        server = self._handoff
+        if server is None:
+            return
+        try:
+            while (connection := handoff.accept(server)) is not None:
+                self._receive(connection)
+        except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
+            log.error("cannot accept hand-overs: %s, trying again", e.strerror)
+            self._unwatch(server)
+            self._later("accept", AGAIN_NS, lambda: self._accept_again(server))
+
+    def _accept_again(self, server: socket.socket) -> None:
+        self._later("accept", 0, self.accept)
+        self._watch(server, self.accept)
+
+    def _receive(self, connection: handoff.Connection) -> None:
+        """Take a handler's message, now or when it comes: it is sent right behind the connect."""
+        try:
+            message = connection.receive()
+        except CrashdError as e:
+            self._dropped(DropReason.MALFORMED_HANDOFF)
+            log.warning("hand-over refused: %s, ignoring", e)
+            self._forget(connection)
+            return
+        if message is None:
+            if connection.fileno() not in self._waiting:
+                self._waiting[connection.fileno()] = connection
+                self._selector.register(
+                    connection.fileno(), selectors.EVENT_READ, lambda: self._receive(connection)
+                )
+            return
+        self._forget(connection, close=False)
+        self._ingest.take(connection, message)
+
+    def _forget(self, connection: handoff.Connection, *, close: bool = True) -> None:
+        if self._waiting.pop(connection.fileno(), None) is not None:
+            self._selector.unregister(connection.fileno())
+        if close:
+            connection.close()
+
+    # -- from the kernel ---------------------------------------------------------------------------
+
+    def accept_from_kernel(self) -> None:
+        """Take crashes from the kernel, as many as there is room for: the others wait, held."""
+        server = self._kernel
+        if server is None:
+            return
+        try:
+            while not self._ingest.is_full:
+                connection = kernelsock.accept(server)
+                if connection is None:
+                    return
+                self._ingest.take_from_kernel(connection)
+        except CrashdError as e:
+            self._dropped(DropReason.MALFORMED_HANDOFF)
+            log.warning("%s, ignoring", e)
+            return
+        except OSError as e:
+            log.error("cannot accept crashes from the kernel: %s, trying again", e.strerror)
+        self._unwatch(server)
+        self._paused = True
+        self._later("kernel", AGAIN_NS, self.resume)
+
+    def resume(self) -> None:
+        """Listen to the kernel again, where there was no room for more."""
+        if self._paused and self._kernel is not None:
+            self._paused = False
+            self._later("kernel", 0, self.resume)
+            self._watch(self._kernel, self.accept_from_kernel)

@@ -1,0 +1,277 @@
+"""Mini cores: an ELF core with all headers and notes, but only the memory that a debugger needs to
+name the functions on every thread's stack. Pure.
+
+    Ehdr | Phdr … | notes | padding | stacks, loader's data, first pages of modules …
+
+What is left out is still there as a PT_LOAD without bytes in the file, so that a debugger reads
+what it can from the executable and its libraries, and calls the rest not saved.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from crashd.domain.elfcore import PT_LOAD, PT_NOTE, CoreHead, Segment
+from crashd.domain.elfnotes import Layout
+from crashd.domain.procfs import AT_PHDR, AT_PHENT, AT_PHNUM, AT_SYSINFO_EHDR
+
+PAGE: Final = 4096
+MINI_MAX: Final = 64 << 20
+"""Bytes of memory; what comes first in `_wanted` is kept first."""
+CRASHED_STACK_BYTES: Final = 1 << 20
+STACK_BYTES: Final = 128 << 10
+_RED_ZONE = 128
+_GUARD_MAX = 1 << 20
+_DATA_MAX = 1 << 20
+_SMALL_MAX = 64 << 10
+_AROUND_BYTES = 2 * PAGE
+_LINK_MAPS_MAX = 4096
+_NAME_BYTES = 512
+_DYNAMIC_MAX = 512
+_DT_DEBUG, _PT_DYNAMIC = 21, 2
+_PHNUM_MAX = 0xFFFE
+_PF_W = 2
+
+ReadMemory = Callable[[int, int], bytes]
+"""From address and size; short or empty where it cannot be read."""
+
+
+class Kept(NamedTuple):
+    """A range of memory in a mini core."""
+
+    offset: int
+    """In the mini core."""
+    source: int
+    """In the whole core."""
+    address: int
+    size: int
+    segment: Segment
+
+
+class MiniCore(NamedTuple):
+    """A plan: the head's bytes, and what comes behind them."""
+
+    head: bytes
+    kept: tuple[Kept, ...]
+    """In the order of both files."""
+    size: int
+
+
+def plan_mini(head: CoreHead, raw: bytes, read: ReadMemory | None) -> MiniCore:
+    """Plan the mini core of a core with this head, whose bytes are `raw`.
+
+    `read` reads the process's memory, to follow the loader's list of modules into the heap; without
+    it modules loaded at run time may have no names.
+    """
+    ranges = _merge(_wanted(head, read), head.segments)
+    return _lay_out(head, raw, ranges)
+
+
+# -- what is wanted --------------------------------------------------------------------------------
+
+
+def _wanted(head: CoreHead, read: ReadMemory | None) -> Iterator[tuple[int, int]]:
+    """Give ranges of addresses, what matters most first."""
+    segments = sorted(head.segments, key=lambda s: s.vaddr)
+    starts = [s.vaddr for s in segments]
+    if head.threads:
+        yield from _stack(head.threads[0].sp, CRASHED_STACK_BYTES, segments, starts)
+    yield from _modules(head, segments)
+    if read is not None:
+        yield from _link_maps(head, read)
+    for thread in head.threads[:1]:
+        if thread.pc is not None:
+            yield thread.pc - _AROUND_BYTES, thread.pc + _AROUND_BYTES
+    if head.siginfo is not None and head.siginfo.address is not None:
+        address = head.siginfo.address
+        yield address - _AROUND_BYTES, address + _AROUND_BYTES
+    for thread in head.threads[1:]:
+        yield from _stack(thread.sp, STACK_BYTES, segments, starts)
+
+
+def _stack(
+    sp: int | None, size: int, segments: Sequence[Segment], starts: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Give a thread's stack from its pointer on, and the end of it, where its descriptor is."""
+    if sp is None:
+        return
+    index = bisect_right(starts, sp) - 1
+    if index < 0 or sp >= segments[index].vaddr + segments[index].memsz:
+        index += 1  # run into the guard below it
+    if index >= len(segments) or segments[index].vaddr - sp > _GUARD_MAX:
+        return
+    segment = segments[index]
+    end = segment.vaddr + segment.memsz
+    start = max(segment.vaddr, sp - _RED_ZONE)
+    yield start, min(end, start + size)
+    if segment.memsz <= 1 << 30:
+        yield end - min(segment.memsz, 4 * PAGE), end
+
+
+def _modules(head: CoreHead, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    """Give first pages and data of mapped files, and the small memory between them, where the
+    loader keeps its lists.
+    """
+    files = sorted((f.start, f.end) for f in head.files)
+    starts = [start for start, _ in files]
+    vdso = head.auxv.get(AT_SYSINFO_EHDR)
+    low, high = (files[0][0], files[-1][1]) if files else (0, 0)
+    for segment in segments:
+        if not segment.filesz:
+            continue
+        start, end = segment.vaddr, segment.vaddr + segment.filesz
+        index = bisect_right(starts, start) - 1
+        of_file = index >= 0 and start < files[index][1]
+        behind_file = index >= 0 and start == files[index][1]
+        small = low <= start < high and segment.filesz <= _SMALL_MAX
+        data = (of_file or behind_file) and segment.flags & _PF_W and segment.filesz <= _DATA_MAX
+        if start == vdso or small or data or (behind_file and segment.filesz <= _SMALL_MAX):
+            yield start, end
+
+
+def _link_maps(head: CoreHead, read: ReadMemory) -> Iterator[tuple[int, int]]:
+    """Follow r_debug of the executable to every module's struct link_map and name (link.h)."""
+    layout = Layout(head.machine, head.bits, head.byteorder)
+    word = head.bits // 8
+
+    def pointer(at: int) -> int:
+        raw = read(at, word)
+        return int.from_bytes(raw, head.byteorder) if len(raw) == word else 0
+
+    debug = _find_debug(head, layout, word, read)
+    if not debug:
+        return
+    yield debug, debug + 8 * word
+    entry, seen = pointer(debug + word), set[int]()
+    while entry and entry not in seen and len(seen) < _LINK_MAPS_MAX:
+        seen.add(entry)
+        yield entry, entry + 8 * word
+        name = pointer(entry + word)
+        if name:
+            yield name, name + _NAME_BYTES
+        entry = pointer(entry + 3 * word)
+
+
+def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> int:
+    """Find the address of r_debug, 0 when there is none: static, or not started yet."""
+    phdr, count = head.auxv.get(AT_PHDR, 0), min(head.auxv.get(AT_PHNUM, 0), 64)
+    size = 56 if head.bits == 64 else 32
+    if not phdr or head.auxv.get(AT_PHENT) != size:
+        return 0
+    table = read(phdr, count * size)
+    codes = "IIQQQQQQ" if head.bits == 64 else "IIIIIIII"
+    base = dynamic = 0
+    for row in layout.struct(codes).iter_unpack(table[: len(table) - len(table) % size]):
+        vaddr = row[3] if head.bits == 64 else row[2]
+        if row[0] == 6:  # PT_PHDR
+            base = phdr - vaddr
+        elif row[0] == _PT_DYNAMIC:
+            dynamic = vaddr
+    if not dynamic:
+        return 0
+    raw = read((base + dynamic) % (1 << head.bits), _DYNAMIC_MAX * 2 * word)
+    pairs = layout.struct("QQ" if head.bits == 64 else "II")
+    for tag, value in pairs.iter_unpack(raw[: len(raw) - len(raw) % (2 * word)]):
+        if tag == _DT_DEBUG:
+            return int(value)
+        if tag == 0:
+            break
+    return 0
+
+
+# -- what is kept of it ----------------------------------------------------------------------------
+
+
+def _merge(wanted: Iterable[tuple[int, int]], segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Join ranges into whole pages, ascending, up to MINI_MAX of what is in the core."""
+    ordered = sorted((s.vaddr, s.vaddr + s.filesz) for s in segments if s.filesz)
+    starts = [start for start, _ in ordered]
+    ranges: list[tuple[int, int]] = []
+    left = MINI_MAX
+    for start, end in wanted:
+        low, high = start & -PAGE, -(-end // PAGE) * PAGE
+        for index in range(max(0, bisect_right(starts, low) - 1), len(ordered)):
+            first, last = ordered[index]
+            if first >= high:
+                break
+            part = max(low, first), min(high, last)
+            if part[0] < part[1] and left > 0:
+                ranges.append(part)
+                left -= part[1] - part[0]
+    ranges.sort()
+    joined: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _lay_out(head: CoreHead, raw: bytes, ranges: list[tuple[int, int]]) -> MiniCore:
+    """Write the head, and give each range its place."""
+    layout = Layout(head.machine, head.bits, head.byteorder)
+    parts = [(segment, _cut(segment, ranges)) for segment in head.segments]
+    if 1 + sum(len(pieces) for _, pieces in parts) > _PHNUM_MAX:
+        parts = [(s, [p for p in pieces if p[2]]) for s, pieces in parts]
+    notes = [raw[offset : offset + size] for offset, size in head.notes]
+    ehdr_size, phdr_size = (64, 56) if head.bits == 64 else (52, 32)
+    count = 1 + sum(len(pieces) for _, pieces in parts)
+    notes_at = ehdr_size + count * phdr_size
+    notes_size = sum(map(len, notes))
+    position = -(-(notes_at + notes_size) // PAGE) * PAGE
+    table = [_phdr(layout, PT_NOTE, 0, notes_at, 0, notes_size, 0, 4)]
+    kept: list[Kept] = []
+    for segment, pieces in parts:
+        for start, end, there in pieces:
+            filesz = end - start if there else 0
+            table.append(
+                _phdr(layout, PT_LOAD, segment.flags, position, start, filesz, end - start, PAGE)
+            )
+            if there:
+                source = segment.offset + start - segment.vaddr
+                kept.append(Kept(position, source, start, filesz, segment))
+                position += filesz
+    start_of_file = _ehdr(raw[:ehdr_size], layout, ehdr_size, count)
+    head_bytes = b"".join([start_of_file, *table, *notes])
+    return MiniCore(head_bytes, tuple(kept), position)
+
+
+def _cut(segment: Segment, ranges: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:
+    """Cut a segment into what is kept and what is not: (start, end, kept)."""
+    pieces: list[tuple[int, int, bool]] = []
+    at, end = segment.vaddr, segment.vaddr + segment.memsz
+    in_file = segment.vaddr + segment.filesz
+    for index in range(max(0, bisect_right(ranges, (at,)) - 1), len(ranges)):
+        low, high = max(ranges[index][0], at), min(ranges[index][1], in_file)
+        if ranges[index][0] >= in_file:
+            break
+        if low >= high:
+            continue
+        if low > at:
+            pieces.append((at, low, False))
+        pieces.append((low, high, True))
+        at = high
+    if at < end:
+        pieces.append((at, end, False))
+    return pieces
+
+
+def _phdr(
+    layout: Layout, kind: int, flags: int, offset: int, vaddr: int, filesz: int, memsz: int,
+    align: int,
+) -> bytes:  # fmt: skip
+    if layout.bits == 64:
+        values = (kind, flags, offset, vaddr, 0, filesz, memsz, align)
+        return layout.struct("IIQQQQQQ").pack(*values)
+    return layout.struct("IIIIIIII").pack(kind, offset, vaddr, 0, filesz, memsz, flags, align)
+
+
+def _ehdr(original: bytes, layout: Layout, phoff: int, phnum: int) -> bytes:
+    """Write the ELF header anew: as it was, but for the tables."""
+    codes = "16sHHIQQQIHHHHHH" if layout.bits == 64 else "16sHHIIIIIHHHHHH"
+    fields = list(layout.struct(codes).unpack(original))
+    fields[5], fields[6] = phoff, 0
+    fields[10] = phnum
+    fields[12] = fields[13] = 0
+    return layout.struct(codes).pack(*fields)

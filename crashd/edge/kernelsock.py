@@ -1,0 +1,126 @@
+"""The listening end of the kernel's coredump socket: who connects, and the handshake.
+
+Two gates, for each alone could be passed (KERNEL.md A5): the socket is 0600, and the peer's pidfd
+says that it is in its coredump (PIDFD_COREDUMPED), which the kernel sets before it connects.
+"""
+
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+from crashd.domain.coredumpsock import (
+    COREDUMP_KERNEL,
+    COREDUMP_REJECT,
+    COREDUMP_WAIT,
+    MARK_SIZE,
+    REQUEST_MIN,
+    build_ack,
+    check_mark,
+    parse_request,
+)
+from crashd.edge.process import PidfdInfo, pidfd_info
+from crashd.errors import FormatError
+
+SO_PEERPIDFD = 77  # asm-generic/socket.h, 6.5
+PIDFD_COREDUMPED = 1  # linux/pidfd.h, 6.16
+_CORE_MODES = Path("/proc/sys/kernel/core_modes")
+_ELF = b"\x7fELF"
+HANDSHAKE_SECONDS = 5
+"""The kernel answers at once; nobody else is worth more."""
+
+
+class KernelConnection:
+    """A crash that the kernel offers; owns the socket and the pidfd until `detach`."""
+
+    def __init__(self, peer: socket.socket, pidfd: int, info: PidfdInfo) -> None:
+        self._peer = peer
+        self._pidfd = pidfd
+        self.info = info
+
+    def detach(self) -> tuple[int, int]:
+        """Give socket and pidfd away: the caller owns them."""
+        pidfd, self._pidfd = self._pidfd, -1
+        return self._peer.detach(), pidfd
+
+    def close(self) -> None:
+        """Let the crashed process go."""
+        self._peer.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def accept(server: socket.socket) -> KernelConnection | None:
+    """Accept the next crash; None when none is waiting.
+
+    Raises:
+        FormatError: who connects is not the kernel; it is closed.
+        OSError: no descriptor or no memory is left; `server` stays readable.
+
+    """
+    try:
+        peer, _ = server.accept()
+    except (BlockingIOError, ConnectionAbortedError):
+        return None
+    pidfd = -1
+    try:
+        try:
+            raw = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+        except OSError as e:
+            raise FormatError(f"coredump socket: peer without a pidfd: {e.strerror}") from e
+        (pidfd,) = struct.unpack("=i", raw)
+        os.set_inheritable(pidfd, False)
+        info = pidfd_info(pidfd)
+        mask = info.coredump_mask if info is not None else None
+        if info is None or mask is None or not mask & PIDFD_COREDUMPED:
+            raise FormatError("coredump socket: the peer is no process in its coredump")
+        peer.setblocking(True)
+        return KernelConnection(peer, pidfd, info)
+    except BaseException:
+        peer.close()
+        if pidfd >= 0:
+            os.close(pidfd)
+        raise
+
+
+def shake_hands(fd: int, *, reject: bool) -> None:
+    """Have the kernel send its core on `fd`, or drop it; the descriptor stays the caller's.
+
+    Raises:
+        FormatError: the kernel and we do not understand each other.
+
+    """
+    with socket.socket(fileno=os.dup(fd)) as peer:
+        peer.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", HANDSHAKE_SECONDS, 0)
+        )
+        try:
+            if peer.recv(4, socket.MSG_PEEK) == _ELF:
+                return  # by a worker that has died since: the core itself comes already
+            request = parse_request(peer.recv(REQUEST_MIN, socket.MSG_WAITALL))
+            if request.size > REQUEST_MIN:
+                peer.recv(request.size - REQUEST_MIN, socket.MSG_WAITALL)
+            mask = COREDUMP_REJECT if reject else COREDUMP_KERNEL | COREDUMP_WAIT
+            peer.send(build_ack(mask), socket.MSG_NOSIGNAL)
+            check_mark(peer.recv(MARK_SIZE, socket.MSG_WAITALL))
+        except OSError as e:
+            raise FormatError(f"the coredump handshake broke off: {e.strerror}") from e
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 0, 0))
+
+
+def kernel_has_socket() -> bool:
+    """Tell whether this kernel can hand cores to a socket (kernel.core_modes, 6.17)."""
+    try:
+        return "socket" in _CORE_MODES.read_text().split()
+    except OSError:
+        return False
+
+
+def is_socket(path: Path) -> bool:
+    """Tell whether there is a socket at `path`."""
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return False
