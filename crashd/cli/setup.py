@@ -8,6 +8,7 @@ from crashd.cli.context import Context
 from crashd.domain.corepattern import build_pattern, build_socket_pattern
 from crashd.domain.text import printable
 from crashd.edge import sysctl
+from crashd.edge.process import signal_is_told
 from crashd.errors import PermissionDeniedError
 
 PROC = Path("/proc")
@@ -24,7 +25,9 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     paths = context.paths
     capture = configfiles.load(paths).capture
     pipe_limit = capture.pipe_limit_for(_memory_bytes())
-    if capture.mode == "socket":
+    # as the daemon chooses: the socket by itself only where systemd holds it
+    held = paths.kernel_socket.is_socket() and signal_is_told()
+    if capture.mode == "socket" or (capture.mode == "auto" and held):
         pattern = build_socket_pattern(str(paths.kernel_socket))
     else:
         pattern = build_pattern(str(paths.handler))

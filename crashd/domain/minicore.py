@@ -219,7 +219,9 @@ def _lay_out(head: CoreHead, raw: bytes, ranges: list[tuple[int, int]]) -> MiniC
     count = 1 + sum(len(pieces) for _, pieces in parts)
     notes_at = ehdr_size + count * phdr_size
     notes_size = sum(map(len, notes))
-    position = -(-(notes_at + notes_size) // PAGE) * PAGE
+    position = notes_at + notes_size
+    if any(there for _, pieces in parts for _, _, there in pieces):
+        position = -(-position // PAGE) * PAGE
     table = [_phdr(layout, PT_NOTE, 0, notes_at, 0, notes_size, 0, 4)]
     kept: list[Kept] = []
     for segment, pieces in parts:

@@ -6,7 +6,6 @@ says that it is in its coredump (PIDFD_COREDUMPED), which the kernel sets before
 
 import os
 import socket
-import stat
 import struct
 from pathlib import Path
 
@@ -114,13 +113,5 @@ def kernel_has_socket() -> bool:
     """Tell whether this kernel can hand cores to a socket (kernel.core_modes, 6.17)."""
     try:
         return "socket" in _CORE_MODES.read_text().split()
-    except OSError:
-        return False
-
-
-def is_socket(path: Path) -> bool:
-    """Tell whether there is a socket at `path`."""
-    try:
-        return stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:
         return False

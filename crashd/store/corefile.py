@@ -22,7 +22,7 @@ HOLE_MIN = 1 << 20
 """A run of zeros shorter than this stays in its frame: zstd does it nearly as well, without a
 cut.
 """
-FRAME_MAX = 64 << 20
+FRAME_MAX = 512 << 20
 """Data of one frame at most: bounds what a damaged frame costs."""
 CHUNK = 1 << 20
 _WINDOW_MAX = 1 << 27  # what `zstd -d` takes without being asked

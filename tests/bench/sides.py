@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from crashd.config import Settings
+from crashd.daemon.taking import SMALL_BYTES
 from crashd.domain.model import Crash, State
 from crashd.edge import sysctl
 from crashd.errors import CrashdError
@@ -189,8 +190,14 @@ def build_config(mode: str, engine: str) -> str:
 
 def describe_captures(crashes: Sequence[Crash], expected: str) -> str:
     """Say which captures were not `expected` ("mode engine"), and which cores are not whole."""
-    ways = Counter(f"{crash.capture.mode} {crash.capture.engine}" for crash in crashes)
-    found = [f"{n} of {len(crashes)} by {way}" for way, n in ways.items() if way != expected]
+    mode, _, engine = expected.partition(" ")
+    ways: Counter[str] = Counter()
+    for crash in crashes:
+        small = crash.core.size_bytes <= SMALL_BYTES
+        wanted = "stream" if engine == "stream" or small else "memory"
+        if (crash.capture.mode, crash.capture.engine) != (mode, wanted):
+            ways[f"{crash.capture.mode} {crash.capture.engine}"] += 1
+    found = [f"{n} of {len(crashes)} by {way}" for way, n in ways.items()]
     reasons = Counter(
         f"{crash.state}: {crash.capture.reason or 'no reason given'}"
         for crash in crashes
@@ -399,9 +406,9 @@ def make_sides(names: Sequence[str], scratch: Path, programs: Programs) -> list[
 
     """
     sides: list[Side] = [
-        Crashd(MEMORY, scratch / "m", "pipe", "memory"),
+        Crashd(MEMORY, scratch / "m", "pipe", "auto"),
         Crashd(STREAM, scratch / "s", "pipe", "stream"),
-        Crashd(SOCKET, scratch / "k", "socket", "memory"),
+        Crashd(SOCKET, scratch / "k", "socket", "auto"),
         SystemdCoredump(scratch / "systemd-coredump.log"),
         KernelFile(scratch / "f"),
         Drain(programs.drain),

@@ -179,6 +179,11 @@ static void mappings(long count)
         if (mprotect(p + 2 * i * PAGE, PAGE, PROT_READ)) return; /* as many as vm.max_map_count lets */
     }
 }
+static void slow(void) /* to compress */
+{
+    uint64_t *p = (uint64_t *)anonymous(192 * MIB);
+    for (size_t i = 0; i < 192 * MIB / 8; i++) p[i] = noise() & 0x0307010f03010703UL;
+}
 static void hugetlb(void)
 {
     char *p = map(4 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
@@ -205,6 +210,7 @@ int main(int argc, char **argv)
     else if (!strcmp(name, "mappings-max")) mappings(1L << 20);
     else if (!strcmp(name, "hugetlb")) hugetlb();
     else if (!strcmp(name, "dense")) fill(anonymous(64 * MIB), 64 * MIB);
+    else if (!strcmp(name, "slow")) slow();
     else if (!strcmp(name, "leader-ended")) {
         pthread_t t;
         fill(anonymous(4 * MIB), 4 * MIB);

@@ -1,0 +1,161 @@
+"""The memory engine on a process that answers badly: late, never, in part, or not any more."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from crashd.daemon import engines
+from crashd.daemon.pump import Pump, StopError
+from crashd.daemon.reader import Reader, StuckError
+from crashd.domain.memorymap import Backing, DoubtError, Extent, Piece
+from crashd.edge.incoming import DeadlineError
+from crashd.edge.memory import PAGE_BYTES, GoneError, ProcessMemory
+from tests.integration.test_pump import Recorder
+
+NO_LIMIT = 1 << 62
+BASE = 0x10000
+
+
+class Memory(ProcessMemory):
+    """A process of 64 pages, each filled with its number; some of them odd."""
+
+    def __init__(self) -> None:
+        self.bad: set[int] = set()
+        self.forced: set[int] = set()
+        self.stuck: set[int] = set()
+        self.answer = threading.Event()
+        self.alive_for = NO_LIMIT
+
+    def held(self) -> bool:
+        self.alive_for -= 1
+        return self.alive_for >= 0
+
+    def read(self, ranges: Sequence[tuple[int, int]], view: memoryview) -> int:
+        done = 0
+        for address, size in ranges:
+            for at in range(address, address + size, PAGE_BYTES):
+                page = (at - BASE) // PAGE_BYTES
+                if page in self.stuck:
+                    self.answer.wait(20)
+                if page in self.bad or page in self.forced:
+                    return done
+                view[done : done + PAGE_BYTES] = bytes([page + 1]) * PAGE_BYTES
+                done += PAGE_BYTES
+        return done
+
+    def force(self, address: int, view: memoryview) -> int:
+        page = (address - BASE) // PAGE_BYTES
+        if page not in self.forced:
+            return 0
+        view[:PAGE_BYTES] = bytes([page + 1]) * PAGE_BYTES
+        return PAGE_BYTES
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    found = Memory()
+    yield found
+    found.answer.set()
+
+
+def plan(*ranges: tuple[int, int], readable: bool = True) -> list[Piece]:
+    """Cut pages [first, last) into pieces, zeros between them."""
+    extent = Extent(0, BASE, 64 * PAGE_BYTES, Backing.BACKED, readable)
+    found: list[Piece] = []
+    at = 0
+    for first, last in ranges:
+        if first > at:
+            found.append(Piece(at * PAGE_BYTES, (first - at) * PAGE_BYTES, None, extent))
+        address = BASE + first * PAGE_BYTES
+        size = (last - first) * PAGE_BYTES
+        found.append(Piece(first * PAGE_BYTES, size, address, extent))
+        at = last
+    return found
+
+
+def copy(memory: Memory, pieces: list[Piece], timeout_ns: int = 10**10) -> tuple[bytes, str | None]:
+    sink, reader = Recorder(), Reader()
+    pump = Pump(sink, 1 << 20, NO_LIMIT, None)
+    deadline_ns = time.monotonic_ns() + 10**10
+    blanks = engines.copy(memory, b"", pieces, pump, deadline_ns, timeout_ns, reader)
+    pump.finish()
+    return bytes(sink.data), blanks.reason()
+
+
+def pages(data: bytes) -> list[int]:
+    assert all(len({*data[at : at + PAGE_BYTES]}) == 1 for at in range(0, len(data), PAGE_BYTES))
+    return list(data[::PAGE_BYTES])
+
+
+def test_copy_reads_pieces_and_leaves_holes(memory: Memory) -> None:
+    data, reason = copy(memory, plan((0, 3), (5, 6)))
+    assert pages(data) == [1, 2, 3, 0, 0, 6]
+    assert reason is None
+
+
+def test_copy_page_that_only_the_kernel_may_read_is_forced(memory: Memory) -> None:
+    memory.forced = {1, 2}
+    assert pages(copy(memory, plan((0, 4)))[0]) == [1, 2, 3, 4]
+
+
+def test_copy_page_that_nobody_can_read_is_zeros(memory: Memory) -> None:
+    memory.bad = {0, 2}
+    data, reason = copy(memory, plan((0, 4)))
+    assert pages(data) == [0, 2, 0, 4]
+    assert reason is None, "the kernel writes zeros there, too"
+
+
+def test_copy_page_that_proves_nothing_is_a_doubt(memory: Memory) -> None:
+    memory.bad = {2}
+    with pytest.raises(DoubtError, match="cannot be read"):
+        copy(memory, plan((0, 4), readable=False))
+
+
+def test_copy_process_that_is_gone_is_told(memory: Memory) -> None:
+    memory.alive_for = 0
+    with pytest.raises(GoneError):
+        copy(memory, plan((0, 4)))
+
+
+def test_copy_page_that_never_comes_is_zeros_and_the_rest_is_kept(memory: Memory) -> None:
+    memory.stuck = {5}
+    data, reason = copy(memory, plan((0, 2), (5, 6), (8, 10)), timeout_ns=10**8)
+    assert pages(data) == [1, 2, 0, 0, 0, 0, 0, 0, 9, 10]
+    assert reason is not None
+    assert f"{PAGE_BYTES} bytes from {BASE + 5 * PAGE_BYTES:#x}" in reason
+
+
+def test_copy_too_many_pages_that_never_come_end_it(memory: Memory) -> None:
+    memory.stuck = set(range(64))
+    pieces = plan(*((n, n + 1) for n in range(0, 40, 2)))
+    with pytest.raises(StopError, match="does not answer"):
+        copy(memory, pieces, timeout_ns=3 * 10**7)
+
+
+def test_copy_deadline_ends_it(memory: Memory) -> None:
+    memory.stuck = {0}
+    pump = Pump(Recorder(), 1 << 20, NO_LIMIT, None)
+    deadline_ns = time.monotonic_ns() + 10**8
+    with pytest.raises(DeadlineError):
+        engines.copy(memory, b"", plan((0, 1)), pump, deadline_ns, 10**10, Reader())
+
+
+def test_reader_goes_on_after_a_task_that_does_not() -> None:
+    reader, never, done = Reader(), threading.Event(), list[int]()
+
+    def hang() -> None:
+        never.wait(20)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(StuckError):
+        reader.do(hang, 0.05)
+    reader.do(lambda: done.append(1), 10)
+    assert done == [1]
+    assert reader.stuck == 1
+    with pytest.raises(ZeroDivisionError):
+        reader.do(fail, 10)
+    never.set()

@@ -1,0 +1,152 @@
+"""The buffer between reading and storing: what comes out is what went in, whatever the sizes."""
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crashd.daemon.pump import BASE_BYTES, Pump, StopError
+
+NO_LIMIT = 1 << 62
+
+
+class Recorder:
+    """A sink that keeps what it gets, and can fail or wait."""
+
+    def __init__(self, fail_after: int = NO_LIMIT) -> None:
+        self.data = bytearray()
+        self.fail_after = fail_after
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def write(self, data: memoryview) -> None:
+        self.go_on.wait(20)
+        if len(self.data) + len(data) > self.fail_after:
+            raise StopError("no room on the disk")
+        self.data += data
+
+    def hole(self, size: int) -> None:
+        self.write(memoryview(bytes(size)))
+
+
+def wait() -> float:
+    return 20.0
+
+
+def fill(pump: Pump, size: int, seed: int) -> bytes:
+    """Read `size` bytes in, as an engine does."""
+    made = bytes((seed + i * 7) & 0xFF or 1 for i in range(size))
+    done = 0
+    while done < size:
+        view = pump.room(size - done, wait)
+        assert 0 < len(view) <= size - done
+        view[:] = made[done : done + len(view)]
+        pump.put(len(view))
+        done += len(view)
+    return made
+
+
+_STEPS = st.lists(
+    st.tuples(st.sampled_from(["read", "bytes", "hole"]), st.integers(1, 90_000)), max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_STEPS, st.sampled_from([1, 1 << 16, 200_000, 1 << 21]))
+def test_what_goes_in_comes_out(steps: list[tuple[str, int]], ring: int) -> None:
+    sink = Recorder()
+    pump = Pump(sink, ring, NO_LIMIT, None)
+    expected = b""
+    for number, (kind, size) in enumerate(steps):
+        if kind == "read":
+            expected += fill(pump, size, number)
+        elif kind == "bytes":
+            expected += bytes([number + 1]) * size
+            pump.put_bytes(bytes([number + 1]) * size)
+        else:
+            expected += bytes(size)
+            pump.hole(size)
+    assert pump.size_bytes == len(expected)
+    pump.finish()
+    assert sink.data == expected
+
+
+def test_nothing_is_stored_while_there_is_room() -> None:
+    sink = Recorder()
+    pump = Pump(sink, 1 << 20, NO_LIMIT, None)
+    fill(pump, 900_000, 1)
+    assert not sink.data
+    pump.finish()
+    assert len(sink.data) == 900_000
+
+
+def test_large_core_is_stored_by_a_thread_of_its_own() -> None:
+    sink = Recorder()
+    pump = Pump(sink, BASE_BYTES * 3, NO_LIMIT, None)
+    made = fill(pump, BASE_BYTES * 2, 1)
+    pump.finish()
+    assert sink.data == made
+
+
+def test_reader_waits_for_a_slow_disk_and_no_longer_than_it_may() -> None:
+    sink = Recorder()
+    sink.go_on.clear()
+    pump = Pump(sink, 1 << 16, NO_LIMIT, None)
+
+    def impatient() -> float:
+        raise TimeoutError
+
+    fill(pump, 1 << 16, 1)
+    with pytest.raises(TimeoutError):
+        pump.room(1, impatient)
+    sink.go_on.set()
+    fill(pump, 300_000, 2)
+    pump.finish()
+    assert len(sink.data) == (1 << 16) + 300_000
+
+
+@pytest.mark.parametrize("kind", ["read", "bytes", "hole"])
+def test_limit_cuts_at_its_byte(kind: str) -> None:
+    sink = Recorder()
+    pump = Pump(sink, 1 << 20, 1000, "capture.max_core is 1000 bytes")
+    fill(pump, 900, 1)
+    with pytest.raises(StopError, match="max_core"):
+        if kind == "read":
+            fill(pump, 200, 2)
+        elif kind == "bytes":
+            pump.put_bytes(bytes(200))
+        else:
+            pump.hole(200)
+    assert pump.full
+    pump.finish()
+    assert len(sink.data) == 1000
+
+
+def test_limit_that_is_met_exactly_is_no_stop() -> None:
+    pump = Pump(Recorder(), 1 << 20, 1000, "limit")
+    fill(pump, 400, 1)
+    pump.hole(600)
+    assert pump.full
+    pump.finish()
+
+
+def test_disk_that_refuses_stops_the_reader() -> None:
+    pump = Pump(Recorder(fail_after=100_000), 1 << 16, NO_LIMIT, None)
+    with pytest.raises(StopError, match="no room"):
+        for number in range(20):
+            fill(pump, 50_000, number)
+    with pytest.raises(StopError, match="no room"):
+        pump.finish()
+
+
+def test_deserted_buffer_is_not_used_again() -> None:
+    sink = Recorder()
+    pump = Pump(sink, 1 << 20, NO_LIMIT, None)
+    made = fill(pump, 1000, 1)
+    left = pump.room(500, wait)
+    pump.desert()
+    made += fill(pump, 2000, 2)
+    left[:] = b"x" * len(left)
+    pump.finish()
+    assert sink.data == made

@@ -1,0 +1,401 @@
+"""Every way of capture with the real kernel: memory and stream, pipe and socket, full and mini, and
+what becomes of crashes that are too many, cut off, or never handed over.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashd.edge import kernelsock
+from tests.running import DEFAULT_CONFIG, Daemon, wait_until
+from tests.system.conftest import raise_core_limit, run_crasher
+
+SOURCES = Path(__file__).parent / "programs"
+MIB = 1 << 20
+SOCKET = DEFAULT_CONFIG + '[capture]\nmode = "socket"\n'
+LIMITED = """
+[http]
+listen = "127.0.0.1:0"
+[limiter.site]
+full = 2
+mini = 3
+"""
+
+
+def with_config(text: str) -> pytest.MarkDecorator:
+    """Give the daemon of a test its configuration."""
+    return pytest.mark.parametrize("daemon", [text], indirect=True, ids=["configured"])
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C program with every kind of memory."""
+    return build(tmp_path_factory.mktemp("zoo"), "zoo")
+
+
+def build(directory: Path, name: str) -> Path:
+    """Compile one of the programs."""
+    program = directory / name
+    source = SOURCES / f"{name}.c"
+    subprocess.run(["gcc", "-g", "-O1", "-pthread", "-w", "-o", program, source], check=True)
+    return program
+
+
+def crash(*command: str | Path) -> int:
+    """Run a program until it crashes; give its pid."""
+    child = subprocess.Popen([*map(str, command)], preexec_fn=raise_core_limit)
+    assert child.wait(120) == -signal.SIGSEGV
+    return child.pid
+
+
+def unpack(daemon: Daemon, crash_id: str) -> Path:
+    """Write a core to a file."""
+    path = daemon.paths.root / f"core-{crash_id}"
+    daemon.crashctl("dump", crash_id, "-o", str(path))
+    return path
+
+
+def backtrace(program: Path, core: Path) -> list[str]:
+    """Tell the functions on the crashed thread's stack, by gdb."""
+    done = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", "bt 12", str(program), str(core)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    frames = re.findall(r"^#\d+ +(?:0x[0-9a-f]+ in )?(\S+)", done.stdout, re.MULTILINE)
+    return frames[1:]  # gdb shows the first by itself, too
+
+
+# -- the kernel's socket ---------------------------------------------------------------------------
+
+
+@with_config(SOCKET)
+def test_socket_crashes_are_caught_whole(
+    daemon: Daemon, crash_sleep: Callable[[], int], crasher: Path, zoo: Path
+) -> None:
+    assert Path("/proc/sys/kernel/core_pattern").read_text().startswith("@@")
+    pids = [crash_sleep(), run_crasher(crasher), crash(zoo, "dense")]
+    found = {c["pid"]: c for c in daemon.wait_for(3)}
+    assert set(found) == set(pids)
+    for c in found.values():
+        assert c["state"] == "complete", c
+        assert c["capture"]["mode"] == "socket"
+        assert c["signal_name"] == "SIGSEGV"
+        assert c["uid"] == 0
+        assert c["build_id"]
+        assert json.loads(daemon.crashctl("info", c["id"], "--json").stdout)["warnings"] == []
+    assert found[pids[1]]["si_code"] == 1
+    assert found[pids[1]]["fault_address"] == "0x0"
+    assert found[pids[2]]["capture"]["engine"] == "memory"
+    stack = backtrace(crasher, unpack(daemon, found[pids[1]]["id"]))
+    assert stack[:4] == ["third", "second", "first", "main"]
+    status = daemon.crashctl("status", "--json")
+    assert json.loads(status.stdout)["mode"] == "socket"
+
+
+@with_config(SOCKET)
+def test_socket_takes_nobody_but_the_kernel(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(daemon.paths.kernel_socket))
+        assert peer.recv(1) == b"", "SEC-41: a peer that is not in its coredump is refused"
+    assert daemon.paths.kernel_socket.stat().st_mode & 0o777 == 0o600
+    wait_until(lambda: "no process in its coredump" in daemon.log.read_text(), 10, "it is told")
+    assert daemon.crashes() == []
+
+
+@with_config(SOCKET)
+def test_socket_pattern_is_given_back(daemon: Daemon) -> None:
+    daemon.stop()
+    assert "@@" not in Path("/proc/sys/kernel/core_pattern").read_text()
+
+
+@with_config(
+    '[http]\nlisten = "127.0.0.1:0"\n[capture]\nmode = "socket"\n'
+    "[limiter.uid]\nfull = 1\nmini = 0\n"
+)
+def test_socket_rejects_what_nothing_would_be_kept_of(
+    daemon: Daemon, crash_sleep: Callable[[], int]
+) -> None:
+    for _ in range(4):
+        crash_sleep()
+    found = daemon.wait_for(4)
+    assert Counter(c["state"] for c in found) == {"complete": 1, "metadata-only": 3}
+    for c in found[1:]:
+        assert c["capture"]["reason"].startswith("limiter.uid: ")
+        assert c["comm"] == "sleep"
+        assert c["core"]["path"] is None
+
+
+def test_socket_that_systemd_would_hold_keeps_crashes_waiting(
+    short_tmp: Path, core_pattern_owner: None
+) -> None:
+    del core_pattern_owner
+    daemon = Daemon(short_tmp / "r", config=SOCKET)
+    daemon.paths.runtime_dir.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(daemon.paths.kernel_socket))
+        daemon.paths.kernel_socket.chmod(0o600)
+        listener.listen(64)
+        Path("/proc/sys/kernel/core_pattern").write_text(f"@@{daemon.paths.kernel_socket}")
+        children = [
+            subprocess.Popen(["sleep", "1000"], preexec_fn=raise_core_limit) for _ in range(5)
+        ]
+        for child in children:
+            child.send_signal(signal.SIGSEGV)
+        time.sleep(0.2)
+        assert all(child.poll() is None for child in children), "held until somebody comes"
+        environ = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "kernel"}
+        start_with_socket(daemon, listener, environ)
+        try:
+            for child in children:
+                assert child.wait(60) == -signal.SIGSEGV
+            assert {c["state"] for c in daemon.wait_for(5)} == {"complete"}
+        finally:
+            daemon.stop()
+
+
+def start_with_socket(daemon: Daemon, listener: socket.socket, environ: dict[str, str]) -> None:
+    """Start the daemon as systemd does: the socket is its descriptor 3, LISTEN_PID its pid."""
+    launcher = (
+        "import os, sys\n"
+        "os.dup2(int(sys.argv[1]), 3, inheritable=True)\n"
+        "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'crashd', *sys.argv[2:]])\n"
+    )
+    fd = listener.fileno()
+    with daemon.log.open("ab") as log:
+        daemon.process = subprocess.Popen(
+            [sys.executable, "-c", launcher, str(fd), "run", "--root", str(daemon.paths.root)],
+            stderr=log,
+            pass_fds=[fd],
+            env={**os.environ, **environ},
+        )
+    wait_until(lambda: " is ready" in daemon.log.read_text(), 20, "the daemon is ready")
+
+
+# -- mini cores ------------------------------------------------------------------------------------
+
+MINI = DEFAULT_CONFIG + '[capture]\nkeep = "mini"\nengine = "{}"\n'
+PROGRAMS = ["threads", "stack", "leader-ended", "sparse", "protections", "files"]
+
+
+@pytest.mark.parametrize(
+    "daemon",
+    [MINI.format(e) for e in ("memory", "stream")],
+    indirect=True,
+    ids=["memory", "stream"],
+)
+def test_mini_cores_show_the_stacks_of_full_ones(
+    daemon: Daemon, zoo: Path, short_tmp: Path
+) -> None:
+    pids = {crash(zoo, name, short_tmp): name for name in PROGRAMS}
+    found = {pids[c["pid"]]: c for c in daemon.wait_for(len(pids))}
+    daemon.paths.config_dropins.mkdir(mode=0o755)
+    (daemon.paths.config_dropins / "full.toml").write_text('[capture]\nkeep = "full"\n')
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "configuration reloaded" in daemon.log.read_text(), 10, "reload")
+    full = {crash(zoo, name, short_tmp): name for name in PROGRAMS}
+    whole = {full[c["pid"]]: c for c in daemon.wait_for(2 * len(pids)) if c["pid"] in full}
+    for name, c in found.items():
+        assert c["state"] == "complete", c
+        assert c["capture"]["disposition"] == "mini"
+        assert c["core"]["complete"]
+        assert c["core"]["size_bytes"] <= 40 * MIB
+        assert c["build_id"] == whole[name]["build_id"]
+        mini, other = (unpack(daemon, x["id"]) for x in (c, whole[name]))
+        assert backtrace(zoo, mini) == backtrace(zoo, other), name
+        assert drgn_stack(mini) == drgn_stack(other), name
+
+
+def drgn_stack(core: Path) -> list[str]:
+    """Tell the functions on the crashed thread's stack, by drgn."""
+    import drgn
+
+    program = drgn.Program()
+    program.set_core_dump(str(core))
+    with contextlib.suppress(
+        drgn.MissingDebugInfoError
+    ):  # of the vdso, and where none is installed
+        program.load_debug_info(None, True, True)
+    trace = program.crashed_thread().stack_trace()
+    return [frame.name for frame in list(trace)[:12]]
+
+
+# -- the limiter -----------------------------------------------------------------------------------
+
+
+@with_config(LIMITED)
+def test_limiter_keeps_first_then_mini_then_counts(daemon: Daemon, zoo: Path) -> None:
+    for _ in range(4):
+        crash(zoo, "plain")
+    daemon.wait_for(4)
+    daemon.stop()
+    daemon.start()  # the state survives
+    for _ in range(3):
+        crash(zoo, "plain")
+    found = daemon.wait_for(7)
+    kept = [c["capture"]["disposition"] for c in found]
+    assert kept == ["full"] * 2 + ["mini"] * 3 + ["metadata"] * 2
+    assert {c["title"] for c in found} == {found[0]["title"]}
+    text = daemon.crashctl("info", found[-1]["id"]).stdout
+    assert "limiter.site: more crashes than 2 full and 3 mini cores in 1h" in text
+    assert metric(daemon, 'crashd_limited_total{scope="site"}') >= 2
+    other = subprocess.Popen(["sleep", "1000"], preexec_fn=raise_core_limit)
+    time.sleep(0.05)
+    other.send_signal(signal.SIGSEGV)
+    other.wait(20)
+    wait_until(
+        lambda: any(c["comm"] == "sleep" and c["state"] == "complete" for c in daemon.crashes()),
+        20,
+        "another site is kept whole",
+    )
+
+
+def metric(daemon: Daemon, series: str) -> float:
+    """Scrape one series."""
+    import urllib.request
+
+    with urllib.request.urlopen(daemon.metrics_url(), timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(series)))
+
+
+@with_config(DEFAULT_CONFIG + '[capture]\nrules = ["metadata exe=*/zoo"]\n')
+def test_rules_decide_what_is_kept(
+    daemon: Daemon, zoo: Path, crash_sleep: Callable[[], int]
+) -> None:
+    crash(zoo, "plain")
+    crash_sleep()
+    by_comm = {c["comm"]: c for c in daemon.wait_for(2)}
+    assert by_comm["zoo"]["state"] == "metadata-only"
+    assert "capture.rules" in by_comm["zoo"]["capture"]["reason"]
+    assert by_comm["sleep"]["state"] == "complete"
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+@with_config(DEFAULT_CONFIG + '[capture]\npage_timeout = "300ms"\n')
+def test_page_that_never_answers_costs_itself_alone(daemon: Daemon, tmp_path: Path) -> None:
+    pid = crash(build(tmp_path, "stuck"))
+    (c,) = daemon.wait_for(1)
+    assert (c["pid"], c["state"]) == (pid, "truncated")
+    assert "did not answer before capture.page_timeout" in c["capture"]["reason"]
+    core = unpack(daemon, c["id"]).read_bytes()
+    assert core.count(b"a" * 4096) >= 4 * MIB // 4096
+    assert core.count(b"b" * 4096) >= 14 * MIB // 4096, "all but the piece with the page"
+    crash(build(tmp_path, "zoo"), "plain")
+    assert {c["state"] for c in daemon.wait_for(2)} == {"truncated", "complete"}
+
+
+@with_config(DEFAULT_CONFIG + '[capture]\nbuffer = "1M"\ncompression_level = 9\n')
+def test_process_killed_while_its_memory_is_read(daemon: Daemon, zoo: Path) -> None:
+    child = subprocess.Popen([zoo, "slow"], preexec_fn=raise_core_limit)
+    wait_until(
+        lambda: "CoreDumping:\t1" in Path(f"/proc/{child.pid}/status").read_text(), 20, "it dumps"
+    )
+    time.sleep(0.3)
+    child.kill()
+    assert child.wait(60) in (-signal.SIGSEGV, -signal.SIGKILL)
+    (c,) = daemon.wait_for(1, seconds=120)
+    assert c["state"] == "truncated"
+    assert "was killed" in c["capture"]["reason"]
+    assert 0 < c["core"]["size_bytes"] < 192 * MIB
+    assert json.loads(daemon.crashctl("verify", "--deep", "--json").stdout) is not None
+
+
+def test_hugetlbfs_falls_back_to_the_stream(daemon: Daemon, zoo: Path) -> None:
+    pages = Path("/proc/sys/vm/nr_hugepages")
+    before = pages.read_text()
+    pages.write_text("8")
+    try:
+        crash(zoo, "hugetlb")
+    finally:
+        pages.write_text(before)
+    (c,) = daemon.wait_for(1)
+    assert (c["state"], c["capture"]["engine"]) == ("complete", "stream")
+    assert (
+        "hugetlbfs" in json.loads(daemon.crashctl("info", c["id"], "--json").stdout)["warnings"][0]
+    )
+
+
+@with_config(DEFAULT_CONFIG + "[capture]\npipe_limit = 1\n")
+def test_crash_that_the_kernel_drops_is_a_record(daemon: Daemon) -> None:
+    children = [subprocess.Popen(["sleep", "9"], preexec_fn=raise_core_limit) for _ in range(6)]
+    os.kill(daemon.pid, signal.SIGSTOP)  # the first holds its slot
+    try:
+        for child in children:
+            child.send_signal(signal.SIGSEGV)
+        wait_until(lambda: sum(c.poll() is not None for c in children) >= 5, 20, "five are gone")
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert {child.wait(30) for child in children} == {-signal.SIGSEGV}
+    found = daemon.wait_for(6)
+    named = [c for c in found if c["pid"] is not None]  # and one of those before that were not
+    assert Counter(c["state"] for c in named) == {"complete": 1, "lost": 5}
+    lost: list[dict[str, Any]] = [c for c in named if c["state"] == "lost"]
+    assert {c["pid"] for c in named} == {child.pid for child in children}
+    assert all("core_pipe_limit" in c["capture"]["reason"] for c in lost)
+    assert metric(daemon, 'crashd_dropped_total{reason="kernel_refused"}') >= 5
+    daemon.stop()
+    daemon.start()
+    assert len(daemon.wait_for(len(found))) == len(found), "none a second time after a restart"
+
+
+@pytest.fixture
+def storm() -> Iterator[Callable[[int, int], None]]:
+    """Crash so many processes, so many at once."""
+
+    def run(count: int, at_once: int) -> None:
+        running: set[int] = set()
+        started = 0
+        while started < count or running:
+            while started < count and len(running) < at_once:
+                pid = os.fork()
+                if pid == 0:
+                    raise_core_limit()
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                    os._exit(1)
+                running.add(pid)
+                started += 1
+            running.discard(os.wait()[0])
+
+    yield run
+
+
+@pytest.mark.parametrize(
+    "daemon",
+    ['[http]\nlisten = "127.0.0.1:0"\n', '[http]\nlisten = "off"\n[capture]\nmode = "socket"\n'],
+    indirect=True,
+    ids=["pipe", "socket"],
+)
+def test_storm_leaves_a_record_of_every_crash(
+    daemon: Daemon, storm: Callable[[int, int], None]
+) -> None:
+    storm(1000, 100)
+    found = daemon.wait_for(1000, "-n", "2000", seconds=120)
+    states = Counter(c["state"] for c in found)
+    assert len(found) == 1000
+    assert set(states) <= {"complete", "metadata-only"}, states
+    memory = Path(f"/proc/{daemon.pid}/status").read_text()
+    peak_kib = next(int(x.split()[1]) for x in memory.splitlines() if x.startswith("VmHWM"))
+    assert peak_kib < 100 << 10
+
+
+def test_kernel_socket_is_there_on_this_kernel() -> None:
+    modes = Path("/proc/sys/kernel/core_modes")
+    assert kernelsock.kernel_has_socket() is (modes.exists() and "socket" in modes.read_text())

@@ -1,0 +1,169 @@
+"""The memory engine's plan: what is read and what is zeros, without a gap and without a doubt."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crashd.domain.elfcore import CoreHead, Segment, build_trailer
+from crashd.domain.memorymap import (
+    Backing,
+    DoubtError,
+    Extent,
+    parse_maps,
+    pieces,
+    plan_extents,
+    scan_ranges,
+)
+
+PAGE = 4096
+RW, R, NONE = 6, 4, 0
+MAPS = b"""\
+400000-401000 r-xp 00000000 08:01 123 /usr/bin/a b
+401000-403000 rw-p 00000000 00:00 0 [heap]
+500000-502000 rw-s 00000000 00:01 9 /dev/zero (deleted)
+600000-602000 ---p 00000000 00:00 0 [anon:stacks]
+7f0000000000-7f0000002000 r-xp 00000000 00:00 0 [vdso]
+"""
+SEGMENTS = (
+    Segment(0x1000, 0x400000, 0x1000, 0x1000, R),
+    Segment(0x2000, 0x401000, 0x2000, 0x2000, RW),
+    Segment(0x4000, 0x500000, 0x2000, 0x2000, RW),
+    Segment(0x6000, 0x600000, 0x2000, 0x2000, NONE),
+    Segment(0x8000, 0x7F0000000000, 0x2000, 0x2000, R),
+    Segment(0xA000, 0xFFFFFFFFFF600000, 0x1000, 0x1000, 1),
+)
+
+
+def head_of(segments: tuple[Segment, ...], expected: int | None = None) -> CoreHead:
+    end = max((s.offset + s.filesz for s in segments), default=0)
+    return CoreHead(62, 64, "little", segments, end if expected is None else expected)
+
+
+def test_plan_extents_tells_what_is_behind_each_segment() -> None:
+    found = plan_extents(head_of(SEGMENTS), MAPS, ())
+    assert [e.backing for e in found] == [
+        Backing.BACKED,
+        Backing.ANONYMOUS,
+        Backing.BACKED,
+        Backing.ANONYMOUS,
+        Backing.BACKED,
+        Backing.GATE,
+    ]
+    assert [e.readable for e in found] == [True, True, True, False, True, False]
+    assert [(e.offset, e.address, e.size) for e in found] == [
+        (s.offset, s.vaddr, s.filesz) for s in SEGMENTS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("segments", "maps", "words"),
+    [
+        (SEGMENTS, b"", "missing or was cut"),
+        (SEGMENTS, MAPS[:-1], "missing or was cut"),
+        (SEGMENTS, MAPS + b"nonsense\n", "none"),
+        (SEGMENTS, MAPS.replace(b"401000-403000", b"401000-404000"), "no mapping at 0x401000"),
+        (SEGMENTS, MAPS.replace(b"600000-", b"5ff000-"), "no mapping at 0x600000"),
+        ((SEGMENTS[1], SEGMENTS[0]), MAPS, "overlap"),
+    ],
+)
+def test_plan_extents_what_does_not_agree_is_a_doubt(
+    segments: tuple[Segment, ...], maps: bytes, words: str
+) -> None:
+    with pytest.raises(DoubtError, match=words):
+        plan_extents(head_of(segments), maps, ())
+
+
+def test_plan_extents_more_than_memory_behind_the_notes_is_a_doubt() -> None:
+    with pytest.raises(DoubtError, match="more than memory"):
+        plan_extents(head_of(SEGMENTS, expected=0xC000), MAPS, ())
+
+
+def test_plan_extents_hugetlbfs_is_a_doubt() -> None:
+    with pytest.raises(DoubtError, match="hugetlbfs at 0x500000"):
+        plan_extents(head_of(SEGMENTS), MAPS, {b"00:01"})
+
+
+def test_parse_maps_keeps_spaces_and_newlines_escaped_in_names() -> None:
+    assert parse_maps(MAPS)[0].name == b"/usr/bin/a b"
+    assert parse_maps(MAPS)[2].shared
+
+
+def test_build_trailer_holds_the_count_that_the_header_cannot() -> None:
+    head = CoreHead(62, 64, "little", (), 0, phdr_count=70_000)
+    trailer = build_trailer(head)
+    assert len(trailer) == 64
+    assert int.from_bytes(trailer[44:48], "little") == 70_000
+    assert build_trailer(head_of(SEGMENTS)) == b""
+
+
+def test_scan_ranges_joins_what_only_unused_memory_lies_between() -> None:
+    found = plan_extents(head_of(SEGMENTS), MAPS, ())
+    assert scan_ranges(found) == [(0x401000, 0x403000), (0x600000, 0x602000)]
+    assert scan_ranges([e for e in found if e.backing is Backing.ANONYMOUS]) == [
+        (0x401000, 0x602000)
+    ]
+
+
+def _extents(sizes: list[tuple[int, int, bool]]) -> list[Extent]:
+    found, address, offset = [], 0x10000, 3 * PAGE
+    for gap, pages, anonymous in sizes:
+        address += gap * PAGE
+        backing = Backing.ANONYMOUS if anonymous else Backing.BACKED
+        found.append(Extent(offset, address, pages * PAGE, backing, True))
+        address += pages * PAGE
+        offset += pages * PAGE
+    return found
+
+
+_SIZES = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 9), st.booleans()), min_size=1, max_size=8
+)
+
+
+@given(
+    _SIZES,
+    st.sets(st.integers(0, 120)),
+    st.integers(1, 5),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_pieces_cover_the_core_and_read_no_more_than_is_there(
+    sizes: list[tuple[int, int, bool]],
+    present: set[int],
+    piece_pages: int,
+    random: Random,
+    shuffled: bool,
+) -> None:
+    extents = _extents(sizes)
+    if shuffled:  # kernel.core_sort_vma
+        order = list(extents)
+        random.shuffle(order)
+        offset, extents = 3 * PAGE, []
+        for extent in order:
+            extents.append(extent._replace(offset=offset))
+            offset += extent.size
+    runs = [(0x10000 + p * PAGE, 0x10000 + (p + 1) * PAGE) for p in sorted(present)]
+    position = 100
+    read: set[int] = set()
+    for piece in pieces(extents, runs, position, piece_pages * PAGE):
+        assert piece.offset == position
+        assert piece.size > 0
+        position += piece.size
+        if piece.address is not None:
+            assert piece.size <= piece_pages * PAGE
+            assert piece.extent is not None
+            assert piece.address - piece.extent.address == piece.offset - piece.extent.offset
+            read.update(range(piece.address, piece.address + piece.size, PAGE))
+    assert position == extents[-1].offset + extents[-1].size
+    resident = {start for start, _ in runs}
+    for extent in extents:
+        of_extent = set(range(extent.address, extent.end, PAGE))
+        wanted = of_extent & resident if extent.backing is Backing.ANONYMOUS else of_extent
+        assert read & of_extent == wanted
+
+
+def test_pieces_that_begin_inside_the_head_are_a_doubt() -> None:
+    with pytest.raises(DoubtError):
+        list(pieces(_extents([(0, 1, True)]), [], 4 * PAGE, PAGE))
