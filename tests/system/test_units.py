@@ -28,7 +28,7 @@ for name in crashd crashctl; do
     chmod 755 /usr/bin/$name
 done
 cp /job/systemd/* /etc/systemd/system/
-systemd-analyze verify --man=no /etc/systemd/system/crashd*.service /etc/systemd/system/crashd*.socket
+(cd /etc/systemd/system && systemd-analyze verify --man=no ./crashd*.service ./crashd*.socket)
 systemctl daemon-reload
 
 # the socket alone, as after boot; the first crash starts the daemon

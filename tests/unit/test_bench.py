@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crashd import configfiles
-from crashd.domain.model import Capture, Engine, Mode, State
+from crashd.domain.model import Capture, Core, Engine, Mode, State
 from crashd.store.paths import Paths
 from tests.bench import report
 from tests.bench.__main__ import choose, parse_arguments
@@ -367,15 +367,23 @@ def test_build_config_cuts_nothing(short_tmp: Path) -> None:
     assert settings.http.address is None
 
 
+LARGE = Core(size_bytes=2 << 20)
+
+
 def test_describe_captures_as_expected_says_nothing() -> None:
-    crash = build_crash(capture=Capture(Mode.PIPE, Engine.MEMORY))
+    crash = build_crash(capture=Capture(Mode.PIPE, Engine.MEMORY), core=LARGE)
+    small = build_crash(capture=Capture(Mode.PIPE, Engine.STREAM))
+    assert describe_captures([small], "pipe auto") == ""
     assert describe_captures([crash], "pipe memory") == ""
 
 
 def test_describe_captures_names_fallbacks_and_what_is_not_whole() -> None:
-    spooled = build_crash(1, capture=Capture(Mode.SPOOL, Engine.STREAM))
+    spooled = build_crash(1, capture=Capture(Mode.SPOOL, Engine.STREAM), core=LARGE)
     cut = build_crash(
-        2, state=State.TRUNCATED, capture=Capture(Mode.PIPE, Engine.MEMORY, reason="too large")
+        2,
+        state=State.TRUNCATED,
+        capture=Capture(Mode.PIPE, Engine.MEMORY, reason="too large"),
+        core=LARGE,
     )
     assert describe_captures([spooled, cut], "pipe memory") == (
         "1 of 2 by spool stream, 1 truncated: too large"
