@@ -1,0 +1,263 @@
+"""The header of a kdump-compressed dump (`KDUMP   `), as makedumpfile, QEMU and crash write it.
+
+    block 0   struct disk_dump_header       utsname, time, status, sizes of what follows
+    block 1…  struct kdump_sub_header       dump level, split, where VMCOREINFO and the notes are
+              VMCOREINFO, notes, erase info
+    …         bitmap of the pages there were, bitmap of the pages dumped
+    …         a struct page_desc for each page dumped (24 bytes), then the pages
+
+Both structs have the crashed machine's own word size, alignment and byte order, and nothing in them
+says which: they are told by what makes sense, as libkdumpfile does it.
+
+Source: makedumpfile diskdump_mod.h and IMPLEMENTATION, libkdumpfile src/kdumpfile/diskdump.c.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from struct import Struct
+from typing import Final, Literal
+
+from crashd.domain.elfnotes import Bits, ByteOrder, Layout
+from crashd.errors import FormatError
+
+SIGNATURE: Final = b"KDUMP   "
+VERSION_KNOWN: Final = 6
+VERSION_MAX: Final = 15
+"""A later version is wrong byte order or damage."""
+VMCOREINFO_MAX: Final = 64 * 1024
+"""Bytes; the kernel has one page of at most this size for it."""
+NOTES_MAX_BYTES: Final = 4 * 2**20
+
+DUMP_DH_COMPRESSED_ZLIB: Final = 0x1
+DUMP_DH_COMPRESSED_LZO: Final = 0x2
+DUMP_DH_COMPRESSED_SNAPPY: Final = 0x4
+DUMP_DH_COMPRESSED_INCOMPLETE: Final = 0x8
+DUMP_DH_EXCLUDED_VMEMMAP: Final = 0x10
+DUMP_DH_COMPRESSED_ZSTD: Final = 0x20
+
+_COMPRESSIONS = (
+    (DUMP_DH_COMPRESSED_ZLIB, "zlib"),
+    (DUMP_DH_COMPRESSED_LZO, "lzo"),
+    (DUMP_DH_COMPRESSED_SNAPPY, "snappy"),
+    (DUMP_DH_COMPRESSED_ZSTD, "zstd"),
+)
+_UTSNAME_AT = 12
+_UTSNAME_FIELD = 65  # __NEW_UTS_LEN + 1
+_BLOCK_MIN, _BLOCK_MAX = 4096, 2**20
+_SUB_HEADER_BLOCKS_MAX = 2**16
+_PAGE_DESC = {"little": Struct("<QIIQ"), "big": Struct(">QIIQ")}
+_FILE_END_MAX = 2**63 - 1  # loff_t
+_MACHINE_32 = re.compile(rb"i[3-6]86|arm(v\w+)?|ppc|mips|parisc|s390|sh\w*|riscv32|m68k")
+
+# Where `timestamp` begins and the code of its two words: struct timeval follows utsname (402 bytes)
+# at its own alignment. The first is that of 64-bit machines, and of 32-bit ones with a 64-bit
+# time_t.
+_HEADERS: tuple[tuple[int, str], ...] = ((408, "qq"), (404, "ii"))
+HEADER_SIZE: Final = 464
+"""Bytes of the larger of the two forms of struct disk_dump_header."""
+
+Alignment = Literal["64", "32-packed", "32-padded"]
+# phys_base, dump_level, split, start_pfn, end_pfn, offset and size of vmcoreinfo, of note and of
+# eraseinfo, start_pfn_64, end_pfn_64, max_mapnr_64. 32-bit x86 packs off_t to 4 bytes, ARM does
+# not.
+_SUB_HEADERS: dict[Alignment, str] = {
+    "64": "QiiQQQQQQQQQQQ",
+    "32-packed": "IiiIIQIQIQIQQQ",
+    "32-padded": "IiiII4xQI4xQI4xQI4xQQQ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDump:
+    """What the two headers tell."""
+
+    header_version: int
+    bits: Bits
+    byteorder: ByteOrder
+    utsname: tuple[bytes, ...]
+    """sysname, nodename, release, version, machine, domainname."""
+    time_s: int
+    """When the dump was made, by the capture kernel's clock: seconds since the epoch."""
+    status: int
+    block_size_bytes: int
+    sub_header_blocks: int
+    bitmap_blocks: int
+    max_mapnr: int
+    """Page frames of the machine, holes counted."""
+    dump_level: int | None = None
+    split: tuple[int, int] | None = None
+    """The first page frame of this part and the one behind its last; None: not split."""
+    vmcoreinfo: tuple[int, int] = (0, 0)
+    """Offset and size; 0, 0: none."""
+    notes: tuple[int, int] = (0, 0)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """How its notes are laid out."""
+        return Layout(0, self.bits, self.byteorder)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether makedumpfile said that it could not write all (a full disk)."""
+        return bool(self.status & DUMP_DH_COMPRESSED_INCOMPLETE)
+
+    @property
+    def compression(self) -> str | None:
+        """How pages are compressed; None: stored as they are."""
+        return next((name for flag, name in _COMPRESSIONS if self.status & flag), None)
+
+    @property
+    def descriptors_at(self) -> int:
+        """Offset of the first page descriptor."""
+        return (1 + self.sub_header_blocks + self.bitmap_blocks) * self.block_size_bytes
+
+
+def parse_diskdump(data: bytes) -> DiskDump:
+    """Parse the headers at the start of a kdump-compressed dump.
+
+    Where the sub-header is cut or absurd, what it tells is missing and `problems` says so.
+
+    Raises:
+        FormatError: not such a dump, cut inside its first header, or absurd.
+
+    """
+    if not data.startswith(SIGNATURE):
+        raise FormatError("dump does not begin with the signature of kdump")
+    if len(data) < HEADER_SIZE:
+        raise FormatError(f"dump is cut inside its header, at {len(data)} bytes")
+    main = _find_header(data)
+    if main is None:
+        raise FormatError("dump has an absurd header: neither byte order nor word size makes sense")
+    byteorder, wide, version, values = main
+    time_s, _, status, block, sub_blocks, bitmap_blocks, mapnr = values
+    names = tuple(
+        data[at : at + _UTSNAME_FIELD].split(b"\0", 1)[0]
+        for at in range(_UTSNAME_AT, _UTSNAME_AT + 6 * _UTSNAME_FIELD, _UTSNAME_FIELD)
+    )
+    bits: Bits = 64 if wide and not _MACHINE_32.fullmatch(names[4]) else 32
+    dump = DiskDump(
+        header_version=version,
+        bits=bits,
+        byteorder=byteorder,
+        utsname=names,
+        time_s=time_s,
+        status=status,
+        block_size_bytes=block,
+        sub_header_blocks=sub_blocks,
+        bitmap_blocks=bitmap_blocks,
+        max_mapnr=mapnr,
+    )
+    problems = []
+    if version > VERSION_KNOWN:
+        problems.append(f"header version {version} is newer than {VERSION_KNOWN}")
+    sub = _parse_sub_header(data, dump)
+    if sub is not None:
+        dump = _add_sub_header(dump, sub)
+    elif version > 0:
+        problems.append("the sub-header is cut")
+    if dump.max_mapnr * block > _FILE_END_MAX:
+        problems.append("the number of page frames is absurd")
+        dump = replace(dump, max_mapnr=0)
+    return replace(dump, problems=tuple(problems))
+
+
+def _add_sub_header(dump: DiskDump, sub: tuple[int, ...]) -> DiskDump:
+    """Take from the sub-header what its version has."""
+    version = dump.header_version
+    _, level, split, start, end, info_at, info_size, note_at, note_size, *_ = sub
+    if version >= 6:
+        start, end = sub[11:13]
+    return replace(
+        dump,
+        max_mapnr=sub[13] if version >= 6 and sub[13] else dump.max_mapnr,
+        dump_level=level,
+        split=(start, end) if version >= 2 and split else None,
+        vmcoreinfo=(info_at, info_size) if version >= 3 else (0, 0),
+        notes=(note_at, note_size) if version >= 4 else (0, 0),
+    )
+
+
+def _find_header(data: bytes) -> tuple[ByteOrder, bool, int, tuple[int, ...]] | None:
+    """Find the byte order and the word size with which the header makes sense."""
+    orders: tuple[ByteOrder, ...] = ("little", "big")
+    for byteorder in orders:
+        version = int.from_bytes(data[8:12], byteorder)
+        if version > VERSION_MAX:
+            continue
+        for at, words in _HEADERS:
+            # timestamp, status, block_size, sub_hdr_size, bitmap_blocks, max_mapnr
+            codes = ("<" if byteorder == "little" else ">") + words + "IiiII"
+            values = Struct(codes).unpack_from(data, at)
+            if _makes_sense(values, version):
+                return byteorder, words == "qq", version, values
+    return None
+
+
+def _makes_sense(values: tuple[int, ...], version: int) -> bool:
+    _, usec, _, block, sub_blocks, bitmap_blocks, mapnr = values
+    return (
+        0 <= usec < 10**6
+        and _BLOCK_MIN <= block <= _BLOCK_MAX
+        and not block & (block - 1)
+        and (1 if version else 0) <= sub_blocks <= _SUB_HEADER_BLOCKS_MAX
+        and bitmap_blocks > 0
+        and 8 * bitmap_blocks * block >= mapnr
+    )
+
+
+def _parse_sub_header(data: bytes, dump: DiskDump) -> tuple[int, ...] | None:
+    """Parse the sub-header; None when it is cut, or the version has none."""
+    alignments: tuple[Alignment, ...] = ("64",) if dump.bits == 64 else ("32-packed", "32-padded")
+    block, version = dump.block_size_bytes, dump.header_version
+    found: tuple[int, ...] | None = None
+    for alignment in alignments:
+        struct = Struct(("<" if dump.byteorder == "little" else ">") + _SUB_HEADERS[alignment])
+        if version < 1 or len(data) < block + struct.size:
+            break
+        found = struct.unpack_from(data, block)
+        offset, size = found[5:7]
+        # Up to version 2 the two do not differ.
+        inside = block < offset and offset + size <= block * (1 + dump.sub_header_blocks)
+        if version < 3 or not (offset or size) or inside:
+            break
+    return found
+
+
+def size_at_least(data: bytes, dump: DiskDump) -> tuple[int, str]:
+    """Tell how many bytes the dump has at least, and what lies before that end, in words.
+
+    The more of the dump's start is in `data`, the closer: with both bitmaps and all the page
+    descriptors it is exact, but for the erase info.
+    """
+    at = dump.descriptors_at
+    size, what = at, "bitmaps"
+    half = _dumped_bitmap(dump)
+    if dump.split is None and half is not None and half[1] <= len(data):
+        size = at + 24 * int.from_bytes(data[half[0] : half[1]], "little").bit_count()
+        what = "page descriptors"
+    for offset, length in _descriptors(data[at:size], dump):
+        if offset + length > size:
+            size, what = offset + length, "pages"
+    return size, what
+
+
+def _dumped_bitmap(dump: DiskDump) -> tuple[int, int] | None:
+    """Find the bitmap of the pages dumped: the second of two."""
+    block = dump.block_size_bytes
+    needed = (dump.max_mapnr + 8 * block - 1) // (8 * block)
+    if not needed or dump.bitmap_blocks < 2 * needed:
+        return None
+    end = dump.descriptors_at
+    return end - dump.bitmap_blocks // 2 * block, end
+
+
+def _descriptors(table: bytes, dump: DiskDump) -> Iterator[tuple[int, int]]:
+    """Yield offset and size of each page's data, as far as they make sense."""
+    struct = _PAGE_DESC[dump.byteorder]
+    whole = len(table) // struct.size * struct.size
+    for offset, size, _, _ in struct.iter_unpack(table[:whole]):
+        # A compressor makes no page larger: makedumpfile stores those as they are.
+        if dump.descriptors_at < offset <= _FILE_END_MAX and size <= dump.block_size_bytes:
+            yield offset, size

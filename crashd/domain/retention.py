@@ -1,0 +1,499 @@
+"""Which crashes of processes go, so that the store stays within its limits: decided here, not done.
+
+`plan` turns (crashes, usage, policy, now) into an ordered list of deletions, and `room` tells how
+much a capture may write. A deletion takes the core and leaves a tombstone, the crash's metadata; a
+whole one takes the metadata too. Nothing here reads a clock, a disk or the index. What holds:
+
+1. Nothing in flight goes, nothing pinned, and never the newest core of all, whatever its age.
+2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each on its own merits. Of a
+   signature the first and the newest core stay (of one allowed: the newest), and of the others
+   first those of the owner who has most of them.
+3. `max_count`, `max_use`, `keep_free` then take cores one by one: always from the owner who uses
+   most of what is short, pins not counted, and the last core of a signature only when no signature
+   has a second one that may go. Of one owner the oldest goes first, but the first of a signature
+   after those in its midst, and the newest after both.
+4. Where the cores of 3 do not suffice, metadata goes, the oldest of whoever has most; before them,
+   where metadata has come to use more than half of the store. But history is not burnt for
+   nothing: for bytes, metadata goes only where the limit is then met; for inodes, of which a core
+   has one, metadata goes first, and nothing at all goes unless the limit is then met.
+5. Planning again after the deletions are carried out gives nothing.
+
+Order is that of `sequence`. The wall clock only gives ages, and is doubted so: a crash's time is
+believed if it is not before EARLIEST_NS, not after now, and not more than SKEW_NS behind one that
+is believed of a crash before it. Any other has the time of the next crash that is believed (it
+happened before that one), or now. So a crash stamped right never goes early, nor does one stamped
+too late; one stamped too early does so only if that contradicts no crash before it, or contradicts
+it by less than SKEW_NS. The tombstone that a later stamp contradicts stays as long as the crash
+with that stamp. What cannot be seen here is a *now* that runs ahead: whoever calls gives a time
+that is surely not, or None, and nothing goes for its age.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from heapq import heapify, heappop, heapreplace
+from itertools import chain
+from typing import Final, NamedTuple
+
+from crashd.domain.units import Amount
+
+EARLIEST_NS: Final = 1_767_225_600 * 10**9
+"""2026-01-01: crashd is younger; hosts without a clock of their own start in 1970."""
+
+SKEW_NS: Final = 3600 * 10**9
+"""Crashes reach the index in another order than they happened, by as much without any doubt."""
+
+
+class Reason(StrEnum):
+    """The limit that a crash was deleted for."""
+
+    MAX_USE = "max_use"
+    KEEP_FREE = "keep_free"
+    MAX_COUNT = "max_count"
+    MAX_AGE = "max_age"
+    MAX_PER_SIGNATURE = "max_per_signature"
+    METADATA_MAX_AGE = "metadata_max_age"
+    INODES = "inodes"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCrash:
+    """One entry of the store, as far as retention is concerned."""
+
+    id: str
+    sequence: int
+    """Grows with each crash, whatever the clock does; equal ones are ordered by id."""
+    time_ns: int
+    stored_bytes: int
+    """All that the entry has on disk (blocks, not lengths); in flight: all it may come to have."""
+    inodes: int
+    owner: str
+    """The unit, else the uid: whose share it is."""
+    signature_key: str
+    """The signature, or what stands for it where there is none: executable and signal."""
+    pinned: bool = False
+    has_core: bool = True
+    """False for a tombstone, and for what never was more than metadata."""
+    in_flight: bool = False
+    """Still being captured: it counts in full, and its core is no core yet."""
+    metadata_bytes: int = 0
+    """Of `stored_bytes`: what stays without the core."""
+    metadata_inodes: int = 0
+    """The same of `inodes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What there is on the file system of the store."""
+
+    total_bytes: int
+    """0 where it does not tell: no share of it is worked out, and `keep_free` says nothing."""
+    free_bytes: int
+    """Free for the daemon now, and what comes free once files that are deleted but open close."""
+    free_inodes: int = 0
+    total_inodes: int = 0
+    """0 where the file system does not count them, as btrfs."""
+    reserved_bytes: int = 0
+    """Of the `stored_bytes` of those in flight: what is not written yet, and so still free."""
+    unlisted_bytes: int = 0
+    """Stored by crashes that are not in the list. After a capture a plan without tombstones (and
+    without a clock: they hold the evidence) is as good for the moment, and much cheaper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The limits; None is no limit."""
+
+    max_use: Amount | None = None
+    """A share is one of the file system."""
+    keep_free: Amount | None = None
+    """The same share of the inodes stays free, also where this is in bytes."""
+    max_count: int | None = None
+    """Crashes with a core, those in flight included."""
+    max_age_ns: int | None = None
+    """Of a core."""
+    max_per_signature: int | None = None
+    """Cores."""
+    metadata_max_age_ns: int | None = None
+    """Of a crash without core, since the crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """One crash that loses its core, or goes altogether; no crash is in a plan twice."""
+
+    id: str
+    reason: Reason
+    frees_bytes: int
+    whole: bool
+    """Its metadata goes as well."""
+
+
+def plan(
+    crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, now_ns: int | None
+) -> tuple[Deletion, ...]:
+    """Decide what goes, in the order in which it is to go.
+
+    `now_ns` must not be ahead of the true time; None where that is not sure, and nothing goes for
+    its age. Work is that of sorting the crashes: under a second for 100,000.
+    """
+    ages = policy.max_age_ns is not None or policy.metadata_max_age_ns is not None
+    store = _Store(crashes, policy, now_ns if ages else None)
+    stored_bytes, inodes = sum(store.bytes.uses), sum(store.inodes.uses)
+    max_use, keep_free = _limits(usage, policy)
+    while True:
+        store.expire_cores(policy.max_age_ns)
+        store.limit_signatures(policy.max_per_signature)
+        store.expire_metadata()
+        if policy.max_count is not None:
+            short = sum(store.count.uses) - policy.max_count
+            store.shed_cores(store.count, short, Reason.MAX_COUNT)
+        if max_use is not None:
+            short = sum(store.bytes.uses) + usage.unlisted_bytes - max_use
+            store.meet_bytes(short, Reason.MAX_USE)
+        if keep_free is not None:
+            free = usage.free_bytes - usage.reserved_bytes + stored_bytes - sum(store.bytes.uses)
+            store.meet_bytes(keep_free - free, Reason.KEEP_FREE)
+            if usage.total_inodes > 0:
+                free = usage.free_inodes + inodes - sum(store.inodes.uses)
+                store.meet_inodes(keep_free * usage.total_inodes // usage.total_bytes - free)
+        if not store.reconsider():
+            return store.list_deletions()
+
+
+def room(crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, owner: str) -> int:
+    """Tell how many bytes a new crash of `owner` may use, its metadata included.
+
+    So many are free once a plan has been carried out that has the crash among its own: in flight,
+    `stored_bytes` what it may use, and as much more in `Usage.reserved_bytes`. That may cost cores
+    of which a signature has several, and the owner's own; the last cores of others only as far as
+    they use more than this owner then does. Metadata makes no room.
+    """
+    store = _Store(crashes, policy, None)
+    before = sum(store.bytes.uses)
+    max_use, keep_free = _limits(usage, policy)
+    spare = usage.free_bytes - usage.reserved_bytes - (keep_free or 0)
+    if max_use is not None:
+        spare = min(spare, max_use - before - usage.unlisted_bytes)
+    store.shed_some(store.bytes, before + 1, Reason.MAX_USE, last=False)
+    spare += before - sum(store.bytes.uses)
+    uses = store.uses_of_owners(store.bytes, range(len(store.crashes)))
+    gives: dict[str, int] = defaultdict(int)
+    for i in filter(store.may_lose_core, range(len(store.crashes))):
+        gives[store.owners[i]] += store.bytes.uses[i] - store.bytes.keeps[i]
+    own_gives = gives.pop(owner, 0)
+    own_rest = uses.get(owner, 0) - own_gives
+    low, high = 0, max(0, spare + own_gives + sum(gives.values()))
+    while low < high:
+        size = (low + high + 1) // 2
+        level = own_rest + size
+        given = sum(min(give, max(0, uses[name] - level)) for name, give in gives.items())
+        if size <= spare + own_gives + given:
+            low = size
+        else:
+            high = size - 1
+    return low
+
+
+class _Resource(NamedTuple):
+    """Something of which there is a limited amount: what each crash has of it."""
+
+    uses: list[int]
+    """Now: what the plan takes is gone from it."""
+    keeps: list[int]
+    """By its metadata."""
+
+
+class _Store:
+    """The crashes in their order, and what becomes of them in the course of planning."""
+
+    def __init__(self, crashes: Iterable[StoredCrash], policy: Policy, now_ns: int | None) -> None:
+        self.crashes = sorted(crashes, key=lambda crash: (crash.sequence, crash.id))
+        self._reasons: dict[int, Reason] = {}
+        known = self.crashes
+        self.core = [crash.has_core and not crash.in_flight for crash in known]
+        self.owners = [crash.owner for crash in known]
+        self._keys = [crash.signature_key for crash in known]
+        self._pinned = [crash.pinned for crash in known]
+        self._gone = [False] * len(known)
+        self.fixed = [crash.pinned or crash.in_flight for crash in known]
+        cores = self._list_cores()
+        for newest in cores[-1:]:
+            self.fixed[newest] = True
+        self._cores_of = Counter(self._keys[i] for i in cores)
+        self.bytes = _Resource(
+            [crash.stored_bytes for crash in known],
+            [min(crash.metadata_bytes, crash.stored_bytes) for crash in known],
+        )
+        self.inodes = _Resource(
+            [crash.inodes for crash in known],
+            [min(crash.metadata_inodes, crash.inodes) for crash in known],
+        )
+        self.count = _Resource(
+            [int(crash.has_core or crash.in_flight) for crash in known], [0] * len(known)
+        )
+        self._resources = (self.bytes, self.inodes, self.count)
+        self._now_ns = now_ns if now_ns is not None and now_ns >= EARLIEST_NS else None
+        self._metadata_max_age_ns = policy.metadata_max_age_ns
+        self._look_at_times()
+
+    def list_deletions(self) -> tuple[Deletion, ...]:
+        """List what was taken, in the order of taking."""
+        found = [(i, self.crashes[i], reason) for i, reason in self._reasons.items()]
+        left = self.bytes.uses
+        return tuple(
+            Deletion(c.id, r, c.stored_bytes - left[i], self._gone[i]) for i, c, r in found
+        )
+
+    def expire_cores(self, max_age_ns: int | None) -> None:
+        """Evict the cores that are older."""
+        for i, older in enumerate(self._list_older(max_age_ns)):
+            if older and self.may_lose_core(i):
+                self._evict(self.count, i, Reason.MAX_AGE)
+
+    def limit_signatures(self, maximum: int | None) -> None:
+        """Evict what a signature has more than so many cores."""
+        if maximum is None or all(count <= maximum for count in self._cores_of.values()):
+            return
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i in self._list_cores():
+            if self._cores_of[self._keys[i]] > maximum:
+                groups[self._keys[i]].append(i)
+        for group in groups.values():
+            kept = (group[0], group[-1])[2 - min(maximum, 2) :]
+            _take_fairly(
+                self._queue(i for i in group if self.may_lose_core(i) and i not in kept),
+                self.uses_of_owners(self.count, group),
+                len(group) - maximum,
+                lambda i: self._evict(self.count, i, Reason.MAX_PER_SIGNATURE),
+            )
+
+    def expire_metadata(self) -> None:
+        """Delete tombstones that are too old, but none that contradicts the stamp of another."""
+        if not any(self._expired):
+            return
+        self._evidence.clear()
+        for i in reversed(range(len(self.crashes))):
+            if self._gone[i]:
+                continue
+            if self._expired[i] and self._is_metadata(i) and i not in self._evidence:
+                self._delete(i, Reason.METADATA_MAX_AGE, whole=True)
+            elif (contradicted := self._contradicts[i]) is not None:
+                self._evidence.add(contradicted)
+
+    def meet_bytes(self, short: int, reason: Reason) -> None:
+        """Make up for the bytes that are missing, or come as near as cores allow."""
+        if short <= 0:
+            return
+        possible = short <= self._all_gains(self.bytes)
+        if possible:
+            metadata = sum(self.bytes.uses[i] for i in self._list_metadata())
+            excess = 2 * metadata - sum(self.bytes.uses)
+            short = self._drop_metadata(self.bytes, short, reason, at_most=excess)
+        short = self.shed_cores(self.bytes, short, reason)
+        if possible:
+            short = self._drop_metadata(self.bytes, short, reason)
+        self._unmet |= short > 0
+
+    def meet_inodes(self, short: int) -> None:
+        """Make up for the inodes that are missing, if that is possible."""
+        if 0 < short <= self._all_gains(self.inodes):
+            short = self._drop_metadata(self.inodes, short, Reason.INODES)
+            short = self.shed_cores(self.inodes, short, Reason.INODES)
+            short = self._drop_metadata(self.inodes, short, Reason.INODES)
+        self._unmet |= short > 0
+
+    def shed_cores(self, resource: _Resource, short: int, reason: Reason) -> int:
+        """Evict cores until nothing is short; tell what still is."""
+        short = self.shed_some(resource, short, reason, last=False)
+        return self.shed_some(resource, short, reason, last=True)
+
+    def shed_some(self, resource: _Resource, short: int, reason: Reason, *, last: bool) -> int:
+        """Evict cores, the `last` of their signatures or only others; tell what is still short."""
+        if short <= 0:
+            return short
+
+        def take(i: int) -> int:
+            if not last and self._cores_of[self._keys[i]] < 2:
+                return 0
+            return self._evict(resource, i, reason)
+
+        uses = self.uses_of_owners(resource, range(len(self.crashes)))
+        return _take_fairly(self._queue_cores(), uses, short, take)
+
+    def may_lose_core(self, i: int) -> bool:
+        return self.core[i] and not self.fixed[i]
+
+    def uses_of_owners(self, resource: _Resource, among: Iterable[int]) -> dict[str, int]:
+        """Add up what each owner uses; pins are the administrator's."""
+        uses: dict[str, int] = defaultdict(int)
+        for i in among:
+            if not self._pinned[i]:
+                uses[self.owners[i]] += resource.uses[i]
+        return uses
+
+    def _list_cores(self) -> list[int]:
+        return [i for i, core in enumerate(self.core) if core]
+
+    def _list_metadata(self) -> list[int]:
+        return [i for i in range(len(self.crashes)) if self._is_metadata(i)]
+
+    def _is_metadata(self, i: int) -> bool:
+        return not self.core[i] and not self.fixed[i] and not self._gone[i]
+
+    def _all_gains(self, resource: _Resource) -> int:
+        """Add up what would come free if everything went that may."""
+        total = 0
+        for i, uses in enumerate(resource.uses):
+            if not self.fixed[i] and (not self.core[i] or self._gain(resource, i) > 0):
+                total += uses - (resource.keeps[i] if i in self._evidence else 0)
+        return total
+
+    def _gain(self, resource: _Resource, i: int) -> int:
+        """Work out what evicting a core frees."""
+        return resource.uses[i] - (0 if self._goes_whole(i) else resource.keeps[i])
+
+    def _goes_whole(self, i: int) -> bool:
+        return self._expired[i] and i not in self._evidence
+
+    def _queue_cores(self) -> dict[str, list[int]]:
+        """List what cores each owner may lose, next at the end."""
+        cores = self._list_cores()
+        newest = {self._keys[i]: i for i in cores}
+        first = {self._keys[i]: i for i in reversed(cores)}
+        ranked: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for i in filter(self.may_lose_core, cores):
+            key = self._keys[i]
+            ranked[2 if newest[key] == i else 1 if first[key] == i else 0].append(i)
+        return self._queue(chain(*ranked))
+
+    def _queue(self, crashes: Iterable[int]) -> dict[str, list[int]]:
+        """Divide them by owner, each's in reverse: the next one is the last."""
+        queues: dict[str, list[int]] = defaultdict(list)
+        for i in crashes:
+            queues[self.owners[i]].append(i)
+        for queue in queues.values():
+            queue.reverse()
+        return queues
+
+    def reconsider(self) -> bool:
+        """Tell whether what was taken may allow more: a stamp's doubts gone, a limit in reach."""
+        nothing_new = self._before == (len(self._reasons), sum(self._gone))
+        if nothing_new or not (self._doubted or self._unmet):
+            return False
+        self._look_at_times()
+        return True
+
+    def _look_at_times(self) -> None:
+        self._before = (len(self._reasons), sum(self._gone))
+        self._unmet = False
+        self._times, self._contradicts = _believe(self.crashes, self._gone, self._now_ns)
+        self._expired = self._list_older(self._metadata_max_age_ns)
+        self._evidence = {i for i in self._contradicts if i is not None}
+        looks = zip(self.crashes, self._times, self._gone, strict=True)
+        self._doubted = self._now_ns is not None and any(
+            crash.time_ns != time_ns and not gone for crash, time_ns, gone in looks
+        )
+
+    def _list_older(self, limit_ns: int | None) -> list[bool]:
+        if limit_ns is None or self._now_ns is None:
+            return [False] * len(self.crashes)
+        oldest_ns = self._now_ns - limit_ns
+        return [time_ns < oldest_ns for time_ns in self._times]
+
+    def _evict(self, resource: _Resource, i: int, reason: Reason) -> int:
+        """Evict a core if that frees anything of `resource`; tell how much."""
+        gain = self._gain(resource, i)
+        if gain > 0:
+            self.core[i] = False
+            self._cores_of[self._keys[i]] -= 1
+            self._delete(i, reason, whole=self._goes_whole(i))
+        return gain
+
+    def _drop_metadata(
+        self, resource: _Resource, short: int, reason: Reason, at_most: int | None = None
+    ) -> int:
+        """Delete metadata until nothing is short; tell what still is."""
+        wanted = short if at_most is None else min(short, at_most)
+        if wanted <= 0:
+            return short
+
+        def take(i: int) -> int:
+            gain = resource.uses[i]
+            if gain > 0:
+                self._delete(i, reason, whole=True)
+            return gain
+
+        candidates = self._list_metadata()
+        queues = self._queue(i for i in candidates if i not in self._evidence)
+        uses = self.uses_of_owners(resource, candidates)
+        return short - wanted + _take_fairly(queues, uses, wanted, take)
+
+    def _delete(self, i: int, reason: Reason, *, whole: bool) -> None:
+        for uses, keeps in self._resources:
+            uses[i] = 0 if whole else keeps[i]
+        self._gone[i] = whole
+        self._reasons.setdefault(i, reason)
+
+
+def _take_fairly(
+    queues: Mapping[str, list[int]], uses: dict[str, int], short: int, take: Callable[[int], int]
+) -> int:
+    """Take from whoever uses most, again and again, until nothing is short; tell what still is.
+
+    `queues` have the next at the end; `take` tells what taking freed, 0 when it did not.
+    """
+    heap = [(-uses[owner], owner) for owner in queues]
+    heapify(heap)
+    while heap and short > 0:
+        weight, owner = heap[0]
+        queue = queues[owner]
+        freed = 0
+        while queue and not freed:
+            freed = take(queue.pop())
+        short -= freed
+        uses[owner] = -weight - freed
+        if queue:
+            heapreplace(heap, (weight + freed, owner))
+        else:
+            heappop(heap)
+    return short
+
+
+def _believe(
+    crashes: Sequence[StoredCrash], gone: Sequence[bool], now_ns: int | None
+) -> tuple[list[int], list[int | None]]:
+    """Tell when each crash happened, or later, and which crash before it contradicts its stamp."""
+    if now_ns is None:
+        return [0] * len(crashes), [None] * len(crashes)
+    times: list[int | None] = []
+    contradicted: list[int | None] = [None] * len(crashes)
+    latest_ns, latest = EARLIEST_NS, None
+    for i, crash in enumerate(crashes):
+        time_ns = crash.time_ns
+        if gone[i] or not EARLIEST_NS <= time_ns <= now_ns:
+            times.append(None)
+        elif time_ns < latest_ns - SKEW_NS:
+            times.append(None)
+            contradicted[i] = latest
+        else:
+            times.append(time_ns)
+            if time_ns > latest_ns:
+                latest_ns, latest = time_ns, i
+    following_ns = now_ns
+    believed = []
+    for own_ns in reversed(times):
+        following_ns = following_ns if own_ns is None else own_ns
+        believed.append(following_ns)
+    return believed[::-1], contradicted
+
+
+def _limits(usage: Usage, policy: Policy) -> tuple[int | None, int | None]:
+    """Work out `max_use` and `keep_free`; None where there is none, or nothing to relate it to."""
+    use, free, total = policy.max_use, policy.keep_free, usage.total_bytes
+    relative = use is not None and use.thousandths is not None
+    return (
+        None if use is None or (relative and total <= 0) else use.of(total),
+        None if free is None or total <= 0 else free.of(total),
+    )

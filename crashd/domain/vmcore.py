@@ -1,0 +1,487 @@
+"""A kernel dump by its first and last bytes: what crashed, when, and whether the dump is whole.
+
+    compressed by      flattened by        the dump itself
+    kdump-tools   ┐    makedumpfile -F  ┐
+    gzip xz bzip2 ├──▶ 4096 bytes, then ├──▶ kdump-compressed (diskdump.py), or
+    lz4 zstd      ┘    be64 offset,     ┘    ELF, as /proc/vmcore and makedumpfile -E have it
+    (wrapped.py)       be64 size, data …
+                       … 16 bytes 0xff
+
+Either or both of the outer layers may be missing. Nothing but the head and the tail is ever read,
+and no name is believed: kdump-tools calls a dump finished that is a copy of the log, an error
+message, empty, or cut (TESTBED.md). Every byte may be hostile; work is linear in the head.
+
+Source: makedumpfile IMPLEMENTATION, makedumpfile.h, libkdumpfile flatmap.c,
+Documentation/admin-guide/kdump/vmcoreinfo.rst.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from crashd.domain.diskdump import (
+    HEADER_SIZE,
+    NOTES_MAX_BYTES,
+    SIGNATURE,
+    VMCOREINFO_MAX,
+    parse_diskdump,
+    size_at_least,
+)
+from crashd.domain.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.text import printable
+from crashd.domain.wrapped import Unwrapped, Unzstd, Wrapper, find_wrapper, is_ended, unwrap
+from crashd.errors import FormatError
+
+HEAD_SIZE: Final = 2**20
+"""Bytes from the start of a dump that are worth reading; fewer tell less, never wrong."""
+TAIL_SIZE: Final = 4096
+"""Bytes from the end of a dump; 16 are enough for all but padded xz."""
+
+FLAT_MAGIC: Final = b"makedumpfile\0"  # "makedumpfile Failed." is what its error texts begin with
+FLAT_HEADER_SIZE: Final = 4096
+FLAT_END: Final = b"\xff" * 16
+"""A record with offset and size -1: makedumpfile -F writes it last."""
+VMCOREINFO_LINES_MAX: Final = 4096
+VALUE_MAX: Final = 256
+NOTE_SEGMENTS_MAX: Final = 16
+PHDRS_MAX: Final = 2**16
+
+# include/uapi/linux/elf.h
+ELF_MAGIC: Final = b"\x7fELF"
+ELF_HEADER_SIZE: Final = 64
+ET_CORE: Final = 4
+PT_LOAD: Final = 1
+PT_NOTE: Final = 4
+NT_PRPSINFO: Final = 3
+DUMP_ELF_INCOMPLETE: Final = 0x1
+"""In e_flags, by makedumpfile; crash's netdump.h."""
+
+# EM_* of include/uapi/linux/elf-em.h to what uname(2) has; ppc64 in little endian is ppc64le.
+_MACHINES = {3: "i686", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64"}
+_MACHINES |= {183: "aarch64", 243: "riscv64", 258: "loongarch64"}
+_FLAGGED_MACHINES = frozenset({8, 243})  # bit 0 of their own e_flags means something else
+
+_PLAIN_KEY = re.compile(rb"[A-Z][A-Z0-9_-]{0,63}")
+_LOG_LINE = re.compile(rb"(?:^|\n)(?:<\d{1,3}>)?\[ *\d{1,10}\.\d{6}\]")
+_TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
+_TEXT_SAMPLE = 64 * 1024
+_TIME_MAX_S = 2**33  # the year 2242; ns fit in 63 bits
+
+
+class DumpFormat(StrEnum):
+    """What the dump itself is, inside compression and flattening."""
+
+    KDUMP = "kdump-compressed"
+    ELF = "elf"
+
+
+class Completeness(StrEnum):
+    """Whether a dump can be used."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    """A dump that was cut: part of the memory may be there."""
+    BOGUS = "bogus"
+    """No dump at all, whatever its name says."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmcoreHead:
+    """What the head of a dump tells; text is safe to print, "" and None are what it does not tell.
+
+    ELF has no utsname, time or level of its own: release and time are then those of VMCOREINFO.
+    """
+
+    format: DumpFormat
+    bits: Bits
+    byteorder: ByteOrder
+    flattened: bool = False
+    wrapped_by: Wrapper | None = None
+    header_version: int | None = None
+    release: str = ""
+    """`uname -r`."""
+    version: str = ""
+    """`uname -v`."""
+    machine: str = ""
+    nodename: str = ""
+    """Of the host that crashed, which may be another."""
+    crash_time_ns: int | None = None
+    """CRASHTIME of VMCOREINFO; without it, when the dump was begun. Whole seconds."""
+    memory_bytes: int | None = None
+    """End of the machine's physical memory: its RAM and the holes in it."""
+    dump_level: int | None = None
+    """makedumpfile -d: 1 zero, 2 cache, 4 private cache, 8 user, 16 free pages left out."""
+    compression: str | None = None
+    """Of the pages: zlib, lzo, snappy, zstd; None: stored as they are."""
+    incomplete: bool = False
+    """makedumpfile said so itself (the disk was full)."""
+    split: tuple[int, int] | None = None
+    """First page frame, and the one behind the last, of this part of a split dump."""
+    vmcoreinfo: Mapping[str, str] = field(default_factory=dict)
+    """OSRELEASE, BUILD-ID, PAGESIZE, KERNELOFFSET, CRASHTIME …: those with a plain name, not
+    SYMBOL(…), SIZE(…), OFFSET(…), LENGTH(…), NUMBER(…)."""
+    build_id: str | None = None
+    """Hex, of the vmlinux; kernels before 5.9 do not tell."""
+    size_at_least: int = 0
+    """Bytes of the dump itself, neither flattened nor compressed."""
+    ends_with: str = ""
+    """What reaches to `size_at_least`, in words."""
+    problems: tuple[str, ...] = ()
+    """What was missing or absurd: a line each, without any text from the dump."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a dump can be used."""
+
+    completeness: Completeness
+    reason: str
+    """Why it is not complete, or why that is not sure; "" otherwise."""
+    head: VmcoreHead | None = None
+    """None when not even that could be read."""
+    sure: bool = True
+    """False: nothing speaks against the dump, but its end could not be checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Peeled:
+    """The start of the dump itself, and what was peeled off it."""
+
+    data: bytes
+    size: int | None
+    """Bytes of what `data` is the start of; None: not known."""
+    wrapper: Wrapper | None = None
+    flattened: bool = False
+    ended: bool | None = None
+    """Of what was peeled off; None: nothing was, or its end cannot be seen."""
+    problems: tuple[str, ...] = ()
+
+
+def parse_vmcore(head: bytes, unzstd: Unzstd) -> VmcoreHead:
+    """Parse the first bytes of a dump.
+
+    Raises:
+        FormatError: no kernel dump, cut inside its first header, or absurd.
+
+    """
+    return _parse_peeled(_peel(head, None, b"", unzstd))
+
+
+def judge(
+    head: bytes, size_bytes: int, tail: bytes, unzstd: Unzstd, *, unfinished: bool = False
+) -> Verdict:
+    """Judge a file that is named like a dump: its first bytes, its size, and its last bytes.
+
+    `unfinished` says that its maker had not yet given it its final name: then only the end marker
+    of the flattened format proves that all was written. Raises nothing.
+    """
+    if not size_bytes:
+        return Verdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
+    try:
+        peeled = _peel(head, size_bytes, tail, unzstd)
+    except FormatError as e:
+        return Verdict(Completeness.BOGUS, str(e))
+    try:
+        vmcore = _parse_peeled(peeled)
+    except FormatError as e:
+        return _judge_without_head(peeled, size_bytes, str(e))
+    reason = _find_fault(peeled, vmcore)
+    if reason:
+        return Verdict(Completeness.INCOMPLETE, reason, vmcore)
+    proven = peeled.flattened and peeled.ended
+    if unfinished and not proven:
+        return Verdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
+    if peeled.size is None:
+        reason = f"the end of what {vmcore.wrapped_by} compressed was not checked"
+    return Verdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
+
+
+def _find_fault(peeled: _Peeled, vmcore: VmcoreHead) -> str:
+    if vmcore.incomplete:
+        return "incomplete bit set by makedumpfile: it ran out of space"
+    if peeled.ended is False:
+        what = "the flattened format" if peeled.size is not None else vmcore.wrapped_by
+        return f"no end marker of {what}"
+    if not peeled.flattened and peeled.size is not None and peeled.size < vmcore.size_at_least:
+        return (
+            f"file ends before the end of its {vmcore.ends_with}: {peeled.size} of at least "
+            f"{vmcore.size_at_least} bytes"
+        )
+    return ""
+
+
+def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> Verdict:
+    data = peeled.data
+    if peeled.wrapper is not None and not data and not peeled.flattened:
+        if peeled.size is None:
+            return Verdict(
+                Completeness.INCOMPLETE, f"cut at the start of what {peeled.wrapper} wrote"
+            )
+        return Verdict(Completeness.BOGUS, f"empty inside {peeled.wrapper}")
+    signed = data.startswith((SIGNATURE, ELF_MAGIC))
+    if peeled.flattened and not peeled.ended and (signed or not data):
+        return Verdict(Completeness.INCOMPLETE, "no end marker of the flattened format")
+    needed = HEADER_SIZE if data.startswith(SIGNATURE) else ELF_HEADER_SIZE
+    if signed and peeled.size is not None and peeled.size <= len(data) < needed:
+        return Verdict(Completeness.INCOMPLETE, "file ends before its header does")
+    size = size_bytes if peeled.size is None else peeled.size
+    return Verdict(Completeness.BOGUS, error if signed else _describe(data, size))
+
+
+def _describe(data: bytes, size: int) -> str:
+    """Say what a file is that is no dump."""
+    sample = data[:_TEXT_SAMPLE]
+    if not sample.strip(b"\0"):
+        return f"{size} bytes, zeros at the start"
+    # Many a log ends in zeros, where the file system had not yet written the data.
+    if not sample.rstrip(b"\0").translate(None, _TEXT):
+        if _LOG_LINE.search(sample) or sample.startswith(b"Linux version "):
+            return "a copy of the log, no memory image (--dump-dmesg)"
+        return f"{size} bytes of text, no memory image"
+    return f"{size} bytes of an unknown format, no memory image"
+
+
+# ---- what is around the dump ----
+
+
+def _peel(head: bytes, size: int | None, tail: bytes, unzstd: Unzstd) -> _Peeled:
+    """Take compression and flattening off; `size` and `tail` are the file's, None if not known."""
+    wrapper = find_wrapper(head)
+    ended: bool | None = None
+    if wrapper is not None:
+        inner = unwrap(head, wrapper, HEAD_SIZE, unzstd)
+        ended = _is_wrapper_ended(wrapper, head, size, tail, inner)
+        head, size, tail = inner.data, None, b""
+        if inner.whole:
+            size, tail = len(head), head[-TAIL_SIZE:]
+    if not head.startswith(FLAT_MAGIC):
+        return _Peeled(head, size, wrapper, ended=ended)
+    problems: list[str] = []
+    data, end = _unflatten(head, problems)
+    if size is not None:
+        ended = end == size if size <= len(head) else _ends_flat(tail, data)
+    elif ended:
+        ended = None  # the compressor saw its input end: that says nothing of makedumpfile
+    return _Peeled(data, size, wrapper, flattened=True, ended=ended, problems=tuple(problems))
+
+
+def _is_wrapper_ended(
+    wrapper: Wrapper, head: bytes, size: int | None, tail: bytes, inner: Unwrapped
+) -> bool | None:
+    if inner.whole:
+        return True
+    if size is None:
+        return None
+    # All of the file is at hand, and decompressing it came to no end.
+    if size <= len(head) and len(inner.data) < HEAD_SIZE and wrapper is not Wrapper.ZSTD:
+        return False
+    return is_ended(wrapper, head, tail)
+
+
+def _ends_flat(tail: bytes, data: bytes) -> bool:
+    """Tell the end marker from a bitmap that was cut: full of ones, it looks the same."""
+    is_ones = data.startswith(SIGNATURE) and tail.endswith(FLAT_END + FLAT_END)
+    return tail.endswith(FLAT_END) and not is_ones
+
+
+def _unflatten(raw: bytes, problems: list[str]) -> tuple[bytes, int | None]:
+    """Put the records of a flattened dump's start in order; what later ones bring is zeros.
+
+    Also tells where the end marker ends, None when it is not in `raw`.
+    """
+    kind, version = (int.from_bytes(raw[at : at + 8], "big") for at in (16, 24))
+    if len(raw) >= FLAT_HEADER_SIZE and (kind, version) != (1, 1):
+        problems.append(f"flattened format of type {kind}, version {version}")
+    out = bytearray()
+    for offset, data, at in _split_flat(raw, problems):
+        if offset < 0:
+            return bytes(out), at
+        if offset >= HEAD_SIZE:
+            continue
+        data = data[: HEAD_SIZE - offset]
+        if len(out) < offset + len(data):
+            out.extend(bytes(offset + len(data) - len(out)))
+        out[offset : offset + len(data)] = data
+    return bytes(out), None
+
+
+def _split_flat(raw: bytes, problems: list[str]) -> Iterator[tuple[int, bytes, int]]:
+    """Yield offset, data and end of each record; the offset of the end marker is -1."""
+    at = FLAT_HEADER_SIZE
+    while at + 16 <= len(raw):
+        offset = int.from_bytes(raw[at : at + 8], "big", signed=True)
+        size = int.from_bytes(raw[at + 8 : at + 16], "big", signed=True)
+        if offset == size == -1:
+            yield -1, b"", at + 16
+            return
+        if offset < 0 or size <= 0:
+            problems.append("a record of the flattened format is absurd")
+            return
+        yield offset, raw[at + 16 : at + 16 + size], at + 16 + size
+        at += 16 + size
+
+
+# ---- the dump itself ----
+
+
+def _parse_peeled(peeled: _Peeled) -> VmcoreHead:
+    if peeled.data.startswith(SIGNATURE):
+        return _parse_kdump(peeled)
+    if peeled.data.startswith(ELF_MAGIC):
+        return _parse_elf(peeled)
+    raise FormatError("file does not begin like a kernel dump")
+
+
+def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
+    data = peeled.data
+    dump = parse_diskdump(data)
+    problems = [*peeled.problems, *dump.problems]
+    at, size = dump.vmcoreinfo
+    info = data[at : at + min(size, VMCOREINFO_MAX)]
+    if not size:
+        at, size = dump.notes  # QEMU and sadump have it in the notes alone
+        notes = data[at : at + min(size, NOTES_MAX_BYTES)]
+        info = _notes_of(notes, dump.layout).get(b"VMCOREINFO", b"")
+    if not info:
+        problems.append("no VMCOREINFO in the head")
+    vmcoreinfo = parse_vmcoreinfo(info)
+    least, what = size_at_least(data, dump)
+    _, nodename, release, version, machine, _ = (printable(name) for name in dump.utsname)
+    return VmcoreHead(
+        format=DumpFormat.KDUMP,
+        bits=dump.bits,
+        byteorder=dump.byteorder,
+        flattened=peeled.flattened,
+        wrapped_by=peeled.wrapper,
+        header_version=dump.header_version,
+        release=vmcoreinfo.get("OSRELEASE") or release,
+        version=version,
+        machine=machine,
+        nodename=nodename,
+        crash_time_ns=_crash_time(vmcoreinfo, dump.time_s),
+        memory_bytes=dump.max_mapnr * dump.block_size_bytes or None,
+        dump_level=dump.dump_level,
+        compression=dump.compression,
+        incomplete=dump.incomplete,
+        split=dump.split,
+        vmcoreinfo=vmcoreinfo,
+        build_id=_build_id(vmcoreinfo),
+        size_at_least=least,
+        ends_with=what,
+        problems=tuple(problems),
+    )
+
+
+def _parse_elf(peeled: _Peeled) -> VmcoreHead:
+    data, problems = peeled.data, list(peeled.problems)
+    layout, flags, phoff, phnum = _elf_header(data)
+    least, memory_end = phoff + phnum * (56 if layout.bits == 64 else 32), 0
+    if least > len(data):
+        problems.append("program headers are cut")
+    what = "program headers"
+    notes: dict[bytes, bytes] = {}
+    segments = 0
+    for kind, offset, paddr, filesz, memsz in _phdrs(data, layout, phoff, phnum):
+        if offset + filesz > 2**63 - 1 or paddr + memsz > 2**64:
+            problems.append("a segment lies past the end of any file or address space")
+            continue
+        if filesz and offset + filesz > least:
+            least, what = offset + filesz, "memory" if kind == PT_LOAD else "notes"
+        if kind == PT_LOAD:
+            memory_end = max(memory_end, paddr + memsz)
+        elif kind == PT_NOTE and (segments := segments + 1) <= NOTE_SEGMENTS_MAX:
+            notes |= _notes_of(data[offset : offset + min(filesz, NOTES_MAX_BYTES)], layout)
+    if b"VMCOREINFO" not in notes:
+        if b"process" in notes:
+            raise FormatError("the core of a process, not a kernel's dump")
+        problems.append("no VMCOREINFO in the head")
+    if not memory_end and least <= len(data):
+        raise FormatError("ELF dump without any memory")
+    vmcoreinfo = parse_vmcoreinfo(notes.get(b"VMCOREINFO", b"")[:VMCOREINFO_MAX])
+    machine = _MACHINES.get(layout.machine, "")
+    return VmcoreHead(
+        format=DumpFormat.ELF,
+        bits=layout.bits,
+        byteorder=layout.byteorder,
+        flattened=peeled.flattened,
+        wrapped_by=peeled.wrapper,
+        release=vmcoreinfo.get("OSRELEASE", ""),
+        machine="ppc64le" if machine == "ppc64" and layout.byteorder == "little" else machine,
+        crash_time_ns=_crash_time(vmcoreinfo, 0),
+        memory_bytes=memory_end or None,
+        incomplete=bool(flags & DUMP_ELF_INCOMPLETE) and layout.machine not in _FLAGGED_MACHINES,
+        vmcoreinfo=vmcoreinfo,
+        build_id=_build_id(vmcoreinfo),
+        size_at_least=least,
+        ends_with=what,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def _elf_header(data: bytes) -> tuple[Layout, int, int, int]:
+    """Parse the ELF header: layout, flags, offset and number of the program headers."""
+    if len(data) < ELF_HEADER_SIZE:
+        raise FormatError(f"dump is cut inside its header, at {len(data)} bytes")
+    if data[4:6] not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
+        raise FormatError("ELF header has an absurd class or byte order")
+    bits: Bits = 64 if data[4] == 2 else 32
+    byteorder: ByteOrder = "little" if data[5] == 1 else "big"
+    layout = Layout(int.from_bytes(data[18:20], byteorder), bits, byteorder)
+    values = layout.struct("16sHHILLLIHHH").unpack_from(data)
+    _, kind, _, _, _, phoff, _, flags, ehsize, phentsize, phnum = values
+    if kind != ET_CORE:
+        raise FormatError(f"ELF file is of type {kind}, not a core")
+    if phentsize != (56 if bits == 64 else 32) or not phnum or not ehsize <= phoff < 2**32:
+        raise FormatError("ELF header has absurd program headers")
+    return layout, flags, phoff, min(phnum, PHDRS_MAX)
+
+
+def _phdrs(
+    data: bytes, layout: Layout, phoff: int, phnum: int
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield type, offset, physical address, size in the file and in memory of each segment."""
+    wide = layout.bits == 64
+    struct = layout.struct("IIQQQQQQ" if wide else "IIIIIIII")
+    there = min(phnum, max(0, len(data) - phoff) // struct.size)
+    for values in struct.iter_unpack(data[phoff : phoff + there * struct.size]):
+        if wide:
+            kind, _, offset, _, paddr, filesz, memsz, _ = values
+        else:
+            kind, offset, _, paddr, filesz, memsz, _, _ = values
+        yield kind, offset, paddr, filesz, memsz
+
+
+def _notes_of(blob: bytes, layout: Layout) -> dict[bytes, bytes]:
+    """Take the VMCOREINFO note, and `process` where the notes are those of a process."""
+    found: dict[bytes, bytes] = {}
+    for name, kind, desc, _ in split_notes(blob, layout):
+        if name == b"VMCOREINFO":
+            found.setdefault(name, desc)
+        elif name == b"CORE" and kind == NT_PRPSINFO:
+            found[b"process"] = b""
+    return found
+
+
+def parse_vmcoreinfo(text: bytes) -> dict[str, str]:
+    """Parse VMCOREINFO: lines `KEY=value`, those with a plain key, printable and not too long."""
+    found: dict[str, str] = {}
+    for line in text.split(b"\n", VMCOREINFO_LINES_MAX)[:VMCOREINFO_LINES_MAX]:
+        key, equals, value = line.partition(b"=")
+        if equals and _PLAIN_KEY.fullmatch(key):
+            found[key.decode()] = printable(value[:VALUE_MAX].strip(b" \0\r"))
+    return found
+
+
+def _crash_time(vmcoreinfo: Mapping[str, str], fallback_s: int) -> int | None:
+    text = vmcoreinfo.get("CRASHTIME", "")
+    # int() would take spaces, signs, underscores and other scripts' digits.
+    seconds = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else 0
+    seconds = seconds or fallback_s
+    return seconds * 10**9 if 0 < seconds < _TIME_MAX_S else None
+
+
+def _build_id(vmcoreinfo: Mapping[str, str]) -> str | None:
+    text = vmcoreinfo.get("BUILD-ID", "").lower()
+    return text if re.fullmatch(r"(?:[0-9a-f]{2}){4,64}", text) else None
