@@ -1,0 +1,422 @@
+"""Reports in the lines of the kernel's log: which lines belong to which crash. Pure.
+
+A report begins with a head (`oopsheads`), or with `cut here` before it, and goes on with the lines
+of the same caller (`[  T123]`), where the log tells callers, up to its end mark, the next head or
+the last line that looks like one of a report. What follows from it is part of it:
+
+    list_del corruption. prev->next should be …   says more than the BUG that comes with it
+    BUG: unable to handle …   →  Oops: 0002 [#1]  one crash, told in two heads
+    watchdog: BUG: soft lockup …  →  Kernel panic - not syncing: softlockup: hung tasks
+
+The panic that a report led to does not name the crash, but makes it fatal.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from crashd.domain.oopsheads import Head, find_head
+from crashd.domain.oopskinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
+from crashd.domain.oopstrace import parse_frame
+from crashd.domain.printk import LogLine, is_boot
+
+__all__ = ["REPORTS_MAX", "Report", "find_reports"]
+
+REPORTS_MAX: Final = 1000
+"""The newest that are kept of one log."""
+
+REPORT_LINES_MAX: Final = 1000
+OPEN_MAX: Final = 16
+"""Reports that go on at once, each of another caller."""
+
+GAP_LINES: Final = 24
+"""Lines that look like none of a report, after which it is over."""
+
+GAP_S: Final = 10.0
+CUT_LINES: Final = 12
+"""Between `cut here` and the head that it announces."""
+
+JOIN_LINES: Final = 40
+PANIC_LINES: Final = 600
+"""Between a report and the panic that names it as its cause; PANIC_S where the log has times."""
+
+PANIC_S: Final = 60.0
+BATCH_S: Final = 5.0
+"""Tasks that hung are reported one after the other, then comes the panic."""
+
+HEADLESS_LINES: Final = 200
+_RECENT = 32
+
+_CUT = "------------[ cut here ]"
+_END_TRACE = "---[ end trace"
+_END_PANIC = "---[ end Kernel panic"
+_RULE = "================"
+_PANIC = "Kernel panic - not syncing: "
+_BODY = re.compile(
+    r"[ ]|<?\[<?[0-9a-f]{8,}|CPU\d*: |Call |Back|[ER]?(?:IP|SP|AX)\b|R\d\d: |[RE][A-D][XI]:"
+    r"|[FC]S: |CR\d|"
+    r"DR\d|PKRU|Code:|Stack|Modules |Hardware |Workqueue|Tainted|pc ?:|lr ?:|sp ?:|x\d{1,2} ?:"
+    r"|r\d{1,2}|"
+    r"pstate|psr|epc|ra |gp |[tsa]\d{1,2} ?:|status|Krnl|GPR|NIP|LR |MSR|REGS|CFAR|CTR|DAR|DEAR"
+    r"|IRQMASK|XER|"
+    r"TASK|THREAD|Instruction|Oops|PGD|PUD|P4D|#PF|\*pde|Mem abort|Data abort|ESR|EC|Last "
+    r"|Process |task|"
+    r"Kernel |---|Read |Write |The buggy|Allocated|Freed|Memory state|Show|</?[#A-Z]+>|Sending "
+    r"|NMI|raw|"
+    r"flags|page|Pid|EFLAGS|Internal|KASAN|Uninit|Bytes|Local|Faulting|Failing|Fault|AS:|LE |BE |"
+    r"rcu|---|\(|-> |#\d|stack backtrace|other info|Possible|the existing|which lock|but task"
+    r"|is trying|"
+    r"and |\d+ lock|no locks|irq event|hard ?irqs|soft ?irqs|INFO: |>|ffff|[0-9a-f]{8,}|Rebooting"
+    r"|Reboot|"
+    r"Dumping|SMP: |Comm|user pgtable|swapper pgtable|\[[0-9a-f]{16}\]|Shutting|kexec|Aiee|note: "
+    r"|Fixing"
+)
+_ALL_CPUS = re.compile(
+    r"Sending NMI from CPU|rcu_\w+ kthread starved|NMI backtrace for cpu|.*All backtrace"
+)
+_KERNEL_PC = re.compile(
+    r"(?:RIP: 0010:|E?IP: 0060:|RIP: e030:|e?pc : |PC is at |Krnl PSW : |NIP \[|EIP is at )"
+)
+_STATE = re.compile(
+    r"Modules linked in:|---\[ end trace|Kernel panic - not syncing: Fatal exception"
+)
+_ORPHAN = re.compile(
+    r"CPU: \d{1,6} (?:UID|PID): |RIP: 0010:|E?IP: 0060:|e?pc : |PC is at |Krnl PSW : |NIP \["
+    r"|Call [Tt]race:"
+    r"|Modules linked in: "
+    r"|R[A-D]X: [0-9a-f]{16} |CR2: [0-9a-f]{16} "
+)
+_PANIC_FRAME = re.compile(r" {0,8}(?:\[<[0-9a-f]{8,16}>\] )?v?panic(?:\.cold)?\+0x")
+_ALL = frozenset(PanicKind)
+_CAUSES: Final = (
+    (
+        re.compile(r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"),
+        OOPS_KINDS,
+    ),
+    (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _ALL - {PanicKind.SYSRQ}),
+    (re.compile(r"kasan\.fault=panic"), frozenset({PanicKind.KASAN})),
+    (re.compile(r"softlockup: hung tasks"), frozenset({PanicKind.SOFT_LOCKUP})),
+    (re.compile(r"hung_task: blocked tasks"), frozenset({PanicKind.HUNG_TASK})),
+    (re.compile(r"(?i:hard lockup|\S{0,20} ?hard lockup)"), frozenset({PanicKind.HARD_LOCKUP})),
+    (re.compile(r"RCU Stall"), frozenset({PanicKind.RCU_STALL})),
+    (re.compile(r"sysrq triggered crash"), frozenset({PanicKind.SYSRQ})),
+    (
+        re.compile(
+            r"(?:Fatal|Timeout|Machine|Unrecoverable|Uncorrected)\b.{0,30}(?:[Mm]achine|hardware)"
+        ),
+        frozenset({PanicKind.MCE}),
+    ),
+    (re.compile(r"Asynchronous SError|SError"), frozenset({PanicKind.SERROR})),
+    (re.compile(r"kernel stack overflow|Machine halted"), OOPS_KINDS),
+    (re.compile(r"NMI"), frozenset({PanicKind.NMI})),
+    (re.compile(r"scheduling while atomic"), frozenset({PanicKind.ATOMIC})),
+)
+_PANIC_KINDS: Final = (
+    (re.compile(r"(?i:out of memory|system is deadlocked on memory)"), PanicKind.OOM),
+    (re.compile(r"sysrq triggered crash"), PanicKind.SYSRQ),
+    (re.compile(r"(?i:.{0,40}hard lockup)"), PanicKind.HARD_LOCKUP),
+    (re.compile(r"softlockup: hung tasks"), PanicKind.SOFT_LOCKUP),
+    (re.compile(r"hung_task: blocked tasks"), PanicKind.HUNG_TASK),
+    (re.compile(r"RCU Stall"), PanicKind.RCU_STALL),
+    (re.compile(r"(?i:.{0,40}machine check|fatal hardware error)"), PanicKind.MCE),
+    (
+        re.compile(r"stack-protector|corrupted stack end|kernel stack overflow"),
+        PanicKind.STACK_OVERFLOW,
+    ),
+    (re.compile(r".{0,20}SError"), PanicKind.SERROR),
+    (re.compile(r"(?:An )?NMI\b"), PanicKind.NMI),
+)
+
+
+@dataclass(slots=True, eq=False)
+class Report:
+    """The lines of one crash, as they are found."""
+
+    kind: PanicKind
+    head: Head | None
+    """None where the log begins in the middle of it."""
+    match: re.Match[str] | None
+    lines: list[LogLine]
+    boot: int
+    """Which boot of the log: 0, 1, …"""
+    release: str | None
+    """Of the kernel that booted, where the log has that."""
+    caller: str | None
+    time_s: float | None
+    at: int
+    """Number of its head among the log's lines."""
+    fatal: bool = False
+    panic: str | None = None
+    """The words of the panic that it led to."""
+    ended: bool = False
+    """Its end mark was seen: the kernel lived to write it."""
+    last: int = 0
+    """Number of its last line that looks like one of a report."""
+    last_s: float | None = None
+    kept: int = 0
+    """How many of the lines are up to there."""
+    traced: bool = False
+    all_cpus: bool = False
+    body: int = 0
+    """How many of the lines can only be of a report; counted up to 2."""
+    listed: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        """What it means for the machine."""
+        if self.fatal:
+            return Severity.FATAL
+        return Severity.WARNING if self.kind in WARNING_KINDS else Severity.ERROR
+
+
+def find_reports(lines: Iterable[LogLine], *, dead: bool = False) -> Iterator[Report]:
+    """Find every report in a log, in the log's order; of very many the last `REPORTS_MAX`.
+
+    Args:
+        lines: the log.
+        dead: nothing came after these lines, so what they end in stopped the machine.
+
+    """
+    finder = _Finder()
+    for number, line in enumerate(lines):
+        finder.feed(number, line)
+    finder.end_boot(dead=dead)
+    yield from sorted(finder.found, key=lambda report: report.at)
+
+
+class _Finder:
+    """The state between lines."""
+
+    def __init__(self) -> None:
+        self.found: deque[Report] = deque(maxlen=REPORTS_MAX)
+        self._open: list[Report] = []
+        self._recent: deque[Report] = deque(maxlen=_RECENT)
+        self._cuts: dict[str | None, tuple[int, list[LogLine]]] = {}
+        self._boot = 0
+        self._release: str | None = None
+        self._number = 0
+        self._headless = HEADLESS_LINES
+
+    def feed(self, number: int, line: LogLine) -> None:
+        """Take the next line."""
+        if is_boot(line):
+            self.end_boot(dead=True)
+            self._boot += number > 0
+            self._release = line.text.split(" ", 3)[2][:128]
+            self._headless = 0
+        self._number = number
+        text = line.text.lstrip()
+        found = find_head(text)
+        if found is not None:
+            self._headless = 0
+            self._begin(line, *found)
+        elif text.startswith(_CUT):
+            self._close_ended(line)
+            self._cuts[line.caller] = (number, [line])
+            if len(self._cuts) > _RECENT:
+                self._cuts.clear()
+        else:
+            self._continue(line, text)
+
+    def end_boot(self, *, dead: bool) -> None:
+        """Close all: the log ends, or another kernel starts."""
+        for report in list(self._open):
+            if (
+                dead
+                and report.kind in OOPS_KINDS
+                and not report.ended
+                and report.last >= self._number - 1
+            ):
+                report.fatal = True
+            self._close(report)
+        self._recent.clear()
+        self._cuts.clear()
+
+    def _begin(self, line: LogLine, head: Head, match: re.Match[str]) -> None:
+        """Take a line that is a head."""
+        if head.kind is PanicKind.PANIC:
+            self._panic(line, head, match)
+            return
+        open_report = self._of(line)
+        if open_report is not None:
+            fresh = not open_report.traced and not open_report.ended
+            near = self._number - open_report.at <= JOIN_LINES and not _is_late(open_report, line)
+            leads = open_report.head is not None and open_report.head.leads
+            if fresh and near and (head.follows or leads):
+                self._append(open_report, line)
+                if not leads and open_report.head is not None and open_report.head.evidence:
+                    open_report.body += 1
+                return
+            self._close(open_report)
+        self._open_report(line, head, match, head.kind)
+
+    def _open_report(
+        self, line: LogLine, head: Head | None, match: re.Match[str] | None, kind: PanicKind
+    ) -> Report:
+        number, cut = self._cuts.pop(line.caller, (0, []))
+        report = Report(
+            kind,
+            head,
+            match,
+            cut if self._number - number <= CUT_LINES else [],
+            self._boot,
+            self._release,
+            line.caller,
+            line.time_s,
+            self._number,
+        )
+        if len(self._open) == OPEN_MAX:
+            self._close(self._open[0])
+        self._open.append(report)
+        self._recent.append(report)
+        self._append(report, line)
+        return report
+
+    def _panic(self, line: LogLine, head: Head, match: re.Match[str]) -> None:
+        """Take the head of a panic: the end of what it follows from, or a crash of its own."""
+        words = match["words"] or ""
+        cause = self._find_cause(line, words)
+        if cause is not None:
+            cause.fatal, cause.panic, cause.ended = True, words, False
+            cause.caller = line.caller
+            if cause not in self._open:
+                self._open = [*self._open[1 - OPEN_MAX :], cause]
+            self._append(cause, line)
+            return
+        open_report = self._of(line)
+        if open_report is not None:
+            self._close(open_report)
+        kind = next((k for pattern, k in _PANIC_KINDS if pattern.match(words)), PanicKind.PANIC)
+        report = self._open_report(line, head, match, kind)
+        report.fatal, report.panic = True, words
+
+    def _find_cause(self, line: LogLine, words: str) -> Report | None:
+        kinds = next((kinds for pattern, kinds in _CAUSES if pattern.match(words)), None)
+        if kinds is None:
+            return None
+        cause: Report | None = None
+        for report in reversed(self._recent):
+            if cause is not None:
+                if report.kind is not PanicKind.HUNG_TASK or _gap(report, cause.time_s) > BATCH_S:
+                    break
+            elif not _may_cause(report, kinds) or not self._near(report, line):
+                continue
+            cause = report
+            if report.kind is not PanicKind.HUNG_TASK:
+                break
+        return cause
+
+    def _near(self, report: Report, line: LogLine) -> bool:
+        if report.last_s is None or line.time_s is None:
+            return self._number - report.last <= PANIC_LINES
+        return line.time_s - report.last_s <= PANIC_S
+
+    def _continue(self, line: LogLine, text: str) -> None:
+        """Take a line that is no head."""
+        report = self._of(line)
+        if report is None:
+            if line.caller in self._cuts:
+                number, cut = self._cuts[line.caller]
+                if self._number - number <= CUT_LINES:
+                    cut.append(line)
+            if self._headless > 0:
+                self._headless -= 1
+                if _ORPHAN.match(text) or parse_frame(text) is not None:
+                    self._headless = 0
+                    self._open_report(line, None, None, PanicKind.OOPS)
+            return
+        looks = (text is not line.text and line.text.startswith(" ")) or bool(_BODY.match(text))
+        if report.ended and not looks:
+            self._close(report)
+            return
+        if self._is_over(report, line):
+            self._close(report)
+            return
+        self._append(report, line, looks=looks)
+        if text.startswith(_END_TRACE):
+            report.ended = True
+        elif text.startswith(_END_PANIC):
+            self._close(report)
+        elif _ALL_CPUS.match(text):
+            report.all_cpus = True
+
+    def _of(self, line: LogLine) -> Report | None:
+        """Find the open report that a line belongs to."""
+        for report in reversed(self._open):
+            if report.caller == line.caller:
+                return report
+        if line.caller is not None and line.caller.startswith("C"):
+            return next((report for report in self._open if report.all_cpus), None)
+        return None
+
+    def _is_over(self, report: Report, line: LogLine) -> bool:
+        return (
+            _is_late(report, line)
+            or self._number - report.last > GAP_LINES * (1 + len(self._open))
+            or len(report.lines) >= REPORT_LINES_MAX
+        )
+
+    def _append(self, report: Report, line: LogLine, *, looks: bool = True) -> None:
+        report.lines.append(line)
+        if not looks:
+            return
+        report.last, report.kept = self._number, len(report.lines)
+        if line.time_s is not None:
+            report.last_s = line.time_s
+        text = line.text.lstrip()
+        if text.startswith(("Call Trace", "Call trace", "Backtrace", "backtrace")):
+            report.traced = True
+        if report.body < 2 and (
+            parse_frame(text) is not None or _KERNEL_PC.match(text) or _STATE.match(text)
+        ):
+            report.body += 1
+
+    def _close_ended(self, line: LogLine) -> None:
+        report = self._of(line)
+        if report is not None and (report.ended or report.traced):
+            self._close(report)
+
+    def _close(self, report: Report) -> None:
+        if report in self._open:
+            self._open.remove(report)
+        del report.lines[report.kept :]
+        if report.listed:
+            return
+        if report.head is None:
+            if any(_PANIC_FRAME.match(line.text) for line in report.lines) and not report.panic:
+                report.kind, report.fatal = PanicKind.PANIC, True
+            elif not _has_kernel_state(report):
+                return
+        elif report.head.evidence and not report.body:
+            return
+        report.listed = True
+        self.found.append(report)
+
+
+def _has_kernel_state(report: Report) -> bool:
+    """Tell whether lines without a head are those of a crash, not of a mere stack dump."""
+    texts = [line.text.lstrip() for line in report.lines]
+    return any(_KERNEL_PC.match(text) for text in texts) or (
+        any(_STATE.match(text) for text in texts)
+        and any(parse_frame(text) is not None for text in texts)
+    )
+
+
+def _may_cause(report: Report, kinds: frozenset[PanicKind]) -> bool:
+    return report.panic is None and (report.head is None or report.kind in kinds)
+
+
+def _is_late(report: Report, line: LogLine) -> bool:
+    return (
+        report.last_s is not None
+        and line.time_s is not None
+        and line.time_s - report.last_s > GAP_S
+    )
+
+
+def _gap(report: Report, time_s: float | None) -> float:
+    if report.time_s is None or time_s is None:
+        return 0.0
+    return abs(time_s - report.time_s)

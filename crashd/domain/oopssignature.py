@@ -1,0 +1,47 @@
+"""What stays the same when a kernel crashes of the same bug again. Pure.
+
+Out of names only: not addresses (KASLR), not offsets (the build), not pids, cpus and times.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["SIGNATURE_VERSION", "build_signature", "normal_name", "normal_words"]
+
+SIGNATURE_VERSION: Final = "k1"
+"""Raised with every change to what is hashed, or how titles are made."""
+
+_CLONE = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|warm)(?:\.\d+)*)+$")
+_PREFIX = re.compile(r"^(?:__pfx_|\.(?=\w))")
+_WORDS = (
+    (re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?"), ""),
+    (
+        re.compile(r"\b(?:0x)?[0-9a-fA-F]{9,16}\b|\b(?:0x)?[0-9a-f]{8}\b(?<!0x0000[0-9a-f]{4})"),
+        "ADDR",
+    ),
+    (re.compile(r"\b(?<![\w.])(?<!0x)\d+\b(?!x)"), "N"),
+)
+_SPACES = re.compile(r"\s+")
+
+
+def normal_name(function: str) -> str:
+    """Strip what a compiler adds to a function's name."""
+    return _CLONE.sub("", _PREFIX.sub("", function)) or function
+
+
+def normal_words(words: str) -> str:
+    """Take out of a message what differs from one boot to the next."""
+    for pattern, instead in _WORDS:
+        words = pattern.sub(instead, words)
+    return _SPACES.sub(" ", words).strip()
+
+
+def build_signature(kind: str, title: str, functions: Iterable[str]) -> str:
+    """Build the signature of a kind, a title and the functions to blame: k1-0123456789abcdef."""
+    digest = hashlib.sha256()
+    for part in (kind, title, *(normal_name(function) for function in functions)):
+        raw = part.encode("utf-8", "backslashreplace")
+        digest.update(len(raw).to_bytes(4, "little") + raw)
+    return f"{SIGNATURE_VERSION}-{digest.hexdigest()[:16]}"

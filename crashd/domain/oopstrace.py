@@ -1,0 +1,265 @@
+"""What stands in a report of the kernel: frames, program counter, process, taint, modules. Pure.
+
+The same facts in the words of every architecture:
+
+    x86      RIP: 0010:f+0x5/0x7 [mod]          Call Trace:  f+0x1/0x2 [mod], [<addr>] ? f+0x1/0x2
+    arm64    pc : f+0x5/0x7 [mod]               Call trace:  f+0x1/0x2 [mod]
+    riscv    epc : f+0x5/0x7 [mod]              Call Trace:  [<addr>] f+0x1/0x2
+    s390     Krnl PSW : mask addr (f+0x5/0x7)   Call Trace:  [<addr>] f+0x1/0x2
+    ppc      NIP [addr] f+0x5/0x7               Call Trace:  [stack] [addr] f+0x1/0x2 (unreliable)
+    arm      PC is at f+0x5/0x7                 Backtrace:   [<addr>] (f) from [<addr>] (g+0x1/0x2)
+
+Source: arch/*/kernel/{traps,process,stacktrace,dumpstack}.c, lib/dump_stack.c, kernel/panic.c.
+Texts are hostile: each pattern is bounded, and there are limits to what is kept.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["FRAMES_MAX", "MODULES_MAX", "TAINTS", "Facts", "Frame", "collect_facts", "parse_frame"]
+
+FRAMES_MAX: Final = 64
+MODULES_MAX: Final = 512
+NAME_MAX: Final = 256
+TAINT_LETTERS: Final = "[A-Z -]{1,64}"
+
+TAINTS: Final = {  # kernel/panic.c, taint_flags; G: no proprietary module, so it says nothing
+    "P": "proprietary module",
+    "F": "module was loaded by force",
+    "S": "cpu out of specification",
+    "R": "module was unloaded by force",
+    "M": "machine check",
+    "B": "bad page",
+    "U": "asked for by user",
+    "D": "kernel died before",
+    "A": "ACPI table overridden",
+    "W": "kernel warned before",
+    "C": "staging driver",
+    "I": "firmware bug worked around",
+    "O": "out-of-tree module",
+    "E": "unsigned module",
+    "L": "soft lockup before",
+    "K": "live patched",
+    "X": "auxiliary, the distribution's own",
+    "T": "struct layout randomised",
+    "N": "in-kernel test",
+    "J": "fwctl debug write",
+}
+
+_SYMBOL = r"[A-Za-z_.$][\w.$]{0,511}"
+_AT = r"\+0x(?P<offset>[0-9a-f]{1,8})/0x(?P<size>[0-9a-f]{1,8})"
+_MODULE = r"(?: \[(?P<module>[\w-]{1,64})[^\]]{0,64}\])?"
+_ADDRESS = r"\[ ?<?(?:0x)?[0-9a-f]{4,16}>?\]"
+_FRAME = re.compile(
+    rf"(?:<{{1,2}}/?[#A-Z_0-9]{{2,16}}>{{1,2}} {{0,4}}){{0,3}}(?:\(?{_ADDRESS}\)? {{0,2}}){{0,2}}"
+    rf"(?P<doubt>\? {{1,4}})?(?P<function>{_SYMBOL}){_AT}{_MODULE}(?P<rest>.{{0,64}})"
+)
+_FRAME_ARM = re.compile(
+    rf"(?:{_ADDRESS} \((?P<function>{_SYMBOL})(?:{_AT})?(?: \[[\w-]{{1,64}}\])?\) from "
+    rf"|(?P<short>{_SYMBOL})(?: \[[\w-]{{1,64}}\])? from {_SYMBOL}\+0x)"
+)
+_FRAME_INLINE = re.compile(
+    rf"(?P<doubt>\? )?(?P<function>{_SYMBOL}) "
+    r"\(?[\w./-]{1,200}\.[chSs]:\d{1,7}(?: \(discriminator \d{1,4}\))?\)? \[inline\]"
+)
+_PC = re.compile(
+    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |PC is at |e?pc : "
+    r"|NIP "
+    r"|Krnl PSW : [0-9a-f]{8,16} [0-9a-f]{8,16} \(|[ep]c: [0-9a-f]{16} | ?ERA: [0-9a-f]{16} )"
+    rf"(?:{_ADDRESS} {{0,2}}){{0,2}}(?P<function>{_SYMBOL})"
+    rf"(?:{_AT}{_MODULE}| [\w./-]{{1,200}}:\d{{1,7}} \[inline\])"
+)
+_TRACE_START = re.compile(r"(?:Call [Tt]race:|[Bb]acktrace(?: \(crc [0-9a-f]{1,16}\))?:)")
+_TRACE_END = (
+    "Modules linked in",
+    "---[",
+    "Allocated",
+    "Freed",
+    "Object at",
+    "The buggy",
+    "Memory state",
+    "=====",
+    "Kernel panic",
+    "Last Breaking",
+    "Instruction dump",
+    "Kernel Offset",
+    "Sending NMI",
+    "NMI backtrace",
+    "Showing all",
+    "Uninit was",
+    "Last potentially related work",
+)
+_CPU = re.compile(
+    r"CPU: (?P<cpu>\d{1,6})(?: UID: \d{1,10})? PID: (?P<pid>\d{1,10}) Comm: (?P<comm>.{1,64}) "
+    rf"(?:Not tainted|Tainted: (?P<taint>{TAINT_LETTERS}?)) {{1,16}}(?P<release>\d\S{{0,127}})"
+)
+_CPU_OLD = re.compile(
+    r"(?P<cpu>)Pid: (?P<pid>\d{1,10}), comm: (?P<comm>.{1,64}) "
+    rf"(?:Not tainted|Tainted: (?P<taint>{TAINT_LETTERS}?)) {{1,16}}(?P<release>\d\S{{0,127}})"
+)
+_PROCESS = (
+    re.compile(r"Process (?P<comm>.{1,64}) \(pid: (?P<pid>\d{1,10}),"),
+    re.compile(r"(?:Read|Write|Free) of .{1,64} by task (?P<comm>.{1,64})/(?P<pid>\d{1,10})$"),
+)
+_KDUMP = " Kdump: loaded"
+_HARDWARE = re.compile(r"Hardware name: (?P<name>.{1,256})")
+_MODULES = "Modules linked in:"
+_MODULE_NAME = re.compile(r"([\w-]{1,64})(?:\([A-Z+-]{1,8}\))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One function of a call trace."""
+
+    function: str
+    offset: int | None
+    """Bytes into the function; None for one that was inlined."""
+    size: int | None
+    module: str | None
+    reliable: bool
+    """False for what merely stood on the stack (`? f`, `(unreliable)`)."""
+
+    @property
+    def location(self) -> str | None:
+        """Offset and size as the kernel writes them: 0x1c/0x40."""
+        if self.offset is None or self.size is None:
+            return None
+        return f"{self.offset:#x}/{self.size:#x}"
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the lines of one report tell."""
+
+    pc: Frame | None = None
+    """Where the program counter stood in the kernel when it happened."""
+    interrupted: Frame | None = None
+    """Where it stood when the interrupt came that the trace begins in."""
+    trace: tuple[Frame, ...] = ()
+    comm: str | None = None
+    pid: int | None = None
+    cpu: int | None = None
+    taint: str = ""
+    """The letters."""
+    modules: tuple[str, ...] = ()
+    hardware: str | None = None
+    release: str | None = None
+
+
+def parse_frame(text: str) -> Frame | None:
+    """Parse a line of a call trace."""
+    text = text.lstrip()
+    match = _FRAME.match(text)
+    if match is not None:
+        return Frame(
+            match["function"][:NAME_MAX],
+            int(match["offset"], 16),
+            int(match["size"], 16),
+            match["module"],
+            match["doubt"] is None and "(unreliable)" not in match["rest"],
+        )
+    match = _FRAME_ARM.match(text)
+    if match is not None:
+        name = match["function"] or match["short"]
+        return Frame(name[:NAME_MAX], _hex(match["offset"]), _hex(match["size"]), None, True)
+    match = _FRAME_INLINE.match(text)
+    if match is not None:
+        return Frame(match["function"][:NAME_MAX], None, None, None, match["doubt"] is None)
+    return None
+
+
+def collect_facts(texts: Iterable[str], *, headless: bool = False) -> Facts:
+    """Collect what the lines of a report tell; of each thing what is told first.
+
+    Args:
+        texts: its lines.
+        headless: it may begin in the middle of its call trace.
+
+    """
+    facts = Facts()
+    frames: list[Frame] = []
+    in_trace, traces, late = headless, 0, None
+    for text in texts:
+        text = text.lstrip()
+        if _TRACE_START.match(text):
+            in_trace, traces = not frames, traces + 1
+            continue
+        pc = _parse_pc(text)
+        if pc is not None:
+            if in_trace and frames:
+                facts.interrupted = facts.interrupted or pc
+            elif frames or traces:
+                late = late or pc
+            else:
+                facts.pc = facts.pc or pc
+        elif in_trace:
+            frame = parse_frame(text)
+            if frame is not None:
+                frames.append(frame)
+                continue
+            in_trace = not (frames and text.startswith(_TRACE_END))
+        _collect_state(text, facts)
+    facts.trace = tuple(frames[:FRAMES_MAX])
+    if facts.pc is None and headless:  # the registers are printed once more at the end
+        facts.pc = late
+    return facts
+
+
+def _parse_pc(text: str) -> Frame | None:
+    match = _PC.match(text) if text[:1] in "EIRPepNK" else None
+    if match is None:
+        return None
+    offset, size = _hex(match["offset"]), _hex(match["size"])
+    return Frame(match["function"][:NAME_MAX], offset, size, match["module"], True)
+
+
+def _hex(digits: str | None) -> int | None:
+    return int(digits, 16) if digits is not None else None
+
+
+def _collect_state(text: str, facts: Facts) -> None:
+    """Collect what a line that is no frame tells."""
+    if text.startswith(_MODULES):
+        if not facts.modules:
+            facts.modules = _parse_modules(text)
+    elif text.startswith("Hardware name: "):
+        if facts.hardware is None and (match := _HARDWARE.match(text)) is not None:
+            facts.hardware = match["name"].strip()
+    elif text.startswith(("CPU: ", "Pid: ")):
+        _collect_cpu(text, facts)
+    elif facts.comm is None and text.startswith(("Process ", "Read ", "Write ", "Free ")):
+        for pattern in _PROCESS:
+            match = pattern.match(text)
+            if match is not None:
+                facts.comm, facts.pid = match["comm"], int(match["pid"])
+                return
+
+
+def _collect_cpu(text: str, facts: Facts) -> None:
+    match = _CPU.match(text) or _CPU_OLD.match(text)
+    if match is None:
+        return
+    if facts.release is None:
+        facts.release = match["release"]
+        facts.taint = "".join(
+            dict.fromkeys((match["taint"] or "").replace(" ", "").replace("-", ""))
+        )
+    if facts.cpu is None and match["cpu"]:
+        facts.cpu = int(match["cpu"])
+    if facts.comm is None:
+        facts.comm = match["comm"].removesuffix(_KDUMP)
+        facts.pid = int(match["pid"])
+
+
+def _parse_modules(text: str) -> tuple[str, ...]:
+    names = []
+    for word in text[len(_MODULES) :].split():
+        match = _MODULE_NAME.fullmatch(word)
+        if match is None:  # "[last unloaded: …]"
+            break
+        names.append(match[1])
+        if len(names) == MODULES_MAX:
+            break
+    return tuple(names)

@@ -1,0 +1,272 @@
+"""Lines of the kernel's log, in every form that it is written down in. Pure.
+
+    [   12.345678] text                               console, dmesg, makedumpfile --dump-dmesg
+    [   12.345678][  T123] text                       with CONFIG_PRINTK_CALLER ([    C0]: a cpu)
+    <4>[   12.345678] text                            dmesg -r, pstore
+    kern  :warn  : [   12.345678] text                dmesg -x
+    [Mon Nov 23 11:00:00 2026] text                   dmesg -T
+    2026-11-23T11:00:00,123456+00:00 text             dmesg --time-format iso
+    6,1234,5678,-;text                                /dev/kmsg, netconsole; then " KEY=value" lines
+    Nov 23 11:00:00 host kernel: [   12.345678] text  syslog, journalctl -k (without the stamp)
+    [   12.345678] host kernel: text                  journalctl -o short-monotonic
+    host login: [   12.345678] text                   a serial console that others wrote on, too
+
+What a program wrote (through /dev/kmsg, or to syslog) is left out where the form tells: only the
+kernel's own words can be a report of it. Everything here may be hostile or torn: work is linear in
+the bytes, and of a large log only the head (the boot) and the tail (the crash) are looked at.
+
+Source: Documentation/ABI/testing/dev-kmsg; kernel/printk/printk.c; dmesg(1); journalctl(1).
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from crashd.domain.text import printable
+
+__all__ = ["LINES_MAX", "LINE_MAX", "LOG_MAX", "LogLine", "is_boot", "parse_lines"]
+
+LOG_MAX: Final = 32 * 2**20
+"""Bytes of a log that are looked at: an eighth at its head, the rest at its end."""
+
+LINES_MAX: Final = 300_000
+"""Lines of it, divided likewise."""
+
+LINE_MAX: Final = 8192
+"""Bytes of one line; `Modules linked in:` is the longest that there is."""
+
+ROTATION_DROP_S: Final = 1.0
+"""Cpus print out of step by less than that."""
+
+_HEAD_SHARE = 8
+_CSI = re.compile(rb"\x1b\[[0-9;?]{0,32}[ -/]?[@-~]")
+_STAMP = r"\[ {0,12}(?P<s>\d{1,12}\.\d{3,9})(?: {0,3}<[ \d.]{1,20}>)?\]"
+_CALLER = r"(?: ?\[ {0,12}(?P<caller>[CT]\d{1,10})\])?"
+_STAMPED = re.compile(rf"{_STAMP}{_CALLER} ?(?:[\w.-]{{1,64}} kernel: )?(?P<text>.*)")
+_TAIL_STAMPED = re.compile(rf"(?:login: |\*\* ?|[$#] ){_STAMP}{_CALLER} ?(?P<text>.*)")
+_TAIL_WITHIN = 200
+_KMSG = re.compile(
+    r"(?P<prio>\d{1,5}),(?P<seq>\d{1,20}),(?P<us>\d{1,20}),[-c+](?P<more>(?:,[^;]{0,200})?);"
+    r"(?P<text>.*)"
+)
+_KMSG_CALLER = re.compile(r",caller=([CT]\d{1,10})")
+_KMSG_KEY = re.compile(r" [A-Z][A-Z_]{0,63}=")
+_SYSLOG = re.compile(
+    r"(?:\w{2,5}\.? [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})?|(?P<iso>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)"
+    r"(?:\.\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?) [^\s]{1,255} (?P<tag>[^\s:\[]{1,64})(?:\[\d{1,10}\])?: ?"
+    r"(?P<text>.*)"
+)
+_ISO = re.compile(
+    r"(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d),\d{1,9}(?:Z|[+-]\d\d:?\d\d) (?P<text>.*)"
+)
+_CTIME = re.compile(
+    r"\[\w{3} (?P<month>\w{3}) (?P<day>[ \d]\d) (?P<clock>\d\d:\d\d:\d\d) (?P<year>\d{4})\] ?"
+    r"(?P<text>.*)"
+)
+_DECODED = re.compile(r"(?P<facility>[a-z0-9]{2,8}) {0,6}: ?(?P<level>[a-z]{3,6}) {0,6}: ?(?=\[)")
+_PRIO = re.compile(r"<(\d{1,4})>")
+_BANNER = re.compile(r"Linux version \d")
+_LEVELS = {
+    name: n
+    for n, name in enumerate(("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"))
+}
+_MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
+
+
+class LogLine(NamedTuple):
+    """One line that the kernel wrote."""
+
+    text: str
+    """Its words, one line that is safe on a terminal; tabs are blanks."""
+    time_s: float | None
+    """Since boot, or since the epoch where the log has nothing else (`dmesg -T`, ISO; then to the
+    second, and taken for UTC)."""
+    level: int | None
+    caller: str | None
+    """The task or cpu that wrote it: T123, C0."""
+    seq: int | None
+    offset: int
+    """Bytes from the log's start."""
+
+
+def parse_lines(log: bytes, *, lines_max: int = LINES_MAX) -> list[LogLine]:
+    """Split a log into the kernel's lines, in the order that they were written in; empty ones are
+    left out.
+
+    Of more than `LOG_MAX` bytes or `lines_max` lines the middle is left out. Text out of a ring
+    buffer whose end stands before its start is put in order.
+    """
+    lines = []
+    after_kmsg = False
+    for offset, raw in _split(log, lines_max):
+        text = _clean(raw)
+        if not text or (after_kmsg and _KMSG_KEY.match(text)):
+            continue
+        record = _KMSG.match(text) if text[0].isdigit() else None
+        after_kmsg = record is not None
+        line = _parse_record(record, offset) if record is not None else _parse_line(text, offset)
+        if line is not None and line.text:
+            lines.append(line)
+    return _unrotate(lines)
+
+
+def is_boot(line: LogLine) -> bool:
+    """Tell whether a kernel began with this line."""
+    return line.text.startswith("Linux version ") and _BANNER.match(line.text) is not None
+
+
+def _split(log: bytes, lines_max: int) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and bytes of each line of the head and the tail."""
+    head_end, tail_start = len(log), len(log)
+    head_max = lines_max // _HEAD_SHARE
+    if len(log) > LOG_MAX:
+        head_end = LOG_MAX // _HEAD_SHARE
+        tail_start = len(log) - (LOG_MAX - head_end)
+    elif log.count(b"\n") > lines_max:
+        tail_start = head_end = _skip_lines(log, len(log), head_max)
+    if head_end < len(log):
+        head_end = _skip_lines(log, head_end, head_max)
+        tail_start = _last_lines(log, tail_start, lines_max - head_max)
+    for start, end in ((0, head_end), (tail_start, len(log))):
+        position = start
+        while position < end:
+            stop = log.find(b"\n", position, end)
+            stop = end if stop < 0 else stop
+            yield position, log[position : min(stop, position + LINE_MAX)]
+            position = stop + 1
+
+
+def _skip_lines(log: bytes, end: int, count: int) -> int:
+    """Find the end of the first `count` lines before `end`."""
+    position = 0
+    for _ in range(count):
+        found = log.find(b"\n", position, end)
+        if found < 0:
+            return end
+        position = found + 1
+    return position
+
+
+def _last_lines(log: bytes, start: int, count: int) -> int:
+    """Find the start of the last `count` lines after `start`."""
+    position = len(log) - log.endswith(b"\n")
+    for _ in range(count):
+        position = log.rfind(b"\n", start, position)
+        if position < 0:
+            return start
+    return position + 1
+
+
+def _clean(raw: bytes) -> str:
+    """Make text without terminal sequences, controls and the blanks at its end."""
+    if b"\x1b" in raw:
+        raw = _CSI.sub(b"", raw)
+    raw = raw.replace(b"\t", b" ").lstrip(b"\0").rstrip(b"\0 \r")
+    if b"\r" in raw:
+        raw = raw.rpartition(b"\r")[2]  # what a terminal shows
+    if raw.isascii():
+        text = raw.decode("ascii")
+        if text.isprintable():
+            return text
+    return printable(raw)[:LINE_MAX]
+
+
+def _parse_record(record: re.Match[str], offset: int) -> LogLine | None:
+    """Parse a record of /dev/kmsg; None when a program wrote it."""
+    priority = int(record["prio"])
+    if priority >> 3:
+        return None
+    caller = _KMSG_CALLER.search(record["more"])
+    return LogLine(
+        record["text"],
+        int(record["us"]) / 1e6,
+        priority & 7,
+        caller[1] if caller is not None else None,
+        int(record["seq"]),
+        offset,
+    )
+
+
+def _parse_line(text: str, offset: int) -> LogLine | None:
+    """Parse any other line; None when a program wrote it."""
+    time_s: float | None = None
+    level: int | None = None
+    if text[0] not in "[< ":
+        wall = _ISO.match(text) or _SYSLOG.match(text)
+        if wall is not None:
+            named = wall.groupdict()
+            if named.get("tag", "kernel") != "kernel":
+                return None
+            time_s = _iso_time(named["iso"]) if named["iso"] else None
+            text = named["text"]
+        elif (decoded := _DECODED.match(text)) is not None and decoded["level"] in _LEVELS:
+            if decoded["facility"] != "kern":
+                return None
+            level = _LEVELS[decoded["level"]]
+            text = text[decoded.end() :]
+    if text.startswith("<") and (prio := _PRIO.match(text)) is not None:
+        if int(prio[1]) >> 3:
+            return None
+        level = int(prio[1])
+        text = text[prio.end() :]
+    stamped = _find_stamp(text)
+    if stamped is not None:
+        if "s" in stamped.re.groupindex:
+            return LogLine(
+                stamped["text"], float(stamped["s"]), level, stamped["caller"], None, offset
+            )
+        return LogLine(stamped["text"], _ctime(stamped), level, None, None, offset)
+    return LogLine(text, time_s, level, None, None, offset)
+
+
+def _find_stamp(text: str) -> re.Match[str] | None:
+    if text.startswith("["):
+        return _STAMPED.match(text) or _CTIME.match(text)
+    if "[ " in text[:_TAIL_WITHIN] or "** [" in text[:_TAIL_WITHIN]:
+        return _TAIL_STAMPED.search(text)
+    return None
+
+
+def _iso_time(iso: str) -> float | None:
+    try:
+        return datetime.fromisoformat(iso).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def _ctime(match: re.Match[str]) -> float | None:
+    try:
+        hours, minutes, seconds = (int(part) for part in match["clock"].split(":"))
+        month = _MONTHS.index(match["month"]) // 3 + 1
+        moment = datetime(
+            int(match["year"]), month, int(match["day"]), hours, minutes, seconds, tzinfo=UTC
+        )
+    except ValueError:
+        return None
+    return moment.timestamp()
+
+
+def _unrotate(lines: list[LogLine]) -> list[LogLine]:
+    """Put the older part of a ring buffer first.
+
+    Its text was cut where the buffer wraps: time falls back once, and what follows ends before
+    what stands first began. A second boot in one log falls back, too, but starts with its banner,
+    which a buffer that has wrapped has lost.
+    """
+    fall: int | None = None
+    last: float | None = None
+    for at, line in enumerate(lines):
+        if line.time_s is None:
+            continue
+        if last is not None and line.time_s < last - ROTATION_DROP_S:
+            if fall is not None:
+                return lines
+            fall = at
+        last = line.time_s
+    if fall is None or last is None:
+        return lines
+    first = next(line.time_s for line in lines if line.time_s is not None)
+    if last > first + ROTATION_DROP_S or any(is_boot(line) for line in lines[fall:]):
+        return lines
+    return lines[fall:] + lines[:fall]
