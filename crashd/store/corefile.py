@@ -9,7 +9,10 @@ import zstandard
 from crashd.domain.zstdframes import (
     EMPTY_LAST_BLOCK,
     FRAME_HEADER_MAX,
+    FrameSize,
     build_hole,
+    build_seek_table,
+    hole_frames,
     parse_block_header,
     parse_frame_header,
 )
@@ -22,8 +25,10 @@ HOLE_MIN = 1 << 20
 """A run of zeros shorter than this stays in its frame: zstd does it nearly as well, without a
 cut.
 """
-FRAME_MAX = 512 << 20
-"""Data of one frame at most: bounds what a damaged frame costs."""
+FRAME_MAX = 16 << 20
+"""Data of one frame at most: bounds what a damaged frame costs, and what has to be unpacked to read
+a byte of it. Frames of 512 MiB would be 0.03 % smaller, and no sooner made.
+"""
 CHUNK = 1 << 20
 _WINDOW_MAX = 1 << 27  # what `zstd -d` takes without being asked
 # bytearray compares with any buffer by memcmp; memoryview's own comparison goes byte by byte
@@ -44,6 +49,8 @@ class CoreWriter:
         )
         self._frame: zstandard.ZstdCompressionObj | None = None
         self._frame_bytes = 0
+        self._frame_start = 0
+        self._frames: list[FrameSize] = []
         self._hole = 0
         self._tail = bytearray()
         self.size_bytes = 0
@@ -83,7 +90,7 @@ class CoreWriter:
             self.write(memoryview(bytes(size - whole)))
 
     def finish(self) -> None:
-        """Write what is pending and end the last frame; the caller syncs."""
+        """Write what is pending, end the last frame and tell where each is; the caller syncs."""
         if self._tail:
             if any(self._tail):
                 self._data(memoryview(self._tail))
@@ -92,6 +99,7 @@ class CoreWriter:
             self._tail = bytearray()
         self._end_hole()
         self._end_frame()
+        self._put(build_seek_table(self._frames))
 
     def _blocks(self, data: memoryview) -> None:
         start = position = 0
@@ -113,6 +121,7 @@ class CoreWriter:
             self._end_frame()
         if self._frame is None:
             self._frame = self._compressor.compressobj()
+            self._frame_start = self.stored_bytes
         self._frame_bytes += len(data)
         self._put(self._frame.compress(data))
 
@@ -121,6 +130,7 @@ class CoreWriter:
         if size >= HOLE_MIN or (size and self._frame is None):
             self._end_frame()
             self._put(build_hole(size))
+            self._frames += hole_frames(size)
         elif size and self._frame is not None:
             self._frame_bytes += size
             while size:
@@ -131,6 +141,8 @@ class CoreWriter:
     def _end_frame(self) -> None:
         if self._frame is not None:
             self._put(self._frame.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH))
+            stored = self.stored_bytes - self._frame_start
+            self._frames.append(FrameSize(stored, self._frame_bytes))
             self._frame, self._frame_bytes = None, 0
 
     def _put(self, data: bytes) -> None:

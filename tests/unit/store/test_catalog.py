@@ -10,6 +10,7 @@ import pytest
 
 from crashd.domain.match import Query
 from crashd.domain.model import Core, Crash, State
+from crashd.domain.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.errors import CrashdError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
 from crashd.store.catalog import Catalog, reindex
@@ -161,7 +162,9 @@ def break_core_size(where: Path) -> None:
 
 def break_core_content(where: Path) -> None:
     raw = bytearray((where / "core.zst").read_bytes())
-    raw[-3] ^= 1
+    table = seek_table_size(bytes(raw[-SEEK_FOOTER_SIZE:]))
+    assert table is not None
+    raw[-table - 3] ^= 1
     (where / "core.zst").write_bytes(raw)
 
 

@@ -1,0 +1,163 @@
+"""The memory of a crashed process: what its core has, and for file mappings that a core leaves out
+what the files have.
+"""
+
+import os
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+from crashd.analyzers.storedcore import StoredCore
+from crashd.domain.elfcore import HEAD_MAX, CoreHead, Segment, head_size, parse_head
+from crashd.domain.procfs import AT_SYSINFO_EHDR
+from crashd.errors import FormatError
+
+PF_X, PF_W, PF_R = 1, 2, 4
+_HEAD_FIRST = 64 << 10
+_STRING_MAX = 4096
+
+
+def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
+    """Read and parse the head of a core.
+
+    Raises:
+        FormatError: not an ELF core.
+
+    """
+    raw = core.read(0, _HEAD_FIRST)
+    while (wanted := head_size(raw)) > len(raw):
+        more = core.read(0, min(wanted, HEAD_MAX))
+        if len(more) <= len(raw):
+            break
+        raw = more
+    if not raw:
+        raise FormatError("core is empty")
+    return raw[: head_size(raw)], parse_head(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A range of addresses that a file is mapped to."""
+
+    start: int
+    end: int
+    offset: int
+    fd: int
+
+
+class CoreImage:
+    """The memory behind a core's segments; descriptors stay their owner's."""
+
+    def __init__(self, core: StoredCore, head: CoreHead) -> None:
+        self.core = core
+        self.head = head
+        self._segments = sorted(head.segments, key=lambda s: s.vaddr)
+        self._starts = [segment.vaddr for segment in self._segments]
+        self._files: list[FilePart] = []
+        self._file_starts: list[int] = []
+        self._names = sorted((f.start, f.end, f.name) for f in head.files)
+        self._name_starts = [start for start, _, _ in self._names]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments, ascending."""
+        return self._segments
+
+    def add_files(self, parts: list[FilePart]) -> None:
+        """Say which files stand for which addresses, where the core does not have them."""
+        self._files = sorted(parts, key=lambda p: p.start)
+        self._file_starts = [part.start for part in self._files]
+
+    def segment(self, address: int) -> Segment | None:
+        """Find the segment with an address in it."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        segment = self._segments[index]
+        return segment if address < segment.vaddr + segment.memsz else None
+
+    def segment_above(self, address: int) -> Segment | None:
+        """Find the first segment that begins above an address."""
+        index = bisect_right(self._starts, address)
+        return self._segments[index] if index < len(self._segments) else None
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read memory; short where neither core nor file has it."""
+        parts: list[bytes] = []
+        while size > 0:
+            part = self._read_part(address, size)
+            if not part:
+                break
+            parts.append(part)
+            address += len(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_part(self, address: int, size: int) -> bytes:
+        segment = self.segment(address)
+        if segment is not None:
+            inside = address - segment.vaddr
+            if inside < segment.filesz:
+                return self.core.read(segment.offset + inside, min(size, segment.filesz - inside))
+        return self.read_file(address, size)
+
+    def read_file(self, address: int, size: int) -> bytes:
+        """Read what the file that is mapped at an address has for it."""
+        index = bisect_right(self._file_starts, address) - 1
+        if index < 0 or address >= self._files[index].end:
+            return b""
+        part = self._files[index]
+        try:
+            return os.pread(
+                part.fd, min(size, part.end - address), part.offset + address - part.start
+            )
+        except OSError:
+            return b""
+
+    def word(self, address: int) -> int | None:
+        """Read a pointer; None where there is none."""
+        size = self.head.bits // 8
+        raw = self.read(address, size)
+        return int.from_bytes(raw, self.head.byteorder) if len(raw) == size else None
+
+    def string(self, address: int, limit: int = _STRING_MAX) -> bytes:
+        """Read a string up to its NUL, or `limit` bytes of it."""
+        return self.read(address, limit).split(b"\0", 1)[0]
+
+    def describe(self, address: int) -> dict[str, Any]:
+        """Tell what is at an address: `kind`, `perms`, `name`, and how far the next segment is."""
+        segment = self.segment(address)
+        above = self.segment_above(address)
+        found: dict[str, Any] = {"address": address, "kind": "none", "perms": "", "name": ""}
+        if above is not None:
+            found["gap_bytes"] = above.vaddr - address
+            found["above"] = self._kind(above)
+        if segment is None:
+            return found
+        flags = segment.flags
+        found["perms"] = "".join(
+            letter if flags & bit else "-" for letter, bit in (("r", PF_R), ("w", PF_W), ("x", PF_X))
+        )
+        found["kind"] = self._kind(segment)
+        found["name"] = self.file_name(address).decode("utf-8", "backslashreplace")
+        found["start"], found["end"] = segment.vaddr, segment.vaddr + segment.memsz
+        return found
+
+    def file_name(self, address: int) -> bytes:
+        """Name the file that is mapped at an address; empty where there is none."""
+        index = bisect_right(self._name_starts, address) - 1
+        if index < 0 or address >= self._names[index][1]:
+            return b""
+        return self._names[index][2]
+
+    def _kind(self, segment: Segment) -> str:
+        end = segment.vaddr + segment.memsz
+        if segment.vaddr == self.head.auxv.get(AT_SYSINFO_EHDR):
+            return "vdso"
+        if self.file_name(segment.vaddr):
+            return "file"
+        if not segment.flags & (PF_R | PF_W | PF_X):
+            return "guard"
+        if any(t.sp is not None and segment.vaddr <= t.sp < end for t in self.head.threads):
+            return "stack"
+        return "anonymous"

@@ -1,0 +1,78 @@
+"""The program that analyses one core: started by crashd.edge.sandbox, it opens what it is to read,
+takes everything else away from itself, and prints one JSON object.
+
+    stdin    the request, one JSON object
+    fd 3     the stored core
+    stdout   the result; its end, and exit status 0, say that it is whole
+
+All that it may need is imported first: behind seal() there are no files to import from.
+"""
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from crashd.analyzers import process_core
+from crashd.edge import confine
+from crashd.errors import CrashdError, UnsupportedError
+
+CORE_FD = 3
+REQUEST_MAX = 16 << 20
+OUTPUT_MAX = 4 << 20
+FILES_MAX = 800
+
+
+def main() -> int:
+    """Run; return the exit status."""
+    request: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
+    if request.get("task") == "probe":
+        from crashd.analyzers import probe
+    try:
+        mapped = confine.isolate()
+        if request.get("task") == "probe":
+            confine.seal(_limits(request), [1, 2], mapped=mapped)
+            return _print(probe.run(request))
+        opened = process_core.open_core(CORE_FD, request, FILES_MAX)
+        keep = [1, 2, CORE_FD, *opened.descriptors]
+        confine.seal(_limits(request), keep, mapped=mapped)
+    except UnsupportedError as e:
+        sys.stderr.write(f"{e}\n")
+        return confine.UNSEALED_STATUS
+    except CrashdError as e:
+        return _print({"failed": str(e)})
+    return _print(process_core.analyse(opened, request))
+
+
+def _limits(request: dict[str, Any]) -> confine.Limits:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return confine.Limits(
+        cpu_seconds=int(request["cpu_seconds"]),
+        memory_bytes=now + int(request["memory_bytes"]),
+        scratch_bytes=int(request.get("scratch_bytes", 0)),
+    )
+
+
+def _print(result: dict[str, Any]) -> int:
+    raw = json.dumps(result, ensure_ascii=True, separators=(",", ":")).encode()
+    if len(raw) > OUTPUT_MAX:
+        raw = json.dumps({"failed": f"the result has {len(raw)} bytes"}).encode()
+    view = memoryview(raw)
+    while view:
+        view = view[os.write(1, view) :]
+    return 0
+
+
+def run() -> None:
+    """Run as a program, and end without any more ado."""
+    status = 70
+    try:
+        status = main()
+    except MemoryError:
+        sys.stderr.write("out of memory\n")
+    except Exception:  # boundary: whatever a hostile core provokes is told, and ends here
+        sys.stderr.write(traceback.format_exc(limit=-3)[-2000:])
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,360 @@
+"""Stacks of all threads, by drgn, with names demangled. Only importer of drgn and rust_demangler."""
+
+import contextlib
+import ctypes
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Any
+
+import _drgn_util.elf
+import _drgn_util.plugins
+import _drgn_util.typingutils  # noqa: F401  all that drgn would import later, when it no longer can
+import drgn
+import rust_demangler
+
+from crashd.analyzers.coreimage import CoreImage
+from crashd.domain.modules import Module
+
+THREADS_MAX = 1024
+FRAMES_MAX = 128
+FRAMES_OTHER_MAX = 64
+FRAMES_TOTAL_MAX = 6000
+DEBUG_BYTES_MAX = 1 << 30
+"""Debug information that is looked into: all of a core's modules together."""
+_NAME_MAX = 400
+_RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
+_RUST_ESCAPES = {
+    "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
+    "$C$": ",", "..": "::",
+}  # fmt: skip
+_RUST_CODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
+
+
+class Demangler:
+    """Names as people wrote them, by the C++ runtime's own demangler and one for Rust."""
+
+    def __init__(self) -> None:
+        self._runtime = ctypes.CDLL("libstdc++.so.6")  # drgn is linked with it
+        self._demangle = self._runtime["__cxa_demangle"]
+        self._demangle.restype = ctypes.c_void_p
+        self._free = ctypes.CDLL(None).free
+        self._free.argtypes = [ctypes.c_void_p]
+        self._known: dict[str, str] = {}
+
+    def name(self, symbol: str) -> str:
+        """Demangle a symbol's name; what is none of C++ or Rust stays as it is."""
+        found = self._known.get(symbol)
+        if found is None:
+            found = self._known[symbol] = self._name(symbol[: 8 * _NAME_MAX])[:_NAME_MAX]
+        return found
+
+    def type(self, mangled: str) -> str:
+        """Demangle the name of a C++ type as it stands in its std::type_info."""
+        return self._cxx(mangled.lstrip("*")) or mangled
+
+    def _name(self, symbol: str) -> str:
+        symbol = symbol.partition("@@")[0]
+        if symbol.startswith("_R"):
+            return _rust_v0(symbol)
+        if not symbol.startswith("_Z"):
+            return symbol
+        plain, dot, suffix = symbol.partition(".")
+        name = self._cxx(plain)
+        if name is None:
+            return symbol
+        if _RUST_HASH.search(name):
+            return _legacy_rust(name)
+        return f"{name} [.{suffix}]" if dot and not suffix.startswith("llvm") else name
+
+    def _cxx(self, mangled: str) -> str | None:
+        status = ctypes.c_int(-1)
+        result = self._demangle(mangled.encode(), None, None, ctypes.byref(status))
+        if not result:
+            return None
+        try:
+            raw = ctypes.string_at(result) if status.value == 0 else b""
+        finally:
+            self._free(result)
+        return raw.decode("utf-8", "backslashreplace") or None
+
+
+def _rust_v0(symbol: str) -> str:
+    try:
+        return str(rust_demangler.demangle(symbol.partition(".")[0]))
+    except (
+        rust_demangler.rust.TypeNotFoundError,
+        rust_demangler.rust_v0.UnableTov0Demangle,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
+        return symbol  # it is the core's, and need not be well-formed
+
+
+def _legacy_rust(name: str) -> str:
+    name = _RUST_HASH.sub("", name)
+    for code, text in _RUST_ESCAPES.items():
+        name = name.replace(code, text)
+    name = _RUST_CODE.sub(lambda m: chr(int(m[1], 16)), name)
+    return re.sub(r"(^|::)_(?=<)", r"\1", name)
+
+
+class Stacks:
+    """A drgn program over a core's image and the files of its modules."""
+
+    def __init__(self, raw_head: bytes, image: CoreImage, modules: list[Module]) -> None:
+        self.image = image
+        self.demangler = Demangler()
+        self._modules = modules
+        self._starts = [module.start for module in modules]
+        self._fd = os.memfd_create("head", os.MFD_CLOEXEC)
+        os.pwrite(self._fd, raw_head, 0)
+        self.program = drgn.Program()
+        self.program.set_core_dump(self._fd)
+        self.program.set_enabled_debug_info_finders([])
+        self.go_panic: tuple[int, int] | None = None
+        """Type and data of what Go's panic() was given."""
+        self._by_module: dict[int, drgn.Module] = {}
+        for segment in image.segments:
+            if segment.memsz:
+                self.program.add_memory_segment(segment.vaddr, segment.memsz, self._read)
+        self._crashed = image.head.threads[0].tid if image.head.threads else None
+
+    def _read(self, address: int, size: int, offset: int, physical: bool) -> bytes:
+        del offset, physical
+        data = self.image.read(address, size)
+        if len(data) < size:
+            raise drgn.FaultError("not in the core", address + len(data))
+        return data
+
+    def load(self, files: Iterable[tuple[Module, int | None, int | None]]) -> list[str]:
+        """Give drgn the files of the modules, without debug information; tell what went wrong.
+        Takes copies of the descriptors.
+        """
+        problems: list[str] = []
+        known = {module.start: (fd, debug) for module, fd, debug in files}
+        self._debug = {start: debug for start, (_, debug) in known.items()}
+        self._loaded = {start: fd for start, (fd, _) in known.items()}
+        try:
+            for module, _ in self.program.loaded_modules():
+                self._load_module(module, known, problems)
+        except (drgn.FaultError, LookupError, ValueError, OSError) as e:
+            problems.append(f"the loader's list of modules cannot be read: {_text(e)}")
+        for module in self._modules:
+            if module.start not in self._by_module and module.start in known:
+                self._add_module(module, known[module.start][0], problems)
+        return problems
+
+    def _load_module(
+        self,
+        module: "drgn.Module",
+        known: dict[int, tuple[int | None, int | None]],
+        problems: list[str],
+    ) -> None:
+        ranges = module.address_ranges
+        start = ranges[0][0] if ranges else None
+        own = self.module_at(start) if start is not None else None
+        if own is None or start is None:
+            return
+        self._by_module[own.start] = module
+        fd, _ = known.get(own.start, (None, None))
+        if fd is not None and not isinstance(module, drgn.VdsoModule):
+            self._try(module, own, fd, problems)
+
+    def _add_module(self, own: Module, fd: int | None, problems: list[str]) -> None:
+        """Make a module of what the loader's list does not have: static, or the list is broken."""
+        if fd is None:
+            return
+        try:
+            name = own.name.decode("utf-8", "backslashreplace")
+            module = self.program.extra_module(name, own.start, create=True)
+            module.address_range = (own.start, own.end)
+            if own.build_id:
+                module.build_id = bytes.fromhex(own.build_id)
+        except (drgn.FaultError, LookupError, ValueError) as e:
+            problems.append(_text(e))
+            return
+        self._by_module[own.start] = module
+        self._try(module, own, fd, problems)
+
+    def _try(self, module: "drgn.Module", own: Module, fd: int, problems: list[str]) -> None:
+        name = own.name.decode("utf-8", "backslashreplace")
+        try:
+            module.debug_file_status = drgn.ModuleFileStatus.DONT_WANT
+            module.try_file(name, fd=os.dup(fd))
+        except (OSError, ValueError, LookupError, drgn.FaultError) as e:
+            problems.append(f"{name}: {_text(e)}")
+
+    def load_debug_info(self, threads: list[dict[str, Any]]) -> tuple[bool, list[str]]:
+        """Load debug information of the modules that are on these stacks; whether there was any."""
+        starts = {
+            frame["start"]
+            for thread in threads
+            for frame in thread["frames"]
+            if frame["start"] is not None
+        }
+        loaded, left, problems = False, DEBUG_BYTES_MAX, list[str]()
+        for start in sorted(starts):
+            module, own = self._by_module.get(start), self.module_at(start)
+            if module is None or own is None:
+                continue
+            for fd in (self._debug.get(start), self._loaded.get(start)):
+                if fd is None or isinstance(module, drgn.VdsoModule):
+                    continue
+                left -= os.fstat(fd).st_size
+                if left < 0:
+                    problems.append("more debug information than is looked into")
+                    return loaded, problems
+                if self._want_debug(module, own, fd, problems):
+                    loaded = True
+                    break
+        return loaded, problems
+
+    def _want_debug(
+        self, module: "drgn.Module", own: Module, fd: int, problems: list[str]
+    ) -> bool:
+        name = own.name.decode("utf-8", "backslashreplace")
+        try:
+            module.debug_file_status = drgn.ModuleFileStatus.WANT
+            module.try_file(name, fd=os.dup(fd))
+            if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
+                self.program.find_standard_debug_info([module])
+        except (OSError, ValueError, LookupError, drgn.FaultError) as e:
+            problems.append(f"{name}: {_text(e)}")
+        return module.debug_file_status == drgn.ModuleFileStatus.HAVE
+
+    def has_debug_info(self, start: int) -> bool:
+        """Tell whether debug information of a module is loaded."""
+        module = self._by_module.get(start)
+        return module is not None and module.debug_file_status == drgn.ModuleFileStatus.HAVE
+
+    def module_at(self, address: int) -> Module | None:
+        """Find the module with an address in it."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._modules[index].end:
+            return None
+        return self._modules[index]
+
+    def symbol_address(self, name: str) -> int | None:
+        """Find a data symbol of any module."""
+        try:
+            return int(self.program.symbol(name).address)
+        except (LookupError, drgn.FaultError, ValueError):
+            return None
+
+    def threads(self) -> list[dict[str, Any]]:
+        """Walk the stacks, the crashed thread's first."""
+        found: list[dict[str, Any]] = []
+        left = FRAMES_TOTAL_MAX
+        for index, thread in enumerate(self.image.head.threads[:THREADS_MAX]):
+            limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
+            frames, cut = self._frames(thread.tid, thread.pc, limit)
+            left -= len(frames)
+            found.append(
+                {"tid": thread.tid, "crashed": index == 0, "frames": frames, "cut": cut}
+            )
+        return found
+
+    def registers(self) -> dict[str, int]:
+        """Give the crashed thread's registers."""
+        try:
+            trace = self.program.stack_trace(self._crashed) if self._crashed is not None else None
+            return dict(trace[0].registers()) if trace else {}
+        except (LookupError, ValueError, drgn.FaultError):
+            return {}
+
+    def _frames(self, tid: int, pc: int | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+        try:
+            trace = self.program.stack_trace(tid)
+        except (LookupError, ValueError, drgn.FaultError):
+            return ([self._frame(None, pc, True)] if pc is not None and limit else []), True
+        frames: list[dict[str, Any]] = []
+        seen = set[tuple[int, int | None, str | None]]()
+        for frame in trace:
+            if len(frames) >= limit:
+                return frames, True
+            try:
+                address = frame.pc
+            except LookupError:
+                break
+            if frames and not address:
+                break
+            found = self._frame(frame, address, frame.interrupted or _follows_fault(frames))
+            # Behind a frame without unwind information the frame pointer leads back to frames that
+            # were walked already: Go's signal frames do so.
+            key = address, found["sp"], found["function"] if found["inline"] else None
+            if key not in seen:
+                frames.append(found)
+            seen.add(key)
+        return frames, False
+
+    def _frame(
+        self, frame: "drgn.StackFrame | None", pc: int, interrupted: bool
+    ) -> dict[str, Any]:
+        inside = pc if interrupted else pc - 1
+        module = self.module_at(inside)
+        out: dict[str, Any] = {
+            "pc": pc,
+            "sp": None,
+            "start": None if module is None else module.start,
+            "function": None,
+            "symbol_offset": None,
+            "file": None,
+            "line": None,
+            "inline": False,
+        }
+        if frame is None:
+            return out
+        out["sp"] = _stack_pointer(frame)
+        out["inline"] = frame.is_inline
+        name = frame.function_name
+        if not frame.is_inline:
+            symbol = self._symbol(inside) or self._symbol(pc)
+            if symbol is not None:
+                name = symbol.name
+                out["symbol_offset"] = pc - symbol.address
+        if name:
+            out["function"] = self.demangler.name(name)
+            if name == "runtime.gopanic" and self.go_panic is None:
+                self.go_panic = _interface(frame, "e")
+        with contextlib.suppress(LookupError):
+            source = frame.source()
+            out["file"], out["line"] = source.filename[-1024:] or None, source.line or None
+        return out
+
+    def _symbol(self, address: int) -> "drgn.Symbol | None":
+        try:
+            return self.program.symbol(address)
+        except (LookupError, ValueError, drgn.FaultError):
+            return None
+
+
+def _follows_fault(frames: list[dict[str, Any]]) -> bool:
+    """Tell whether the next frame is one that a signal interrupted, by Go's word for it."""
+    return bool(frames) and frames[-1]["function"] == "runtime.sigpanic"
+
+
+def _interface(frame: "drgn.StackFrame", name: str) -> tuple[int, int] | None:
+    """Read a Go interface value: addresses of its type and its data."""
+    try:
+        value = frame[name]
+        return int(value._type.value_()), int(value.data.value_())
+    except (LookupError, ValueError, TypeError, AttributeError, drgn.FaultError,
+            drgn.ObjectAbsentError):  # fmt: skip
+        return None
+
+
+def _stack_pointer(frame: "drgn.StackFrame") -> int | None:
+    try:
+        return int(frame.sp)
+    except LookupError:
+        return None
+
+
+def _text(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:200]

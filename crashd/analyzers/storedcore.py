@@ -1,0 +1,180 @@
+"""A stored core as it is read: any byte of it, without what is before it being unpacked.
+
+The seek table at the file's end (crashd.domain.zstdframes) tells where each frame is. A core whose
+writer died has none: then frames are unpacked one after the other to find out how long they are.
+"""
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import zstandard
+
+from crashd.domain.zstdframes import (
+    FRAME_HEADER_MAX,
+    SEEK_FOOTER_SIZE,
+    FrameSize,
+    parse_block_header,
+    parse_frame_header,
+    parse_seek_table,
+    seek_table_size,
+)
+
+CACHED_FRAMES = 2
+CHUNK = 1 << 20
+_WINDOW_MAX = 1 << 27
+_FRAME_MAX = 512 << 20
+"""What was stored before there were seek tables has frames of this size."""
+
+
+class StoredCore:
+    """A core in a stored file, whose descriptor stays the caller's.
+
+    Holds the unpacked start of the last CACHED_FRAMES frames, as far as they were asked for.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._cache: OrderedDict[int, _Frame] = OrderedDict()
+        stored = os.fstat(fd).st_size
+        frames = _read_table(fd, stored)
+        self.indexed = frames is not None
+        """Whether the file tells where its frames are."""
+        if frames is None:
+            frames = list(_measure(fd, stored))
+        self._sizes = frames
+        self._starts: list[int] = []
+        self._positions: list[int] = []
+        start = position = 0
+        for frame in frames:
+            self._starts.append(start)
+            self._positions.append(position)
+            start += frame.size
+            position += frame.stored
+        self.size_bytes = start
+        self.unpacked_bytes = 0
+        """Bytes that were unpacked so far."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read from the core; short where it ends, or where it is damaged."""
+        parts: list[bytes] = []
+        end = min(offset + size, self.size_bytes)
+        while offset < end:
+            index = bisect_right(self._starts, offset) - 1
+            inside = offset - self._starts[index]
+            part = self._frame(index).read(inside, min(end - offset, self._sizes[index].size))
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Give offset and size of what is not a hole, ascending."""
+        for start, position, frame in zip(self._starts, self._positions, self._sizes, strict=True):
+            if not _is_hole(self._fd, position, frame):
+                yield start, frame.size
+
+    def _frame(self, index: int) -> "_Frame":
+        frame = self._cache.get(index)
+        if frame is None:
+            frame = _Frame(self, self._fd, self._positions[index], self._sizes[index])
+            self._cache[index] = frame
+            if len(self._cache) > CACHED_FRAMES:
+                self._cache.popitem(last=False)[1].close()
+        self._cache.move_to_end(index)
+        return frame
+
+
+class _Frame:
+    """One frame, unpacked as far as it was asked for."""
+
+    def __init__(self, core: StoredCore, fd: int, position: int, size: FrameSize) -> None:
+        self._core = core
+        self._size = size
+        self._data = bytearray()
+        self._hole = _is_hole(fd, position, size)
+        source = _Window(fd, position, size.stored)
+        self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).stream_reader(source)
+
+    def close(self) -> None:
+        """Let go of the decompressor."""
+        self._reader.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read; short where the frame ends or is damaged."""
+        end = min(offset + size, self._size.size, _FRAME_MAX if not self._hole else 1 << 62)
+        if self._hole:
+            return bytes(min(end - offset, CHUNK))
+        while len(self._data) < end:
+            try:
+                chunk = self._reader.read(min(CHUNK, self._size.size - len(self._data)))
+            except zstandard.ZstdError:
+                break
+            if not chunk:
+                break
+            self._data += chunk
+            self._core.unpacked_bytes += len(chunk)
+        return bytes(memoryview(self._data)[offset:end])
+
+
+class _Window:
+    """A part of a file, to read from."""
+
+    def __init__(self, fd: int, position: int, size: int) -> None:
+        self._fd, self._position, self._end = fd, position, position + size
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes."""
+        wanted = min(size if size >= 0 else CHUNK, self._end - self._position)
+        data = os.pread(self._fd, wanted, self._position) if wanted > 0 else b""
+        self._position += len(data)
+        return data
+
+
+def _read_table(fd: int, stored: int) -> list[FrameSize] | None:
+    footer = os.pread(fd, SEEK_FOOTER_SIZE, max(0, stored - SEEK_FOOTER_SIZE))
+    size = seek_table_size(footer)
+    if size is None or size > stored:
+        return None
+    return parse_seek_table(os.pread(fd, size, stored - size), stored)
+
+
+def _is_hole(fd: int, position: int, frame: FrameSize) -> bool:
+    """Tell whether a frame is nothing but zeros, by its size alone: 4 bytes for 128 KiB."""
+    blocks = -(-frame.size // (128 << 10))
+    return frame.stored == 6 + 4 * blocks and os.pread(fd, 5, position)[4:5] == b"\0"
+
+
+def _measure(fd: int, stored: int) -> Iterator[FrameSize]:
+    """Find the frames of a file without a table, by unpacking all that is no hole."""
+    position = 0
+    while header := parse_frame_header(os.pread(fd, FRAME_HEADER_MAX, position)):
+        end = _frame_end(fd, position + header.size_bytes, stored, has_checksum=header.has_checksum)
+        size = 0
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+        with decompressor.stream_reader(_Window(fd, position, end - position)) as reader:
+            try:
+                while chunk := reader.read(CHUNK):
+                    size += len(chunk)
+            except zstandard.ZstdError:
+                pass  # what came before is what there is
+        if size:
+            yield FrameSize(end - position, size)
+        position = end
+
+
+def _frame_end(fd: int, position: int, stored: int, *, has_checksum: bool) -> int:
+    window, at = b"", position
+    while True:
+        if position - at + 3 > len(window):
+            window, at = os.pread(fd, 64 << 10, position), position
+        parsed = parse_block_header(window[position - at : position - at + 3])
+        if parsed is None:
+            return stored
+        position += 3 + parsed[0]
+        if position >= stored:
+            return stored
+        if parsed[1]:
+            return min(stored, position + (4 if has_checksum else 0))

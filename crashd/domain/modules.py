@@ -1,0 +1,143 @@
+"""The executable and libraries that a core was made of: which they are, and where their files may
+be on this host. Pure; every name is the crashed process's own word.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from crashd.domain.elfcore import IMAGE_MAX, CoreHead, parse_build_id
+from crashd.domain.elfnotes import MappedFile
+
+MODULES_MAX = 512
+DEBUG_ROOT = b"usr/lib/debug"
+_DELETED = b" (deleted)"
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_LOWER_MAX = 256
+_ELF_MAGIC = b"\x7fELF"
+
+ReadAt = Callable[[int, int], bytes]
+"""From address and size; short or empty where the core does not have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file that was mapped into the process, and is an ELF image."""
+
+    name: bytes
+    """As NT_FILE has it, without the kernel's " (deleted)"."""
+    start: int
+    end: int
+    build_id: str | None
+    image: bytes
+    """Its first bytes as they lay in memory; empty where the core does not have them."""
+    deleted: bool
+    """Whether the file's name was gone already when the core was made."""
+    files: tuple[MappedFile, ...] = ()
+    """Its mappings, ascending."""
+
+
+def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
+    """Find the modules, ascending; MODULES_MAX at most.
+
+    A module begins where a file is mapped from its first byte, and has all that follows of the same
+    name.
+    """
+    groups: list[list[MappedFile]] = []
+    for mapped in sorted(head.files, key=lambda f: f.start):
+        same = groups and groups[-1][0].name == mapped.name
+        if same and mapped.offset_bytes:
+            groups[-1].append(mapped)
+        elif not mapped.offset_bytes:
+            groups.append([mapped])
+    found: list[Module] = []
+    for group in groups:
+        first = group[0]
+        image = read(first.start, min(first.end - first.start, IMAGE_MAX))
+        if image and not image.startswith(_ELF_MAGIC):
+            continue
+        if not image and len(group) == 1:
+            continue  # data: nothing says that it is an image, and nothing else is mapped of it
+        found.append(
+            Module(
+                name=first.name.removesuffix(_DELETED),
+                start=first.start,
+                end=max(f.end for f in group),
+                build_id=parse_build_id(image),
+                image=image[:4096],
+                deleted=first.name.endswith(_DELETED),
+                files=tuple(group),
+            )
+        )
+        if len(found) == MODULES_MAX:
+            break
+    return found
+
+
+def file_roots(mountinfo: bytes | None, root: bytes) -> list[bytes]:
+    """Tell below which directories of the host a process's own paths may be found, best first.
+
+    In a container whose root is an overlay (proc_pid_mountinfo(5)) these are its layers.
+    """
+    roots: list[bytes] = []
+    for line in (mountinfo or b"").splitlines():
+        before, separator, after = line.partition(b" - ")
+        fields, rest = before.split(b" "), after.split(b" ")
+        if separator and len(fields) > 4 and fields[4] == b"/" and rest[0] == b"overlay":
+            roots = list(_layers(rest[-1]))
+    if root.startswith(b"/") and root != b"/":
+        roots.append(root)
+    return [*roots, b"/"]
+
+
+def _layers(options: bytes) -> Iterator[bytes]:
+    """Give upper and lower directories of an overlay, the upper first."""
+    # a comma or colon within a name is escaped by a backslash, as the kernel takes it
+    found: dict[bytes, list[bytes]] = {}
+    for option in re.split(rb"(?<!\\),", options):
+        key, _, value = option.partition(b"=")
+        found.setdefault(key.rstrip(b"+"), []).append(value)
+    uppers = found.get(b"upperdir", [])
+    lowers = [part for value in found.get(b"lowerdir", []) for part in _split_colons(value)]
+    for name in [*uppers, *lowers[:_LOWER_MAX]]:
+        plain = _ESCAPE.sub(lambda m: bytes([int(m[1], 8) & 0xFF]), name)
+        if plain.startswith(b"/"):
+            yield plain
+
+
+def _split_colons(value: bytes) -> list[bytes]:
+    return [part.replace(b"\\:", b":") for part in re.split(rb"(?<!\\):", value) if part]
+
+
+def debug_file_names(module_name: bytes, build_id: str | None, link: bytes | None) -> list[bytes]:
+    """Tell what a module's separate debug file may be called, as paths below a root.
+
+    `link` is the name in its .gnu_debuglink. Source: gdb's manual, "Separate Debug Files".
+    """
+    names: list[bytes] = []
+    if build_id is not None and len(build_id) > 4:
+        raw = build_id.encode()
+        names.append(DEBUG_ROOT + b"/.build-id/" + raw[:2] + b"/" + raw[2:] + b".debug")
+    if link and b"/" not in link and link not in (b".", b".."):
+        directory = module_name.rpartition(b"/")[0]
+        names += [directory + b"/" + link, directory + b"/.debug/" + link]
+        names.append(DEBUG_ROOT + directory + b"/" + link)
+    return names
+
+
+def same_image(image: bytes, file_start: bytes, build_id: str | None) -> bool | None:
+    """Tell whether a file is the one that was mapped; None when the core cannot tell."""
+    if not file_start.startswith(_ELF_MAGIC):
+        return False
+    if build_id is not None:
+        return parse_build_id(file_start) == build_id
+    if not image:
+        return None
+    size = min(len(image), len(file_start), 64 + 8 * 56)
+    return image[:size] == file_start[:size]
+
+
+def path_parts(path: bytes) -> Sequence[bytes] | None:
+    """Split a path into names to be opened one below the other; None for one that is not plain."""
+    parts = [part for part in path.split(b"/") if part]
+    return None if not parts or b".." in parts or b"\0" in path else parts
