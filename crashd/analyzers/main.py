@@ -1,8 +1,7 @@
 """The program that analyses one core: started by crashd.edge.sandbox, it opens what it is to read,
 takes everything else away from itself, and prints one JSON object.
 
-    stdin    the request, one JSON object
-    fd 3     the stored core
+    stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor
     stdout   the result; its end, and exit status 0, say that it is whole
 
 All that it may need is imported first: behind seal() there are no files to import from.
@@ -14,11 +13,10 @@ import sys
 import traceback
 from typing import Any
 
-from crashd.analyzers import process_core
+from crashd.analyzers import probe, process_core
 from crashd.edge import confine
 from crashd.errors import CrashdError, UnsupportedError
 
-CORE_FD = 3
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = 4 << 20
 FILES_MAX = 800
@@ -27,15 +25,13 @@ FILES_MAX = 800
 def main() -> int:
     """Run; return the exit status."""
     request: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
-    if request.get("task") == "probe":
-        from crashd.analyzers import probe
     try:
         mapped = confine.isolate()
         if request.get("task") == "probe":
             confine.seal(_limits(request), [1, 2], mapped=mapped)
-            return _print(probe.run(request))
-        opened = process_core.open_core(CORE_FD, request, FILES_MAX)
-        keep = [1, 2, CORE_FD, *opened.descriptors]
+            return _print(probe.probe(request))
+        opened = process_core.open_core(request["core_fd"], request, FILES_MAX)
+        keep = [1, 2, request["core_fd"], *opened.descriptors]
         confine.seal(_limits(request), keep, mapped=mapped)
     except UnsupportedError as e:
         sys.stderr.write(f"{e}\n")

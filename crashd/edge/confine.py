@@ -52,7 +52,7 @@ open openat readlink readlinkat getdents64 getcwd fsync memfd_create
 mmap mmap2 munmap mremap madvise brk mprotect
 futex futex_time64 set_robust_list rseq sched_yield sched_getaffinity restart_syscall
 rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill
-getpid gettid getuid geteuid getgid getegid getrandom getrlimit ugetrlimit prlimit64 getrusage
+getpid getppid gettid getuid geteuid getgid getegid getresuid getresgid getpriority getrandom getrlimit ugetrlimit prlimit64 getrusage
 clock_gettime clock_gettime64 clock_getres clock_nanosleep gettimeofday time uname sysinfo
 exit exit_group
 """

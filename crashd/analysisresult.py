@@ -1,0 +1,102 @@
+"""The border to the analysis worker: what it prints is hostile, and becomes Facts here or nothing."""
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from crashd.domain.analysis import Facts
+from crashd.domain.text import printable
+from crashd.errors import FormatError
+
+OUTPUT_MAX = 4 << 20
+TEXT_MAX = 4096
+ITEMS_MAX = 8192
+DEPTH_MAX = 10
+_NUMBER_MAX = 1 << 64
+_FACTS = TypeAdapter(Facts)
+
+
+def parse_report(raw: bytes) -> Facts:
+    """Parse and check what the worker printed; every text in the result is printable.
+
+    Raises:
+        FormatError: it is too long, no JSON, or not what a worker prints. Also when the worker says
+            itself that it could not do it; then the message is its own.
+
+    """
+    if len(raw) > OUTPUT_MAX:
+        raise FormatError(f"the worker printed {len(raw)} bytes")
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise FormatError("the worker printed no JSON") from e
+    document = _clean(document, 0)
+    if not isinstance(document, dict):
+        raise FormatError("the worker printed no JSON object")
+    if "failed" in document:
+        raise FormatError(str(document["failed"]))
+    try:
+        return _FACTS.validate_python(_from_worker(document), extra="forbid")
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"the worker's result is malformed at {where}: {first['msg']}") from e
+    except (KeyError, TypeError, AttributeError) as e:
+        raise FormatError(f"the worker's result is malformed: {type(e).__name__}") from e
+
+
+def _clean(value: Any, depth: int) -> Any:
+    """Bound every text, number and list, and make texts printable."""
+    if depth > DEPTH_MAX:
+        raise FormatError("the worker's result is nested too deeply")
+    match value:
+        case str():
+            return printable(value[:TEXT_MAX])
+        case bool() | None:
+            return value
+        case int():
+            if not -_NUMBER_MAX < value < _NUMBER_MAX:
+                raise FormatError("the worker's result has an absurd number")
+            return value
+        case float():
+            return value
+        case list():
+            if len(value) > ITEMS_MAX:
+                raise FormatError("the worker's result has an absurd list")
+            return [_clean(item, depth + 1) for item in value]
+        case dict():
+            if len(value) > ITEMS_MAX:
+                raise FormatError("the worker's result has an absurd object")
+            return {
+                printable(str(key)[:TEXT_MAX]): _clean(item, depth + 1)
+                for key, item in value.items()
+            }
+    raise FormatError("the worker's result has a value of no known kind")
+
+
+def _from_worker(document: dict[str, Any]) -> dict[str, Any]:
+    """Bring the worker's object into the form of Facts."""
+    modules = {module["start"]: module for module in document["modules"]}
+    own = (
+        "machine", "bits", "modules", "registers", "instruction", "siginfo", "regions",
+        "messages", "problems",
+    )  # fmt: skip
+    return {
+        **{key: document[key] for key in own},
+        "threads": [_thread(thread, modules) for thread in document["threads"]],
+        "python": document.get("python", []),
+    }
+
+
+def _thread(thread: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    return {**thread, "frames": [_frame(frame, modules) for frame in thread["frames"]]}
+
+
+def _frame(frame: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    out = {key: value for key, value in frame.items() if key not in ("start", "sp")}
+    module = modules.get(frame["start"])
+    out["module"] = module["name"] if module else None
+    out["build_id"] = module["build_id"] if module else None
+    out["offset"] = frame["pc"] - module["start"] if module else None
+    return out

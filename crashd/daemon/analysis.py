@@ -1,0 +1,84 @@
+"""One analysis, from a stored core to what a person reads: the worker's facts, judged, explained
+and signed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from crashd.analysisresult import parse_report
+from crashd.domain.analysis import Analysis, AnalysisState
+from crashd.domain.explain import Context, explain
+from crashd.domain.model import Crash
+from crashd.domain.signature import build_signature, build_title
+from crashd.domain.text import printable
+from crashd.edge.sandbox import run_worker
+from crashd.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisOptions:
+    """The [analysis] section of the configuration, as far as one analysis needs it."""
+
+    timeout_seconds: float = 60.0
+    """Wall clock; CPU time may be as long."""
+    memory_bytes: int = 512 << 20
+    """Of address space beyond what the libraries take themselves."""
+    python: bool = True
+    """Whether the interpreter's stacks are looked for."""
+
+
+def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
+    """Analyse the stored core (core.zst) behind a descriptor, which stays the caller's. Blocks for
+    `timeout_seconds` at most; call it in a worker process or a thread.
+
+    Raises nothing that a core provokes: a worker that is ended, crashes or prints nonsense gives an
+    Analysis that is FAILED, with the reason.
+    """
+    result = run_worker(_request(crash, options), core_fd, options.timeout_seconds)
+    spent = {
+        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "peak_bytes": result.peak_bytes,
+    }
+    if result.failure is not None:
+        return Analysis(AnalysisState.FAILED, printable(result.failure), **spent)
+    try:
+        facts = parse_report(result.output)
+    except FormatError as e:
+        return Analysis(AnalysisState.FAILED, printable(str(e)), **spent)
+    own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
+    cause = explain(facts, Context(own, crash.user_unit or crash.unit))
+    program = program_name(crash)
+    signal = crash.signal if crash.signal is not None else None
+    if signal is None and facts.siginfo is not None:
+        signal = facts.siginfo.signal
+    return Analysis(
+        AnalysisState.DONE,
+        title=build_title(printable(crash.comm), signal, facts, cause),
+        signature=build_signature(program, facts, cause),
+        explanation=cause.text,
+        cause=cause.kind,
+        facts=facts,
+        warnings=facts.problems,
+        **spent,
+    )
+
+
+def program_name(crash: Crash) -> str:
+    """Name the executable as it is in signatures: without directories, and comm where there is no
+    path.
+    """
+    name = crash.exe.removesuffix(b" (deleted)").rpartition(b"/")[2] or crash.comm
+    return printable(name)
+
+
+def _request(crash: Crash, options: AnalysisOptions) -> dict[str, Any]:
+    return {
+        "cpu_seconds": max(1, math.ceil(options.timeout_seconds)),
+        "memory_bytes": options.memory_bytes,
+        "python": options.python,
+        "uid": crash.uid,
+        "root": crash.root.decode("utf-8", "surrogateescape"),
+        "mountinfo": (crash.mountinfo or b"").decode("utf-8", "surrogateescape"),
+    }

@@ -1,0 +1,193 @@
+"""What an analysis found: facts as the sandboxed worker told them, and what they mean.
+
+Every text and number in here came out of a hostile core; crashd.analysisresult has bounded them and
+made the texts printable.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SCHEMA = 1
+"""Version of analysis.json."""
+
+
+class AnalysisState(StrEnum):
+    """How an analysis ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One call on a stack, the callee first."""
+
+    function: str | None
+    """Demangled; None where no symbol tells."""
+    module: str | None
+    """Path of the executable or library; None outside of all."""
+    build_id: str | None
+    offset: int | None
+    """Of the program counter from the module's start."""
+    pc: int | None
+    symbol_offset: int | None = None
+    file: str | None = None
+    line: int | None = None
+    inline: bool = False
+    kind: str = "native"
+    """`native`, or the interpreter's language: `python`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadStack:
+    """One thread, and its stack."""
+
+    tid: int
+    crashed: bool
+    frames: tuple[Frame, ...]
+    cut: bool
+    """Whether there are more frames, or the stack could not be walked on."""
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """An executable or library that was mapped."""
+
+    name: str
+    start: int
+    end: int
+    build_id: str | None
+    deleted: bool
+    problem: str | None
+    """Why its file was not used."""
+    debug_info: bool
+    used: bool
+    """Whether it is on any stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Memory that an instruction was to touch."""
+
+    mode: str
+    """`read`, `write`, `read-write`."""
+    address: int | None
+    size: int
+    displacement: int
+    base: str | None
+    base_value: int | None
+    index: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """The instruction that the crashed thread was at."""
+
+    bytes: str
+    text: str | None
+    mnemonic: str | None
+    access: tuple[Access, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFacts:
+    """The siginfo_t of the crash."""
+
+    signal: int
+    code: int
+    address: int | None
+    sender_pid: int | None
+    sender_uid: int | None
+    syscall: int | None = None
+    syscall_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What is mapped at an address."""
+
+    address: int
+    kind: str
+    """`none`, `file`, `stack`, `guard`, `anonymous`, `vdso`."""
+    perms: str
+    name: str
+    gap_bytes: int | None = None
+    """To the start of the next mapping above."""
+    above: str | None = None
+    """The kind of that."""
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found in a core."""
+
+    machine: int
+    bits: int
+    threads: tuple[ThreadStack, ...]
+    """The crashed one first."""
+    modules: tuple[ModuleInfo, ...]
+    registers: Mapping[str, int]
+    instruction: Instruction | None
+    siginfo: SignalFacts | None
+    regions: Mapping[str, Region]
+    """At `pc`, `sp`, `fault`, and `link`: where a freed pointer would come from."""
+    messages: Mapping[str, str]
+    """Last words: `abort`, `glib`, `cxx_type`, `cxx_what`, `rust_panic`, `go_panic` …"""
+    problems: tuple[str, ...]
+    python: tuple[ThreadStack, ...] = ()
+    """The interpreter's own stacks."""
+
+    @property
+    def crashed(self) -> tuple[Frame, ...]:
+        """The crashed thread's frames."""
+        return self.threads[0].frames if self.threads else ()
+
+    @property
+    def crashed_python(self) -> tuple[Frame, ...]:
+        """The interpreter's frames of the crashed thread."""
+        tid = self.threads[0].tid if self.threads else None
+        return next((t.frames for t in self.python if t.tid == tid), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why it crashed."""
+
+    kind: str
+    """One of a closed set: `null-pointer`, `stack-overflow`, `assertion` …"""
+    short: str
+    """For the title: no address, no pid, nothing that another run has otherwise."""
+    text: str
+    """One line for an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The whole result, as analysis.json has it."""
+
+    state: AnalysisState
+    reason: str | None = None
+    """Why it failed."""
+    title: str | None = None
+    signature: str | None = None
+    explanation: str | None = None
+    cause: str | None = None
+    facts: Facts | None = None
+    seconds: float = 0.0
+    """Wall clock."""
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+    """Resident memory of the worker at its most."""
+    warnings: tuple[str, ...] = field(default=())
+
+
+def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
+    """Build the object of analysis.json."""
+    document = asdict(analysis)
+    document["state"] = analysis.state.value
+    return {"schema": SCHEMA, **document}

@@ -1,0 +1,146 @@
+"""Starting the analysis worker: a process of its own that takes everything away from itself
+(crashd.edge.confine), with a deadline and bounded output. Only importer of subprocess.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from crashd.edge.confine import UNSEALED_STATUS
+
+OUTPUT_MAX = 4 << 20
+ERRORS_MAX = 8 << 10
+_PACKAGE_DIR = Path(__file__).resolve().parents[2]
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv.pop()); from crashd.analyzers.main import run; run()"
+)
+_ENVIRON = {
+    "LC_ALL": "C.UTF-8",
+    "DRGN_DISABLE_PLUGINS": "*",  # no code but drgn's own
+    "OMP_NUM_THREADS": "1",  # a sealed process cannot make threads
+    "MALLOC_ARENA_MAX": "1",
+}
+_CHUNK = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResult:
+    """How a worker ended."""
+
+    output: bytes
+    """What it printed; whole when `failure` is None."""
+    failure: str | None
+    """Why there is no result."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def run_worker(
+    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float
+) -> WorkerResult:
+    """Run one worker to its end, or to its deadline. Blocks; whatever becomes of the worker is told
+    in the result.
+
+    The descriptor stays the caller's. Nothing of the caller's environment is handed on, and no more
+    than OUTPUT_MAX is taken back.
+    """
+    started = time.monotonic()
+    try:
+        process = _start({**request, "core_fd": core_fd}, core_fd)
+    except OSError as e:
+        return WorkerResult(b"", f"the worker cannot be started: {e.strerror}")
+    output, errors = bytearray(), bytearray()
+    stopped: str | None = "the daemon stopped waiting"
+    try:
+        stopped = _listen(process, output, errors, started + timeout_seconds)
+    finally:
+        if stopped is not None:
+            # Its whole session: the first process only waits for the one that works.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        status, cpu_seconds, peak_bytes = _reap(process)
+    return WorkerResult(
+        bytes(output),
+        stopped or _judge(status, bytes(errors)),
+        round(time.monotonic() - started, 3),
+        round(cpu_seconds, 3),
+        peak_bytes,
+    )
+
+
+def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen[bytes]":
+    with open(os.memfd_create("request", os.MFD_CLOEXEC), "w+b") as file:
+        file.write(json.dumps(request).encode())
+        file.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", _PROGRAM, str(_PACKAGE_DIR)],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=_ENVIRON,
+            start_new_session=True,
+            pass_fds=() if core_fd is None else (core_fd,),
+        )
+
+
+def _listen(
+    process: "subprocess.Popen[bytes]", output: bytearray, errors: bytearray, deadline: float
+) -> str | None:
+    """Read what the worker prints until it closes both pipes; tell why it has to be stopped."""
+    sinks: dict[IO[bytes] | None, tuple[bytearray, int]] = {
+        process.stdout: (output, OUTPUT_MAX + 1),
+        process.stderr: (errors, ERRORS_MAX),
+    }
+    with selectors.DefaultSelector() as selector:
+        for file in sinks:
+            if file is not None:
+                selector.register(file, selectors.EVENT_READ, sinks[file])
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return "it did not end in time"
+            for key, _ in selector.select(left):
+                data = os.read(key.fd, _CHUNK)
+                sink, limit = key.data
+                sink += data[: max(0, limit - len(sink))]
+                if not data:
+                    selector.unregister(key.fileobj)
+            if len(output) > OUTPUT_MAX:
+                return f"it printed more than {OUTPUT_MAX} bytes"
+    return None
+
+
+def _reap(process: "subprocess.Popen[bytes]") -> tuple[int, float, int]:
+    """Wait for the process; give its status, CPU seconds and peak memory, its child's included."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    for file in (process.stdout, process.stderr):
+        if file is not None:
+            file.close()
+    return process.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+
+
+def _judge(status: int, errors: bytes) -> str | None:
+    """Say why a worker with this status has no result; None when it has one."""
+    if status == 0:
+        return None
+    last = errors.strip().rpartition(b"\n")[2].decode("utf-8", "backslashreplace")[:200]
+    if status == UNSEALED_STATUS:
+        return last or "it could not be confined"
+    number = -status if status < 0 else status - 128
+    if number == signal.SIGKILL:
+        return "it was killed: more CPU time or memory than it may use"
+    if 0 < number < signal.NSIG:
+        return f"it crashed ({signal.Signals(number).name})"
+    return last or f"it ended with status {status}"
