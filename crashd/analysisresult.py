@@ -1,4 +1,4 @@
-"""The border to the analysis worker: what it prints is hostile, and becomes Facts here or nothing."""
+"""The border to the analysis worker: what it prints is hostile, and becomes Facts here or not."""
 
 import json
 from typing import Any

@@ -136,7 +136,8 @@ class CoreImage:
             return found
         flags = segment.flags
         found["perms"] = "".join(
-            letter if flags & bit else "-" for letter, bit in (("r", PF_R), ("w", PF_W), ("x", PF_X))
+            letter if flags & bit else "-"
+            for letter, bit in (("r", PF_R), ("w", PF_W), ("x", PF_X))
         )
         found["kind"] = self._kind(segment)
         found["name"] = self.file_name(address).decode("utf-8", "backslashreplace")

@@ -32,22 +32,45 @@ def main() -> int:
             return _print(probe.probe(request))
         opened = process_core.open_core(request["core_fd"], request, FILES_MAX)
         keep = [1, 2, request["core_fd"], *opened.descriptors]
-        confine.seal(_limits(request), keep, mapped=mapped)
+        python = _prepare_python(opened, request)
+        scratch, size = (python[1], opened.core.size_bytes) if python else (0, 0)
+        confine.seal(_limits(request, scratch, size), keep, mapped=mapped)
     except UnsupportedError as e:
         sys.stderr.write(f"{e}\n")
         return confine.UNSEALED_STATUS
     except CrashdError as e:
         return _print({"failed": str(e)})
-    return _print(process_core.analyse(opened, request))
+    return _print(process_core.analyse(opened, python[0] if python else None))
 
 
-def _limits(request: dict[str, Any]) -> confine.Limits:
+def _prepare_python(
+    opened: process_core.OpenedCore, request: dict[str, Any]
+) -> tuple[process_core.PythonReader, int] | None:
+    """Make what reads an interpreter's stacks, and tell the room that it takes; None where there is
+    no interpreter, or no room for it.
+    """
+    if not request.get("python"):
+        return None
+    from crashd.analyzers import pythonstack
+
+    files = pythonstack.interpreter_files((f.module, f.fd) for f in opened.files)
+    main = opened.files[0].fd if opened.files else None
+    if not files or main is None:
+        return None
+    wanted = pythonstack.scratch_bytes(opened.image, files)
+    if wanted > int(request["memory_bytes"]):
+        return lambda: ([], f"Python stacks: they take {wanted} bytes of memory"), 0
+    return lambda: pythonstack.python_stacks(opened.image, main, files), wanted
+
+
+def _limits(request: dict[str, Any], scratch: int = 0, file_bytes: int = 0) -> confine.Limits:
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     return confine.Limits(
         cpu_seconds=int(request["cpu_seconds"]),
         memory_bytes=now + int(request["memory_bytes"]),
-        scratch_bytes=int(request.get("scratch_bytes", 0)),
+        scratch_bytes=scratch,
+        file_bytes=file_bytes,
     )
 
 

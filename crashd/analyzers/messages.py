@@ -122,7 +122,9 @@ def _thrown(
     mangled = _type_name(image, info)
     if not mangled:
         return {"cxx_terminate": "true"}
-    out: dict[str, str | None] = {"cxx_type": demangle(mangled.decode("ascii", "backslashreplace"))[:300]}
+    out: dict[str, str | None] = {
+        "cxx_type": demangle(mangled.decode("ascii", "backslashreplace"))[:300]
+    }
     if mangled in (b"PKc", b"Pc"):
         out["cxx_what"] = _text(image.string(image.word(thrown) or 0, MESSAGE_MAX)) or ""
     elif mangled == b"i":

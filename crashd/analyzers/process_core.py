@@ -1,7 +1,7 @@
 """The facts of one crashed process, out of its core: JSON for the daemon to judge and explain."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ VERSION = 1
 _NT_SIGINFO = 0x53494749
 _SIGSYS = 31
 _PROBLEMS_MAX = 20
-_AROUND = 64
+
+PythonReader = Callable[[], tuple[list[dict[str, Any]], str | None]]
+"""Gives the interpreter's stacks, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ def open_core(fd: int, request: Mapping[str, Any], files_max: int) -> OpenedCore
     return OpenedCore(core, raw, image, files)
 
 
-def analyse(opened: OpenedCore, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect the facts."""
+def analyse(opened: OpenedCore, read_python: PythonReader | None) -> dict[str, Any]:
+    """Collect the facts; `read_python` reads the interpreter's stacks, where there is one."""
     started = time.process_time()
     image, head = opened.image, opened.image.head
     stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
@@ -92,6 +94,9 @@ def analyse(opened: OpenedCore, request: Mapping[str, Any]) -> dict[str, Any]:
         "problems": [*head.problems, *problems, *more][:_PROBLEMS_MAX],
         "unpacked_bytes": opened.core.unpacked_bytes,
     }
+    if read_python is not None:
+        out["python"], problem = read_python()
+        out["problems"] += [problem] if problem else []
     out["cpu_seconds"] = round(time.process_time() - started, 3)
     return out
 
@@ -164,9 +169,7 @@ def _syscall_name(arch: int, number: int) -> str | None:
     return syscall_name(arch, number)
 
 
-def _regions(
-    image: CoreImage, head: CoreHead, decoded: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _regions(image: CoreImage, head: CoreHead, decoded: Mapping[str, Any] | None) -> dict[str, Any]:
     """Tell what is at the program counter, the stack pointer, the address of the fault, and where a
     pointer would come from that the allocator left in freed memory.
 

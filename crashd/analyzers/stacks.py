@@ -1,4 +1,6 @@
-"""Stacks of all threads, by drgn, with names demangled. Only importer of drgn and rust_demangler."""
+"""Stacks of all threads, by drgn, with their names demangled. Only importer of drgn and
+rust_demangler.
+"""
 
 import contextlib
 import ctypes
@@ -215,9 +217,7 @@ class Stacks:
                     break
         return loaded, problems
 
-    def _want_debug(
-        self, module: "drgn.Module", own: Module, fd: int, problems: list[str]
-    ) -> bool:
+    def _want_debug(self, module: "drgn.Module", own: Module, fd: int, problems: list[str]) -> bool:
         name = own.name.decode("utf-8", "backslashreplace")
         try:
             module.debug_file_status = drgn.ModuleFileStatus.WANT
@@ -226,7 +226,7 @@ class Stacks:
                 self.program.find_standard_debug_info([module])
         except (OSError, ValueError, LookupError, drgn.FaultError) as e:
             problems.append(f"{name}: {_text(e)}")
-        return module.debug_file_status == drgn.ModuleFileStatus.HAVE
+        return bool(module.debug_file_status == drgn.ModuleFileStatus.HAVE)
 
     def has_debug_info(self, start: int) -> bool:
         """Tell whether debug information of a module is loaded."""
@@ -255,9 +255,7 @@ class Stacks:
             limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
             frames, cut = self._frames(thread.tid, thread.pc, limit)
             left -= len(frames)
-            found.append(
-                {"tid": thread.tid, "crashed": index == 0, "frames": frames, "cut": cut}
-            )
+            found.append({"tid": thread.tid, "crashed": index == 0, "frames": frames, "cut": cut})
         return found
 
     def registers(self) -> dict[str, int]:
@@ -293,9 +291,7 @@ class Stacks:
             seen.add(key)
         return frames, False
 
-    def _frame(
-        self, frame: "drgn.StackFrame | None", pc: int, interrupted: bool
-    ) -> dict[str, Any]:
+    def _frame(self, frame: "drgn.StackFrame | None", pc: int, interrupted: bool) -> dict[str, Any]:
         inside = pc if interrupted else pc - 1
         module = self.module_at(inside)
         out: dict[str, Any] = {

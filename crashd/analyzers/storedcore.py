@@ -4,10 +4,12 @@ The seek table at the file's end (crashd.domain.zstdframes) tells where each fra
 writer died has none: then frames are unpacked one after the other to find out how long they are.
 """
 
+import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import zstandard
 
@@ -21,8 +23,12 @@ from crashd.domain.zstdframes import (
     seek_table_size,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 CACHED_FRAMES = 2
 CHUNK = 1 << 20
+WINDOW_BYTES = 128 << 10
 _WINDOW_MAX = 1 << 27
 _FRAME_MAX = 512 << 20
 """What was stored before there were seek tables has frames of this size."""
@@ -82,7 +88,7 @@ class StoredCore:
             frame = _Frame(self, self._fd, self._positions[index], self._sizes[index])
             self._cache[index] = frame
             if len(self._cache) > CACHED_FRAMES:
-                self._cache.popitem(last=False)[1].close()
+                self._cache.popitem(last=False)
         self._cache.move_to_end(index)
         return frame
 
@@ -95,12 +101,8 @@ class _Frame:
         self._size = size
         self._data = bytearray()
         self._hole = _is_hole(fd, position, size)
-        source = _Window(fd, position, size.stored)
+        source = _open_window(fd, position, size.stored)
         self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).stream_reader(source)
-
-    def close(self) -> None:
-        """Let go of the decompressor."""
-        self._reader.close()
 
     def read(self, offset: int, size: int) -> bytes:
         """Read; short where the frame ends or is damaged."""
@@ -119,18 +121,28 @@ class _Frame:
         return bytes(memoryview(self._data)[offset:end])
 
 
-class _Window:
+class _Window(io.RawIOBase):
     """A part of a file, to read from."""
 
     def __init__(self, fd: int, position: int, size: int) -> None:
+        super().__init__()
         self._fd, self._position, self._end = fd, position, position + size
 
-    def read(self, size: int) -> bytes:
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         """Read the next bytes."""
-        wanted = min(size if size >= 0 else CHUNK, self._end - self._position)
-        data = os.pread(self._fd, wanted, self._position) if wanted > 0 else b""
-        self._position += len(data)
-        return data
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), self._end - self._position)
+        size = os.preadv(self._fd, [view[:wanted]], self._position) if wanted > 0 else 0
+        self._position += size
+        return size
+
+
+def _open_window(fd: int, position: int, size: int) -> io.BufferedReader:
+    return io.BufferedReader(_Window(fd, position, size), WINDOW_BYTES)
 
 
 def _read_table(fd: int, stored: int) -> list[FrameSize] | None:
@@ -154,7 +166,7 @@ def _measure(fd: int, stored: int) -> Iterator[FrameSize]:
         end = _frame_end(fd, position + header.size_bytes, stored, has_checksum=header.has_checksum)
         size = 0
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-        with decompressor.stream_reader(_Window(fd, position, end - position)) as reader:
+        with decompressor.stream_reader(_open_window(fd, position, end - position)) as reader:
             try:
                 while chunk := reader.read(CHUNK):
                     size += len(chunk)

@@ -3,11 +3,11 @@ and signed.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crashd.analysisresult import parse_report
-from crashd.domain.analysis import Analysis, AnalysisState
+from crashd.domain.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.explain import Context, explain
 from crashd.domain.model import Crash
 from crashd.domain.signature import build_signature, build_title
@@ -36,33 +36,42 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
     Analysis that is FAILED, with the reason.
     """
     result = run_worker(_request(crash, options), core_fd, options.timeout_seconds)
-    spent = {
-        "seconds": result.seconds,
-        "cpu_seconds": result.cpu_seconds,
-        "peak_bytes": result.peak_bytes,
-    }
+    analysis = Analysis(
+        AnalysisState.FAILED,
+        seconds=result.seconds,
+        cpu_seconds=result.cpu_seconds,
+        peak_bytes=result.peak_bytes,
+    )
     if result.failure is not None:
-        return Analysis(AnalysisState.FAILED, printable(result.failure), **spent)
+        return replace(analysis, reason=printable(result.failure))
     try:
         facts = parse_report(result.output)
     except FormatError as e:
-        return Analysis(AnalysisState.FAILED, printable(str(e)), **spent)
+        return replace(analysis, reason=printable(str(e)))
+    facts = _with_names(facts, crash)
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
     cause = explain(facts, Context(own, crash.user_unit or crash.unit))
     program = program_name(crash)
     signal = crash.signal if crash.signal is not None else None
     if signal is None and facts.siginfo is not None:
         signal = facts.siginfo.signal
-    return Analysis(
-        AnalysisState.DONE,
+    return replace(
+        analysis,
+        state=AnalysisState.DONE,
         title=build_title(printable(crash.comm), signal, facts, cause),
         signature=build_signature(program, facts, cause),
         explanation=cause.text,
         cause=cause.kind,
         facts=facts,
         warnings=facts.problems,
-        **spent,
     )
+
+
+def _with_names(facts: Facts, crash: Crash) -> Facts:
+    """Add the threads' names, which cores do not have."""
+    names = {t.get("tid"): printable(str(t.get("name") or ""))[:64] for t in crash.threads}
+    threads = [replace(t, name=names.get(t.tid) or t.name) for t in facts.threads]
+    return replace(facts, threads=tuple(threads))
 
 
 def program_name(crash: Crash) -> str:

@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from crashd.domain.analysis import Access, Cause, Facts, Frame, Region
+from crashd.domain.analysis import Cause, Facts, Frame
+from crashd.domain.faults import explain_fault, stack_overflow
 from crashd.domain.signals import (
     SIGABRT,
-    SIGBUS,
-    SIGFPE,
     SIGILL,
     SIGSEGV,
     SIGSYS,
@@ -22,14 +21,6 @@ from crashd.domain.signals import (
 )
 from crashd.domain.signature import notable, plain_name
 
-NULL_MAX = 0x10000
-"""Below it nothing is ever mapped (vm.mmap_min_addr)."""
-_STACK_REACH = 1 << 20
-"""From the stack pointer to where a function's frame is first touched."""
-_GAP_MAX = 1 << 20
-_SI_KERNEL = 0x80
-_BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
-_SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 4, 9, 10
 _TEXT_MAX = 400
 
 _ASSERTION = re.compile(
@@ -42,18 +33,6 @@ _HEAP = re.compile(
     r"corrupted|free\(\)|malloc\(\)|realloc\(\)|calloc\(\)|munmap_chunk|mremap_chunk|tcache|"
     r"invalid (pointer|size|next size|chunk size)|unaligned .*chunk|mismatching"
 )
-_ALIGNED = re.compile(r"v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$")
-_DIVISIONS = frozenset({"div", "idiv", "sdiv", "udiv"})
-_POISONS = {
-    0x5A: "jemalloc's pattern of freed memory",
-    0xA5: "jemalloc's pattern of memory never written",
-    0x6B: "the pattern of freed memory",
-    0xCD: "the pattern of memory never written",
-    0xDD: "the pattern of freed memory",
-    0xFD: "a pattern of freed or guard memory",
-    0xBE: "AddressSanitizer's pattern of memory never written",
-}
-_WORDS = {0xDEADBEEF, 0xFEEDFACE, 0xBAADF00D, 0xCAFEBABE, 0xDEADDEAD, 0xFEEEFEEE, 0xABADCAFE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +54,8 @@ def explain(facts: Facts, context: Context) -> Cause:
             cause = _seccomp(facts)
         elif info.code <= 0:
             cause = _sent(facts, context)
-        elif signal in _FAULTS:
-            cause = _FAULTS[signal](facts)
+        else:
+            cause = explain_fault(facts)
     if cause is None:
         words = None
         if info is not None:
@@ -116,8 +95,8 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         if "go_panic" in said:
             return Cause("go-panic", "Go panic", f"Go panic: {said['go_panic']}")
         if "go_fatal" in said:
-            text = said["go_fatal"]
-            return Cause("go-fatal", f"Go: {text}", f"Go's runtime: fatal error: {text}")
+            fatal = said["go_fatal"]
+            return Cause("go-fatal", f"Go: {fatal}", f"Go's runtime: fatal error: {fatal}")
         if "rust_panic" in said:
             at = f" at {said['rust_location']}" if "rust_location" in said else ""
             return Cause("rust-panic", "Rust panic", f"Rust panic{at}: {said['rust_panic']}")
@@ -126,9 +105,9 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         name = said["cxx_type"]
         return Cause("cxx-exception", f"uncaught {name}", f"uncaught C++ exception {name}{what}")
     if signal == SIGABRT and "cxx_terminate" in said:
-        text = "std::terminate() without an exception"
+        short = "std::terminate() without an exception"
         hint = " (a std::thread that was not joined, or `throw;` outside of a handler)"
-        return Cause("cxx-terminate", text, text + hint)
+        return Cause("cxx-terminate", short, short + hint)
     if signal in (SIGABRT, SIGTRAP, SIGILL) and (text := said.get("abort") or said.get("glib")):
         return _abort_message(text)
     return None
@@ -145,18 +124,28 @@ def _abort_message(text: str) -> Cause:
             f"assertion `{what}' failed in {function}() at {file}:{found['line']}",
         )
     if "stack smashing" in text:
-        return Cause("stack-smashing", "stack smashing", f"{_bare(text)}: a buffer on the stack "
-                     "was written past its end")  # fmt: skip
+        return Cause(
+            "stack-smashing",
+            "stack smashing",
+            f"{_bare(text)}: a buffer on the stack was written past its end",
+        )
     if "buffer overflow detected" in text:
-        return Cause("buffer-overflow", "buffer overflow", f"{_bare(text)}: a checked copy was to "
-                     "write past the end of its buffer")  # fmt: skip
+        return Cause(
+            "buffer-overflow",
+            "buffer overflow",
+            f"{_bare(text)}: a checked copy was to write past the end of its buffer",
+        )
     short = _bare(text)[:60]
     if _HEAP_DOUBLE_FREE.search(text):
-        return Cause("double-free", short, f"heap: {_bare(text)}: memory was freed twice, or the "
-                     "heap was overwritten")  # fmt: skip
+        return Cause(
+            "double-free",
+            short,
+            f"heap: {_bare(text)}: memory was freed twice, or the heap was overwritten",
+        )
     if _HEAP.search(text):
-        return Cause("heap-corruption", short, f"heap corruption found by the allocator: "
-                     f"{_bare(text)}")  # fmt: skip
+        return Cause(
+            "heap-corruption", short, f"heap corruption found by the allocator: {_bare(text)}"
+        )
     return Cause("abort-message", short, f"aborted: {_bare(text)}")
 
 
@@ -169,7 +158,7 @@ def _overflow_handler(facts: Facts) -> Cause | None:
     for frame in facts.crashed[:12]:
         name = frame.function or ""
         if "stack_overflow" in name and "signal_handler" in name:
-            return _stack_overflow(facts)
+            return stack_overflow(facts)
     return None
 
 
@@ -181,8 +170,11 @@ def _seccomp(facts: Facts) -> Cause:
     name = "a system call"
     if info is not None and info.syscall is not None:
         name = f"{info.syscall_name}()" if info.syscall_name else f"system call {info.syscall}"
-    return Cause("seccomp", f"{name} refused by seccomp",
-                 f"{name} is forbidden by the process's seccomp filter")  # fmt: skip
+    return Cause(
+        "seccomp",
+        f"{name} refused by seccomp",
+        f"{name} is forbidden by the process's seccomp filter",
+    )
 
 
 def _sent(facts: Facts, context: Context) -> Cause:
@@ -205,259 +197,3 @@ def _sent(facts: Facts, context: Context) -> Cause:
     by = f"pid {pid}" if pid else "a process outside of its pid namespace, or the kernel"
     user = f" (uid {uid})" if pid and uid is not None else ""
     return Cause("sent", f"{name} sent by another process", f"{name} was sent by {by}{user}")
-
-
-# -- faults ----------------------------------------------------------------------------------------
-
-
-def _access(facts: Facts) -> Access | None:
-    """Find the access that failed: the one at the address of the fault, or to no address at all."""
-    access = facts.instruction.access if facts.instruction is not None else ()
-    fault = facts.siginfo.address if facts.siginfo is not None else None
-    for one in access:
-        if fault is not None and one.address is not None:
-            # a large copy faults behind its first byte
-            if one.address <= fault < one.address + max(one.size, 1) + 4096:
-                return one
-        elif one.address is not None and not _canonical(one.address, facts.bits):
-            return one
-    if fault is None and facts.siginfo is not None and facts.siginfo.code == _SI_KERNEL:
-        return None
-    return next((one for one in access if one.address is None), None)
-
-
-def _canonical(address: int, bits: int) -> bool:
-    return bits == 32 or address < 1 << 47 or address >= (1 << 64) - (1 << 47)
-
-
-def _verb(access: Access | None) -> str:
-    return {"read": "read", "write": "write", "read-write": "write"}.get(
-        access.mode if access is not None else "", "access"
-    )
-
-
-def _segv(facts: Facts) -> Cause | None:
-    info = facts.siginfo
-    if info is None:
-        return None
-    access = _access(facts)
-    if info.code == _SI_KERNEL or info.address is None:
-        return _general_protection(facts, access)
-    if info.code == _SEGV_PKUERR:
-        return Cause("protection-key", "memory protection key", "access denied by a memory "
-                     "protection key")  # fmt: skip
-    if info.code == _SEGV_CPERR:
-        return Cause("control-flow", "control protection fault", "a return or indirect jump to "
-                     "where none may go (control protection)")  # fmt: skip
-    fault, region = info.address, facts.regions.get("fault")
-    pc = facts.regions.get("pc")
-    if pc is not None and pc.address == fault:
-        return _execute(fault, region)
-    if fault < NULL_MAX:
-        return _null(fault, access)
-    if _is_overflow(facts, fault, region):
-        return _stack_overflow(facts)
-    return _bad_pointer(facts, access) or _wrong_kind(fault, access, region)
-
-
-def _execute(fault: int, region: Region | None) -> Cause:
-    if fault < NULL_MAX:
-        return Cause("null-call", "call through a NULL pointer",
-                     f"a call or jump through a NULL function pointer (to {fault:#x})")  # fmt: skip
-    if region is None or region.kind == "none":
-        return Cause("wild-call", "call through a wild pointer",
-                     f"a call or jump to {fault:#x}, where nothing is mapped")  # fmt: skip
-    return Cause("execute-data", "execution of what is no code",
-                 f"a call or jump to {fault:#x}, which is {_name(region)} and no code")  # fmt: skip
-
-
-def _null(fault: int, access: Access | None) -> Cause:
-    verb = _verb(access)
-    text = f"NULL pointer: {verb} at address {fault:#x}"
-    if access is not None and access.base_value == 0 and access.displacement > 0:
-        text += f" (likely the member at offset {access.displacement} of a NULL structure)"
-    elif fault:
-        text += f" (likely {fault} bytes into a NULL structure or array)"
-    return Cause("null-pointer", f"NULL pointer {verb}", text)
-
-
-def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
-    """Tell whether the fault is where a stack ends: no room for the next function's frame."""
-    sp = facts.regions.get("sp")
-    if sp is None or region is None or abs(fault - sp.address) > _STACK_REACH:
-        return False
-    if region.kind not in ("none", "guard") or region.above not in ("anonymous", "stack"):
-        return False
-    return region.gap_bytes is not None and region.gap_bytes <= _GAP_MAX
-
-
-def _stack_overflow(facts: Facts) -> Cause:
-    names = [plain_name(f.function) for f in facts.crashed if f.function]
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) >= 3]
-    text = "stack overflow"
-    if repeated:
-        text += f": endless or too deep recursion of {', '.join(f'{n}()' for n in repeated[:3])}"
-    else:
-        text += ": a frame larger than what is left of the stack"
-    return Cause("stack-overflow", "stack overflow", text)
-
-
-def _bad_pointer(facts: Facts, access: Access | None) -> Cause | None:
-    """Tell what a pointer was before it became one, by its value."""
-    if access is None:
-        return None
-    verb = _verb(access)
-    for value in (access.base_value, access.address):
-        if value is None or value < NULL_MAX:
-            continue
-        if pattern := _poison(value, facts.bits):
-            return Cause("poisoned-memory", f"{verb} through a poisoned pointer",
-                         f"{verb} through {value:#x}: {pattern}")  # fmt: skip
-        if text := _ascii(value, facts.bits):
-            return Cause("overwritten-pointer", f"{verb} through a pointer overwritten by text",
-                         f'{verb} through {value:#x}, which is the text "{text}": the pointer was '
-                         "overwritten")  # fmt: skip
-    link = facts.regions.get("link")
-    if link is not None and link.kind in ("anonymous", "stack") and "w" in link.perms:
-        return Cause(
-            "freed-memory",
-            f"{verb} through a pointer in freed memory",
-            f"{verb} through {access.base_value or 0:#x}, which is the allocator's own mark in "
-            "freed memory: use after free",
-        )
-    return None
-
-
-def _poison(value: int, bits: int) -> str | None:
-    """Tell of a value whose upper bytes are all alike: a member's offset may be added to it."""
-    raw = value.to_bytes(8, "big")[-bits // 8 :]
-    top = set(raw[: len(raw) - 2])
-    if len(top) == 1 and raw[0] not in (0x00, 0xFF):
-        known = _POISONS.get(raw[0], "memory filled with one byte")
-        return f"memory filled with {raw[0]:#04x}, {known}"
-    for word in (value >> 32, value & 0xFFFFFFFF):
-        if word in _WORDS:
-            return f"the mark {word:#x}, which programs put where no pointer is"
-    return None
-
-
-def _ascii(value: int, bits: int) -> str | None:
-    """Give the text that a value is, as it stands in memory; a member's offset may be added."""
-    raw = value.to_bytes(bits // 8, "little")
-    if not all(0x20 <= byte < 0x7F for byte in raw[1:]) or bits == 32:
-        return None
-    return "".join(chr(b) if 0x20 <= b < 0x7F else "?" for b in raw)
-
-
-def _wrong_kind(fault: int, access: Access | None, region: Region | None) -> Cause:
-    verb = _verb(access)
-    if region is None or region.kind == "none":
-        return Cause("wild-pointer", f"{verb} through a wild pointer",
-                     f"{verb} at {fault:#x}, where nothing is mapped")  # fmt: skip
-    if region.kind == "guard" or region.perms == "---":
-        return Cause("guard", f"{verb} of protected memory",
-                     f"{verb} at {fault:#x}, in memory that nothing may touch (PROT_NONE)")  # fmt: skip
-    if verb == "write" and "w" not in region.perms:
-        return Cause("read-only", "write to read-only memory",
-                     f"write at {fault:#x}, which is read-only: {_name(region)}")  # fmt: skip
-    return Cause("no-permission", f"{verb} without permission",
-                 f"{verb} at {fault:#x}, which is {_name(region)} ({region.perms})")  # fmt: skip
-
-
-def _name(region: Region) -> str:
-    if region.kind == "file":
-        return region.name or "a mapped file"
-    return {"anonymous": "data or heap", "stack": "a stack", "vdso": "the vDSO"}.get(
-        region.kind, region.kind
-    )
-
-
-def _general_protection(facts: Facts, access: Access | None) -> Cause:
-    """Tell what the processor refused without saying at which address."""
-    mnemonic = (facts.instruction.mnemonic if facts.instruction is not None else None) or ""
-    if access is not None:
-        if cause := _bad_pointer(facts, access):
-            return cause
-        verb = _verb(access)
-        return Cause("non-canonical", f"{verb} through a non-canonical pointer",
-                     f"{verb} at {access.address or 0:#x}, which can be no address "
-                     "(non-canonical)")  # fmt: skip
-    for one in facts.instruction.access if facts.instruction is not None else ():
-        if _ALIGNED.match(mnemonic) and one.address is not None and one.address % 16:
-            return Cause("unaligned", "unaligned access",
-                         f"`{mnemonic}` at {one.address:#x}, which is not aligned to 16 bytes "
-                         "as it has to be")  # fmt: skip
-    return Cause("general-protection", "general protection fault",
-                 f"the processor refused `{mnemonic or 'an instruction'}` (privileged, or a "
-                 "misused address)")  # fmt: skip
-
-
-def _bus(facts: Facts) -> Cause | None:
-    info, region = facts.siginfo, facts.regions.get("fault")
-    if info is None:
-        return None
-    verb, at = _verb(_access(facts)), f"{info.address or 0:#x}"
-    if info.code == _BUS_ADRALN:
-        return Cause("unaligned", "unaligned access", f"unaligned {verb} at {at}")
-    if info.code in (_BUS_MCEERR_AR, _BUS_MCEERR_AO):
-        return Cause("hardware-memory", "hardware memory error", f"the machine's memory failed "
-                     f"at {at}")  # fmt: skip
-    if info.code == _BUS_ADRERR and region is not None and region.kind == "file":
-        name = region.name.removesuffix(" (deleted)") or "a file"
-        return Cause("past-end-of-file", f"{verb} past the end of a mapped file",
-                     f"{verb} at {at}: {name} has become shorter than what is mapped of it, or "
-                     "its disk is full or broken")  # fmt: skip
-    return Cause("bus-error", f"bus error on {verb}", f"{verb} at {at}: the page behind it could "
-                 "not be had")  # fmt: skip
-
-
-def _fpe(facts: Facts) -> Cause | None:
-    info = facts.siginfo
-    if info is None:
-        return None
-    if info.code == 1:
-        mnemonic = facts.instruction.mnemonic if facts.instruction is not None else None
-        divisor = _divisor(facts)
-        if mnemonic in _DIVISIONS and divisor:
-            return Cause("integer-overflow", "integer overflow in a division",
-                         "the quotient of an integer division is too large (the least number by "
-                         "-1)")  # fmt: skip
-        return Cause("division-by-zero", "integer division by zero", "integer division by zero")
-    words = describe(info.signal, info.code, None, None, None) or "arithmetic error"
-    return Cause("arithmetic", words, words)
-
-
-_X86_REGISTER = re.compile(r"(?:i?div) ([a-z0-9]+)$")
-
-
-def _divisor(facts: Facts) -> int | None:
-    """Find the value of a division's divisor where it is a register."""
-    text = (facts.instruction.text if facts.instruction is not None else None) or ""
-    found = _X86_REGISTER.match(text)
-    if found is None:
-        return None
-    name = found[1]
-    for wide, mask in ((name, -1), ("r" + name[1:], 0xFFFFFFFF), (name.rstrip("dwb"), 0xFFFFFFFF)):
-        if wide in facts.registers:
-            return facts.registers[wide] & mask
-    return None
-
-
-def _ill(facts: Facts) -> Cause | None:
-    mnemonic = facts.instruction.mnemonic if facts.instruction is not None else None
-    if mnemonic in ("ud2", "ud1", "ud0", "udf", "brk"):
-        return Cause("trap", "deliberate trap", f"the program ran into `{mnemonic}`, where its "
-                     "compiler or author put a trap: unreachable or failed check")  # fmt: skip
-    text = facts.instruction.text if facts.instruction is not None else None
-    return Cause("illegal-instruction", "illegal instruction",
-                 f"illegal instruction{f' `{text}`' if text else ''}: unknown to this processor, "
-                 "or no code")  # fmt: skip
-
-
-def _trap(facts: Facts) -> Cause | None:
-    del facts
-    return Cause("breakpoint", "breakpoint", "the program ran into a breakpoint (a debugger's, or "
-                 "a failed check)")  # fmt: skip
-
-
-_FAULTS = {SIGSEGV: _segv, SIGBUS: _bus, SIGFPE: _fpe, SIGILL: _ill, SIGTRAP: _trap}

@@ -43,7 +43,7 @@ _WRAPPERS = re.compile(
     re.VERBOSE,
 )
 _STD_FILE = re.compile(r"/(include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
-_PYTHON = re.compile(r"_?Py[A-Z_]|py_|_PyEval|cfunction_|object_vacall|vectorcall|method_|slot_tp_")
+_PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
 _SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
 _BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
 _NUMBERS = re.compile(r"#\d+")
@@ -93,11 +93,10 @@ def significant(facts: Facts) -> list[Frame]:
     """Give the crashed thread's frames without what libraries and runtimes put around the bug;
     there may be none.
     """
-    python = facts.crashed_python
-    kept = [frame for frame in facts.crashed if not _is_wrapper(frame, bool(python))]
-    if python:
-        return [*kept[:1], *python] if kept and not _of_interpreter(kept[0]) else list(python)
-    return kept
+    if python := facts.crashed_python:
+        # Whoever called into the library that crashed is who can mend it.
+        return [f for f in python if not _PYTHON_LIBRARY.search(f.file or "")] or list(python)
+    return [frame for frame in facts.crashed if not _is_wrapper(frame)]
 
 
 def notable(facts: Facts, cause: Cause) -> list[Frame]:
@@ -107,22 +106,14 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     return significant(facts) or ([] if cause.kind == "go-fatal" else list(facts.crashed))
 
 
-def _of_interpreter(frame: Frame) -> bool:
-    return bool(re.search(r"/(lib)?python[0-9.]*[^/]*$", frame.module or ""))
-
-
-def _is_wrapper(frame: Frame, python: bool) -> bool:
+def _is_wrapper(frame: Frame) -> bool:
     if frame.module is None and frame.function is None:
         return frame.pc != 0  # a call through NULL is the bug itself, and has no name
     if _LIBRARY.search(frame.module or ""):
         return True
     if frame.inline and frame.file and _STD_FILE.search(frame.file):
         return True
-    if frame.function is None:
-        return False
-    return bool(_WRAPPERS.match(frame.function)) or (
-        python and (_of_interpreter(frame) or bool(_PYTHON.match(frame.function)))
-    )
+    return frame.function is not None and bool(_WRAPPERS.match(frame.function))
 
 
 def frame_key(frame: Frame) -> str:

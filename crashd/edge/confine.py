@@ -46,13 +46,14 @@ _IOPRIO_IDLE = 3 << 13
 _SEALED = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 _ALLOWED = """
-read pread64 readv write writev pwrite64 lseek close dup dup2 dup3 fcntl fcntl64 ftruncate
+read pread64 preadv readv write writev pwrite64 lseek close dup dup2 dup3 fcntl fcntl64 ftruncate
 fstat fstat64 newfstatat fstatat64 stat stat64 lstat lstat64 statx access faccessat faccessat2
 open openat readlink readlinkat getdents64 getcwd fsync memfd_create
 mmap mmap2 munmap mremap madvise brk mprotect
 futex futex_time64 set_robust_list rseq sched_yield sched_getaffinity restart_syscall
 rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill
-getpid getppid gettid getuid geteuid getgid getegid getresuid getresgid getpriority getrandom getrlimit ugetrlimit prlimit64 getrusage
+getpid getppid gettid getuid geteuid getgid getegid getresuid getresgid getpriority
+getrandom getrlimit ugetrlimit prlimit64 getrusage
 clock_gettime clock_gettime64 clock_getres clock_nanosleep gettimeofday time uname sysinfo
 exit exit_group
 """
@@ -69,6 +70,8 @@ class Limits:
     files: int = 1024
     scratch_bytes: int = 0
     """Of a private /work in memory; none with 0."""
+    file_bytes: int = 0
+    """Largest file in it, holes included."""
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -231,7 +234,7 @@ def _limit(limits: Limits) -> None:
     for kind, value in (
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, max(limits.scratch_bytes, 64 << 20)),
+        (resource.RLIMIT_FSIZE, max(limits.file_bytes, 64 << 20)),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
@@ -265,6 +268,7 @@ def _allow(rules: pyseccomp.SyscallFilter, name: str, *arguments: pyseccomp.Arg)
 def syscall_name(arch: int, number: int) -> str | None:
     """Name a system call of an AUDIT_ARCH_* (linux/audit.h); None where libseccomp knows none."""
     try:
-        return pyseccomp.resolve_syscall(arch, number).decode("ascii", "replace")
+        name: bytes = pyseccomp.resolve_syscall(arch, number)
+        return name.decode("ascii", "replace")
     except (ValueError, OSError):
         return None

@@ -63,6 +63,22 @@ LAYERS = (
         not_stdlib=frozenset({"logging", "sqlite3"}),
     ),
     Layer(
+        "crashd.analyzers",
+        (
+            "crashd.analyzers",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.edge.confine",
+            "crashd.edge.modulefiles",
+        ),
+        not_stdlib=frozenset({"asyncio", "logging", "multiprocessing", "sqlite3", "threading"}),
+    ),
+    Layer(
+        "crashd.analysisresult",
+        ("crashd.domain", "crashd.errors"),
+        not_stdlib=_SYSTEM,
+    ),
+    Layer(
         "crashd.config",
         ("crashd.domain", "crashd.errors"),
         not_stdlib=_SYSTEM,
@@ -82,6 +98,7 @@ LAYERS = (
         "crashd.daemon",
         (
             "crashd.daemon",
+            "crashd.analysisresult",
             "crashd.config",
             "crashd.configfiles",
             "crashd.edge",
@@ -109,15 +126,22 @@ LAYERS = (
 )
 
 ONLY_IN = {
-    "pyinotify": "crashd.edge.inotify",
-    "systemd": "crashd.edge.sdaemon",
-    "prometheus_client": "crashd.edge.exporter",
-    "subprocess": "crashd.edge.sandbox",
-    "zstandard": "crashd.store.corefile",
-    "pydantic": "crashd.config",
-    "pydantic_core": "crashd.config",
+    "pyinotify": ("crashd.edge.inotify",),
+    "systemd": ("crashd.edge.sdaemon",),
+    "prometheus_client": ("crashd.edge.exporter",),
+    "subprocess": ("crashd.edge.sandbox",),
+    "pyseccomp": ("crashd.edge.confine",),
+    "zstandard": ("crashd.store.corefile", "crashd.analyzers.storedcore"),
+    "pydantic": ("crashd.config", "crashd.analysisresult"),
+    "pydantic_core": ("crashd.config",),
+    "drgn": ("crashd.analyzers.stacks",),
+    "_drgn_util": ("crashd.analyzers.stacks",),
+    "rust_demangler": ("crashd.analyzers.stacks",),
+    "capstone": ("crashd.analyzers.instruction",),
+    "pystack": ("crashd.analyzers.pythonstack",),
 }
-"""Each foreign package (and `subprocess`) has one importer; packages not named here have none."""
+"""Who may import a foreign package (and `subprocess`); packages not named here nobody may. There is
+a second one only where the first is on the other side of the sandbox's wall."""
 
 EXCEPTIONS = {
     (
@@ -197,7 +221,8 @@ def judge(module: str, imported: str) -> str | None:
     if not imported:
         return "imports by a relative or computed name"
     if package in ONLY_IN:
-        return None if module == ONLY_IN[package] else f"{package} is for {ONLY_IN[package]} only"
+        owners = ONLY_IN[package]
+        return None if module in owners else f"{package} is for {' and '.join(owners)} only"
     if package == "crashd":
         # Its __init__ holds the version and nothing else.
         own = layer.stdlib is None and imported == "crashd"
