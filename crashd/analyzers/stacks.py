@@ -16,7 +16,8 @@ import _drgn_util.typingutils  # noqa: F401  all that drgn would import later, w
 import drgn
 import rust_demangler
 
-from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.coreimage import PF_X, CoreImage
+from crashd.domain.elfnotes import EM_X86_64
 from crashd.domain.modules import Module
 
 THREADS_MAX = 1024
@@ -26,6 +27,7 @@ FRAMES_TOTAL_MAX = 6000
 DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
 _NAME_MAX = 400
+_PR_REG, _RIP, _RSP = 112, 16 * 8, 19 * 8
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
@@ -115,7 +117,9 @@ class Stacks:
         self._modules = modules
         self._starts = [module.start for module in modules]
         self._fd = os.memfd_create("head", os.MFD_CLOEXEC)
-        os.pwrite(self._fd, raw_head, 0)
+        self._strayed = _return_from_data(raw_head, image)
+        """Where the crashed thread was, when that is no code; drgn is told of its caller."""
+        os.pwrite(self._fd, raw_head if self._strayed is None else self._strayed[1], 0)
         self.program = drgn.Program()
         self.program.set_core_dump(self._fd)
         self.program.set_enabled_debug_info_finders([])
@@ -254,6 +258,8 @@ class Stacks:
         for index, thread in enumerate(self.image.head.threads[:THREADS_MAX]):
             limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
             frames, cut = self._frames(thread.tid, thread.pc, limit)
+            if index == 0 and self._strayed is not None and limit:
+                frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
             left -= len(frames)
             found.append({"tid": thread.tid, "crashed": index == 0, "frames": frames, "cut": cut})
         return found
@@ -262,7 +268,10 @@ class Stacks:
         """Give the crashed thread's registers."""
         try:
             trace = self.program.stack_trace(self._crashed) if self._crashed is not None else None
-            return dict(trace[0].registers()) if trace else {}
+            found = dict(trace[0].registers()) if trace else {}
+            if self._strayed is not None and "rsp" in found:
+                found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
+            return found
         except (LookupError, ValueError, drgn.FaultError):
             return {}
 
@@ -270,7 +279,7 @@ class Stacks:
         try:
             trace = self.program.stack_trace(tid)
         except (LookupError, ValueError, drgn.FaultError):
-            return ([self._frame(None, pc, True)] if pc is not None and limit else []), True
+            return ([self._bare_frame(pc)] if pc is not None and limit else []), True
         frames: list[dict[str, Any]] = []
         seen = set[tuple[int, int | None, str | None]]()
         for frame in trace:
@@ -282,7 +291,10 @@ class Stacks:
                 break
             if frames and not address:
                 break
-            found = self._frame(frame, address, frame.interrupted or _follows_fault(frames))
+            at_fault = frame.interrupted or _follows_fault(frames)
+            if self._strayed is not None and not frames and tid == self._crashed:
+                at_fault = False  # it is the return address
+            found = self._frame(frame, address, at_fault)
             # Behind a frame without unwind information the frame pointer leads back to frames that
             # were walked already: Go's signal frames do so.
             key = address, found["sp"], found["function"] if found["inline"] else None
@@ -291,7 +303,21 @@ class Stacks:
             seen.add(key)
         return frames, False
 
-    def _frame(self, frame: "drgn.StackFrame | None", pc: int, interrupted: bool) -> dict[str, Any]:
+    def _bare_frame(self, pc: int) -> dict[str, Any]:
+        """Tell of a program counter what can be told without its frame."""
+        module, symbol = self.module_at(pc), self._symbol(pc)
+        return {
+            "pc": pc,
+            "sp": None,
+            "start": None if module is None else module.start,
+            "function": None if symbol is None else self.demangler.name(symbol.name),
+            "symbol_offset": None if symbol is None else pc - symbol.address,
+            "file": None,
+            "line": None,
+            "inline": False,
+        }
+
+    def _frame(self, frame: "drgn.StackFrame", pc: int, interrupted: bool) -> dict[str, Any]:
         inside = pc if interrupted else pc - 1
         module = self.module_at(inside)
         out: dict[str, Any] = {
@@ -304,8 +330,6 @@ class Stacks:
             "line": None,
             "inline": False,
         }
-        if frame is None:
-            return out
         out["sp"] = _stack_pointer(frame)
         out["inline"] = frame.is_inline
         name = frame.function_name
@@ -328,6 +352,34 @@ class Stacks:
             return self.program.symbol(address)
         except (LookupError, ValueError, drgn.FaultError):
             return None
+
+
+def _return_from_data(raw_head: bytes, image: CoreImage) -> tuple[int, bytes] | None:
+    """Give the program counter of a crashed thread that was sent where no code is, and the head of
+    a core in which it has returned from there. None for any other.
+
+    Such a place has no unwind information, and to follow the frame pointer instead would leave out
+    its caller.
+    """
+    head = image.head
+    first = head.threads[0] if head.threads else None
+    if head.machine != EM_X86_64 or head.bits != 64 or first is None:
+        return None
+    if first.pc is None or first.sp is None or not head.notes:
+        return None
+    segment = image.segment(first.pc)
+    caller = image.word(first.sp)
+    if segment is None or segment.flags & PF_X or caller is None:
+        return None
+    start, size = head.notes[0]
+    # struct elf_prstatus of the first thread: rip and rsp (arch/x86/include/asm/user_64.h)
+    registers = raw_head.find(b"CORE\0\0\0\0", start, start + size) + 8 + _PR_REG
+    patched = bytearray(raw_head)
+    for at, old, new in ((_RIP, first.pc, caller), (_RSP, first.sp, first.sp + 8)):
+        if patched[registers + at : registers + at + 8] != old.to_bytes(8, "little"):
+            return None
+        patched[registers + at : registers + at + 8] = (new % (1 << 64)).to_bytes(8, "little")
+    return first.pc, bytes(patched)
 
 
 def _follows_fault(frames: list[dict[str, Any]]) -> bool:

@@ -46,6 +46,7 @@ _STD_FILE = re.compile(r"/(include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runti
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
 _SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
 _BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
+_BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 _NUMBERS = re.compile(r"#\d+")
 
 
@@ -103,7 +104,10 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     """Give the frames to name first: the significant ones, or where there are none all of them;
     but a language's runtime that gave up is no place of a bug.
     """
-    return significant(facts) or ([] if cause.kind == "go-fatal" else list(facts.crashed))
+    frames = significant(facts) or ([] if cause.kind == "go-fatal" else list(facts.crashed))
+    if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.crashed[0]:
+        return frames[1:]  # who called it has the bug
+    return frames
 
 
 def _is_wrapper(frame: Frame) -> bool:

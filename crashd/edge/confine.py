@@ -46,7 +46,8 @@ _IOPRIO_IDLE = 3 << 13
 _SEALED = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 _ALLOWED = """
-read pread64 preadv preadv2 readv write writev pwrite64 lseek close dup dup2 dup3 fcntl fcntl64 ftruncate
+read pread64 preadv preadv2 readv write writev pwrite64 lseek
+close dup dup2 dup3 fcntl fcntl64 ftruncate
 fstat fstat64 newfstatat fstatat64 stat stat64 lstat lstat64 statx access faccessat faccessat2
 open openat readlink readlinkat getdents64 getcwd fsync memfd_create
 mmap mmap2 munmap mremap madvise brk mprotect
