@@ -26,7 +26,7 @@ def main() -> int:
     """Run; return the exit status."""
     request: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
     try:
-        mapped = confine.isolate()
+        mapped = confine.isolate(request["parent"])
         if request.get("task") == "probe":
             confine.seal(_limits(request), [1, 2], mapped=mapped)
             return _print(probe.probe(request))

@@ -9,7 +9,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import zstandard
 
@@ -22,9 +22,6 @@ from crashd.domain.zstdframes import (
     parse_seek_table,
     seek_table_size,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 CACHED_FRAMES = 2
 CHUNK = 1 << 20
@@ -132,7 +129,7 @@ class _Window(io.RawIOBase):
         """It is."""
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Any) -> int:
         """Read the next bytes."""
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), self._end - self._position)

@@ -61,9 +61,8 @@ def plain_name(function: str) -> str:
     if name.endswith(")") and not name.endswith("operator()"):
         name = _without_last_group(name)
     name = _SUFFIX.sub("", _without_angles(name))
-    # a return type stands before the name of a template's instance
-    if " " in name and "operator" not in name and "{" not in name:
-        name = name.rpartition(" ")[2] or name
+    if "operator" not in name and "{" not in name:
+        name = _without_return_type(name)
     return _NUMBERS.sub("", name) or function
 
 
@@ -74,6 +73,16 @@ def _without_last_group(name: str) -> str:
         if depth == 0:
             return name[:at] or name
     return name
+
+
+def _without_return_type(name: str) -> str:
+    """Leave out the return type, which stands before the name of a template's instance."""
+    depth = start = 0
+    for at, letter in enumerate(name):
+        depth += (letter in "(<") - (letter in ")>")
+        if letter == " " and depth == 0:
+            start = at + 1
+    return name[start:] or name
 
 
 def _without_angles(name: str) -> str:

@@ -92,15 +92,20 @@ def _syscall(name: str, *arguments: object) -> int:
     return _call("syscall", ctypes.c_long(number), *arguments)
 
 
-def isolate() -> bool:
+def isolate(parent: int) -> bool:
     """Go on as pid 1 of new namespaces; the process that was there waits, and ends as its child
     does (128 and the signal, where one ended it). True when it took a user namespace to do so.
+
+    Both die with `parent`, which is to be our own.
 
     Raises:
         UnsupportedError: this host allows no new namespaces.
 
     """
     uid, gid, mapped = os.geteuid(), os.getegid(), False
+    _die_with_parent()
+    if os.getppid() != parent:
+        raise UnsupportedError("whoever asked for this is gone")
     try:
         _call("unshare", _NAMESPACES)
     except OSError as first:
@@ -115,6 +120,7 @@ def isolate() -> bool:
     child = os.fork()
     if child:
         _wait(child)
+    _die_with_parent()
     # Mounts that are made here must not appear on the host.
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     return mapped
@@ -226,8 +232,12 @@ def _drop_privileges(*, mapped: bool) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)())
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # after the change of ids, which resets both: a worker that crashes is not to be analysed
+    # after the change of ids, which resets these two: a worker that crashes is not to be analysed
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

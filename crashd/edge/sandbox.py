@@ -56,7 +56,7 @@ def run_worker(
     """
     started = time.monotonic()
     try:
-        process = _start({**request, "core_fd": core_fd}, core_fd)
+        process = _start({**request, "core_fd": core_fd, "parent": os.getpid()}, core_fd)
     except OSError as e:
         return WorkerResult(b"", f"the worker cannot be started: {e.strerror}")
     output, errors = bytearray(), bytearray()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,7 +243,7 @@ def store(core: Path, size: int | None = None) -> Path:
     return path
 
 
-def crash_of(died: Died, **more: object) -> Crash:
+def crash_of(died: Died, **more: Any) -> Crash:
     """Make the record of a process that died."""
     name = os.fsencode(died.program)
     comm = name.rpartition(b"/")[2][:15]
@@ -260,7 +261,7 @@ def analyse_file(path: Path, crash: Crash, options: AnalysisOptions | None = Non
         os.close(fd)
 
 
-def analyse_death(died: Died, **more: object) -> Analysis:
+def analyse_death(died: Died, **more: Any) -> Analysis:
     """Analyse the core of a process that died."""
     analysis = analyse_file(store(died.core), crash_of(died, **more))
     assert analysis.state is AnalysisState.DONE, analysis.reason
@@ -328,7 +329,7 @@ def test_analyse_stack_is_what_gdb_sees(crasher: Crasher, case: Case) -> None:
     died = crasher.run(crasher.program(case.program), case.word)
     analysis = analyse_death(died)
     counters, functions = gdb_stack(died)
-    ours = list(dict.fromkeys(f.pc for f in native(analysis)))
+    ours = list(dict.fromkeys(f.pc or 0 for f in native(analysis)))
     theirs = list(dict.fromkeys(counters))
     if case.word == "smash":  # behind a smashed stack each finds its own nonsense
         ours = ours[: names(analysis).index("smash") + 1]
@@ -513,7 +514,7 @@ def test_signature_is_the_same_in_every_run(crasher: Crasher, tmp_path: Path) ->
     program = crasher.program("causes")
     elsewhere = tmp_path / "elsewhere"
     shutil.copy(program, elsewhere)
-    runs = [[program, "in_thread"]] * 4 + [[elsewhere, "in_thread"]]
+    runs = [(path, "in_thread") for path in (*[program] * 4, elsewhere)]
     assert len(signatures(crasher, runs)) == 1
 
 

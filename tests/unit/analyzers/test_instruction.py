@@ -1,0 +1,62 @@
+"""Instructions, and the memory that they touch."""
+
+import pytest
+
+from crashd.analyzers.instruction import decode
+from crashd.domain.elfnotes import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64
+
+REGISTERS = {"rax": 0x1000, "rdi": 0, "rcx": 4, "rsp": 0x7000, "fs_base": 0x50000}
+
+
+@pytest.mark.parametrize(
+    ("code", "mnemonic", "access"),
+    [
+        ("c7072a000000", "mov", [("write", 0)]),
+        ("8b4718", "mov", [("read", 0x18)]),
+        ("48833800", "cmp", [("read", 0x1000)]),
+        ("830001", "add", [("read-write", 0x1000)]),
+        ("8b0488", "mov", [("read", 0x1010)]),
+        ("ff10", "call", [("read", 0x1000), ("write", 0x6FF8)]),
+        ("55", "push", [("write", 0x6FF8)]),
+        ("c3", "ret", [("read", 0x7000)]),
+        ("488d4718", "lea", []),
+        ("0f0b", "ud2", []),
+        ("64488b042528000000", "mov", [("read", 0x50028)]),
+        ("8b05f6ffffff", "mov", [("read", 0x3FFFFC)]),
+        ("488b00", "mov", [("read", 0x1000)]),
+    ],
+)
+def test_decode_x86_64_tells_what_is_touched(
+    code: str, mnemonic: str, access: list[tuple[str, int]]
+) -> None:
+    found = decode(EM_X86_64, bytes.fromhex(code) + b"\x90" * 8, 0x400000, REGISTERS, 64)
+    assert found is not None
+    assert found["mnemonic"] == mnemonic
+    assert [(a["mode"], a["address"]) for a in found["access"]] == access
+
+
+def test_decode_unknown_register_has_no_address() -> None:
+    found = decode(EM_X86_64, bytes.fromhex("8b03"), 0, {}, 64)
+    assert found is not None
+    assert found["access"][0]["address"] is None
+
+
+def test_decode_other_machines() -> None:
+    load = decode(EM_AARCH64, bytes.fromhex("000840f9"), 0, {"x0": 0}, 64)
+    assert load is not None
+    assert load["access"][0]["address"] == 16
+    assert decode(EM_386, bytes.fromhex("8b00"), 0, {"eax": 4}, 32) is not None
+    assert decode(EM_RISCV, b"\0" * 8, 0, {}, 64) is None
+    assert decode(EM_X86_64, b"", 0, {}, 64) is None
+
+
+@pytest.mark.parametrize("seed", range(64))
+def test_decode_noise_never_raises(seed: int) -> None:
+    import random
+
+    dice = random.Random(seed)
+    for _ in range(50):
+        code = dice.randbytes(16)
+        for machine, bits in ((EM_X86_64, 64), (EM_386, 32), (EM_AARCH64, 64)):
+            found = decode(machine, code, dice.randrange(1 << bits), REGISTERS, bits)
+            assert found is None or len(found["access"]) <= 4

@@ -1,0 +1,134 @@
+"""Causes out of last words and of who sent the signal."""
+
+from typing import Any
+
+import pytest
+
+from crashd.domain.explain import Context, explain
+from tests.builders.facts import build_facts, build_frame
+
+SELF = Context(frozenset({42}))
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind", "text"),
+    [
+        (
+            {"abort": "prog: /src/a/file.c:12: int run(int): Assertion `x > 0' failed."},
+            "assertion",
+            "assertion `x > 0' failed in run() at file.c:12",
+        ),
+        ({"abort": "*** stack smashing detected ***: terminated"}, "stack-smashing", "smashing"),
+        ({"abort": "*** buffer overflow detected ***: terminated"}, "buffer-overflow", "buffer"),
+        ({"abort": "free(): double free detected in tcache 2"}, "double-free", "freed twice"),
+        ({"abort": "double free or corruption (!prev)"}, "double-free", "freed twice"),
+        ({"abort": "corrupted size vs. prev_size"}, "heap-corruption", "heap corruption"),
+        ({"abort": "malloc(): invalid size (unsorted)"}, "heap-corruption", "heap corruption"),
+        ({"abort": "free(): invalid pointer"}, "heap-corruption", "invalid pointer"),
+        ({"abort": "Fatal glibc error: something"}, "abort-message", "Fatal glibc error"),
+        ({"glib": "ERROR:main.c:5:run: assertion failed"}, "abort-message", "assertion failed"),
+        (
+            {"cxx_type": "std::runtime_error", "cxx_what": "no disk"},
+            "cxx-exception",
+            "uncaught C++ exception std::runtime_error: no disk",
+        ),
+        ({"cxx_terminate": "true"}, "cxx-terminate", "std::terminate()"),
+        (
+            {"rust_panic": "no shard", "rust_location": "src/a.rs:3:4"},
+            "rust-panic",
+            "Rust panic at src/a.rs:3:4: no shard",
+        ),
+        ({"go_panic": "closed"}, "go-panic", "Go panic: closed"),
+        ({"go_fatal": "deadlock"}, "go-fatal", "fatal error: deadlock"),
+    ],
+)
+def test_explain_last_words_count_first(messages: dict[str, str], kind: str, text: str) -> None:
+    facts = build_facts("run", signal=6, code=-6, sender_pid=42, messages=messages)
+    cause = explain(facts, SELF)
+    assert cause.kind == kind
+    assert text in cause.text
+    assert "\n" not in cause.text + cause.short
+
+
+def test_explain_old_abort_message_does_not_explain_a_segfault() -> None:
+    facts = build_facts("f", address=0, messages={"abort": "free(): invalid pointer"})
+    assert explain(facts, SELF).kind == "null-pointer"
+
+
+def test_explain_message_without_end_is_cut() -> None:
+    facts = build_facts("f", signal=6, code=-6, messages={"abort": "x\n" * 5000})
+    cause = explain(facts, SELF)
+    assert len(cause.text) < 600
+    assert len(cause.short) <= 120
+    assert "\n" not in cause.text
+
+
+@pytest.mark.parametrize(
+    ("signal", "pid", "uid", "unit", "kind", "text"),
+    [
+        (6, 42, 0, None, "abort", "called abort()"),
+        (3, 42, 0, None, "raised", "sent SIGQUIT to itself"),
+        (11, 77, 1000, None, "sent", "SIGSEGV was sent by pid 77 (uid 1000)"),
+        (11, 0, 0, None, "sent", "outside of its pid namespace"),
+        (6, 1, 0, "web.service", "watchdog", "the watchdog of web.service was not fed in time"),
+        (6, 1, 0, None, "watchdog", "the watchdog was not fed"),
+        (6, 1, 1000, None, "sent", "pid 1"),
+        (11, 1, 0, "web.service", "sent", "pid 1"),
+    ],
+)
+def test_explain_sent_signal_names_its_sender(
+    signal: int, pid: int, uid: int, unit: str | None, kind: str, text: str
+) -> None:
+    facts = build_facts("loop", signal=signal, code=0, sender_pid=pid, sender_uid=uid)
+    cause = explain(facts, Context(frozenset({42}), unit))
+    assert cause.kind == kind
+    assert text in cause.text
+    assert str(77) not in cause.short
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"syscall": 83, "syscall_name": "mkdir"}, "mkdir() is forbidden"),
+        ({"syscall": 9999}, "system call 9999 is forbidden"),
+        ({}, "a system call is forbidden"),
+    ],
+)
+def test_explain_seccomp_names_the_call(more: dict[str, Any], text: str) -> None:
+    cause = explain(build_facts("run", signal=31, address=PC, **more), SELF)
+    assert cause.kind == "seccomp"
+    assert text in cause.text
+
+
+PC = 0x401000
+
+
+def test_explain_rusts_own_overflow_handler_is_a_stack_overflow() -> None:
+    facts = build_facts(
+        "abort",
+        "std::sys::pal::unix::stack_overflow::imp::signal_handler",
+        *["app::walk"] * 5,
+        signal=6,
+        code=-6,
+        sender_pid=42,
+    )
+    assert explain(facts, SELF).kind == "stack-overflow"
+
+
+def test_explain_names_the_place_once() -> None:
+    facts = build_facts(
+        build_frame("third(int*)", file="/src/a.c", line=7), "main", address=0, signal=11
+    )
+    text = explain(facts, SELF).text
+    assert text.endswith(", in third() at a.c:7")
+    assert text.count("third()") == 1
+
+
+def test_explain_without_siginfo_says_that_it_does_not_know() -> None:
+    from dataclasses import replace
+
+    facts = replace(build_facts("f"), siginfo=None)
+    assert explain(facts, SELF).kind == "unknown"
+    odd = build_facts("f", signal=24, code=128)
+    assert explain(odd, SELF).kind == "unknown"
+    assert explain(replace(odd, threads=(), regions={}, instruction=None), SELF).text

@@ -1,0 +1,162 @@
+"""Causes out of the instruction, its pointer and the mappings."""
+
+from typing import Any
+
+import pytest
+
+from crashd.domain.analysis import Access, Facts
+from crashd.domain.faults import explain_fault
+from tests.builders.facts import PC, SP, build_access, build_facts, build_region
+
+DATA = 0x601000
+ASCII = int.from_bytes(b"/etc/con", "little")
+
+
+def fault(address: int, kind: str = "none", **more: Any) -> dict[str, Any]:
+    return {"address": address, "regions": {"fault": build_region(address, kind, **more)}}
+
+
+def at(*accesses: Access, **more: Any) -> Facts:
+    return build_facts("f", access=accesses, **more)
+
+
+CASES: list[tuple[Facts, str, str]] = [
+    (at(build_access("write", 0), **fault(0)), "null-pointer", "write at address 0x0"),
+    (
+        at(build_access("read", 24, base_value=0, displacement=24), **fault(24)),
+        "null-pointer",
+        "likely the member at offset 24",
+    ),
+    (at(build_access("read", 8, base_value=8), **fault(8)), "null-pointer", "8 bytes into a NULL"),
+    (at(**fault(0)), "null-pointer", "NULL pointer: access"),
+    (at(build_access("write", 0x5000_0000), **fault(0x5000_0000)), "wild-pointer", "nothing is"),
+    (
+        at(build_access("read", 0x5000, base_value=0x4000, size=64), **fault(0x50000 + 0)),
+        "wild-pointer",
+        "access at 0x50000",
+    ),
+    (
+        at(regions={"pc": build_region(0), "fault": build_region(0)}, address=0),
+        "null-call",
+        "NULL function pointer",
+    ),
+    (
+        at(regions={"pc": build_region(0x9000000), "fault": build_region(0x9000000)},
+           address=0x9000000),
+        "wild-call",
+        "where nothing is mapped",
+    ),
+    (
+        at(
+            regions={"pc": build_region(PC), "fault": build_region(PC, "anonymous", perms="rw-")},
+            address=PC,
+            code=2,
+        ),
+        "execute-data",
+        "data or heap and no code",
+    ),
+    (
+        at(build_access("write", DATA), **fault(DATA, "file", perms="r--", name="/bin/p"), code=2),
+        "read-only",
+        "which is read-only: /bin/p",
+    ),
+    (
+        at(build_access("read", DATA), **fault(DATA, "guard", perms="---"), code=2),
+        "guard",
+        "PROT_NONE",
+    ),
+    (
+        at(build_access("read", DATA), **fault(DATA, "anonymous", perms="-w-"), code=2),
+        "no-permission",
+        "(-w-)",
+    ),
+    (
+        at(build_access("write", SP - 600, base="rbp"),
+           address=SP - 600,
+           regions={"fault": build_region(SP - 600, gap_bytes=700, above="anonymous"),
+                    "sp": build_region(SP - 500)}),
+        "stack-overflow",
+        "a frame larger than what is left",
+    ),
+    (
+        build_facts(*["walk"] * 9, access=(build_access("write", SP - 8, base="rsp"),),
+                    address=SP - 8,
+                    regions={"fault": build_region(SP - 8, "guard", gap_bytes=8, above="stack")}),
+        "stack-overflow",
+        "recursion of walk()",
+    ),
+    (
+        at(build_access("read", 0x5A5A5A5A5A5A5A72), code=128),
+        "poisoned-memory",
+        "filled with 0x5a",
+    ),
+    (at(build_access("read", 0x4141414141414141), code=128), "poisoned-memory", "filled with 0x41"),
+    (at(build_access("write", 0xDEADBEEF), **fault(0xDEADBEEF)), "poisoned-memory", "0xdeadbeef"),
+    (at(build_access("read", ASCII), code=128), "overwritten-pointer", '"/etc/con"'),
+    (
+        at(
+            build_access("write", 0x55C7FA896, base_value=0x55C7FA87E, displacement=24),
+            address=0x55C7FA896,
+            regions={
+                "fault": build_region(0x55C7FA896),
+                "link": build_region(0x55C7FA87E << 12, "anonymous", perms="rw-"),
+            },
+        ),
+        "freed-memory",
+        "use after free",
+    ),
+    (
+        at(build_access("read", 0xDEAD00000000BEEF), code=128),
+        "non-canonical",
+        "0xdead00000000beef, which can be no address",
+    ),
+    (
+        at(build_access("write", 0x563C99A61161), code=128, mnemonic="movaps"),
+        "unaligned",
+        "not aligned to 16",
+    ),
+    (at(code=128, mnemonic="hlt"), "general-protection", "`hlt`"),
+    (at(code=4, address=PC), "protection-key", "protection key"),
+    (at(code=10, address=PC), "control-flow", "control protection"),
+    (
+        at(build_access("write", PC), signal=7, code=2,
+           **fault(PC, "file", name="/tmp/data (deleted)")),
+        "past-end-of-file",
+        "/tmp/data has become shorter",
+    ),
+    (at(signal=7, code=2, address=PC), "bus-error", "could not be had"),
+    (at(signal=7, code=1, address=PC), "unaligned", "unaligned access at"),
+    (at(signal=7, code=4, address=PC), "hardware-memory", "the machine's memory failed"),
+    (at(signal=8, mnemonic="idiv", text="idiv ecx", registers={"rcx": 1 << 32}),
+     "division-by-zero", "division by zero"),
+    (at(signal=8, mnemonic="idiv", text="idiv ecx", registers={"rcx": 0xFFFFFFFF}),
+     "integer-overflow", "too large"),
+    (at(signal=8, mnemonic="div", text="div dword ptr [rax]"), "division-by-zero", "by zero"),
+    (at(signal=8, code=3), "arithmetic", "floating-point division by zero"),
+    (at(signal=4, code=2, mnemonic="ud2"), "trap", "ud2"),
+    (at(signal=4, code=1, mnemonic="vaddps", text="vaddps zmm0"), "illegal-instruction", "vaddps"),
+    (at(signal=5, code=128), "breakpoint", "breakpoint"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "kind", "text"), CASES, ids=[case[1] for case in CASES])
+def test_explain_fault_known_facts_give_the_cause(facts: Facts, kind: str, text: str) -> None:
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert cause.kind == kind
+    assert text in cause.text
+    assert "0x" not in cause.short
+
+
+def test_explain_fault_of_no_fault_is_none() -> None:
+    assert explain_fault(at(signal=24)) is None
+
+
+def test_explain_fault_far_below_the_stack_is_no_overflow() -> None:
+    region = build_region(SP - (8 << 20), gap_bytes=8 << 20, above="stack")
+    facts = at(
+        build_access("read", region.address), address=region.address, regions={"fault": region}
+    )
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert cause.kind == "wild-pointer"

@@ -1,0 +1,139 @@
+"""Modules out of a core's head, and where their files may be."""
+
+import pytest
+
+from crashd.domain.elfcore import parse_head
+from crashd.domain.modules import (
+    MODULES_MAX,
+    Module,
+    debug_file_names,
+    file_roots,
+    find_modules,
+    path_parts,
+    same_image,
+)
+from tests.builders.elfcore import CoreFormat, build_core, build_image, build_notes
+
+IMAGE = build_image()
+BUILD_ID = bytes(range(20)).hex()
+
+
+def modules(files: list[tuple[int, int, int, bytes]], images: dict[int, bytes]) -> list[Module]:
+    head = parse_head(build_core(notes=build_notes(CoreFormat(), files=files)))
+    return find_modules(head, lambda at, size: images.get(at, b"")[:size])
+
+
+def test_find_modules_joins_the_mappings_of_a_file() -> None:
+    found = modules(
+        [
+            (0x1000, 0x2000, 0, b"/bin/prog"),
+            (0x2000, 0x4000, 1, b"/bin/prog"),
+            (0x9000, 0xA000, 0, b"/lib/lib.so (deleted)"),
+            (0xA000, 0xB000, 1, b"/lib/lib.so (deleted)"),
+            (0xF000, 0x10000, 0, b"/usr/share/data"),
+        ],
+        {0x1000: IMAGE, 0xF000: b"data"},
+    )
+    assert [(m.name, m.start, m.end, m.deleted) for m in found] == [
+        (b"/bin/prog", 0x1000, 0x4000, False),
+        (b"/lib/lib.so", 0x9000, 0xB000, True),
+    ]
+    assert found[0].build_id == BUILD_ID
+    assert found[1].build_id is None
+    assert len(found[0].files) == 2
+
+
+def test_find_modules_the_same_file_twice_is_two_modules() -> None:
+    found = modules(
+        [
+            (0x1000, 0x2000, 0, b"/lib/a.so"),
+            (0x2000, 0x3000, 1, b"/lib/a.so"),
+            (0x5000, 0x6000, 0, b"/lib/a.so"),
+            (0x6000, 0x7000, 1, b"/lib/a.so"),
+        ],
+        {},
+    )
+    assert [(m.start, m.end) for m in found] == [(0x1000, 0x3000), (0x5000, 0x7000)]
+
+
+def test_find_modules_has_an_end() -> None:
+    files = [(n << 13, (n << 13) + 4096, 0, b"/lib/%d" % n) for n in range(1, 2 * MODULES_MAX)]
+    assert len(modules(files, {start: IMAGE for start, *_ in files})) == MODULES_MAX
+
+
+LINE = b"36 35 98:0 / %s rw - %s overlay rw,lowerdir=/l/1:/l/2,upperdir=/u,workdir=/w\n"
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "root", "roots"),
+    [
+        (None, b"/", [b"/"]),
+        (None, b"/srv/chroot", [b"/srv/chroot", b"/"]),
+        (None, b"relative", [b"/"]),
+        (LINE % (b"/", b"overlay"), b"/", [b"/u", b"/l/1", b"/l/2", b"/"]),
+        (LINE % (b"/data", b"overlay"), b"/", [b"/"]),
+        (LINE % (b"/", b"ext4"), b"/", [b"/"]),
+        (b"1 2 0:1 / / rw - overlay o rw,lowerdir=/a\\040b:/c\\:d", b"/", [b"/a b", b"/c:d", b"/"]),
+        (b"1 2 0:1 / / rw - overlay o rw,lowerdir+=/a,lowerdir+=/b", b"/", [b"/a", b"/b", b"/"]),
+        (b"1 2 0:1 / / rw - overlay o rw,lowerdir=l/A:../x,upperdir=", b"/", [b"/"]),
+        (b"- - -\n\0\xff - overlay", b"/", [b"/"]),
+        (b"1 2 0:1 / / rw - overlay", b"/", [b"/"]),
+    ],
+)
+def test_file_roots_are_a_containers_layers(
+    mountinfo: bytes | None, root: bytes, roots: list[bytes]
+) -> None:
+    assert file_roots(mountinfo, root) == roots
+
+
+def test_file_roots_has_an_end() -> None:
+    line = b"1 2 0:1 / / rw - overlay o lowerdir=" + b":".join([b"/x"] * 100_000)
+    assert len(file_roots(line, b"/")) < 300
+
+
+@pytest.mark.parametrize(
+    ("build_id", "link", "names"),
+    [
+        (None, None, []),
+        ("abcdef", None, [b"usr/lib/debug/.build-id/ab/cdef.debug"]),
+        (
+            None,
+            b"p.debug",
+            [b"/opt/p.debug", b"/opt/.debug/p.debug", b"usr/lib/debug/opt/p.debug"],
+        ),
+        (None, b"../../etc/shadow", []),
+        (None, b"..", []),
+        ("ab", b"", []),
+    ],
+)
+def test_debug_file_names_are_gdbs_own(
+    build_id: str | None, link: bytes | None, names: list[bytes]
+) -> None:
+    assert debug_file_names(b"/opt/p", build_id, link) == names
+
+
+@pytest.mark.parametrize(
+    ("image", "start", "build_id", "same"),
+    [
+        (IMAGE, IMAGE, BUILD_ID, True),
+        (IMAGE, build_image(b"other" * 4), BUILD_ID, False),
+        (IMAGE, b"text", BUILD_ID, False),
+        (IMAGE, IMAGE, None, True),
+        (build_image(None), build_image(None, vaddr=4096), None, False),
+        (b"", IMAGE, None, None),
+        (b"", b"root:x:", None, False),
+    ],
+)
+def test_same_image_compares_what_there_is(
+    image: bytes, start: bytes, build_id: str | None, same: bool | None
+) -> None:
+    assert same_image(image, start, build_id) is same
+
+
+@pytest.mark.parametrize("path", [b"", b"/", b"/a/../b", b"..", b"/a\0b", b"///"])
+def test_path_parts_refuses_what_is_not_plain(path: bytes) -> None:
+    assert path_parts(path) is None
+
+
+def test_path_parts_splits() -> None:
+    assert path_parts(b"/usr//lib/./x") == [b"usr", b"lib", b".", b"x"]

@@ -1,0 +1,194 @@
+"""Signatures: the same for the same bug, another for another one."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from crashd.domain.analysis import Cause, Frame
+from crashd.domain.signature import (
+    build_signature,
+    build_title,
+    frame_key,
+    notable,
+    plain_name,
+    significant,
+)
+from tests.builders.facts import build_facts, build_frame
+
+NULL = Cause("null-pointer", "NULL pointer write", "…")
+OVERFLOW = Cause("stack-overflow", "stack overflow", "…")
+ABORT = Cause("abort", "abort()", "…")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("main", "main"),
+        ("app::Store<int>::at(unsigned long) const", "app::Store::at"),
+        ("app::Store<std::pair<int, A<B> > >::at()", "app::Store::at"),
+        ("void app::fill<int>(std::vector<int>&)", "app::fill"),
+        ("work(int) [.cold]", "work"),
+        ("msort_with_tmp.part.0", "msort_with_tmp"),
+        ("parse.constprop.0.isra.0", "parse"),
+        ("runtime.raise.abi0", "runtime.raise"),
+        ("code.1", "code"),
+        ("std::rt::lang_start::{closure#0}", "std::rt::lang_start::{closure}"),
+        ("app::run()::{lambda(int)#2}::operator()", "app::run()::{lambda(int)}::operator()"),
+        ("operator<<(std::ostream&, A const&)", "operator<<"),
+        ("(anonymous namespace)::run(int)", "(anonymous namespace)::run"),
+        ("<app::A as core::fmt::Debug>::fmt", "<app::A as core::fmt::Debug>::fmt"),
+        ("()", "()"),
+        ("", ""),
+        (")", ")"),
+        ("<", "<"),
+        (">>>", ">>>"),
+    ],
+)
+def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
+    assert plain_name(name) == plain
+
+
+def test_signature_has_version_and_sixteen_digits() -> None:
+    assert re.fullmatch(r"p1-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+
+
+def test_signature_never_changes_by_accident() -> None:
+    """If this fails, every host's counts begin anew: raise VERSION."""
+    facts = build_facts("third", "second", "first", "main")
+    assert build_signature("prog", facts, NULL) == "p1-e76da1712e1df530"
+
+
+def test_signature_ignores_what_another_run_has_otherwise() -> None:
+    facts = build_facts("third", "second", "main", address=8)
+    moved = build_facts(
+        *(
+            build_frame(f"{name}(int)", pc=0x7F1000 + n, offset=77 + n, build_id=None, line=n)
+            for n, name in enumerate(("third", "second", "main"))
+        ),
+        address=0x5555,
+        registers={"rax": 7},
+    )
+    assert build_signature("prog", facts, NULL) == build_signature("prog", moved, NULL)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        build_signature("prog2", build_facts("third", "main"), NULL),
+        build_signature("prog", build_facts("fourth", "main"), NULL),
+        build_signature("prog", build_facts("third", "second", "main"), NULL),
+        build_signature("prog", build_facts("third", "main"), ABORT),
+        build_signature("prog", build_facts("thirdmain"), NULL),
+    ],
+)
+def test_signature_of_another_bug_differs(other: str) -> None:
+    assert build_signature("prog", build_facts("third", "main"), NULL) != other
+
+
+def test_signature_of_one_bad_pointer_is_the_same_whatever_it_pointed_to() -> None:
+    facts = build_facts("use", "main")
+    kinds = ("null-pointer", "wild-pointer", "freed-memory", "poisoned-memory", "non-canonical")
+    assert len({build_signature("p", facts, replace(NULL, kind=kind)) for kind in kinds}) == 1
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        ["ping", "pong"] * 40,
+        ["pong", "ping"] * 40,
+        ["pong", *["ping", "pong"] * 9],
+        ["leaf", *["ping", "pong"] * 9],
+    ],
+)
+def test_signature_of_an_overflow_is_that_of_its_circle(stack: list[str]) -> None:
+    expected = build_signature("p", build_facts(*["ping", "pong"] * 4), OVERFLOW)
+    assert build_signature("p", build_facts(*stack), OVERFLOW) == expected
+
+
+def test_signature_of_a_recursion_does_not_tell_its_depth() -> None:
+    deep = build_facts(*["walk"] * 30, "start", "main")
+    flat = build_facts("walk", "start", "main")
+    assert build_signature("p", deep, NULL) == build_signature("p", flat, NULL)
+
+
+def library(function: str | None, name: str = "libc.so.6") -> Frame:
+    return build_frame(function, module=f"/usr/lib/x86_64-linux-gnu/{name}")
+
+
+def test_significant_leaves_out_libraries_and_startup() -> None:
+    facts = build_facts(
+        library("__pthread_kill_implementation"),
+        library("raise"),
+        library("abort"),
+        library(None, "libstdc++.so.6.0.30"),
+        library("__cxa_throw", "libstdc++.so.6.0.30"),
+        library(None, "libgcc_s.so.1"),
+        build_frame("std::vector<int>::at", inline=True, file="/usr/include/c++/12/vector"),
+        "app::run()",
+        "main",
+        library("__libc_start_main"),
+        "_start",
+    )
+    assert [f.function for f in significant(facts)] == ["app::run()", "main"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("abort", "raise", "gsignal", "__assert_fail", "__assert_fail_base.cold", "malloc"),
+        *("free", "_int_free", "malloc_printerr", "__libc_message", "__stack_chk_fail", "_start"),
+        *("__cxa_throw", "std::terminate()", "operator new(unsigned long)", "__restore_rt"),
+        *("__asan_report_load4", "__interceptor_free", "start_thread", "__clone3"),
+        *("core::panicking::panic_fmt", "std::panicking::panic_with_hook", "__rustc::rust_panic"),
+        *("runtime.gopanic", "runtime.sigpanic", "runtime.goexit.abi0", "g_assertion_message_expr"),
+        "<core::option::Option<T> as core::fmt::Debug>::fmt",
+    ],
+)
+def test_significant_leaves_out_wrappers_that_are_linked_in(name: str) -> None:
+    assert [f.function for f in significant(build_facts(name, "bug"))] == ["bug"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["abort_job", "free_list", "malloc_stats_of_app", "raiser", "main.main", "mainLoop", "freeze"],
+)
+def test_significant_keeps_functions_that_are_only_named_alike(name: str) -> None:
+    assert [f.function for f in significant(build_facts(name))] == [name]
+
+
+def test_significant_prefers_the_interpreters_frames() -> None:
+    script = Frame("innermost", None, None, None, None, file="/srv/job.py", line=4, kind="python")
+    stdlib = replace(script, function="string_at", file="/usr/lib/python3.11/ctypes/__init__.py")
+    site = replace(script, function="f", file="/usr/lib/python3.11/site-packages/lib.py")
+    facts = build_facts("strlen", "PyObject_Call", python=(stdlib, site, script))
+    assert [f.function for f in significant(facts)] == ["f", "innermost"]
+    assert frame_key(script) == "python:job.py:innermost"
+    assert significant(build_facts("x", python=(stdlib,))) == [stdlib]
+
+
+def test_notable_without_significant_frames_is_the_whole_stack_but_for_go() -> None:
+    facts = build_facts("raise", "abort")
+    assert len(notable(facts, ABORT)) == 2
+    assert notable(facts, replace(ABORT, kind="go-fatal")) == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "key"),
+    [
+        (build_frame("f(int)"), "f"),
+        (build_frame(None, offset=0x1234), "prog+0x1234"),
+        (Frame(None, None, None, None, 0), "NULL"),
+        (Frame(None, None, None, None, 0x7F00), "?"),
+    ],
+)
+def test_frame_key_names_what_is_known(frame: Frame, key: str) -> None:
+    assert frame_key(frame) == key
+
+
+def test_build_title_has_no_address() -> None:
+    title = build_title("prog", 11, build_facts("app::run(int)", address=24), NULL)
+    assert title == "SIGSEGV in prog, app::run(): NULL pointer write"
+    nameless = build_facts(build_frame(None, offset=0x12))
+    assert build_title("", None, nameless, NULL) == "crash in ?, prog+0x12: NULL pointer write"
+    assert build_title("p", 6, build_facts(), ABORT) == "SIGABRT in p: abort()"

@@ -1,0 +1,131 @@
+"""The border to the worker: hostile JSON becomes Facts or one clear error."""
+
+import json
+from typing import Any
+
+import pytest
+
+from crashd.analysisresult import ITEMS_MAX, OUTPUT_MAX, parse_report
+from crashd.errors import FormatError
+
+
+def build_frame(**more: Any) -> dict[str, Any]:
+    return {
+        "pc": 0x401010, "start": 0x400000, "sp": 1, "function": "f", "symbol_offset": 1,
+        "file": "/a.c", "line": 3, "inline": False, **more,
+    }  # fmt: skip
+
+
+def build_report(**more: Any) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "machine": 62,
+        "bits": 64,
+        "threads": [{"tid": 7, "crashed": True, "frames": [build_frame()], "cut": False}],
+        "modules": [
+            {
+                "name": "/usr/bin/p", "start": 0x400000, "end": 0x500000, "build_id": "ab",
+                "deleted": False, "problem": None, "debug_info": True, "used": True,
+            }
+        ],
+        "registers": {"rax": (1 << 64) - 1},
+        "instruction": {
+            "bytes": "90", "text": "nop", "mnemonic": "nop",
+            "access": [
+                {"mode": "read", "address": 1, "size": 8, "displacement": -8, "base": "rax",
+                 "base_value": 9, "index": None}
+            ],
+        },
+        "siginfo": {
+            "signal": 11, "code": 1, "address": 0, "sender_pid": None, "sender_uid": None
+        },
+        "regions": {"pc": {"address": 1, "kind": "file", "perms": "r-x", "name": "/usr/bin/p"}},
+        "messages": {"abort": "x"},
+        "problems": [],
+        **more,
+    }  # fmt: skip
+
+
+def parse(**more: Any) -> Any:
+    return parse_report(json.dumps(build_report(**more)).encode())
+
+
+def test_parse_report_gives_facts() -> None:
+    facts = parse()
+    frame = facts.crashed[0]
+    assert (frame.module, frame.build_id, frame.offset) == ("/usr/bin/p", "ab", 0x1010)
+    assert facts.registers["rax"] == (1 << 64) - 1
+    assert facts.instruction.access[0].displacement == -8
+
+
+def test_parse_report_texts_become_printable() -> None:
+    evil = "\x1b[31m\x07\u202e\ud800\n"
+    facts = parse(
+        threads=[
+            {"tid": 7, "crashed": True, "frames": [build_frame(function=evil, file=evil)],
+             "cut": False, "name": evil}
+        ],
+        messages={evil: evil},
+        problems=[evil],
+    )  # fmt: skip
+    texts = [
+        *(facts.crashed[0].function, facts.crashed[0].file, facts.threads[0].name),
+        *(*facts.messages, *facts.messages.values(), *facts.problems),
+    ]
+    assert all(text.isprintable() for text in texts), texts
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"machine": "x"},
+        {"machine": None},
+        {"threads": [1]},
+        {"threads": [{"tid": 1, "crashed": True, "frames": "no", "cut": False}]},
+        {"threads": [{"tid": 1, "crashed": True, "frames": [{}], "cut": False}]},
+        {"modules": [{}]},
+        {"modules": 7},
+        {"registers": {"rax": "many"}},
+        {"registers": {"rax": 1 << 64}},
+        {"siginfo": {"signal": 1}},
+        {"regions": {"pc": {"address": 1, "kind": "x", "perms": "", "name": "", "more": 1}}},
+        {"problems": ["x"] * (ITEMS_MAX + 1)},
+        {"messages": {str(n): "" for n in range(ITEMS_MAX + 1)}},
+        {"python": [[[[[[[[[[[[[[]]]]]]]]]]]]]]},
+    ],
+    ids=str,
+)
+def test_parse_report_malformed_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(FormatError) as caught:
+        parse(**more)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("key", [key for key in build_report() if key != "version"])
+def test_parse_report_without_a_key_is_refused(key: str) -> None:
+    report = build_report()
+    del report[key]
+    with pytest.raises(FormatError):
+        parse_report(json.dumps(report).encode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[]", b"null", b"1", b"\xff", b"[" * 100_000, b"x" * (OUTPUT_MAX + 1), b"NaN"],
+    ids=["empty", "cut", "list", "null", "number", "bytes", "deep", "long", "nan"],
+)
+def test_parse_report_no_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(FormatError):
+        parse_report(raw)
+
+
+def test_parse_report_workers_own_failure_is_told() -> None:
+    with pytest.raises(FormatError, match=r"core is \\x1b empty"):
+        parse_report(json.dumps({"failed": "core is \x1b empty"}).encode())
+
+
+@pytest.mark.parametrize("cut", range(0, 1500, 37))
+def test_parse_report_cut_anywhere_is_refused(cut: int) -> None:
+    raw = json.dumps(build_report()).encode()
+    with pytest.raises(FormatError):
+        parse_report(raw[: min(cut, len(raw) - 1)])
