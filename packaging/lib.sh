@@ -94,6 +94,11 @@ has_python_header() {
     "$python" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))'
 }
 
+# Whether a library can be loaded: drgn and pyseccomp bring none of these.
+loads() {
+    "${python:-python3}" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1"
+}
+
 compiles() {
     printf '#include <stdio.h>\nint main(void) { return 0; }\n' | gcc -x c -o /dev/null -
 }
@@ -114,12 +119,18 @@ find_missing() {
     need libsystemd-dev pkg-config --exists libsystemd
     need zstd have zstd
     need util-linux have flock
+    need libseccomp2 loads libseccomp.so.2
+    need libstdc++6 loads libstdc++.so.6
     ! have apt-get || need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 }
 
 # What else the system tests need.
 find_missing_of_system_tier() {
     need gdb have gdb
+    need binutils have objcopy
+    need g++ have g++
+    need rustc have rustc
+    need golang-go have go
     need prometheus have prometheus
     need systemd-container have systemd-nspawn
     need mmdebstrap have mmdebstrap

@@ -14,6 +14,7 @@ import traceback
 from typing import Any
 
 from crashd.analyzers import probe, process_core
+from crashd.domain.procfs import AT_PHDR
 from crashd.edge import confine
 from crashd.errors import CrashdError, UnsupportedError
 
@@ -53,8 +54,9 @@ def _prepare_python(
         return None
     from crashd.analyzers import pythonstack
 
+    phdr = opened.image.head.auxv.get(AT_PHDR, 0)
     files = pythonstack.interpreter_files((f.module, f.fd) for f in opened.files)
-    main = opened.files[0].fd if opened.files else None
+    main = next((f.fd for f in opened.files if f.module.start <= phdr < f.module.end), None)
     if not files or main is None:
         return None
     wanted = pythonstack.scratch_bytes(opened.image, files)

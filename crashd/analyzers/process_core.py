@@ -1,5 +1,6 @@
 """The facts of one crashed process, out of its core: JSON for the daemon to judge and explain."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ def open_core(fd: int, request: Mapping[str, Any], files_max: int) -> OpenedCore
     raw, head = read_head(core)
     image = CoreImage(core, head)
     modules = find_modules(head, image.read)
-    roots = file_roots(
+    roots = [os.fsencode(root) for root in request.get("debug_roots", ())]
+    roots += file_roots(
         request.get("mountinfo", "").encode("utf-8", "surrogateescape"),
         request.get("root", "/").encode("utf-8", "surrogateescape"),
     )

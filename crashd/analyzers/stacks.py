@@ -27,6 +27,7 @@ FRAMES_TOTAL_MAX = 6000
 DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
 _NAME_MAX = 400
+_ERRORS = (LookupError, ValueError, OverflowError, OSError, drgn.FaultError, drgn.BadDataError)
 _PR_REG, _RIP, _RSP = 112, 16 * 8, 19 * 8
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
@@ -121,13 +122,20 @@ class Stacks:
         """Where the crashed thread was, when that is no code; drgn is told of its caller."""
         os.pwrite(self._fd, raw_head if self._strayed is None else self._strayed[1], 0)
         self.program = drgn.Program()
-        self.program.set_core_dump(self._fd)
+        self.refused: str | None = None
+        """Why drgn does not take this core: then there is one frame for each thread."""
+        try:
+            self.program.set_core_dump(self._fd)
+        except Exception as e:  # boundary: drgn has no narrower class for what libelf refuses
+            self.refused = f"stacks cannot be walked: {_text(e)}"
         self.program.set_enabled_debug_info_finders([])
         self.go_panic: tuple[int, int] | None = None
         """Type and data of what Go's panic() was given."""
         self._by_module: dict[int, drgn.Module] = {}
+        self._debug: dict[int, int | None] = {}
+        self._loaded: dict[int, int | None] = {}
         for segment in image.segments:
-            if segment.memsz:
+            if segment.memsz and self.refused is None:
                 self.program.add_memory_segment(segment.vaddr, segment.memsz, self._read)
         self._crashed = image.head.threads[0].tid if image.head.threads else None
 
@@ -142,6 +150,8 @@ class Stacks:
         """Give drgn the files of the modules, without debug information; tell what went wrong.
         Takes copies of the descriptors.
         """
+        if self.refused is not None:
+            return [self.refused]
         problems: list[str] = []
         known = {module.start: (fd, debug) for module, fd, debug in files}
         self._debug = {start: debug for start, (_, debug) in known.items()}
@@ -149,7 +159,7 @@ class Stacks:
         try:
             for module, _ in self.program.loaded_modules():
                 self._load_module(module, known, problems)
-        except (drgn.FaultError, LookupError, ValueError, OSError) as e:
+        except _ERRORS as e:
             problems.append(f"the loader's list of modules cannot be read: {_text(e)}")
         for module in self._modules:
             if module.start not in self._by_module and module.start in known:
@@ -182,7 +192,7 @@ class Stacks:
             module.address_range = (own.start, own.end)
             if own.build_id:
                 module.build_id = bytes.fromhex(own.build_id)
-        except (drgn.FaultError, LookupError, ValueError) as e:
+        except _ERRORS as e:
             problems.append(_text(e))
             return
         self._by_module[own.start] = module
@@ -193,7 +203,7 @@ class Stacks:
         try:
             module.debug_file_status = drgn.ModuleFileStatus.DONT_WANT
             module.try_file(name, fd=os.dup(fd))
-        except (OSError, ValueError, LookupError, drgn.FaultError) as e:
+        except _ERRORS as e:
             problems.append(f"{name}: {_text(e)}")
 
     def load_debug_info(self, threads: list[dict[str, Any]]) -> tuple[bool, list[str]]:
@@ -228,7 +238,7 @@ class Stacks:
             module.try_file(name, fd=os.dup(fd))
             if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
                 self.program.find_standard_debug_info([module])
-        except (OSError, ValueError, LookupError, drgn.FaultError) as e:
+        except _ERRORS as e:
             problems.append(f"{name}: {_text(e)}")
         return bool(module.debug_file_status == drgn.ModuleFileStatus.HAVE)
 
@@ -246,9 +256,11 @@ class Stacks:
 
     def symbol_address(self, name: str) -> int | None:
         """Find a data symbol of any module."""
+        if self.refused is not None:
+            return None
         try:
             return int(self.program.symbol(name).address)
-        except (LookupError, drgn.FaultError, ValueError):
+        except _ERRORS:
             return None
 
     def threads(self) -> list[dict[str, Any]]:
@@ -266,19 +278,23 @@ class Stacks:
 
     def registers(self) -> dict[str, int]:
         """Give the crashed thread's registers."""
+        if self.refused is not None or self._crashed is None:
+            return {}
         try:
-            trace = self.program.stack_trace(self._crashed) if self._crashed is not None else None
+            trace = self.program.stack_trace(self._crashed)
             found = dict(trace[0].registers()) if trace else {}
             if self._strayed is not None and "rsp" in found:
                 found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
             return found
-        except (LookupError, ValueError, drgn.FaultError):
+        except _ERRORS:
             return {}
 
     def _frames(self, tid: int, pc: int | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+        if self.refused is not None:
+            return ([self._bare_frame(pc)] if pc is not None and limit else []), True
         try:
             trace = self.program.stack_trace(tid)
-        except (LookupError, ValueError, drgn.FaultError):
+        except _ERRORS:
             return ([self._bare_frame(pc)] if pc is not None and limit else []), True
         frames: list[dict[str, Any]] = []
         seen = set[tuple[int, int | None, str | None]]()
@@ -318,7 +334,7 @@ class Stacks:
         }
 
     def _frame(self, frame: "drgn.StackFrame", pc: int, interrupted: bool) -> dict[str, Any]:
-        inside = pc if interrupted else pc - 1
+        inside = pc if interrupted else max(0, pc - 1)
         module = self.module_at(inside)
         out: dict[str, Any] = {
             "pc": pc,
@@ -348,9 +364,11 @@ class Stacks:
         return out
 
     def _symbol(self, address: int) -> "drgn.Symbol | None":
+        if self.refused is not None:
+            return None
         try:
             return self.program.symbol(address)
-        except (LookupError, ValueError, drgn.FaultError):
+        except _ERRORS:
             return None
 
 
@@ -392,8 +410,7 @@ def _interface(frame: "drgn.StackFrame", name: str) -> tuple[int, int] | None:
     try:
         value = frame[name]
         return int(value._type.value_()), int(value.data.value_())
-    except (LookupError, ValueError, TypeError, AttributeError, drgn.FaultError,
-            drgn.ObjectAbsentError):  # fmt: skip
+    except (*_ERRORS, TypeError, AttributeError, drgn.ObjectAbsentError):
         return None
 
 

@@ -23,7 +23,7 @@ from crashd.domain.zstdframes import (
     seek_table_size,
 )
 
-CACHED_FRAMES = 2
+CACHED_FRAMES = 3
 CHUNK = 1 << 20
 WINDOW_BYTES = 128 << 10
 _WINDOW_MAX = 1 << 27

@@ -3,6 +3,7 @@ and signed.
 """
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,8 @@ class AnalysisOptions:
     """Of address space beyond what the libraries take themselves."""
     python: bool = True
     """Whether the interpreter's stacks are looked for."""
+    debug_roots: tuple[bytes, ...] = ()
+    """Directories with a `usr/lib/debug/.build-id` , as what debuginfod gave is kept."""
 
 
 def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
@@ -88,6 +91,7 @@ def _request(crash: Crash, options: AnalysisOptions) -> dict[str, Any]:
         "memory_bytes": options.memory_bytes,
         "python": options.python,
         "uid": crash.uid,
+        "debug_roots": [os.fsdecode(root) for root in options.debug_roots],
         "root": crash.root.decode("utf-8", "surrogateescape"),
         "mountinfo": (crash.mountinfo or b"").decode("utf-8", "surrogateescape"),
     }

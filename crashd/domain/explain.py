@@ -22,6 +22,7 @@ from crashd.domain.signals import (
 from crashd.domain.signature import notable, plain_name
 
 _TEXT_MAX = 400
+_SI_TKILL = -6  # asm-generic/siginfo.h
 
 _ASSERTION = re.compile(
     r"(?:[^:]*: )?(?P<file>[^:]+):(?P<line>\d+): (?P<function>.*?):? "
@@ -179,20 +180,22 @@ def _seccomp(facts: Facts) -> Cause:
 
 def _sent(facts: Facts, context: Context) -> Cause:
     info = facts.siginfo
-    assert_signal = info.signal if info is not None else 0
-    name = signal_name(assert_signal)
+    number = info.signal if info is not None else 0
+    name = signal_name(number)
     pid = info.sender_pid if info is not None else None
-    if pid and pid in context.own_pids:
-        if assert_signal == SIGABRT:
+    # its threads' ids are those of its own pid namespace, as the sender's is
+    own = context.own_pids | {thread.tid for thread in facts.threads}
+    if pid and pid in own:
+        if number == SIGABRT and info is not None and info.code == _SI_TKILL:
             return Cause("abort", "abort()", "the program called abort()")
         return Cause("raised", f"raised {name} itself", f"the program sent {name} to itself")
     uid = info.sender_uid if info is not None else None
-    if pid == 1 and uid == 0 and assert_signal == SIGABRT:
+    if pid == 1 and uid == 0 and number == SIGABRT:
         unit = f" of {context.unit}" if context.unit else ""
         return Cause(
             "watchdog",
             "ended by its watchdog",
-            f"systemd (pid 1) sent SIGABRT: the watchdog{unit} was not fed in time",
+            f"systemd (pid 1) sent SIGABRT: most likely the watchdog{unit} was not fed in time",
         )
     by = f"pid {pid}" if pid else "a process outside of its pid namespace, or the kernel"
     user = f" (uid {uid})" if pid and uid is not None else ""

@@ -417,19 +417,19 @@ def test_analyse_separate_debug_file_gives_lines(
     debug.parent.mkdir()
     subprocess.run(["objcopy", "--only-keep-debug", program, debug], check=True)
     subprocess.run(["strip", program], check=True)
-    root = b"/"
+    options = AnalysisOptions()
     if how == "link":
         subprocess.run(["objcopy", f"--add-gnu-debuglink={debug}", program], check=True)
     died = crasher.run(program)
     if how == "build-id":
-        # below another root, as a container's image has it: the host's is not the test's to change
+        # below another root, as if fetched: the host's own is not the test's to change
         build_id = native(analyse_death(died))[0].build_id
         assert build_id
-        root = os.fsencode(tmp_path / "image")
+        options = AnalysisOptions(debug_roots=(os.fsencode(tmp_path / "image"),))
         place = tmp_path / f"image/usr/lib/debug/.build-id/{build_id[:2]}"
         place.mkdir(parents=True)
         debug.rename(place / f"{build_id[2:]}.debug")
-    analysis = analyse_death(died, root=root)
+    analysis = analyse_file(store(died.core), crash_of(died), options)
     assert [(f.function, f.line) for f in native(analysis)[:2]] == [("inner", 4), ("middle", 6)]
     assert native(analysis)[0].inline
 

@@ -70,7 +70,7 @@ def test_explain_message_without_end_is_cut() -> None:
         (3, 42, 0, None, "raised", "sent SIGQUIT to itself"),
         (11, 77, 1000, None, "sent", "SIGSEGV was sent by pid 77 (uid 1000)"),
         (11, 0, 0, None, "sent", "outside of its pid namespace"),
-        (6, 1, 0, "web.service", "watchdog", "the watchdog of web.service was not fed in time"),
+        (6, 1, 0, "web.service", "watchdog", "likely the watchdog of web.service was not fed"),
         (6, 1, 0, None, "watchdog", "the watchdog was not fed"),
         (6, 1, 1000, None, "sent", "pid 1"),
         (11, 1, 0, "web.service", "sent", "pid 1"),
@@ -79,11 +79,17 @@ def test_explain_message_without_end_is_cut() -> None:
 def test_explain_sent_signal_names_its_sender(
     signal: int, pid: int, uid: int, unit: str | None, kind: str, text: str
 ) -> None:
-    facts = build_facts("loop", signal=signal, code=0, sender_pid=pid, sender_uid=uid)
+    code = -6 if pid == 42 else 0
+    facts = build_facts("loop", signal=signal, code=code, sender_pid=pid, sender_uid=uid)
     cause = explain(facts, Context(frozenset({42}), unit))
     assert cause.kind == kind
     assert text in cause.text
     assert str(77) not in cause.short
+
+
+def test_explain_signal_from_a_thread_of_its_own_is_not_another_process() -> None:
+    facts = build_facts("loop", signal=6, code=0, sender_pid=100, sender_uid=0)
+    assert explain(facts, Context(frozenset())).kind == "raised"
 
 
 @pytest.mark.parametrize(
