@@ -132,6 +132,7 @@ class Stacks:
         self.go_panic: tuple[int, int] | None = None
         """Type and data of what Go's panic() was given."""
         self._by_module: dict[int, drgn.Module] = {}
+        self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
         self._loaded: dict[int, int | None] = {}
         for segment in image.segments:
@@ -215,6 +216,7 @@ class Stacks:
             if frame["start"] is not None
         }
         loaded, left, problems = False, DEBUG_BYTES_MAX, list[str]()
+        self._symbols.clear()
         for start in sorted(starts):
             module, own = self._by_module.get(start), self.module_at(start)
             if module is None or own is None:
@@ -265,16 +267,26 @@ class Stacks:
 
     def threads(self) -> list[dict[str, Any]]:
         """Walk the stacks, the crashed thread's first."""
-        found: list[dict[str, Any]] = []
+        known = self.image.head.threads[:THREADS_MAX]
+        found: dict[int, dict[str, Any]] = {}
         left = FRAMES_TOTAL_MAX
-        for index, thread in enumerate(self.image.head.threads[:THREADS_MAX]):
+        # by address behind the first: each frame of the stored core is then unpacked once
+        for index in [0, *sorted(range(1, len(known)), key=lambda n: known[n].sp or 0)][
+            : len(known)
+        ]:
+            thread = known[index]
             limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
             frames, cut = self._frames(thread.tid, thread.pc, limit)
             if index == 0 and self._strayed is not None and limit:
                 frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
             left -= len(frames)
-            found.append({"tid": thread.tid, "crashed": index == 0, "frames": frames, "cut": cut})
-        return found
+            found[index] = {
+                "tid": thread.tid,
+                "crashed": index == 0,
+                "frames": frames,
+                "cut": cut,
+            }
+        return [found[index] for index in sorted(found)]
 
     def registers(self) -> dict[str, int]:
         """Give the crashed thread's registers."""
@@ -364,6 +376,12 @@ class Stacks:
         return out
 
     def _symbol(self, address: int) -> "drgn.Symbol | None":
+        """Find the symbol at an address; most threads of a pool stand at the same."""
+        if address not in self._symbols:
+            self._symbols[address] = self._find_symbol(address)
+        return self._symbols[address]
+
+    def _find_symbol(self, address: int) -> "drgn.Symbol | None":
         if self.refused is not None:
             return None
         try:

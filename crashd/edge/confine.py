@@ -68,7 +68,8 @@ class Limits:
     cpu_seconds: int
     memory_bytes: int
     """Of address space, beyond what it had when it was sealed."""
-    files: int = 1024
+    files: int = 4096
+    """Open at once; fewer where the hard limit is lower."""
     scratch_bytes: int = 0
     """Of a private /work in memory; none with 0."""
     file_bytes: int = 0
@@ -246,7 +247,7 @@ def _limit(limits: Limits) -> None:
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, max(limits.file_bytes, 64 << 20)),
-        (resource.RLIMIT_NOFILE, limits.files),
+        (resource.RLIMIT_NOFILE, min(limits.files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
