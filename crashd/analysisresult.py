@@ -36,6 +36,8 @@ def parse_report(raw: bytes) -> Facts:
         raise FormatError("the worker printed no JSON object")
     if "failed" in document:
         raise FormatError(str(document["failed"]))
+    if document.get("bits") not in (32, 64):
+        raise FormatError("the worker's result is of no known word size")
     try:
         return _FACTS.validate_python(_from_worker(document), extra="forbid")
     except ValidationError as e:

@@ -21,6 +21,7 @@ from crashd.domain.signals import (
 )
 from crashd.domain.signature import notable, plain_name
 
+_NUMBER = re.compile(r"0x[0-9a-f]+|\b\d{2,}\b")
 _TEXT_MAX = 400
 _SI_TKILL = -6  # asm-generic/siginfo.h
 
@@ -97,7 +98,7 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
             return Cause("go-panic", "Go panic", f"Go panic: {said['go_panic']}")
         if "go_fatal" in said:
             fatal = said["go_fatal"]
-            return Cause("go-fatal", f"Go: {fatal}", f"Go's runtime: fatal error: {fatal}")
+            return Cause("go-fatal", f"Go: {_steady(fatal)}", f"Go's runtime: fatal error: {fatal}")
         if "rust_panic" in said:
             at = f" at {said['rust_location']}" if "rust_location" in said else ""
             return Cause("rust-panic", "Rust panic", f"Rust panic{at}: {said['rust_panic']}")
@@ -136,7 +137,7 @@ def _abort_message(text: str) -> Cause:
             "buffer overflow",
             f"{_bare(text)}: a checked copy was to write past the end of its buffer",
         )
-    short = _bare(text)[:60]
+    short = _steady(_bare(text))[:60]
     if _HEAP_DOUBLE_FREE.search(text):
         return Cause(
             "double-free",
@@ -152,6 +153,11 @@ def _abort_message(text: str) -> Cause:
 
 def _bare(text: str) -> str:
     return text.removeprefix("*** ").removesuffix(": terminated").replace(" ***", "").strip()
+
+
+def _steady(text: str) -> str:
+    """Take out of a message what another run has otherwise: addresses, pids, sizes."""
+    return _NUMBER.sub("N", text)
 
 
 def _overflow_handler(facts: Facts) -> Cause | None:

@@ -142,7 +142,7 @@ def _bad_pointer(facts: Facts, access: Access | None) -> Cause | None:
         return None
     verb = _verb(access)
     for value in (access.base_value, access.address):
-        if value is None or value < NULL_MAX:
+        if value is None or not NULL_MAX <= value < 1 << facts.bits:
             continue
         if pattern := _poison(value, facts.bits):
             return Cause(

@@ -1,11 +1,16 @@
 """The border to the worker: hostile JSON becomes Facts or one clear error."""
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from crashd.analysisresult import ITEMS_MAX, OUTPUT_MAX, parse_report
+from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
+from crashd.domain.explain import Context, explain
+from crashd.domain.signature import build_signature, build_title
 from crashd.errors import FormatError
 
 
@@ -80,6 +85,7 @@ def test_parse_report_texts_become_printable() -> None:
     [
         {"machine": "x"},
         {"machine": None},
+        {"bits": 8},
         {"threads": [1]},
         {"threads": [{"tid": 1, "crashed": True, "frames": "no", "cut": False}]},
         {"threads": [{"tid": 1, "crashed": True, "frames": [{}], "cut": False}]},
@@ -129,3 +135,41 @@ def test_parse_report_cut_anywhere_is_refused(cut: int) -> None:
     raw = json.dumps(build_report()).encode()
     with pytest.raises(FormatError):
         parse_report(raw[: min(cut, len(raw) - 1)])
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Give the path of each number and text in a report."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, (*path, key))
+    elif not isinstance(value, bool) and path not in (("version",), ("bits",)):
+        yield path
+
+
+LEAVES = list(leaves(build_report()))
+EXTREMES = (-1, 0, -(1 << 63), 1 << 63, (1 << 64) - 1, "", "(" * 300, "<" * 300, "%s\n", None)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize(("signal", "code"), [(11, 1), (11, 128), (7, 2), (8, 1), (6, -6), (31, 1)])
+def test_whatever_is_let_in_can_be_explained(
+    path: tuple[Any, ...], bits: int, signal: int, code: int
+) -> None:
+    for extreme in EXTREMES:
+        report = build_report(bits=bits)
+        report["siginfo"] |= {"signal": signal, "code": code}
+        where = report
+        for key in path[:-1]:
+            where = where[key]
+        where[path[-1]] = extreme
+        try:
+            facts = parse_report(json.dumps(report).encode())
+        except FormatError:
+            continue
+        cause = explain(facts, Context(frozenset()))
+        signature = build_signature("p", facts, cause)
+        assert re.fullmatch(r"p1-[0-9a-f]{16}", signature)
+        texts = [build_title("p", signal, facts, cause), cause.short, cause.text]
+        assert all(text.isprintable() for text in texts), texts
+        json.dumps(analysis_to_json(Analysis(AnalysisState.DONE, facts=facts)))

@@ -121,6 +121,13 @@ def test_explain_rusts_own_overflow_handler_is_a_stack_overflow() -> None:
     assert explain(facts, SELF).kind == "stack-overflow"
 
 
+def test_explain_short_has_no_numbers_of_one_run() -> None:
+    messages = {"go_fatal": "out of memory at 0xc000 (4194304 bytes)"}
+    cause = explain(build_facts("f", signal=6, code=-6, messages=messages), SELF)
+    assert cause.short == "Go: out of memory at N (N bytes)"
+    assert "4194304" in cause.text
+
+
 def test_explain_names_the_place_once() -> None:
     facts = build_facts(
         build_frame("third(int*)", file="/src/a.c", line=7), "main", address=0, signal=11
