@@ -19,7 +19,7 @@ from crashd.domain.signals import (
     describe,
     signal_name,
 )
-from crashd.domain.signature import notable, plain_name
+from crashd.domain.signature import in_library_source, notable, plain_name
 
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b\d{2,}\b")
 _TEXT_MAX = 400
@@ -82,7 +82,7 @@ def _where(frames: Iterable[Frame]) -> str:
         if frame.function is None:
             return f"{(frame.module or '').rpartition('/')[2]}+{frame.offset or 0:#x}"
         text = f"{plain_name(frame.function)[:80]}()"
-        if frame.file and frame.line:
+        if frame.file and frame.line and not in_library_source(frame):
             text += f" at {frame.file.rpartition('/')[2]}:{frame.line}"
         return text
     return ""

@@ -119,12 +119,19 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     return frames
 
 
+def in_library_source(frame: Frame) -> bool:
+    """Tell whether a frame's line is one of a language's own library: where that was inlined
+    without a word in the debug information, the line is not the function's.
+    """
+    return bool(frame.file and _STD_FILE.search(frame.file))
+
+
 def _is_wrapper(frame: Frame) -> bool:
     if frame.module is None and frame.function is None:
         return frame.pc != 0  # a call through NULL is the bug itself, and has no name
     if _LIBRARY.search(frame.module or ""):
         return True
-    if frame.inline and frame.file and _STD_FILE.search(frame.file):
+    if frame.inline and in_library_source(frame):
         return True
     return frame.function is not None and bool(_WRAPPERS.match(frame.function))
 
