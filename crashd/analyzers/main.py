@@ -1,14 +1,18 @@
 """The program that analyses one core: started by crashd.edge.sandbox, it opens what it is to read,
 takes everything else away from itself, and prints one JSON object.
 
-    stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor
+    stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor. Or a
+             socket, as systemd gives it to a unit: the descriptor comes with the request
     stdout   the result; its end, and exit status 0, say that it is whole
 
 All that it may need is imported first: behind seal() there are no files to import from.
 """
 
+import contextlib
 import json
 import os
+import socket
+import stat
 import sys
 import traceback
 from typing import Any
@@ -25,7 +29,7 @@ FILES_MAX = 800
 
 def main() -> int:
     """Run; return the exit status."""
-    request: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
+    request = _read_request()
     try:
         mapped = confine.isolate(request["parent"])
         if request.get("task") == "probe":
@@ -42,6 +46,19 @@ def main() -> int:
     except CrashdError as e:
         return _print({"failed": str(e)})
     return _print(process_core.analyse(opened, python[0] if python else None))
+
+
+def _read_request() -> dict[str, Any]:
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        own: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
+        return own
+    with socket.socket(fileno=os.dup(0)) as peer:
+        raw, fds, _, _ = socket.recv_fds(peer, REQUEST_MAX, 1)
+        while len(raw) <= REQUEST_MAX and (more := peer.recv(1 << 16)):
+            raw += more
+    request: dict[str, Any] = json.loads(raw)
+    request["core_fd"] = fds[0]
+    return request
 
 
 def _prepare_python(
@@ -95,5 +112,6 @@ def run() -> None:
         sys.stderr.write("out of memory\n")
     except Exception:  # boundary: whatever a hostile core provokes is told, and ends here
         sys.stderr.write(traceback.format_exc(limit=-3)[-2000:])
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)

@@ -5,6 +5,7 @@ and signed.
 import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from crashd.analysisresult import parse_report
@@ -13,7 +14,7 @@ from crashd.domain.explain import Context, explain
 from crashd.domain.model import Crash
 from crashd.domain.signature import build_signature, build_title
 from crashd.domain.text import printable
-from crashd.edge.sandbox import run_worker
+from crashd.edge.sandbox import ask_worker, run_worker
 from crashd.errors import FormatError
 
 
@@ -27,6 +28,8 @@ class AnalysisOptions:
     """Of address space beyond what the libraries take themselves."""
     python: bool = True
     """Whether the interpreter's stacks are looked for."""
+    worker_socket: Path | None = None
+    """Where systemd starts workers; None to start them ourselves."""
     debug_roots: tuple[bytes, ...] = ()
     """Directories with a `usr/lib/debug/.build-id` , as what debuginfod gave is kept."""
 
@@ -38,7 +41,11 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
     Raises nothing that a core provokes: a worker that is ended, crashes or prints nonsense gives an
     Analysis that is FAILED, with the reason.
     """
-    result = run_worker(_request(crash, options), core_fd, options.timeout_seconds)
+    request, seconds = _request(crash, options), options.timeout_seconds
+    if options.worker_socket is None:
+        result = run_worker(request, core_fd, seconds)
+    else:
+        result = ask_worker(request, core_fd, seconds, options.worker_socket)
     analysis = Analysis(
         AnalysisState.FAILED,
         seconds=result.seconds,

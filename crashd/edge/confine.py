@@ -93,11 +93,11 @@ def _syscall(name: str, *arguments: object) -> int:
     return _call("syscall", ctypes.c_long(number), *arguments)
 
 
-def isolate(parent: int) -> bool:
+def isolate(parent: int | None) -> bool:
     """Go on as pid 1 of new namespaces; the process that was there waits, and ends as its child
     does (128 and the signal, where one ended it). True when it took a user namespace to do so.
 
-    Both die with `parent`, which is to be our own.
+    Both die with the process that started us, which is to be `parent` where that is given.
 
     Raises:
         UnsupportedError: this host allows no new namespaces.
@@ -105,7 +105,7 @@ def isolate(parent: int) -> bool:
     """
     uid, gid, mapped = os.geteuid(), os.getegid(), False
     _die_with_parent()
-    if os.getppid() != parent:
+    if parent is not None and os.getppid() != parent:
         raise UnsupportedError("whoever asked for this is gone")
     try:
         _call("unshare", _NAMESPACES)

@@ -1,5 +1,8 @@
 """Starting the analysis worker: a process of its own that takes everything away from itself
 (crashd.edge.confine), with a deadline and bounded output. Only importer of subprocess.
+
+Where the daemon itself may not make namespaces, as in its own hardened unit, systemd starts the
+same worker behind a socket (Accept=yes): `ask_worker` instead of `run_worker`.
 """
 
 import contextlib
@@ -7,6 +10,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +80,44 @@ def run_worker(
         round(cpu_seconds, 3),
         peak_bytes,
     )
+
+
+def ask_worker(
+    request: Mapping[str, Any], core_fd: int, timeout_seconds: float, address: Path
+) -> WorkerResult:
+    """Have a worker run by whoever listens at `address`, a SOCK_STREAM socket of root's own.
+
+    As run_worker(), but what the worker cost is not known here, and one that is late is only left
+    alone: its unit has to end it (RuntimeMaxSec=).
+    """
+    started = time.monotonic()
+    output = bytearray()
+    failure: str | None = None
+    raw = json.dumps({**request, "core_fd": None, "parent": None}).encode()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(timeout_seconds)
+            peer.connect(str(address))
+            sent = socket.send_fds(peer, [raw], [core_fd])
+            peer.sendall(raw[sent:])
+            peer.shutdown(socket.SHUT_WR)
+            while len(output) <= OUTPUT_MAX:
+                left = started + timeout_seconds - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                peer.settimeout(left)
+                if not (data := peer.recv(_CHUNK)):
+                    break
+                output += data
+    except TimeoutError:
+        failure = "it did not end in time"
+    except OSError as e:
+        failure = f"the worker cannot be reached: {e.strerror}"
+    if len(output) > OUTPUT_MAX:
+        failure = f"it printed more than {OUTPUT_MAX} bytes"
+    elif failure is None and not output:
+        failure = "it ended without a result"
+    return WorkerResult(bytes(output), failure, round(time.monotonic() - started, 3))
 
 
 def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen[bytes]":

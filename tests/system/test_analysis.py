@@ -2,12 +2,15 @@
 witness of their stacks; and what becomes of cores that lie.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from tests.conftest import PROC_SYS, own_settings
 from tests.system.conftest import raise_core_limit
 
 SOURCES = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
 
@@ -732,6 +736,64 @@ def test_analyse_escapes_in_names_are_shown_as_text(crasher: Crasher, tmp_path: 
     assert analysis.facts is not None
     assert r"\x1b[2J" in (analysis.title or "")
     assert all(m.name.isprintable() for m in analysis.facts.modules)
+
+
+@pytest.fixture
+def unit(short_tmp: Path) -> Iterator[Path]:
+    """Starts a worker for each connection, as systemd does with Accept=yes."""
+    address = short_tmp / "analyze.sock"
+    program = "from crashd.analyzers.main import run; run()"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        server.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    peer, _ = server.accept()
+                    with peer:
+                        subprocess.run(
+                            [sys.executable, "-c", program],
+                            stdin=peer.fileno(),
+                            stdout=peer.fileno(),
+                            stderr=subprocess.DEVNULL,
+                            env={"DRGN_DISABLE_PLUGINS": "*", "PYTHONPATH": str(ROOT)},
+                            check=False,
+                        )
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield address
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_analyse_by_a_unit_is_the_same(crasher: Crasher, unit: Path) -> None:
+    died = crasher.run(crasher.program("causes"), "in_thread")
+    options = AnalysisOptions(worker_socket=unit)
+    stored = store(died.core)
+
+    def ask(path: Path, seconds: float = 60) -> Analysis:
+        # not by analyse_file(): the server's own descriptors come and go in this process
+        with path.open("rb") as file:
+            asked = replace(options, timeout_seconds=seconds)
+            return analyse(file.fileno(), crash_of(died), asked)
+
+    by_unit = ask(stored)
+    assert by_unit.state is AnalysisState.DONE, by_unit.reason
+    assert ask(store(died.core, 0)).state is AnalysisState.FAILED
+    assert ask(stored, 0.01).reason == "it did not end in time"
+    with stored.open("rb") as file:
+        own = analyse(file.fileno(), crash_of(died), AnalysisOptions())
+    assert by_unit.facts == own.facts
+    assert (by_unit.title, by_unit.signature) == (own.title, own.signature)
+
+
+def test_analyse_by_a_unit_that_is_not_there_says_so(crasher: Crasher, tmp_path: Path) -> None:
+    died = crasher.run(crasher.program("causes"), "null_write")
+    options = AnalysisOptions(worker_socket=tmp_path / "none.sock")
+    analysis = analyse_file(store(died.core), crash_of(died), options)
+    assert analysis.reason == "the worker cannot be reached: No such file or directory"
 
 
 def test_analyse_past_its_deadline_says_so(crasher: Crasher) -> None:
