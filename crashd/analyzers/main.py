@@ -18,6 +18,7 @@ import traceback
 from typing import Any
 
 from crashd.analyzers import probe, process_core
+from crashd.domain.analysis import UNSEALED_STATUS
 from crashd.domain.procfs import AT_PHDR
 from crashd.edge import confine
 from crashd.errors import CrashdError, UnsupportedError
@@ -42,7 +43,7 @@ def main() -> int:
         confine.seal(_limits(request, scratch, size), keep, mapped=mapped)
     except UnsupportedError as e:
         sys.stderr.write(f"{e}\n")
-        return confine.UNSEALED_STATUS
+        return UNSEALED_STATUS
     except CrashdError as e:
         return _print({"failed": str(e)})
     return _print(process_core.analyse(opened, python[0] if python else None))

@@ -4,7 +4,7 @@ and signed.
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,37 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
         facts=facts,
         warnings=facts.problems,
     )
+
+
+def analysed(crash: Crash, analysis: Analysis) -> Crash:
+    """Put what an analysis found into the crash's record; one that failed leaves it as it was."""
+    if analysis.state is not AnalysisState.DONE or analysis.facts is None:
+        return crash
+    facts = analysis.facts
+    threads = [
+        {
+            "tid": thread.tid,
+            "name": thread.name,
+            "pc": _hex(thread.frames[0].pc if thread.frames else None),
+            "crashed": thread.crashed,
+        }
+        for thread in facts.threads
+    ]
+    return replace(
+        crash,
+        title=analysis.title or crash.title,
+        signature=analysis.signature,
+        explanation=analysis.explanation,
+        threads=tuple(threads) or crash.threads,
+        frames=tuple(
+            {**asdict(frame), "pc": _hex(frame.pc), "offset": _hex(frame.offset)}
+            for frame in (*facts.crashed_python, *facts.crashed)
+        ),
+    )
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else hex(value)
 
 
 def _with_names(facts: Facts, crash: Crash) -> Facts:

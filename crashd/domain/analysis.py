@@ -12,6 +12,9 @@ from typing import Any
 SCHEMA = 1
 """Version of analysis.json."""
 
+UNSEALED_STATUS = 69
+"""Exit status of a worker that could not be confined, and so did nothing."""
+
 
 class AnalysisState(StrEnum):
     """How an analysis ended."""

@@ -26,8 +26,6 @@ from crashd.errors import UnsupportedError
 VIEW = "/usr/lib/debug"
 """All of the host's files that can still be seen, if there are any."""
 NOBODY = 65534
-UNSEALED_STATUS = 69
-"""Exit status of a worker that could not be confined, and so did nothing."""
 
 # linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/ioprio.h
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
@@ -211,7 +209,6 @@ def _change_root(scratch_bytes: int) -> None:
         _mount("tmpfs", f"{root}/work", "tmpfs", flags, f"mode=0777,size={scratch_bytes}")
     os.chdir(root)
     _syscall("pivot_root", b".", b"old")
-    os.chroot(".")
     os.chdir("/")
     _call("umount2", b"/old", MNT_DETACH)
     os.rmdir("/old")

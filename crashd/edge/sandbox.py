@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crashd.edge.confine import UNSEALED_STATUS
+from crashd.domain.analysis import UNSEALED_STATUS
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10

@@ -154,6 +154,7 @@ EXCEPTIONS = {
 LIGHT = {
     "crashd.cli.main": ("pydantic", "prometheus_client", "systemd", "pyinotify"),
     "crashd.daemon.main": ("pydantic", "prometheus_client", "systemd", "pyinotify", "sqlite3"),
+    "crashd.daemon.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
 }
 """What importing a module must not load: crashctl starts fast, the capture workers are small."""
 
