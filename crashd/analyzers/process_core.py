@@ -14,6 +14,7 @@ from crashd.domain.elfcore import CoreHead
 from crashd.domain.elfnotes import Layout, split_notes
 from crashd.domain.modules import file_roots, find_modules
 from crashd.edge.modulefiles import ModuleFile, open_modules
+from crashd.errors import FormatError
 
 VERSION = 1
 _NT_SIGINFO = 0x53494749
@@ -43,11 +44,13 @@ def open_core(fd: int, request: Mapping[str, Any], files_max: int) -> OpenedCore
     """Open a stored core and what can be found of its modules' files.
 
     Raises:
-        FormatError: it is no ELF core.
+        FormatError: it is no ELF core, or so short that it tells of no thread.
 
     """
     core = StoredCore(fd)
     raw, head = read_head(core)
+    if not head.threads:
+        raise FormatError(f"core tells of no thread: {'; '.join(head.problems)[:200]}")
     image = CoreImage(core, head)
     modules = find_modules(head, image.read)
     roots = [os.fsencode(root) for root in request.get("debug_roots", ())]
