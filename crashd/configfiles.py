@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from crashd.config import PATTERN_MAX, Settings, ValidationError, known_keys
+from crashd.config import Settings, ValidationError, known_keys
+from crashd.configvalues import PATTERN_MAX
 from crashd.domain.text import printable
 from crashd.domain.tomltext import locate_keys, show_key, show_value
 from crashd.errors import ConfigError

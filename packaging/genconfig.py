@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from crashd import config  # noqa: E402  (needs the path above)
+from crashd.configvalues import Rule  # noqa: E402
 
 WIDTH = 79
 
@@ -151,7 +152,7 @@ def list_tables(model: type[config.Section] = config.Settings, prefix: str = "")
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
             continue
-        (rule,) = (m for m in field.metadata if isinstance(m, config.Rule))
+        (rule,) = (m for m in field.metadata if isinstance(m, Rule))
         keys.append(Key(name, texts[name], rule.words, write_toml(field.default)))
     if keys:
         yield Table(prefix, " ".join((model.__doc__ or "").split()), tuple(keys))

@@ -79,14 +79,20 @@ LAYERS = (
         not_stdlib=_SYSTEM,
     ),
     Layer(
-        "crashd.config",
+        "crashd.configvalues",
         ("crashd.domain", "crashd.errors"),
+        not_stdlib=_SYSTEM,
+    ),
+    Layer(
+        "crashd.config",
+        ("crashd.configvalues", "crashd.domain", "crashd.errors"),
         not_stdlib=_SYSTEM,
     ),
     Layer(
         "crashd.configfiles",
         (
             "crashd.config",
+            "crashd.configvalues",
             "crashd.domain",
             "crashd.errors",
             "crashd.store.paths",
@@ -132,8 +138,8 @@ ONLY_IN = {
     "subprocess": ("crashd.edge.sandbox",),
     "pyseccomp": ("crashd.edge.confine",),
     "zstandard": ("crashd.store.corefile", "crashd.analyzers.storedcore"),
-    "pydantic": ("crashd.config", "crashd.analysisresult"),
-    "pydantic_core": ("crashd.config",),
+    "pydantic": ("crashd.config", "crashd.configvalues", "crashd.analysisresult"),
+    "pydantic_core": ("crashd.configvalues",),
     "drgn": ("crashd.analyzers.stacks",),
     "_drgn_util": ("crashd.analyzers.stacks",),
     "rust_demangler": ("crashd.analyzers.stacks",),

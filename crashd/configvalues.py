@@ -1,0 +1,195 @@
+"""What a value of the configuration may be: the rules that config.py's keys are made of.
+
+A rule's words end the sentence "must be …", and stand in the man page. May import domain and
+errors; heavy (pydantic), so import it only where it is needed.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+from crashd.domain.policy import RULES_MAX, parse_rule
+from crashd.domain.tomltext import show_value
+from crashd.domain.units import (
+    Amount,
+    format_duration,
+    parse_bytes,
+    parse_duration,
+    parse_size,
+)
+from crashd.errors import UsageError
+
+_PATTERNS_MAX, PATTERN_MAX = 100, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one key takes: its parser, and the words that end the sentence "must be …"."""
+
+    words: str
+    parse: Callable[[Any], Any]
+    """Return the value to keep; ValueError or UsageError for what is refused."""
+
+    def check(self, value: Any) -> Any:
+        """Parse `value`, or say what it should have been.
+
+        Raises:
+            ValueError: it is refused.
+
+        """
+        try:
+            return self.parse(value)
+        except (ValueError, UsageError) as e:
+            why = f" ({e})" if isinstance(e, _Why) else ""
+            raise ValueError(f"must be {self.words}, not {show_value(value)}{why}") from e
+
+    def __get_pydantic_core_schema__(
+        self, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Make pydantic use `check`, and nothing of its own that would turn "1" into 1."""
+        return core_schema.no_info_plain_validator_function(self.check)
+
+
+class _Why(ValueError):
+    """A refusal that has more to say than the rule's words."""
+
+
+def one_of(*choices: str) -> Rule:
+    """Take one of these words."""
+
+    def parse(value: Any) -> Any:
+        if isinstance(value, str) and value in choices:
+            return value
+        raise ValueError
+
+    quoted = [f'"{choice}"' for choice in choices]
+    return Rule(" or ".join([", ".join(quoted[:-1]), quoted[-1]]), parse)
+
+
+def whole(low: int, high: int, *, auto: bool = False) -> Rule:
+    """Take a whole number within bounds that are included, or "auto" too."""
+
+    def parse(value: Any) -> Any:
+        # type(): True is an int.
+        if (type(value) is int and low <= value <= high) or (auto and value == "auto"):
+            return value
+        raise ValueError
+
+    return Rule(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
+
+
+def duration(low_ns: int, high_ns: int) -> Rule:
+    """Take a duration within bounds that are included, ns."""
+
+    def parse(value: Any) -> Any:
+        if _is_text_or_int(value) and low_ns <= parse_duration(value) <= high_ns:
+            return value
+        raise ValueError
+
+    return Rule(
+        f"a duration between {format_duration(low_ns)} and {format_duration(high_ns)}", parse
+    )
+
+
+def _parse_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError
+
+
+def _parse_rules(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > RULES_MAX:
+        raise ValueError
+    for rule in value:
+        if not isinstance(rule, str):
+            raise _Why(f"{show_value(rule)} is no rule")
+        try:
+            parse_rule(rule)
+        except ValueError as e:
+            raise _Why(f"{show_value(rule)}: {e}") from e
+    return tuple(value)
+
+
+def _parse_limit(value: Any) -> Any:
+    if value == "infinity" or (_is_text_or_int(value) and parse_bytes(value) >= 0):
+        return value
+    raise ValueError
+
+
+def _parse_auto_size(value: Any) -> Any:
+    if value == "auto" or (_is_text_or_int(value) and parse_bytes(value) >= 0):
+        return value
+    raise ValueError
+
+
+def _parse_amount(value: Any) -> Amount:
+    if isinstance(value, Amount):
+        return value
+    if _is_text_or_int(value):
+        return parse_size(value)
+    raise ValueError
+
+
+def _is_text_or_int(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _parse_listen(value: Any) -> str:
+    if value in ("", "off"):
+        return ""
+    if isinstance(value, str):
+        split_listen(value)
+        return value
+    raise ValueError
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Split `HOST:PORT` or `[IPV6]:PORT`; the brackets go.
+
+    Raises:
+        ValueError: it is neither.
+
+    """
+    import ipaddress  # only when there is something to check
+
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(\d{1,5})", listen, re.ASCII)
+    if not match:
+        raise _Why("an IPv6 address stands in brackets") if listen.count(":") > 1 else ValueError
+    port = int(match[3])
+    if port > 65535:
+        raise _Why("ports end at 65535")
+    if match[1]:
+        return str(ipaddress.IPv6Address(match[1])), port
+    labels = match[2].split(".")
+    if labels[-1].isdigit():
+        return str(ipaddress.IPv4Address(match[2])), port
+    if not all(re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)", label) for label in labels):
+        raise ValueError
+    return match[2], port
+
+
+def _parse_patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > _PATTERNS_MAX:
+        raise ValueError
+    for pattern in value:
+        if not isinstance(pattern, str) or not 0 < len(pattern) <= PATTERN_MAX:
+            raise _Why(f"{show_value(pattern)} is not such a pattern")
+        if "=" in pattern or "\0" in pattern:
+            raise _Why(f"{show_value(pattern)}: no variable's name has such a character")
+    return tuple(value)
+
+
+SIZE_OR_INFINITY = Rule('a size such as "64M", or "infinity"', _parse_limit)
+SIZE_OR_AUTO = Rule('"auto" or a size such as "64M"', _parse_auto_size)
+FLAG = Rule("true or false", _parse_flag)
+RULES = Rule(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
+AMOUNT = Rule('a size such as "64M" or a share such as "10%"', _parse_amount)
+LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
+PATTERNS = Rule(
+    f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",
+    _parse_patterns,
+)
