@@ -15,6 +15,7 @@ from crashd.configvalues import (
     AMOUNT,
     FLAG,
     LISTEN,
+    PATHS,
     PATTERNS,
     RULES,
     SIZE_OR_AUTO,
@@ -24,6 +25,7 @@ from crashd.configvalues import (
     split_listen,
     whole,
 )
+from crashd.domain.kernelretention import KernelPolicy
 from crashd.domain.limiter import Rate, Scope
 from crashd.domain.model import Disposition
 from crashd.domain.policy import Rule as PolicyRule
@@ -254,10 +256,64 @@ class RetentionProcess(Section):
     whatever its size."""
 
 
+class RetentionKernel(Section):
+    """How long dumps of the kernel's own crashes are kept. The newest whole dump is never deleted,
+    nor one that is pinned, being written, or not root's own."""
+
+    max_count: Annotated[int | Literal["auto"], whole(0, 100_000, auto=True)] = "auto"
+    """How many whole dumps are kept, and as many that are not whole; 0 keeps all. "auto" is what
+    the tool that saves them is set to: KDUMP_NUM_DUMPS of /etc/default/kdump-tools, or
+    KDUMP_KEEP_OLD_DUMPS of /etc/sysconfig/kdump."""
+
+    max_use: Annotated[str | int, SIZE_OR_INFINITY] = "infinity"
+    """How much all of them together may use; the oldest go, those that are not whole first."""
+
+    keep_free: Annotated[Amount, AMOUNT] = Amount(thousandths=5000)
+    """How much of their file system stays free: as for `max_use`."""
+
+    max_age: Annotated[str | int, duration(_DAY_NS // 24, 36600 * _DAY_NS, infinity=True)] = (
+        "infinity"
+    )
+    """What is older goes."""
+
+    def policy(self, total_bytes: int, tool_count: int | None) -> KernelPolicy:
+        """Resolve to numbers, for a file system of such a size and a tool that keeps so many."""
+        auto = tool_count if tool_count is not None else 0
+        infinite_age = self.max_age == "infinity"
+        return KernelPolicy(
+            max_count=auto if self.max_count == "auto" else self.max_count,
+            max_use_bytes=0 if self.max_use == "infinity" else parse_bytes(self.max_use),
+            keep_free_bytes=self.keep_free.of(total_bytes),
+            max_age_ns=0 if infinite_age else parse_duration(self.max_age),
+        )
+
+
 class Retention(Section):
     """What is kept, and for how long."""
 
     process: RetentionProcess = RetentionProcess()
+    kernel: RetentionKernel = RetentionKernel()
+
+
+class Kdump(Section):
+    """Where crashes of the kernel itself are found."""
+
+    paths: Annotated[str | tuple[str, ...], PATHS] = "auto"
+    """Directories that kernel dumps are saved in. "auto" is /var/crash, and what KDUMP_COREDIR of
+    /etc/default/kdump-tools, `path` of /etc/kdump.conf and KDUMP_SAVEDIR of /etc/sysconfig/kdump
+    name. An empty array turns it off."""
+
+    rescan: Annotated[str | int, duration(_SECOND_NS, _DAY_NS)] = "1min"
+    """How often these are looked at where no event told of a change (network file systems tell of
+    none)."""
+
+    live: Annotated[bool, FLAG] = True
+    """Whether oopses, warnings and lockups that the kernel survives are recorded, from its log."""
+
+    @property
+    def rescan_ns(self) -> int:
+        """`rescan` in nanoseconds."""
+        return parse_duration(self.rescan)
 
 
 class Http(Section):
@@ -301,6 +357,7 @@ class Settings(Section):
     capture: Capture = Capture()
     limiter: Limiter = Limiter()
     retention: Retention = Retention()
+    kdump: Kdump = Kdump()
     http: Http = Http()
     privacy: Privacy = Privacy()
     log: Log = Log()

@@ -24,6 +24,7 @@ from crashd.domain.units import (
 from crashd.errors import UsageError
 
 _PATTERNS_MAX, PATTERN_MAX = 100, 128
+_PATHS_MAX, _PATH_MAX = 16, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,31 @@ def whole(low: int, high: int, *, auto: bool = False) -> Rule:
     return Rule(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
 
 
-def duration(low_ns: int, high_ns: int) -> Rule:
-    """Take a duration within bounds that are included, ns."""
+def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
+    """Take a duration within bounds that are included, ns, or "infinity" too."""
 
     def parse(value: Any) -> Any:
+        if infinity and value == "infinity":
+            return value
         if _is_text_or_int(value) and low_ns <= parse_duration(value) <= high_ns:
             return value
         raise ValueError
 
-    return Rule(
-        f"a duration between {format_duration(low_ns)} and {format_duration(high_ns)}", parse
-    )
+    words = f"a duration between {format_duration(low_ns)} and {format_duration(high_ns)}"
+    return Rule(words + (', or "infinity"' if infinity else ""), parse)
+
+
+def _parse_paths(value: Any) -> str | tuple[str, ...]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, list | tuple) or not len(value) <= _PATHS_MAX:
+        raise ValueError
+    for path in value:
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+            raise _Why(f"{show_value(path)} is no absolute path")
+        if len(path) > _PATH_MAX or ".." in path.split("/"):
+            raise _Why(f"{show_value(path)} is too long, or leads up")
+    return tuple(value)
 
 
 def _parse_flag(value: Any) -> bool:
@@ -189,6 +204,7 @@ FLAG = Rule("true or false", _parse_flag)
 RULES = Rule(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
 AMOUNT = Rule('a size such as "64M" or a share such as "10%"', _parse_amount)
 LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
+PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
 PATTERNS = Rule(
     f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",
     _parse_patterns,

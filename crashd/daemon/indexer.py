@@ -33,6 +33,11 @@ class _Recorded:
 
 
 @dataclass(frozen=True, slots=True)
+class _Changed:
+    crash: Crash
+
+
+@dataclass(frozen=True, slots=True)
 class _Finished:
     crash_id: str
 
@@ -52,7 +57,7 @@ class _Stop:
     pass
 
 
-_Item = _Recorded | _Finished | _Unfinished | _Reconcile | _Stop
+_Item = _Recorded | _Changed | _Finished | _Unfinished | _Reconcile | _Stop
 
 
 def open_index(paths: Paths) -> Index:
@@ -103,6 +108,10 @@ class Indexer:
         """Note a crash that has been admitted."""
         self._admitted.add(crash.id)
         self._queue.put(_Recorded(crash))
+
+    def changed(self, crash: Crash) -> None:
+        """Note a crash that was finished before, and of which more is known now."""
+        self._queue.put(_Changed(crash))
 
     def finished(self, crash_id: str) -> None:
         """Note a crash whose record on disk is final."""
@@ -172,17 +181,16 @@ class Indexer:
 
     def _write(self, index: Index, items: list[_Item]) -> None:
         rows: dict[str, Crash] = {}
-        final: list[Crash] = []
+        final: dict[str, Crash] = {}
         for item in items:
-            if isinstance(item, _Recorded):
+            if isinstance(item, _Recorded | _Changed):
                 rows[item.crash.id] = item.crash
             elif isinstance(item, _Finished) and self._is_news(index, rows, item.crash_id):
                 crash = self._read(item.crash_id)
-                if crash is not None:
-                    rows[crash.id] = crash
-                    final.append(crash)
+                if crash is not None and crash.id not in final:
+                    final[crash.id] = rows[crash.id] = crash
         index.put(rows.values())
-        for crash in final:
+        for crash in final.values():
             self._tell(crash)
         if self._behind or any(isinstance(item, _Reconcile) for item in items):
             self._compare(index)
@@ -194,7 +202,7 @@ class Indexer:
 
     def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
         """Tell whether a crash was not finished so far: the loop may find out twice."""
-        if crash_id in rows:
+        if crash_id in rows and crash_id not in self._admitted:
             return rows[crash_id].state is State.CAPTURING
         row = index.get(crash_id)
         unfinished = row is None or row["state"] == State.CAPTURING.value
@@ -231,8 +239,7 @@ class Indexer:
         self._unfinished(index.ids_in_state(State.CAPTURING))
 
     def _count(self, crash: Crash) -> None:
-        if crash.kind is Kind.PROCESS:
-            self._exporter.crash("process", crash.capture.disposition, crash.signal, crash.time_ns)
+        self._exporter.crash(crash.kind, crash.capture.disposition, crash.signal, crash.time_ns)
 
     def _tell(self, crash: Crash) -> None:
         self._count(crash)
@@ -244,6 +251,14 @@ class Indexer:
                 capture.engine, hold, core.size_bytes, core.resident_bytes, core.stored_bytes
             )
         held = "" if capture.hold_ns is None else f", held {capture.hold_ns / 1e6:.1f} ms"
+        if crash.kind is Kind.KERNEL:
+            why = f" ({printable(crash.capture.reason)})" if crash.capture.reason else ""
+            source = (crash.kernel or {}).get("path") or (crash.kernel or {}).get("source")
+            log.warning(
+                "kernel crash %s: %s, %s%s, %s", crash.id, crash.title, crash.state, why, source
+            )
+            self._publish(crash)
+            return
         log.log(
             logging.INFO if crash.state is not State.LOST else logging.ERROR,
             "crash %s: %s (pid %s, uid %s, %s), %s, core %s stored %s%s%s",

@@ -26,14 +26,19 @@ class LossWatch:
         *,
         is_ours: Callable[[], bool],
         lost: Callable[[Loss, int, str], None],
+        heard: Callable[[LogRecord], None],
+        pending_from: Callable[[], int | None],
     ) -> None:
         """`is_ours` tells whether crashes are crashd's to catch, `lost` is told of each loss, its
-        time (CLOCK_REALTIME ns), and a token of its own.
+        time (CLOCK_REALTIME ns), and a token of its own. `heard` is told of every record, and
+        `pending_from` tells which one must be heard again by the next daemon.
         """
         self._path = paths.kernel_log_state
         self._boot_id = boot_id
         self._is_ours = is_ours
         self._lost = lost
+        self._heard = heard
+        self._pending_from = pending_from
         self._log: KernelLog | None = None
         self._since_ns = time.monotonic_ns()
         self._sequence = self._saved = -1
@@ -66,6 +71,7 @@ class LossWatch:
                 self._sequence = record.sequence
                 # what was logged before crashd was here for the first time was not its to catch
                 if record.monotonic_ns >= self._since_ns:
+                    self._heard(record)
                     self._take(record)
         return True
 
@@ -78,14 +84,16 @@ class LossWatch:
 
     def save(self) -> None:
         """Write down how far the log was read, where that changed."""
-        if self._sequence == self._saved:
+        pending = self._pending_from()
+        sequence = self._sequence if pending is None else min(pending - 1, self._sequence)
+        if sequence == self._saved:
             return
         try:
-            write_state(self._path, {"boot_id": self._boot_id, "sequence": self._sequence})
+            write_state(self._path, {"boot_id": self._boot_id, "sequence": sequence})
         except OSError as e:
             log.error("cannot write %s: %s, ignoring", self._path, e.strerror)
         else:
-            self._saved = self._sequence
+            self._saved = sequence
 
     def close(self) -> None:
         """Save, and close the log."""

@@ -24,6 +24,7 @@ from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
 from crashd.daemon.ingest import Ingest
 from crashd.daemon.intake import Intake
+from crashd.daemon.kernelside import KernelSide
 from crashd.daemon.losses import LossWatch
 from crashd.daemon.pool import Nursery
 from crashd.daemon.spoolwatch import SpoolWatch
@@ -91,6 +92,7 @@ class Service:
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
         self._mode = Mode.PIPE
+        self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = self._make_loss_watch()
         self._intake = Intake(
             paths,
@@ -106,6 +108,8 @@ class Service:
             process.boot_id(),
             is_ours=lambda: registration.is_owned(self._paths),
             lost=self._ingest.add_lost,
+            heard=self._kernel.heard,
+            pending_from=lambda: self._kernel.pending_from,
         )
 
     def _make_dispatcher(self, nursery: Nursery) -> Dispatcher:
@@ -165,6 +169,7 @@ class Service:
         if kernel_log is not None:
             self._watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
         self._spool_watch.renew()
+        self._kernel.start()
         self._timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
         self._timer("ownership", OWNERSHIP_NS, self._check_ownership)
         if self._notifier.watchdog_interval_ns:
@@ -185,6 +190,7 @@ class Service:
         """Take everything down, in the order that loses nothing."""
         self._ready = False
         self._intake.close()
+        self._kernel.stop()
         self._losses.close()
         left = self._dispatcher.abandon()
         self._admission.save()
@@ -240,6 +246,7 @@ class Service:
             self._calls.popleft()()
         self._turned_ns = now_ns = time.monotonic_ns()
         self._dispatcher.tick(now_ns)
+        self._kernel.look()
         for name, (due_ns, every_ns, act) in list(self._timers.items()):
             if now_ns >= due_ns:
                 self._timers[name] = (now_ns + every_ns, every_ns, act)
@@ -251,8 +258,7 @@ class Service:
         jobs = self._dispatcher.next_deadline_ns()
         if jobs is not None:
             due.append(jobs)
-        if self._stop_ns is not None:
-            due.append(self._stop_ns)
+        due += [due_ns for due_ns in (self._stop_ns, self._kernel.due_ns) if due_ns is not None]
         return max(0.0, (min(due) - time.monotonic_ns()) / 1e9)
 
     def _is_over(self) -> bool:
@@ -337,6 +343,7 @@ class Service:
     def _recover(self, ids: list[str]) -> None:
         """Take in what the handler and a daemon before this one left behind."""
         self._ingest.allow_import()
+        self._kernel.allow()
         self._ingest.import_spool()
         others = set(ids).difference(self._dispatcher.ids())
         waiting = self._ingest.recover(sorted(others), "the daemon was killed during the capture")
@@ -396,6 +403,7 @@ class Service:
 
     def _apply_settings(self, settings: config.Settings) -> None:
         apply_settings(settings, self._paths, self._dispatcher, self._ingest, self._admission)
+        self._kernel.configure(settings)
         self._settings = settings
 
     def _reload(self) -> None:

@@ -55,6 +55,10 @@ class Mode(StrEnum):
     SOCKET = "socket"
     SPOOL = "spool"
     KDUMP = "kdump"
+    PSTORE = "pstore"
+    """What the firmware kept of a kernel's last words."""
+    KMSG = "kmsg"
+    """From the log of the running kernel, which survived."""
     NONE = "none"
     """It did not: known from the kernel's log alone."""
 
@@ -200,6 +204,9 @@ class Crash:
     auxv: bytes | None = None
     open_fds: bytes | None = None
     log: tuple[str, ...] = ()
+    """The end of a dead kernel's log."""
+    report: tuple[str, ...] = ()
+    """Of the kernel's log, the lines that tell of this crash."""
 
     @property
     def short_id(self) -> str:
@@ -231,7 +238,7 @@ sender_pid sender_uid unit user_unit slice session cgroup container_id container
 pod_uid build_id signature title explanation pinned kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
-_LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str}
+_LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
 boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code sender_pid
 sender_uid

@@ -44,6 +44,8 @@ class DropReason(StrEnum):
     KERNEL_REFUSED = "kernel_refused"
     """The kernel did not hand a crash over, as its log says."""
     MALFORMED_HANDOFF = "malformed_handoff"
+    KERNEL_FLOOD = "kernel_flood"
+    """The running kernel reported more trouble than is recorded in an hour."""
 
 
 # -- the metrics -----------------------------------------------------------------------------------
@@ -53,11 +55,18 @@ _DISPOSITIONS = tuple(kept.value for kept in Disposition)
 _SIGNALS = (*(signal_name(number) for number in sorted(CORE_SIGNALS)), _OTHER)
 _REASONS = tuple(reason.value for reason in DropReason)
 _SCOPES = tuple(scope.value for scope in Scope)
+_DUMP_STATES = ("complete", "incomplete", "capturing", "foreign")
+_LIMITS = ("age", "count", "use", "free")
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),
     "crashd_capture_bytes": ("Captured: as dumped, without zeros, on disk.", {"stage": _STAGES}),
     "crashd_limited": ("Crashes kept less of by the limiter.", {"scope": _SCOPES}),
+    "crashd_retention_deleted": (
+        "Deleted by retention.",
+        {"kind": _KINDS, "reason": _LIMITS},
+    ),
+    "crashd_retention_freed_bytes": ("Freed by retention.", {"kind": _KINDS}),
     "crashd_dropped": ("Events that lost something or took the long way.", {"reason": _REASONS}),
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -67,6 +76,9 @@ _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_store_free_bytes": ("Free on the store's file system.", {}),
     "crashd_last_crash_timestamp_seconds": ("Of the newest; 0: none known.", {"kind": _KINDS}),
     "crashd_core_pattern_owned": ("1 if kernel.core_pattern names crashd's handler.", {}),
+    "crashd_kdump_ready": ("1 if the next kernel crash is thought to leave a dump.", {}),
+    "crashd_kdump_crashkernel_bytes": ("Memory reserved for the capture kernel.", {}),
+    "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": _DUMP_STATES}),
 }
 """Text, and each label with all its values; the names of counters get `_total`."""
 
@@ -174,6 +186,23 @@ class Exporter(Collector):
     def core_pattern_owned(self, owned: bool) -> None:
         """Set whether kernel.core_pattern is ours."""
         self._set("crashd_core_pattern_owned", int(owned))
+
+    def kernel_dumps(self, states: Mapping[str, int]) -> None:
+        """Set how many kernel dumps there are in each state."""
+        with self._lock:
+            for state in _DUMP_STATES:
+                self._values["crashd_kdump_dumps"][(state,)] = states.get(state, 0)
+
+    def kdump_ready(self, ready: bool, crashkernel_bytes: int) -> None:
+        """Set whether the next kernel crash is thought to leave a dump."""
+        self._set("crashd_kdump_ready", int(ready))
+        self._set("crashd_kdump_crashkernel_bytes", crashkernel_bytes)
+
+    def deleted(self, kind: str, reason: str, freed_bytes: int) -> None:
+        """Count what retention deleted."""
+        with self._lock:
+            self._values["crashd_retention_deleted"][(Kind(kind).value, reason)] += 1
+            self._values["crashd_retention_freed_bytes"][(Kind(kind).value,)] += freed_bytes
 
     def _set(self, name: str, value: float) -> None:
         with self._lock:

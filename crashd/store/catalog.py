@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.domain.match import Query
-from crashd.domain.model import ID_PATTERN, Crash, State, to_json
+from crashd.domain.model import ID_PATTERN, Crash, Kind, State, to_json
 from crashd.errors import CrashdError, FormatError, IndexCorruptError, NotFoundError
 from crashd.store import corefile
 from crashd.store.entry import (
@@ -27,6 +27,7 @@ from crashd.store.entry import (
     remove,
 )
 from crashd.store.index import COMPANIONS, Index
+from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
 
 _EXPECTED = frozenset({RECORD, CORE})
@@ -101,10 +102,12 @@ class Catalog:
         Raises:
             NotFoundError: neither entry nor row.
             UnavailableError: one is still being captured.
+            FormatError: a kernel's dump is not to be trusted, and stays.
 
         """
         freed = 0
         for crash_id in crash_ids:
+            freed += self._remove_dump(crash_id)
             try:
                 freed += remove(self._paths, crash_id)
             except NotFoundError:
@@ -112,6 +115,23 @@ class Catalog:
                     raise
             self._index.remove([crash_id])
         return freed
+
+    def _remove_dump(self, crash_id: str) -> int:
+        """Remove the directory of a kernel's dump, where the crash has one."""
+        try:
+            with open_entry(self._paths, crash_id) as entry:
+                crash = entry.read()
+        except (NotFoundError, FormatError):
+            return 0
+        kernel = crash.kernel or {}
+        path, inode = kernel.get("path"), kernel.get("inode")
+        if crash.kind is not Kind.KERNEL or not isinstance(path, str) or type(inode) is not int:
+            return 0
+        try:
+            with DumpRoot(Path(path).parent) as root:
+                return root.remove(os.fsencode(Path(path).name), inode)
+        except NotFoundError:
+            return 0
 
     def set_pinned(self, crash_ids: Iterable[str], pinned: bool) -> None:
         """Pin or unpin crashes, on disk on return.
@@ -190,7 +210,7 @@ class Catalog:
                 yield Finding(
                     "leftover", entry.id, f"has the file {name!r}, left by a writer that died"
                 )
-        if crash.state is State.CAPTURING:
+        if crash.state is State.CAPTURING and crash.kind is Kind.PROCESS:
             yield Finding(
                 "unfinished", entry.id, "was never finished; a running crashd salvages it"
             )

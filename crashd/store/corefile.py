@@ -176,6 +176,28 @@ def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
         raise FormatError(f"stored core ends after {total} of {size_bytes} bytes")
 
 
+def unzstd(head: bytes, limit: int) -> bytes:
+    """Decompress the start of a zstd stream, cut or whole, into `limit` bytes at most.
+
+    Raises:
+        FormatError: it is none, or damaged.
+
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+    parts, size = [], 0
+    with decompressor.stream_reader(head, read_across_frames=True) as reader:
+        while size < limit:
+            try:
+                chunk = reader.read(min(CHUNK, limit - size))
+            except zstandard.ZstdError as e:
+                raise FormatError(f"damaged zstd stream: {e}") from e
+            if not chunk:
+                break
+            parts.append(chunk)
+            size += len(chunk)
+    return b"".join(parts)
+
+
 def repair(fd: int) -> int:
     """Cut a core whose writer died after its last whole block, and end that frame; return its new
     size.

@@ -282,11 +282,11 @@ class Index:
         with _guard(self._path):
             return [row[0] for row in self._db.execute("SELECT id FROM crash ORDER BY id")]
 
-    def ids_in_state(self, state: State) -> list[str]:
-        """List the ids of all crashes in one state."""
+    def ids_in_state(self, state: State, kind: Kind = Kind.PROCESS) -> list[str]:
+        """List the ids of all crashes of one kind in one state."""
         with _guard(self._path):
-            sql = f"SELECT id FROM crash WHERE state = '{state.value}' ORDER BY id"
-            return [row[0] for row in self._db.execute(sql)]
+            sql = f"SELECT id FROM crash WHERE state = '{state.value}' AND kind = ? ORDER BY id"
+            return [row[0] for row in self._db.execute(sql, [kind.value])]
 
     def row(self, crash_id: str) -> tuple[Any, ...] | None:
         """Read one whole row, to compare it with `row_of`."""

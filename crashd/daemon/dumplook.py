@@ -1,0 +1,104 @@
+"""One look into a dump's directory: its head, its end, its log, and what they tell."""
+
+import os
+
+from crashd.domain.kdumpdir import DumpDirectory, readme_is_unfinished
+from crashd.domain.kernelrecord import Look
+from crashd.domain.oops import LogAnalysis, analyse
+from crashd.domain.vmcore import HEAD_SIZE, TAIL_SIZE, Completeness, Verdict, judge
+from crashd.domain.wrapped import find_wrapper, unwrap
+from crashd.errors import FormatError
+from crashd.store.corefile import unzstd
+from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen
+
+LOG_MAX = 2 << 20
+"""Bytes of a log's end that are read; a kernel's own buffer is seldom larger."""
+_PARTS_MAX = 32
+_README_MAX = 4096
+
+
+def is_unfinished(root: DumpRoot, seen: Seen, directory: DumpDirectory) -> bool:
+    """Tell whether the maker says that it is still writing, or died while it was.
+
+    Raises:
+        OSError: the directory is gone.
+
+    """
+    if directory.unfinished or directory.log_unfinished:
+        return True
+    if directory.readme is None:
+        return False
+    with root.open(seen) as opened:
+        return _readme_says_so(opened, directory.readme)
+
+
+def _readme_says_so(opened: OpenDump, name: bytes) -> bool:
+    try:
+        return readme_is_unfinished(opened.read_ends(name, _README_MAX, 0)[0])
+    except FormatError:
+        return False
+
+
+def look_into(root: DumpRoot, seen: Seen, directory: DumpDirectory, *, growing: bool) -> Look:
+    """Read what a trusted directory holds; while it is `growing`, no more than its log.
+
+    Raises:
+        OSError: the directory is gone, or cannot be read.
+
+    """
+    with root.open(seen) as opened:
+        verdict = None if growing else _judge(opened, directory)
+        log = _read_log(opened, directory.log)
+    return Look(
+        root=os.fspath(root.path),
+        directory=directory,
+        inode=seen.inode,
+        verdict=verdict,
+        log=log,
+        analysis=_analyse(log),
+        growing=growing,
+    )
+
+
+def _judge(opened: OpenDump, directory: DumpDirectory) -> Verdict | None:
+    if directory.dump is None:
+        return None
+    unfinished = directory.unfinished or (
+        directory.readme is not None and _readme_says_so(opened, directory.readme)
+    )
+    verdict = _judge_file(opened, directory.dump, unfinished)
+    if verdict.head is None or verdict.head.split is None:
+        return verdict
+    # a dump in several files is whole when each of them is
+    for name in directory.parts[:_PARTS_MAX]:
+        part = _judge_file(opened, name, unfinished)
+        if part.completeness is not Completeness.COMPLETE:
+            return part
+    return verdict
+
+
+def _judge_file(opened: OpenDump, name: bytes, unfinished: bool) -> Verdict:
+    try:
+        head, tail, size = opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
+    except FormatError as e:
+        return Verdict(Completeness.BOGUS, str(e))
+    return judge(head, size, tail, unzstd, unfinished=unfinished)
+
+
+def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
+    if name is None:
+        return b""
+    try:
+        head, tail, size = opened.read_ends(name, LOG_MAX, LOG_MAX)
+        wrapper = find_wrapper(head)
+        if wrapper is not None:
+            return unwrap(head, wrapper, 4 * LOG_MAX, unzstd).data[-LOG_MAX:]
+    except FormatError:
+        return b""
+    if size <= LOG_MAX:
+        return head
+    return tail.partition(b"\n")[2] or tail
+
+
+def _analyse(log: bytes) -> LogAnalysis | None:
+    return analyse(log) if log else None

@@ -1,0 +1,109 @@
+"""Oopses, warnings, lockups and machine checks that the running kernel survived, out of its log."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from crashd.domain.kernellog import LogRecord
+from crashd.domain.oops import LogAnalysis, Report, analyse_report, find_reports
+from crashd.domain.oopsheads import find_head
+from crashd.domain.printk import LogLine, parse_lines
+
+log = logging.getLogger("crashd.kdump")
+
+WINDOW = 1500
+"""Records that are looked at around a report."""
+SETTLE_NS = 2 * 10**9
+"""How long the kernel may pause in a report."""
+SETTLE_MAX_NS = 10 * 10**9
+PER_SIGNATURE_MAX, PER_HOUR_MAX = 3, 30
+"""What is recorded in an hour; the rest is counted."""
+HOUR_NS = 3600 * 10**9
+
+
+class LiveOopses:
+    """Collects the kernel's lines, and analyses them once a report seems to be at its end.
+
+    For the daemon's one loop: `add` each record, call `look` when `due_ns` has come.
+    """
+
+    def __init__(
+        self,
+        *,
+        found: Callable[[LogAnalysis, int, int], None],
+        flooded: Callable[[], None],
+    ) -> None:
+        """`found` is told of an analysis, the sequence number of its first record, and its time
+        (CLOCK_MONOTONIC ns); `flooded` of each that is too many.
+        """
+        self._found = found
+        self._flooded = flooded
+        self._records: deque[LogRecord] = deque(maxlen=WINDOW)
+        self._begun_ns: int | None = None
+        self._last_ns = 0
+        self._told = -1
+        self._hour_ns = -HOUR_NS
+        self._counts: Counter[str] = Counter()
+
+    def add(self, record: LogRecord, now_ns: int) -> None:
+        """Take a record of the kernel's log."""
+        self._records.append(record)
+        self._last_ns = now_ns
+        if self._begun_ns is None and _is_head(record):
+            self._begun_ns = now_ns
+
+    @property
+    def due_ns(self) -> int | None:
+        """When to look (CLOCK_MONOTONIC); None while there is nothing to look for."""
+        if self._begun_ns is None:
+            return None
+        return min(self._last_ns + SETTLE_NS, self._begun_ns + SETTLE_MAX_NS)
+
+    @property
+    def pending_from(self) -> int | None:
+        """The sequence number that reading must begin with again, were it to end now."""
+        if self._begun_ns is None:
+            return None
+        return next(
+            (r.sequence for r in self._records if _is_head(r) and r.sequence > self._told), None
+        )
+
+    def look(self, now_ns: int) -> None:
+        """Analyse what has come, where it is time to."""
+        due_ns = self.due_ns
+        if due_ns is None or now_ns < due_ns:
+            return
+        self._begun_ns = None
+        times = {record.sequence: record.monotonic_ns for record in self._records}
+        for report in find_reports(_lines(self._records)):
+            sequence = report.lines[0].seq
+            if sequence is None or sequence <= self._told:
+                continue
+            self._tell(report, sequence, times.get(sequence, now_ns))
+        self._told = self._records[-1].sequence
+
+    def _tell(self, report: Report, sequence: int, time_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - self._hour_ns >= HOUR_NS:
+            self._hour_ns, self._counts = now_ns, Counter()
+        analysis = analyse_report(report)
+        self._counts[analysis.signature] += 1
+        seldom = self._counts[analysis.signature] <= PER_SIGNATURE_MAX
+        if seldom and sum(self._counts.values()) <= PER_HOUR_MAX:
+            self._found(analysis, sequence, time_ns)
+        else:
+            self._flooded()
+
+
+def _is_head(record: LogRecord) -> bool:
+    text = record.text[:512].decode("utf-8", "backslashreplace").lstrip()
+    return find_head(text) is not None
+
+
+def _lines(records: "deque[LogRecord]") -> list[LogLine]:
+    raw = b"\n".join(
+        b"4,%d,%d,-;%s" % (record.sequence, record.monotonic_ns // 1000, record.text)
+        for record in records
+    )
+    return parse_lines(raw)

@@ -1,0 +1,265 @@
+"""Directories of kernel dumps on disk: looked at, read and removed without following anything.
+
+/var/crash is hostile ground (SECURITY B3): many distributions let every user write to it. So each
+step goes from a descriptor to a name inside of it, O_NOFOLLOW, and what was opened is asked with
+fstat(2) what it is; a directory that root alone cannot vouch for is listed by name and never
+opened. Nothing blocks: no FIFO, no device is opened for read.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crashd.domain.kdumpdir import (
+    FILES_MAX,
+    DumpDirectory,
+    Entry,
+    classify,
+    parse_directory_name,
+)
+from crashd.domain.text import printable
+from crashd.errors import FormatError, NotFoundError, UnavailableError
+from crashd.store.trusted import distrust
+
+NAMES_MAX = 200_000
+"""Names of a directory that are looked at; the rest is told of, and not seen."""
+
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A directory entry that is named like a dump's directory, not yet opened."""
+
+    entry: Entry
+    device: int
+    inode: int
+    ctime_ns: int
+
+    @property
+    def stamp(self) -> tuple[int, int, int, int]:
+        """What changes when a file in it appears, goes, or gets another name."""
+        return self.device, self.inode, self.entry.mtime_ns, self.ctime_ns
+
+
+class DumpRoot:
+    """One directory that kernel dumps are saved in; owns its descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it; a link to it is the administrator's word and is followed.
+
+        Raises:
+            NotFoundError: there is none.
+            UnavailableError: it is not a directory, or cannot be opened.
+
+        """
+        self.path = path
+        name = printable(os.fsencode(path))
+        try:
+            self._fd = os.open(path, _DIR & ~os.O_NOFOLLOW)
+        except FileNotFoundError as e:
+            raise NotFoundError(f"{name} does not exist") from e
+        except OSError as e:
+            raise UnavailableError(f"cannot open {name}: {e.strerror}") from e
+        status = os.fstat(self._fd)
+        self._device = status.st_dev
+        self._trusted = frozenset({0, os.geteuid()})
+        owner = 0 if status.st_uid in self._trusted else status.st_uid
+        self.distrust = distrust(owner, status.st_mode, 0)
+        """Why others can replace what is in it; None where they cannot (a sticky directory)."""
+
+    def __enter__(self) -> "DumpRoot":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def space(self) -> tuple[int, int]:
+        """Tell the file system's size, and what it has left for root; bytes."""
+        filesystem = os.fstatvfs(self._fd)
+        return (
+            filesystem.f_blocks * filesystem.f_frsize,
+            filesystem.f_bfree * filesystem.f_frsize,
+        )
+
+    def list(self) -> Iterator[Seen]:
+        """List what is named like a dump's directory, whatever it is."""
+        with os.scandir(self._fd) as names:
+            for number, found in enumerate(names):
+                if number >= NAMES_MAX:
+                    return
+                name = os.fsencode(found.name)
+                if parse_directory_name(name) is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        yield self.look(name)
+
+    def look(self, name: bytes) -> Seen:
+        """Look at one entry.
+
+        Raises:
+            FileNotFoundError: it is gone.
+
+        """
+        status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        return Seen(_entry(name, status), status.st_dev, status.st_ino, status.st_ctime_ns)
+
+    def classify(self, seen: Seen) -> DumpDirectory | None:
+        """Tell what a directory is, by its files' names; one with faults is not opened.
+
+        Raises:
+            OSError: it is gone, or cannot be read.
+
+        """
+        told = classify(seen.entry, (), trusted_uids=self._trusted)
+        if told is None or told.faults:
+            return told
+        with self.open(seen) as directory:
+            return classify(seen.entry, directory.entries(), trusted_uids=self._trusted)
+
+    def open(self, seen: Seen) -> "OpenDump":
+        """Open a directory that was seen.
+
+        Raises:
+            OSError: it is gone, was replaced by something else, or lies on another file system.
+
+        """
+        fd = os.open(seen.entry.name, _DIR, dir_fd=self._fd)
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != (seen.device, seen.inode):
+            os.close(fd)
+            raise FileNotFoundError(f"{printable(seen.entry.name)} was replaced")
+        if status.st_dev != self._device:
+            os.close(fd)
+            raise OSError(f"{printable(seen.entry.name)} is on another file system")
+        return OpenDump(fd, self._trusted)
+
+    def remove(self, name: bytes, inode: int) -> int:
+        """Remove one dump's directory with its files; return the bytes freed.
+
+        Raises:
+            NotFoundError: it is gone, or there is another in its place.
+            FormatError: it is not to be trusted (any more), or holds a directory; what it holds
+            besides is gone then.
+            OSError: the file system refuses.
+
+        """
+        try:
+            seen = self.look(name)
+        except FileNotFoundError as e:
+            raise NotFoundError(f"{printable(name)} is gone") from e
+        if seen.inode != inode:
+            raise NotFoundError(f"{printable(name)} is another directory by now")
+        told = self.classify(seen)
+        if self.distrust is not None or told is None or told.faults:
+            why = self.distrust or (told.faults[0] if told else "it is no kernel dump's")
+            raise FormatError(f"{printable(name)} is left alone: {why}")
+        with self.open(seen) as directory:
+            freed = directory.empty()
+        try:
+            os.rmdir(name, dir_fd=self._fd)
+        except FileNotFoundError:
+            return freed
+        except OSError as e:
+            raise FormatError(f"{printable(name)} cannot be removed: {e.strerror}") from e
+        return freed
+
+
+class OpenDump:
+    """A dump's directory; owns its descriptor."""
+
+    def __init__(self, fd: int, trusted: frozenset[int]) -> None:
+        self._fd = fd
+        self._trusted = trusted
+
+    def __enter__(self) -> "OpenDump":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        os.close(self._fd)
+
+    def entries(self) -> list[Entry]:
+        """List its files, one more than any maker writes at most."""
+        found: list[Entry] = []
+        with os.scandir(self._fd) as names:
+            for file in names:
+                with contextlib.suppress(FileNotFoundError):
+                    name = os.fsencode(file.name)
+                    status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+                    found.append(_entry(name, status))
+                if len(found) > FILES_MAX:
+                    break
+        return found
+
+    def open_file(self, name: bytes) -> int:
+        """Open a file for reading; the caller owns the descriptor.
+
+        Raises:
+            OSError: it is gone.
+            FormatError: it is no regular file that root alone vouches for.
+
+        """
+        fd = os.open(name, _READ, dir_fd=self._fd)
+        status = os.fstat(fd)
+        sound = stat.S_ISREG(status.st_mode) and status.st_uid in self._trusted
+        if not sound or status.st_nlink != 1 or status.st_mode & 0o022:
+            os.close(fd)
+            raise FormatError(f"{printable(name)} is not a file that only root can change")
+        return fd
+
+    def read_ends(self, name: bytes, head: int, tail: int) -> tuple[bytes, bytes, int]:
+        """Read a file's first and last bytes, and tell its size.
+
+        Raises:
+            OSError: it is gone, or cannot be read.
+            FormatError: see `open_file`.
+
+        """
+        fd = self.open_file(name)
+        try:
+            size = os.fstat(fd).st_size
+            first = _pread(fd, min(head, size), 0)
+            return first, _pread(fd, min(tail, size), max(0, size - tail)), size
+        finally:
+            os.close(fd)
+
+    def empty(self) -> int:
+        """Unlink all that is no directory; return the bytes freed."""
+        freed = 0
+        for name in os.listdir(self._fd):
+            try:
+                status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    continue
+                os.unlink(name, dir_fd=self._fd)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                freed += status.st_blocks * 512
+        return freed
+
+
+def _entry(name: bytes, status: os.stat_result) -> Entry:
+    size, mtime_ns = status.st_size, status.st_mtime_ns
+    return Entry(name, status.st_mode, status.st_uid, status.st_nlink, size, mtime_ns)
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    """Read as much as there is, in one piece where the file system gives it."""
+    parts = []
+    while size > 0:
+        part = os.pread(fd, size, offset)
+        if not part:
+            break
+        parts.append(part)
+        size, offset = size - len(part), offset + len(part)
+    return b"".join(parts)
