@@ -49,6 +49,9 @@ VERBS: dict[str, Verb] = {
         Verb("install", "register as the kernel's crash handler", "setup", "install", None),
         Verb("uninstall", "give the registration back", "setup", "uninstall", None),
         Verb("follow", "print crashes as they happen", "reading", "follow", None),
+        Verb(
+            "kdump", "tell whether a crash of the kernel would leave a dump", "kdump", "kdump", None
+        ),
         Verb("doctor", "check that everything is in place", "health", "doctor", None),
     )
 }
@@ -154,6 +157,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "verify": _add_verify,
     "doctor": _add_doctor,
     "status": _add_json,
+    "kdump": _add_json,
     "follow": _add_json,
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from crashd.cli.kernelpage import kernel_fields, report_lines
 from crashd.cli.render import (
     ABSENT,
     BOLD,
@@ -14,7 +15,7 @@ from crashd.cli.render import (
     styled,
     value_text,
 )
-from crashd.domain.model import SHORT_ID_LENGTH
+from crashd.domain.model import BOOT_UNKNOWN, SHORT_ID_LENGTH
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 
@@ -47,7 +48,7 @@ def render_info(
         _where(doc),
         _capture(doc),
         _core(doc, core_file),
-        _kernel(doc),
+        kernel_fields(doc),
     ):
         lines = [_labelled(label, _shorten(text, limit)) for label, text in group if text]
         if lines:
@@ -56,7 +57,7 @@ def render_info(
     yield from _warnings(doc)
     yield from _threads(doc, show_all)
     yield from _frames(doc, show_all)
-    yield from _log(doc)
+    yield from report_lines(doc, show_all=show_all)
     if show_all:
         yield from _raw(doc)
 
@@ -159,7 +160,8 @@ def _where(doc: Row) -> Iterator[_Field]:
     yield "Host", _known(doc.get("hostname"))
     nodename = doc.get("nodename")
     yield "Node name", _known(nodename) if nodename != doc.get("hostname") else None
-    yield "Boot ID", _known(doc.get("boot_id"))
+    boot_id = _known(doc.get("boot_id"))
+    yield "Boot ID", boot_id if boot_id != BOOT_UNKNOWN else None
     yield "Unit", _known(doc.get("unit"))
     yield "User unit", _known(doc.get("user_unit"))
     yield "Slice", _known(doc.get("slice"))
@@ -185,7 +187,9 @@ def _capture(doc: Row) -> Iterator[_Field]:
     yield "Not whole", _known(capture.get("reason"))
     yield (
         "Identity",
-        "unsure: nothing was read from /proc" if capture.get("identity") == "none" else None,
+        "unsure: nothing was read from /proc"
+        if capture.get("identity") == "none" and doc.get("kind") == "process"
+        else None,
     )
 
 
@@ -193,6 +197,8 @@ def _core(doc: Row, core_file: str | None) -> Iterator[_Field]:
     core: Mapping[str, Any] = doc.get("core") or {}
     if not core.get("path"):
         yield "Core", "none" if doc.get("kind") == "process" else None
+        if doc.get("kind") == "kernel" and core.get("stored_bytes"):
+            yield "On disk", format_size(core["stored_bytes"])
         return
     size, stored = core.get("size_bytes") or 0, core.get("stored_bytes") or 0
     whole = "" if core.get("complete") else ", TRUNCATED"
@@ -205,14 +211,6 @@ def _core(doc: Row, core_file: str | None) -> Iterator[_Field]:
         f"{format_size(stored)} on disk",
     )
     yield "Stored as", printable(core_file) if core_file else None
-
-
-def _kernel(doc: Row) -> Iterator[_Field]:
-    kernel = doc.get("kernel")
-    if isinstance(kernel, Mapping):
-        for key, value in kernel.items():
-            label = printable(str(key)).replace("_", " ").capitalize()
-            yield label[:LABEL_WIDTH], _known(value)
 
 
 def _warnings(doc: Row) -> Iterator[str]:
@@ -242,14 +240,14 @@ def _threads(doc: Row, show_all: bool) -> Iterator[str]:
 
 def _frames(doc: Row, show_all: bool) -> Iterator[str]:
     frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
-    if not frames:
+    if not frames or doc.get("report"):  # the kernel's own words have the trace
         return
     shown = frames if show_all else frames[:FRAMES_MAX]
     yield ""
     yield "Stack of the crashed thread:"
     for number, frame in enumerate(shown):
         function = value_text(frame.get("function") or frame.get("pc"))
-        offset = frame.get("offset")
+        offset = frame.get("offset", frame.get("symbol_offset"))
         place = f"+{hex(offset)}" if isinstance(offset, int) else ""
         module = f" ({value_text(frame['module'])}{place})" if frame.get("module") else ""
         source = f" at {value_text(frame['file'])}" if frame.get("file") else ""
@@ -257,14 +255,6 @@ def _frames(doc: Row, show_all: bool) -> Iterator[str]:
         yield f"  #{number:<3} {function}{module}{source}{line}"
     if len(shown) < len(frames):
         yield f"       … and {len(frames) - len(shown)} more, see --all"
-
-
-def _log(doc: Row) -> Iterator[str]:
-    lines = doc.get("log") or []
-    if lines:
-        yield ""
-        yield "Log:"
-        yield from (f"  {printable(str(line))}" for line in lines)
 
 
 def _raw(doc: Row) -> Iterator[str]:

@@ -116,7 +116,8 @@ def signal_text(row: Row) -> str:
 def stored_text(row: Row) -> str:
     """Show the size on disk of a crash's core; ABSENT where there is none."""
     core = row.get("core") or {}
-    return format_size(core.get("stored_bytes") or 0) if core.get("path") else ABSENT
+    kept = core.get("path") or (row.get("kind") == "kernel" and core.get("stored_bytes"))
+    return format_size(core.get("stored_bytes") or 0) if kept else ABSENT
 
 
 def what_crashed(row: Row) -> str:

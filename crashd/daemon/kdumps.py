@@ -72,7 +72,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class DumpSettings:
-    """What the configuration says, resolved by whoever loads it."""
+    """What the configuration and the makers' own files say."""
 
     paths: tuple[Path, ...] = ()
     rescan_ns: int = 60 * 10**9
@@ -93,12 +93,14 @@ class Listeners:
     """Told how many dumps there are in which state."""
     deleted: Callable[[str, int], None]
     """Told of each dump that retention deleted: the limit that asked for it, and bytes freed."""
+    resolve: Callable[[], DumpSettings]
+    """Asked before each scan: the makers' own files decide with, and may have been changed."""
     scanned: Callable[[], None]
     """Called after each scan, for what else wants doing now and then."""
 
 
 class DumpWatch:
-    """The thread. `start` it, `allow` it to begin, `configure` it, `stop` it."""
+    """The thread. `start` it, `allow` it to begin, `stop` it."""
 
     def __init__(self, paths: Paths, hostname: bytes, listeners: Listeners) -> None:
         self.paths = paths
@@ -112,8 +114,9 @@ class DumpWatch:
         self._before: dict[tuple[str, bytes], Mapping[str, Any]] = {}
         self._dirty = True
         self._loaded = False
+        self._news = False
         self._missing_told: set[str] = set()
-        self._next_scan_ns = 0
+        self._next_scan_ns = self._scanned_ns = self._scan_took_ns = 0
         self._wake_out, self._wake_in = -1, -1
         self._stopping = threading.Event()
         self._allowed = threading.Event()
@@ -130,14 +133,8 @@ class DumpWatch:
         """Begin: the index now has all crashes that are on disk."""
         self._allowed.set()
 
-    def configure(self, settings: DumpSettings) -> None:
-        """Take new settings, and look at once."""
-        self.settings = settings
-        self._dirty = True
-        self._wake()
-
     def look(self) -> None:
-        """Have everything looked at soon."""
+        """Have everything looked at soon, by the settings as they are then."""
         self._dirty = True
         self._wake()
 
@@ -179,10 +176,11 @@ class DumpWatch:
             self._next_scan_ns = self._scanned_ns + self.settings.rescan_ns
         else:
             self._poll_active()
+            self._dirty = self._dirty or self._news  # one more: another may have to go
+        if self._news:
+            self._news = False
+            self._count()
         self._wait()
-
-    _scan_took_ns = 0
-    _scanned_ns = 0
 
     def _earliest_ns(self) -> int:
         return self._scanned_ns + max(SCAN_MIN_NS, SCAN_SHARE * self._scan_took_ns)
@@ -219,6 +217,7 @@ class DumpWatch:
             self._load()
             self._loaded = True
         self._foreign_count = 0
+        self.settings = self.listeners.resolve()
         wanted = {os.fspath(path) for path in self.settings.paths}
         for name in [name for name in self._watches if name not in wanted]:
             self._disarm(name)
@@ -391,6 +390,7 @@ class DumpWatch:
             known.growing = False  # not before the next scan
             return
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
+        self._news = True
 
     def read(self, crash_id: str) -> Crash | None:
         """Read a record; None where it was deleted by hand."""

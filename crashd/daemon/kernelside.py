@@ -13,9 +13,9 @@ from crashd.daemon.kdumps import DumpSettings, DumpWatch, Listeners
 from crashd.daemon.liveoops import LiveOopses
 from crashd.domain.kdumpready import assess, dump_paths
 from crashd.domain.kernellog import LogRecord
-from crashd.domain.kernelrecord import BOOT_UNKNOWN, SAME_EVENT_NS, split_log, survived
+from crashd.domain.kernelrecord import SAME_EVENT_NS, split_log, survived
 from crashd.domain.match import Query
-from crashd.domain.model import Crash, Kind, Mode
+from crashd.domain.model import BOOT_UNKNOWN, Crash, Kind, Mode
 from crashd.domain.oops import LogAnalysis, analyse
 from crashd.domain.pstore import PstoreLog, assemble
 from crashd.edge import process
@@ -54,6 +54,7 @@ class KernelSide:
                 known=self._known,
                 counted=exporter.kernel_dumps,
                 deleted=self._deleted,
+                resolve=self._resolve,
                 scanned=self._scanned,
             ),
         )
@@ -71,7 +72,7 @@ class KernelSide:
     def configure(self, settings: config.Settings) -> None:
         """Take new settings."""
         self._settings = settings
-        self._dumps.configure(self._resolve(settings))
+        self._dumps.look()
 
     def stop(self) -> None:
         """End the thread."""
@@ -187,8 +188,8 @@ class KernelSide:
 
     # -- settings and metrics --------------------------------------------------------------------
 
-    def _resolve(self, settings: config.Settings) -> DumpSettings:
-        facts = read_facts(self._paths.root)
+    def _resolve(self) -> DumpSettings:
+        facts, settings = read_facts(self._paths.root), self._settings
         wanted = settings.kdump.paths
         named = dump_paths(facts) if isinstance(wanted, str) else wanted
         kernel, count = settings.retention.kernel, facts.tool_count
@@ -203,14 +204,6 @@ class KernelSide:
 
     def _scanned(self) -> None:
         """Do what wants doing about once a minute, in the dumps' thread."""
-        resolved = self._resolve(self._settings)
-        if (resolved.paths, resolved.rescan_ns) != (
-            self._dumps.settings.paths,
-            self._dumps.settings.rescan_ns,
-        ):
-            self._dumps.configure(resolved)  # the maker's own file was changed
-        else:
-            self._dumps.settings = resolved
         readiness = assess(read_facts(self._paths.root))
         self._exporter.kdump_ready(readiness.ready, readiness.crashkernel_bytes)
         self._from_pstore()

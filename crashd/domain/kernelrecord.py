@@ -11,14 +11,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from crashd.domain.kdumpdir import DumpDirectory
-from crashd.domain.model import Capture, Core, Crash, Disposition, Kind, Mode, State, build_id_text
+from crashd.domain.model import (
+    BOOT_UNKNOWN,
+    Capture,
+    Core,
+    Crash,
+    Disposition,
+    Kind,
+    Mode,
+    State,
+    build_id_text,
+)
 from crashd.domain.oops import LogAnalysis
 from crashd.domain.oopskinds import PanicKind
 from crashd.domain.text import printable
 from crashd.domain.vmcore import Completeness, Verdict
 
-BOOT_UNKNOWN: Final = "0" * 32
-"""No log tells the boot id of the kernel that died."""
 LOG_LINES_MAX: Final = 4000
 LOG_BYTES_MAX: Final = 512 * 1024
 """Of a log, the end of which the record keeps."""

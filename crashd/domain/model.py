@@ -24,6 +24,9 @@ SCHEMA = 1
 ID_PATTERN = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}-\d{1,10}-[a-z][0-9a-z]{7}", re.ASCII)
 """`<UTC time>-<boot id, 8>-<pid>-<random>`; nothing in it is chosen by the crashed process."""
 
+BOOT_UNKNOWN = "0" * 32
+"""In place of a boot id: no log tells that of a kernel that died."""
+
 SHORT_ID_LENGTH = 8
 _SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 

@@ -15,7 +15,7 @@ _crashctl_matches() {
 
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local verbs='list info dump debug delete pin unpin status verify reindex install uninstall follow doctor'
+    local verbs='list info dump debug delete pin unpin status verify reindex install uninstall follow kdump doctor'
     local common='-h --help --version --root -q --quiet --no-legend --color --debug'
     local verb= options= i
     COMPREPLY=()
@@ -69,7 +69,7 @@ _crashctl() {
     delete) options='-f --force -y --yes' ;;
     verify) options='--deep --json' ;;
     doctor) options='--crash --json' ;;
-    status | follow) options='--json' ;;
+    status | follow | kdump) options='--json' ;;
     esac
 
     if [[ $cur == -* ]]; then

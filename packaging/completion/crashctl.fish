@@ -10,7 +10,7 @@ function __crashctl_matches
         string match -r '^\S+ \S+ [0-9a-z]+(?= )' | string replace -r '^\S+ \S+ ' ''
 end
 
-set -l verbs list info dump debug delete pin unpin status verify reindex install uninstall follow doctor
+set -l verbs list info dump debug delete pin unpin status verify reindex install uninstall follow kdump doctor
 
 complete -c crashctl -f
 
@@ -35,6 +35,7 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a reindex -d '
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a install -d 'Register as the crash handler of the kernel'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a uninstall -d 'Give the registration back'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a follow -d 'Print crashes as they happen'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a kdump -d 'Tell whether a crash of the kernel would leave a dump'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'Check that everything is in place'
 
 complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug delete pin unpin' -a '(__crashctl_matches)'
@@ -57,4 +58,4 @@ complete -c crashctl -n '__fish_seen_subcommand_from delete' -s f -l force -d 'D
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s y -l yes -d 'Do not ask'
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'Decompress every core, too'
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Really crash a process, and check'
-complete -c crashctl -n '__fish_seen_subcommand_from list info status verify follow doctor' -l json -d 'Machine-readable output'
+complete -c crashctl -n '__fish_seen_subcommand_from list info status verify follow kdump doctor' -l json -d 'Machine-readable output'

@@ -262,6 +262,13 @@ _WRONG = {
         }.items()
     },
     "retention.process.keep_free": ["'101%'", "'-1%'", "-1", "0.1", "'infinity'", "false"],
+    "retention.kernel.max_count": ["-1", "100001", "'none'", "true"],
+    "retention.kernel.max_use": ["'10%'", "-1", "true"],
+    "retention.kernel.keep_free": ["'101%'", "-1", "'infinity'"],
+    "retention.kernel.max_age": ["'1s'", "0", "true", "'never'"],
+    "kdump.paths": ["'/var/crash'", "['var/crash']", "['/a/../b']", "[1]", '["/a\\u0000"]'],
+    "kdump.rescan": ["0", "'2 days'", "'infinity'", "true"],
+    "kdump.live": ["1", "'yes'"],
     "http.listen": ["9816", "':9816'", "'localhost'", "'[::1]'", "'a:65536'", "false"],
     "privacy.environ": ["'Scrub'", "false"],
     "privacy.patterns": ["'A'", "[1]", "['']", "['A=B']", '["A\\u0000"]', "[['A']]", "{}"],
@@ -280,7 +287,10 @@ def test_load_files_wrong_value_is_refused(tmp_path: Path, key: str, value: str)
 
 
 def test_wrong_values_every_key_is_tried() -> None:
-    sections = {key.rpartition(".")[0] for key in known_keys()} | {"retention.process"}
+    sections = {key.rpartition(".")[0] for key in known_keys()} | {
+        "retention.process",
+        "retention.kernel",
+    }
     assert {*_WRONG} == {*known_keys()} - sections
 
 
@@ -303,6 +313,13 @@ _RIGHT = {
     "capture.rules": ["[]", "['mini exe=/a* uid=0', 'metadata signal=SIGABRT']"],
     "capture.buffer": ["'auto'", "0", "'1G'"],
     "retention.process.keep_free": ["0", "'0%'", "'100%'", "'10G'", "'12.5%'"],
+    "retention.kernel.max_count": ["'auto'", "0", "5"],
+    "retention.kernel.max_use": ["'infinity'", "'50G'"],
+    "retention.kernel.keep_free": ["'5%'", "0"],
+    "retention.kernel.max_age": ["'infinity'", "'30d'"],
+    "kdump.paths": ["'auto'", "[]", "['/var/crash', '/srv/dumps']"],
+    "kdump.rescan": ["'1s'", "300"],
+    "kdump.live": ["true", "false"],
     "http.listen": ["''", "'off'", "'[::1]:0'", "'0.0.0.0:9816'", "'localhost:65535'"],
     "privacy.environ": ["'scrub'", "'drop'", "'keep'"],
     "privacy.patterns": ["[]", "['ACME_*', 'x?[a-z]']"],

@@ -125,6 +125,7 @@ LAYERS = (
             "crashd.errors",
             "crashd.edge.sysctl",
             "crashd.edge.process",
+            "crashd.edge.kdumpfacts",
         ),
     ),
     Layer("crashd.__main__", ("crashd.daemon.main",)),

@@ -118,11 +118,18 @@ def test_render_info_lists_warnings() -> None:
 
 
 def test_render_info_of_a_kernel_crash() -> None:
-    doc = doc_of(kind=Kind.KERNEL, kernel={"release": "6.1.0", "panic_kind": "oops"}, core=Core())
+    kernel = {"release": "6.1.0", "path": "/var/crash/202601010000", "maker": "kdump-tools"}
+    kernel |= {"dump": "dump.202601010000", "format": "kdump-compressed", "dump_level": "31"}
+    doc = doc_of(
+        kind=Kind.KERNEL, kernel=kernel, core=Core(), boot_id="0" * 32, report=("Oops: here",)
+    )
     lines = page(doc)
     assert field(lines, "Kind") == "kernel"
-    assert field(lines, "Release") == "6.1.0"
-    assert field(lines, "Panic kind") == "oops"
+    assert field(lines, "Kernel") == "6.1.0"
+    assert field(lines, "Known from") == "/var/crash/202601010000 (kdump-tools)"
+    assert field(lines, "Dump") == "dump.202601010000 (kdump-compressed, level 31)"
+    assert field(lines, "Boot ID") is None
+    assert lines[-2:] == ["From the log:", "  Oops: here"]
     assert field(lines, "Readable by") is None
 
 

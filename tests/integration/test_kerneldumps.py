@@ -1,0 +1,322 @@
+"""Kernel dumps with the real daemon: makers at work, hostile directories, retention, deletion."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crashd.domain.kdumpdir import DumpDirectory
+from crashd.errors import FormatError, NotFoundError
+from crashd.store.kerneldumps import DumpRoot
+from tests.builders.kdumps import MAKERS, capture, kernel_log, make_old, put, save
+from tests.integration.test_daemon import metric
+from tests.running import DEFAULT_CONFIG, Daemon, wait_until
+
+GPF = "general protection fault in provoke_gpf"
+
+
+@pytest.fixture
+def dumps(short_tmp: Path) -> Path:
+    directory = short_tmp / "var/crash"
+    directory.mkdir(parents=True)
+    return directory
+
+
+def start(root: Path, config: str = "") -> Daemon:
+    return Daemon(root, "--no-register", config=DEFAULT_CONFIG + config)
+
+
+@pytest.fixture
+def daemon(short_tmp: Path, dumps: Path) -> Iterator[Daemon]:
+    with start(short_tmp) as running:
+        yield running
+
+
+def states(daemon: Daemon) -> list[str]:
+    return [crash["state"] for crash in daemon.crashes("--kind", "kernel")]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_simulated_capture_is_seen_capturing_then_complete_within_a_second(
+    daemon: Daemon, dumps: Path, name: str
+) -> None:
+    steps = capture(dumps, MAKERS[name], kernel_log())
+    assert next(steps) == "begun"
+    wait_until(lambda: states(daemon) == ["capturing"], 5, "it is seen")
+    assert next(steps) == "half"
+    time.sleep(1)
+    assert states(daemon) == ["capturing"]
+    assert next(steps) == "done"
+    done_s = time.monotonic()
+    wait_until(lambda: states(daemon) == ["complete"], 5, "it is complete")
+    wait_until(lambda: bool(daemon.crashes()[0]["signature"]), 5, "its log is read")
+    took_s = time.monotonic() - done_s
+    (crash,) = daemon.crashes()
+    assert crash["title"] == GPF
+    assert crash["kernel"]["maker"] == name
+    assert crash["kernel"]["panic_kind"] == "gpf"
+    # crashctl itself takes some 0.2 s each time it is asked
+    assert took_s < 2
+    assert daemon.crashctl("verify").stdout == ""
+    assert metric(daemon, 'crashd_kdump_dumps{state="complete"}') == 1
+    assert metric(daemon, 'crashd_crashes_total{disposition="full",kind="kernel"}') == 1
+
+
+def test_daemon_started_later_finds_what_is_there_and_records_it_once(
+    short_tmp: Path, dumps: Path
+) -> None:
+    save(dumps, "202601010101")
+    save(dumps, "202601010102", cut=True)
+    (dumps / "kexec_cmd").write_text("kexec")
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["complete", "incomplete"], 5, "both are there")
+        before = daemon.crashes()
+    with start(short_tmp) as daemon:
+        time.sleep(1)
+        assert daemon.crashes() == before
+        daemon.crashctl("reindex")
+        assert daemon.crashes() == before
+        reason = before[-1]["capture"]["reason"]
+        assert reason == "dump.202601010102: no end marker of the flattened format"
+
+
+def test_thousand_known_dumps_cost_little_and_a_new_one_is_found_at_once(
+    short_tmp: Path, dumps: Path
+) -> None:
+    for number in range(1000):
+        month, day = number // 900 + 1, number // 40 % 25 + 1
+        hour, minute = number % 40 // 10, number % 10
+        save(dumps, f"2025{month:02}{day:02}{hour:02}{minute:02}", b"x\n")
+    assert len(os.listdir(dumps)) == 1000
+    with start(short_tmp) as daemon:
+        begun = os.times()
+        wait_until(lambda: len(states(daemon)) == 1000, 100, "all are recorded")
+        cpu_s = cpu_seconds(daemon.pid)
+        assert cpu_s < 10, begun  # a second for each hundred
+    save(dumps, "202601010101")
+    with start(short_tmp) as daemon:
+        wait_until(lambda: len(states(daemon)) == 1001, 3, "the new one is recorded")
+        used_s = cpu_seconds(daemon.pid)
+        assert used_s < 5
+        daemon.stop()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_directory_that_is_deleted_by_others_is_missing_and_comes_back(
+    daemon: Daemon, dumps: Path, tmp_path: Path
+) -> None:
+    directory = save(dumps, "202601010101")
+    wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    (before,) = daemon.crashes()
+    shutil.copytree(directory, tmp_path / "backup")
+    shutil.rmtree(directory)
+    # what is deleted tells no event of the directory above: the scan at the daemon's start does
+    (dumps / "poke").mkdir()
+    wait_until(lambda: states(daemon) == ["missing"], 5, "it is missing")
+    shutil.copytree(tmp_path / "backup", directory)
+    make_old(directory)
+    wait_until(lambda: states(daemon) == ["complete"], 5, "it is back")
+    assert [crash["id"] for crash in daemon.crashes()] == [before["id"]]
+
+
+def test_hostile_directory_is_not_opened_not_followed_and_does_not_block(
+    short_tmp: Path, dumps: Path, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    (canary / "dmesg.202501010101").write_text("secret")
+    os.symlink(canary, dumps / "202501010101")
+    os.mkfifo(dumps / "202501010102")
+    (dumps / "202501010103").write_text("a file")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(dumps / "202501010104"))
+    inside = dumps / "202501010105"
+    inside.mkdir()
+    os.symlink("/etc/shadow", inside / "dmesg.202501010105")
+    os.mkfifo(inside / "dump.202501010105")
+    linked = dumps / "202501010106"
+    linked.mkdir()
+    os.link(canary / "dmesg.202501010101", linked / "dmesg.202501010106")
+    open_to_all = dumps / "202501010107"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (dumps / "new\nline").mkdir()
+    good = save(dumps, "202601010101")
+    with start(short_tmp, "[retention.kernel]\nmax_count = 1\n") as daemon:
+        wait_until(lambda: len(states(daemon)) == 1, 5, "the good one is recorded")
+        assert daemon.crashes()[0]["kernel"]["path"] == str(good)
+        told = [line for line in daemon.log.read_text().splitlines() if "no dump of root's" in line]
+        assert len(told) == 7
+        assert "secret" not in daemon.log.read_text()
+        assert metric(daemon, 'crashd_kdump_dumps{state="foreign"}') == 7
+    assert sorted(os.listdir(canary)) == ["dmesg.202501010101"]
+    assert len(os.listdir(dumps)) == 9
+
+
+def test_retention_keeps_the_newest_as_kdump_tools_is_set_to(short_tmp: Path, dumps: Path) -> None:
+    conf = short_tmp / "etc/default/kdump-tools"
+    conf.parent.mkdir(parents=True)
+    conf.write_text('USE_KDUMP=1\nKDUMP_NUM_DUMPS="3"\n')
+    for number in range(6):
+        save(dumps, f"20260101010{number}")
+    save(dumps, "202601010110", cut=True)
+    with start(short_tmp) as daemon:
+        wait_until(lambda: len(os.listdir(dumps)) == 4, 10, "the oldest are deleted")
+        wait_until(lambda: states(daemon).count("evicted") == 3, 5, "and told of")
+        left = ["202601010103", "202601010104", "202601010105", "202601010110"]
+        assert sorted(os.listdir(dumps)) == left
+        evicted = [c for c in daemon.crashes() if c["state"] == "evicted"]
+        assert evicted[0]["title"] == GPF
+        assert "older than the newest 3 complete dumps" in evicted[0]["capture"]["reason"]
+        labels = '{kind="kernel",reason="count"}'
+        assert metric(daemon, f"crashd_retention_deleted_total{labels}") == 3
+        conf.write_text("KDUMP_NUM_DUMPS=2\n")  # a changed setting is noticed at the next scan
+        (dumps / "poke").mkdir()
+        wait_until(lambda: "202601010103" not in os.listdir(dumps), 10, "the fourth goes too")
+
+
+def test_pinned_dump_is_kept_and_unpinned_goes(short_tmp: Path, dumps: Path) -> None:
+    save(dumps, "202601010101")
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+        daemon.crashctl("pin", daemon.crashes()[0]["id"])
+    save(dumps, "202601010102")
+    save(dumps, "202601010103")
+    with start(short_tmp, "[retention.kernel]\nmax_count = 1\n") as daemon:
+        wait_until(lambda: not (dumps / "202601010102").exists(), 5, "the other one is deleted")
+        assert sorted(os.listdir(dumps)) == ["202601010101", "202601010103"]
+
+
+def test_delete_removes_record_and_dump(daemon: Daemon, dumps: Path) -> None:
+    save(dumps, "202601010101")
+    wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    daemon.crashctl("delete", "-y", daemon.crashes()[0]["id"])
+    assert os.listdir(dumps) == []
+    assert daemon.crashes() == []
+
+
+def test_remove_of_what_is_not_ours_leaves_it(dumps: Path) -> None:
+    directory = save(dumps, "202601010101")
+    inode = directory.stat().st_ino
+    directory.chmod(0o777)
+    with DumpRoot(dumps) as root:
+        with pytest.raises(FormatError, match="writable by others"):
+            root.remove(b"202601010101", inode)
+        directory.chmod(0o755)
+        with pytest.raises(NotFoundError, match="another directory"):
+            root.remove(b"202601010101", inode + 1)
+        (directory / "sub").mkdir()
+        with pytest.raises(FormatError, match="cannot be removed"):
+            root.remove(b"202601010101", inode)
+        assert os.listdir(directory) == ["sub"]
+        (directory / "sub").rmdir()
+        root.remove(b"202601010101", inode)
+    assert os.listdir(dumps) == []
+
+
+def test_sec_22_removal_races_with_a_renamer_and_touches_nothing_else(
+    dumps: Path, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    for name in ("dump.202601010101", "dmesg.202601010101"):
+        put(canary / name, b"precious")
+    target, aside = dumps / "202601010101", dumps / "aside"
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                os.rename(target, aside)
+            with contextlib.suppress(OSError):
+                os.symlink(canary, target)
+                os.unlink(target)
+            with contextlib.suppress(OSError):
+                os.rename(aside, target)
+            time.sleep(0.0001)
+
+    renamer = threading.Thread(target=swap)
+    renamer.start()
+    removed = 0
+    try:
+        with DumpRoot(dumps) as root:
+            for _ in range(10_000):
+                try:
+                    if not target.is_dir() and not aside.is_dir():
+                        aside.mkdir(mode=0o755)
+                        put(aside / "dump.202601010101", b"x")
+                        os.rename(aside, target)
+                    inode = os.stat(target, follow_symlinks=False).st_ino
+                    root.remove(b"202601010101", inode)
+                    removed += 1
+                except (FormatError, NotFoundError, OSError):
+                    continue
+    finally:
+        stop.set()
+        renamer.join()
+    assert removed > 10
+    assert sorted(os.listdir(canary)) == ["dmesg.202601010101", "dump.202601010101"]
+    assert (canary / "dump.202601010101").read_bytes() == b"precious"
+
+
+def test_classify_of_names_that_change_meanwhile_never_raises_more_than_oserror(
+    dumps: Path,
+) -> None:
+    stop = threading.Event()
+
+    def churn() -> None:
+        generator = random.Random(1)
+        while not stop.is_set():
+            path = dumps / f"20260101010{generator.randrange(4)}"
+            try:
+                if path.exists():
+                    shutil.rmtree(path)
+                else:
+                    save(dumps, path.name, b"log\n")
+            except OSError:
+                continue
+
+    writer = threading.Thread(target=churn)
+    writer.start()
+    seen = 0
+    try:
+        with DumpRoot(dumps) as root:
+            for _ in range(2000):
+                for found in root.list():
+                    try:
+                        seen += isinstance(root.classify(found), DumpDirectory)
+                    except OSError:
+                        continue
+    finally:
+        stop.set()
+        writer.join()
+    assert seen > 100
+
+
+def test_kdump_verb_tells_the_trap_that_leaves_no_image(short_tmp: Path) -> None:
+    conf = short_tmp / "etc/default/kdump-tools"
+    conf.parent.mkdir(parents=True)
+    conf.write_text('USE_KDUMP=1\nMAKEDUMP_ARGS="-c -d 31 --dump-dmesg"\nKDUMP_NUM_DUMPS=2\n')
+    with start(short_tmp) as daemon:
+        done = daemon.crashctl("kdump", check=False)
+        assert done.returncode == 1
+        assert "MAKEDUMP_ARGS has --dump-dmesg" in done.stdout
+        assert "-> take it out of MAKEDUMP_ARGS" in done.stdout
+        document = json.loads(daemon.crashctl("kdump", "--json", check=False).stdout)
+        assert document["ready"] is False
+        assert document["tool_keeps"] == 2
+        assert "dump-dmesg" in [finding["code"] for finding in document["findings"]]
+        assert metric(daemon, "crashd_kdump_ready") == 0
