@@ -15,7 +15,7 @@ from typing import Any
 
 from crashd.domain.match import Query
 from crashd.domain.model import ID_PATTERN, Crash, Kind, State, to_json
-from crashd.errors import CrashdError, FormatError, IndexCorruptError, NotFoundError
+from crashd.errors import CrashdError, FormatError, IndexCorruptError, NotFoundError, UnavailableError
 from crashd.store import corefile
 from crashd.store.entry import (
     CORE,
@@ -127,6 +127,8 @@ class Catalog:
         path, inode = kernel.get("path"), kernel.get("inode")
         if crash.kind is not Kind.KERNEL or not isinstance(path, str) or type(inode) is not int:
             return 0
+        if crash.state is State.CAPTURING:
+            raise UnavailableError(f"crash {crash_id} is still being captured")
         try:
             with DumpRoot(Path(path).parent) as root:
                 return root.remove(os.fsencode(Path(path).name), inode)

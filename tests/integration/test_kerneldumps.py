@@ -208,6 +208,54 @@ def test_delete_removes_record_and_dump(daemon: Daemon, dumps: Path) -> None:
     assert daemon.crashes() == []
 
 
+def test_sec_25_delete_of_a_dump_that_is_being_written_is_refused(
+    daemon: Daemon, dumps: Path
+) -> None:
+    steps = capture(dumps, MAKERS["kdump-tools"], kernel_log())
+    next(steps)
+    wait_until(lambda: states(daemon) == ["capturing"], 5, "it is seen")
+    done = daemon.crashctl("delete", "-y", daemon.crashes()[0]["id"], check=False)
+    assert done.returncode == 4
+    assert "is still being captured" in done.stderr
+    assert os.listdir(dumps) == ["202601020304"]
+
+
+def test_pstore_records_are_put_together_and_recorded_once(short_tmp: Path, dumps: Path) -> None:
+    pstore = short_tmp / "sys/fs/pstore"
+    pstore.mkdir(parents=True)
+    words = kernel_log("bug")
+    half = words.rfind(b"\n", 0, len(words) // 2) + 1
+    (pstore / "dmesg-efi_pstore-170000000001001").write_bytes(b"Panic#1 Part1\n" + words[half:])
+    (pstore / "dmesg-efi_pstore-170000000002001").write_bytes(b"Panic#1 Part2\n" + words[:half])
+    (pstore / "console-ramoops-0").write_bytes(b"not a crash")
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 5, "it is recorded")
+        (crash,) = daemon.crashes()
+        assert crash["title"].startswith("kernel BUG")
+        assert crash["kernel"]["source"] == "pstore (efi, 2 parts)"
+    moved = short_tmp / "var/lib/systemd/pstore/1700000000/001"
+    moved.mkdir(parents=True)
+    for name in list(pstore.iterdir()):
+        name.rename(moved / name.name)
+    with start(short_tmp) as daemon:
+        time.sleep(1)
+        assert [found["id"] for found in daemon.crashes()] == [crash["id"]]
+
+
+def test_pstore_of_a_crash_that_has_a_dump_is_no_second_crash(short_tmp: Path, dumps: Path) -> None:
+    save(dumps, "202601010101", kernel_log("bug"))
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["complete"], 5, "the dump is recorded")
+        time_s = daemon.crashes()[0]["kernel"]["crash_time"]
+    record = short_tmp / "sys/fs/pstore/dmesg-erst-7000000001"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(b"Panic#1 Part1\n" + kernel_log("bug"))
+    os.utime(record, (time_s, time_s))
+    with start(short_tmp) as daemon:
+        wait_until(lambda: "which has a dump" in daemon.log.read_text(), 5, "the twin is known")
+        assert states(daemon) == ["complete"]
+
+
 def test_remove_of_what_is_not_ours_leaves_it(dumps: Path) -> None:
     directory = save(dumps, "202601010101")
     inode = directory.stat().st_ino
