@@ -1,0 +1,1 @@
+"""Fuzzing of every parser that sees foreign bytes: `python -m tests.fuzz --seconds 60`."""

@@ -1,0 +1,190 @@
+"""What is fuzzed: each parser, with real bytes to begin from."""
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from crashd.analysisresult import parse_report
+from crashd.corehandler import pack
+from crashd.domain import cgroup, elfcore, httphead, kdumpconf, kernellog, memorymap, procfs
+from crashd.domain.coredumpsock import parse_request
+from crashd.domain.coremeta import CoreMeta, parse_fields
+from crashd.domain.crashkernel import parse_crashkernel
+from crashd.domain.kdumpdir import classify, parse_directory_name
+from crashd.domain.match import parse_term, parse_time
+from crashd.domain.memorymap import DoubtError
+from crashd.domain.model import from_json, to_json
+from crashd.domain.oops import analyse
+from crashd.domain.pstore import assemble, parse_part
+from crashd.domain.shellconf import parse_shell
+from crashd.domain.text import printable
+from crashd.domain.vmcore import TAIL_SIZE, judge
+from crashd.domain.wrapped import find_wrapper, unwrap
+from crashd.domain.zstdframes import parse_block_header, parse_frame_header
+from crashd.errors import CrashdError
+from crashd.store.corefile import unzstd
+from tests.builders.crashes import build_crash
+from tests.builders.elfcore import CoreSegment, build_core
+from tests.builders.kdumpdir import (
+    KdumpFormat,
+    build_elf_vmcore,
+    directory,
+    file,
+    flatten,
+    lz4_frame,
+)
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parser: takes any bytes, and raises CrashdError or `refuses`, which its caller expects."""
+
+    name: str
+    run: Callable[[bytes], object]
+    seeds: Callable[[], Sequence[bytes]]
+    refuses: tuple[type[Exception], ...] = (CrashdError,)
+
+
+def _unzip(*names: str) -> list[bytes]:
+    return [gzip.decompress((DATA / name).read_bytes()) for name in names]
+
+
+def _cores() -> list[bytes]:
+    built = build_core(segments=[CoreSegment(0x1000, b"x" * 64)])
+    return [*_unzip("core-x86_64.gz", "core-i386.gz"), built]
+
+
+def _dumps() -> list[bytes]:
+    whole = [KdumpFormat(version=version).build() for version in range(1, 7)]
+    whole += [flatten(whole[-1]), build_elf_vmcore()]
+    heads = [raw[:65536] for raw in _unzip("kdump/flattened-head.gz", "kdump/elf-head.gz")]
+    packed = [gzip.compress(whole[-2]), lz4_frame(whole[-2])]
+    return [*whole, *heads, *packed, zstandard.compress(whole[-2])]
+
+
+def _logs() -> list[bytes]:
+    # the reports in them, not the boot
+    tails = [raw[-8192:] for raw in _unzip("dmesg/gpf.gz", "dmesg/bug.gz", "dmesg/softlockup.gz")]
+    reports = (DATA / "dmesg/reports.txt").read_bytes().split(b"=== ")
+    return [*tails, *reports]
+
+
+def _judge(raw: bytes) -> object:
+    return judge(raw, len(raw), raw[-TAIL_SIZE:], unzstd)
+
+
+def _unwrap(raw: bytes) -> object:
+    wrapper = find_wrapper(raw)
+    return None if wrapper is None else unwrap(raw, wrapper, 1 << 20, unzstd)
+
+
+def _classify(raw: bytes) -> object:
+    names = raw.split(b"\n")[:20]
+    return classify(directory(names[0]), [file(name) for name in names[1:] if name])
+
+
+def _meta(raw: bytes) -> object:
+    return CoreMeta.from_fields(parse_fields(raw), 0)
+
+
+def _record(raw: bytes) -> object:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return to_json(from_json(document))
+
+
+def _words(raw: bytes) -> object:
+    text = raw.decode("utf-8", "surrogateescape")
+    parse_term(text or "x")
+    return parse_time(text, 10**18)
+
+
+def _printable(raw: bytes) -> object:
+    text = printable(raw)
+    assert text.isprintable() or all(ord(c) >= 32 and c != "\x7f" for c in text)
+    return text
+
+
+def _proc(raw: bytes) -> object:
+    procfs.parse_status(raw)
+    procfs.parse_start_time(raw)
+    procfs.parse_cmdline(raw)
+    procfs.parse_core_limit(raw)
+    return procfs.parse_environ(raw)
+
+
+def _pstore(raw: bytes) -> object:
+    parts = [parse_part("dmesg-efi-1", piece, 0) for piece in raw.split(b"\0")[:8]]
+    return assemble(part for part in parts if part is not None)
+
+
+def _zstd(raw: bytes) -> object:
+    return parse_frame_header(raw), parse_block_header(raw)
+
+
+def _own_proc() -> list[bytes]:
+    names = ("status", "stat", "cmdline", "limits", "environ")
+    return [Path("/proc/self", name).read_bytes() for name in names]
+
+
+def _maps() -> list[bytes]:
+    return [Path("/proc/self/smaps").read_bytes()[:9000]]
+
+
+TARGETS = (
+    Target("core head", elfcore.parse_head, _cores),
+    Target("build id", elfcore.parse_build_id, _cores),
+    Target("kernel dump", _judge, _dumps),
+    Target("compressed dump", _unwrap, _dumps),
+    Target("dump directory", _classify, lambda: [b"202601010101\ndump.202601010101\nx"]),
+    Target("directory name", parse_directory_name, lambda: [b"h-2026-01-02-03:04:05", b"1" * 12]),
+    Target("kernel log", analyse, _logs),
+    Target("pstore", _pstore, lambda: [b"Panic#1 Part1\nx\0Oops#2 Part2\ny"]),
+    Target(
+        "kmsg record",
+        lambda raw: (kernellog.parse_record(raw), kernellog.find_loss(raw)),
+        lambda: [b"4,1,2,-;Pid 7(x) over core_pipe_limit", b"coredump: 7(a): |x pipe failed"],
+    ),
+    Target(
+        "kdump-tools",
+        kdumpconf.parse_kdump_tools,
+        lambda: [(DATA / "kdump/kdump-tools.default").read_bytes()],
+    ),
+    Target("kdump.conf", kdumpconf.parse_kdump_conf, lambda: [b"path /x\nnfs a:/b\n"]),
+    Target("sysconfig", kdumpconf.parse_sysconfig, lambda: [b'KDUMP_SAVEDIR="file:///x"\n']),
+    Target("shell", parse_shell, lambda: [b"A=1\nif [ x ]; then B='$A'; fi\nC=\"$(id)\"\n"]),
+    Target("crashkernel", parse_crashkernel, lambda: [b"crashkernel=1G-4G:64M,4G-:128M@16M"]),
+    Target(
+        "hand-over",
+        _meta,
+        lambda: [pack({"pid": b"7", "signal": b"11", "time": b"1", "comm": b"x"})],
+    ),
+    Target("socket request", parse_request, lambda: [bytes(range(48))]),
+    Target("record", _record, lambda: [json.dumps(to_json(build_crash())).encode()]),
+    Target("analysis", parse_report, lambda: [b'{"threads": [], "modules": []}']),
+    Target("proc", _proc, _own_proc),
+    Target(
+        "maps",
+        memorymap.parse_maps,
+        lambda: [Path("/proc/self/smaps").read_bytes()[:9000]],
+        (DoubtError,),
+    ),
+    Target("cgroup", cgroup.parse_cgroup, lambda: [b"0::/system.slice/docker-" + b"a" * 64]),
+    Target(
+        "http",
+        httphead.parse_request,
+        lambda: [b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"],
+        (ValueError,),
+    ),
+    Target("match", _words, lambda: [b"exe=/usr/bin/x", b"2 hours ago", b"yesterday"]),
+    Target("zstd frame", _zstd, lambda: [zstandard.compress(b"x" * 1000)]),
+    Target("terminal", _printable, lambda: [b"\x1b[2J\xff\xe2\x80\xae"]),
+)
