@@ -18,6 +18,7 @@ from crashd.configvalues import (
     PATHS,
     PATTERNS,
     RULES,
+    SIZE,
     SIZE_OR_AUTO,
     SIZE_OR_INFINITY,
     duration,
@@ -316,6 +317,36 @@ class Kdump(Section):
         return parse_duration(self.rescan)
 
 
+class Analysis(Section):
+    """How crashes are explained: by a process of its own for each, which may do nothing but read
+    the core and the debug information of what is in it."""
+
+    enabled: Annotated[bool, FLAG] = True
+    """Whether crashes are analysed as they come, and at the word of `crashctl analyze`."""
+
+    timeout: Annotated[str | int, duration(_SECOND_NS, 3600 * _SECOND_NS)] = "1min"
+    """The longest time that one analysis may take, and the CPU time that it may use."""
+
+    memory: Annotated[str | int, SIZE] = "512M"
+    """How much memory one analysis may use, beyond its libraries."""
+
+    workers: Annotated[int, whole(1, 16)] = 1
+    """How many analyses are done at the same time. They wait while crashes are being captured."""
+
+    python: Annotated[bool, FLAG] = True
+    """Whether the stacks of Python programs are shown in Python's own terms too."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return parse_duration(self.timeout) / 1e9
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory` in bytes."""
+        return parse_bytes(self.memory)
+
+
 class Http(Section):
     """The server of /metrics, /-/healthy and /-/ready."""
 
@@ -358,6 +389,7 @@ class Settings(Section):
     limiter: Limiter = Limiter()
     retention: Retention = Retention()
     kdump: Kdump = Kdump()
+    analysis: Analysis = Analysis()
     http: Http = Http()
     privacy: Privacy = Privacy()
     log: Log = Log()

@@ -135,6 +135,12 @@ def _parse_limit(value: Any) -> Any:
     raise ValueError
 
 
+def _parse_work_memory(value: Any) -> Any:
+    if _is_text_or_int(value) and 64 << 20 <= parse_bytes(value) <= 64 << 30:
+        return value
+    raise ValueError
+
+
 def _parse_auto_size(value: Any) -> Any:
     if value == "auto" or (_is_text_or_int(value) and parse_bytes(value) >= 0):
         return value
@@ -198,6 +204,7 @@ def _parse_patterns(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+SIZE = Rule('a size from "64M" to "64G"', _parse_work_memory)
 SIZE_OR_INFINITY = Rule('a size such as "64M", or "infinity"', _parse_limit)
 SIZE_OR_AUTO = Rule('"auto" or a size such as "64M"', _parse_auto_size)
 FLAG = Rule("true or false", _parse_flag)

@@ -17,7 +17,9 @@ COLORS = ("auto", "always", "never")
 DEBUGGERS = ("gdb", "drgn", "crash")
 KINDS = ("process", "kernel")
 
-_DASHED_VALUES = frozenset(["-S", "--since", "-U", "--until", "-A", "--debugger-arguments"])
+_DASHED_VALUES = frozenset(
+    ["-S", "--since", "-U", "--until", "--new-since", "-A", "--debugger-arguments"]
+)
 """Options whose value may begin with a dash (`--since -1h`), which argparse would refuse."""
 
 
@@ -40,6 +42,8 @@ VERBS: dict[str, Verb] = {
         Verb("info", "show all that is known of one crash", "reading", "show", "[MATCH...]"),
         Verb("dump", "write the core of one crash", "dumping", "dump", "MATCH...", True),
         Verb("debug", "open the core in a debugger", "debugging", "debug", "MATCH...", True),
+        Verb("top", "list signatures, the most frequent first", "analyzing", "top", "[MATCH...]"),
+        Verb("analyze", "have a crash analysed again", "analyzing", "analyze", "MATCH...", True),
         Verb("delete", "delete crashes and their cores", "changing", "delete", "MATCH...", True),
         Verb("pin", "keep crashes from being deleted", "changing", "pin", "MATCH...", True),
         Verb("unpin", "undo pin", "changing", "unpin", "MATCH...", True),
@@ -117,6 +121,20 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-S", "--since", metavar="TIME", help="crashes at or after TIME only")
+    add("--new-since", metavar="TIME", help="signatures first seen at or after TIME only")
+    add("--kind", choices=KINDS, help="crashes of this kind only")
+    add("-n", "--lines", dest="limit", type=_positive, metavar="N", default=20, help="as many (20)")
+    _add_json(parser)
+
+
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    _add_newest(parser)
+    _add_json(parser)
+
+
 def _add_dump(parser: argparse.ArgumentParser) -> None:
     _add_newest(parser)
     add = parser.add_argument
@@ -151,6 +169,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "list": _add_list,
     "info": _add_info,
+    "top": _add_top,
+    "analyze": _add_analyze,
     "dump": _add_dump,
     "debug": _add_debug,
     "delete": _add_delete,

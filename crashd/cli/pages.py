@@ -42,21 +42,24 @@ def render_info(
     """Lay out all that is known of one crash; `core_file` is where its core is stored."""
     yield styled(value_text(doc.get("title")), BOLD if color else None)
     limit = None if show_all else TEXT_MAX
-    for group in (
-        _what(doc, now_ns),
-        _who(doc),
-        _where(doc),
-        _capture(doc),
-        _core(doc, core_file),
-        kernel_fields(doc),
+    for number, group in enumerate(
+        (
+            _what(doc, now_ns),
+            _who(doc),
+            _where(doc),
+            _capture(doc),
+            _core(doc, core_file),
+            kernel_fields(doc),
+        )
     ):
         lines = [_labelled(label, _shorten(text, limit)) for label, text in group if text]
         if lines:
             yield ""
             yield from lines
+        if number == 0:  # what happened, and where, before all else
+            yield from _frames(doc, show_all)
     yield from _warnings(doc)
     yield from _threads(doc, show_all)
-    yield from _frames(doc, show_all)
     yield from report_lines(doc, show_all=show_all)
     if show_all:
         yield from _raw(doc)
@@ -98,8 +101,12 @@ def _what(doc: Row, now_ns: int) -> Iterator[_Field]:
     yield "Pinned", "yes" if doc.get("pinned") else None
     yield "Signal", _signal(doc)
     yield "Explanation", _known(doc.get("explanation"))
+    analysis = doc.get("analysis") or {}
+    failed = analysis.get("state") == "failed"
+    yield "Analysis", f"failed: {value_text(analysis.get('reason'))}" if failed else None
     count = doc.get("count_of_signature")
-    seen = f" (seen {count} times)" if isinstance(count, int) and count > 1 else ""
+    since = local_time(doc.get("first_of_signature"))
+    seen = f" (seen {count} times since {since})" if isinstance(count, int) and count > 1 else ""
     yield "Signature", f"{value_text(doc['signature'])}{seen}" if doc.get("signature") else None
 
 

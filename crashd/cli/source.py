@@ -30,6 +30,9 @@ class Source(Protocol):
     def select(self, query: Query) -> list[dict[str, Any]]:
         """Find crashes, the newest first."""
 
+    def top(self, query: Query) -> list[dict[str, Any]]:
+        """Count crashes by signature, the most frequent first."""
+
     def info(self, crash_id: str) -> dict[str, Any]:
         """Give all that is known of one crash.
 
@@ -68,6 +71,10 @@ class DirectSource:
         """Find crashes, the newest first."""
         return self.index.select(query, None)
 
+    def top(self, query: Query) -> list[dict[str, Any]]:
+        """Count crashes by signature, the most frequent first."""
+        return self.catalog.top(query, None)
+
     def info(self, crash_id: str) -> dict[str, Any]:
         """Give all that is known of one crash."""
         return self.catalog.info(crash_id, None)
@@ -90,6 +97,11 @@ class DaemonSource:
     def select(self, query: Query) -> list[dict[str, Any]]:
         """Find crashes, the newest first."""
         found = self._client.ask({"verb": "list", "query": query.to_json()})["crashes"]
+        return [row for row in found if isinstance(row, dict)]
+
+    def top(self, query: Query) -> list[dict[str, Any]]:
+        """Count crashes by signature, the most frequent first."""
+        found = self._client.ask({"verb": "top", "query": query.to_json()})["signatures"]
         return [row for row in found if isinstance(row, dict)]
 
     def info(self, crash_id: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The control socket: crashctl of users who may not read the store, status and follow for all.
 
-Read-only. Who asks is known by SO_PEERCRED: root (and the daemon's own user) sees all, others what
-is theirs. Bounded: connections in all and for each user, seconds for a request, bytes both ways.
+Read-only, but that root can have a crash analysed. Who asks is known by SO_PEERCRED: root (and the
+daemon's own user) sees all, others what is theirs. Bounded: connections in all and for each user,
+seconds for a request, bytes both ways.
 """
 
 import contextlib
@@ -15,11 +16,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from crashd.domain import frames
 from crashd.domain.match import Query
-from crashd.errors import CrashdError, FormatError, UnavailableError, UsageError
+from crashd.errors import (
+    CrashdError,
+    FormatError,
+    PermissionDeniedError,
+    UnavailableError,
+    UsageError,
+)
 from crashd.store.catalog import Catalog
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -34,6 +42,7 @@ FOLLOW_QUEUE = 256
 LIST_MAX = 100_000
 LIST_BYTES = 48 << 20
 """Of the JSON of a list for root; under frames.ANSWER_MAX once packed."""
+TOP_MAX = 1000
 LIST_BYTES_FOR_OTHERS = 8 << 20
 """The crashed processes chose what is in it, and 48 of their users may ask at once."""
 _UCRED = struct.Struct("3i")
@@ -59,8 +68,11 @@ class ControlServer:
         sock: socket.socket,
         paths: Paths,
         status: Callable[[], dict[str, Any]],
+        analyze: Callable[[str], bool],
         log: logging.Logger,
     ) -> None:
+        """`status` gives what `crashctl status` prints, `analyze` queues a crash's analysis."""
+        self._analyze = analyze
         self._socket = sock
         self._paths = paths
         self._status = status
@@ -207,7 +219,7 @@ class ControlServer:
         verb = request.get("verb")
         if verb == "status":
             return {"ok": True, "status": self._status()}, None
-        if verb not in ("list", "info", "open-core"):
+        if verb not in ("list", "top", "info", "open-core", "analyze"):
             raise UsageError(f"the daemon knows no {str(verb)[:40]!r}")
         with self._catalog() as catalog:
             if verb == "list":
@@ -215,11 +227,25 @@ class ControlServer:
                 size = LIST_BYTES if viewer is None else LIST_BYTES_FOR_OTHERS
                 found = catalog.select(_bounded(query), viewer, max_bytes=size)
                 return {"ok": True, "crashes": found}, None
+            if verb == "top":
+                query = Query.from_json(request.get("query", {}))
+                limit = min(query.limit or TOP_MAX, TOP_MAX)
+                found = catalog.top(replace(query, limit=limit), viewer)
+                return {"ok": True, "signatures": found}, None
             crash_id = request.get("id")
             if not isinstance(crash_id, str):
                 raise UsageError(f"{verb} needs an id")
             if verb == "info":
                 return {"ok": True, "crash": catalog.info(crash_id, viewer)}, None
+            if verb == "analyze":
+                catalog.info(crash_id, viewer)
+                if viewer is not None:
+                    raise PermissionDeniedError("only root may have crashes analysed")
+                if not self._analyze(crash_id):
+                    raise UnavailableError(
+                        "too many analyses are waiting, or none are made (analysis.enabled)"
+                    )
+                return {"ok": True}, None
             return {"ok": True}, catalog.open_core(crash_id, viewer)
 
     @contextlib.contextmanager

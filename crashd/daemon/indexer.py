@@ -16,6 +16,7 @@ from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.exporter import DropReason, Exporter
 from crashd.errors import CrashdError, IndexCorruptError
+from crashd.store import signatures
 from crashd.store.catalog import set_index_aside
 from crashd.store.entry import entry_ids, open_entry
 from crashd.store.index import Index
@@ -199,6 +200,7 @@ class Indexer:
             self._unfinished(index.ids_in_state(State.CAPTURING))
         for kind, (count, size) in index.usage().items():
             self._exporter.store(kind, count, size)
+        self._exporter.signatures(signatures.count(index))
 
     def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
         """Tell whether a crash was not finished so far: the loop may find out twice."""

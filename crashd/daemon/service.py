@@ -18,7 +18,8 @@ from typing import Any
 from crashd import __version__, config, configfiles
 from crashd.daemon import registration
 from crashd.daemon.admission import Admission
-from crashd.daemon.applied import apply_settings
+from crashd.daemon.analysisqueue import AnalysisQueue
+from crashd.daemon.applied import analysis_settings, apply_settings
 from crashd.daemon.control import ControlServer
 from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
@@ -27,6 +28,7 @@ from crashd.daemon.intake import Intake
 from crashd.daemon.kernelside import KernelSide
 from crashd.daemon.losses import LossWatch
 from crashd.daemon.pool import Nursery
+from crashd.daemon.serving import address_of, open_metrics
 from crashd.daemon.spoolwatch import SpoolWatch
 from crashd.domain.model import LIST_KEYS, Crash, Mode, to_json
 from crashd.edge import exporter, handoff, metricsserver, process, sdaemon
@@ -92,6 +94,7 @@ class Service:
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
         self._mode = Mode.PIPE
+        self._analyses = self._make_analyses()
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = self._make_loss_watch()
         self._intake = Intake(
@@ -100,6 +103,14 @@ class Service:
             selector=self._selector,
             later=self._timer,
             dropped=self._drop,
+        )
+
+    def _make_analyses(self) -> AnalysisQueue:
+        return AnalysisQueue(
+            self._paths,
+            busy=lambda: self._dispatcher.in_flight + self._dispatcher.queued > 0,
+            changed=self._indexer.changed,
+            ended=self._exporter.analysed,
         )
 
     def _make_loss_watch(self) -> LossWatch:
@@ -161,10 +172,17 @@ class Service:
             self._paths.control_socket, socket.SOCK_STREAM, 0o666
         )
         self._control = ControlServer(
-            control, self._paths, self._status, logging.getLogger("crashd.control")
+            control,
+            self._paths,
+            self._status,
+            lambda crash_id: self._analyses.add(crash_id, first=True),
+            logging.getLogger("crashd.control"),
         )
         self._control.start()
-        self._open_metrics(given.get("metrics"))
+        listen = self._settings.http.listen
+        self._metrics = open_metrics(
+            listen, given.get("metrics"), self._exporter, self._healthy, lambda: self._ready
+        )
         kernel_log = self._losses.open()
         if kernel_log is not None:
             self._watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
@@ -175,22 +193,12 @@ class Service:
         if self._notifier.watchdog_interval_ns:
             self._timer("watchdog", self._notifier.watchdog_interval_ns, self._notifier.watchdog)
 
-    def _open_metrics(self, given: socket.socket | None) -> None:
-        listen = self._settings.http.listen
-        sockets = [given] if given else metricsserver.listen(listen) if listen else []
-        for server in sockets:
-            metrics = metricsserver.MetricsServer(
-                server, self._exporter, self._healthy, lambda: self._ready
-            )
-            metrics.start()
-            self._metrics.append(metrics)
-            log.info("metrics at http://%s/metrics", _address(server))
-
     def _close(self) -> None:
         """Take everything down, in the order that loses nothing."""
         self._ready = False
         self._intake.close()
         self._kernel.stop()
+        self._analyses.stop()
         self._losses.close()
         left = self._dispatcher.abandon()
         self._admission.save()
@@ -333,6 +341,8 @@ class Service:
         self._exporter.dropped(exporter.DropReason(reason))
 
     def _publish(self, crash: Crash) -> None:
+        if crash.core.path is not None:
+            self._analyses.add(crash.id)
         if self._control is not None:
             document = to_json(crash)
             self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)
@@ -344,6 +354,7 @@ class Service:
         """Take in what the handler and a daemon before this one left behind."""
         self._ingest.allow_import()
         self._kernel.allow()
+        self._analyses.catch_up()
         self._ingest.import_spool()
         others = set(ids).difference(self._dispatcher.ids())
         waiting = self._ingest.recover(sorted(others), "the daemon was killed during the capture")
@@ -366,6 +377,8 @@ class Service:
         self._losses.save()
         self._ingest.import_spool()
         self._indexer.look_for_unfinished()
+        if self._analyses.overflowed:
+            self._analyses.catch_up()
         try:
             self._exporter.store_free(self._free_bytes())
         except OSError as e:
@@ -404,6 +417,7 @@ class Service:
     def _apply_settings(self, settings: config.Settings) -> None:
         apply_settings(settings, self._paths, self._dispatcher, self._ingest, self._admission)
         self._kernel.configure(settings)
+        self._analyses.configure(analysis_settings(settings, self._paths))
         self._settings = settings
 
     def _reload(self) -> None:
@@ -460,10 +474,5 @@ class Service:
                 "bytes": sum(size for _, size in usage.values()),
                 "free_bytes": self._free_bytes(),
             },
-            "metrics_address": [_address(m.socket) for m in self._metrics],
+            "metrics_address": [address_of(m.socket) for m in self._metrics],
         }
-
-
-def _address(server: socket.socket) -> str:
-    host, port = server.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

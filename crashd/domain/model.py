@@ -191,6 +191,8 @@ class Crash:
     signature: str | None = None
     title: str = ""
     explanation: str | None = None
+    analysis: Mapping[str, Any] | None = None
+    """`{state, reason, cause, seconds, cpu_seconds, peak_bytes, warnings, time}` of the newest."""
     pinned: bool = False
     kernel: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
@@ -238,7 +240,7 @@ _ALWAYS_BASE64 = frozenset({"auxv"})
 _PLAIN_TEXT = """
 token boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
 sender_pid sender_uid unit user_unit slice session cgroup container_id container_runtime
-pod_uid build_id signature title explanation pinned kernel
+pod_uid build_id signature title explanation analysis pinned kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
 _LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
@@ -431,7 +433,7 @@ def _get_plain(doc: dict[str, Any], key: str) -> Any:
         return None
     if key in _NUMBERS:
         return _number(key, value, -(2**63), 2**64)
-    kind = {"pinned": bool, "kernel": dict}.get(key, str)
+    kind = {"pinned": bool, "kernel": dict, "analysis": dict}.get(key, str)
     if not isinstance(value, kind):
         raise FormatError(f"crash record has a {type(value).__name__} in {key}")
     if isinstance(value, str):

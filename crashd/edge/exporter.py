@@ -27,6 +27,8 @@ from crashd.domain.signals import CORE_SIGNALS, signal_name
 
 HOLD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Upper bounds, seconds."""
+ANALYSIS_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Upper bounds, seconds."""
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _OTHER = "other"
@@ -48,6 +50,13 @@ class DropReason(StrEnum):
     """The running kernel reported more trouble than is recorded in an hour."""
 
 
+class AnalysisResult(StrEnum):
+    """How an analysis ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
 # -- the metrics -----------------------------------------------------------------------------------
 
 _KINDS = tuple(kind.value for kind in Kind)
@@ -56,12 +65,14 @@ _SIGNALS = (*(signal_name(number) for number in sorted(CORE_SIGNALS)), _OTHER)
 _REASONS = tuple(reason.value for reason in DropReason)
 _SCOPES = tuple(scope.value for scope in Scope)
 _DUMP_STATES = ("complete", "incomplete", "capturing", "foreign")
+_RESULTS = tuple(result.value for result in AnalysisResult)
 _LIMITS = ("age", "count", "use", "free")
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),
     "crashd_capture_bytes": ("Captured: as dumped, without zeros, on disk.", {"stage": _STAGES}),
     "crashd_limited": ("Crashes kept less of by the limiter.", {"scope": _SCOPES}),
+    "crashd_analysis": ("Analyses that ended.", {"result": _RESULTS}),
     "crashd_retention_deleted": (
         "Deleted by retention.",
         {"kind": _KINDS, "reason": _LIMITS},
@@ -76,6 +87,7 @@ _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_store_free_bytes": ("Free on the store's file system.", {}),
     "crashd_last_crash_timestamp_seconds": ("Of the newest; 0: none known.", {"kind": _KINDS}),
     "crashd_core_pattern_owned": ("1 if kernel.core_pattern names crashd's handler.", {}),
+    "crashd_signatures": ("Distinct signatures of the crashes in the index.", {}),
     "crashd_kdump_ready": ("1 if the next kernel crash is thought to leave a dump.", {}),
     "crashd_kdump_crashkernel_bytes": ("Memory reserved for the capture kernel.", {}),
     "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": _DUMP_STATES}),
@@ -101,6 +113,8 @@ class Exporter(Collector):
         # For each engine a count for every bucket, and one for what is above the last.
         self._hold = {engine.value: [0] * (len(HOLD_BUCKETS) + 1) for engine in Engine}
         self._hold_sum = dict.fromkeys(self._hold, 0.0)
+        self._analysis = [0] * (len(ANALYSIS_BUCKETS) + 1)
+        self._analysis_sum = 0.0
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -187,6 +201,17 @@ class Exporter(Collector):
         """Set whether kernel.core_pattern is ours."""
         self._set("crashd_core_pattern_owned", int(owned))
 
+    def analysed(self, result: str, seconds: float) -> None:
+        """Count an analysis that ended, `done` or `failed`."""
+        with self._lock:
+            self._values["crashd_analysis"][(AnalysisResult(result).value,)] += 1
+            self._analysis[bisect_left(ANALYSIS_BUCKETS, seconds)] += 1
+            self._analysis_sum += seconds
+
+    def signatures(self, count: int) -> None:
+        """Set how many distinct signatures the index has."""
+        self._set("crashd_signatures", count)
+
     def kernel_dumps(self, states: Mapping[str, int]) -> None:
         """Set how many kernel dumps there are in each state."""
         with self._lock:
@@ -224,9 +249,13 @@ class Exporter(Collector):
             "Time from the handler's start to the release of the crashed process.",
             labels=("engine",),
         )
-        families: list[Metric] = [build, hold]
+        analysis = HistogramMetricFamily("crashd_analysis_seconds", "Time of an analysis.")
+        families: list[Metric] = [build, hold, analysis]
         bounds = [*map(str, map(float, HOLD_BUCKETS)), "+Inf"]
+        steps = [*map(str, map(float, ANALYSIS_BUCKETS)), "+Inf"]
         with self._lock:
+            counted = zip(steps, accumulate(map(float, self._analysis)), strict=True)
+            analysis.add_metric((), list(counted), self._analysis_sum)
             for engine, counts in self._hold.items():
                 buckets = zip(bounds, accumulate(map(float, counts)), strict=True)
                 hold.add_metric((engine,), list(buckets), self._hold_sum[engine])

@@ -15,9 +15,16 @@ from typing import Any
 
 from crashd.domain.match import Query
 from crashd.domain.model import ID_PATTERN, Crash, Kind, State, to_json
-from crashd.errors import CrashdError, FormatError, IndexCorruptError, NotFoundError, UnavailableError
-from crashd.store import corefile
+from crashd.errors import (
+    CrashdError,
+    FormatError,
+    IndexCorruptError,
+    NotFoundError,
+    UnavailableError,
+)
+from crashd.store import corefile, signatures
 from crashd.store.entry import (
+    ANALYSIS,
     CORE,
     RECORD,
     Entry,
@@ -30,7 +37,7 @@ from crashd.store.index import COMPANIONS, Index
 from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
 
-_EXPECTED = frozenset({RECORD, CORE})
+_EXPECTED = frozenset({RECORD, CORE, ANALYSIS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,10 @@ class Catalog:
         """Find crashes; see `Index.select`."""
         return self._index.select(query, viewer, max_bytes=max_bytes)
 
+    def top(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+        """Count crashes by signature; see `signatures.top`."""
+        return signatures.top(self._index, query, viewer)
+
     def info(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
         """Give all that is known of one crash: crash.json, and how many share its signature.
 
@@ -72,7 +83,8 @@ class Catalog:
             return {**row, "warnings": [f"only the index knows this crash: {e}"]}
         if viewer is not None and crash.owner_uid != viewer:
             raise _not_found(crash_id)
-        return {**to_json(crash), "count_of_signature": row["count_of_signature"]}
+        span = signatures.span(self._index, crash.signature, viewer) if crash.signature else {}
+        return {**to_json(crash), "count_of_signature": row["count_of_signature"], **span}
 
     def open_core(self, crash_id: str, viewer: int | None) -> int:
         """Open the stored core; the caller owns the descriptor.

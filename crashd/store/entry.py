@@ -3,10 +3,10 @@
     <state>/crashes/                  0700 root
       <id>/                           flock(2)ed (on the directory) by whoever is still writing to
       it
-        crash.json                    the record; always whole: staged as crash.json.new, then
-        renamed core.zst.partial              a core on its way in
-        core.zst                      a core that was committed, with crash.json saying how whole it
-        is
+        crash.json                    the record; always whole (crash.json.new is renamed)
+        core.zst.partial              a core on its way in
+        core.zst                      a committed core; crash.json says how whole it is
+        analysis.json                 what its analysis found, or that it has begun
 
 An entry is finished when its crash.json says so; `state: capturing` without a lock means that the
 writer died. Everything is reached from the directory's descriptor, never by a path again. What is
@@ -27,6 +27,7 @@ RECORD = "crash.json"
 RECORD_STAGED = "crash.json.new"
 CORE = "core.zst"
 CORE_PARTIAL = "core.zst.partial"
+ANALYSIS = "analysis.json"
 RECORD_MAX = 32 << 20
 """Bytes of a crash.json that are read at most; the caps on its parts keep it far below."""
 
@@ -111,6 +112,29 @@ class Entry:
         os.rename(RECORD_STAGED, RECORD, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         if sync:
             os.fsync(self.fd)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Replace one more of the entry's files, on disk on return."""
+        staged = name + ".new"
+        fd = os.open(staged, _CREATE, 0o600, dir_fd=self.fd)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def read_file(self, name: str, max_bytes: int) -> bytes | None:
+        """Read one more of the entry's files; None when it is not there, or larger."""
+        try:
+            fd = os.open(name, _READ, dir_fd=self.fd)
+        except OSError:
+            return None
+        with open(fd, "rb", buffering=0) as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+                return None
+            return file.read(max_bytes)
 
     def open_core(self) -> int:
         """Open the committed core for reading; the caller owns the descriptor.

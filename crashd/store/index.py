@@ -351,11 +351,20 @@ class Index:
             crashes; or more than `max_bytes` were found.
 
         """
-        with _guard(self._path):
-            where, values = Selector(self._db, viewer).where(query)
+        where, values = self.where(query, viewer)
         limit = -1 if query.limit is None else query.limit
         documents = self._documents(where, values, limit, max_bytes)
         return documents[::-1] if query.reverse else documents
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a query that reads."""
+        with _guard(self._path):
+            return self._db.execute(sql, values).fetchall()
+
+    def where(self, query: Query, viewer: int | None) -> tuple[str, list[Any]]:
+        """Build the WHERE of a query, and its values; see `select`."""
+        with _guard(self._path):
+            return Selector(self._db, viewer).where(query)
 
     def _documents(
         self, where: str, values: list[Any], limit: int, max_bytes: int | None = None

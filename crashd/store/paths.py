@@ -81,6 +81,11 @@ class Paths:
         return self.runtime_dir / "kernel.sock"
 
     @property
+    def analyze_socket(self) -> Path:
+        """SOCK_STREAM, 0600: systemd's, that starts an analysis worker for each connection."""
+        return self.runtime_dir / "analyze.sock"
+
+    @property
     def control_socket(self) -> Path:
         """SOCK_STREAM, 0666: from crashctl, authorised by peer credentials."""
         return self.runtime_dir / "control.sock"

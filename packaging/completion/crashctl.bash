@@ -15,7 +15,7 @@ _crashctl_matches() {
 
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local verbs='list info dump debug delete pin unpin status verify reindex install uninstall follow kdump doctor'
+    local verbs='list info dump debug top analyze delete pin unpin status verify reindex install uninstall follow kdump doctor'
     local common='-h --help --version --root -q --quiet --no-legend --color --debug'
     local verb= options= i
     COMPREPLY=()
@@ -52,7 +52,7 @@ _crashctl() {
         mapfile -t COMPREPLY < <(compgen -W 'gdb drgn crash' -- "$cur")
         return
         ;;
-    -S | --since | -U | --until)
+    -S | --since | -U | --until | --new-since)
         mapfile -t COMPREPLY < <(compgen -W 'today yesterday now -1h -1d' -- "$cur")
         return
         ;;
@@ -66,6 +66,8 @@ _crashctl() {
     info) options='-1 -a --all --json' ;;
     dump) options='-1 -o --output -f --force' ;;
     debug) options='-1 --debugger -A --debugger-arguments --as-root' ;;
+    top) options='-S --since --new-since --kind -n --lines --json' ;;
+    analyze) options='-1 --json' ;;
     delete) options='-f --force -y --yes' ;;
     verify) options='--deep --json' ;;
     doctor) options='--crash --json' ;;

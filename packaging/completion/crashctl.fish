@@ -10,7 +10,7 @@ function __crashctl_matches
         string match -r '^\S+ \S+ [0-9a-z]+(?= )' | string replace -r '^\S+ \S+ ' ''
 end
 
-set -l verbs list info dump debug delete pin unpin status verify reindex install uninstall follow kdump doctor
+set -l verbs list info dump debug top analyze delete pin unpin status verify reindex install uninstall follow kdump doctor
 
 complete -c crashctl -f
 
@@ -26,6 +26,8 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a list -d 'Lis
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a info -d 'Show all that is known of one crash'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a dump -d 'Write the core of one crash'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a debug -d 'Open the core in a debugger'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a top -d 'List signatures, the most frequent first'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a analyze -d 'Have a crash analysed again'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a delete -d 'Delete crashes and their cores'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a pin -d 'Keep crashes from being deleted'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a unpin -d 'Undo pin'
@@ -38,24 +40,25 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a follow -d 'P
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a kdump -d 'Tell whether a crash of the kernel would leave a dump'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'Check that everything is in place'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug delete pin unpin' -a '(__crashctl_matches)'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug top analyze delete pin unpin' -a '(__crashctl_matches)'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list' -s S -l since -x -a 'today yesterday now' -d 'At or after TIME'
+complete -c crashctl -n '__fish_seen_subcommand_from list top' -s S -l since -x -a 'today yesterday now' -d 'At or after TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s U -l until -x -a 'today yesterday now' -d 'At or before TIME'
-complete -c crashctl -n '__fish_seen_subcommand_from list' -l kind -x -a 'process kernel' -d 'Of this kind only'
+complete -c crashctl -n '__fish_seen_subcommand_from list top' -l kind -x -a 'process kernel' -d 'Of this kind only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -l signature -x -d 'With this signature only'
-complete -c crashctl -n '__fish_seen_subcommand_from list' -s n -l lines -x -d 'The newest N only'
+complete -c crashctl -n '__fish_seen_subcommand_from list top' -s n -l lines -x -d 'As many only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s 1 -d 'The newest only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s r -l reverse -d 'The newest first'
-complete -c crashctl -n '__fish_seen_subcommand_from info dump debug' -s 1 -d 'The newest of all'
+complete -c crashctl -n '__fish_seen_subcommand_from info dump debug analyze' -s 1 -d 'The newest of all'
 complete -c crashctl -n '__fish_seen_subcommand_from info' -s a -l all -d 'Environment, maps, limits too'
 complete -c crashctl -n '__fish_seen_subcommand_from dump' -s o -l output -r -F -d 'Write to FILE'
 complete -c crashctl -n '__fish_seen_subcommand_from dump' -s f -l force -d 'Replace FILE if it exists'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l debugger -x -a 'gdb drgn crash' -d 'Which one'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -s A -l debugger-arguments -x -d 'More arguments for it'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l as-root -d 'Run it as root'
+complete -c crashctl -n '__fish_seen_subcommand_from top' -l new-since -x -a 'today yesterday' -d 'First seen at or after TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s f -l force -d 'Delete pinned ones too'
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s y -l yes -d 'Do not ask'
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'Decompress every core, too'
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Really crash a process, and check'
-complete -c crashctl -n '__fish_seen_subcommand_from list info status verify follow kdump doctor' -l json -d 'Machine-readable output'
+complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze status verify follow kdump doctor' -l json -d 'Machine-readable output'

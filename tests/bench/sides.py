@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crashd.config import Settings
 from crashd.daemon.taking import SMALL_BYTES
 from crashd.domain.model import Crash, State
 from crashd.edge import sysctl
@@ -182,9 +181,10 @@ def build_config(mode: str, engine: str) -> str:
         [http]
         listen = "off"
     """
-    if "limiter" in Settings.model_fields:
-        # A storm is one program crashing again and again: exactly what it is there to stop.
-        config += "[limiter]\nenabled = false\n"
+    # A storm is one program crashing again and again: exactly what the limiter is there to stop.
+    config += "[limiter]\nenabled = false\n"
+    # What captures cost is measured; an analysis comes later, and on top.
+    config += "[analysis]\nenabled = false\n"
     return config
 
 

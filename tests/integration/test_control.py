@@ -102,13 +102,24 @@ def keep(paths: Paths, index: Index, crash: Crash) -> None:
     index.put([crash])
 
 
+class Asked(list[str]):
+    """Takes the ids of crashes that are to be analysed; has room for one."""
+
+    def append_id(self, crash_id: str) -> bool:
+        self.append(crash_id)
+        return len(self) == 1
+
+
 @pytest.fixture
 def serve(paths: Paths) -> Iterator[Callable[..., ControlServer]]:
     started: list[ControlServer] = []
+    asked = Asked()
 
     def start(status: Callable[[], dict[str, Any]] = lambda: {"ready": True}) -> ControlServer:
         listener = listen_unix(paths.control_socket, socket.SOCK_STREAM, 0o666)
-        server = ControlServer(listener, paths, status, logging.getLogger("control"))
+        server = ControlServer(
+            listener, paths, status, asked.append_id, logging.getLogger("control")
+        )
         server.start()
         started.append(server)
         return server
@@ -148,6 +159,25 @@ def descriptors() -> int:
 
 
 # ---- what it answers ----
+
+
+def test_analyze_refused_where_too_many_wait(
+    serve: Callable[..., ControlServer], paths: Paths
+) -> None:
+    serve()
+    request = {"verb": "analyze", "id": MINE.id}
+    assert ask(paths, request) == {"ok": True}
+    assert ask(paths, request)["error"].startswith("too many analyses are waiting")
+    assert ask(paths, {"verb": "analyze", "id": "no such"})["exit_code"] == 1
+    assert ask(paths, {"verb": "analyze"})["error"] == "analyze needs an id"
+
+
+def test_top_of_crashes_without_signature_is_empty(
+    serve: Callable[..., ControlServer], paths: Paths
+) -> None:
+    serve()
+    assert ask(paths, {"verb": "top"}) == {"ok": True, "signatures": []}
+    assert not ask(paths, {"verb": "top", "query": {"limit": "x"}})["ok"]
 
 
 def test_verbs_answer(paths: Paths, server: ControlServer) -> None:

@@ -515,7 +515,9 @@ def server(store: Store) -> Iterator[Callable[..., ControlServer]]:
         store.paths.runtime_dir.mkdir(parents=True)
         listener = listen_unix(store.paths.control_socket, socket.SOCK_STREAM, 0o666)
         status = {**STATUS, **changes}
-        server = ControlServer(listener, store.paths, lambda: status, logging.getLogger("test"))
+        server = ControlServer(
+            listener, store.paths, lambda: status, lambda _: True, logging.getLogger("test")
+        )
         server.start()
         started.append(server)
         return server

@@ -72,7 +72,8 @@ def test_render_info_tells_who_may_read_it(changes: dict[str, Any], expected: st
 
 def test_render_info_counts_crashes_of_the_same_signature() -> None:
     doc = {**doc_of(signature="s1"), "count_of_signature": 12}
-    assert field(page(doc), "Signature") == "s1 (seen 12 times)"
+    doc["first_of_signature"] = "2026-01-02T03:04:05.000000Z"
+    assert field(page(doc), "Signature") == "s1 (seen 12 times since 2026-01-02 03:04:05)"
 
 
 def test_render_info_shows_the_crashed_thread_first_and_not_too_many() -> None:

@@ -60,6 +60,9 @@ class Rows:
         limit = self.count if query.limit is None else min(query.limit, self.count)
         return [row_of(pid=number) for number in range(limit)]
 
+    def top(self, query: Query) -> list[dict[str, Any]]:
+        raise AssertionError(query)
+
     def info(self, crash_id: str) -> dict[str, Any]:
         raise AssertionError(crash_id)
 

@@ -1,0 +1,115 @@
+"""`analyze` and `top`: what crashes are about."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from crashd.cli.context import Context
+from crashd.cli.control import ControlClient
+from crashd.cli.reading import show
+from crashd.cli.render import (
+    UNDERLINE,
+    cut,
+    json_page,
+    local_time,
+    pad,
+    styled,
+    value_text,
+    what_crashed,
+)
+from crashd.cli.source import newest, open_source
+from crashd.domain.match import Query, parse_time
+from crashd.errors import CrashdError, UnavailableError
+
+WAIT_SECONDS = 3700.0
+"""Longer than any analysis may take by the configuration."""
+_POLL_SECONDS = 0.1
+_COUNT_WIDTH, _TIME_WIDTH, _WHAT_WIDTH = 5, 19, 24
+
+
+def analyze(context: Context, arguments: argparse.Namespace) -> int:
+    """Have the newest crash that matches analysed (again), wait, and show it."""
+    source = open_source(context)
+    try:
+        row = newest(context, source, arguments.match)
+        before = source.info(row["id"]).get("analysis") or {}
+        client = ControlClient(context.paths.control_socket)
+        client.ask({"verb": "analyze", "id": row["id"]})
+        found = _wait(source, row["id"], before.get("time"))
+    finally:
+        source.close()
+    if found.get("state") != "done":
+        raise CrashdError(f"the analysis failed: {found.get('reason')}")
+    arguments.match, arguments.all = [row["id"]], False
+    return show(context, arguments)
+
+
+def _wait(source: Any, crash_id: str, before: object) -> dict[str, Any]:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        found = source.info(crash_id).get("analysis") or {}
+        if found.get("time") not in (None, before):
+            return dict(found)
+        time.sleep(_POLL_SECONDS)
+    raise UnavailableError("the daemon did not analyse it", hint="journalctl -u crashd tells why")
+
+
+def top(context: Context, arguments: argparse.Namespace) -> int:
+    """Print signatures by how often they crashed; 1 where something was asked for and not found."""
+    now_ns = time.time_ns()
+    since, fresh = arguments.since, arguments.new_since
+    query = Query(
+        terms=tuple(arguments.match),
+        since_ns=None if since is None else parse_time(since, now_ns),
+        kind=arguments.kind,
+        limit=None if fresh is not None else arguments.limit,
+    )
+    source = open_source(context)
+    try:
+        rows = source.top(query)
+    finally:
+        source.close()
+    if fresh is not None:
+        rows = _only_new(rows, parse_time(fresh, now_ns))[: arguments.limit]
+    if arguments.json:
+        print(json_page(rows))
+    else:
+        for line in render_top(rows, context.width, legend=context.legend, color=context.color):
+            print(line)
+    if not rows:
+        context.note("no analysed crashes found")
+    return 0 if rows or not (arguments.match or since or fresh) else 1
+
+
+def _only_new(rows: list[dict[str, Any]], since_ns: int) -> list[dict[str, Any]]:
+    """Keep the signatures that were first seen since then."""
+    return [row for row in rows if parse_time(str(row["first"]), 0) >= since_ns]
+
+
+def render_top(
+    rows: list[dict[str, Any]], width: int | None, *, legend: bool, color: bool
+) -> Iterator[str]:
+    """Lay out a line for each signature."""
+    wide = max([_COUNT_WIDTH, *(len(str(row["count"])) for row in rows)])
+    if legend and rows:
+        heading = _line(wide, "COUNT", "FIRST", "LAST", "WHAT", "TITLE", width)
+        yield styled(heading, UNDERLINE if color else None)
+    for row in rows:
+        first, last = local_time(row["first"]), local_time(row["last"])
+        what = value_text(what_crashed(row)).rpartition("/")[2]
+        yield _line(wide, str(row["count"]), first, last, what, value_text(row["title"]), width)
+
+
+def _line(
+    wide: int, count: str, first: str, last: str, what: str, title: str, width: int | None
+) -> str:
+    cells = [
+        pad(count, wide, right=True),
+        pad(first, _TIME_WIDTH),
+        pad(last, _TIME_WIDTH),
+        pad(cut(what, _WHAT_WIDTH), _WHAT_WIDTH),
+        title,
+    ]
+    line = " ".join(cells)
+    return (line if width is None else cut(line, width)).rstrip()

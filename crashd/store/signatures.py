@@ -1,0 +1,64 @@
+"""What the index tells of signatures: how often, since when, and of which crashes there is none."""
+
+from dataclasses import replace
+from typing import Any
+
+from crashd.domain.match import Query
+from crashd.domain.model import time_text
+from crashd.store.index import Index
+
+
+def top(index: Index, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+    """Count the crashes that match by their signature, the most frequent first: `query.limit`.
+
+    Each has `signature count first last`, and of its newest crash `title kind exe unit id`.
+
+    Raises:
+        UsageError: see `Index.select`.
+
+    """
+    where, values = index.where(query, viewer)
+    where += " AND " if where else "WHERE "
+    rows = index.fetch(
+        "SELECT signature, count(*), min(time_ns), max(time_ns) FROM crash "
+        f"{where} signature IS NOT NULL GROUP BY signature "
+        "ORDER BY count(*) DESC, max(time_ns) DESC LIMIT ?",
+        [*values, -1 if query.limit is None else query.limit],
+    )
+    found = []
+    for signature, count, first_ns, last_ns in rows:
+        documents = index.select(replace(query, signature=signature, limit=1), viewer)
+        if documents:  # else it was deleted meanwhile
+            one = {key: documents[0][key] for key in ("title", "kind", "exe", "unit", "id")}
+            times = {"first": time_text(first_ns), "last": time_text(last_ns)}
+            found.append({"signature": signature, "count": count, **times, **one})
+    return found
+
+
+def span(index: Index, signature: str, viewer: int | None) -> dict[str, str]:
+    """Tell when a signature was `first_of_signature` and `last_of_signature` seen."""
+    where, values = index.where(Query(signature=signature), viewer)
+    ((first_ns, last_ns),) = index.fetch(
+        f"SELECT min(time_ns), max(time_ns) FROM crash {where}", values
+    )
+    if first_ns is None:
+        return {}
+    times = {"first_of_signature": first_ns, "last_of_signature": last_ns}
+    return {key: time_text(time_ns) for key, time_ns in times.items()}
+
+
+def count(index: Index) -> int:
+    """Tell how many signatures there are."""
+    ((number,),) = index.fetch("SELECT count(*) FROM signature_count WHERE count > 0")
+    return int(number)
+
+
+def unexplained(index: Index, limit: int) -> list[str]:
+    """List the newest process crashes that have a core and no signature."""
+    rows = index.fetch(
+        "SELECT id FROM crash WHERE kind = 'process' AND signature IS NULL "
+        "AND state IN ('complete', 'truncated') AND stored_bytes > 0 "
+        "ORDER BY time_ns DESC, id DESC LIMIT ?",
+        [limit],
+    )
+    return [crash_id for (crash_id,) in rows]
