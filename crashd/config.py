@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crashd.configvalues import (
     AMOUNT,
+    AMOUNT_OR_INFINITY,
     FLAG,
     LISTEN,
     PATHS,
@@ -25,12 +26,14 @@ from crashd.configvalues import (
     one_of,
     split_listen,
     whole,
+    whole_or_infinity,
 )
 from crashd.domain.kernelretention import KernelPolicy
 from crashd.domain.limiter import Rate, Scope
 from crashd.domain.model import Disposition
 from crashd.domain.policy import Rule as PolicyRule
 from crashd.domain.policy import parse_rule
+from crashd.domain.retention import Policy
 from crashd.domain.units import Amount, parse_bytes, parse_duration
 
 __all__ = ["Section", "Settings", "ValidationError", "known_keys", "split_listen"]
@@ -249,12 +252,52 @@ class Limiter(Section):
 
 
 class RetentionProcess(Section):
-    """How long the crashes of processes are kept."""
+    """How long the crashes of processes are kept. What is deleted first is the core; what is known
+    of the crash stays for longer. Pinned crashes stay, and so does the newest; of crashes with one
+    signature the first and the newest go last, and whoever uses most (a unit, or a user) loses
+    first."""
+
+    max_use: Annotated[Amount | Literal["infinity"], AMOUNT_OR_INFINITY] = Amount(
+        thousandths=10_000
+    )
+    """How much all of them together may use. A share is one of the whole file system."""
 
     keep_free: Annotated[Amount, AMOUNT] = Amount(thousandths=10_000)
     """How much of the store's file system always stays free: no core is begun, and one that is
     being written is cut, where it would leave less. A share is one of the whole file system,
-    whatever its size."""
+    whatever its size. The same share of inodes stays free."""
+
+    max_count: Annotated[int | Literal["infinity"], whole_or_infinity(1, 10_000_000)] = 10_000
+    """How many crashes keep their cores."""
+
+    max_age: Annotated[str | int, duration(3600 * _SECOND_NS, 36600 * _DAY_NS, infinity=True)] = (
+        "90d"
+    )
+    """How long a core is kept."""
+
+    max_per_signature: Annotated[int | Literal["infinity"], whole_or_infinity(1, 10_000_000)] = 20
+    """How many crashes of one signature keep their cores: the first, and the newest ones."""
+
+    metadata_max_age: Annotated[
+        str | int, duration(3600 * _SECOND_NS, 36600 * _DAY_NS, infinity=True)
+    ] = "366d"
+    """How long it is remembered that a crash was, which has no core (any more)."""
+
+    @property
+    def policy(self) -> Policy:
+        """The keys as limits."""
+        return Policy(
+            max_use=None if self.max_use == "infinity" else self.max_use,
+            keep_free=self.keep_free,
+            max_count=None if self.max_count == "infinity" else self.max_count,
+            max_age_ns=None if self.max_age == "infinity" else parse_duration(self.max_age),
+            max_per_signature=None
+            if self.max_per_signature == "infinity"
+            else self.max_per_signature,
+            metadata_max_age_ns=None
+            if self.metadata_max_age == "infinity"
+            else parse_duration(self.metadata_max_age),
+        )
 
 
 class RetentionKernel(Section):

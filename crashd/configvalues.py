@@ -83,6 +83,17 @@ def whole(low: int, high: int, *, auto: bool = False) -> Rule:
     return Rule(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
 
 
+def whole_or_infinity(low: int, high: int) -> Rule:
+    """Take a whole number within bounds that are included, or "infinity"."""
+
+    def parse(value: Any) -> Any:
+        if (type(value) is int and low <= value <= high) or value == "infinity":
+            return value
+        raise ValueError
+
+    return Rule(f'between {low} and {high}, or "infinity"', parse)
+
+
 def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
     """Take a duration within bounds that are included, ns, or "infinity" too."""
 
@@ -155,6 +166,10 @@ def _parse_amount(value: Any) -> Amount:
     raise ValueError
 
 
+def _parse_amount_or_infinity(value: Any) -> Any:
+    return value if value == "infinity" else _parse_amount(value)
+
+
 def _is_text_or_int(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
@@ -210,6 +225,9 @@ SIZE_OR_AUTO = Rule('"auto" or a size such as "64M"', _parse_auto_size)
 FLAG = Rule("true or false", _parse_flag)
 RULES = Rule(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
 AMOUNT = Rule('a size such as "64M" or a share such as "10%"', _parse_amount)
+AMOUNT_OR_INFINITY = Rule(
+    'a size such as "64M", a share such as "10%", or "infinity"', _parse_amount_or_infinity
+)
 LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
 PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
 PATTERNS = Rule(

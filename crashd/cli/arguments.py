@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
         Verb("delete", "delete crashes and their cores", "changing", "delete", "MATCH...", True),
         Verb("pin", "keep crashes from being deleted", "changing", "pin", "MATCH...", True),
         Verb("unpin", "undo pin", "changing", "unpin", "MATCH...", True),
+        Verb("vacuum", "delete what retention gives up", "vacuuming", "vacuum", None),
         Verb("status", "tell how the daemon is", "health", "status", None),
         Verb("verify", "compare the store with its index", "changing", "verify", None),
         Verb("reindex", "rebuild the index from the store", "changing", "reindex", None),
@@ -156,6 +157,11 @@ def _add_delete(parser: argparse.ArgumentParser) -> None:
     add("-y", "--yes", action="store_true", help="do not ask")
 
 
+def _add_vacuum(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be deleted")
+    _add_json(parser)
+
+
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deep", action="store_true", help="decompress every core, too")
     _add_json(parser)
@@ -174,6 +180,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "dump": _add_dump,
     "debug": _add_debug,
     "delete": _add_delete,
+    "vacuum": _add_vacuum,
     "verify": _add_verify,
     "doctor": _add_doctor,
     "status": _add_json,

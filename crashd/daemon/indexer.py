@@ -39,6 +39,11 @@ class _Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class _Removed:
+    crash_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Finished:
     crash_id: str
 
@@ -58,7 +63,7 @@ class _Stop:
     pass
 
 
-_Item = _Recorded | _Changed | _Finished | _Unfinished | _Reconcile | _Stop
+_Item = _Recorded | _Changed | _Removed | _Finished | _Unfinished | _Reconcile | _Stop
 
 
 def open_index(paths: Paths) -> Index:
@@ -113,6 +118,10 @@ class Indexer:
     def changed(self, crash: Crash) -> None:
         """Note a crash that was finished before, and of which more is known now."""
         self._queue.put(_Changed(crash))
+
+    def removed(self, crash_id: str) -> None:
+        """Note a crash that is gone, record and all."""
+        self._queue.put(_Removed(crash_id))
 
     def finished(self, crash_id: str) -> None:
         """Note a crash whose record on disk is final."""
@@ -190,7 +199,10 @@ class Indexer:
                 crash = self._read(item.crash_id)
                 if crash is not None and crash.id not in final:
                     final[crash.id] = rows[crash.id] = crash
-        index.put(rows.values())
+        gone = [item.crash_id for item in items if isinstance(item, _Removed)]
+        index.put(rows[crash_id] for crash_id in rows if crash_id not in gone)
+        if gone:
+            index.remove(gone)
         for crash in final.values():
             self._tell(crash)
         if self._behind or any(isinstance(item, _Reconcile) for item in items):

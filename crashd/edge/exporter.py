@@ -21,8 +21,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from crashd.domain.httphead import wants_openmetrics
+from crashd.domain.kernelretention import DeletionReason
 from crashd.domain.limiter import Scope, Verdict
 from crashd.domain.model import Disposition, Engine, Kind
+from crashd.domain.retention import Reason
 from crashd.domain.signals import CORE_SIGNALS, signal_name
 
 HOLD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -66,7 +68,7 @@ _REASONS = tuple(reason.value for reason in DropReason)
 _SCOPES = tuple(scope.value for scope in Scope)
 _DUMP_STATES = ("complete", "incomplete", "capturing", "foreign")
 _RESULTS = tuple(result.value for result in AnalysisResult)
-_LIMITS = ("age", "count", "use", "free")
+_LIMITS = (*(reason.value for reason in DeletionReason), *(reason.value for reason in Reason))
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),

@@ -15,7 +15,7 @@ _crashctl_matches() {
 
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local verbs='list info dump debug top analyze delete pin unpin status verify reindex install uninstall follow kdump doctor'
+    local verbs='list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall follow kdump doctor'
     local common='-h --help --version --root -q --quiet --no-legend --color --debug'
     local verb= options= i
     COMPREPLY=()
@@ -69,6 +69,7 @@ _crashctl() {
     top) options='-S --since --new-since --kind -n --lines --json' ;;
     analyze) options='-1 --json' ;;
     delete) options='-f --force -y --yes' ;;
+    vacuum) options='--dry-run --json' ;;
     verify) options='--deep --json' ;;
     doctor) options='--crash --json' ;;
     status | follow | kdump) options='--json' ;;

@@ -10,7 +10,7 @@ function __crashctl_matches
         string match -r '^\S+ \S+ [0-9a-z]+(?= )' | string replace -r '^\S+ \S+ ' ''
 end
 
-set -l verbs list info dump debug top analyze delete pin unpin status verify reindex install uninstall follow kdump doctor
+set -l verbs list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall follow kdump doctor
 
 complete -c crashctl -f
 
@@ -31,6 +31,7 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a analyze -d '
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a delete -d 'Delete crashes and their cores'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a pin -d 'Keep crashes from being deleted'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a unpin -d 'Undo pin'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a vacuum -d 'Delete what retention gives up'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a status -d 'Tell how the daemon is'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a verify -d 'Compare the store with its index'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a reindex -d 'Rebuild the index from the store'
@@ -59,6 +60,7 @@ complete -c crashctl -n '__fish_seen_subcommand_from debug' -l as-root -d 'Run i
 complete -c crashctl -n '__fish_seen_subcommand_from top' -l new-since -x -a 'today yesterday' -d 'First seen at or after TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s f -l force -d 'Delete pinned ones too'
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s y -l yes -d 'Do not ask'
+complete -c crashctl -n '__fish_seen_subcommand_from vacuum' -l dry-run -d 'Only tell what would be deleted'
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'Decompress every core, too'
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Really crash a process, and check'
-complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze status verify follow kdump doctor' -l json -d 'Machine-readable output'
+complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuum status verify follow kdump doctor' -l json -d 'Machine-readable output'
