@@ -192,5 +192,8 @@ def test_plan_of_random_stores_always_ends_within_limits_on_disk(
             index.put([removed.tombstone])
 
     carry_out_all(paths, deletions, done=done, failed=lambda d, e: pytest.fail(str(e)))
-    assert 0 < len(cores(paths)) <= 20
+    assert 0 < len(cores(paths)) <= 25
+    assert sum(crash.stored_bytes for crash in read_stored(index)) <= 60 * 48 * 1024 + 20 * len(
+        CORE
+    )
     assert plan(read_stored(index), read_usage(paths), limits, None) == ()
