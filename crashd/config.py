@@ -22,6 +22,7 @@ from crashd.configvalues import (
     SIZE,
     SIZE_OR_AUTO,
     SIZE_OR_INFINITY,
+    URL,
     duration,
     one_of,
     split_listen,
@@ -390,6 +391,26 @@ class Analysis(Section):
         return parse_bytes(self.memory)
 
 
+class Hooks(Section):
+    """Who is told of a crash besides the journal. Executables in /etc/crashd/hooks.d, root's and
+    writable by nobody else, are run in the order of their names, with what `crashctl info --json`
+    tells, but for the longest parts, on standard input."""
+
+    url: Annotated[str, URL] = ""
+    """Where the same JSON is sent by HTTP POST; "" is nowhere. Redirects are not followed."""
+
+    timeout: Annotated[str | int, duration(_SECOND_NS, 600 * _SECOND_NS)] = "10s"
+    """The longest time for each hook; then it is killed."""
+
+    per_hour: Annotated[int, whole(0, 100_000)] = 60
+    """For how many crashes in an hour hooks are run; the others are only counted."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return parse_duration(self.timeout) / 1e9
+
+
 class Http(Section):
     """The server of /metrics, /-/healthy and /-/ready."""
 
@@ -433,6 +454,7 @@ class Settings(Section):
     retention: Retention = Retention()
     kdump: Kdump = Kdump()
     analysis: Analysis = Analysis()
+    hooks: Hooks = Hooks()
     http: Http = Http()
     privacy: Privacy = Privacy()
     log: Log = Log()

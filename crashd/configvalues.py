@@ -121,6 +121,14 @@ def _parse_paths(value: Any) -> str | tuple[str, ...]:
     return tuple(value)
 
 
+def _parse_url(value: Any) -> str:
+    if value == "":
+        return ""
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]{1,2000}", value):
+        raise ValueError
+    return value
+
+
 def _parse_flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -229,6 +237,7 @@ AMOUNT_OR_INFINITY = Rule(
     'a size such as "64M", a share such as "10%", or "infinity"', _parse_amount_or_infinity
 )
 LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
+URL = Rule('"http://…" or "https://…", or ""', _parse_url)
 PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
 PATTERNS = Rule(
     f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",

@@ -54,10 +54,13 @@ class AnalysisQueue:
         busy: Callable[[], bool],
         changed: Callable[[Crash], None],
         ended: Callable[[str, float], None],
+        first: Callable[[Crash], None],
     ) -> None:
         """`busy` tells whether captures are under way, `changed` is told of a record that has more
-        in it now, `ended` of every analysis: `done` or `failed`, and its seconds.
+        in it now, `ended` of every analysis: `done` or `failed`, and its seconds; `first` of a
+        crash whose first analysis it was.
         """
+        self._first = first
         self._paths = paths
         self._busy = busy
         self._changed = changed
@@ -206,6 +209,8 @@ class AnalysisQueue:
             entry.write_file(ANALYSIS, _encode(analysis))
             entry.write(crash, sync=True)
         self._changed(crash)
+        if before.analysis is None:
+            self._first(crash)
         self._ended(analysis.state.value, analysis.seconds)
         if analysis.state is AnalysisState.DONE:
             log.info("crash %s: %s: %s", crash_id, crash.title, analysis.explanation)

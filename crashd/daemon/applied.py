@@ -5,8 +5,6 @@ import os
 
 from crashd import config
 from crashd.daemon.admission import Admission
-from crashd.daemon.analysis import AnalysisOptions
-from crashd.daemon.analysisqueue import QueueSettings
 from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.ingest import Ingest
 from crashd.daemon.taking import Options
@@ -15,22 +13,6 @@ from crashd.store import spool
 from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.service")
-
-
-def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
-    """Resolve the [analysis] section; where systemd starts the workers, they are asked for."""
-    analysis = settings.analysis
-    socket = paths.analyze_socket
-    return QueueSettings(
-        enabled=analysis.enabled,
-        workers=analysis.workers,
-        options=AnalysisOptions(
-            timeout_seconds=analysis.timeout_seconds,
-            memory_bytes=analysis.memory_bytes,
-            python=analysis.python,
-            worker_socket=socket if socket.is_socket() else None,
-        ),
-    )
 
 
 def apply_settings(

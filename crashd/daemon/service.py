@@ -18,11 +18,10 @@ from typing import Any
 from crashd import __version__, config, configfiles
 from crashd.daemon import registration
 from crashd.daemon.admission import Admission
-from crashd.daemon.analysisqueue import AnalysisQueue
-from crashd.daemon.applied import analysis_settings, apply_settings
+from crashd.daemon.afterwards import Afterwards
+from crashd.daemon.applied import apply_settings
 from crashd.daemon.control import ControlServer
 from crashd.daemon.dispatch import Dispatcher
-from crashd.daemon.expiring import Expiry, Told
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
 from crashd.daemon.ingest import Ingest
 from crashd.daemon.intake import Intake
@@ -70,7 +69,7 @@ class Service:
         self._started_ns = time.time_ns()
         self._stop_ns: int | None = None
         self._signals: deque[int] = deque()
-        self._ready = self._recovered = False
+        self._ready = False
         self._crashes = 0
         self._notifier = sdaemon.Notifier(os.environ)
         self._exporter = exporter.Exporter(__version__)
@@ -95,8 +94,7 @@ class Service:
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
         self._mode = Mode.PIPE
-        self._analyses = self._make_analyses()
-        self._expiry = self._make_expiry()
+        self._afterwards = Afterwards(paths, self._indexer, self._exporter, self._is_busy)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = self._make_loss_watch()
         self._intake = Intake(
@@ -105,20 +103,6 @@ class Service:
             selector=self._selector,
             later=self._timer,
             dropped=self._drop,
-        )
-
-    def _make_expiry(self) -> Expiry:
-        def counted(reason: str, freed_bytes: int) -> None:
-            self._exporter.deleted("process", reason, freed_bytes)
-
-        return Expiry(self._paths, Told(self._indexer.changed, self._indexer.removed, counted))
-
-    def _make_analyses(self) -> AnalysisQueue:
-        return AnalysisQueue(
-            self._paths,
-            busy=lambda: self._dispatcher.in_flight + self._dispatcher.queued > 0,
-            changed=self._explained,
-            ended=self._exporter.analysed,
         )
 
     def _make_loss_watch(self) -> LossWatch:
@@ -183,7 +167,7 @@ class Service:
             control,
             self._paths,
             self._status,
-            lambda crash_id: self._analyses.add(crash_id, first=True),
+            self._afterwards.analyze,
             logging.getLogger("crashd.control"),
         )
         self._control.start()
@@ -206,8 +190,7 @@ class Service:
         self._ready = False
         self._intake.close()
         self._kernel.stop()
-        self._expiry.stop()
-        self._analyses.stop()
+        self._afterwards.stop()
         self._losses.close()
         left = self._dispatcher.abandon()
         self._admission.save()
@@ -349,17 +332,14 @@ class Service:
     def _drop(self, reason: str) -> None:
         self._exporter.dropped(exporter.DropReason(reason))
 
+    def _is_busy(self) -> bool:
+        return self._dispatcher.in_flight + self._dispatcher.queued > 0
+
     def _publish(self, crash: Crash) -> None:
-        if crash.core.path is not None:
-            self._analyses.add(crash.id)
-            self._expiry.captured(crash.signature)
+        self._afterwards.captured(crash)
         if self._control is not None:
             document = to_json(crash)
             self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)
-
-    def _explained(self, crash: Crash) -> None:
-        self._indexer.changed(crash)
-        self._expiry.captured(crash.signature)
 
     def _from_indexer(self, ids: list[str]) -> None:
         self._call_soon(lambda: self._recover(ids))
@@ -368,10 +348,7 @@ class Service:
         """Take in what the handler and a daemon before this one left behind."""
         self._ingest.allow_import()
         self._kernel.allow()
-        if not self._recovered:
-            self._recovered = True
-            self._analyses.catch_up()
-            self._expiry.start()
+        self._afterwards.begin()
         self._ingest.import_spool()
         others = set(ids).difference(self._dispatcher.ids())
         waiting = self._ingest.recover(sorted(others), "the daemon was killed during the capture")
@@ -394,8 +371,7 @@ class Service:
         self._losses.save()
         self._ingest.import_spool()
         self._indexer.look_for_unfinished()
-        if self._analyses.overflowed:
-            self._analyses.catch_up()
+        self._afterwards.look_again()
         try:
             self._exporter.store_free(self._free_bytes())
         except OSError as e:
@@ -434,8 +410,7 @@ class Service:
     def _apply_settings(self, settings: config.Settings) -> None:
         apply_settings(settings, self._paths, self._dispatcher, self._ingest, self._admission)
         self._kernel.configure(settings)
-        self._expiry.configure(settings.retention.process.policy)
-        self._analyses.configure(analysis_settings(settings, self._paths))
+        self._afterwards.configure(settings)
         self._settings = settings
 
     def _reload(self) -> None:

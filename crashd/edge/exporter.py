@@ -48,6 +48,8 @@ class DropReason(StrEnum):
     KERNEL_REFUSED = "kernel_refused"
     """The kernel did not hand a crash over, as its log says."""
     MALFORMED_HANDOFF = "malformed_handoff"
+    NOTICE = "notice"
+    """The journal, a hook or the webhook was not told of a crash."""
     KERNEL_FLOOD = "kernel_flood"
     """The running kernel reported more trouble than is recorded in an hour."""
 

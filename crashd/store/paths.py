@@ -81,6 +81,11 @@ class Paths:
         return self.runtime_dir / "kernel.sock"
 
     @property
+    def hooks(self) -> Path:
+        """Programs that are run for each crash."""
+        return self.root / "etc/crashd/hooks.d"
+
+    @property
     def analyze_socket(self) -> Path:
         """SOCK_STREAM, 0600: systemd's, that starts an analysis worker for each connection."""
         return self.runtime_dir / "analyze.sock"

@@ -136,7 +136,7 @@ ONLY_IN = {
     "pyinotify": ("crashd.edge.inotify",),
     "systemd": ("crashd.edge.sdaemon",),
     "prometheus_client": ("crashd.edge.exporter",),
-    "subprocess": ("crashd.edge.sandbox",),
+    "subprocess": ("crashd.edge.sandbox", "crashd.edge.hooks"),
     "pyseccomp": ("crashd.edge.confine",),
     "zstandard": ("crashd.store.corefile", "crashd.analyzers.storedcore"),
     "pydantic": ("crashd.config", "crashd.configvalues", "crashd.analysisresult"),

@@ -1,0 +1,100 @@
+"""What comes after a capture, when nobody waits any more: analysis, notices, retention."""
+
+from collections.abc import Callable
+
+from crashd import config
+from crashd.daemon.analysis import AnalysisOptions
+from crashd.daemon.analysisqueue import AnalysisQueue, QueueSettings
+from crashd.daemon.expiring import Expiry, Told
+from crashd.daemon.indexer import Indexer
+from crashd.daemon.notices import Notices, NoticeSettings
+from crashd.domain.model import Crash, Kind
+from crashd.edge.exporter import DropReason, Exporter
+from crashd.store.paths import Paths
+
+
+class Afterwards:
+    """The three threads, and who of them is told of what."""
+
+    def __init__(
+        self, paths: Paths, indexer: Indexer, exporter: Exporter, busy: Callable[[], bool]
+    ) -> None:
+        """`busy` tells whether captures are under way: these go first."""
+        self._paths = paths
+        self._indexer = indexer
+        self._started = False
+        self._notices = Notices(paths, lambda: exporter.dropped(DropReason.NOTICE))
+        self._analyses = AnalysisQueue(
+            paths,
+            busy=busy,
+            changed=self._explained,
+            ended=exporter.analysed,
+            first=self._notices.notify,
+        )
+
+        def counted(reason: str, freed_bytes: int) -> None:
+            exporter.deleted(Kind.PROCESS, reason, freed_bytes)
+
+        self._expiry = Expiry(paths, Told(indexer.changed, indexer.removed, counted))
+
+    def configure(self, settings: config.Settings) -> None:
+        """Take new settings."""
+        self._analyses.configure(analysis_settings(settings, self._paths))
+        self._notices.configure(notice_settings(settings))
+        self._expiry.configure(settings.retention.process.policy)
+
+    def begin(self) -> None:
+        """Begin, with what was left undone: the index knows all that is on disk. Once."""
+        if not self._started:
+            self._started = True
+            self._notices.start()
+            self._analyses.catch_up()
+            self._expiry.start()
+
+    def captured(self, crash: Crash) -> None:
+        """Take a crash whose record is final."""
+        if crash.core.path is None or not self._analyses.add(crash.id):
+            self._notices.notify(crash)  # no more will be known
+        if crash.core.path is not None:
+            self._expiry.captured(crash.signature)
+
+    def analyze(self, crash_id: str) -> bool:
+        """Analyse a crash (again) before all others; False where that cannot be."""
+        return self._analyses.add(crash_id, first=True)
+
+    def look_again(self) -> None:
+        """Take up what there was no room for."""
+        if self._analyses.overflowed:
+            self._analyses.catch_up()
+
+    def stop(self) -> None:
+        """End the threads; an analysis that runs dies with the daemon, and is made anew."""
+        self._analyses.stop()
+        self._notices.stop()
+        self._expiry.stop()
+
+    def _explained(self, crash: Crash) -> None:
+        self._indexer.changed(crash)
+        self._expiry.captured(crash.signature)
+
+
+def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
+    """Resolve the [analysis] section; where systemd starts the workers, they are asked for."""
+    analysis = settings.analysis
+    socket = paths.analyze_socket
+    return QueueSettings(
+        enabled=analysis.enabled,
+        workers=analysis.workers,
+        options=AnalysisOptions(
+            timeout_seconds=analysis.timeout_seconds,
+            memory_bytes=analysis.memory_bytes,
+            python=analysis.python,
+            worker_socket=socket if socket.is_socket() else None,
+        ),
+    )
+
+
+def notice_settings(settings: config.Settings) -> NoticeSettings:
+    """Resolve the [hooks] section."""
+    hooks = settings.hooks
+    return NoticeSettings(hooks.url, hooks.timeout_seconds, hooks.per_hour)

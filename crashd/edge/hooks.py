@@ -1,0 +1,123 @@
+"""What the administrator has run for each crash: programs in hooks.d, and one URL.
+
+A hook gets the crash's JSON on standard input, nothing of the daemon's environment and none of its
+descriptors; what becomes of it changes nothing but a count.
+"""
+
+import contextlib
+import http.client
+import os
+import signal
+import stat
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from crashd.domain.text import printable
+
+HOOKS_MAX = 32
+_ENVIRON = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
+
+
+class HookError(Exception):
+    """A hook that did not do its work; says which, and why."""
+
+
+def list_hooks(directory: Path) -> tuple[list[Path], list[str]]:
+    """List the programs that are to be run, in the order of their names, and say what is wrong with
+    others: as root only what nobody else can change is run.
+    """
+    found: list[Path] = []
+    wrong: list[str] = []
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return [], []
+    except OSError as e:
+        return [], [f"{directory}: {e.strerror}"]
+    if why := _distrust(directory):
+        return [], [f"{directory}: {why}"]
+    for name in names:
+        path = directory / name
+        if name.startswith(".") or name.endswith(("~", ".dpkg-old", ".dpkg-new", ".rpmsave")):
+            continue
+        if why := _distrust(path):
+            wrong.append(f"{printable(os.fsencode(path))}: {why}")
+        elif path.is_file() and os.access(path, os.X_OK):
+            found.append(path)
+    return found[:HOOKS_MAX], wrong
+
+
+def _distrust(path: Path) -> str | None:
+    try:
+        status = path.stat()
+    except OSError as e:
+        return e.strerror
+    if os.geteuid() == 0 and status.st_uid != 0:
+        return f"belongs to uid {status.st_uid} and not to root"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by others"
+    return None
+
+
+def run_hook(path: Path, document: bytes, seconds: float) -> None:
+    """Run one hook to its end; it is killed, with all it started, when it takes longer.
+
+    Raises:
+        HookError: it could not be started, failed, or was too slow.
+
+    """
+    name = printable(os.fsencode(path))
+    try:
+        process = subprocess.Popen(
+            [os.fspath(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=_ENVIRON,
+            start_new_session=True,
+        )
+    except OSError as e:
+        raise HookError(f"{name} cannot be started: {e.strerror}") from e
+    try:
+        process.communicate(document, timeout=seconds)
+    except subprocess.TimeoutExpired as e:
+        raise HookError(f"{name} did not end within {seconds:g} s") from e
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        process.wait()
+    if process.returncode:
+        raise HookError(f"{name} ended with status {process.returncode}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What a crash knows goes to where the administrator said, and nowhere else."""
+
+    def redirect_request(self, *details: object) -> None:
+        """Follow none."""
+
+
+def post(url: str, document: bytes, seconds: float) -> None:
+    """Send the JSON to a URL.
+
+    Raises:
+        HookError: nobody there takes it.
+
+    """
+    headers = {"Content-Type": "application/json", "User-Agent": "crashd"}
+    request = urllib.request.Request(url, document, headers, method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+    try:
+        with opener.open(request, timeout=seconds) as answer:
+            answer.read(1 << 16)
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
+        raise HookError(f"the webhook failed: {printable(str(e))[:200]}") from e

@@ -1,0 +1,146 @@
+"""The journal, by its native protocol, with systemd-coredump's fields: so `coredumpctl` shows what
+crashd caught.
+
+Sent here and not by libsystemd: that waits for ever when nobody reads the socket. Source:
+systemd's "Native Journal Protocol" page, src/coredump/coredump.c, coredumpctl.c; sd-messages.h.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from crashd.domain.model import Crash, State
+from crashd.domain.signals import signal_name
+from crashd.domain.text import printable
+from crashd.errors import UnavailableError
+
+SOCKET = Path("/run/systemd/journal/socket")
+MESSAGE_ID = "fc2e22bc6ee647b6b90729ab34a250b1"
+"""SD_MESSAGE_COREDUMP."""
+SEND_SECONDS = 1.0
+FIELD_MAX = 64 << 10
+"""Bytes of a field; the journal itself takes more, and nobody reads it."""
+FRAMES_MAX = 32
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+def send(fields: Mapping[str, bytes], path: Path = SOCKET) -> None:
+    """Send one entry; waits SEND_SECONDS at most.
+
+    Raises:
+        UnavailableError: there is no journal, or it takes nothing.
+
+    """
+    raw = b"".join(_encode(name, value[:FIELD_MAX]) for name, value in fields.items())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(SEND_SECONDS)
+            sender.connect(os.fspath(path))
+            try:
+                sender.send(raw)
+            except OSError:  # EMSGSIZE and ENOBUFS: too large for a datagram
+                _send_file(sender, raw)
+    except OSError as e:
+        raise UnavailableError(f"the journal takes no entry: {e.strerror or e}") from e
+
+
+def _encode(name: str, value: bytes) -> bytes:
+    """Encode a field; one of several lines has its length in front, so that none is forged."""
+    key = name.encode("ascii")
+    if b"\n" in value:
+        return key + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+    return key + b"=" + value + b"\n"
+
+
+def _send_file(sender: socket.socket, raw: bytes) -> None:
+    fd = os.memfd_create("journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(raw)
+        while view:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        socket.send_fds(sender, [b""], [fd])
+    finally:
+        os.close(fd)
+
+
+def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
+    """Build the entry of one process's crash."""
+    number = crash.signal or 0
+    told = {
+        "MESSAGE_ID": MESSAGE_ID,
+        "PRIORITY": "2",  # LOG_CRIT, as systemd-coredump has it
+        "SYSLOG_IDENTIFIER": "crashd",
+        "MESSAGE": _message(crash),
+        "CRASHD_ID": crash.id,
+        "CRASHD_STATE": crash.state.value,
+        "CRASHD_DISPOSITION": crash.capture.disposition.value,
+        "CRASHD_TITLE": printable(crash.title),
+        "CRASHD_SIGNATURE": crash.signature,
+        "CRASHD_EXPLANATION": crash.explanation,
+        "CRASHD_BUILD_ID": crash.build_id,
+        "CRASHD_CONTAINER_ID": crash.container_id,
+        "COREDUMP_PID": crash.pid,
+        "COREDUMP_UID": crash.uid,
+        "COREDUMP_GID": crash.gid,
+        "COREDUMP_SIGNAL": number,
+        "COREDUMP_SIGNAL_NAME": signal_name(number) if number else None,
+        "COREDUMP_TIMESTAMP": crash.time_ns // 1000,
+        "COREDUMP_RLIMIT": crash.rlimit_core,
+        "COREDUMP_OWNER_UID": crash.owner_uid,
+        "COREDUMP_SLICE": crash.slice,
+        "COREDUMP_SESSION": crash.session,
+        "COREDUMP_UNIT": crash.unit,
+        "COREDUMP_USER_UNIT": crash.user_unit,
+        "COREDUMP_CGROUP": crash.cgroup,
+        "COREDUMP_FILENAME": None if core_path is None else os.fspath(core_path),
+        "COREDUMP_TRUNCATED": "1" if crash.state is State.TRUNCATED else None,
+    }
+    fields = {name: str(value).encode() for name, value in told.items() if value is not None}
+    raw = {
+        "COREDUMP_HOSTNAME": crash.hostname,
+        "COREDUMP_COMM": crash.comm,
+        "COREDUMP_EXE": crash.exe,
+        "COREDUMP_CMDLINE": crash.cmdline,
+        "COREDUMP_CWD": crash.cwd,
+        "COREDUMP_ROOT": crash.root,
+        "COREDUMP_ENVIRON": b"\n".join(crash.environ or ()),
+        "COREDUMP_PROC_STATUS": crash.status,
+        "COREDUMP_PROC_MAPS": crash.maps,
+        "COREDUMP_PROC_LIMITS": crash.limits,
+        "COREDUMP_PROC_MOUNTINFO": crash.mountinfo,
+        "COREDUMP_OPEN_FDS": crash.open_fds,
+    }
+    return fields | {name: value for name, value in raw.items() if value}
+
+
+def _message(crash: Crash) -> str:
+    """Say what happened: the first line is all that most will see."""
+    return "\n".join([_headline(crash), *_stack(crash)])
+
+
+def _headline(crash: Crash) -> str:
+    who = printable(crash.comm)
+    uid = "" if crash.uid is None else f" of user {crash.uid}"
+    text = f"Process {crash.pid} ({who}){uid} crashed: {printable(crash.title)}"
+    if crash.state is State.LOST:
+        return f"{text}. Its core is lost: {printable(crash.capture.reason or '')}"
+    if crash.explanation:
+        text += f". {printable(crash.explanation)}"
+    return text + (f" (core {crash.state.value})" if crash.state is not State.COMPLETE else "")
+
+
+def _stack(crash: Crash) -> Iterator[str]:
+    if crash.frames:
+        yield ""
+        yield "Stack of the crashed thread:"
+    for number, frame in enumerate(crash.frames[:FRAMES_MAX]):
+        function = printable(str(frame.get("function") or frame.get("pc") or "n/a"))
+        module = printable(str(frame.get("module") or "n/a"))
+        place = (
+            f" at {printable(str(frame['file']))}:{frame.get('line')}" if frame.get("file") else ""
+        )
+        yield f"#{number:<2} {function} ({module}){place}"

@@ -1,0 +1,222 @@
+"""Who is told of a crash: the journal's socket, hooks and a webhook, real ones all."""
+
+import json
+import os
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from crashd.daemon.notices import Notices, NoticeSettings
+from crashd.domain.model import State
+from crashd.edge import journal
+from crashd.edge.hooks import HookError, list_hooks, post, run_hook
+from crashd.errors import UnavailableError
+from crashd.store.paths import Paths
+from tests.builders.crashes import build_crash
+from tests.running import wait_until
+
+
+def receive(server: socket.socket) -> dict[str, bytes]:
+    """Receive one entry as journald does."""
+    raw, fds, _, _ = socket.recv_fds(server, 1 << 20, 1)
+    if fds:
+        with open(fds[0], "rb") as file:
+            file.seek(0)
+            raw = file.read()
+    fields: dict[str, bytes] = {}
+    while raw:
+        line, _, rest = raw.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack_from("<Q", rest)
+            value, rest = rest[8 : 8 + size], rest[9 + size :]
+        fields[name.decode()] = value
+        raw = rest
+    return fields
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        path = tmp_path / "j"
+        server.bind(str(path))
+        server.settimeout(5)
+        yield path, server
+
+
+def test_entry_has_systemd_coredumps_fields_and_ours(journald: tuple[Path, socket.socket]) -> None:
+    path, server = journald
+    crash = build_crash(3, signature="p1-aa", explanation="NULL pointer", state=State.COMPLETE)
+    journal.send(journal.build_fields(crash, Path("/s/core.zst")), path)
+    fields = receive(server)
+    assert fields["MESSAGE_ID"] == b"fc2e22bc6ee647b6b90729ab34a250b1"
+    assert fields["COREDUMP_PID"] == str(crash.pid).encode()
+    assert fields["COREDUMP_TIMESTAMP"] == str(crash.time_ns // 1000).encode()
+    assert fields["COREDUMP_FILENAME"] == b"/s/core.zst"
+    assert fields["COREDUMP_EXE"] == crash.exe
+    assert fields["CRASHD_ID"] == crash.id.encode()
+    assert fields["CRASHD_SIGNATURE"] == b"p1-aa"
+    assert b"NULL pointer" in fields["MESSAGE"]
+
+
+def test_entry_hostile_names_forge_no_field(journald: tuple[Path, socket.socket]) -> None:
+    path, server = journald
+    evil = b"x\nMESSAGE=forged\nPRIORITY=0\n\x1b[2J"
+    crash = build_crash(1, comm=evil[:15], exe=evil, argv=(evil,), cwd=evil)
+    journal.send(journal.build_fields(crash, None), path)
+    fields = receive(server)
+    assert fields["COREDUMP_EXE"] == evil
+    assert fields["PRIORITY"] == b"2"
+    assert not fields["MESSAGE"].startswith(b"forged")
+    assert b"\x1b" not in fields["MESSAGE"]
+
+
+def test_entry_too_large_for_a_datagram_is_passed_as_a_file(
+    journald: tuple[Path, socket.socket],
+) -> None:
+    path, server = journald
+    crash = build_crash(1, maps=b"m" * (8 << 20), mountinfo=b"i" * (8 << 20))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    fields = {f"F{n}": b"v" * journal.FIELD_MAX for n in range(8)}
+    journal.send(journal.build_fields(crash, None) | fields, path)
+    assert len(receive(server)["F7"]) == journal.FIELD_MAX
+
+
+def test_journal_that_nobody_reads_holds_nothing_up(journald: tuple[Path, socket.socket]) -> None:
+    path, _ = journald
+    with pytest.raises(UnavailableError, match="takes no entry"):
+        for _ in range(10_000):
+            journal.send({"MESSAGE": b"x"}, path)
+    with pytest.raises(UnavailableError, match="No such file"):
+        journal.send({"MESSAGE": b"x"}, path.with_name("none"))
+
+
+def hook(directory: Path, name: str, body: str, mode: int = 0o755) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    path.write_text("#!/bin/sh\n" + body)
+    path.chmod(mode)
+    return path
+
+
+def test_list_hooks_takes_only_what_is_roots_own(tmp_path: Path) -> None:
+    good = hook(tmp_path / "h", "10-good", "")
+    hook(tmp_path / "h", "20-open", "", 0o777)
+    hook(tmp_path / "h", "30-not-executable", "", 0o644)
+    hook(tmp_path / "h", ".hidden", "")
+    hook(tmp_path / "h", "40-backup~", "")
+    found, wrong = list_hooks(tmp_path / "h")
+    assert found == [good]
+    assert wrong == [f"{tmp_path}/h/20-open: can be written by others"]
+    (tmp_path / "h").chmod(0o777)
+    assert list_hooks(tmp_path / "h")[0] == []
+    assert list_hooks(tmp_path / "none") == ([], [])
+
+
+def test_run_hook_has_the_json_a_clean_environment_and_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "1")
+    out = tmp_path / "out"
+    secret = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    path = hook(tmp_path / "h", "a", f"cat >{out}; env >>{out}; ls /proc/self/fd >>{out}\n")
+    try:
+        run_hook(path, b'{"id": "x"}\n', 5)
+    finally:
+        os.close(secret)
+    lines = out.read_text().splitlines()
+    assert lines[0] == '{"id": "x"}'
+    assert not any("SECRET" in line for line in lines)
+    assert len([line for line in lines if line.isdigit()]) <= 4
+
+
+def test_run_hook_that_hangs_or_fails_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    slow = hook(tmp_path / "h", "slow", f"sleep 600 & echo $! >{mark}; wait\n")
+    with pytest.raises(HookError, match=r"slow did not end within 0\.5 s"):
+        run_hook(slow, b"x" * (1 << 20), 0.5)
+    child = int(mark.read_text())
+    wait_until(lambda: not Path(f"/proc/{child}").exists() or is_zombie(child), 5, "it is killed")
+    with pytest.raises(HookError, match="ended with status 3"):
+        run_hook(hook(tmp_path / "h", "bad", "exit 3\n"), b"", 5)
+    with pytest.raises(HookError, match="cannot be started"):
+        run_hook(tmp_path / "h" / "none", b"", 5)
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Takes what is posted."""
+
+    got: list[bytes]
+    answer = 200
+
+    def do_POST(self) -> None:
+        self.got.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(self.answer)
+        self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, type[Receiver]]]:
+    kind = type("One", (Receiver,), {"got": []})
+    with HTTPServer(("127.0.0.1", 0), kind) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/crash", kind
+        server.shutdown()
+        thread.join()
+
+
+def test_post_sends_the_json_and_follows_no_redirect(
+    receiver: tuple[str, type[Receiver]],
+) -> None:
+    url, kind = receiver
+    post(url, b'{"id": 1}', 5)
+    assert kind.got == [b'{"id": 1}']
+    for answer in (302, 500):
+        kind.answer = answer
+        with pytest.raises(HookError, match=str(answer)):
+            post(url, b"{}", 5)
+    with pytest.raises(HookError, match="refused"):
+        post("http://127.0.0.1:1/", b"{}", 5)
+
+
+def test_notices_run_hooks_within_their_rate_and_count_what_failed(
+    tmp_path: Path, receiver: tuple[str, type[Receiver]]
+) -> None:
+    url, kind = receiver
+    paths, failures = Paths(tmp_path), []
+    out = tmp_path / "ran"
+    hook(paths.hooks, "10-note", f"cat >>{out}\n")
+    hook(paths.hooks, "20-bad", "exit 1\n")
+    notices = Notices(paths, lambda: failures.append(1))
+    notices.configure(NoticeSettings(url=url, seconds=5, per_hour=2))
+    notices.start()
+    crash = replace(build_crash(1), maps=b"long")
+    for _ in range(3):
+        notices.notify(crash)
+    wait_until(lambda: len(failures) == 3, 10, "two hooks failed, one crash was too many")
+    notices.stop()
+    assert len(kind.got) == 2
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [crash.id] * 2
+    assert "maps" not in rows[0]
+    assert stat.S_IMODE(out.stat().st_mode) & 0o111 == 0
