@@ -9,27 +9,33 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-ROOTFS = Path("/var/cache/crashd-test/rootfs")
+ROOTFS = Path("/var/cache/crashd-test/rootfs-2")
+"""Another name with each change of build-rootfs.sh."""
 MODULES = """
 annotated_types asyncore asynchat prometheus_client pydantic pydantic_core pyinotify.py systemd
 typing_extensions.py typing_inspection zstandard smtpd
+_drgn.*.so _drgn_util drgn drgn.libs capstone capstone.libs pyseccomp.py pystack pystack.libs
+rust_demangler packaging
 """
 JOB = """
 set -eux
 install -d /usr/lib/crashd-test /usr/libexec
 cp -r /job/site /usr/lib/crashd-test/site
-for name in crashd crashctl; do
-    module=crashd
-    [ $name = crashctl ] && module=crashd.cli
+program() {
     {
         echo '#!/bin/sh'
-        echo "PYTHONPATH=/usr/lib/crashd-test/site exec /usr/bin/python3 -P -m $module" '"$@"'
-    } >/usr/bin/$name
-    chmod 755 /usr/bin/$name
-done
+        echo "PYTHONPATH=/usr/lib/crashd-test/site exec /usr/bin/python3 -P $2" '"$@"'
+    } >"/usr/bin/$1"
+    chmod 755 "/usr/bin/$1"
+}
+program crashd "-m crashd"
+program crashctl "-m crashd.cli"
+program crashd-analyze "-c 'from crashd.analyzers.main import run; run()'"
 cp /job/systemd/* /etc/systemd/system/
 (cd /etc/systemd/system && systemd-analyze verify --man=no ./crashd*.service ./crashd*.socket)
 systemctl daemon-reload
+systemd-analyze security --no-pager crashd.service | tail -1
+systemd-analyze security --no-pager crashd-analyze@x.service | tail -1
 
 # the socket alone, as after boot; the first crash starts the daemon
 systemctl start crashd.socket
@@ -122,8 +128,9 @@ def test_units_start_restart_and_catch_under_systemd(rootfs: Path, tmp_path: Pat
     job, out = tmp_path / "job", tmp_path / "out"
     shutil.copytree(REPOSITORY / "systemd", job / "systemd")
     site = Path(sysconfig.get_path("platlib"))
-    for name in MODULES.split():
-        source = site / name
+    sources = [found for name in MODULES.split() for found in site.glob(name)]
+    for source in sources:
+        name = source.name
         if source.is_dir():
             shutil.copytree(source, job / "site" / name)
         elif source.exists():
