@@ -8,6 +8,7 @@ system        root, the kernel's settings; only with CRASHD_TEST_SYSTEM=1, then 
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -181,6 +182,9 @@ _ban = Ban()
 
 def pytest_configure() -> None:
     """Watch from the first test on: a hook of the interpreter cannot be taken off again."""
+    # Programs that tests start shall be interruptible, whatever started this session: `nohup`
+    # and a shell's `&` ignore SIGINT, and what is ignored is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.addaudithook(_ban.audit)
 
 

@@ -27,6 +27,7 @@ from crashd.domain.model import (
 )
 from crashd.domain.procfs import (
     AT_EUID,
+    AT_PHDR,
     AT_SECURE,
     AT_UID,
     parse_auxv,
@@ -224,12 +225,22 @@ def add_head(crash: Crash, head: CoreHead) -> Crash:
         sender_pid=matching.sender_pid if matching else None,
         sender_uid=matching.sender_uid if matching else None,
         comm=comm,
+        exe=crash.exe or _exe_of(head),
         tid=crash.tid if crash.tid is not None else _head_tid(crash, head),
         threads=_merge_threads(crash, head),
         explanation=words,
         title=signals.title(signal, printable(comm), words),
         warnings=(*crash.warnings, *(f"core: {text}" for text in head.problems)),
     )
+
+
+def _exe_of(head: CoreHead) -> bytes:
+    """Name the executable by what is mapped where its program headers are (AT_PHDR), for a process
+    that was gone before /proc was read.
+    """
+    phdr = head.auxv.get(AT_PHDR)
+    found = [file.name for file in head.files if phdr is not None and file.start <= phdr < file.end]
+    return found[0] if found and found[0].startswith(b"/") else b""
 
 
 def _head_tid(crash: Crash, head: CoreHead) -> int | None:

@@ -91,6 +91,10 @@ def _syscall(name: str, *arguments: object) -> int:
     return _call("syscall", ctypes.c_long(number), *arguments)
 
 
+PEAK_PREFIX = b"peak KiB: "
+"""What the last line on standard error begins with: the worker's resident memory at its most."""
+
+
 def isolate(parent: int | None) -> bool:
     """Go on as pid 1 of new namespaces; the process that was there waits, and ends as its child
     does (128 and the signal, where one ended it). True when it took a user namespace to do so.
@@ -118,16 +122,19 @@ def isolate(parent: int | None) -> bool:
         _call("unshare", CLONE_NEWCGROUP)  # since 4.6
     child = os.fork()
     if child:
-        _wait(child)
+        _wait(child, tell=parent is not None)
     _die_with_parent()
     # Mounts that are made here must not appear on the host.
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     return mapped
 
 
-def _wait(child: int) -> NoReturn:
-    os.closerange(0, 3)
-    _, status = os.waitpid(child, 0)
+def _wait(child: int, *, tell: bool) -> NoReturn:
+    os.closerange(0, 2 if tell else 3)
+    _, status, usage = os.wait4(child, 0)
+    if tell:
+        # the kernel's figure for this process itself has that of whoever forked it in it
+        os.write(2, b"\n%s%d" % (PEAK_PREFIX, usage.ru_maxrss))
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
 

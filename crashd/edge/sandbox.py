@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from crashd.domain.analysis import UNSEALED_STATUS
+from crashd.edge.confine import PEAK_PREFIX
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10
@@ -72,7 +73,8 @@ def run_worker(
             # Its whole session: the first process only waits for the one that works.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        status, cpu_seconds, peak_bytes = _reap(process)
+        status, cpu_seconds = _reap(process)
+        peak_bytes = _take_peak(errors)
     return WorkerResult(
         bytes(output),
         stopped or _judge(status, bytes(errors)),
@@ -163,14 +165,23 @@ def _listen(
     return None
 
 
-def _reap(process: "subprocess.Popen[bytes]") -> tuple[int, float, int]:
-    """Wait for the process; give its status, CPU seconds and peak memory, its child's included."""
+def _take_peak(errors: bytearray) -> int:
+    """Take what the waiting process says of the worker's memory off its errors; bytes."""
+    text, found, number = errors.rpartition(b"\n" + PEAK_PREFIX)
+    if not found or not number.isdigit():
+        return 0
+    errors[:] = text
+    return int(number[:15]) << 10
+
+
+def _reap(process: "subprocess.Popen[bytes]") -> tuple[int, float]:
+    """Wait for the process; give its status and CPU seconds, its child's included."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     for file in (process.stdout, process.stderr):
         if file is not None:
             file.close()
-    return process.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+    return process.returncode, usage.ru_utime + usage.ru_stime
 
 
 def _judge(status: int, errors: bytes) -> str | None:
