@@ -57,7 +57,7 @@ VERBS: dict[str, Verb] = {
         Verb(
             "kdump", "tell whether a crash of the kernel would leave a dump", "kdump", "kdump", None
         ),
-        Verb("doctor", "check that everything is in place", "health", "doctor", None),
+        Verb("doctor", "check that everything is in place", "doctor", "doctor", None),
     )
 }
 

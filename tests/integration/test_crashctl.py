@@ -19,14 +19,23 @@ from typing import Any
 
 import pytest
 
-from crashd.cli import health
-from crashd.cli.checks import Level
+from crashd.cli import doctor
 from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
 from crashd.cli.source import DaemonSource, open_direct
 from crashd.daemon.control import ControlServer
+from crashd.domain.doctor import Level
 from crashd.domain.match import Query
-from crashd.domain.model import LIST_KEYS, Capture, Core, Crash, State, build_id_text, to_json
+from crashd.domain.model import (
+    LIST_KEYS,
+    Capture,
+    Core,
+    Crash,
+    Disposition,
+    State,
+    build_id_text,
+    to_json,
+)
 from crashd.edge.handoff import listen_unix
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
@@ -670,10 +679,16 @@ def test_doctor_checks_everything_and_crashes_nothing_elsewhere(store: Store) ->
     assert done.returncode == 1
     found = {check["name"]: check for check in json.loads(done.stdout)}
     assert found["daemon"]["level"] == "problem"
-    assert found["index"] == {"name": "index", "level": "ok", "text": "5 crashes", "hint": None}
+    assert (found["index"]["level"], found["index"]["text"]) == ("ok", "5 crashes")
+    assert all(set(check) == {"name", "level", "text", "why", "hint"} for check in found.values())
+    assert all(check["hint"] for check in found.values() if check["level"] != "ok")
     assert found["test crash"]["text"] == "not tried: core_pattern is not crashd's"
     lines = store.run("doctor").stdout.splitlines()
-    assert [line for line in lines if line.startswith("problem  daemon ")]
+    (at,) = [n for n, line in enumerate(lines) if line.startswith("problem  daemon ")]
+    assert lines[at + 1 : at + 3] == [
+        f"{'':26}{found['daemon']['why']}",
+        f"{'':26}-> systemctl start crashd",
+    ]
 
 
 def test_crash_and_look_waits_until_the_crash_is_whole(
@@ -685,17 +700,74 @@ def test_crash_and_look_waits_until_the_crash_is_whole(
             index.put([add_crash(store.paths, seconds, pid=4242)])
         return 4242
 
-    monkeypatch.setattr(health, "crash_child", crash_child)
-    check = health.crash_and_look(context(store), registered=True)
+    monkeypatch.setattr(doctor, "crash_child", crash_child)
+    check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.OK
     assert "pid 4242 was caught whole" in check.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "text"),
+    [
+        (
+            {"capture": Capture(disposition=Disposition.MINI, reason="a loop")},
+            Level.WARNING,
+            "only mini: a loop",
+        ),
+        ({"state": State.TRUNCATED}, Level.PROBLEM, "its state is truncated"),
+    ],
+)
+def test_crash_and_look_tells_what_was_not_kept(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    level: Level,
+    text: str,
+) -> None:
+    monkeypatch.setattr(doctor, "crash_child", lambda: put_test_crash(store, **changes))
+    check = doctor.crash_and_look(context(store), registered=True)
+    assert (check.level, text in check.text) == (level, True), check
+
+
+def put_test_crash(store: Store, **changes: Any) -> int:
+    """Put the crash of pid 4242 into store and index, as if it had just been."""
+    seconds = time.time_ns() // 10**9 - TIME_NS // 10**9 + 1
+    core = "capture" not in changes
+    with Index.open(store.paths.index) as index:
+        if not core:
+            changes["state"] = State.METADATA_ONLY
+        index.put([add_crash(store.paths, seconds, pid=4242, core=core, **changes)])
+    return 4242
+
+
+@pytest.mark.parametrize(
+    ("frames", "level", "text"),
+    [
+        (({"function": "third"}, {"function": None}, {"function": "main"}), "ok", "third < main"),
+        (({"function": None, "pc": "0x1"},), "problem", "no stack with names within 0 s: gone"),
+    ],
+)
+def test_crash_and_look_follows_the_analysis_to_a_stack_with_names(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    frames: tuple[dict[str, Any], ...],
+    level: str,
+    text: str,
+) -> None:
+    monkeypatch.setattr(doctor, "is_analysed", lambda _: True)
+    monkeypatch.setattr(doctor, "ANALYSIS_SECONDS", 0.2)
+    monkeypatch.setattr(
+        doctor, "crash_child", lambda: put_test_crash(store, frames=frames, warnings=("gone",))
+    )
+    check = doctor.crash_and_look(context(store), registered=True)
+    assert (check.level, text in check.text) == (level, True), check
 
 
 def test_crash_and_look_tells_what_was_seen_instead(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "crash_child", lambda: 4242)
-    monkeypatch.setattr(health, "CRASH_SECONDS", 0.2)
-    check = health.crash_and_look(context(store), registered=True)
+    monkeypatch.setattr(doctor, "crash_child", lambda: 4242)
+    monkeypatch.setattr(doctor, "CRASH_SECONDS", 0.2)
+    check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.PROBLEM
     assert check.text.endswith("it was not listed")

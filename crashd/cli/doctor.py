@@ -1,0 +1,189 @@
+"""`doctor`: is everything in place for the next crash? With --crash, a real one."""
+
+import argparse
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from crashd.cli import doctorfacts
+from crashd.cli.context import Context
+from crashd.cli.health import ask_status
+from crashd.cli.render import DIM, GREEN, RED, YELLOW, json_page, styled
+from crashd.cli.source import Source, open_source
+from crashd.domain.doctor import Check, Level, check_own, failed, passed, warned
+from crashd.domain.doctorhost import check_around, check_kernel_dumps
+from crashd.domain.kdumpready import assess
+from crashd.domain.match import Query
+from crashd.domain.text import printable
+from crashd.edge import kdumpfacts
+from crashd.errors import CrashdError
+from crashd.store.paths import Paths
+
+PROC = Path("/proc")
+CRASH_SECONDS = 10.0
+"""How long a test crash may take to be listed as complete."""
+ANALYSIS_SECONDS = 60.0
+"""How long its analysis may take from then on."""
+NAME = "test crash"
+_POLL_SECONDS = 0.05
+_COMM = b"crashctl-doctor"
+_STYLES = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.PROBLEM: RED}
+_INDENT = " " * 26
+
+
+def doctor(context: Context, arguments: argparse.Namespace) -> int:
+    """Check everything, and say what to do; 1 where there is a problem."""
+    checks: list[Check] = []
+    own = run_checks(context.paths, PROC, lambda: ask_status(context))
+    for check in chain(own, _really_crash(context, checks) if arguments.crash else ()):
+        checks.append(check)
+        if not arguments.json:
+            _print_check(context, check)
+    if arguments.json:
+        print(json_page([check.to_json() for check in checks]))
+    return 1 if any(check.level is Level.PROBLEM for check in checks) else 0
+
+
+def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> Iterator[Check]:
+    """Look at everything; `ask` gives the daemon's status or raises UnavailableError."""
+    now_ns = time.time_ns()
+    daemon = doctorfacts.read_daemon(paths, ask)
+    settings = doctorfacts.read_settings(proc)
+    store = doctorfacts.read_store(paths, now_ns)
+    yield from check_own(settings, doctorfacts.read_handler(paths), daemon, store)
+    around = doctorfacts.read_surroundings(paths, proc, now_ns)
+    yield from check_around(around, str(paths.handler), daemon.capture_mode)
+    yield check_kernel_dumps(assess(kdumpfacts.read_facts(paths.root)))
+
+
+def _print_check(context: Context, check: Check) -> None:
+    level = styled(f"{check.level:<7}", _STYLES[check.level] if context.color else None)
+    print(f"{level}  {check.name:<15}  {printable(check.text)}", flush=True)
+    if check.level is not Level.OK:
+        print(_INDENT + styled(check.why, DIM if context.color else None), flush=True)
+        if check.hint:
+            print(f"{_INDENT}-> {printable(check.hint)}", flush=True)
+
+
+# -- a real crash ----------------------------------------------------------------------------------
+
+
+def _really_crash(context: Context, before: list[Check]) -> Iterator[Check]:
+    yield crash_and_look(context, registered=before[0].level is Level.OK)
+
+
+def crash_and_look(context: Context, *, registered: bool) -> Check:
+    """Really crash a process, and follow it to its record, its core, and its stack."""
+    if not registered:  # it would leave a core wherever the present pattern says
+        return failed(NAME, "not tried: core_pattern is not crashd's", "crashctl install")
+    started_ns, started = time.time_ns(), time.monotonic()
+    pid = crash_child()
+    query = Query(terms=(f"PID={pid}",), since_ns=started_ns - 2 * 10**9)
+    try:
+        source = open_source(context)
+        try:
+            row = _wait_for_record(source, query, started + CRASH_SECONDS)
+            took_ms = round((time.monotonic() - started) * 1000)
+            wrong = _judge(row, pid) or _look_into_core(source, row, pid)
+            if wrong is not None:
+                return wrong
+            text = f"pid {pid} was caught whole within {took_ms} ms: {row['id']}"
+            if not is_analysed(context.paths):
+                return passed(NAME, text)
+            return _follow_analysis(source, row, text)
+        finally:
+            source.close()
+    except CrashdError as e:
+        return failed(NAME, f"pid {pid}: {e}", e.hint)
+
+
+def _wait_for_record(source: Source, query: Query, deadline: float) -> dict[str, Any]:
+    """Wait until the crash is listed and no longer being captured; as it is then, {} for none."""
+    while True:
+        rows = source.select(query)
+        row = rows[0] if rows else {}
+        if row.get("state") not in (None, "capturing") or time.monotonic() > deadline:
+            return row
+        time.sleep(_POLL_SECONDS)
+
+
+def _judge(row: dict[str, Any], pid: int) -> Check | None:
+    """Say what is wrong with the record; None for a whole one."""
+    if row.get("state") == "complete" and (row.get("core") or {}).get("path"):
+        return None
+    capture = row.get("capture") or {}
+    if capture.get("disposition") in ("mini", "metadata"):
+        text = f"pid {pid} was caught, but only {capture['disposition']}: {capture.get('reason')}"
+        return warned(NAME, text, "wait: the limiter keeps little of what crashes often")
+    text = f"pid {pid} was not caught whole within {CRASH_SECONDS:.0f} s: it was not listed"
+    if row:
+        reason = capture.get("reason")
+        text = text.rpartition(":")[0] + f": its state is {row.get('state')}"
+        text += f": {reason}" if reason else ""
+    return failed(NAME, text, "journalctl -u crashd, after the checks above")
+
+
+def _look_into_core(source: Source, row: dict[str, Any], pid: int) -> Check | None:
+    """Read where the stored core begins; None where it is an ELF file."""
+    from crashd.store.corefile import read_core
+
+    fd = source.open_core(row["id"])
+    try:
+        first = next(iter(read_core(fd, row["core"].get("size_bytes") or None)), b"")
+    finally:
+        os.close(fd)
+    if first.startswith(b"\x7fELF"):
+        return None
+    return failed(NAME, f"what is stored of pid {pid} is no core", "crashctl verify --deep")
+
+
+def is_analysed(paths: Paths) -> bool:
+    """Tell whether the daemon explains crashes, by its configuration."""
+    from crashd import configfiles
+
+    try:
+        section = configfiles.load(paths).model_dump().get("analysis")
+    except CrashdError:
+        return False  # told by its own check
+    return isinstance(section, dict) and section.get("enabled") is True
+
+
+def _follow_analysis(source: Source, row: dict[str, Any], text: str) -> Check:
+    """Wait until the stack of the crash has names."""
+    deadline = time.monotonic() + ANALYSIS_SECONDS
+    while True:
+        found = source.info(row["id"])
+        frames = [f for f in found.get("frames") or () if isinstance(f, dict)]
+        names = [str(f["function"]) for f in frames if f.get("function")]
+        if names:
+            return passed(NAME, f"{text}; its stack: {' < '.join(names[:4])}")
+        if time.monotonic() > deadline:
+            why = "; ".join(map(str, found.get("warnings") or ())) or "nothing is told of it"
+            text += f"; no stack with names within {ANALYSIS_SECONDS:.0f} s: {why}"
+            return failed(NAME, text, "journalctl -u crashd")
+        time.sleep(_POLL_SECONDS)
+
+
+def crash_child() -> int:
+    """Fork a child that dies of SIGSEGV with as high a core limit as it may have; give its pid."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+            if os.geteuid() == 0:
+                hard = resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+            Path("/proc/self/comm").write_bytes(_COMM)
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        finally:
+            os._exit(1)
+    _, outcome = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(outcome):
+        raise CrashdError(f"the test process {child} did not crash")
+    return child

@@ -1,0 +1,179 @@
+"""The facts that `doctor` judges: crashd's own are read here, the host's by edge/hostfacts.py.
+
+Everything is below `paths` and `proc`, so that tests can give trees of their own.
+"""
+
+import os
+import resource
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from crashd.domain.doctor import (
+    PATTERN,
+    PIPE_LIMIT,
+    SUID_DUMPABLE,
+    DaemonFacts,
+    HandlerFacts,
+    Setting,
+    StoreFacts,
+)
+from crashd.domain.doctorhost import Clock, Surroundings
+from crashd.domain.procfs import RLIM_INFINITY
+from crashd.edge import hostfacts, sysctl
+from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError
+from crashd.store.handlerfile import handler_program
+from crashd.store.paths import Paths
+from crashd.store.trusted import distrust
+
+SETTINGS = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
+
+
+def read_settings(proc: Path) -> dict[str, Setting]:
+    """Read the sysctls of a crash collector."""
+    found = {}
+    for name in SETTINGS:
+        try:
+            found[name] = Setting(value=sysctl.read(name, proc))
+        except CrashdError as e:
+            found[name] = Setting(error=str(e))
+    return found
+
+
+def read_handler(paths: Paths) -> HandlerFacts:
+    """Look at the handler, and at what runs it."""
+    handler = paths.handler
+    try:
+        status, parent = handler.lstat(), handler.parent.stat()
+    except OSError as e:
+        return HandlerFacts(str(handler), error=e.strerror, interpreter=None)
+    raw = hostfacts.read_small(handler)
+    first = raw.split(b"\n", 1)[0]
+    words = first[2:].split() if first.startswith(b"#!") else []
+    interpreter = os.fsdecode(words[0]) if words else None
+    euid = os.geteuid()
+    loose = next(
+        (
+            f"{path} {why}"
+            for path, found in ((handler, status), (handler.parent, parent))
+            if (why := distrust(found.st_uid, found.st_mode, euid))
+        ),
+        None,
+    )
+    return HandlerFacts(
+        path=str(handler),
+        regular=stat.S_ISREG(status.st_mode),
+        distrust=loose,
+        executable=bool(status.st_mode & stat.S_IXUSR),
+        current=raw == handler_program(),
+        interpreter=interpreter,
+        interpreter_runs=interpreter is not None
+        and os.path.isfile(interpreter)
+        and os.access(interpreter, os.X_OK),
+    )
+
+
+def read_daemon(paths: Paths, ask: Callable[[], dict[str, Any]]) -> DaemonFacts:
+    """Ask the daemon how it is, and read its configuration as it does."""
+    from crashd import configfiles
+
+    status, error = None, None
+    try:
+        status = ask()
+    except (UnavailableError, FormatError) as e:
+        error = str(e)
+    try:
+        mode = configfiles.load(paths).capture.mode
+        files = tuple(map(str, configfiles.find_files(paths)))
+    except CrashdError as e:
+        return DaemonFacts(status, error, config_error=str(e).split("\n")[0])
+    return DaemonFacts(status, error, config_files=files, capture_mode=mode)
+
+
+def read_store(paths: Paths, now_ns: int) -> StoreFacts:
+    """Look at the state directory, its file system, the spool and the index."""
+    directory = paths.state_dir
+    try:
+        status = directory.lstat()
+        filesystem = os.statvfs(directory)
+    except OSError as e:
+        found: dict[str, Any] = {"error": e.strerror, "index_error": f"{directory}: {e.strerror}"}
+        return StoreFacts(str(directory), index_hint="systemctl start crashd", **found)
+    foreign = os.geteuid() == 0 and status.st_uid != 0
+    waiting, bad, spool_error = _spool(paths, now_ns)
+    seen = os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
+    count, index_error, hint = _index(paths) if seen else (0, None, None)
+    return StoreFacts(
+        path=str(directory),
+        is_directory=stat.S_ISDIR(status.st_mode),
+        foreign_owner=status.st_uid if foreign else None,
+        mode=stat.S_IMODE(status.st_mode),
+        free_bytes=filesystem.f_bavail * filesystem.f_frsize,
+        total_bytes=filesystem.f_blocks * filesystem.f_frsize,
+        free_inodes=filesystem.f_favail if filesystem.f_files else None,
+        spool_path=str(paths.spool),
+        spool_waiting=waiting,
+        spool_bad=bad,
+        spool_error=spool_error,
+        index_count=count,
+        index_error=index_error,
+        index_hint=hint,
+        index_seen=seen,
+    )
+
+
+def _spool(paths: Paths, now_ns: int) -> tuple[int, int, str | None]:
+    from crashd.store.spool import ready_names
+
+    try:
+        waiting = ready_names(paths, now_ns)
+        bad = [name for name in os.listdir(paths.spool) if name.endswith(".bad")]
+    except (OSError, UnavailableError) as e:
+        return 0, 0, str(e)
+    return len(waiting), len(bad), None
+
+
+def _index(paths: Paths) -> tuple[int, str | None, str | None]:
+    from crashd.store.index import Index
+
+    if not paths.index.exists():
+        return 0, "there is none", "systemctl start crashd, or crashctl reindex"
+    try:
+        with Index.open(paths.index, readonly=True) as index:
+            return sum(entries for entries, _ in index.usage().values()), None, None
+    except IndexCorruptError as e:
+        return 0, str(e), "crashctl reindex"
+    except UnavailableError as e:
+        return 0, str(e), e.hint
+
+
+def read_surroundings(paths: Paths, proc: Path, now_ns: int) -> Surroundings:
+    """Look at the host around crashd."""
+    services, left = hostfacts.read_services(paths.root, proc)
+    soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    return Surroundings(
+        features=hostfacts.read_features(proc),
+        journal=hostfacts.read_journal(paths.root),
+        clock=_clock(paths, now_ns),
+        shell_limit=RLIM_INFINITY if soft == resource.RLIM_INFINITY else soft,
+        boot=hostfacts.read_boot_settings(paths.root, SETTINGS),
+        collectors=hostfacts.read_collectors(paths.root),
+        cleaners=hostfacts.read_cleaners(paths.root, (paths.state_dir, paths.kernel_dumps)),
+        services=services,
+        processes_left=left,
+    )
+
+
+def _clock(paths: Paths, now_ns: int) -> Clock:
+    from crashd.store.index import Index
+
+    newest_ns, newest = int(os.stat(__file__).st_mtime_ns), "crashd's own files"
+    try:
+        with Index.open(paths.index, readonly=True) as index:
+            crash_ns = max(index.totals().last_ns.values(), default=0)
+    except CrashdError:
+        crash_ns = 0  # that the index cannot be read is told by its own check
+    if crash_ns > newest_ns:
+        newest_ns, newest = crash_ns, "the newest crash"
+    return Clock(now_ns, newest_ns, newest, hostfacts.read_synchronized())

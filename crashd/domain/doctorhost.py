@@ -1,0 +1,338 @@
+"""The part of `crashctl doctor` that judges the host around crashd: the kernel, other collectors,
+the services that run, the journal and the clock. Pure, as doctor.py.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from shlex import quote
+from typing import Final
+
+from crashd.domain.corepattern import handler_of, is_ours
+from crashd.domain.doctor import (
+    PATTERN,
+    PIPE_LIMIT,
+    SUID_DUMPABLE,
+    Check,
+    failed,
+    passed,
+    warned,
+)
+from crashd.domain.kdumpconf import Severity
+from crashd.domain.kdumpready import Readiness
+from crashd.domain.procfs import RLIM_INFINITY
+from crashd.domain.sysctld import BootSetting
+from crashd.domain.units import format_duration, format_size
+from crashd.domain.unittimes import NEVER, UnitTimes
+
+NAMED_MAX: Final = 5
+"""Units that a finding names."""
+PAGE_BYTES: Final = 4096
+"""What a core has at least: fs/binfmt_elf.c dumps nothing below."""
+DUMP_BYTES_PER_SECOND: Final = 100 << 20
+"""A slow dump, of a busy host that drains the kernel's pipe."""
+CLOCK_SLACK_NS: Final = 60 * 10**9
+
+FILTER_ANON_PRIVATE: Final = 1 << 0  # core(5), "Controlling which mappings are written"
+FILTER_ELF_HEADERS: Final = 1 << 4
+OWN_UNITS: Final = ("crashd.service", "crashd.socket", "crashd-analyze")
+"""Beginnings of the names of units that must not dump."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The processes of one unit, or of one container, that run now."""
+
+    unit: str
+    in_container: bool
+    pid: int
+    """Of the largest of them."""
+    count: int
+    core_limit: int | None
+    """The highest soft RLIMIT_CORE among them, bytes: a helper may limit itself."""
+    core_filter: int | None
+    """All bits of their coredump_filters."""
+    size_bytes: int
+    """Resident memory of the largest."""
+    times: UnitTimes | None = None
+    """None: not a service of systemd's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this kernel can."""
+
+    core_modes: tuple[str, ...] = ()
+    """kernel.core_modes; empty where the kernel does not tell."""
+    pidfd: bool = True
+    pidfd_info: bool = True
+    """ioctl PIDFD_GET_INFO, 6.13."""
+    pagemap_scan: bool | None = True
+    """None: it could not be tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """systemd-journald."""
+
+    systemd: bool
+    """systemd is what booted this host."""
+    socket: bool = True
+    persistent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The host's idea of time."""
+
+    now_ns: int
+    newest_ns: int
+    """Of the newest crash, or of crashd's own files: it cannot be earlier than that."""
+    newest: str
+    """What that is."""
+    synchronized: bool | None = None
+    """None: the kernel does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaner:
+    """Something that deletes files by their age."""
+
+    file: str
+    path: str
+    age: str
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """All of it."""
+
+    features: Features
+    journal: Journal
+    clock: Clock
+    shell_limit: int
+    """Soft RLIMIT_CORE of the caller, RLIM_INFINITY for none."""
+    boot: Mapping[str, BootSetting] = field(default_factory=dict)
+    """What sysctl.d sets, by the sysctl's name."""
+    collectors: tuple[str, ...] = ()
+    """Of `apport` and `abrt` those that register when they are started."""
+    cleaners: tuple[Cleaner, ...] = ()
+    services: tuple[Service, ...] = ()
+    processes_left: int = 0
+    """Processes that were not looked at, for there are too many."""
+
+
+def check_features(features: Features, capture_mode: str) -> Check:
+    """Does this kernel have what a crash is caught by?"""
+    name = "kernel features"
+    modes = features.core_modes
+    if modes and "pipe" not in modes:
+        text = f"no pipe among the kernel's core modes ({' '.join(modes)})"
+        return failed(name, text, "boot a kernel that can pipe cores")
+    if capture_mode == "socket" and modes and "socket" not in modes:
+        hint = 'set capture.mode = "pipe" in /etc/crashd/crashd.toml; systemctl restart crashd'
+        return failed(name, 'capture.mode is "socket", which needs Linux 6.17', hint)
+    if not features.pidfd:
+        return warned(name, "no pidfd (Linux 5.3): a pid can be another's by then", "boot 5.3 on")
+    words = ["pidfd"]
+    words += ["PIDFD_GET_INFO"] if features.pidfd_info else []
+    words += ["PAGEMAP_SCAN"] if features.pagemap_scan else []
+    words += ["core socket"] if "socket" in modes else []
+    if features.pagemap_scan is False:
+        words.append("no PAGEMAP_SCAN (Linux 6.7): pagemap is read instead")
+    return passed(name, ", ".join(words))
+
+
+def check_other_handlers(around: Surroundings, handler: str) -> Check:
+    """Does another collector take core_pattern away?"""
+    name = "other handlers"
+    winner = around.boot.get(PATTERN)
+    if winner is not None and not is_ours(winner.value, handler):
+        text = f"{winner.file} gives crashes to {handler_of(winner.value) or repr(winner.value)}"
+        file = winner.file.rpartition("/")[2]
+        return warned(
+            name, text, f"ln -s /dev/null {quote('/etc/sysctl.d/' + file)}; crashctl install"
+        )
+    if "apport" in around.collectors:
+        text = "apport is enabled and registers itself when it starts"
+        return warned(name, text, "systemctl disable --now apport; crashctl install")
+    if "abrt" in around.collectors:
+        text = "abrt-ccpp is enabled and registers itself when it starts"
+        return warned(name, text, "systemctl disable --now abrt-ccpp; crashctl install")
+    return passed(name, "none")
+
+
+def check_boot_settings(boot: Mapping[str, BootSetting]) -> Check:
+    """Do sysctl.d files undo the companions of core_pattern?"""
+    name = "boot settings"
+    limit, suid = boot.get(PIPE_LIMIT), boot.get(SUID_DUMPABLE)
+    if limit is not None and limit.value == "0":
+        text = f"{limit.file} sets {PIPE_LIMIT} = 0"
+        return warned(name, text, f"sed -i '/core_pipe_limit/d' {quote(limit.file)}")
+    if suid is not None and suid.value != "2":
+        text = f"{suid.file} sets {SUID_DUMPABLE} = {suid.value}"
+        return warned(name, text, "echo fs.suid_dumpable=2 > /etc/sysctl.d/zz-crashd.conf")
+    return passed(name, "none against crashd's")
+
+
+def check_cleaners(cleaners: Sequence[Cleaner]) -> Check:
+    """Does something delete crashes by age?"""
+    name = "cleaners"
+    if not cleaners:
+        return passed(name, "none")
+    told = "; ".join(f"{c.file} deletes {c.path} after {c.age}" for c in cleaners[:NAMED_MAX])
+    first = cleaners[0].file
+    if "/tmpfiles.d/" in first:
+        masked = quote("/etc/tmpfiles.d/" + first.rpartition("/")[2])
+        return warned(name, told, f"ln -s /dev/null {masked}")
+    return warned(name, told, f"chmod -x {quote(first)}")
+
+
+def _watched(services: Sequence[Service]) -> list[Service]:
+    return [s for s in services if not s.unit.startswith(OWN_UNITS)]
+
+
+def _name_units(services: Sequence[Service], tell: Callable[[Service], str] | None = None) -> str:
+    names = [s.unit + (f" ({tell(s)})" if tell else "") for s in services[:NAMED_MAX]]
+    more = len(services) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+
+def check_core_limits(services: Sequence[Service], left: int = 0) -> Check:
+    """May the services that run leave a core? `left`: processes that were not looked at."""
+    name = "core limits"
+    watched = [s for s in _watched(services) if s.core_limit is not None]
+    none = [s for s in watched if (s.core_limit or 0) < PAGE_BYTES]
+    if none:
+        text = f"{len(none)} of {len(watched)} units leave no core: {_name_units(none)}"
+        return warned(name, text, _limit_hint(none[0]))
+    cut = [s for s in watched if (s.core_limit or 0) < s.size_bytes]
+    if cut:
+        told = _name_units(
+            cut, lambda s: f"{format_size(s.size_bytes)} of {format_size(s.core_limit or 0)}"
+        )
+        return warned(name, f"{len(cut)} units' cores will be cut: {told}", _limit_hint(cut[0]))
+    unseen = f"; {left} processes were not looked at" if left else ""
+    return passed(name, f"high enough for {len(watched)} units{unseen}")
+
+
+def _limit_hint(service: Service) -> str:
+    if service.in_container:
+        return "run the container with --ulimit core=-1"
+    if service.unit.endswith(".service"):
+        restart = f"systemctl restart {quote(service.unit)}"
+        return f"{_property(service.unit, 'LimitCORE=infinity')}; {restart}"
+    return "echo '* soft core unlimited' > /etc/security/limits.d/core.conf, and log in again"
+
+
+def _property(unit: str, setting: str) -> str:
+    # not `systemctl edit --stdin`, which is of systemd 256
+    directory = quote(f"/etc/systemd/system/{unit}.d")
+    words = f"mkdir -p {directory}; printf '[Service]\\n{setting}\\n' > {directory}/crashd.conf"
+    return f"{words}; systemctl daemon-reload"
+
+
+def check_core_filters(services: Sequence[Service]) -> Check:
+    """Is what a debugger needs in the cores of the services that run?"""
+    name = "core filters"
+    watched = [s for s in _watched(services) if s.core_filter is not None]
+    for bit, lost in (
+        (FILTER_ANON_PRIVATE, "stacks and heap are left out of the cores of"),
+        (FILTER_ELF_HEADERS, "build-ids are left out of the cores of"),
+    ):
+        without = [s for s in watched if not (s.core_filter or 0) & bit]
+        if without:
+            first = without[0]
+            hint = f"echo 0x33 > /proc/{first.pid}/coredump_filter"
+            if first.unit.endswith(".service") and not first.in_container:
+                hint += f"; for good: {_property(first.unit, 'CoredumpFilter=default')}"
+            return warned(name, f"{lost} {_name_units(without)}", hint)
+    return passed(name, f"stacks, heap and build-ids of {len(watched)} units")
+
+
+def check_timeouts(services: Sequence[Service]) -> Check:
+    """Does systemd leave each service the time that its dump takes?"""
+    name = "timeouts"
+    watched = [s for s in _watched(services) if s.times is not None]
+    short = [s for s in watched if _dump_ns(s) > _allowed(s)[0]]
+    if not short:
+        return passed(name, f"long enough for {len(watched)} services")
+
+    def tell(service: Service) -> str:
+        allowed, setting = _allowed(service)
+        size = format_size(service.size_bytes)
+        return f"{setting}={format_duration(allowed)} for {size}"
+
+    first = short[0]
+    seconds = -(-_dump_ns(first) // 10**9)
+    setting = f"{_allowed(first)[1]}={max(90, 2 * seconds)}"
+    told = f"too short for a dump: {_name_units(short, tell)}"
+    return warned(name, told, _property(first.unit, setting))
+
+
+def _dump_ns(service: Service) -> int:
+    return service.size_bytes * 10**9 // DUMP_BYTES_PER_SECOND
+
+
+def _allowed(service: Service) -> tuple[int, str]:
+    return service.times.dump_ns if service.times is not None else (NEVER, "")
+
+
+def check_shell_limit(soft: int) -> Check:
+    """Would a program started from this shell leave a core?"""
+    name = "ulimit -c"
+    if soft >= RLIM_INFINITY:
+        return passed(name, "unlimited in this shell")
+    if soft < PAGE_BYTES:
+        text = f"{soft} in this shell: its programs leave metadata but no core"
+        return warned(name, text, "ulimit -c unlimited")
+    text = f"{format_size(soft)} in this shell: larger cores are cut"
+    return warned(name, text, "ulimit -c unlimited")
+
+
+def check_journal(journal: Journal) -> Check:
+    """Can crashd tell of crashes, and does that outlive a boot?"""
+    name = "journal"
+    if not journal.systemd:
+        return passed(name, "no systemd here: crashd logs to its standard error")
+    if not journal.socket:
+        return failed(name, "journald does not listen", "systemctl restart systemd-journald")
+    if not journal.persistent:
+        hint = "mkdir -p /var/log/journal && journalctl --flush"
+        return warned(name, "volatile: gone with the next boot", hint)
+    return passed(name, "persistent")
+
+
+def check_clock(clock: Clock) -> Check:
+    """Is the time one that can be?"""
+    name = "clock"
+    behind = clock.newest_ns - clock.now_ns
+    if behind > CLOCK_SLACK_NS:
+        text = f"{format_duration(behind)} behind {clock.newest}"
+        return failed(name, text, "timedatectl set-ntp true, or date -s")
+    if clock.synchronized is False:
+        return warned(name, "not synchronised with any other", "timedatectl set-ntp true")
+    return passed(name, "synchronised" if clock.synchronized else "plausible")
+
+
+def check_kernel_dumps(readiness: Readiness) -> Check:
+    """Would a crash of the kernel leave a dump? `crashctl kdump` tells all of it."""
+    name = "kernel dumps"
+    bad = [f for f in readiness.findings if f.severity is not Severity.NOTICE]
+    if not bad:
+        return passed(name, "kdump is ready")
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    return warned(name, bad[0].text + more, "crashctl kdump")
+
+
+def check_around(around: Surroundings, handler: str, capture_mode: str) -> Iterator[Check]:
+    """Make all checks of the host."""
+    yield check_features(around.features, capture_mode)
+    yield check_other_handlers(around, handler)
+    yield check_boot_settings(around.boot)
+    yield check_cleaners(around.cleaners)
+    yield check_core_limits(around.services, around.processes_left)
+    yield check_core_filters(around.services)
+    yield check_timeouts(around.services)
+    yield check_shell_limit(around.shell_limit)
+    yield check_journal(around.journal)
+    yield check_clock(around.clock)

@@ -1,0 +1,65 @@
+"""What systemd-sysctl sets at boot, from the texts of sysctl.d(5) files in the order it reads them.
+
+Source: src/sysctl/sysctl.c (parse_file, apply_all): a later assignment replaces an earlier one of
+the same key, a key that is named counts more than a glob that matches it, and a key alone behind a
+dash is left out of the globs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+FILE_MAX: Final = 1 << 20
+_GLOB = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class BootSetting:
+    """The assignment that wins."""
+
+    file: str
+    value: str
+
+
+def find_setting(files: Iterable[tuple[str, str]], key: str) -> BootSetting | None:
+    """Find what files of (path, text) set `key` (with dots) to; None where nothing does."""
+    named: BootSetting | None = None
+    globbed: BootSetting | None = None
+    is_named = False
+    for path, text in files:
+        for line in text.splitlines():
+            name, equals, value = line.strip().partition("=")
+            if name.startswith(("#", ";")):
+                continue
+            found = _normal(name.strip().removeprefix("-"))
+            if not equals:
+                if name.startswith("-") and found == key:
+                    named, is_named = None, True
+            elif found == key:
+                named, is_named = BootSetting(path, value.strip()), True
+            elif _GLOB & set(found) and fnmatchcase(key, found):
+                globbed = BootSetting(path, value.strip())
+    return named if is_named else globbed
+
+
+def order_files(directories: Iterable[Iterable[str]]) -> list[tuple[int, str]]:
+    """Order the file names of sysctl.d directories, those that win first, as they are read.
+
+    Gives (index of the directory, name): a name counts in the first directory that has it, and all
+    are read by their names.
+    """
+    chosen: dict[str, int] = {}
+    for index, names in enumerate(directories):
+        for name in names:
+            if name.endswith(".conf"):
+                chosen.setdefault(name, index)
+    return [(chosen[name], name) for name in sorted(chosen)]
+
+
+def _normal(name: str) -> str:
+    """Write a key with dots, where its first separator is a slash (sysctl_normalize)."""
+    slash, dot = name.find("/"), name.find(".")
+    if slash < 0 or 0 <= dot < slash:
+        return name
+    return name.translate(str.maketrans("/.", "./"))
