@@ -53,6 +53,8 @@ VERBS: dict[str, Verb] = {
         Verb("reindex", "rebuild the index from the store", "changing", "reindex", None),
         Verb("install", "register as the kernel's crash handler", "setup", "install", None),
         Verb("uninstall", "give the registration back", "setup", "uninstall", None),
+        Verb("stats", "draw how often what crashed", "stats", "stats", "[MATCH...]"),
+        Verb("report", "write a page about the crashes", "report", "report", "[MATCH...]"),
         Verb("follow", "print crashes as they happen", "reading", "follow", None),
         Verb(
             "kdump", "tell whether a crash of the kernel would leave a dump", "kdump", "kdump", None
@@ -106,6 +108,27 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     add("-1", dest="limit", action="store_const", const=1, help="the newest only")
     add("-r", "--reverse", action="store_true", help="the newest first")
     _add_json(parser)
+
+
+def _add_span(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-S", "--since", metavar="TIME", help="crashes at or after TIME (default: a day before)")
+    add("-U", "--until", metavar="TIME", help="crashes at or before TIME (default: now)")
+    add("--kind", choices=KINDS, help="crashes of this kind only")
+
+
+def _add_stats(parser: argparse.ArgumentParser) -> None:
+    _add_span(parser)
+    add = parser.add_argument
+    add("-n", "--lines", dest="limit", type=_positive, metavar="N", help="N bars of a sort")
+    _add_json(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_span(parser)
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", help="write to FILE (- or none: standard output)")
+    add("-f", "--force", action="store_true", help="replace FILE if it exists")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +206,8 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "vacuum": _add_vacuum,
     "verify": _add_verify,
     "doctor": _add_doctor,
+    "stats": _add_stats,
+    "report": _add_report,
     "status": _add_json,
     "kdump": _add_json,
     "follow": _add_json,

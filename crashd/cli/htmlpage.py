@@ -1,0 +1,270 @@
+"""The page of `crashctl report`: HTML that needs nothing beside itself, and runs nothing.
+
+Pure: counts and records in, lines out. Every foreign string goes through `text`; widths and heights
+are attributes of SVG, so that the page's policy can forbid every style but its own.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+from typing import Any, Final
+
+from crashd.cli.htmlstyle import STYLE
+from crashd.cli.render import ABSENT, Row, local_time, local_time_of_ns, value_text
+from crashd.domain.tally import Group, Tally, Timeline, program
+from crashd.domain.text import printable
+from crashd.domain.units import format_duration, format_size
+
+TOP: Final = 20
+"""Signatures that are shown, each with its newest stack."""
+OPEN: Final = 3
+"""Of them, those whose stack is unfolded."""
+BARS: Final = 8
+LATEST: Final = 100
+FRAMES_MAX: Final = 48
+LINES_MAX: Final = 120
+"""Of a kernel's report."""
+TEXT_MAX: Final = 400
+"""Characters of one foreign string."""
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 1000, 220, 48, 24
+_BAR_WIDTH = 240
+_SUBJECTS = (
+    ("signals", "Signals"),
+    ("units", "Units"),
+    ("programs", "Programs"),
+    ("dispositions", "Kept"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the page tells."""
+
+    host: str
+    made_ns: int
+    version: str
+    tally: Tally
+    stacks: Mapping[int, Row]
+    """All that is known of the newest crash of each top signature, by its rank from 0."""
+    latest: Sequence[Row]
+    """The newest first."""
+
+
+def text(value: object) -> str:
+    """Make a foreign string harmless: for terminals that may show the page's source, then HTML."""
+    shown = printable(str(value))
+    return escape(shown if len(shown) <= TEXT_MAX else shown[:TEXT_MAX] + "…")
+
+
+def known(value: object) -> str:
+    """Make a value of a record harmless; ABSENT for none."""
+    return text(value) if value not in (None, "") else ABSENT
+
+
+def policy() -> str:
+    """Build the page's Content-Security-Policy: no source of anything but its one style."""
+    digest = b64encode(sha256(STYLE.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def render(page: Page) -> Iterator[str]:
+    """Lay out the page, a piece a line."""
+    title = f"Crashes on {text(page.host)}"
+    yield "<!DOCTYPE html>"
+    yield '<html lang="en"><head><meta charset="utf-8">'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{escape(policy())}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield '<meta name="referrer" content="no-referrer"><meta name="color-scheme" '
+    yield f'content="light dark"><title>{title}</title><style>{STYLE}</style></head><body>'
+    line = page.tally.timeline
+    span = f"{local_time_of_ns(line.start_ns)} to {local_time_of_ns(line.end_ns)}"
+    yield f"<header><h1>{title}</h1><p>{text(span)}</p></header><main>"
+    yield from _cards(page)
+    yield from _timeline(line)
+    yield from _subjects(page.tally)
+    top = page.tally.top()
+    yield from _signatures(top)
+    yield from _stacks(top, page.stacks)
+    yield from _latest(page.latest, page.tally.total)
+    made = f"Made by crashctl {page.version}, {local_time_of_ns(page.made_ns)}."
+    yield f"</main><footer>{text(made)} Nothing on this page is fetched or run.</footer>"
+    yield "</body></html>"
+
+
+def _cards(page: Page) -> Iterator[str]:
+    names = page.tally.names
+    kernel = names["kinds"].get("kernel", 0)
+    cards = (
+        ("Crashes", page.tally.total, ""),
+        ("Different ones", len(page.tally.groups), ""),
+        ("Of the kernel", kernel, "bad" if kernel else ""),
+        ("Units", len(names["units"]), ""),
+        ("Kept whole", names["dispositions"].get("full", 0), ""),
+        ("Lost", names["states"].get("lost", 0), "bad" if names["states"].get("lost") else ""),
+    )
+    yield '<section id="summary" class="cards">'
+    for label, number, kind in cards:
+        yield f'<div class="card {kind}"><b>{number}</b><span>{label}</span></div>'
+    yield "</section>"
+
+
+def _timeline(line: Timeline) -> Iterator[str]:
+    totals = line.totals()
+    most = max(totals, default=0) or 1
+    height = _HEIGHT - _BOTTOM - 10
+    each = (_WIDTH - _LEFT) / len(line)
+    step = format_duration(line.step_ns)
+    yield f'<section id="timeline"><h2>When</h2><p class="note">A column is {step}.'
+    yield '<span class="key process"></span>processes<span class="key kernel"></span>the kernel</p>'
+    yield f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Crashes over time">'
+    for value in sorted({0, most // 2, most}):
+        y = 10 + height - height * value / most
+        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="axis" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value}</text>'
+    for column, total in enumerate(totals):
+        if not total:
+            continue
+        when = local_time_of_ns(line.start_ns + column * line.step_ns)
+        yield f"<g><title>{text(when)}: {total}</title>"
+        top = 10.0 + height
+        for kind, counts in line.counts.items():
+            size = height * counts[column] / most
+            top -= size
+            if counts[column]:
+                x = _LEFT + column * each
+                width = max(each - 1.5, 1)
+                yield f'<rect class="{kind}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
+                yield f'height="{max(size, 1.5):.1f}"/>'
+        yield "</g>"
+    yield from _hours(line)
+    yield "</svg></section>"
+
+
+def _hours(line: Timeline) -> Iterator[str]:
+    """Write five times below the columns."""
+    for part in range(5):
+        when = local_time_of_ns(line.start_ns + (line.end_ns - line.start_ns) * part // 4)
+        x = _LEFT + (_WIDTH - _LEFT) * part / 4
+        anchor = ("start", "middle", "middle", "middle", "end")[part]
+        yield f'<text class="axis" x="{x:.0f}" y="{_HEIGHT - 6}" '
+        yield f'text-anchor="{anchor}">{text(when[5:16])}</text>'
+
+
+def _subjects(tally: Tally) -> Iterator[str]:
+    yield '<section id="counts" class="columns">'
+    for subject, heading in _SUBJECTS:
+        counts = tally.ranked(subject)
+        most = max((count for _, count in counts), default=1)
+        yield f'<div><h2>{heading}</h2><table class="bars">'
+        for name, count in counts[:BARS]:
+            width = max(_BAR_WIDTH * count / most, 2)
+            yield f'<tr><th title="{text(name)}">{text(name)}</th><td class="number">{count}</td>'
+            yield f'<td class="bar"><svg viewBox="0 0 {_BAR_WIDTH} 12" preserveAspectRatio="none">'
+            yield f'<rect class="process" width="{width:.1f}" height="12"/></svg></td></tr>'
+        yield "</table>"
+        if rest := counts[BARS:]:
+            yield f'<p class="note">and {len(rest)} more with {sum(c for _, c in rest)}</p>'
+        yield "</div>"
+    yield "</section>"
+
+
+def _signatures(top: Sequence[Group]) -> Iterator[str]:
+    yield '<section id="signatures"><h2>Most frequent</h2><table class="list"><thead><tr>'
+    yield "<th>#</th><th>Count</th><th>What</th><th>Program</th><th>First</th><th>Last</th>"
+    yield "</tr></thead><tbody>"
+    for rank, group in enumerate(top[:TOP]):
+        row = group.newest
+        kind = "kernel" if row.get("kind") == "kernel" else "process"
+        yield f'<tr class="{kind}"><td class="number">{rank + 1}</td>'
+        yield f'<td class="number">{group.count}</td>'
+        yield f'<td><a href="#stack-{rank + 1}">{known(row.get("title"))}</a></td>'
+        yield f"<td><code>{text(program(row))}</code></td>"
+        times = (text(local_time(time)) for time in (group.first, group.last))
+        yield "".join(f"<td>{time}</td>" for time in times) + "</tr>"
+    yield "</tbody></table>"
+    if len(top) > TOP:
+        rest = sum(group.count for group in top[TOP:])
+        yield f'<p class="note">and {len(top) - TOP} more with {rest}</p>'
+    yield "</section>"
+
+
+def _stacks(top: Sequence[Group], stacks: Mapping[int, Row]) -> Iterator[str]:
+    yield '<section id="stacks"><h2>Their newest crashes</h2>'
+    for rank, group in enumerate(top[:TOP]):
+        doc = stacks.get(rank, group.newest)
+        unfolded = " open" if rank < OPEN else ""
+        yield f'<details id="stack-{rank + 1}"{unfolded}><summary><b>{rank + 1}</b> '
+        yield f"{known(doc.get('title'))} <span>{group.count} times</span></summary>"
+        if explanation := doc.get("explanation"):
+            yield f"<p>{text(explanation)}</p>"
+        yield "<dl>"
+        for label, value in _fields(group, doc):
+            yield f"<dt>{label}</dt><dd>{value}</dd>"
+        yield "</dl>"
+        yield from _frames(doc)
+        yield from _report(doc)
+        yield "</details>"
+    yield "</section>"
+
+
+def _fields(group: Group, doc: Row) -> Iterator[tuple[str, str]]:
+    core: Mapping[str, Any] = doc.get("core") or {}
+    yield "ID", f"<code>{known(doc.get('id'))}</code>"
+    yield "Time", text(local_time(doc.get("time")))
+    yield "Program", f"<code>{text(program(doc))}</code>"
+    if doc.get("unit"):
+        yield "Unit", text(doc["unit"])
+    if doc.get("container_id"):
+        yield "Container", text(str(doc["container_id"])[:12])
+    if doc.get("signal_name"):
+        yield "Signal", text(doc["signal_name"])
+    stored = core.get("stored_bytes")
+    size = f", {format_size(stored)} on disk" if isinstance(stored, int) and stored else ""
+    yield "State", known(doc.get("state")) + size
+    if group.signature:
+        yield "Signature", f"<code>{text(group.signature)}</code>"
+    for warning in list(doc.get("warnings") or [])[:3]:
+        yield "Warning", text(warning)
+
+
+def _frames(doc: Row) -> Iterator[str]:
+    frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
+    if not frames or doc.get("report"):
+        return
+    yield '<ol class="stack" start="0">'
+    for frame in frames[:FRAMES_MAX]:
+        file = frame.get("file")
+        line = f":{value_text(frame['line'])}" if file and frame.get("line") else ""
+        yield f"<li><b>{known(frame.get('function') or frame.get('pc'))}</b>"
+        if frame.get("module"):
+            yield f" <span>{text(frame['module'])}</span>"
+        yield f" <i>{text(file)}{text(line)}</i></li>" if file else "</li>"
+    yield "</ol>"
+    if len(frames) > FRAMES_MAX:
+        yield f'<p class="note">and {len(frames) - FRAMES_MAX} more</p>'
+
+
+def _report(doc: Row) -> Iterator[str]:
+    lines: Iterable[object] = doc.get("report") or (doc.get("log") or [])[-LINES_MAX:]
+    words = "\n".join(text(line) for line in list(lines)[:LINES_MAX])
+    if words:
+        yield f"<pre>{words}</pre>"
+
+
+def _latest(rows: Sequence[Row], total: int) -> Iterator[str]:
+    shown = rows[:LATEST]
+    yield '<section id="latest"><h2>Latest</h2><table class="list"><thead><tr>'
+    yield "<th>Time</th><th>What</th><th>Program</th><th>Unit</th><th>State</th><th>ID</th>"
+    yield "</tr></thead><tbody>"
+    for row in shown:
+        kind = "kernel" if row.get("kind") == "kernel" else "process"
+        yield f'<tr class="{kind}"><td>{text(local_time(row.get("time")))}</td>'
+        yield f"<td>{known(row.get('title'))}</td><td><code>{text(program(row))}</code></td>"
+        yield f"<td>{known(row.get('unit'))}</td><td>{known(row.get('state'))}</td>"
+        yield f"<td><code>{known(str(row.get('id'))[-8:])}</code></td></tr>"
+    yield "</tbody></table>"
+    if total > len(shown):
+        yield f'<p class="note">and {total - len(shown)} before them</p>'
+    yield "</section>"

@@ -1,0 +1,71 @@
+"""`report`: one HTML page about the crashes of a time."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from crashd import __version__
+from crashd.cli.context import Context
+from crashd.cli.dumping import write_file
+from crashd.cli.htmlpage import LATEST, TOP, Page, render
+from crashd.cli.render import Row
+from crashd.cli.source import Source, open_source
+from crashd.cli.stats import plan
+from crashd.domain.tally import Tally, tally
+from crashd.domain.units import format_size
+from crashd.errors import NotFoundError, UsageError
+from crashd.store.entry import write_all
+
+COLUMNS = 96
+"""Of the timeline."""
+
+
+def report(context: Context, arguments: argparse.Namespace) -> int:
+    """Write the page; one without crashes says so."""
+    to_file = arguments.output not in (None, "-")
+    if arguments.force and not to_file:
+        raise UsageError("report: --force needs --output FILE")
+    if not to_file and os.isatty(1):
+        raise UsageError("report: refusing to write HTML to a terminal", hint="use --output FILE")
+    page = read_page(context, arguments, time.time_ns())
+    lines = (line.encode("utf-8", "backslashreplace") + b"\n" for line in render(page))
+    if to_file:
+        target = Path(arguments.output)
+        size_bytes = write_file(target, lines, force=arguments.force)
+        context.note(f"{page.tally.total} crashes, {format_size(size_bytes)} written to {target}")
+    else:
+        sys.stdout.flush()
+        for line in lines:
+            write_all(1, line)
+    return 0
+
+
+def read_page(context: Context, arguments: argparse.Namespace, now_ns: int) -> Page:
+    """Read all that the page tells.
+
+    Raises:
+        UsageError: a time or a MATCH makes no sense.
+
+    """
+    query, timeline = plan(arguments, now_ns, COLUMNS)
+    source = open_source(context)
+    try:
+        rows = source.select(query)
+        found = tally(rows, timeline)
+        stacks = dict(_read_stacks(source, found))
+    finally:
+        source.close()
+    host = next((str(row["hostname"]) for row in rows if row.get("hostname")), os.uname().nodename)
+    return Page(host, now_ns, __version__, found, stacks, rows[:LATEST])
+
+
+def _read_stacks(source: Source, found: Tally) -> Iterator[tuple[int, Row]]:
+    """Read the records of the newest crash of each top signature."""
+    for rank, group in enumerate(found.top()[:TOP]):
+        try:
+            yield rank, source.info(str(group.newest.get("id")))
+        except NotFoundError:
+            continue  # deleted meanwhile: what is in its row is shown

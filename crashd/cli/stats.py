@@ -1,0 +1,101 @@
+"""`stats`: how often what crashed, drawn."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+
+from crashd.cli.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
+from crashd.cli.context import Context
+from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns
+from crashd.cli.source import open_source
+from crashd.domain.match import Query, parse_time
+from crashd.domain.tally import Tally, Timeline, plan_timeline, tally
+from crashd.domain.units import format_duration
+from crashd.errors import UsageError
+
+DAY_NS = 86400 * 10**9
+COLUMNS_MAX = 120
+JSON_COLUMNS = 96
+LINES = 8
+"""Bars of one subject."""
+PIPE_WIDTH = 80
+HEIGHT = 6
+_CHARTS = (
+    ("kinds", "Kind"),
+    ("signals", "Signal, or the kernel's panic"),
+    ("units", "Unit"),
+    ("programs", "Program"),
+    ("dispositions", "Kept"),
+    ("states", "State"),
+)
+
+
+def stats(context: Context, arguments: argparse.Namespace) -> int:
+    """Draw what crashed; 1 where nothing did."""
+    canvas = Canvas(context.width or PIPE_WIDTH, can_draw(sys.stdout.encoding), context.color)
+    columns = JSON_COLUMNS if arguments.json else min(canvas.width - 8, COLUMNS_MAX)
+    found = count_crashes(context, arguments, max(columns, WIDTH_MIN - 8))
+    if arguments.json:
+        print(json_page(found.to_json()))
+    elif found.total:
+        for line in render(found, canvas, arguments.limit or LINES):
+            print(line)
+    else:
+        context.note("no crashes found")
+    return 0 if found.total else 1
+
+
+def can_draw(encoding: str | None) -> bool:
+    """Tell whether blocks and lines can be written in this encoding."""
+    return (encoding or "").lower().replace("-", "") == "utf8"
+
+
+def count_crashes(context: Context, arguments: argparse.Namespace, columns_max: int) -> Tally:
+    """Count what the options select: the last day, unless they say otherwise.
+
+    Raises:
+        UsageError: a time or a MATCH makes no sense.
+
+    """
+    query, timeline = plan(arguments, time.time_ns(), columns_max)
+    source = open_source(context)
+    try:
+        return tally(source.select(query), timeline)
+    finally:
+        source.close()
+
+
+def plan(arguments: argparse.Namespace, now_ns: int, columns_max: int) -> tuple[Query, Timeline]:
+    """Build query and timeline of the options."""
+    until_ns = now_ns if arguments.until is None else parse_time(arguments.until, now_ns)
+    since = arguments.since
+    since_ns = until_ns - DAY_NS if since is None else parse_time(since, now_ns)
+    if since_ns >= until_ns:
+        raise UsageError("--since is not before --until")
+    timeline = plan_timeline(since_ns, until_ns, columns_max)
+    # the first column whole: what is drawn is what is counted
+    return Query(tuple(arguments.match), timeline.start_ns, until_ns, arguments.kind), timeline
+
+
+def render(found: Tally, canvas: Canvas, lines_max: int) -> Iterator[str]:
+    """Lay out timeline and bars."""
+    line = found.timeline
+    crashes = "1 crash" if found.total == 1 else f"{found.total} crashes"
+    span = f"{local_time_of_ns(line.start_ns)} to {local_time_of_ns(line.end_ns)}"
+    yield canvas.paint(f"{crashes}, {span}", BOLD)
+    yield ""
+    kernel = [index for index, count in enumerate(line.counts["kernel"]) if count]
+    yield from draw_columns(
+        canvas,
+        line.totals(),
+        height=HEIGHT,
+        ends=(local_time_of_ns(line.start_ns)[5:16], local_time_of_ns(line.end_ns)[5:16]),
+        marks=dict.fromkeys(kernel, "K"),
+    )
+    legend = f"  a column: {format_duration(line.step_ns)}"
+    yield legend + (canvas.paint("; K: the kernel crashed", RED) if kernel else "")
+    for subject, heading in _CHARTS:
+        yield ""
+        yield canvas.paint(heading, BOLD)
+        yield from draw_bars(canvas, found.ranked(subject), lines_max)
