@@ -135,6 +135,7 @@ find_missing_of_system_tier() {
     need systemd-container have systemd-nspawn
     need mmdebstrap have mmdebstrap
     need strace have strace
+    need chromium have chromium
 }
 
 # Bring what `finder...` finds missing, or refuse in one line with nothing changed.

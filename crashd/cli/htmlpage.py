@@ -83,11 +83,14 @@ def render(page: Page) -> Iterator[str]:
     yield f"<header><h1>{title}</h1><p>{text(span)}</p></header><main>"
     yield from _cards(page)
     yield from _timeline(line)
-    yield from _subjects(page.tally)
-    top = page.tally.top()
-    yield from _signatures(top)
-    yield from _stacks(top, page.stacks)
-    yield from _latest(page.latest, page.tally.total)
+    if page.tally.total:
+        top = page.tally.top()
+        yield from _subjects(page.tally)
+        yield from _signatures(top)
+        yield from _stacks(top, page.stacks)
+        yield from _latest(page.latest, page.tally.total)
+    else:
+        yield '<section id="none"><p>No crashes in this time.</p></section>'
     made = f"Made by crashctl {page.version}, {local_time_of_ns(page.made_ns)}."
     yield f"</main><footer>{text(made)} Nothing on this page is fetched or run.</footer>"
     yield "</body></html>"
@@ -196,7 +199,7 @@ def _stacks(top: Sequence[Group], stacks: Mapping[int, Row]) -> Iterator[str]:
         doc = stacks.get(rank, group.newest)
         unfolded = " open" if rank < OPEN else ""
         yield f'<details id="stack-{rank + 1}"{unfolded}><summary><b>{rank + 1}</b> '
-        yield f"{known(doc.get('title'))} <span>{group.count} times</span></summary>"
+        yield f"{known(doc.get('title'))} <span>{_times(group.count)}</span></summary>"
         if explanation := doc.get("explanation"):
             yield f"<p>{text(explanation)}</p>"
         yield "<dl>"
@@ -207,6 +210,10 @@ def _stacks(top: Sequence[Group], stacks: Mapping[int, Row]) -> Iterator[str]:
         yield from _report(doc)
         yield "</details>"
     yield "</section>"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _fields(group: Group, doc: Row) -> Iterator[tuple[str, str]]:

@@ -41,10 +41,11 @@ text-overflow:ellipsis;padding:2px 8px 2px 0}
 .bars .number{width:60px;padding:2px 10px 2px 0}
 .bars svg{display:block;width:100%;height:12px}
 .number{text-align:right;font-variant-numeric:tabular-nums}
-.list th{text-align:left;font-size:12px;font-weight:600;color:var(--soft)}
+.list th{text-align:left;white-space:nowrap;font-size:12px;font-weight:600;color:var(--soft)}
 .list th,.list td{padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;
 overflow-wrap:anywhere}
-.list td:nth-child(n+5),#latest td:first-child{white-space:nowrap}
+.list td:nth-child(n+5),#latest td:first-child,.list td.number{white-space:nowrap}
+#latest td:nth-child(4){min-width:150px}
 .list tr:last-child td{border-bottom:0}
 tr.kernel td{color:var(--kernel)}
 a{color:inherit;text-decoration-color:var(--process);text-underline-offset:3px}

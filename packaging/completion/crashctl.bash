@@ -15,7 +15,7 @@ _crashctl_matches() {
 
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local verbs='list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall follow kdump doctor'
+    local verbs='list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor'
     local common='-h --help --version --root -q --quiet --no-legend --color --debug'
     local verb= options= i
     COMPREPLY=()
@@ -71,6 +71,8 @@ _crashctl() {
     delete) options='-f --force -y --yes' ;;
     vacuum) options='--dry-run --json' ;;
     verify) options='--deep --json' ;;
+    stats) options='-S --since -U --until --kind -n --lines --json' ;;
+    report) options='-S --since -U --until --kind -o --output -f --force' ;;
     doctor) options='--crash --json' ;;
     status | follow | kdump) options='--json' ;;
     esac
@@ -81,7 +83,7 @@ _crashctl() {
         mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur")
     else
         case $verb in
-        list | info | dump | debug | delete | pin | unpin)
+        list | info | dump | debug | top | analyze | delete | pin | unpin | stats | report)
             mapfile -t COMPREPLY < <(compgen -W "$(_crashctl_matches)" -- "$cur")
             ;;
         esac

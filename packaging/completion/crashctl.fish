@@ -10,7 +10,7 @@ function __crashctl_matches
         string match -r '^\S+ \S+ [0-9a-z]+(?= )' | string replace -r '^\S+ \S+ ' ''
 end
 
-set -l verbs list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall follow kdump doctor
+set -l verbs list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor
 
 complete -c crashctl -f
 
@@ -37,23 +37,25 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a verify -d 'C
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a reindex -d 'Rebuild the index from the store'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a install -d 'Register as the crash handler of the kernel'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a uninstall -d 'Give the registration back'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a stats -d 'Draw how often what crashed'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a report -d 'Write a page about the crashes'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a follow -d 'Print crashes as they happen'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a kdump -d 'Tell whether a crash of the kernel would leave a dump'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'Check that everything is in place'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug top analyze delete pin unpin' -a '(__crashctl_matches)'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug top analyze delete pin unpin stats report' -a '(__crashctl_matches)'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list top' -s S -l since -x -a 'today yesterday now' -d 'At or after TIME'
-complete -c crashctl -n '__fish_seen_subcommand_from list' -s U -l until -x -a 'today yesterday now' -d 'At or before TIME'
-complete -c crashctl -n '__fish_seen_subcommand_from list top' -l kind -x -a 'process kernel' -d 'Of this kind only'
+complete -c crashctl -n '__fish_seen_subcommand_from list top stats report' -s S -l since -x -a 'today yesterday now' -d 'At or after TIME'
+complete -c crashctl -n '__fish_seen_subcommand_from list stats report' -s U -l until -x -a 'today yesterday now' -d 'At or before TIME'
+complete -c crashctl -n '__fish_seen_subcommand_from list top stats report' -l kind -x -a 'process kernel' -d 'Of this kind only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -l signature -x -d 'With this signature only'
-complete -c crashctl -n '__fish_seen_subcommand_from list top' -s n -l lines -x -d 'As many only'
+complete -c crashctl -n '__fish_seen_subcommand_from list top stats' -s n -l lines -x -d 'As many only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s 1 -d 'The newest only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s r -l reverse -d 'The newest first'
 complete -c crashctl -n '__fish_seen_subcommand_from info dump debug analyze' -s 1 -d 'The newest of all'
 complete -c crashctl -n '__fish_seen_subcommand_from info' -s a -l all -d 'Environment, maps, limits too'
-complete -c crashctl -n '__fish_seen_subcommand_from dump' -s o -l output -r -F -d 'Write to FILE'
-complete -c crashctl -n '__fish_seen_subcommand_from dump' -s f -l force -d 'Replace FILE if it exists'
+complete -c crashctl -n '__fish_seen_subcommand_from dump report' -s o -l output -r -F -d 'Write to FILE'
+complete -c crashctl -n '__fish_seen_subcommand_from dump report' -s f -l force -d 'Replace FILE if it exists'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l debugger -x -a 'gdb drgn crash' -d 'Which one'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -s A -l debugger-arguments -x -d 'More arguments for it'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l as-root -d 'Run it as root'
@@ -63,4 +65,4 @@ complete -c crashctl -n '__fish_seen_subcommand_from delete' -s y -l yes -d 'Do 
 complete -c crashctl -n '__fish_seen_subcommand_from vacuum' -l dry-run -d 'Only tell what would be deleted'
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'Decompress every core, too'
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Really crash a process, and check'
-complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuum status verify follow kdump doctor' -l json -d 'Machine-readable output'
+complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuum status verify stats follow kdump doctor' -l json -d 'Machine-readable output'

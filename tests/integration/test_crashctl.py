@@ -771,3 +771,53 @@ def test_crash_and_look_tells_what_was_seen_instead(
     check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.PROBLEM
     assert check.text.endswith("it was not listed")
+
+
+# ---- stats and report ----
+
+
+def since(seconds: int) -> str:
+    return f"@{TIME_NS // 10**9 + seconds}"
+
+
+def test_stats_draws_what_is_in_the_store(store: Store) -> None:
+    times = ("--since", since(-3600), "--until", since(3600))
+    done = store.run("stats", *times)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("5 crashes, 2026-11-23 04:0")
+    assert all(line.isprintable() and len(line) <= 80 for line in lines)
+    assert any("nginx.service" in line and "█" in line for line in lines)
+    ascii_only = store.run("stats", *times, env={"PYTHONIOENCODING": "ascii"})
+    assert ascii_only.stdout.isascii()
+    assert "####" in ascii_only.stdout
+    found = store.json("stats", *times)
+    assert found["total"] == sum(column["process"] for column in found["timeline"]) == 5
+
+
+def test_stats_of_nothing_is_1(store: Store) -> None:
+    done = store.run("stats", "--until", "2001-01-01")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no crashes found" in done.stderr
+    done = store.run("stats", "--since", "now", "--until", "-1h")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--since is not before --until" in done.stderr
+
+
+def test_report_writes_a_page_that_is_whole_or_not_there(store: Store, tmp_path: Path) -> None:
+    times = ("--since", since(-3600), "--until", since(3600))
+    target = tmp_path / "page.html"
+    done = store.run("report", *times, "-o", str(target))
+    assert done.returncode == 0, done.stderr
+    assert "5 crashes" in done.stderr
+    page = target.read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.endswith("</body></html>\n")
+    assert target.stat().st_mode & 0o777 == 0o600
+    again = store.run("report", *times, "-o", str(target))
+    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    assert store.run("report", *times, "-f", "-o", str(target)).returncode == 0
+    piped = store.run("report", *times)
+    assert piped.stdout.startswith("<!DOCTYPE html>")
+    assert store.run("report", "--force").returncode == 2
+    assert store.run("report", "-o", str(tmp_path / "no/page.html")).returncode == 1
