@@ -4,11 +4,18 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from crashd.cli.htmlpage import policy
-from tests.running import Daemon
+from crashd.domain.model import Crash, Kind
+from crashd.store.entry import create, prepare
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+from tests.builders.crashes import build_crash
+from tests.running import Daemon, crashctl
 from tests.system.conftest import raise_core_limit
 from tests.unit.cli.test_htmlpage import Elements
 
@@ -63,9 +70,48 @@ def test_report_of_hostile_crashes_is_shown_and_runs_nothing(
     assert re.search(r"4\s*Crashes", found.words)
 
 
-def test_report_is_drawn_with_its_style(daemon: Daemon, tmp_path: Path) -> None:
+def build_store(root: Path, crashes: Iterable[Crash]) -> Paths:
+    """Make a store of crashes without cores."""
+    paths = Paths(root)
+    prepare(paths)
+    with Index.open(paths.index) as index:
+        for crash in crashes:
+            with create(paths, crash) as entry:
+                entry.write(crash, sync=False)
+            index.put([crash])
+    return paths
+
+
+def test_report_of_hostile_records_runs_nothing(short_tmp: Path, tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    evil = EVIL.replace("\\", "/")
+    frame = {"function": evil, "module": evil, "file": evil, "line": 7, "pc": "0x1"}
+    more: dict[str, Any] = {"title": evil, "explanation": evil, "comm": evil.encode()}
+    kernel = {"release": evil, "panic_kind": evil}
+    crashes = [
+        build_crash(1, time_ns=now_ns - 10**9, frames=(frame,), warnings=(evil,), **more),
+        build_crash(
+            2, time_ns=now_ns, kind=Kind.KERNEL, kernel=kernel, report=(evil,), signature=evil
+        ),
+    ]
+    paths = build_store(short_tmp, crashes)
     page = tmp_path / "page.html"
-    daemon.crashctl("report", "-o", str(page))
+    crashctl(paths.root, "report", "-o", str(page))
+    dom = browse(page, tmp_path, "--dump-dom")
+    found = Elements(dom)
+    assert "<title>Crashes on host</title>" in dom
+    assert not {"script", "img", "iframe", "link", "object"} & set(found.tags)
+    assert found.tags.count("details") == 2
+    assert {"li", "pre"} <= set(found.tags)
+    assert found.words.count("<script>document.title='owned'</script>") > 10
+
+
+def test_report_is_drawn_with_its_style(short_tmp: Path, tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    crashes = [build_crash(n, time_ns=now_ns - n * 10**12) for n in range(40)]
+    paths = build_store(short_tmp, crashes)
+    page = tmp_path / "page.html"
+    crashctl(paths.root, "report", "-o", str(page))
     picture, plain = tmp_path / "styled.png", tmp_path / "plain.png"
     browse(page, tmp_path, f"--screenshot={picture}", "--window-size=1000,800")
     text = page.read_text()
