@@ -27,8 +27,8 @@ from crashd.store.paths import Paths
 PROC = Path("/proc")
 CRASH_SECONDS = 10.0
 """How long a test crash may take to be listed as complete."""
-ANALYSIS_SECONDS = 60.0
-"""How long its analysis may take from then on."""
+QUEUE_SECONDS = 30.0
+"""How long its analysis may wait for others, beyond the time that it may take itself."""
 NAME = "test crash"
 _POLL_SECONDS = 0.05
 _COMM = b"crashctl-doctor"
@@ -93,9 +93,10 @@ def crash_and_look(context: Context, *, registered: bool) -> Check:
             if wrong is not None:
                 return wrong
             text = f"pid {pid} was caught whole within {took_ms} ms: {row['id']}"
-            if not is_analysed(context.paths):
+            seconds = analysis_seconds(context.paths)
+            if seconds is None:
                 return passed(NAME, text)
-            return _follow_analysis(source, row, text)
+            return _follow_analysis(source, row, text, seconds)
         finally:
             source.close()
     except CrashdError as e:
@@ -142,29 +143,35 @@ def _look_into_core(source: Source, row: dict[str, Any], pid: int) -> Check | No
     return failed(NAME, f"what is stored of pid {pid} is no core", "crashctl verify --deep")
 
 
-def is_analysed(paths: Paths) -> bool:
-    """Tell whether the daemon explains crashes, by its configuration."""
+def analysis_seconds(paths: Paths) -> float | None:
+    """Tell how long the analysis of a crash may take by the configuration; None where there is
+    none.
+    """
     from crashd import configfiles
 
     try:
-        section = configfiles.load(paths).model_dump().get("analysis")
+        section = configfiles.load(paths).analysis
     except CrashdError:
-        return False  # told by its own check
-    return isinstance(section, dict) and section.get("enabled") is True
+        return None  # told by its own check
+    return section.timeout_seconds + QUEUE_SECONDS if section.enabled else None
 
 
-def _follow_analysis(source: Source, row: dict[str, Any], text: str) -> Check:
+def _follow_analysis(source: Source, row: dict[str, Any], text: str, seconds: float) -> Check:
     """Wait until the stack of the crash has names."""
-    deadline = time.monotonic() + ANALYSIS_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         found = source.info(row["id"])
         frames = [f for f in found.get("frames") or () if isinstance(f, dict)]
         names = [str(f["function"]) for f in frames if f.get("function")]
+        analysis = found.get("analysis") or {}
         if names:
             return passed(NAME, f"{text}; its stack: {' < '.join(names[:4])}")
+        if analysis.get("state") in ("done", "failed"):
+            why = analysis.get("reason") or "; ".join(map(str, found.get("warnings") or ()))
+            text += f"; its stack has no names: {why or 'nothing is told of it'}"
+            return failed(NAME, text, "journalctl -u crashd")
         if time.monotonic() > deadline:
-            why = "; ".join(map(str, found.get("warnings") or ())) or "nothing is told of it"
-            text += f"; no stack with names within {ANALYSIS_SECONDS:.0f} s: {why}"
+            text += f"; its analysis was not done within {seconds:.0f} s"
             return failed(NAME, text, "journalctl -u crashd")
         time.sleep(_POLL_SECONDS)
 

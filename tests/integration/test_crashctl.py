@@ -700,6 +700,8 @@ def test_crash_and_look_waits_until_the_crash_is_whole(
             index.put([add_crash(store.paths, seconds, pid=4242)])
         return 4242
 
+    store.paths.config_file.parent.mkdir(parents=True)
+    store.paths.config_file.write_text("[analysis]\nenabled = false\n")
     monkeypatch.setattr(doctor, "crash_child", crash_child)
     check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.OK
@@ -741,24 +743,31 @@ def put_test_crash(store: Store, **changes: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("frames", "level", "text"),
+    ("frames", "analysis", "level", "text"),
     [
-        (({"function": "third"}, {"function": None}, {"function": "main"}), "ok", "third < main"),
-        (({"function": None, "pc": "0x1"},), "problem", "no stack with names within 0 s: gone"),
+        (
+            ({"function": "third"}, {"function": None}, {"function": "main"}),
+            {"state": "done"},
+            "ok",
+            "its stack: third < main",
+        ),
+        (({"function": None, "pc": "0x1"},), {"state": "done"}, "problem", "no names: gone"),
+        ((), {"state": "failed", "reason": "killed"}, "problem", "no names: killed"),
+        ((), None, "problem", "not done within 0 s"),
     ],
 )
 def test_crash_and_look_follows_the_analysis_to_a_stack_with_names(
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     frames: tuple[dict[str, Any], ...],
+    analysis: dict[str, Any] | None,
     level: str,
     text: str,
 ) -> None:
-    monkeypatch.setattr(doctor, "is_analysed", lambda _: True)
-    monkeypatch.setattr(doctor, "ANALYSIS_SECONDS", 0.2)
-    monkeypatch.setattr(
-        doctor, "crash_child", lambda: put_test_crash(store, frames=frames, warnings=("gone",))
-    )
+    assert doctor.analysis_seconds(store.paths) == 60 + doctor.QUEUE_SECONDS
+    monkeypatch.setattr(doctor, "analysis_seconds", lambda _: 0.2)
+    more = {"frames": frames, "analysis": analysis, "warnings": ("gone",)}
+    monkeypatch.setattr(doctor, "crash_child", lambda: put_test_crash(store, **more))
     check = doctor.crash_and_look(context(store), registered=True)
     assert (check.level, text in check.text) == (level, True), check
 
