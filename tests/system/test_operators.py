@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.running import Daemon
+import pytest
+
+from tests.running import PLAIN_CONFIG, Daemon
 from tests.system.conftest import raise_core_limit
 
 NOBODY = 65534
@@ -98,6 +100,7 @@ def test_follow_shows_crashes_as_they_happen(
     assert shown["state"] == "complete"
 
 
+@pytest.mark.parametrize("daemon", [PLAIN_CONFIG], indirect=True)
 def test_doctor_finds_a_sound_installation_and_really_crashes(daemon: Daemon) -> None:
     done = daemon.crashctl("doctor", "--crash", "--json", check=False)
     assert done.returncode == 0, done.stdout + done.stderr

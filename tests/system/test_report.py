@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from crashd.cli.htmlpage import policy
 from crashd.domain.model import Crash, Kind
 from crashd.store.entry import create, prepare
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash
-from tests.running import Daemon, crashctl
+from tests.running import PLAIN_CONFIG, Daemon, crashctl, wait_until
 from tests.system.conftest import raise_core_limit
 from tests.unit.cli.test_htmlpage import Elements
 
@@ -41,6 +43,7 @@ def browse(page: Path, directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("daemon", [PLAIN_CONFIG], indirect=True)
 def test_report_of_hostile_crashes_is_shown_and_runs_nothing(
     daemon: Daemon, tmp_path: Path, crash_sleep: Callable[[], int]
 ) -> None:
@@ -53,6 +56,7 @@ def test_report_of_hostile_crashes_is_shown_and_runs_nothing(
     crash_sleep()
     rows = daemon.wait_for(4)
     assert any("<script>" in str(row["exe"]) for row in rows)
+    wait_until(lambda: all(row["signature"] for row in daemon.crashes()), 60, "all are analysed")
     page = tmp_path / "page.html"
     daemon.crashctl("report", "-o", str(page))
 
@@ -61,7 +65,7 @@ def test_report_of_hostile_crashes_is_shown_and_runs_nothing(
     assert re.search(r"<title>Crashes on [^<]+</title>", dom)
     ids = {"summary", "timeline", "counts", "signatures", "stacks", "latest", "stack-1", "stack-2"}
     assert ids <= set(found.values("id"))
-    assert {"svg", "rect", "details"} <= set(found.tags)
+    assert {"svg", "rect", "details", "li"} <= set(found.tags)
     assert not {"script", "img", "iframe", "link", "object"} & set(found.tags)
     assert not [name for name, _ in found.attributes if name.startswith("on") or name == "src"]
     assert "<script>document.title='owned'" in found.words
