@@ -14,6 +14,8 @@ SCHEMA = 1
 
 UNSEALED_STATUS = 69
 """Exit status of a worker that could not be confined, and so did nothing."""
+PEAK_PREFIX = b"peak KiB: "
+"""What the last line of its errors begins with: its resident memory at its most."""
 
 
 class AnalysisState(StrEnum):

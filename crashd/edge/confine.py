@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import pyseccomp
 
+from crashd.domain.analysis import PEAK_PREFIX
 from crashd.errors import UnsupportedError
 
 VIEW = "/usr/lib/debug"
@@ -89,10 +90,6 @@ def _syscall(name: str, *arguments: object) -> int:
     """Make a system call that libc has no function for; libseccomp knows its number here."""
     number = pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)
     return _call("syscall", ctypes.c_long(number), *arguments)
-
-
-PEAK_PREFIX = b"peak KiB: "
-"""What the last line on standard error begins with: the worker's resident memory at its most."""
 
 
 def isolate(parent: int | None) -> bool:

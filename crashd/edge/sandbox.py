@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crashd.domain.analysis import UNSEALED_STATUS
-from crashd.edge.confine import PEAK_PREFIX
+from crashd.domain.analysis import PEAK_PREFIX, UNSEALED_STATUS
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10
