@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
         Verb("info", "show all that is known of one crash", "reading", "show", "[MATCH...]"),
         Verb("dump", "write the core of one crash", "dumping", "dump", "MATCH...", True),
         Verb("debug", "open the core in a debugger", "debugging", "debug", "MATCH...", True),
+        Verb("bundle", "pack a crash for another machine", "bundling", "bundle", "MATCH...", True),
         Verb("top", "list signatures, the most frequent first", "analyzing", "top", "[MATCH...]"),
         Verb("analyze", "have a crash analysed again", "analyzing", "analyze", "MATCH...", True),
         Verb("delete", "delete crashes and their cores", "changing", "delete", "MATCH...", True),
@@ -145,6 +146,13 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    _add_newest(parser)
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", required=True, help="write to FILE.tar.zst")
+    add("-f", "--force", action="store_true", help="replace FILE if it exists")
+
+
 def _add_top(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-S", "--since", metavar="TIME", help="crashes at or after TIME only")
@@ -198,6 +206,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "list": _add_list,
     "info": _add_info,
+    "bundle": _add_bundle,
     "top": _add_top,
     "analyze": _add_analyze,
     "dump": _add_dump,

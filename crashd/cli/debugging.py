@@ -44,6 +44,8 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         extra = shlex.split(arguments.debugger_arguments)
     except ValueError as e:
         raise UsageError(f"debug: {arguments.debugger_arguments!r}: {e}") from e
+    if len(arguments.match) == 1 and arguments.match[0].endswith(".tar.zst"):
+        return _debug_bundle(context, arguments, extra)
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
@@ -61,6 +63,27 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
             return run(argv, user)
     finally:
         source.close()
+
+
+def _debug_bundle(context: Context, arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Run a debugger on what `crashctl bundle` wrote, here or elsewhere."""
+    from crashd.cli.bundling import extract
+
+    name = arguments.debugger or "gdb"
+    program = find_debugger(name)
+    user = None if arguments.as_root else choose_user(os.geteuid(), os.environ)
+    with private_directory(user) as directory:
+        core, exe, root = extract(Path(arguments.match[0]), directory)
+        if exe is None:
+            context.warn("the bundle has no executable: no symbols of it")
+        for path in (core, *directory.rglob("root/**/*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        root.chmod(0o755)
+        sysroot = ["-iex", f"set sysroot {root}"] if name == "gdb" else []
+        argv = build_command(
+            name, program, [*sysroot, *extra], None if exe is None else str(exe), core
+        )
+        return run(argv, user)
 
 
 def find_debugger(name: str) -> str:

@@ -1,8 +1,10 @@
 """The stored core: written as it arrives, read back, and mended when its writer died. Only importer
 of zstandard."""
 
+import io
 import os
 from collections.abc import Iterator
+from typing import IO, cast
 
 import zstandard
 
@@ -174,6 +176,32 @@ def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
             yield chunk
     if size_bytes is not None and total != size_bytes:
         raise FormatError(f"stored core ends after {total} of {size_bytes} bytes")
+
+
+def zstd_writer(file: IO[bytes]) -> IO[bytes]:
+    """Make a stream that compresses into `file`, which stays open when it is closed."""
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    return compressor.stream_writer(file, closefd=False)
+
+
+def zstd_reader(file: IO[bytes]) -> IO[bytes]:
+    """Make a stream that decompresses `file`; reading raises OSError where that is damaged."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+    return cast(IO[bytes], _Reader(decompressor.stream_reader(file)))
+
+
+class _Reader(io.RawIOBase):
+    """A decompressing stream whose errors are those of files."""
+
+    def __init__(self, stream: zstandard.ZstdDecompressionReader) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        """Read decompressed bytes."""
+        try:
+            return self._stream.read(size)
+        except zstandard.ZstdError as e:
+            raise OSError(f"damaged: {e}") from e
 
 
 def unzstd(head: bytes, limit: int) -> bytes:

@@ -15,7 +15,7 @@ _crashctl_matches() {
 
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local verbs='list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor'
+    local verbs='list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor'
     local common='-h --help --version --root -q --quiet --no-legend --color --debug'
     local verb= options= i
     COMPREPLY=()
@@ -66,6 +66,7 @@ _crashctl() {
     info) options='-1 -a --all --json' ;;
     dump) options='-1 -o --output -f --force' ;;
     debug) options='-1 --debugger -A --debugger-arguments --as-root' ;;
+    bundle) options='-1 -o --output -f --force' ;;
     top) options='-S --since --new-since --kind -n --lines --json' ;;
     analyze) options='-1 --json' ;;
     delete) options='-f --force -y --yes' ;;

@@ -10,7 +10,7 @@ function __crashctl_matches
         string match -r '^\S+ \S+ [0-9a-z]+(?= )' | string replace -r '^\S+ \S+ ' ''
 end
 
-set -l verbs list info dump debug top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor
+set -l verbs list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor
 
 complete -c crashctl -f
 
@@ -26,6 +26,7 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a list -d 'Lis
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a info -d 'Show all that is known of one crash'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a dump -d 'Write the core of one crash'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a debug -d 'Open the core in a debugger'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a bundle -d 'Pack a crash for another machine'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a top -d 'List signatures, the most frequent first'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a analyze -d 'Have a crash analysed again'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a delete -d 'Delete crashes and their cores'
@@ -43,7 +44,7 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a follow -d 'P
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a kdump -d 'Tell whether a crash of the kernel would leave a dump'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'Check that everything is in place'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug top analyze delete pin unpin stats report' -a '(__crashctl_matches)'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top analyze delete pin unpin stats report' -a '(__crashctl_matches)'
 
 complete -c crashctl -n '__fish_seen_subcommand_from list top stats report' -s S -l since -x -a 'today yesterday now' -d 'At or after TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from list stats report' -s U -l until -x -a 'today yesterday now' -d 'At or before TIME'
@@ -52,10 +53,10 @@ complete -c crashctl -n '__fish_seen_subcommand_from list' -l signature -x -d 'W
 complete -c crashctl -n '__fish_seen_subcommand_from list top stats' -s n -l lines -x -d 'As many only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s 1 -d 'The newest only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s r -l reverse -d 'The newest first'
-complete -c crashctl -n '__fish_seen_subcommand_from info dump debug analyze' -s 1 -d 'The newest of all'
+complete -c crashctl -n '__fish_seen_subcommand_from info dump debug bundle analyze' -s 1 -d 'The newest of all'
 complete -c crashctl -n '__fish_seen_subcommand_from info' -s a -l all -d 'Environment, maps, limits too'
-complete -c crashctl -n '__fish_seen_subcommand_from dump report' -s o -l output -r -F -d 'Write to FILE'
-complete -c crashctl -n '__fish_seen_subcommand_from dump report' -s f -l force -d 'Replace FILE if it exists'
+complete -c crashctl -n '__fish_seen_subcommand_from dump bundle report' -s o -l output -r -F -d 'Write to FILE'
+complete -c crashctl -n '__fish_seen_subcommand_from dump bundle report' -s f -l force -d 'Replace FILE if it exists'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l debugger -x -a 'gdb drgn crash' -d 'Which one'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -s A -l debugger-arguments -x -d 'More arguments for it'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l as-root -d 'Run it as root'

@@ -126,6 +126,7 @@ LAYERS = (
             "crashd.edge.sysctl",
             "crashd.edge.process",
             "crashd.edge.kdumpfacts",
+            "crashd.edge.modulefiles",
             "crashd.edge.hostfacts",
         ),
     ),
