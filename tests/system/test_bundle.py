@@ -45,7 +45,9 @@ def rewrite(path: Path, changed: dict[str, bytes], *, link: str | None = None) -
 def stack(path: Path, root: Path) -> list[str]:
     """Let gdb show the stack of a bundle: the functions' names."""
     done = crashctl(root, "debug", "-A", "-batch -ex bt", str(path))
-    lines = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    # the first #0 is what gdb shows of its own
+    shown = done.stdout.rpartition("#0 ")[2].splitlines()
+    lines = ["#0 " + shown[0], *(line for line in shown[1:] if line.startswith("#"))]
     return [line.split(" (")[0].split()[-1] for line in lines]
 
 

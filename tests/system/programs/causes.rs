@@ -1,5 +1,10 @@
 // The same for Rust, built with panic=abort.
-use std::hint::black_box;
+/// Hides a value from the optimizer, as std::hint::black_box does since Rust 1.66.
+#[inline(never)]
+fn black_box<T>(value: T) -> T {
+    let kept = std::mem::ManuallyDrop::new(value);
+    unsafe { std::ptr::read_volatile(&*kept) }
+}
 
 mod store {
     #[inline(never)]
@@ -17,7 +22,7 @@ mod store {
     #[inline(never)]
     pub fn overflow(depth: u64) -> u64 {
         let frame = [depth; 64];
-        std::hint::black_box(&frame);
+        super::black_box(&frame);
         overflow(depth + 1) + frame[(depth % 64) as usize]
     }
 }
