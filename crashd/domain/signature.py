@@ -34,7 +34,8 @@ _WRAPPERS = re.compile(
     |_*(malloc|calloc|realloc|free|cfree|memalign|posix_memalign|aligned_alloc)$|_int_(free|malloc)
     |operator\ (new|delete)
     |std::|__gnu_cxx::|__cxxabiv1::|__cxa_|_Unwind_|__gxx_personality|_*terminate$
-    |core::|alloc::|__rustc::|rust_|__rust_|<(core|alloc|std)::|<?.*\ as\ (core|alloc|std)::
+    |core::|alloc::|panic_(abort|unwind)::|__rustc::|rust_|__rust_
+    |<(core|alloc|std)::|<?.*\ as\ (core|alloc|std)::
     |runtime\.(?!main\.)|sync/atomic\.|internal/|gosave|rt0_go
     |_*restore_rt|_*kernel_(rt_)?sigreturn|_start$|_*clone3?$|start_thread|_dl_|call_init
     |_*(asan|ubsan|tsan|lsan|msan|sanitizer|interceptor)_|__sanitizer|__interceptor

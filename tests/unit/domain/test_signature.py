@@ -141,6 +141,7 @@ def test_significant_leaves_out_libraries_and_startup() -> None:
         *("__cxa_throw", "std::terminate()", "operator new(unsigned long)", "__restore_rt"),
         *("__asan_report_load4", "__interceptor_free", "start_thread", "__clone3"),
         *("core::panicking::panic_fmt", "std::panicking::panic_with_hook", "__rustc::rust_panic"),
+        "panic_abort::__rust_start_panic::abort",
         *("runtime.gopanic", "runtime.sigpanic", "runtime.goexit.abi0", "g_assertion_message_expr"),
         "<core::option::Option<T> as core::fmt::Debug>::fmt",
     ],
