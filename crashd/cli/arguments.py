@@ -179,6 +179,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--debugger", choices=DEBUGGERS, help="which one (default: gdb; crash for the kernel's)")
     add("-A", "--debugger-arguments", metavar="ARGS", default="", help="more arguments for it")
+    add("--vmlinux", metavar="FILE", help="the kernel that a kernel's dump is of")
     add("--as-root", action="store_true", help="run it as root")
 
 

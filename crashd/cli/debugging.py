@@ -51,6 +51,12 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         row = newest(context, source, arguments.match)
         name = arguments.debugger or ("crash" if row.get("kind") == "kernel" else "gdb")
         program = find_debugger(name)
+        if row.get("kind") == "kernel":
+            from crashd.cli.kerneldebug import kernel_command
+
+            # as root: the dump is root's alone, and so were all who could write it
+            command = kernel_command(context, arguments, source.info(row["id"]), program)
+            return run([*command, *extra], None)
         user = None if arguments.as_root else choose_user(os.geteuid(), os.environ)
         with private_directory(user) as directory, opened_core(context, source, row) as chunks:
             core = directory / "core"

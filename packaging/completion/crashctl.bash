@@ -65,7 +65,7 @@ _crashctl() {
     list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse --json' ;;
     info) options='-1 -a --all --json' ;;
     dump) options='-1 -o --output -f --force' ;;
-    debug) options='-1 --debugger -A --debugger-arguments --as-root' ;;
+    debug) options='-1 --debugger -A --debugger-arguments --vmlinux --as-root' ;;
     bundle) options='-1 -o --output -f --force' ;;
     top) options='-S --since --new-since --kind -n --lines --json' ;;
     analyze) options='-1 --json' ;;

@@ -59,6 +59,7 @@ complete -c crashctl -n '__fish_seen_subcommand_from dump bundle report' -s o -l
 complete -c crashctl -n '__fish_seen_subcommand_from dump bundle report' -s f -l force -d 'Replace FILE if it exists'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l debugger -x -a 'gdb drgn crash' -d 'Which one'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -s A -l debugger-arguments -x -d 'More arguments for it'
+complete -c crashctl -n '__fish_seen_subcommand_from debug' -l vmlinux -r -F -d 'The kernel that a dump is of'
 complete -c crashctl -n '__fish_seen_subcommand_from debug' -l as-root -d 'Run it as root'
 complete -c crashctl -n '__fish_seen_subcommand_from top' -l new-since -x -a 'today yesterday' -d 'First seen at or after TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s f -l force -d 'Delete pinned ones too'

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -254,6 +255,41 @@ def test_pstore_of_a_crash_that_has_a_dump_is_no_second_crash(short_tmp: Path, d
     with start(short_tmp) as daemon:
         wait_until(lambda: "which has a dump" in daemon.log.read_text(), 5, "the twin is known")
         assert states(daemon) == ["complete"]
+
+
+def test_debug_opens_the_dump_with_its_own_vmlinux_and_refuses_another(
+    short_tmp: Path, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = tmp_path / "crash"  # of the real one's arguments: no vmlinux of a dump is here
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    script.chmod(0o755)
+    directory = save(dumps, "202601010101")
+    own_id, other_id = "00112233445566778899aabbccddeeff00112233", "ab" * 20
+    own, other = tmp_path / "own", tmp_path / "other"
+    for path, build_id in ((own, own_id), (other, other_id)):
+        subprocess.run(
+            ["gcc", "-nostdlib", "-shared", f"-Wl,--build-id=0x{build_id}", "-o", path, "-xc", "-"],
+            input=b"",
+            check=True,
+        )
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    none = daemon.crashctl("debug", "kind=kernel", check=False)
+    assert none.returncode == 1
+    assert "no vmlinux of 6.1.0-test with build-id 00112233" in none.stderr
+    assert "apt-get install linux-image-6.1.0-test-dbg" in none.stderr
+    wrong = daemon.crashctl("debug", "--vmlinux", str(other), "kind=kernel", check=False)
+    assert wrong.returncode == 1
+    assert other_id in wrong.stderr and own_id in wrong.stderr
+    place = short_tmp / "usr/lib/debug/boot/vmlinux-6.1.0-test"
+    place.parent.mkdir(parents=True)
+    shutil.copy(other, place)
+    passed_over = daemon.crashctl("debug", "kind=kernel", check=False)
+    assert f"{place} has {other_id}" in passed_over.stderr
+    shutil.copy(own, place)
+    done = daemon.crashctl("debug", "-A", "-s", "kind=kernel")
+    assert done.stdout.splitlines() == [str(place), f"{directory}/dump.202601010101", "-s"]
 
 
 def test_remove_of_what_is_not_ours_leaves_it(dumps: Path) -> None:
