@@ -253,7 +253,9 @@ class Indexer:
         self._unfinished(index.ids_in_state(State.CAPTURING))
 
     def _count(self, crash: Crash) -> None:
-        self._exporter.crash(crash.kind, crash.capture.disposition, crash.signal, crash.time_ns)
+        self._exporter.crash(
+            crash.kind, crash.capture.disposition, crash.signal, crash.time_ns, crash.unit
+        )
 
     def _tell(self, crash: Crash) -> None:
         self._count(crash)

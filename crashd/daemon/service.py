@@ -35,6 +35,7 @@ from crashd.edge import exporter, handoff, metricsserver, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
 from crashd.edge.kmsg import KernelLog
 from crashd.errors import CrashdError, IndexCorruptError
+from crashd.store import signatures
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 
@@ -400,6 +401,7 @@ class Service:
             self._index = begin_anew(self._paths, e)
             totals, usage = self._index.totals(), self._index.usage()
         self._exporter.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
+        self._exporter.seed_units(signatures.units(self._index, exporter.UNITS_MAX))
         for kind, (count, size) in usage.items():
             self._exporter.store(kind, count, size)
         self._exporter.store_free(self._free_bytes())

@@ -4,6 +4,7 @@ A scrape reads memory only. Labels come from closed sets; every combination is t
 scrape on, at 0, so that rate() sees the first crash.
 """
 
+import re
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,9 @@ ANALYSIS_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _OTHER = "other"
+UNITS_MAX = 50
+"""Units that are counted by name, the first that crash (or crashed most, at the start)."""
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,120}\.(service|scope|socket|slice|mount|timer)")
 _STAGES = ("logical", "resident", "stored")
 
 
@@ -117,6 +121,7 @@ class Exporter(Collector):
         # For each engine a count for every bucket, and one for what is above the last.
         self._hold = {engine.value: [0] * (len(HOLD_BUCKETS) + 1) for engine in Engine}
         self._hold_sum = dict.fromkeys(self._hold, 0.0)
+        self._units: dict[str, float] = {_OTHER: 0}
         self._analysis = [0] * (len(ANALYSIS_BUCKETS) + 1)
         self._analysis_sum = 0.0
         self.registry = CollectorRegistry()
@@ -142,7 +147,27 @@ class Exporter(Collector):
             for kind, time_ns in newest.items():
                 self._newest(kind, time_ns)
 
-    def crash(self, kind: str, disposition: str, signal: int | None, time_ns: int) -> None:
+    def seed_units(self, units: Mapping[str, int]) -> None:
+        """Add what daemons before this one counted of each unit; once, the most frequent first."""
+        for unit, count in units.items():
+            self._count_unit(unit, count)
+
+    def _count_unit(self, unit: str | None, count: int = 1) -> None:
+        """Count a crash of a unit by its name, as long as there is room for names."""
+        name = unit if unit is not None and _UNIT.fullmatch(unit) else _OTHER
+        with self._lock:
+            if name not in self._units and len(self._units) > UNITS_MAX:
+                name = _OTHER
+            self._units[name] = self._units.get(name, 0) + count
+
+    def crash(
+        self,
+        kind: str,
+        disposition: str,
+        signal: int | None,
+        time_ns: int,
+        unit: str | None = None,
+    ) -> None:
         """Count one crash that is recorded."""
         labels = _crash_labels(kind, disposition)
         with self._lock:
@@ -150,6 +175,8 @@ class Exporter(Collector):
             if labels[0] == Kind.PROCESS:
                 self._values["crashd_crashes_by_signal"][_signal_labels(signal)] += 1
             self._newest(labels[0], time_ns)
+        if labels[0] == Kind.PROCESS:
+            self._count_unit(unit)
 
     def _newest(self, kind: str, time_ns: int) -> None:
         last = self._values["crashd_last_crash_timestamp_seconds"]
@@ -254,12 +281,17 @@ class Exporter(Collector):
             labels=("engine",),
         )
         analysis = HistogramMetricFamily("crashd_analysis_seconds", "Time of an analysis.")
-        families: list[Metric] = [build, hold, analysis]
+        units = CounterMetricFamily(
+            "crashd_unit_crashes", "Process crashes of a unit.", labels=("unit",)
+        )
+        families: list[Metric] = [build, hold, analysis, units]
         bounds = [*map(str, map(float, HOLD_BUCKETS)), "+Inf"]
         steps = [*map(str, map(float, ANALYSIS_BUCKETS)), "+Inf"]
         with self._lock:
             counted = zip(steps, accumulate(map(float, self._analysis)), strict=True)
             analysis.add_metric((), list(counted), self._analysis_sum)
+            for unit, number in self._units.items():
+                units.add_metric((unit,), number)
             for engine, counts in self._hold.items():
                 buckets = zip(bounds, accumulate(map(float, counts)), strict=True)
                 hold.add_metric((engine,), list(buckets), self._hold_sum[engine])

@@ -8,7 +8,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from crashd.domain.model import Disposition, Engine, Kind
 from crashd.domain.signals import CORE_SIGNALS, SIGSEGV
-from crashd.edge.exporter import HOLD_BUCKETS, OPENMETRICS, TEXT, DropReason, Exporter
+from crashd.edge.exporter import (
+    HOLD_BUCKETS,
+    OPENMETRICS,
+    TEXT,
+    UNITS_MAX,
+    DropReason,
+    Exporter,
+)
 
 PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -238,3 +245,27 @@ def test_methods_from_many_threads_lose_no_count(exporter: Exporter) -> None:
 
 
 # -- what a request says
+
+
+def units(exporter: Exporter) -> dict[str, float]:
+    found = scrape(exporter)
+    return {dict(k[1])["unit"]: v for k, v in found.items() if k[0] == "crashd_unit_crashes_total"}
+
+
+def test_units_are_counted_by_name_up_to_a_number(exporter: Exporter) -> None:
+    exporter.seed_units({"old.service": 7})
+    for number in range(2 * UNITS_MAX):
+        exporter.crash("process", "full", 11, 1, f"u{number}.service")
+    found = units(exporter)
+    assert len(found) == UNITS_MAX + 1
+    assert found["old.service"] == 7
+    assert found["u0.service"] == 1
+    assert found["other"] == UNITS_MAX + 1
+    exporter.crash("process", "full", 11, 1, "u0.service")
+    assert units(exporter)["u0.service"] == 2
+
+
+@pytest.mark.parametrize("unit", [None, "", "a\nb.service", 'x"} 1.service', "no-type", "u" * 200])
+def test_unit_that_is_none_is_other(exporter: Exporter, unit: str | None) -> None:
+    exporter.crash("process", "full", 11, 1, unit)
+    assert units(exporter) == {"other": 1}
