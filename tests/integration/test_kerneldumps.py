@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from crashd.domain.kdumpdir import DumpDirectory
+from crashd.domain.kernelretention import KernelDump, KernelPolicy, plan_retention
 from crashd.errors import FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumps import MAKERS, capture, kernel_log, make_old, put, save
@@ -354,6 +355,77 @@ def test_sec_22_removal_races_with_a_renamer_and_touches_nothing_else(
     assert removed > 10
     assert sorted(os.listdir(canary)) == ["dmesg.202601010101", "dump.202601010101"]
     assert (canary / "dump.202601010101").read_bytes() == b"precious"
+
+
+def tiny(dumps: Path, stamp: int) -> None:
+    """Save a dump of a few bytes as kdump-tools does: unfinished first, then renamed."""
+    directory = dumps / str(stamp)
+    directory.mkdir(mode=0o755)
+    put(directory / "dump-incomplete", b"x" * 16)
+    os.rename(directory / "dump-incomplete", directory / f"dump.{stamp}")
+
+
+def look_at(root: DumpRoot) -> list[tuple[KernelDump, int]]:
+    """Tell what there is, as a plan wants it, and each directory's inode."""
+    found = []
+    for seen in root.list():
+        with contextlib.suppress(OSError):
+            told = root.classify(seen)
+            if told is not None and not told.faults:
+                stamp_ns = int(told.name) * 10**9
+                dump = KernelDump(
+                    key=told.name.decode(),
+                    time_ns=stamp_ns,
+                    seen_ns=stamp_ns,
+                    size_bytes=told.size_bytes,
+                    complete=not told.unfinished,
+                    capturing=told.unfinished,
+                )
+                found.append((dump, seen.inode))
+    return found
+
+
+def test_retention_racing_with_a_writer_leaves_the_newest_10000_times(dumps: Path) -> None:
+    stop, saved = threading.Event(), [0]
+
+    def write() -> None:
+        stamps = (  # valid minutes of a calendar, growing
+            year * 10**8 + month * 10**6 + day * 10**4 + hour * 100 + minute
+            for year in range(2001, 2099)
+            for month in range(1, 13)
+            for day in range(1, 29)
+            for hour in range(24)
+            for minute in range(60)
+        )
+        while not stop.is_set():
+            tiny(dumps, next(stamps))
+            saved[0] += 1
+            time.sleep(0.0005)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    deleted = 0
+    try:
+        with DumpRoot(dumps) as root:
+            for _ in range(10_000):
+                found = look_at(root)
+                newest = sorted(d.key for d, _ in found if d.complete)[-3:]
+                plan = plan_retention([d for d, _ in found], 0, KernelPolicy(max_count=3), 1)
+                inodes = {d.key: inode for d, inode in found}
+                for deletion in plan:
+                    root.remove(deletion.key.encode(), inodes[deletion.key])
+                    deleted += 1
+                assert all((dumps / key / f"dump.{key}").exists() for key in newest)
+    finally:
+        stop.set()
+        writer.join()
+    with DumpRoot(dumps) as root:
+        found = look_at(root)
+        for deletion in plan_retention([d for d, _ in found], 0, KernelPolicy(max_count=3), 1):
+            root.remove(deletion.key.encode(), {d.key: i for d, i in found}[deletion.key])
+            deleted += 1
+    assert len(os.listdir(dumps)) == 3
+    assert deleted == saved[0] - 3 > 1000
 
 
 def test_classify_of_names_that_change_meanwhile_never_raises_more_than_oserror(
