@@ -1,11 +1,14 @@
 """The border to the analysis worker: what it prints is hostile, and becomes Facts here or not."""
 
 import json
+import re
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from crashd.domain.analysis import Facts
+from crashd.domain.printkring import RECORDS_MAX, KernelLog
+from crashd.domain.printkring import TEXT_MAX as LOG_MAX
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 
@@ -15,6 +18,8 @@ ITEMS_MAX = 8192
 DEPTH_MAX = 10
 _NUMBER_MAX = 1 << 64
 _FACTS = TypeAdapter(Facts)
+_LOG = TypeAdapter(KernelLog)
+_LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
 
 
 def parse_report(raw: bytes) -> Facts:
@@ -25,27 +30,64 @@ def parse_report(raw: bytes) -> Facts:
             itself that it could not do it; then the message is its own.
 
     """
+    document = _clean(_load(raw), 0)
+    _refuse_failed(document)
+    if document.get("bits") not in (32, 64):
+        raise FormatError("the worker's result is of no known word size")
+    try:
+        return _FACTS.validate_python(_from_worker(document), extra="forbid")
+    except ValidationError as e:
+        raise _malformed(e) from e
+    except (KeyError, TypeError, AttributeError) as e:
+        raise FormatError(f"the worker's result is malformed: {type(e).__name__}") from e
+
+
+def parse_log_report(raw: bytes) -> KernelLog:
+    """Parse and check the log that the worker read out of a kernel's dump.
+
+    Raises:
+        FormatError: as parse_report().
+
+    """
+    document = _load(raw)
+    text = document.pop("log", None)
+    _refuse_failed(_clean(document, 0))
+    if not isinstance(text, str) or len(text) > LOG_MAX or not text.isascii():
+        raise FormatError("the worker's result has no log, or an absurd one")
+    log = text.encode("ascii")
+    if not _LOG_TEXT.fullmatch(log):
+        raise FormatError("the worker's result has no log, or an absurd one")
+    own = {key: document.get(key) for key in ("records", "skipped", "cut")}
+    try:
+        found = _LOG.validate_python({"text": log, **own}, strict=True, extra="forbid")
+    except ValidationError as e:
+        raise _malformed(e) from e
+    if not 0 <= found.records <= RECORDS_MAX or not 0 <= found.skipped <= 1 << 32:
+        raise FormatError("the worker's result has an absurd number")
+    return found
+
+
+def _load(raw: bytes) -> dict[str, Any]:
     if len(raw) > OUTPUT_MAX:
         raise FormatError(f"the worker printed {len(raw)} bytes")
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as e:
         raise FormatError("the worker printed no JSON") from e
-    document = _clean(document, 0)
     if not isinstance(document, dict):
         raise FormatError("the worker printed no JSON object")
+    return document
+
+
+def _refuse_failed(document: dict[str, Any]) -> None:
     if "failed" in document:
         raise FormatError(str(document["failed"]))
-    if document.get("bits") not in (32, 64):
-        raise FormatError("the worker's result is of no known word size")
-    try:
-        return _FACTS.validate_python(_from_worker(document), extra="forbid")
-    except ValidationError as e:
-        first = e.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"the worker's result is malformed at {where}: {first['msg']}") from e
-    except (KeyError, TypeError, AttributeError) as e:
-        raise FormatError(f"the worker's result is malformed: {type(e).__name__}") from e
+
+
+def _malformed(error: ValidationError) -> FormatError:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return FormatError(f"the worker's result is malformed at {where}: {first['msg']}")
 
 
 def _clean(value: Any, depth: int) -> Any:

@@ -17,7 +17,7 @@ import sys
 import traceback
 from typing import Any
 
-from crashd.analyzers import probe, process_core
+from crashd.analyzers import kernel_log, probe, process_core
 from crashd.domain.analysis import UNSEALED_STATUS
 from crashd.domain.procfs import AT_PHDR
 from crashd.edge import confine
@@ -36,6 +36,9 @@ def main() -> int:
         if request.get("task") == "probe":
             confine.seal(_limits(request), [1, 2], mapped=mapped)
             return _print(probe.probe(request))
+        if request.get("task") == "kernel log":
+            confine.seal(_limits(request), [1, 2, request["core_fd"]], mapped=mapped)
+            return _print(kernel_log.analyse(request["core_fd"]))
         opened = process_core.open_core(request["core_fd"], request, FILES_MAX)
         keep = [1, 2, request["core_fd"], *opened.descriptors]
         python = _prepare_python(opened, request)

@@ -143,7 +143,7 @@ ONLY_IN = {
     "zstandard": ("crashd.store.corefile", "crashd.analyzers.storedcore"),
     "pydantic": ("crashd.config", "crashd.configvalues", "crashd.analysisresult"),
     "pydantic_core": ("crashd.configvalues",),
-    "drgn": ("crashd.analyzers.stacks",),
+    "drgn": ("crashd.analyzers.stacks", "crashd.analyzers.kernel_log"),
     "_drgn_util": ("crashd.analyzers.stacks",),
     "rust_demangler": ("crashd.analyzers.stacks",),
     "capstone": ("crashd.analyzers.instruction",),

@@ -1,0 +1,44 @@
+"""What is read from a kernel's dump itself, by a sealed worker: its log, where none was saved."""
+
+import math
+from dataclasses import dataclass
+
+from crashd.analysisresult import parse_log_report
+from crashd.daemon.analysis import AnalysisOptions
+from crashd.domain.printkring import KernelLog
+from crashd.domain.text import printable
+from crashd.edge.sandbox import ask_worker, run_worker
+from crashd.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class LogFailure:
+    """Why a dump's log could not be read."""
+
+    reason: str
+    """One printable line."""
+
+
+def read_log(dump_fd: int, options: AnalysisOptions) -> KernelLog | LogFailure:
+    """Read the log out of the dump behind a descriptor, which stays the caller's. Blocks for
+    `options.timeout_seconds` at most; call it in a worker process or a thread.
+
+    The worker can do with the descriptor what its mode allows: open it for reading alone. Raises
+    nothing that a dump provokes.
+    """
+    seconds = options.timeout_seconds
+    request = {
+        "task": "kernel log",
+        "cpu_seconds": max(1, math.ceil(seconds)),
+        "memory_bytes": options.memory_bytes,
+    }
+    if options.worker_socket is None:
+        result = run_worker(request, dump_fd, seconds)
+    else:
+        result = ask_worker(request, dump_fd, seconds, options.worker_socket)
+    if result.failure is not None:
+        return LogFailure(printable(result.failure))
+    try:
+        return parse_log_report(result.output)
+    except FormatError as e:
+        return LogFailure(printable(str(e)))
