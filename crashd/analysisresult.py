@@ -59,7 +59,7 @@ def parse_log_report(raw: bytes) -> KernelLog:
         raise FormatError("the worker's result has no log, or an absurd one")
     own = {key: document.get(key) for key in ("records", "skipped", "cut")}
     try:
-        found = _LOG.validate_python({"text": log, **own}, strict=True, extra="forbid")
+        found = _LOG.validate_python({"text": log, **own}, extra="forbid")
     except ValidationError as e:
         raise _malformed(e) from e
     if not 0 <= found.records <= RECORDS_MAX or not 0 <= found.skipped <= 1 << 32:

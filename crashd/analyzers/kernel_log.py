@@ -50,9 +50,10 @@ def _analyse(fd: int) -> dict[str, Any]:
         if not 0 <= size <= _READ_MAX or not 0 <= address <= (1 << bits) - 1 - size:
             raise LookupError("outside of the address space")
         try:
-            return program.read(address, size)
+            data: bytes = program.read(address, size)
         except (drgn.FaultError, OSError, ValueError, OverflowError) as e:
             raise LookupError(_text(e)) from e
+        return data
 
     log = read_log(Memory(read, bits, byteorder), parse_numbers(info))
     return {

@@ -2,6 +2,8 @@
 
 import os
 
+from crashd.daemon.analysis import AnalysisOptions
+from crashd.daemon.kernelanalysis import LogFailure, read_log
 from crashd.domain.kdumpdir import DumpDirectory, readme_is_unfinished
 from crashd.domain.kernelrecord import Look
 from crashd.domain.oops import LogAnalysis, analyse
@@ -39,8 +41,16 @@ def _readme_says_so(opened: OpenDump, name: bytes) -> bool:
         return False
 
 
-def look_into(root: DumpRoot, seen: Seen, directory: DumpDirectory, *, growing: bool) -> Look:
-    """Read what a trusted directory holds; while it is `growing`, no more than its log.
+def look_into(
+    root: DumpRoot,
+    seen: Seen,
+    directory: DumpDirectory,
+    *,
+    growing: bool,
+    analysis: AnalysisOptions | None = None,
+) -> Look:
+    """Read what a trusted directory holds; while it is `growing`, no more than its log. Where there
+    is no log, and `analysis` says how, it is taken out of the dump.
 
     Raises:
         OSError: the directory is gone, or cannot be read.
@@ -48,13 +58,16 @@ def look_into(root: DumpRoot, seen: Seen, directory: DumpDirectory, *, growing: 
     """
     with root.open(seen) as opened:
         verdict = None if growing else _judge(opened, directory)
-        log = _read_log(opened, directory.log)
+        log, source = _read_log(opened, directory.log), "file"
+        if not log and analysis is not None and verdict is not None and verdict.head is not None:
+            log, source = _log_of_dump(opened, directory, analysis)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
         inode=seen.inode,
         verdict=verdict,
         log=log,
+        log_source=source,
         analysis=_analyse(log),
         growing=growing,
     )
@@ -98,6 +111,23 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
     if size <= LOG_MAX:
         return head
     return tail.partition(b"\n")[2] or tail
+
+
+def _log_of_dump(
+    opened: OpenDump, directory: DumpDirectory, options: AnalysisOptions
+) -> tuple[bytes, str]:
+    """Take the log out of the dump; nothing, and why, where that cannot be."""
+    if directory.dump is None:
+        return b"", "file"
+    try:
+        fd = opened.open_file(directory.dump)
+    except FormatError as e:
+        return b"", str(e)
+    try:
+        found = read_log(fd, options)
+    finally:
+        os.close(fd)
+    return (b"", found.reason) if isinstance(found, LogFailure) else (found.text, "dump")
 
 
 def _analyse(log: bytes) -> LogAnalysis | None:

@@ -12,7 +12,8 @@ from crashd.errors import FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
 
 if TYPE_CHECKING:
-    from crashd.daemon.kdumps import DumpWatch, Known
+    from crashd.daemon.dumpstate import Known
+    from crashd.daemon.kdumps import DumpWatch
 
 log = logging.getLogger("crashd.kdump")
 

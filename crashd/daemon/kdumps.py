@@ -13,16 +13,16 @@ import secrets
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crashd.daemon.dumplook import is_unfinished, look_into
 from crashd.daemon.dumpretention import expire
+from crashd.daemon.dumpstate import SETTLE_NS, DumpSettings, Known, Listeners
 from crashd.domain.kdumpdir import DumpDirectory
 from crashd.domain.kernelrecord import Look, build_record
-from crashd.domain.kernelretention import KernelPolicy
 from crashd.domain.model import Crash, State
 from crashd.domain.text import printable
 from crashd.domain.vmcore import Completeness
@@ -39,64 +39,12 @@ POLL_NS = 400 * 10**6
 """Between two looks at a dump that is being written."""
 WRITER_GONE_NS = 300 * 10**9
 """An unfinished dump that has not changed for so long is nobody's."""
-SETTLE_NS = 10 * 10**9
-"""A dump of a final name that looks cut may be on its way here; and a log comes after its dump."""
 SCAN_SHARE = 10
 """Scans take a tenth of the time at most, whatever is going on in the directory."""
 SCAN_MIN_NS = 200 * 10**6
 FOREIGN_TOLD_MAX = 20
 """Names that are not to be trusted and are told of, one line each; the rest is a number."""
 KNOWN_MAX = 20_000
-
-
-@dataclass(slots=True)
-class Known:
-    """A dump's directory as it was when last looked at."""
-
-    root: str
-    seen: Seen
-    told: DumpDirectory
-    changed_at_ns: int
-    """Monotonic; when a change was last noticed."""
-    crash_id: str | None = None
-    state: State = State.CAPTURING
-    growing: bool = True
-    first_seen_ns: int = 0
-    time_ns: int = 0
-    removal_failed: bool = False
-
-    def is_active(self, now_ns: int) -> bool:
-        """Tell whether it is worth looking at again before anything says so."""
-        return self.growing or now_ns - self.changed_at_ns < SETTLE_NS
-
-
-@dataclass(frozen=True, slots=True)
-class DumpSettings:
-    """What the configuration and the makers' own files say."""
-
-    paths: tuple[Path, ...] = ()
-    rescan_ns: int = 60 * 10**9
-    policy: Callable[[int], KernelPolicy] = field(default=lambda total: KernelPolicy())
-    """What is kept on a file system of so many bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Who is told; all of them from the thread."""
-
-    recorded: Callable[[Crash], None]
-    finished: Callable[[str], None]
-    changed: Callable[[Crash], None]
-    known: Callable[[], Sequence[Mapping[str, Any]]]
-    """Gives the kernel crashes that the index has."""
-    counted: Callable[[Mapping[str, int]], None]
-    """Told how many dumps there are in which state."""
-    deleted: Callable[[str, int], None]
-    """Told of each dump that retention deleted: the limit that asked for it, and bytes freed."""
-    resolve: Callable[[], DumpSettings]
-    """Asked before each scan: the makers' own files decide with, and may have been changed."""
-    scanned: Callable[[], None]
-    """Called after each scan, for what else wants doing now and then."""
 
 
 class DumpWatch:
@@ -333,7 +281,8 @@ class DumpWatch:
         elif known.told != told or known.seen.inode != seen.inode:
             known.told, known.changed_at_ns = told, now_ns
         elif known.seen.stamp == seen.stamp and known.crash_id and not known.growing:
-            return
+            if not known.log_pending or now_ns - known.changed_at_ns < SETTLE_NS:
+                return
         elif known.growing and known.crash_id and now_ns - known.changed_at_ns < SETTLE_NS:
             known.seen = seen
             return  # nothing new since the last look
@@ -373,11 +322,13 @@ class DumpWatch:
         growing = unfinished and quiet_ns < WRITER_GONE_NS
         if growing and known.crash_id is not None and known.state is State.CAPTURING:
             return
-        look = look_into(root, known.seen, known.told, growing=growing)
+        asked = self.settings.analysis if quiet_ns >= SETTLE_NS else None
+        look = look_into(root, known.seen, known.told, growing=growing, analysis=asked)
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):
             growing = True
             look = look_into(root, known.seen, known.told, growing=True)
         known.growing = growing
+        known.log_pending = asked is None and not growing and _wants_log(look, self.settings)
         before = self.read(known.crash_id) if known.crash_id else None
         crash = build_record(
             look,
@@ -481,6 +432,11 @@ class DumpWatch:
             if known.state.value in states:
                 states[known.state.value] += 1
         self.listeners.counted(states)
+
+
+def _wants_log(look: Look, settings: DumpSettings) -> bool:
+    usable = look.verdict is not None and look.verdict.head is not None
+    return settings.analysis is not None and usable and not look.log
 
 
 def _is_whole(look: Look) -> bool:

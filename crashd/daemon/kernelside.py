@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crashd import config
+from crashd.daemon.afterwards import analysis_settings
+from crashd.daemon.dumpstate import DumpSettings, Listeners
 from crashd.daemon.indexer import Indexer
-from crashd.daemon.kdumps import DumpSettings, DumpWatch, Listeners
+from crashd.daemon.kdumps import DumpWatch
 from crashd.daemon.liveoops import LiveOopses
 from crashd.domain.kdumpready import assess, dump_paths
 from crashd.domain.kernellog import LogRecord
@@ -192,10 +194,12 @@ class KernelSide:
         facts, settings = read_facts(self._paths.root), self._settings
         wanted = settings.kdump.paths
         named = dump_paths(facts) if isinstance(wanted, str) else wanted
+        analysis = analysis_settings(settings, self._paths)
         kernel, count = settings.retention.kernel, facts.tool_count
         return DumpSettings(
             paths=tuple(self._paths.root / path.lstrip("/") for path in named),
             rescan_ns=settings.kdump.rescan_ns,
+            analysis=analysis.options if analysis.enabled else None,
             policy=lambda total: kernel.policy(total, count),
         )
 

@@ -46,7 +46,9 @@ class Look:
     verdict: Verdict | None
     """None: there is no file that is named like a dump."""
     log: bytes
-    """The end of the saved log."""
+    """The end of the log."""
+    log_source: str
+    """`file`, `dump` where it was taken out of that, or why it could not be."""
     analysis: LogAnalysis | None
     growing: bool
     """It changed a moment ago, and is not known to be whole."""
@@ -126,6 +128,8 @@ def _warnings(look: Look) -> tuple[str, ...]:
         told.append("a second crash in the same minute used the directory: its log is the first's")
     if directory.log_unfinished:
         told.append("the log was never finished")
+    if not look.log and look.log_source not in ("file", "dump"):
+        told.append(f"there is no log, and none could be taken out of the dump: {look.log_source}")
     if directory.unknown:
         names = ", ".join(printable(name[:64]) for name in directory.unknown[:4])
         told.append(f"holds what no maker of dumps puts there: {names}")
@@ -147,6 +151,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
         "stamp": directory.stamp,
         "dump": _name(directory.dump),
         "log_file": _name(directory.log),
+        "log_source": look.log_source if look.log else None,
         "dump_state": verdict.completeness.value if verdict is not None else None,
         "world_readable": directory.world_readable,
     }

@@ -21,7 +21,7 @@ def look(log: bytes = b"", dump: bytes | None = DUMP, *, name: bytes = STAMP) ->
     told = classify(directory(name), files)
     assert told is not None
     verdict = None if dump is None else judge(dump, len(dump), dump[-4096:], unzstd)
-    return Look("/var/crash", told, 7, verdict, log, analyse(log) if log else None, False)
+    return Look("/var/crash", told, 7, verdict, log, "file", analyse(log) if log else None, False)
 
 
 def record(found: Look, before: Crash | None = None) -> Crash:
