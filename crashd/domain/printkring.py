@@ -201,12 +201,12 @@ class _Ring:
         if begin & after & 1:  # BLK_DATALESS(): an empty line, or one that found no room
             return time_ns, b""
         size = 1 << self._size_bits
-        start = begin % size
+        start, last = begin % size, (after - 1) & ((1 << memory.bits) - 1)
         # A block does not go around the end: it lies at the start then. One that ends just there
         # has not (6.18 and later), but its `next` is already of the next round.
-        if begin >> self._size_bits != (after - 1) >> self._size_bits:
+        if begin >> self._size_bits != last >> self._size_bits:
             start = 0
-        room = ((after - 1) % size) + 1 - start - self._word
+        room = last % size + 1 - start - self._word
         if room < 0 or memory.word(self._data + start) & self._id_mask != number:
             return None
         length = min(memory.number(info + self._length_at, 2), room)
@@ -229,7 +229,7 @@ def _structured(memory: Memory, numbers: Mapping[str, int]) -> Iterator[_Record 
         raise FormatError(f"a log from {first} to {end} of {size} bytes is absurd")
     found: list[int] = []
     at, wrapped = first, end > first
-    while at != end and len(found) < 4 * RECORDS_MAX:
+    while at != end and len(found) <= 2 * RECORDS_MAX:
         try:
             length = memory.number(buffer + at + len_at, 2)
         except LookupError:

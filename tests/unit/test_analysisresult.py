@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from crashd.analysisresult import ITEMS_MAX, OUTPUT_MAX, parse_report
+from crashd.analysisresult import ITEMS_MAX, OUTPUT_MAX, parse_log_report, parse_report
 from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
 from crashd.domain.explain import Context, explain
+from crashd.domain.printkring import KernelLog
 from crashd.domain.signature import build_signature, build_title
 from crashd.errors import FormatError
 
@@ -173,3 +174,36 @@ def test_whatever_is_let_in_can_be_explained(
         texts = [build_title("p", signal, facts, cause), cause.short, cause.text]
         assert all(text.isprintable() for text in texts), texts
         json.dumps(analysis_to_json(Analysis(AnalysisState.DONE, facts=facts)))
+
+
+LOG = {"version": 1, "log": "[    0.000000] a\tb\r\n", "records": 1, "skipped": 0, "cut": False}
+
+
+def test_log_of_a_dump_is_taken() -> None:
+    log = parse_log_report(json.dumps(LOG).encode())
+    assert log == KernelLog(b"[    0.000000] a\tb\r\n", 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"log": None},
+        {"log": "\x1b[2J"},
+        {"log": "\u00e9"},
+        {"log": "x" * 2_000_001},
+        {"log": ["x"]},
+        {"records": "1"},
+        {"records": -1},
+        {"records": 1 << 20},
+        {"skipped": None},
+        {"cut": 1},
+    ],
+)
+def test_log_that_no_worker_prints_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(FormatError, match="the worker's result"):
+        parse_log_report(json.dumps({**LOG, **change}).encode())
+
+
+def test_log_that_could_not_be_read_is_refused_in_the_worker_s_words() -> None:
+    with pytest.raises(FormatError, match=r"^no pages \\x1b$"):
+        parse_log_report(json.dumps({"failed": "no pages \x1b"}).encode())
