@@ -134,11 +134,13 @@ class AnalysisQueue:
         """Queue a crash that no analysis is known of, by what its entry holds."""
         try:
             with open_entry(self._paths, crash_id) as entry:
-                before = read_result(entry)
+                before, crash = read_result(entry), entry.read()
         except CrashdError:
             return
         if before is None or before.get("state") == "running":
             self.add(crash_id)
+        elif crash.signature is not None:
+            self._changed(crash)  # the daemon was killed before the index knew
 
     def stop(self) -> None:
         """Let the threads end; a worker that runs dies with the daemon."""
@@ -196,7 +198,7 @@ class AnalysisQueue:
             time.sleep(0.1)
 
     def _finish(self, crash_id: str, analysis: Analysis) -> None:
-        """Write down what was found: the result first, for it says that there is one."""
+        """Write down what was found; the result last, for it says that all is written."""
         with open_entry(self._paths, crash_id) as entry:
             for _ in range(WRITE_TRIES):
                 if entry.try_lock():
@@ -206,8 +208,8 @@ class AnalysisQueue:
                 raise CrashdError(f"crash {crash_id} is being written to")
             before = entry.read()
             crash = replace(analysed(before, analysis), analysis=summary(analysis))
-            entry.write_file(ANALYSIS, _encode(analysis))
             entry.write(crash, sync=True)
+            entry.write_file(ANALYSIS, _encode(analysis))
         self._changed(crash)
         if before.analysis is None:
             self._first(crash)

@@ -337,7 +337,9 @@ class DumpWatch:
             random=secrets.randbits(40),
             seen_ns=known.first_seen_ns,
         )
-        if crash != before and not self._write(crash, before):
+        if before is not None and crash == before:
+            self.listeners.changed(crash)  # the index may not know: it was asked what is known
+        elif not self._write(crash, before):
             known.growing = False  # not before the next scan
             return
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns

@@ -119,6 +119,30 @@ def test_daemon_killed_amid_analyses_goes_on_with_what_is_left(root: Path, progr
         assert len({row["signature"] for row in rows}) == 1
 
 
+@pytest.mark.parametrize("half", ["record", "index"])
+def test_result_that_was_written_half_is_made_whole(root: Path, program: Path, half: str) -> None:
+    with Daemon(root, config=PLAIN_CONFIG) as daemon:
+        die(program)
+        (crash,) = explained(daemon, 1)
+    entry = daemon.paths.crashes / crash["id"]
+    record = json.loads((entry / "crash.json").read_text())
+    record["signature"] = None
+    if half == "record":  # killed before the result said that all is written
+        result = entry / "analysis.json"
+        result.write_text('{"state": "running", "attempts": 1}')
+        (entry / "crash.json").write_text(json.dumps({**record, "analysis": None}))
+        daemon.crashctl("reindex")
+    else:  # killed before the index knew
+        whole = (entry / "crash.json").read_text()
+        (entry / "crash.json").write_text(json.dumps(record))
+        daemon.crashctl("reindex")
+        (entry / "crash.json").write_text(whole)
+    assert daemon.crashes()[0]["signature"] is None
+    with daemon:
+        assert explained(daemon, 1)[0]["signature"] == crash["signature"]
+        assert daemon.crashctl("verify").stdout == ""
+
+
 def test_core_that_kills_the_daemon_twice_is_given_up(root: Path, program: Path) -> None:
     with Daemon(root, config=DISABLED) as daemon:
         die(program)
