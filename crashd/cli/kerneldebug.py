@@ -3,14 +3,14 @@
 import argparse
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Any
 
 from crashd.cli.context import Context
-from crashd.domain.elfnotes import Layout, split_notes
 from crashd.domain.text import printable
+from crashd.domain.vmlinux import Vmlinux, find_release, parse_vmlinux
 from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.store.kerneldumps import DumpRoot
 
 PLACES = (
     "usr/lib/debug/boot/vmlinux-{release}",
@@ -21,11 +21,13 @@ PLACES = (
     "boot/vmlinux-{release}",
 )
 """Where distributions and those who build their own kernels have it."""
-NOTES_MAX = 1 << 20
-BUILD_ID_MAX = 64
-_PT_NOTE, _NT_GNU_BUILD_ID = 4, 3
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
+_CHUNK = 4 << 20
+_OVERLAP = 256
+_HINT = (
+    "apt-get install linux-image-{release}-dbg (Debian), linux-image-{release}-dbgsym (Ubuntu), "
+    "dnf debuginfo-install kernel-core-{release} (Fedora, RHEL), zypper install "
+    "kernel-default-debuginfo (SUSE), or --vmlinux FILE"
+)
 
 
 def kernel_command(
@@ -54,25 +56,38 @@ def _dump_of(doc: dict[str, Any], kernel: dict[str, Any]) -> Path:
         reason = (doc.get("capture") or {}).get("reason")
         raise NotFoundError(f"the dump of crash {doc.get('id')} is none: {reason}")
     dump = Path(str(path)) / str(name)
-    try:
-        status = dump.lstat()
-    except OSError as e:
-        raise NotFoundError(f"{printable(os.fsencode(dump))}: {e.strerror}") from e
-    if not stat.S_ISREG(status.st_mode):
-        raise NotFoundError(f"{printable(os.fsencode(dump))} is no regular file")
+    _check_dump(dump, kernel.get("inode"))
     return dump
 
 
+def _check_dump(dump: Path, inode: object) -> None:
+    """See to it that the dump is still the one of the record, and that no other user made it."""
+    name = printable(os.fsencode(dump))
+    try:
+        with DumpRoot(dump.parent.parent) as root:
+            seen = root.look(os.fsencode(dump.parent.name))
+            told = root.classify(seen)
+            faults = "no dump's directory" if told is None else ", ".join(map(str, told.faults))
+            if root.distrust or faults:
+                raise CrashdError(f"{name} is not to be trusted: {root.distrust or faults}")
+            if isinstance(inode, int) and inode != seen.inode:
+                raise NotFoundError(f"{name}: its directory is another one now")
+            with root.open(seen) as directory:
+                os.close(directory.open_file(os.fsencode(dump.name)))
+    except OSError as e:
+        raise NotFoundError(f"{name}: {e.strerror or e}") from e
+
+
 def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> Path:
-    """Find the vmlinux with the dump's build-id; one that is named must have it."""
-    wanted, release = kernel.get("build_id"), str(kernel.get("release") or "")
+    """Find the vmlinux that the dump is of; one that is named must be it."""
+    release = str(kernel.get("release") or "")
     if named is not None:
-        found = read_vmlinux_id(Path(named))
-        if wanted is not None and found != wanted:
-            raise CrashdError(
-                f"{named} is of another kernel: its build-id is {found}, the dump's is {wanted}"
-            )
-        _warn_unsure(context, wanted)
+        why, found = _judge(Path(named), kernel)
+        if found is None:
+            raise CrashdError(f"{named} {why}")
+        if not found.has_debug_info:
+            context.warn(f"{named} has no debug information: the debugger may refuse it")
+        _warn_unsure(context, why)
         return Path(named)
     if not release or "/" in release:
         raise NotFoundError("the dump does not tell its kernel's release", hint="--vmlinux FILE")
@@ -81,56 +96,86 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
         path = context.paths.root / place.format(release=release)
         if not path.is_file():
             continue
-        found = read_vmlinux_id(path)
-        if wanted in (None, found):
-            _warn_unsure(context, wanted)
+        try:
+            why, found = _judge(path, kernel)
+        except CrashdError as e:
+            others.append(str(e))
+            continue
+        if found is not None and found.has_debug_info:
+            _warn_unsure(context, why)
             return path
-        others.append(f"{path} has {found}")
-    why = f" with build-id {wanted}" if wanted else ""
+        others.append(f"{path} {why if found is None else 'has no debug information'}")
+    told = f" with build-id {kernel['build_id']}" if kernel.get("build_id") else ""
     raise NotFoundError(
-        f"no vmlinux of {printable(release)}{why} is here" + "".join(f"; {o}" for o in others),
-        hint=f"apt-get install linux-image-{printable(release)}-dbg (Debian), "
-        "dnf debuginfo-install kernel (Fedora, RHEL), or --vmlinux FILE",
+        f"no vmlinux of {printable(release)}{told} is here" + "".join(f"; {o}" for o in others),
+        hint=_HINT.format(release=printable(release)),
     )
 
 
-def _warn_unsure(context: Context, wanted: object) -> None:
-    if wanted is None:
-        context.warn("the dump tells no build-id: whether the vmlinux is its own is not sure")
-
-
-def read_vmlinux_id(path: Path) -> str | None:
-    """Read the build-id of a vmlinux, in hex; None where it has none.
+def _judge(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
+    """Tell whether a vmlinux is the dump's: it, and what is not sure of that; or why it is not.
 
     Raises:
         NotFoundError: it cannot be read.
-        FormatError: it is no ELF file of 64 bits.
+        FormatError: it is none.
 
     """
+    wanted, release = kernel.get("build_id"), kernel.get("release")
+    found, banner = read_vmlinux(path, with_release=wanted is None)
+    if wanted is not None:
+        if found.build_id == wanted:
+            return "", found
+        own = f"its build-id is {found.build_id}" if found.build_id else "it has no build-id"
+        return f"is of another kernel: {own}, the dump's is {wanted}", None
+    if banner is None or not release:
+        return "the dump tells no build-id, and the releases cannot be compared", found
+    if banner != release:
+        return f"is of another kernel: Linux {banner}, the dump's is {printable(release)}", None
+    return f"the dump tells no build-id, only that it is of Linux {banner}", found
+
+
+def _warn_unsure(context: Context, why: str) -> None:
+    if why:
+        context.warn(f"{why}: whether the vmlinux is its own is not sure")
+
+
+def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None]:
+    """Read which kernel a vmlinux is, and if wanted what its banner says of its release: for that
+    all that it loads is searched.
+
+    Raises:
+        NotFoundError: it cannot be read.
+        FormatError: it is none.
+
+    """
+    name = printable(os.fsencode(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as e:
-        raise NotFoundError(f"{printable(os.fsencode(path))}: {e.strerror}") from e
+        raise NotFoundError(f"{name}: {e.strerror}") from e
     try:
-        head = os.pread(fd, _EHDR.size, 0)
-        if len(head) < _EHDR.size or head[:6] != b"\x7fELF\2\1":
-            raise FormatError(f"{printable(os.fsencode(path))} is no vmlinux")
-        fields = _EHDR.unpack(head)
-        phoff, count = fields[5], fields[10]
-        table = os.pread(fd, _PHDR.size * min(count, 64), phoff) if phoff < 1 << 62 else b""
-        for row in _PHDR.iter_unpack(table[: len(table) - len(table) % _PHDR.size]):
-            if row[0] == _PT_NOTE and row[2] < 1 << 62:
-                notes = os.pread(fd, min(row[5], NOTES_MAX), row[2])
-                found = _build_id(notes)
-                if found is not None:
-                    return found
-        return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FormatError(f"{name} is no regular file")
+        try:
+            found = parse_vmlinux(lambda offset, size: os.pread(fd, size, offset))
+            return found, _release(fd, found) if with_release else None
+        except FormatError as e:
+            raise FormatError(f"{name} {e}") from e
+        except OSError as e:
+            raise NotFoundError(f"{name}: {e.strerror}") from e
     finally:
         os.close(fd)
 
 
-def _build_id(notes: bytes) -> str | None:
-    for name, kind, desc, whole in split_notes(notes, Layout(0, 64, "little")):
-        if (name, kind) == (b"GNU", _NT_GNU_BUILD_ID) and whole and len(desc) <= BUILD_ID_MAX:
-            return desc.hex()
+def _release(fd: int, found: Vmlinux) -> str | None:
+    before = b""
+    for offset, size in found.loaded:
+        for at in range(offset, offset + size, _CHUNK):
+            chunk = os.pread(fd, min(_CHUNK, offset + size - at), at)
+            release = find_release(before + chunk)
+            if release is not None:
+                return release
+            if not chunk:
+                break
+            before = chunk[-_OVERLAP:]
     return None

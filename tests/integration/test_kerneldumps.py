@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from crashd.domain.kdumpdir import DumpDirectory
 from crashd.domain.kernelretention import KernelDump, KernelPolicy, plan_retention
 from crashd.errors import FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
+from tests.builders.kdumpdir import KdumpFormat, flatten
 from tests.builders.kdumps import MAKERS, capture, kernel_log, make_old, put, save
 from tests.integration.test_daemon import metric
 from tests.running import DEFAULT_CONFIG, Daemon, wait_until
@@ -258,22 +259,32 @@ def test_pstore_of_a_crash_that_has_a_dump_is_no_second_crash(short_tmp: Path, d
         assert states(daemon) == ["complete"]
 
 
+def build_vmlinux(
+    path: Path, build_id: str, release: str = "6.1.0-test", debug: str = "-g"
+) -> None:
+    """Compile what tells of itself as a vmlinux does."""
+    banner = f'const char linux_banner[] = "Linux version {release} (a@b) #1\\n";'
+    command = ["gcc", debug, "-nostdlib", "-shared", f"-Wl,{build_id}", "-o", str(path), "-xc", "-"]
+    subprocess.run(command, input=banner.encode(), check=True)
+
+
+def fake_crash(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a crash(8) first in PATH that prints its arguments: no vmlinux of a dump is here."""
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    script = directory / "crash"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    script.chmod(0o755)
+
+
 def test_debug_opens_the_dump_with_its_own_vmlinux_and_refuses_another(
     short_tmp: Path, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    script = tmp_path / "crash"  # of the real one's arguments: no vmlinux of a dump is here
-    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    script.chmod(0o755)
+    fake_crash(tmp_path, monkeypatch)
     directory = save(dumps, "202601010101")
     own_id, other_id = "00112233445566778899aabbccddeeff00112233", "ab" * 20
     own, other = tmp_path / "own", tmp_path / "other"
     for path, build_id in ((own, own_id), (other, other_id)):
-        subprocess.run(
-            ["gcc", "-nostdlib", "-shared", f"-Wl,--build-id=0x{build_id}", "-o", path, "-xc", "-"],
-            input=b"",
-            check=True,
-        )
+        build_vmlinux(path, f"--build-id=0x{build_id}")
     with start(short_tmp) as daemon:
         wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
     none = daemon.crashctl("debug", "kind=kernel", check=False)
@@ -287,10 +298,73 @@ def test_debug_opens_the_dump_with_its_own_vmlinux_and_refuses_another(
     place.parent.mkdir(parents=True)
     shutil.copy(other, place)
     passed_over = daemon.crashctl("debug", "kind=kernel", check=False)
-    assert f"{place} has {other_id}" in passed_over.stderr
+    assert f"{place} is of another kernel: its build-id is {other_id}" in passed_over.stderr
     shutil.copy(own, place)
     done = daemon.crashctl("debug", "-A", "-s", "kind=kernel")
     assert done.stdout.splitlines() == [str(place), f"{directory}/dump.202601010101", "-s"]
+
+
+def test_debug_of_a_kernel_without_build_id_compares_releases_and_says_so(
+    short_tmp: Path, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_crash(tmp_path, monkeypatch)
+    info = b"OSRELEASE=4.18.0-test\nPAGESIZE=4096\n"
+    directory = save(dumps, "202601010101")
+    (directory / "dump.202601010101").write_bytes(flatten(KdumpFormat(vmcoreinfo=info).build()))
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    own, other = tmp_path / "own", tmp_path / "other"
+    build_vmlinux(own, "--build-id=none", "4.18.0-test", "-g0")
+    build_vmlinux(other, "--build-id=none", "4.18.0-other")
+    done = daemon.crashctl("debug", "--vmlinux", str(own), "kind=kernel")
+    assert done.stdout.splitlines() == [str(own), f"{directory}/dump.202601010101"]
+    assert "only that it is of Linux 4.18.0-test: whether the vmlinux is its own" in done.stderr
+    assert "has no debug information" in done.stderr
+    wrong = daemon.crashctl("debug", "--vmlinux", str(other), "kind=kernel", check=False)
+    assert wrong.returncode == 1
+    assert "Linux 4.18.0-other, the dump's is 4.18.0-test" in wrong.stderr
+    for place, data in (("usr/lib/debug/boot", b"\x1f\x8bgz"), ("boot", own.read_bytes())):
+        (short_tmp / place).mkdir(parents=True)
+        (short_tmp / place / "vmlinux-4.18.0-test").write_bytes(data)
+    none = daemon.crashctl("debug", "kind=kernel", check=False)
+    assert none.returncode == 1
+    assert "debug/boot/vmlinux-4.18.0-test is no ELF file" in none.stderr
+    assert f"{short_tmp}/boot/vmlinux-4.18.0-test has no debug information" in none.stderr
+
+
+def to_fifo(dump: Path) -> None:
+    dump.unlink()
+    os.mkfifo(dump)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda dump: dump.chmod(0o666), "is not to be trusted"),
+        (lambda dump: os.link(dump, dump.parents[1] / "other"), "is not to be trusted"),
+        (lambda dump: (dump.rename(f"{dump}.x"), dump.symlink_to(f"{dump}.x")), "not to be trust"),
+        (to_fifo, "is not to be trusted"),
+        (lambda dump: dump.unlink(), "No such file"),
+        (lambda dump: shutil.rmtree(dump.parent), "No such file"),
+    ],
+)
+def test_debug_does_not_open_what_is_no_longer_the_dump(
+    short_tmp: Path,
+    dumps: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], object],
+    said: str,
+) -> None:
+    fake_crash(tmp_path, monkeypatch)
+    directory = save(dumps, "202601010101")
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    change(directory / "dump.202601010101")
+    refused = daemon.crashctl("debug", "kind=kernel", check=False)
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) <= 2
 
 
 def test_remove_of_what_is_not_ours_leaves_it(dumps: Path) -> None:

@@ -3,6 +3,7 @@ ones.
 """
 
 import gzip
+import json
 import os
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from crashd.daemon.kernelanalysis import LogFailure, read_log
 from crashd.domain.printkring import KernelLog
 from tests.builders.kdumpdir import WRAPPERS, KdumpFormat, build_elf_vmcore, flatten
 from tests.builders.reducedump import unflatten
+from tests.running import DEFAULT_CONFIG, Daemon, wait_until
 
 DATA = Path(__file__).parents[1] / "data/kdump"
 OPTIONS = AnalysisOptions(timeout_seconds=20)
@@ -82,3 +84,20 @@ def test_sparse_file_of_a_terabyte_is_answered_in_time(tmp_path: Path) -> None:
         assert isinstance(read_log(fd, OPTIONS), LogFailure)
     finally:
         os.close(fd)
+
+
+def test_crash_without_a_saved_log_is_explained_from_its_dump(short_tmp: Path) -> None:
+    directory = short_tmp / "var/crash/202611222205"
+    directory.mkdir(parents=True)
+    (directory / "dump.202611222205").write_bytes(FLAT)
+    os.utime(directory / "dump.202611222205", (1_700_000_000, 1_700_000_000))
+    with Daemon(short_tmp, "--no-register", config=DEFAULT_CONFIG) as daemon:
+        wait_until(
+            lambda: [bool(c["signature"]) for c in daemon.crashes()] == [True], 30, "its log"
+        )
+        (crash,) = daemon.crashes()
+        assert crash["state"] == "complete"
+        assert crash["kernel"]["panic_kind"] == "sysrq"
+        assert crash["kernel"]["release"] == "6.1.0-56-cloud-amd64"
+        told = json.loads(daemon.crashctl("info", "--json", crash["id"]).stdout)
+        assert told["log"] == LOG.decode().splitlines()
