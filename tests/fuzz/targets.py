@@ -8,7 +8,7 @@ from pathlib import Path
 
 import zstandard
 
-from crashd.analysisresult import parse_report
+from crashd.analysisresult import parse_log_report, parse_report
 from crashd.corehandler import pack
 from crashd.domain import cgroup, elfcore, httphead, kdumpconf, kernellog, memorymap, procfs
 from crashd.domain.coredumpsock import parse_request
@@ -19,10 +19,12 @@ from crashd.domain.match import parse_term, parse_time
 from crashd.domain.memorymap import DoubtError
 from crashd.domain.model import from_json, to_json
 from crashd.domain.oops import analyse
+from crashd.domain.printkring import Memory, parse_numbers, read_log
 from crashd.domain.pstore import assemble, parse_part
 from crashd.domain.shellconf import parse_shell
 from crashd.domain.text import printable
 from crashd.domain.vmcore import TAIL_SIZE, judge
+from crashd.domain.vmlinux import parse_vmlinux
 from crashd.domain.wrapped import find_wrapper, unwrap
 from crashd.domain.zstdframes import parse_block_header, parse_frame_header
 from crashd.errors import CrashdError
@@ -37,6 +39,7 @@ from tests.builders.kdumpdir import (
     flatten,
     lz4_frame,
 )
+from tests.builders.printkring import STRUCTURED, Image, Ring, ring_numbers, write_structured
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -82,6 +85,41 @@ def _judge(raw: bytes) -> object:
 def _unwrap(raw: bytes) -> object:
     wrapper = find_wrapper(raw)
     return None if wrapper is None else unwrap(raw, wrapper, 1 << 20, unzstd)
+
+
+def _vmlinux(raw: bytes) -> object:
+    return parse_vmlinux(lambda offset, size: raw[offset : offset + size])
+
+
+def _ring(raw: bytes) -> object:
+    """Memory from address 0 on, and VMCOREINFO behind it."""
+    memory, _, info = raw.rpartition(b"\0\0VMCOREINFO\0")
+
+    def read(address: int, size: int) -> bytes:
+        if address + size > len(memory):
+            raise LookupError(address)
+        return memory[address : address + size]
+
+    return read_log(Memory(read, 64, "little"), parse_numbers(info))
+
+
+def _rings() -> list[bytes]:
+    seeds = []
+    for structured in (False, True):
+        image = Image()
+        texts = [b"line %d" % number for number in range(20)]
+        if structured:
+            write_structured(image, texts, 256)
+        else:
+            Ring(image).write(texts)
+        memory = bytes(image.bytes_at.get(at, 0) for at in range(max(image.bytes_at) + 1))
+        numbers = STRUCTURED if structured else ring_numbers(64)
+        lines = (
+            f"{key}={value:x}\n" if key.startswith("SYMBOL") else f"{key}={value}\n"
+            for key, value in numbers.items()
+        )
+        seeds.append(memory + b"\0\0VMCOREINFO\0" + "".join(lines).encode())
+    return seeds
 
 
 def _classify(raw: bytes) -> object:
@@ -144,6 +182,8 @@ TARGETS = (
     Target("build id", elfcore.parse_build_id, _cores),
     Target("kernel dump", _judge, _dumps),
     Target("compressed dump", _unwrap, _dumps),
+    Target("vmlinux", _vmlinux, lambda: [Path("/proc/self/exe").read_bytes()[:9000]]),
+    Target("log in memory", _ring, _rings),
     Target("dump directory", _classify, lambda: [b"202601010101\ndump.202601010101\nx"]),
     Target("directory name", parse_directory_name, lambda: [b"h-2026-01-02-03:04:05", b"1" * 12]),
     Target("kernel log", analyse, _logs),
@@ -170,6 +210,11 @@ TARGETS = (
     Target("socket request", parse_request, lambda: [bytes(range(48))]),
     Target("record", _record, lambda: [json.dumps(to_json(build_crash())).encode()]),
     Target("analysis", parse_report, lambda: [b'{"threads": [], "modules": []}']),
+    Target(
+        "log of a dump",
+        parse_log_report,
+        lambda: [b'{"log": "[    0.000000] a", "records": 1, "skipped": 0, "cut": false}'],
+    ),
     Target("proc", _proc, _own_proc),
     Target(
         "maps",

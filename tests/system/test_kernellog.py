@@ -13,9 +13,10 @@ import pytest
 from crashd.daemon.analysis import AnalysisOptions
 from crashd.daemon.kernelanalysis import LogFailure, read_log
 from crashd.domain.printkring import KernelLog
+from crashd.domain.text import printable
 from tests.builders.kdumpdir import WRAPPERS, KdumpFormat, build_elf_vmcore, flatten
 from tests.builders.reducedump import unflatten
-from tests.running import DEFAULT_CONFIG, Daemon, wait_until
+from tests.running import PLAIN_CONFIG, Daemon, wait_until
 
 DATA = Path(__file__).parents[1] / "data/kdump"
 OPTIONS = AnalysisOptions(timeout_seconds=20)
@@ -91,7 +92,7 @@ def test_crash_without_a_saved_log_is_explained_from_its_dump(short_tmp: Path) -
     directory.mkdir(parents=True)
     (directory / "dump.202611222205").write_bytes(FLAT)
     os.utime(directory / "dump.202611222205", (1_700_000_000, 1_700_000_000))
-    with Daemon(short_tmp, "--no-register", config=DEFAULT_CONFIG) as daemon:
+    with Daemon(short_tmp, "--no-register", config=PLAIN_CONFIG) as daemon:
         wait_until(
             lambda: [bool(c["signature"]) for c in daemon.crashes()] == [True], 30, "its log"
         )
@@ -100,4 +101,4 @@ def test_crash_without_a_saved_log_is_explained_from_its_dump(short_tmp: Path) -
         assert crash["kernel"]["panic_kind"] == "sysrq"
         assert crash["kernel"]["release"] == "6.1.0-56-cloud-amd64"
         told = json.loads(daemon.crashctl("info", "--json", crash["id"]).stdout)
-        assert told["log"] == LOG.decode().splitlines()
+        assert told["log"] == [printable(line) for line in LOG.decode().splitlines()]
