@@ -16,6 +16,7 @@ from crashd.configvalues import (
     AMOUNT_OR_INFINITY,
     FLAG,
     LISTEN,
+    PATH,
     PATHS,
     PATTERNS,
     RULES,
@@ -417,6 +418,13 @@ class Http(Section):
     listen: Annotated[str, LISTEN] = "127.0.0.1:9816"
     """The address that it listens on; port 0 takes any free port, "off" or "" turns the server off.
     Takes effect when crashd starts, and not at all where systemd passes it a socket."""
+
+    web_config: Annotated[str, PATH] = ""
+    """A file that says by which certificate the server speaks TLS, and who may ask it, in the form
+    that Prometheus itself and its exporters have for it (tls_server_config, basic_auth_users,
+    http_server_config); "" is none. Only root may be able to change it. It is read again, with the
+    certificates, when crashd reloads; where something in it is wrong at the start, the server does
+    not serve until it is mended and crashd reloads."""
 
     @property
     def address(self) -> tuple[str, int] | None:

@@ -121,6 +121,16 @@ def _parse_paths(value: Any) -> str | tuple[str, ...]:
     return tuple(value)
 
 
+def _parse_path(value: Any) -> str:
+    if value == "":
+        return ""
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError
+    if len(value) > _PATH_MAX or ".." in value.split("/"):
+        raise _Why(f"{show_value(value)} is too long, or leads up")
+    return value
+
+
 def _parse_url(value: Any) -> str:
     if value == "":
         return ""
@@ -238,6 +248,7 @@ AMOUNT_OR_INFINITY = Rule(
 )
 LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
 URL = Rule('"http://…" or "https://…", or ""', _parse_url)
+PATH = Rule('an absolute path, or ""', _parse_path)
 PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
 PATTERNS = Rule(
     f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",

@@ -86,8 +86,7 @@ def main(argv: "list[str]") -> int:
     if hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
         return 0
     try:
-        if "spool" not in globals():
-            compile_lower_part(argv[0])
+        compile_lower_part(argv[0])
         spool(root + "/var/lib/crashd", fields, core, pidfd)
     except OSError as e:
         pid = decimal(argv, 5) or decimal(argv, 1)
@@ -97,7 +96,9 @@ def main(argv: "list[str]") -> int:
 
 
 def compile_lower_part(path: str) -> None:
-    """Define what stands commented out in the installed file."""
+    """Define what stands commented out in the installed file, unless it is defined."""
+    if "spool" in globals():
+        return
     source = read_file(path, 1 << 20).decode()
     lines = [
         line[2:] if line[:2] == "#|" else "" for line in source.split("\n")
@@ -129,6 +130,7 @@ def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
         fields["identity"] = b"kernel"
         return fields, number
     if pid is None:
+        compile_lower_part(argv[0])
         pid = find_process(fields.get("p", b""), fields.get("e", b""))
     if pid is None:
         return fields, None
@@ -136,11 +138,21 @@ def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
         pidfd = posix.pidfd_open(pid, 0)
     except OSError:
         return fields, None
-    if b"\nCoreDumping:\t1\n" not in read_file(f"/proc/{pid}/status", 1 << 14):
+    status = read_file(f"/proc/{pid}/status", 1 << 14)
+    if b"\nCoreDumping:\t1\n" not in status or not is_of(status, fields):
         return fields, None  # gone, and its number given to another
     fields["P"] = b"%d" % pid
     fields["identity"] = b"opened"
     return fields, pidfd
+
+
+def is_of(status: bytes, fields: "dict[str, bytes]") -> bool:
+    """Tell whether the process's real uid and gid are those that the kernel told, where it did."""
+    for key, label in (("u", b"\nUid:\t"), ("g", b"\nGid:\t")):
+        real = status.partition(label)[2].partition(b"\t")[0]
+        if fields.get(key, real) != real:
+            return False
+    return True
 
 
 def pidfd_pid(number: int) -> "int | None":
@@ -169,31 +181,6 @@ def read_file(path: str, limit: int, directory: "int | None" = None) -> bytes:
         pass
     posix.close(fd)
     return b"".join(parts)
-
-
-def find_process(ns_pid: bytes, comm: bytes) -> "int | None":
-    """Find who is dumping core under `ns_pid`, where the short pattern does not tell.
-
-    Of several (equal numbers in several pid namespaces) one with a thread called `comm` is meant;
-    None when that does not single one out: no identity is better than a wrong one.
-    """
-    found = []
-    for name in posix.listdir("/proc"):
-        if name.isdigit():
-            status = read_file(f"/proc/{name}/status", 1 << 14)
-            numbers = status.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()
-            if b"\nCoreDumping:\t1\n" in status and numbers[-1:] == [ns_pid]:
-                found.append(name)
-    if len(found) > 1:
-        found = [
-            name
-            for name in found
-            if any(
-                read_file(f"/proc/{name}/task/{tid}/comm", 64)[:-1] == comm
-                for tid in posix.listdir(f"/proc/{name}/task")
-            )
-        ]
-    return int(found[0]) if len(found) == 1 else None
 
 
 def pack(fields: "dict[str, bytes]") -> bytes:
@@ -239,6 +226,38 @@ def complain(text: str) -> None:
 
 
 # LOWER PART: commented out by `#|` when installed, up to the next line like this.
+
+
+def list_names(path: str) -> "list[str]":
+    """List a directory; empty when it is gone."""
+    try:
+        return posix.listdir(path)
+    except OSError:
+        return []
+
+
+def find_process(ns_pid: bytes, comm: bytes) -> "int | None":
+    """Find who is dumping core under `ns_pid`, where the short pattern does not tell.
+
+    One with a thread called `comm` is meant: the number may be another's by now, and pid namespaces
+    have equal ones. None when that does not single one out: no identity is better than a wrong one.
+    """
+    found = []
+    for name in posix.listdir("/proc"):
+        if name.isdigit():
+            status = read_file(f"/proc/{name}/status", 1 << 14)
+            numbers = status.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()
+            if b"\nCoreDumping:\t1\n" in status and numbers[-1:] == [ns_pid]:
+                found.append(name)
+    found = [
+        name
+        for name in found
+        if any(
+            read_file(f"/proc/{name}/task/{tid}/comm", 64)[:-1].replace(b"/", b"!") == comm
+            for tid in list_names(f"/proc/{name}/task")
+        )
+    ]
+    return int(found[0]) if len(found) == 1 else None
 
 
 def put_file(name: str, data: bytes, directory: int) -> None:
@@ -320,6 +339,10 @@ def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":
     return max(maximum, HEAD_BYTES), limits["keep_free"]
 
 
+SCANT_HEAD_BYTES = 1 << 16
+"""The same where the disk is nearly full: the notes of a dozen threads."""
+
+
 def copy_core(
     core: int, entry: int, fields: "dict[str, bytes]", spool_fd: int
 ) -> "tuple[int, str]":
@@ -327,14 +350,23 @@ def copy_core(
     maximum, keep_free = copy_limits(fields, spool_fd)
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     out = posix.open("core", flags, 0o600, dir_fd=entry)
-    # Free space is looked at once the head is there, and then again after each 64 MiB: a thousand
-    # small cores fill a disk as well as a large one.
-    zero, received, checked, reason = bytes(PAGE), 0, -(64 << 20), ""
+    # Free space is looked at before each write: a thousand small cores fill a disk as well as a
+    # large one. Where half of what shall stay free is gone not even the notes are kept: on a full
+    # disk nobody could record that there was a crash.
+    zero, received, reason = bytes(PAGE), 0, ""
+    filesystem = posix.fstatvfs(out)
+    if filesystem.f_bavail * filesystem.f_frsize < keep_free // 2:
+        reason = "disk nearly full"
     try:
         while not reason:
             chunk = posix.read(core, 1 << 20)
             if not chunk:
                 break
+            filesystem = posix.fstatvfs(out)
+            scant = filesystem.f_bavail * filesystem.f_frsize < keep_free + len(chunk)
+            if scant and received + len(chunk) > SCANT_HEAD_BYTES:
+                chunk = chunk[: max(0, SCANT_HEAD_BYTES - received)]
+                reason = "disk nearly full"
             if received + len(chunk) > maximum:
                 chunk, reason = chunk[: maximum - received], "size limit"
             position = 0
@@ -349,11 +381,6 @@ def copy_core(
                     ]
                 position = position if position > start else position + PAGE
             received += len(chunk)
-            if received >= HEAD_BYTES and received - checked >= 64 << 20:
-                checked = received
-                filesystem = posix.fstatvfs(out)
-                if filesystem.f_bavail * filesystem.f_frsize < keep_free:
-                    reason = "disk nearly full"
     except OSError as e:
         reason = e.strerror or "error"
     try:

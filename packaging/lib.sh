@@ -118,6 +118,7 @@ find_missing() {
     need pkgconf have pkg-config
     need libsystemd-dev pkg-config --exists libsystemd
     need zstd have zstd
+    need openssl have openssl
     need util-linux have flock
     need libseccomp2 loads libseccomp.so.2
     need libstdc++6 loads libstdc++.so.6
@@ -136,6 +137,9 @@ find_missing_of_system_tier() {
     need mmdebstrap have mmdebstrap
     need strace have strace
     need chromium have chromium
+    need rpm have rpmbuild
+    need lintian have lintian
+    [ "${CRASHD_TEST_VM:-}" != 1 ] || need qemu-system-x86 have qemu-system-x86_64
 }
 
 # Bring what `finder...` finds missing, or refuse in one line with nothing changed.

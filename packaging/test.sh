@@ -1,6 +1,7 @@
 #!/bin/sh
 # Run the tests that this machine allows: unit and integration always, system as root with
-# CRASHD_TEST_SYSTEM=1 (then a system test that is skipped is a failure). Arguments go to pytest.
+# CRASHD_TEST_SYSTEM=1 (then a system test that is skipped is a failure). Two processes run them; what
+# goes together, tests/conftest.py says. Arguments go to pytest: `-n 0` runs them in one.
 set -eu
 
 program=test.sh
@@ -14,4 +15,4 @@ else
 fi
 build_environment "$here/.venv-test" requirements-dev.lock
 cd "$here"
-exec "$environment/bin/python" -m pytest "$@"
+exec "$environment/bin/python" -m pytest -n 2 "$@"

@@ -5,6 +5,7 @@ integration   real sockets, files and processes; no privilege
 system        root, the kernel's settings; only with CRASHD_TEST_SYSTEM=1, then a skip is a failure
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests of one file in one process, and in one and the same all that use the kernel's
+    settings, of which there is one set: those of the system tier, but for what builds packages.
+    """
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    def scope_of(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if not file.startswith("tests/system/"):
+            return file
+        return "packages" if file.startswith("tests/system/test_package") else "settings"
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scope_of
+    return scheduler
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -183,8 +203,9 @@ _ban = Ban()
 def pytest_configure() -> None:
     """Watch from the first test on: a hook of the interpreter cannot be taken off again."""
     # Programs that tests start shall be interruptible, whatever started this session: `nohup`
-    # and a shell's `&` ignore SIGINT, and what is ignored is inherited.
+    # and a shell's `&` ignore SIGINT and SIGQUIT, and what is ignored is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     sys.addaudithook(_ban.audit)
 
 
@@ -258,16 +279,16 @@ def own_settings(proc_sys: Path) -> CorePatternOwner:
     return CorePatternOwner({name: reader.read(name) for name in SYSCTLS}, proc_sys)
 
 
-@pytest.fixture(scope="session")
-def core_pattern_lock() -> Iterator[None]:
-    """Be the only test session on this machine that changes the settings, from here to its end."""
+@contextlib.contextmanager
+def hold_core_pattern(seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Be the only one on this machine that changes the settings; wait for the lock so long."""
     lock_dir = Path("/run/lock")
     if not os.access(lock_dir, os.W_OK):
         lock_dir = Path("/tmp")
     path = lock_dir / "crashd-core-pattern.lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -282,6 +303,13 @@ def core_pattern_lock() -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+@pytest.fixture(scope="session")
+def core_pattern_lock() -> Iterator[None]:
+    """Be the only test session on this machine that changes the settings, from here to its end."""
+    with hold_core_pattern():
+        yield
 
 
 @pytest.fixture

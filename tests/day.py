@@ -1,145 +1,192 @@
 """A day of a crash-looping service, simulated: `python -m tests.day`.
 
-One service crashes every 2 s (43,200 times), with a second bug now and then; between, other
-services crash seldom. The store is real, the cores are small, the clock is the simulation's; limits
-are met after each crash by the code that the daemon uses. Printed is what an operator would ask.
+One service crashes every 2 s (43,200 times), every tenth time by a second bug; other services crash
+between. For a while at noon the clock is a year ahead. The store is real, the cores are small, the
+clock is the simulation's; the limits are met by the daemon's own code, which is called here instead
+of woken. Printed is what an operator would ask.
 """
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from crashd.daemon.expiring import Expiry
 from crashd.domain.model import Core, Crash, State
-from crashd.domain.retention import Policy, Usage, plan
+from crashd.domain.retention import Policy
+from crashd.domain.units import Amount
 from crashd.store import entry as entries
-from crashd.store.expiry import Removed, carry_out_all, read_stored
+from crashd.store.expiry import Removed, RowWriter, Told
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash
 
-CORE_BYTES = 16 << 10
+CRASHES = 43_200
+CORE_BYTES = 64 << 10
 START_NS = 1_795_000_000 * 10**9
 EVERY_NS = 2 * 10**9
+YEAR_NS = 366 * 86400 * 10**9
 OTHERS_EVERY = 400
-BATCH = 50
+BATCH = 5
+"""Crashes until retention is woken: it waits for them to settle."""
+EVERYTHING_EVERY = 300
+"""Crashes in the ten minutes between two plans of everything."""
+LIST_SECONDS = 1.0
+"""What an operator takes for at once, on a slow machine under load."""
 
 
+@dataclass(slots=True)
 class Day:
-    """One simulation."""
+    """One simulation, and its figures."""
 
-    def __init__(self, paths: Paths, index: Index, *, crashes: int, limit_bytes: int) -> None:
-        self._paths = paths
-        self._index = index
-        self._crashes = crashes
-        self._policy = Policy(
-            max_use=None,
-            max_count=limit_bytes // (2 * CORE_BYTES),
-            max_per_signature=20,
-            metadata_max_age_ns=366 * 86400 * 10**9,
-        )
-        self._limit = limit_bytes
-        self._first: dict[str, str] = {}
-        self._newest: dict[str, str] = {}
-        self.others: set[str] = set()
-        self.largest_bytes = 0
-        """Of all cores together, after retention."""
-        self.deleted = 0
+    paths: Paths
+    index: Index
+    crashes: int
+    limit_bytes: int
+    deleted: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    largest_bytes: int = 0
+    """Records and cores together, before retention was at it."""
+    slowest_seconds: float = 0.0
+    """Of retention."""
+    _now_ns: int | None = START_NS
+    _first: dict[str, str] = field(default_factory=dict)
+    _newest: dict[str, str] = field(default_factory=dict)
+    _others: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Let the day pass."""
-        fresh: list[Crash] = []
-        for number in range(self._crashes):
-            other = number % OTHERS_EVERY == OTHERS_EVERY - 1
-            bug = "b" if number % 10 == 9 else "a"
-            name = f"other{number // OTHERS_EVERY}" if other else "loop"
-            signature = f"p1-{name}{'' if other else bug}"
-            crash = self._add(number, name, signature)
-            fresh.append(crash)
-            self._first.setdefault(signature, crash.id)
-            self._newest[signature] = crash.id
-            if other:
-                self.others.add(crash.id)
-            if len(fresh) >= BATCH or number == self._crashes - 1:
-                self._index.put(fresh)
-                fresh.clear()
-                self._retain(START_NS + number * EVERY_NS)
+        rows = RowWriter(self.index)
 
-    def _add(self, number: int, name: str, signature: str) -> Crash:
+        def done(removed: Removed) -> None:
+            if removed.reason is not None:
+                self.deleted[removed.reason] += 1
+            rows.add(removed)
+
+        expiry = Expiry(self.paths, Told(done, settled=rows.write), lambda: self._now_ns)
+        expiry.configure(
+            Policy(
+                max_use=Amount(size_bytes=self.limit_bytes),
+                max_count=10_000,
+                max_age_ns=90 * 86400 * 10**9,
+                max_per_signature=20,
+                metadata_max_age_ns=YEAR_NS,
+            )
+        )
+        fresh: list[Crash] = []
+        for number in range(self.crashes):
+            fresh.append(self._add(number))
+            if len(fresh) == BATCH or number == self.crashes - 1:
+                self.index.put(fresh)
+                fresh.clear()
+                self._meet(expiry, everything=number % EVERYTHING_EVERY >= EVERYTHING_EVERY - BATCH)
+
+    def _meet(self, expiry: Expiry, *, everything: bool) -> None:
+        used = self.index.usage()["process"][1] + self.index.records_bytes()
+        self.largest_bytes = max(self.largest_bytes, used)
+        begun_s = time.monotonic()
+        if not expiry.meet(everything=everything) and not everything:
+            expiry.meet(everything=True)
+        self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begun_s)
+
+    def _add(self, number: int) -> Crash:
+        other = number % OTHERS_EVERY == OTHERS_EVERY - 1
+        name = f"other{number // OTHERS_EVERY}" if other else "loop"
+        signature = f"p1-{name}" if other else f"p1-{name}-{'b' if number % 10 == 9 else 'a'}"
+        ahead = self.crashes // 2 <= number < self.crashes // 2 + self.crashes // 50
+        time_ns = START_NS + number * EVERY_NS + (YEAR_NS if ahead else 0)
+        self._now_ns = None if ahead else time_ns
         core = Core("core.zst", CORE_BYTES, CORE_BYTES, CORE_BYTES, CORE_BYTES, True)
         crash = build_crash(
             number,
-            time_ns=START_NS + number * EVERY_NS,
+            time_ns=time_ns,
+            sequence=START_NS + number,
             unit=f"{name}.service",
             signature=signature,
             maps=b"x" * 4096,
         )
         crash = replace(crash, state=State.COMPLETE, core=core)
-        with entries.create(self._paths, crash) as entry:
+        with entries.create(self.paths, crash) as entry:
             fd = entry.create_core()
             os.write(fd, b"c" * CORE_BYTES)
             os.close(fd)
             entry.commit_core()
             entry.write(crash, sync=False)
+        self._first.setdefault(signature, crash.id)
+        self._newest[signature] = crash.id
+        if other:
+            self._others.add(crash.id)
         return crash
 
-    def _retain(self, now_ns: int) -> None:
-        tombstones: list[Crash] = []
+    def missing(self) -> list[str]:
+        """Name the first and newest crashes of each signature whose cores are gone, and those of
+        other services.
+        """
+        wanted = {*self._first.values(), *self._newest.values(), *self._others}
+        return sorted(i for i in wanted if not (self.paths.crashes / i / "core.zst").exists())
 
-        def done(removed: Removed) -> None:
-            self.deleted += 1
-            if removed.tombstone is not None:
-                tombstones.append(removed.tombstone)
+    def wanted(self) -> int:
+        """Count what `missing` looks for."""
+        return len({*self._first.values(), *self._newest.values(), *self._others})
 
-        def failed(deletion: object, error: Exception) -> None:
-            raise error
+    def disk_bytes(self) -> int:
+        """Measure what the store has on disk: blocks of directories and files."""
+        return sum(os.lstat(path).st_blocks * 512 for path in self.paths.crashes.rglob("*"))
 
-        # after a capture tombstones need not be in the plan
-        crashes = read_stored(self._index, " AND stored_bytes > 0")
-        usage = Usage(total_bytes=1 << 40, free_bytes=1 << 39)
-        deletions = plan(crashes, usage, self._policy, now_ns)
-        carry_out_all(self._paths, deletions, done=done, failed=failed)
-        self._index.put(tombstones)
-        stored = self._index.usage()["process"][1]
-        self.largest_bytes = max(self.largest_bytes, stored)
+    def index_bytes(self) -> int:
+        """Measure the index."""
+        return sum(path.stat().st_size for path in self.paths.state_dir.glob("index.sqlite*"))
 
-    def missing_first_or_newest(self) -> list[str]:
-        """Name the signatures whose first or newest core is gone."""
-        wanted = {*self._first.values(), *self._newest.values()}
-        return sorted(i for i in wanted if not (self._paths.crashes / i / "core.zst").exists())
-
-    def others_left(self) -> set[str]:
-        """Name the other services' crashes that have their cores."""
-        return {i for i in self.others if (self._paths.crashes / i / "core.zst").exists()}
+    def list_seconds(self, *arguments: str) -> float:
+        """Time `crashctl list` from start to end."""
+        command = [sys.executable, "-m", "crashd.cli", "--root", str(self.paths.root), "list"]
+        begun_s = time.monotonic()
+        subprocess.run([*command, *arguments], stdout=subprocess.DEVNULL, check=True)
+        return time.monotonic() - begun_s
 
 
 def main(argv: list[str]) -> int:
     """Simulate a day, print the figures; 1 where one is not as it should be."""
     parser = argparse.ArgumentParser(prog="python -m tests.day", description=__doc__)
-    parser.add_argument("--crashes", type=int, default=43_200)
-    parser.add_argument("--limit", type=int, default=64 << 20, help="bytes of cores")
+    parser.add_argument("--crashes", type=int, default=CRASHES)
+    parser.add_argument("--limit", type=int, default=1 << 30, help="max_use, bytes")
+    parser.add_argument("--directory", help="where the store is made (default: as TMPDIR says)")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="crashd-day-") as directory:
+    with tempfile.TemporaryDirectory(prefix="crashd-day-", dir=options.directory) as directory:
         paths = Paths(Path(directory))
         entries.prepare(paths)
+        begun_s = time.monotonic()
         with Index.open(paths.index) as index:
             day = Day(paths, index, crashes=options.crashes, limit_bytes=options.limit)
-            begun = time.monotonic()
             day.run()
-            took_s = time.monotonic() - begun
-        index_bytes = sum(p.stat().st_size for p in paths.state_dir.glob("index.sqlite*"))
-        missing, left = day.missing_first_or_newest(), day.others_left()
-        good = day.largest_bytes <= options.limit and not missing and left == day.others
-        print(f"crashes                    {options.crashes} in {took_s:.0f} s of simulation")
-        print(f"cores on disk, at most     {day.largest_bytes} of {options.limit} bytes allowed")
-        print(f"deleted                    {day.deleted}")
-        print(f"first or newest missing    {len(missing)}")
-        print(f"other services' cores      {len(left)} of {len(day.others)}")
-        print(f"index                      {index_bytes / 1e6:.1f} MB (at most 100)")
-        return 0 if good and index_bytes < 100e6 else 1
+            rows = len(index.ids())
+        return 0 if report(day, rows, time.monotonic() - begun_s) else 1
+
+
+def report(day: Day, rows: int, took_seconds: float) -> bool:
+    """Print the figures; tell whether all are as they should be."""
+    missing, disk, index = day.missing(), day.disk_bytes(), day.index_bytes()
+    newest, everything = day.list_seconds("-n", "20"), day.list_seconds()
+    aged = day.deleted["max_age"] + day.deleted["metadata_max_age"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(day.deleted.items()))
+    print(f"crashes                        {day.crashes} in {took_seconds:.0f} s of simulation")
+    print(f"max_use                        {day.limit_bytes / 1e6:.1f} MB")
+    print(f"used, at most                  {day.largest_bytes / 1e6:.1f} MB")
+    print(f"on disk in the end             {disk / 1e6:.1f} MB")
+    print(f"deleted                        {day.deleted.total()}: {reasons}")
+    print(f"deleted early, for their age   {aged}")
+    print(f"first, newest, others' cores   {day.wanted() - len(missing)} of {day.wanted()}")
+    print(f"retention, at most             {day.slowest_seconds:.2f} s at a time")
+    print(f"index                          {index / 1e6:.1f} MB of {rows} crashes (at most 100)")
+    print(f"crashctl list -n 20            {newest * 1000:.0f} ms")
+    print(f"crashctl list                  {everything * 1000:.0f} ms")
+    within = max(day.largest_bytes, disk) <= day.limit_bytes
+    return within and not missing and not aged and index < 100e6 and newest < LIST_SECONDS
 
 
 if __name__ == "__main__":

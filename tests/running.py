@@ -16,6 +16,8 @@ READY_SECONDS = 20
 PLAIN_CONFIG = '[http]\nlisten = "127.0.0.1:0"\n[limiter]\nenabled = false\n'
 DEFAULT_CONFIG = PLAIN_CONFIG + "[analysis]\nenabled = false\n"
 """For what is not about the limiter, nor about causes: an analysis takes 0.3 s of a CPU."""
+KEEPING_CONFIG = DEFAULT_CONFIG + '[retention.process]\nmax_per_signature = "infinity"\n'
+"""For many crashes of one program, whose cores shall all be there."""
 
 
 def wait_until(check: Callable[[], bool], seconds: float = 20, what: str = "condition") -> None:
@@ -45,12 +47,18 @@ class Daemon:
     def __exit__(self, *details: object) -> None:
         self.stop()
 
-    def start(self, environ: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
-        """Start, and wait until it is ready."""
+    def start(
+        self,
+        environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """Start, and wait until it is ready; by a program that executes it, where there is one."""
         position = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *prefix,
                     sys.executable,
                     "-m",
                     "crashd",

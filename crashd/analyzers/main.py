@@ -2,7 +2,7 @@
 takes everything else away from itself, and prints one JSON object.
 
     stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor. Or a
-             socket, as systemd gives it to a unit: the descriptor comes with the request
+             socket, as systemd gives it to a unit that is sealed already: crashd.edge.workerlink
     stdout   the result; its end, and exit status 0, say that it is whole
 
 All that it may need is imported first: behind seal() there are no files to import from.
@@ -15,54 +15,90 @@ import socket
 import stat
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from crashd.analyzers import kernel_log, probe, process_core
 from crashd.domain.analysis import UNSEALED_STATUS
+from crashd.domain.modules import Module, file_roots
 from crashd.domain.procfs import AT_PHDR
-from crashd.edge import confine
+from crashd.edge import confine, workerlink
+from crashd.edge.modulefiles import ModuleFile, open_modules
+from crashd.edge.workerlink import FILES_MAX
 from crashd.errors import CrashdError, UnsupportedError
 
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = 4 << 20
-FILES_MAX = 800
 
 
 def main() -> int:
     """Run; return the exit status."""
-    request = _read_request()
     try:
-        mapped = confine.isolate(request["parent"])
-        if request.get("task") == "probe":
-            confine.seal(_limits(request), [1, 2], mapped=mapped)
-            return _print(probe.probe(request))
-        if request.get("task") == "kernel log":
-            confine.seal(_limits(request), [1, 2, request["core_fd"]], mapped=mapped)
-            return _print(kernel_log.analyse(request["core_fd"]))
-        opened = process_core.open_core(request["core_fd"], request, FILES_MAX)
-        keep = [1, 2, request["core_fd"], *opened.descriptors]
-        python = _prepare_python(opened, request)
-        scratch, size = (python[1], opened.core.size_bytes) if python else (0, 0)
-        confine.seal(_limits(request, scratch, size), keep, mapped=mapped)
+        if stat.S_ISSOCK(os.fstat(0).st_mode):
+            return _run_in_unit()
+        return _run_alone()
     except UnsupportedError as e:
         sys.stderr.write(f"{e}\n")
         return UNSEALED_STATUS
     except CrashdError as e:
         return _print({"failed": str(e)})
+    except (EOFError, ConnectionError):
+        return 0  # the daemon has gone: nobody wants the result any more
+
+
+def _run_alone() -> int:
+    request: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
+    isolation = confine.isolate(request["parent"])
+    seal = partial(confine.seal, isolation=isolation)
+    roots = [os.fsencode(root) for root in request.get("debug_roots", ())]
+    roots += file_roots(_bytes(request, "mountinfo", ""), _bytes(request, "root", "/"))
+    return _work(
+        request, lambda found: open_modules(found, roots, request.get("uid"), FILES_MAX), seal
+    )
+
+
+def _run_in_unit() -> int:
+    peer = socket.socket(fileno=1)  # where the result goes, too: it stays open behind the seal
+    asked = False
+
+    def ask(found: list[Module]) -> list[ModuleFile]:
+        nonlocal asked
+        asked = True
+        return workerlink.ask_for_modules(peer, found)
+
+    request = workerlink.receive_request(peer)
+    try:
+        return _work(request, ask, confine.seal_in_unit)
+    except CrashdError:
+        if not asked and request["core_fd"] is not None:
+            ask([])  # the daemon waits for that first
+        raise
+    finally:
+        peer.detach()
+
+
+def _work(
+    request: dict[str, Any],
+    open_files: Callable[[list[Module]], list[ModuleFile]],
+    seal: Callable[[confine.Limits, list[int]], None],
+) -> int:
+    if request.get("task") == "probe":
+        seal(_limits(request), [1, 2])
+        return _print(probe.probe(request))
+    if request.get("task") == "kernel log":
+        seal(_limits(request), [1, 2, request["core_fd"]])
+        return _print(kernel_log.analyse(request["core_fd"]))
+    opened = process_core.open_core(request["core_fd"], open_files)
+    keep = [1, 2, request["core_fd"], *opened.descriptors]
+    python = _prepare_python(opened, request)
+    scratch, size = (python[1], opened.core.size_bytes) if python else (0, 0)
+    seal(_limits(request, scratch, size), keep)
     return _print(process_core.analyse(opened, python[0] if python else None))
 
 
-def _read_request() -> dict[str, Any]:
-    if not stat.S_ISSOCK(os.fstat(0).st_mode):
-        own: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
-        return own
-    with socket.socket(fileno=os.dup(0)) as peer:
-        raw, fds, _, _ = socket.recv_fds(peer, REQUEST_MAX, 1)
-        while len(raw) <= REQUEST_MAX and (more := peer.recv(1 << 16)):
-            raw += more
-    request: dict[str, Any] = json.loads(raw)
-    request["core_fd"] = fds[0]
-    return request
+def _bytes(request: dict[str, Any], key: str, default: str) -> bytes:
+    return str(request.get(key, default)).encode("utf-8", "surrogateescape")
 
 
 def _prepare_python(

@@ -1,6 +1,5 @@
 """The facts of one crashed process, out of its core: JSON for the daemon to judge and explain."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from crashd.analyzers.stacks import Stacks
 from crashd.analyzers.storedcore import StoredCore
 from crashd.domain.elfcore import CoreHead
 from crashd.domain.elfnotes import Layout, split_notes
-from crashd.domain.modules import file_roots, find_modules
-from crashd.edge.modulefiles import ModuleFile, open_modules
+from crashd.domain.modules import Module, find_modules
+from crashd.edge.modulefiles import ModuleFile
 from crashd.errors import FormatError
 
 VERSION = 1
@@ -40,7 +39,7 @@ class OpenedCore:
         return [fd for file in self.files for fd in (file.fd, file.debug_fd) if fd is not None]
 
 
-def open_core(fd: int, request: Mapping[str, Any], files_max: int) -> OpenedCore:
+def open_core(fd: int, open_files: Callable[[list[Module]], list[ModuleFile]]) -> OpenedCore:
     """Open a stored core and what can be found of its modules' files.
 
     Raises:
@@ -52,13 +51,7 @@ def open_core(fd: int, request: Mapping[str, Any], files_max: int) -> OpenedCore
     if not head.threads:
         raise FormatError(f"core tells of no thread: {'; '.join(head.problems)[:200]}")
     image = CoreImage(core, head)
-    modules = find_modules(head, image.read)
-    roots = [os.fsencode(root) for root in request.get("debug_roots", ())]
-    roots += file_roots(
-        request.get("mountinfo", "").encode("utf-8", "surrogateescape"),
-        request.get("root", "/").encode("utf-8", "surrogateescape"),
-    )
-    files = open_modules(modules, roots, request.get("uid"), files_max)
+    files = open_files(find_modules(head, image.read))
     image.add_files(
         [
             FilePart(mapped.start, mapped.end, mapped.offset_bytes, file.fd)

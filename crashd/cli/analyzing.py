@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from crashd.cli.context import Context
@@ -18,13 +18,14 @@ from crashd.cli.render import (
     value_text,
     what_crashed,
 )
-from crashd.cli.source import newest, open_source
+from crashd.cli.source import Source, newest, open_source
 from crashd.domain.match import Query, parse_time
 from crashd.errors import CrashdError, UnavailableError
 
 WAIT_SECONDS = 3700.0
 """Longer than any analysis may take by the configuration."""
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 2.0
 _COUNT_WIDTH, _TIME_WIDTH, _WHAT_WIDTH = 5, 19, 24
 
 
@@ -35,8 +36,9 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
         row = newest(context, source, arguments.match)
         before = source.info(row["id"]).get("analysis") or {}
         client = ControlClient(context.paths.control_socket)
+        daemon = _daemon_pid(client)
         client.ask({"verb": "analyze", "id": row["id"]})
-        found = _wait(source, row["id"], before.get("time"))
+        found = _wait(source, row["id"], before.get("time"), lambda: _daemon_pid(client) == daemon)
     finally:
         source.close()
     if found.get("state") != "done":
@@ -45,12 +47,35 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
     return show(context, arguments)
 
 
-def _wait(source: Any, crash_id: str, before: object) -> dict[str, Any]:
+def _daemon_pid(client: ControlClient) -> object:
+    return (client.ask({"verb": "status"}).get("status") or {}).get("pid")
+
+
+def _wait(
+    source: Source, crash_id: str, before: object, is_same: Callable[[], bool]
+) -> dict[str, Any]:
+    """Wait for another analysis than `before`; `is_same` tells whether who was asked still runs.
+
+    Raises:
+        CrashdError: none will come: there is no core, or no longer.
+        UnavailableError: the daemon went, or takes too long.
+
+    """
     deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        found = source.info(crash_id).get("analysis") or {}
+    next_look = time.monotonic() + _LOOK_SECONDS
+    while (now := time.monotonic()) < deadline:
+        doc = source.info(crash_id)
+        found = doc.get("analysis") or {}
         if found.get("time") not in (None, before):
             return dict(found)
+        if not (doc.get("core") or {}).get("path"):
+            raise CrashdError(f"crash {crash_id} has no core that could be analysed")
+        if now >= next_look:
+            next_look = now + _LOOK_SECONDS
+            if not is_same():
+                raise UnavailableError(
+                    "crashd was started anew before it had analysed this", hint="ask again"
+                )
         time.sleep(_POLL_SECONDS)
     raise UnavailableError("the daemon did not analyse it", hint="journalctl -u crashd tells why")
 

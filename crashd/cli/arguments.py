@@ -50,7 +50,7 @@ VERBS: dict[str, Verb] = {
         Verb("unpin", "undo pin", "changing", "unpin", "MATCH...", True),
         Verb("vacuum", "delete what retention gives up", "vacuuming", "vacuum", None),
         Verb("status", "tell how the daemon is", "health", "status", None),
-        Verb("verify", "compare the store with its index", "changing", "verify", None),
+        Verb("verify", "compare the store with its index", "verifying", "verify", None),
         Verb("reindex", "rebuild the index from the store", "changing", "reindex", None),
         Verb("install", "register as the kernel's crash handler", "setup", "install", None),
         Verb("uninstall", "give the registration back", "setup", "uninstall", None),
@@ -195,7 +195,9 @@ def _add_vacuum(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--deep", action="store_true", help="decompress every core, too")
+    add = parser.add_argument
+    add("--deep", action="store_true", help="decompress every core, too")
+    add("--strict", action="store_true", help="--deep, and tell of every file that is nobody's")
     _add_json(parser)
 
 

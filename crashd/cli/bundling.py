@@ -19,7 +19,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ from crashd.cli.context import Context
 from crashd.cli.debugging import private_directory
 from crashd.cli.dumping import opened_core, terminable, write_file
 from crashd.cli.pages import render_info
+from crashd.cli.progress import Progress, progress
 from crashd.cli.source import newest, open_source
 from crashd.domain.elfcore import IMAGE_MAX, CoreHead, parse_head
 from crashd.domain.modules import file_roots, find_modules, path_parts
@@ -61,8 +62,8 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
             write_file(plain, chunks, force=False)
             stored = source.open_core(row["id"])
             try:
-                with terminable():
-                    count = _write(target, doc, stored, plain, force=arguments.force)
+                with terminable(), progress(context, "packing", sizes=True) as shown:
+                    count = _write(target, doc, stored, plain, shown, force=arguments.force)
             finally:
                 os.close(stored)
     finally:
@@ -72,7 +73,9 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write(target: Path, doc: dict[str, Any], stored: int, core: Path, *, force: bool) -> int:
+def _write(
+    target: Path, doc: dict[str, Any], stored: int, core: Path, shown: Progress, *, force: bool
+) -> int:
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     if target.exists() and not force:
         raise UsageError(f"bundle: {target} exists", hint="--force replaces it")
@@ -82,7 +85,7 @@ def _write(target: Path, doc: dict[str, Any], stored: int, core: Path, *, force:
             zstd_writer(raw) as out,
             tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
         ):
-            count = _Packer(tar, doc).pack(stored, core)
+            count = _Packer(tar, doc, shown).pack(stored, core)
         os.replace(staged, target)
     except OSError as e:
         raise CrashdError(f"bundle: cannot write {target}: {e.strerror}") from e
@@ -98,7 +101,9 @@ def _private(path: str, flags: int) -> int:
 class _Packer:
     """Writes the members, and remembers their checksums."""
 
-    def __init__(self, tar: tarfile.TarFile, doc: dict[str, Any]) -> None:
+    def __init__(self, tar: tarfile.TarFile, doc: dict[str, Any], shown: Progress) -> None:
+        self._shown = shown
+        self._packed = 0
         self._tar = tar
         self._doc = doc
         self._sums: list[str] = []
@@ -129,9 +134,13 @@ class _Packer:
     def _put(self, name: str, file: IO[bytes], size: int) -> None:
         member = tarfile.TarInfo(name)
         member.size, member.mode = size, 0o600
-        summed = _Summed(file)
+        summed = _Summed(file, self._count)
         self._tar.addfile(member, summed)
         self._sums.append(f"{summed.digest.hexdigest()}  {name}\n")
+
+    def _count(self, size: int) -> None:
+        self._packed += size
+        self._shown(self._packed, 0)
 
     def _add_modules(self, core: Path) -> Iterator[dict[str, Any]]:
         head, fd = _read_head(core)
@@ -160,7 +169,8 @@ class _Packer:
 class _Summed(io.RawIOBase):
     """A file that is summed up as it is read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], counted: Callable[[int], None]) -> None:
+        self._counted = counted
         self._file = file
         self.digest = hashlib.sha256()
 
@@ -168,6 +178,7 @@ class _Summed(io.RawIOBase):
         """Read, and sum up."""
         data = self._file.read(size)
         self.digest.update(data)
+        self._counted(len(data))
         return data
 
 

@@ -1,11 +1,12 @@
-"""`delete`, `pin`, `unpin`, `verify` and `reindex`: for who may write the store."""
+"""`delete`, `pin`, `unpin` and `reindex`: for who may write the store."""
 
 import argparse
 import sys
 from typing import Any
 
 from crashd.cli.context import Context
-from crashd.cli.render import json_page, local_time, value_text
+from crashd.cli.progress import progress
+from crashd.cli.render import local_time, value_text
 from crashd.cli.source import (
     DirectSource,
     all_named_by_id,
@@ -100,27 +101,11 @@ def _set_pinned(context: Context, match: list[str], *, pinned: bool) -> int:
     return 0
 
 
-def verify(context: Context, arguments: argparse.Namespace) -> int:
-    """Compare the store with its index; print what is wrong, 1 where anything is."""
-    source = open_direct(context)
-    try:
-        findings = source.catalog.verify(deep=arguments.deep)
-    finally:
-        source.close()
-    if arguments.json:
-        print(json_page([{"kind": f.kind, "subject": f.subject, "text": f.text} for f in findings]))
-    else:
-        for finding in findings:
-            print(f"{finding.kind}: {printable(finding.subject)}: {printable(finding.text)}")
-        if not findings:
-            context.note("store and index are sound")
-    return 1 if findings else 0
-
-
 def reindex(context: Context, arguments: argparse.Namespace) -> int:
     """Build the index anew from the store, and put it in the place of the old one."""
     del arguments
     require_store(context.paths)
-    count = reindex_store(context.paths)
+    with progress(context, "reading") as shown:
+        count = reindex_store(context.paths, shown)
     print(f"{count} crashes indexed")
     return 0

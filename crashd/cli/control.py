@@ -61,7 +61,9 @@ class ControlClient:
 
     @contextlib.contextmanager
     def stream(self, request: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """Ask for a stream of events; they end when the daemon does, by UnavailableError."""
+        """Ask for a stream of events; they end when the daemon does, by UnavailableError, or by a
+        refusal.
+        """
         with self._conversation(request) as connection:
             _checked(self._receive(connection))
             connection.settimeout(None)

@@ -116,6 +116,8 @@ def read_store(paths: Paths, now_ns: int) -> StoreFacts:
         spool_waiting=waiting,
         spool_bad=bad,
         spool_error=spool_error,
+        index_path=str(paths.index),
+        index_wal_bytes=_alarming_wal(paths) if seen else 0,
         index_count=count,
         index_error=index_error,
         index_hint=hint,
@@ -146,6 +148,13 @@ def _index(paths: Paths) -> tuple[int, str | None, str | None]:
         return 0, str(e), "crashctl reindex"
     except UnavailableError as e:
         return 0, str(e), e.hint
+
+
+def _alarming_wal(paths: Paths) -> int:
+    from crashd.store.catalog import WAL_ALARM_BYTES, wal_bytes
+
+    size = wal_bytes(paths.index)
+    return size if size >= WAL_ALARM_BYTES else 0
 
 
 def read_surroundings(paths: Paths, proc: Path, now_ns: int) -> Surroundings:

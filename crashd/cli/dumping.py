@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from crashd.cli.context import Context
+from crashd.cli.progress import Progress, progress
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
@@ -72,7 +73,9 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
     crash_id, core = row["id"], row.get("core") or {}
     reason = (row.get("capture") or {}).get("reason")
     if not core.get("path"):
-        why = reason or _NO_CORE.get(str(row.get("state")), "none was kept")
+        limit = (row.get("evicted") or {}).get("reason")
+        deleted = f"deleted by retention ({limit})" if limit else None
+        why = deleted or reason or _NO_CORE.get(str(row.get("state")), "none was kept")
         raise NotFoundError(f"crash {crash_id} has no core: {printable(str(why))}")
     fd = source.open_core(crash_id)
     try:
@@ -81,9 +84,20 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
                 f"the core of {crash_id} is truncated"
                 + (f": {printable(str(reason))}" if reason else "")
             )
-        yield _checked(read_core(fd, core.get("size_bytes") or None), crash_id)
+        size_bytes = core.get("size_bytes") or 0
+        with progress(context, "unpacking", sizes=True) as shown:
+            chunks = _checked(read_core(fd, size_bytes or None), crash_id)
+            yield _counted(chunks, shown, size_bytes)
     finally:
         os.close(fd)
+
+
+def _counted(chunks: Iterator[bytes], shown: Progress, total: int) -> Iterator[bytes]:
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        shown(done, total)
 
 
 def _checked(chunks: Iterator[bytes], crash_id: str) -> Iterator[bytes]:

@@ -192,6 +192,9 @@ def _capture(doc: Row) -> Iterator[_Field]:
         words.append(f"kept: {value_text(capture['disposition'])}")
     yield "Captured", ", ".join(words) if capture else None
     yield "Not whole", _known(capture.get("reason"))
+    evicted = doc.get("evicted") or {}
+    limit, when = value_text(evicted.get("reason")), local_time(evicted.get("time"))
+    yield "Core deleted", f"{when}, by retention ({limit})" if evicted else None
     yield (
         "Identity",
         "unsure: nothing was read from /proc"

@@ -120,6 +120,13 @@ def stored_text(row: Row) -> str:
     return format_size(core.get("stored_bytes") or 0) if kept else ABSENT
 
 
+def state_text(row: Row) -> str:
+    """Show the state, and of a core that was deleted the limit."""
+    limit = (row.get("evicted") or {}).get("reason")
+    state = value_text(row.get("state"))
+    return f"{state} ({value_text(limit)})" if limit else state
+
+
 def what_crashed(row: Row) -> str:
     """Name the executable; the comm where that is not known, the release for a kernel."""
     if row.get("kind") == "kernel":
@@ -140,7 +147,7 @@ COLUMNS = (
     _Column("PID", lambda row: value_text(row.get("pid")), right=True),
     _Column("UID", lambda row: value_text(row.get("uid")), right=True),
     _Column("SIGNAL", signal_text),
-    _Column("STATE", lambda row: value_text(row.get("state"))),
+    _Column("STATE", state_text),
     _Column("SIZE", stored_text, right=True),
     _Column("EXE", what_crashed),
     _Column("TITLE", lambda row: value_text(row.get("title"))),

@@ -1,69 +1,119 @@
-"""`vacuum`: retention of process crashes at once, or what it would do."""
+"""`vacuum`: retention of process crashes at once, or what it would do.
+
+The daemon does it where one runs; without, the same code runs here.
+"""
 
 import argparse
-import time
+import fcntl
+import os
+from dataclasses import dataclass, field
 from typing import Any
 
 from crashd.cli.context import Context
+from crashd.cli.control import ControlClient
+from crashd.cli.progress import Progress, progress
 from crashd.cli.render import json_page, local_time, value_text
-from crashd.cli.source import open_direct
-from crashd.configfiles import load
-from crashd.domain.retention import Deletion, plan
+from crashd.cli.source import open_direct, require_store
+from crashd.domain.retention import plan
 from crashd.domain.units import format_size
-from crashd.store.expiry import Removed, carry_out_all, read_stored, read_usage
-from crashd.store.index import Index
+from crashd.edge.hostfacts import believed_now_ns
+from crashd.store.expiry import (
+    RowWriter,
+    Told,
+    carry_out_all,
+    describe,
+    read_stored,
+    read_usage,
+)
+from crashd.store.paths import Paths
+
+
+@dataclass(slots=True)
+class _Done:
+    """What was planned, and what became of it."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """As many as are named."""
+    count: int = 0
+    """Of all."""
+    deleted: int = 0
+    freed_bytes: int = 0
+    kept: list[str] = field(default_factory=list)
 
 
 def vacuum(context: Context, arguments: argparse.Namespace) -> int:
     """Delete what the configured limits give up; 1 where something could not be deleted."""
-    policy = load(context.paths).retention.process.policy
-    source = open_direct(context, writable=not arguments.dry_run)
-    try:
-        usage = read_usage(context.paths)
-        deletions = plan(read_stored(source.index), usage, policy, time.time_ns())
-        rows = [_row(source.index, deletion) for deletion in deletions]
-        wrong = 0 if arguments.dry_run else _carry_out(context, source.index, deletions)
-    finally:
-        source.close()
+    require_store(context.paths)
+    with progress(context, "deleting") as shown:
+        do = _by_daemon if is_daemon_running(context.paths) else _directly
+        done = do(context, shown, dry_run=arguments.dry_run)
+    for crash_id in done.kept:
+        context.warn(f"{crash_id} was not deleted: it is pinned, in use, or cannot be read")
     if arguments.json:
-        print(json_page(rows))
-        return 1 if wrong else 0
-    for row in rows:
+        print(json_page(done.rows))
+        return 1 if done.kept else 0
+    for row in done.rows:
         what = "crash" if row["whole"] else "core"
         size = format_size(row["frees_bytes"])
         when, title = local_time(row["time"]), value_text(row["title"])
         print(f"{row['id']}  {when}  {what:<5} {size:>5}  {row['reason']:<17}  {title}")
-    freed = format_size(sum(row["frees_bytes"] for row in rows))
-    verb = "would be" if arguments.dry_run else "were"
-    context.note(f"{len(rows)} {verb} deleted, {freed} freed" if rows else "nothing to delete")
-    return 1 if wrong else 0
+    if not done.count:
+        context.note("nothing to delete")
+    elif arguments.dry_run:
+        freed = format_size(sum(row["frees_bytes"] for row in done.rows))
+        context.note(f"{done.count} would be deleted, {freed} freed")
+    else:
+        context.note(f"{done.deleted} were deleted, {format_size(done.freed_bytes)} freed")
+    return 1 if done.kept else 0
 
 
-def _row(index: Index, deletion: Deletion) -> dict[str, Any]:
-    doc = index.get(deletion.id) or {}
-    return {
-        "id": deletion.id,
-        "reason": deletion.reason.value,
-        "frees_bytes": deletion.frees_bytes,
-        "whole": deletion.whole,
-        "time": doc.get("time"),
-        "title": doc.get("title"),
-    }
+def is_daemon_running(paths: Paths) -> bool:
+    """Tell whether a daemon owns this root: it holds the lock as long as it lives."""
+    try:
+        fd = os.open(paths.daemon_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
-def _carry_out(context: Context, index: Index, deletions: tuple[Deletion, ...]) -> int:
-    wrong = 0
+def _by_daemon(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
+    done = _Done()
+    client = ControlClient(context.paths.control_socket)
+    with client.stream({"verb": "vacuum", "dry_run": dry_run}) as events:
+        for event in events:
+            if "plan" in event:
+                done.rows, done.count = event["plan"], event["count"]
+            elif "done" in event:
+                shown(event["done"], event["total"])
+            elif "result" in event:
+                result = event["result"]
+                done.deleted, done.freed_bytes = result["deleted"], result["freed_bytes"]
+                done.kept = result["kept"]
+                break
+    return done
 
-    def done(removed: Removed) -> None:
-        if removed.tombstone is not None:
-            index.put([removed.tombstone])
-        else:
-            index.remove([removed.deletion.id])
 
-    def failed(deletion: Deletion, error: Exception) -> None:
-        nonlocal wrong
-        wrong += 1
-        context.warn(f"{deletion.id} was not deleted: {error}")
+def _directly(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
+    from crashd.configfiles import load  # pydantic: slow to load, and the daemon has it
 
-    carry_out_all(context.paths, deletions, done=done, failed=failed)
-    return wrong
+    paths, policy = context.paths, load(context.paths).retention.process.policy
+    source = open_direct(context, writable=not dry_run)
+    index = source.index
+    try:
+        deletions = plan(read_stored(index), read_usage(paths), policy, believed_now_ns())
+        done = _Done(describe(index, deletions), len(deletions))
+        if not dry_run:
+            rows = RowWriter(index)
+            told = Told(rows.add, settled=rows.write, progress=shown)
+            outcome = carry_out_all(paths, deletions, told)
+            done.deleted, done.freed_bytes = outcome.count, outcome.freed_bytes
+            done.kept = sorted(outcome.kept)
+    finally:
+        source.close()
+    return done

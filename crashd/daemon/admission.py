@@ -22,8 +22,20 @@ log = logging.getLogger("crashd.admission")
 class Admission:
     """The rules, the limiter and the buffer that all captures share."""
 
-    def __init__(self, paths: Paths, limited: Callable[[Verdict], None]) -> None:
-        """`limited` is told of each verdict of the limiter that keeps less than the rules allow."""
+    def __init__(
+        self,
+        paths: Paths,
+        limited: Callable[[Verdict], None],
+        *,
+        reserve: Callable[[str, int], int],
+        unreserve: Callable[[str], None],
+    ) -> None:
+        """`limited` is told of each verdict of the limiter that keeps less than the rules allow,
+        `reserve` of each capture and what it may read: it tells how far below `keep_free` that may
+        go meanwhile; `unreserve` that it ended.
+        """
+        self._reserve = reserve
+        self._unreserve = unreserve
         self._paths = paths
         self._limited = limited
         self._limiter = Limiter({})
@@ -56,13 +68,15 @@ class Admission:
         self._changed = True
         if verdict.scope is not None:
             self._limited(verdict)
-        buffer_bytes = 0
+        buffer_bytes = credit_bytes = 0
         if verdict.disposition is Disposition.FULL:
             buffer_bytes = self._grant(crash_id, question["wanted"])
+            credit_bytes = self._reserve(crash_id, question["wanted"])
         return {
             "disposition": verdict.disposition,
             "reason": verdict.reason or (None if most is Disposition.FULL else reason),
             "buffer_bytes": max(BASE_BYTES, buffer_bytes),
+            "credit_bytes": credit_bytes,
         }
 
     def refuses(self, uid: int) -> str | None:
@@ -83,6 +97,7 @@ class Admission:
     def ended(self, crash_id: str) -> None:
         """Take back what the capture of a crash had of the buffer."""
         self._granted.pop(crash_id, None)
+        self._unreserve(crash_id)
 
     def save(self) -> None:
         """Write the limiter's state where it changed; a state that is lost only limits less."""

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from crashd import config
 from crashd.daemon.analysis import AnalysisOptions
 from crashd.daemon.analysisqueue import AnalysisQueue, QueueSettings
-from crashd.daemon.expiring import Expiry, Told
+from crashd.daemon.expiring import Expiry
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.notices import Notices, NoticeSettings
 from crashd.domain.model import Crash, Kind
 from crashd.edge.exporter import DropReason, Exporter
+from crashd.edge.hostfacts import believed_now_ns
+from crashd.store.expiry import Removed, Told
 from crashd.store.paths import Paths
 
 
@@ -32,10 +34,23 @@ class Afterwards:
             first=self._notices.notify,
         )
 
-        def counted(reason: str, freed_bytes: int) -> None:
-            exporter.deleted(Kind.PROCESS, reason, freed_bytes)
+        def removed(what: Removed) -> None:
+            if what.reason is not None:
+                exporter.deleted(Kind.PROCESS, what.reason, what.freed_bytes)
+            if what.tombstone is not None:
+                indexer.changed(what.tombstone)
+            else:
+                indexer.removed(what.id)
 
-        self._expiry = Expiry(paths, Told(indexer.changed, indexer.removed, counted))
+        self._expiry = Expiry(
+            paths,
+            Told(removed, settled=indexer.settle),
+            believed_now_ns,
+            lambda: indexer.untold() | self._analyses.ids(),
+        )
+        self.vacuum = self._expiry.vacuum
+        self.reserve = self._expiry.reserve
+        self.unreserve = self._expiry.ended
 
     def configure(self, settings: config.Settings) -> None:
         """Take new settings."""
@@ -48,15 +63,14 @@ class Afterwards:
         if not self._started:
             self._started = True
             self._notices.start()
-            self._analyses.catch_up()
-            self._expiry.start()
+            self._analyses.catch_up(then=self._expiry.start)
 
     def captured(self, crash: Crash) -> None:
         """Take a crash whose record is final."""
         if crash.core.path is None or not self._analyses.add(crash.id):
             self._notices.notify(crash)  # no more will be known
         if crash.core.path is not None:
-            self._expiry.captured(crash.signature)
+            self._expiry.captured()
 
     def analyze(self, crash_id: str) -> bool:
         """Analyse a crash (again) before all others; False where that cannot be."""
@@ -75,7 +89,8 @@ class Afterwards:
 
     def _explained(self, crash: Crash) -> None:
         self._indexer.changed(crash)
-        self._expiry.captured(crash.signature)
+        self._indexer.settle()  # before it counts as analysed: retention goes by signatures
+        self._expiry.captured()
 
 
 def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:

@@ -30,7 +30,6 @@ ATTEMPTS_MAX = 2
 """An analysis that the daemon did not survive so often is given up."""
 PATIENCE_SECONDS = 30.0
 """How long captures can make an analysis wait."""
-WRITE_TRIES = 20
 _ANALYSABLE = frozenset({State.COMPLETE, State.TRUNCATED})
 _RESULT_MAX = 8 << 20
 
@@ -113,10 +112,26 @@ class AnalysisQueue:
             self._condition.notify()
         return True
 
-    def catch_up(self) -> None:
-        """Queue what was not analysed so far, by a thread of its own: it reads many entries."""
-        if self._settings.enabled:
-            threading.Thread(target=self._catch_up, name="analysis-start", daemon=True).start()
+    def ids(self) -> frozenset[str]:
+        """List what is to be analysed, or being."""
+        with self._condition:
+            return frozenset(self._known)
+
+    def catch_up(self, then: Callable[[], None] = lambda: None) -> None:
+        """Queue what was not analysed so far, by a thread of its own: it reads many entries.
+        `then` is called after.
+        """
+        if not self._settings.enabled:
+            then()
+            return
+
+        def run() -> None:
+            try:
+                self._catch_up()
+            finally:
+                then()
+
+        threading.Thread(target=run, name="analysis-start", daemon=True).start()
 
     def _catch_up(self) -> None:
         self.overflowed = False
@@ -200,16 +215,13 @@ class AnalysisQueue:
     def _finish(self, crash_id: str, analysis: Analysis) -> None:
         """Write down what was found; the result last, for it says that all is written."""
         with open_entry(self._paths, crash_id) as entry:
-            for _ in range(WRITE_TRIES):
-                if entry.try_lock():
-                    break
-                time.sleep(0.1)  # somebody pins it, or takes its core away
-            else:
-                raise CrashdError(f"crash {crash_id} is being written to")
+            entry.lock()
             before = entry.read()
-            crash = replace(analysed(before, analysis), analysis=summary(analysis))
+            result = _encode(analysis)
+            told = {**summary(analysis), "stored_bytes": len(result)}
+            crash = replace(analysed(before, analysis), analysis=told)
             entry.write(crash, sync=True)
-            entry.write_file(ANALYSIS, _encode(analysis))
+            entry.write_file(ANALYSIS, result)
         self._changed(crash)
         if before.analysis is None:
             self._first(crash)

@@ -31,6 +31,8 @@ class Decision:
     reason: str | None = None
     """Why not more is kept."""
     buffer_bytes: int = BASE_BYTES
+    credit_bytes: int = 0
+    """How far below `keep_free` the capture may go: as much is being deleted for it."""
 
 
 Decide = Callable[[Crash, elfcore.CoreHead | None, int], Decision]
@@ -120,6 +122,7 @@ def _take(
         return Taken(build_id=build_id, reason=limit.reason), limit
     if limit.disposition is Disposition.MINI:
         source.make_mini()
+    source.options = replace(source.options, credit_bytes=decision.credit_bytes)
     if wanted > EARLY_RECORD_BYTES:
         entry.write(crash, sync=False)  # whatever becomes of the core, this much is known
     taken = take(source, entry, limit, decision.buffer_bytes, deadline_ns)

@@ -1,8 +1,8 @@
 """The control socket: crashctl of users who may not read the store, status and follow for all.
 
-Read-only, but that root can have a crash analysed. Who asks is known by SO_PEERCRED: root (and the
-daemon's own user) sees all, others what is theirs. Bounded: connections in all and for each user,
-seconds for a request, bytes both ways.
+Read-only, but that root can have a crash analysed, and retention done at once. Who asks is known by
+SO_PEERCRED: root (and the daemon's own user) sees all, others what is theirs. Bounded: connections
+in all and for each user, seconds for a request, bytes both ways.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from crashd.domain import frames
 from crashd.domain.match import Query
@@ -29,6 +29,7 @@ from crashd.errors import (
     UsageError,
 )
 from crashd.store.catalog import Catalog
+from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 
@@ -43,10 +44,50 @@ LIST_MAX = 100_000
 LIST_BYTES = 48 << 20
 """Of the JSON of a list for root; under frames.ANSWER_MAX once packed."""
 TOP_MAX = 1000
+PLAN_MAX = 50_000
+"""Crashes of a vacuum's plan that are named."""
+PROGRESS_SECONDS = 0.2
 LIST_BYTES_FOR_OTHERS = 8 << 20
 """The crashed processes chose what is in it, and 48 of their users may ask at once."""
 _UCRED = struct.Struct("3i")
 _LOG_EVERY_SECONDS = 10.0
+
+
+class Vacuum(Protocol):
+    """Retention at once: see `Expiry.vacuum`."""
+
+    def __call__(
+        self,
+        *,
+        dry_run: bool,
+        planned: Callable[[list[dict[str, Any]]], None],
+        progress: Callable[[int, int], None],
+    ) -> Outcome:
+        """Do it."""
+
+
+class _Teller:
+    """Tells a peer of something that goes on without him, too."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._peer = peer
+        self._gone = False
+        self._told_s = 0.0
+
+    def tell(self, document: dict[str, Any]) -> None:
+        """Send, unless he is gone."""
+        if not self._gone:
+            try:
+                _send(self._peer, document)
+            except OSError:
+                self._gone = True
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell how far it is, now and then."""
+        now_s = time.monotonic()
+        if now_s - self._told_s >= PROGRESS_SECONDS:
+            self._told_s = now_s
+            self.tell({"done": done, "total": total})
 
 
 class _Follower:
@@ -69,9 +110,16 @@ class ControlServer:
         paths: Paths,
         status: Callable[[], dict[str, Any]],
         analyze: Callable[[str], bool],
+        vacuum: Vacuum,
         log: logging.Logger,
+        refused: Callable[[], None] = lambda: None,
     ) -> None:
-        """`status` gives what `crashctl status` prints, `analyze` queues a crash's analysis."""
+        """`status` gives what `crashctl status` prints, `analyze` queues a crash's analysis,
+        `vacuum` does what `crashctl vacuum` asks for; `refused` is called, by any thread, for
+        each connection that is turned away.
+        """
+        self._tell_refused = refused
+        self._vacuum = vacuum
         self._analyze = analyze
         self._socket = sock
         self._paths = paths
@@ -181,6 +229,7 @@ class ControlServer:
     def _complain(self, text: str) -> None:
         """Count a connection that was refused, and log it unless another one just was."""
         now = time.monotonic()
+        self._tell_refused()
         with self._lock:
             self._refused += 1
             if now - self._logged < _LOG_EVERY_SECONDS:
@@ -199,6 +248,9 @@ class ControlServer:
             raise
         if request.get("verb") == "follow":
             self._follow(peer, viewer)
+            return
+        if request.get("verb") == "vacuum":
+            self._answer_vacuum(_Teller(peer), viewer, dry_run=request.get("dry_run") is True)
             return
         try:
             answer, descriptor = self._answer(request, viewer)
@@ -247,6 +299,25 @@ class ControlServer:
                     )
                 return {"ok": True}, None
             return {"ok": True}, catalog.open_core(crash_id, viewer)
+
+    def _answer_vacuum(self, teller: "_Teller", viewer: int | None, *, dry_run: bool) -> None:
+        """Stream what goes, how far it is, and the result; done even if nobody listens any more."""
+        try:
+            if viewer is not None:
+                raise PermissionDeniedError("only root may delete crashes")
+            teller.tell({"ok": True})
+            outcome = self._vacuum(
+                dry_run=dry_run,
+                planned=lambda rows: teller.tell({"plan": rows[:PLAN_MAX], "count": len(rows)}),
+                progress=teller.progress,
+            )
+        except CrashdError as e:
+            teller.tell(_refusal(e))
+        except OSError as e:
+            teller.tell(_refusal(UnavailableError(f"the store is not available: {e.strerror}")))
+        else:
+            done = {"deleted": outcome.count, "freed_bytes": outcome.freed_bytes}
+            teller.tell({"result": {**done, "kept": sorted(outcome.kept)[:PLAN_MAX]}})
 
     @contextlib.contextmanager
     def _catalog(self) -> Iterator[Catalog]:

@@ -152,25 +152,38 @@ class Dispatcher:
         if time.monotonic_ns() < self._retry_ns:
             return
         while len(self._idle) + len(self._busy) < self.workers:
-            try:
-                worker = self._nursery.fork_worker()
-            except UnavailableError as e:
-                log.error("%s, retrying", e)
-                self._retry_ns = time.monotonic_ns() + RESPAWN_NS
+            if not self._fork():
                 return
-            self._idle.append(worker)
-            self._watch(worker)
+
+    def _fork(self) -> bool:
+        try:
+            worker = self._nursery.fork_worker()
+        except UnavailableError as e:
+            log.error("%s, retrying", e)
+            self._retry_ns = time.monotonic_ns() + RESPAWN_NS
+            return False
+        self._idle.append(worker)
+        self._watch(worker)
+        return True
 
     def _dispatch(self) -> None:
-        while self._queue and self._idle:
-            self._start(self._idle.pop(), self._take_next())
+        while self._queue:
+            busy = Counter(job.uid for job in self._busy.values())
+            # the first job of the user with the fewest under way
+            job = min(self._queue, key=lambda job: busy[job.uid])
+            if not self._idle and not (busy[job.uid] == 0 and self._add_spare()):
+                return
+            self._queue.remove(job)
+            self._start(self._idle.pop(), job)
 
-    def _take_next(self) -> Job:
-        """Take the first job of the user with the fewest under way."""
-        busy = Counter(job.uid for job in self._busy.values())
-        job = min(self._queue, key=lambda job: busy[job.uid])
-        self._queue.remove(job)
-        return job
+    def _add_spare(self) -> bool:
+        """Fork a worker above the number, for a user who has none while others have all: theirs
+        may be slow on purpose.
+        """
+        now_ns = time.monotonic_ns()
+        if len(self._busy) >= 2 * self.workers or now_ns < self._retry_ns:
+            return False
+        return self._fork()
 
     def make_room(self, uid: int | None) -> bool:
         """Give a crash that waits back to its handler, for one of a user with fewer that wait.
@@ -244,9 +257,9 @@ class Dispatcher:
         event = message["event"]
         del self._busy[worker]
         self._ended(job.id)
-        if len(self._idle) + len(self._busy) >= self.workers:
-            self._unwatch(worker)
-            worker.close()
+        if message["leaves"] or len(self._idle) + len(self._busy) >= self.workers:
+            self._retire(worker)
+            self._replenish()
         else:
             self._idle.append(worker)
         if event == "refused":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from crashd.domain.kernelretention import Deletion, KernelDump, plan_retention
 from crashd.domain.model import State
 from crashd.domain.units import format_size
-from crashd.errors import FormatError, NotFoundError
+from crashd.errors import CrashdError, FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
 
 if TYPE_CHECKING:
@@ -65,14 +65,18 @@ def _delete(watch: "DumpWatch", root: DumpRoot, known: "Known", deletion: Deleti
     if crash is None:
         return
     name = known.seen.entry.name
-    watch.write_state(crash, State.EVICTED, f"deleted by retention: {deletion.why}")
+    try:
+        watch.write_state(crash.id, State.EVICTED, f"deleted by retention: {deletion.why}")
+    except (CrashdError, OSError) as e:
+        log.warning("kernel dump %s is not deleted: %s, ignoring", name.decode(), e)
+        return
     try:
         freed = root.remove(name, known.seen.inode)
     except NotFoundError:
         freed = 0  # somebody was faster
     except (FormatError, OSError) as e:
         log.warning("kernel dump %s cannot be deleted: %s, ignoring", name.decode(), e)
-        watch.write_state(crash, crash.state, crash.capture.reason)
+        watch.write_state(crash.id, crash.state, crash.capture.reason)
         known.removal_failed = True
         return
     log.info("kernel dump %s deleted (%s): %s", name.decode(), format_size(freed), deletion.why)

@@ -1,26 +1,33 @@
 """Retention of process crashes: when it is time, in a thread of its own.
 
-After a capture it is asked first, cheaply, whether a limit is reached at all; a plan of everything
-is made then, and now and then for what has grown old.
+After captures a plan of the cores alone is made, which is cheap however many tombstones there are;
+now and then, and where that does not suffice, one of everything. A capture that begins says how
+much it may write: that counts as stored, so that room is made while the core comes in.
 """
 
+import contextlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from crashd.domain.model import Crash, Kind
-from crashd.domain.retention import Deletion, Policy, Usage, plan
+from crashd.domain.retention import Policy, StoredCrash, Usage, plan, room
 from crashd.domain.units import Amount, format_size
 from crashd.errors import CrashdError
+from crashd.store.entry import CORE, CORE_PARTIAL
 from crashd.store.expiry import (
-    Removed,
-    SaneClock,
+    Outcome,
+    Told,
     carry_out_all,
-    finish_evictions,
+    describe,
+    finish_all,
     read_stored,
     read_usage,
+    unlisted_bytes,
 )
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -28,35 +35,66 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.retention")
 
 EVERY_SECONDS = 600.0
+AGAIN_SECONDS = 60.0
+"""At least so long between two plans of everything that no timer asked for."""
+POLL_SECONDS = 30.0
+"""How often free space is looked at: others write to the same file system."""
+GROWING_SECONDS = 0.05
+"""The same while captures write to it."""
 SETTLE_SECONDS = 1.0
 """Captures of a storm are looked at together."""
-SLACK = 20
+ENDING_SECONDS: Final = 30.0
+"""A capture's row is written so soon after its end."""
+ROUNDS: Final = 3
+"""Plans until those that may not go now are given up."""
+SLACK: Final = 20
 """A plan that is needed for room makes a twentieth more than is needed, so that the next capture
 does not need one again."""
+COMPRESSION: Final = 4
+"""A core is expected to have a quarter of its memory's size on disk; ordinary ones have less, and
+what has more is dealt with once it is there."""
+_EXPECTED_MIN: Final = 64 << 10
+_SMALL_BYTES: Final = 1 << 20
+"""A core of so little is stored first, and made up for afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Who is told, from the thread."""
+class _Look:
+    """The store at one moment."""
 
-    changed: Callable[[Crash], None]
-    removed: Callable[[str], None]
-    counted: Callable[[str, int], None]
-    """The reason and the bytes freed, of each deletion."""
+    crashes: list[StoredCrash]
+    usage: Usage
 
 
 class Expiry:
-    """The thread. `start` it, `configure` it, tell it of each `captured` crash, `stop` it."""
+    """The thread; its methods may be called from any other, and only `vacuum` and `stop` wait."""
 
-    def __init__(self, paths: Paths, told: Told) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        told: Told,
+        now_ns: Callable[[], int | None],
+        unexplained: Callable[[], AbstractSet[str]] = frozenset,
+    ) -> None:
+        """`now_ns` gives None where the clock may be wrong: then nothing goes for its age.
+        `unexplained` lists those whose analysis is still to come: their like is not known so far.
+        """
         self._paths = paths
-        self._told = told
+        self._told = replace(told, failed=self._failed)
+        self._now_ns = now_ns
+        self._unexplained = unexplained
         self._policy = Policy()
-        self._clock = SaneClock()
-        self._signatures: set[str] = set()
-        self._fresh = False
-        self._stopping = False
+        self._fresh = self._urgent = self._stopping = False
+        self._growing: dict[str, int] = {}
+        """What captures under way may read."""
+        self._ending: dict[str, float] = {}
+        """Captures that write no more, and when that was: the index will know soon."""
+        self._credits: dict[str, int] = {}
+        """What they may take of what is to stay free, since it is being made up for."""
+        self._evictable_bytes = 0
+        """What a capture may count on: that so much can be deleted for it."""
         self._condition = threading.Condition()
+        self._deleting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
@@ -70,13 +108,49 @@ class Expiry:
             self._policy, self._fresh = policy, True
             self._condition.notify()
 
-    def captured(self, signature: str | None) -> None:
-        """Note that there is one more crash, or that its signature is known now."""
+    def captured(self) -> None:
+        """Note that a crash is stored now, or has its signature."""
         with self._condition:
             self._fresh = True
-            if signature is not None:
-                self._signatures.add(signature)
             self._condition.notify()
+
+    def reserve(self, crash_id: str, wanted_bytes: int) -> int:
+        """Count a capture that is about to read so much; return by how many bytes it may go below
+        `keep_free` meanwhile, since as much is being deleted for it.
+        """
+        policy = self._policy
+        with self._condition:
+            self._growing[crash_id] = max(_EXPECTED_MIN, wanted_bytes)
+            growing = sum(self._growing.values())
+        try:
+            usage = read_usage(self._paths)
+        except OSError:
+            return 0  # the capture finds out by itself
+        keep_free = policy.keep_free.of(usage.total_bytes) if policy.keep_free else 0
+        missing = keep_free + growing - usage.free_bytes
+        if missing > 0 or growing > _use(policy, usage) // SLACK:
+            with self._condition:
+                self._fresh = self._urgent = True
+                self._condition.notify()
+        if missing <= 0:
+            return 0
+        if wanted_bytes <= _SMALL_BYTES:
+            return keep_free // 2  # no flood of large ones keeps a small one out
+        with self._condition:
+            left = self._evictable_bytes - sum(self._credits.values())
+            self._credits[crash_id] = max(0, min(left, keep_free // 2))
+            return self._credits[crash_id]
+
+    def ended(self, crash_id: str) -> None:
+        """Note that a capture writes no more."""
+        with self._condition:
+            self._credits.pop(crash_id, None)
+            if self._growing.pop(crash_id, None) is None:
+                return
+            self._ending[crash_id] = time.monotonic()
+            if not self._growing:
+                self._fresh = self._urgent = True  # what was spared for it can go now
+                self._condition.notify()
 
     def stop(self) -> None:
         """End the thread after what it is doing."""
@@ -86,95 +160,182 @@ class Expiry:
         if self._thread.ident is not None:
             self._thread.join(10)
 
+    def vacuum(
+        self,
+        *,
+        dry_run: bool,
+        planned: Callable[[list[dict[str, Any]]], None],
+        progress: Callable[[int, int], None],
+    ) -> Outcome:
+        """Meet all limits now, in the caller's thread; `planned` is told what goes."""
+        with self._deleting:
+            with Index.open(self._paths.index) as index:
+                look = self._look(index, everything=True, kept=set())
+                deletions = plan(look.crashes, look.usage, self._policy, self._now_ns())
+                rows = describe(index, deletions)
+            planned(rows)
+            if dry_run:
+                return Outcome()
+            return carry_out_all(self._paths, deletions, replace(self._told, progress=progress))
+
+    def meet(self, *, everything: bool) -> bool:
+        """Meet the limits, in the caller's thread: by a plan of the cores alone, where that does,
+        or one of everything. False where they are not met.
+        """
+        policy, kept = self._policy, set[str]()
+        with self._deleting:
+            if everything:
+                finish_all(self._paths, self._told)
+            for _ in range(ROUNDS):
+                outcome = self._meet_once(policy, kept, everything=everything)
+                if not outcome.kept:
+                    break
+                kept |= outcome.kept
+            with Index.open(self._paths.index) as index:
+                look = self._look(index, everything=False, kept=kept)
+            self._evictable_bytes = self._room(look, policy)
+        over = used_bytes(look.crashes, look.usage) > _use(policy, look.usage)
+        return not over and not lacks_space(read_usage(self._paths), policy)
+
+    def _meet_once(self, policy: Policy, kept: set[str], *, everything: bool) -> Outcome:
+        with Index.open(self._paths.index) as index:
+            look = self._look(index, everything=everything, kept=kept)
+            narrow = is_near(look.crashes, look.usage, policy)
+            mostly_records = 2 * index.records_bytes() > used_bytes(look.crashes, look.usage)
+            if narrow and mostly_records and not everything:
+                everything = True  # records go first then, and cores alone would pay for them
+                look = self._look(index, everything=True, kept=kept)
+        limits = narrowed(policy, look.usage) if narrow else policy
+        now_ns = self._now_ns() if everything else None
+        deletions = plan(look.crashes, look.usage, limits, now_ns)
+        outcome = carry_out_all(self._paths, deletions, self._told)
+        self._log(outcome, {deletion.reason.value for deletion in deletions})
+        return outcome
+
+    # -- the thread's ------------------------------------------------------------------------------
+
     def _run(self) -> None:
-        everything_s = 0.0
+        everything_s, again_s = 0.0, 0.0
         while not self._stopping:
+            now_s = time.monotonic()
             try:
-                if time.monotonic() >= everything_s:
-                    everything_s = time.monotonic() + EVERY_SECONDS
-                    self._meet_all(finish=True)
-                else:
-                    self._meet_needed()
+                everything = now_s >= everything_s
+                if everything:
+                    everything_s, again_s = now_s + EVERY_SECONDS, now_s + AGAIN_SECONDS
+                if not self.meet(everything=everything) and not everything:
+                    everything_s = min(everything_s, again_s)
             except Exception as e:  # boundary: a store that cannot be read now may be, later
                 known = isinstance(e, CrashdError | OSError)
                 log.error("retention: %s, trying again", e, exc_info=not known)
+                time.sleep(SETTLE_SECONDS)
             self._wait(everything_s)
 
     def _wait(self, until_s: float) -> None:
+        """Wait until there is something to do."""
         with self._condition:
-            while not self._fresh and not self._stopping and time.monotonic() < until_s:
-                self._condition.wait(max(0.0, until_s - time.monotonic()))
-            if self._fresh and not self._stopping:
-                self._condition.wait(SETTLE_SECONDS)
-            self._fresh = False
+            while not self._fresh and not self._stopping:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    return
+                often_s = GROWING_SECONDS if self._growing else POLL_SECONDS
+                polled = not self._condition.wait(min(left_s, often_s))
+                if polled and self._is_pressed():
+                    return
+            if not self._urgent and not self._stopping:
+                self._condition.wait_for(lambda: self._urgent or self._stopping, SETTLE_SECONDS)
+            self._fresh = self._urgent = False
 
-    def _meet_all(self, *, finish: bool = False) -> None:
-        with Index.open(self._paths.index) as index:
-            if finish and (freed := finish_evictions(self._paths, index)):
-                log.info("cores of crashes that had been given up: %s freed", format_size(freed))
-            crashes = read_stored(index)
-        usage = read_usage(self._paths)
-        self._delete(plan(crashes, usage, self._policy, self._clock.now_ns()))
+    def _is_pressed(self) -> bool:
+        """Tell whether others took the space that is to stay free, or captures are about to."""
+        try:
+            usage = read_usage(self._paths, reserved_bytes=self._expect()[1])
+        except OSError:
+            return False
+        return lacks_space(usage, self._policy)
 
-    def _meet_needed(self) -> None:
-        """Look at what a capture can have changed: room, count, and its signature."""
-        policy, usage = self._policy, read_usage(self._paths)
+    def _expect(self) -> tuple[dict[str, int], int]:
+        """Tell what captures under way may come to have on disk, and what of it is not there yet.
+
+        One that compresses badly is found out as it grows: it may have as much again.
+        """
         with self._condition:
-            signatures, self._signatures = self._signatures, set()
-        with Index.open(self._paths.index) as index:
-            short = is_short(index, usage, policy)
-            crashes = read_stored(index) if short else []
-            of_signatures = [
-                read_stored(index, " AND signature = ?", [signature])
-                for signature in sorted(signatures)
-                if policy.max_per_signature is not None
-            ]
-        if short:
-            self._delete(plan(crashes, usage, with_slack(policy, usage), None))
-        for same in of_signatures:
-            limit = Policy(max_per_signature=policy.max_per_signature)
-            self._delete(plan(same, usage, limit, None))
+            until_s = time.monotonic() - ENDING_SECONDS
+            self._ending = {i: at_s for i, at_s in self._ending.items() if at_s > until_s}
+            growing, ending = dict(self._growing), list(self._ending)
+        left = 0
+        for crash_id, size in growing.items():
+            written = written_bytes(self._paths, crash_id)
+            growing[crash_id] = min(size, max(size // COMPRESSION, 2 * written))
+            left += max(0, growing[crash_id] - written)
+        for crash_id in ending:
+            growing.setdefault(crash_id, written_bytes(self._paths, crash_id))
+        return growing, left
 
-    def _delete(self, deletions: tuple[Deletion, ...]) -> None:
-        if not deletions:
-            return
-        freed = 0
-
-        def done(removed: Removed) -> None:
-            nonlocal freed
-            freed += removed.freed_bytes
-            self._told.counted(removed.deletion.reason.value, removed.freed_bytes)
-            if removed.tombstone is not None:
-                self._told.changed(removed.tombstone)
-            else:
-                self._told.removed(removed.deletion.id)
-
-        def failed(deletion: Deletion, error: Exception) -> None:
-            log.warning("crash %s was not deleted: %s, ignoring", deletion.id, error)
-
-        carry_out_all(self._paths, deletions, done=done, failed=failed)
-        reasons = ", ".join(sorted({deletion.reason.value for deletion in deletions}))
-        count, size = len(deletions), format_size(freed)
-        log.info("retention (%s): %d crashes, %s freed", reasons, count, size)
-
-
-def is_short(index: Index, usage: Usage, policy: Policy) -> bool:
-    """Tell whether one of the limits that a capture can reach is reached."""
-    entries, stored = index.usage()[Kind.PROCESS.value]
-    if policy.max_count is not None and entries > policy.max_count:
-        # tombstones are entries too
-        ((cores,),) = index.fetch(
-            "SELECT count(*) FROM crash WHERE kind = 'process' AND stored_bytes > 0"
+    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _Look:
+        growing, left = self._expect()
+        unexplained = self._unexplained()
+        crashes = read_stored(
+            index,
+            cores_only=not everything,
+            growing=growing,
+            kept=kept,
+            unlike=lambda: unexplained | self._unexplained(),
         )
-        if cores > policy.max_count:
-            return True
-    if policy.max_use is not None and stored > _less(policy.max_use.of(usage.total_bytes)):
+        unlisted = 0 if everything else unlisted_bytes(index, crashes)
+        usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
+        if not everything:  # what inodes are short of is a matter of all entries
+            usage = replace(usage, total_inodes=0)
+        return _Look(crashes, usage)
+
+    def _room(self, look: _Look, policy: Policy) -> int:
+        """Tell what deletions can give to a capture of somebody who has nothing yet."""
+        spare = look.usage.free_bytes - look.usage.reserved_bytes
+        keep_free = policy.keep_free.of(look.usage.total_bytes) if policy.keep_free else 0
+        return max(0, room(look.crashes, look.usage, policy, "") - max(0, spare - keep_free))
+
+    def _log(self, outcome: Outcome, reasons: set[str]) -> None:
+        if outcome.count:
+            text, size = ", ".join(sorted(reasons)), format_size(outcome.freed_bytes)
+            log.info("retention (%s): %d crashes, %s freed", text, outcome.count, size)
+
+    def _failed(self, crash_id: str, error: Exception) -> None:
+        log.warning("crash %s was not deleted: %s, ignoring", crash_id, error)
+
+
+def written_bytes(paths: Paths, crash_id: str) -> int:
+    """Tell how much of a core that is coming in, or just came, is on disk."""
+    for name in (CORE_PARTIAL, CORE):
+        with contextlib.suppress(OSError):
+            return os.stat(paths.crashes / crash_id / name).st_blocks * 512
+    return 0
+
+
+def used_bytes(crashes: Sequence[StoredCrash], usage: Usage) -> int:
+    """Add up what all crashes use."""
+    return sum(crash.stored_bytes for crash in crashes) + usage.unlisted_bytes
+
+
+def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> bool:
+    """Tell whether a limit is reached, or will be by what is captured next."""
+    cores = sum(crash.has_core or crash.in_flight for crash in crashes)
+    if policy.max_count is not None and cores > policy.max_count:
         return True
-    if policy.keep_free is None:
+    use = _use(policy, usage)
+    if used_bytes(crashes, usage) > use - use // (2 * SLACK):
+        return True
+    if policy.keep_free is None or usage.total_bytes <= 0:
         return False
-    free = policy.keep_free.of(usage.total_bytes)
-    inodes = free * usage.total_inodes // usage.total_bytes if usage.total_bytes else 0
-    return usage.free_bytes < free + headroom(usage) or usage.free_inodes < inodes
+    keep_free = policy.keep_free.of(usage.total_bytes)
+    return usage.free_bytes - usage.reserved_bytes < keep_free + headroom(usage) // 2
+
+
+def lacks_space(usage: Usage, policy: Policy) -> bool:
+    """Tell whether less is free than is to stay so: bytes, or inodes."""
+    if policy.keep_free is None or usage.total_bytes <= 0:
+        return False
+    keep_free = policy.keep_free.of(usage.total_bytes)
+    inodes = keep_free * usage.total_inodes // usage.total_bytes
+    return usage.free_bytes - usage.reserved_bytes < keep_free or usage.free_inodes < inodes
 
 
 def headroom(usage: Usage) -> int:
@@ -182,17 +343,19 @@ def headroom(usage: Usage) -> int:
     return min(1 << 30, usage.total_bytes // 100)
 
 
-def with_slack(policy: Policy, usage: Usage) -> Policy:
+def narrowed(policy: Policy, usage: Usage) -> Policy:
     """Make the limits a little narrower: for the captures to come."""
     max_use, keep_free, max_count = policy.max_use, policy.keep_free, policy.max_count
     if max_use is not None:
-        max_use = Amount(size_bytes=_less(max_use.of(usage.total_bytes)))
+        use = max_use.of(usage.total_bytes)
+        max_use = Amount(size_bytes=use - use // SLACK)
     if keep_free is not None:
-        keep_free = Amount(size_bytes=keep_free.of(usage.total_bytes) + headroom(usage))
+        size = keep_free.of(usage.total_bytes) + headroom(usage)
+        keep_free = Amount(size_bytes=min(size, usage.total_bytes))
     if max_count is not None:
         max_count -= max_count // SLACK
     return replace(policy, max_use=max_use, keep_free=keep_free, max_count=max_count)
 
 
-def _less(size_bytes: int) -> int:
-    return size_bytes - size_bytes // SLACK
+def _use(policy: Policy, usage: Usage) -> int:
+    return policy.max_use.of(usage.total_bytes) if policy.max_use is not None else 1 << 63

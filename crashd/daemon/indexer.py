@@ -4,10 +4,13 @@ It reads what is on disk (crash.json) and puts it into the index, so that a row 
 can not differ; then it counts, logs and publishes what became of each crash.
 """
 
+import contextlib
 import logging
+import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from crashd.domain.model import Crash, Kind, State
@@ -15,15 +18,19 @@ from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.exporter import DropReason, Exporter
-from crashd.errors import CrashdError, IndexCorruptError
+from crashd.errors import CrashdError, IndexCorruptError, NotFoundError
 from crashd.store import signatures
-from crashd.store.catalog import set_index_aside
+from crashd.store.catalog import WAL_ALARM_BYTES, set_index_aside, wal_bytes
 from crashd.store.entry import entry_ids, open_entry
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.restoring import restore_record
 
 log = logging.getLogger("crashd.index")
 
+SETTLE_SECONDS = 60.0
+LAG_NS = 120 * 10**9
+"""A row is written so long after its record at most, where nothing fails."""
 BATCH_MAX = 256
 """Crashes put into the index in one transaction at most."""
 
@@ -59,11 +66,17 @@ class _Reconcile:
 
 
 @dataclass(frozen=True, slots=True)
+class _Mark:
+    passed: threading.Event
+    """Set once all that was queued before is in the index."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
 
-_Item = _Recorded | _Changed | _Removed | _Finished | _Unfinished | _Reconcile | _Stop
+_Item = _Recorded | _Changed | _Removed | _Finished | _Unfinished | _Reconcile | _Mark | _Stop
 
 
 def open_index(paths: Paths) -> Index:
@@ -78,6 +91,24 @@ def begin_anew(paths: Paths, error: IndexCorruptError) -> Index:
     """Set the damaged index aside, and open an empty one."""
     log.error("%s, rebuilding it; the old one is kept as %s", error, set_index_aside(paths.index))
     return Index.open(paths.index)
+
+
+def _written_ns(paths: Paths) -> int:
+    """Tell when the index was written to, 0 where there is none. Its -shm is readers' as well."""
+    written_ns = 0
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            status = os.stat(paths.index.with_name(paths.index.name + suffix))
+            written_ns = max(written_ns, status.st_mtime_ns)
+    return written_ns
+
+
+def _changed_ns(paths: Paths, crash_id: str) -> int:
+    """Tell when a file of an entry was put in its place; 0 where it is gone."""
+    try:
+        return os.stat(paths.crashes / crash_id).st_mtime_ns
+    except OSError:
+        return 0
 
 
 class Indexer:
@@ -103,8 +134,13 @@ class Indexer:
         self._admitted: set[str] = set()
         """Not finished so far: to be counted then, whenever disk and index are compared."""
         self._behind = False
+        self._stale_since_ns: int | None = None
+        """Rows of entries that changed since then (their clock) may be older than their records:
+        a daemon was killed between the two, or the index took nothing for a while."""
         self._anew = False
         """Whether what is not in the index was counted before all the same."""
+        self._alarm_bytes = WAL_ALARM_BYTES
+        """The size of the WAL that is told of next."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -122,6 +158,18 @@ class Indexer:
     def removed(self, crash_id: str) -> None:
         """Note a crash that is gone, record and all."""
         self._queue.put(_Removed(crash_id))
+
+    def untold(self) -> frozenset[str]:
+        """List the crashes that `publish` was not called for so far."""
+        return frozenset(self._admitted)  # a copy in one step, whoever changes it
+
+    def settle(self) -> bool:
+        """Wait until all that was told so far is in the index; False where it does not get there.
+        Blocks; not for the loop.
+        """
+        mark = _Mark(threading.Event())
+        self._queue.put(mark)
+        return mark.passed.wait(SETTLE_SECONDS)
 
     def finished(self, crash_id: str) -> None:
         """Note a crash whose record on disk is final."""
@@ -161,6 +209,7 @@ class Indexer:
                 self._admitted.difference_update(
                     i.crash_id for i in items if isinstance(i, _Finished)
                 )
+                self._doubt(time.time_ns())
                 self._behind = True
             if any(isinstance(item, _Stop) for item in items):
                 self._close()
@@ -177,8 +226,15 @@ class Indexer:
             self._close()
             self._behind = self._anew = True
         if self._index is None:
+            self._doubt(_written_ns(self._paths))
             self._index = open_index(self._paths)
         return self._index
+
+    def _doubt(self, since_ns: int) -> None:
+        """Have rows compared with their records, at the next reconciliation."""
+        known_ns = self._stale_since_ns
+        since_ns -= LAG_NS
+        self._stale_since_ns = since_ns if known_ns is None else min(since_ns, known_ns)
 
     def _apply(self, index: Index, items: list[_Item]) -> None:
         try:
@@ -192,19 +248,26 @@ class Indexer:
     def _write(self, index: Index, items: list[_Item]) -> None:
         rows: dict[str, Crash] = {}
         final: dict[str, Crash] = {}
+        changed: set[str] = set()
         for item in items:
             if isinstance(item, _Recorded | _Changed):
                 rows[item.crash.id] = item.crash
+                if isinstance(item, _Changed):
+                    changed.add(item.crash.id)
             elif isinstance(item, _Finished) and self._is_news(index, rows, item.crash_id):
                 crash = self._read(item.crash_id)
                 if crash is not None and crash.id not in final:
                     final[crash.id] = rows[crash.id] = crash
         gone = [item.crash_id for item in items if isinstance(item, _Removed)]
-        index.put(rows[crash_id] for crash_id in rows if crash_id not in gone)
+        index.put(self._to_put(rows, changed.union(final), gone))
         if gone:
             index.remove(gone)
+        self._look_at_wal()
         for crash in final.values():
             self._tell(crash)
+        for item in items:
+            if isinstance(item, _Mark):
+                item.passed.set()
         if self._behind or any(isinstance(item, _Reconcile) for item in items):
             self._compare(index)
             self._behind = self._anew = False
@@ -213,6 +276,39 @@ class Indexer:
         for kind, (count, size) in index.usage().items():
             self._exporter.store(kind, count, size)
         self._exporter.signatures(signatures.count(index))
+
+    def _look_at_wal(self) -> None:
+        """Tell of a WAL that only grows, at each doubling; rows go in all the same."""
+        size = wal_bytes(self._paths.index)
+        if size < WAL_ALARM_BYTES:
+            self._alarm_bytes = WAL_ALARM_BYTES
+        elif size >= self._alarm_bytes:
+            self._alarm_bytes = 2 * size
+            log.warning(
+                "the index's WAL has %s, for somebody reads it without an end: fuser -v %s",
+                format_size(size),
+                self._paths.index,
+            )
+
+    def _to_put(
+        self, rows: Mapping[str, Crash], again: Set[str], gone: Collection[str]
+    ) -> Iterator[Crash]:
+        """Yield what the rows are made of: those of `again` as their records are by now. Somebody
+        may have pinned or deleted one since, and have put that into the index before us.
+        """
+        for crash_id, crash in rows.items():
+            if crash_id in gone:
+                continue
+            if crash_id in again:
+                try:
+                    with open_entry(self._paths, crash_id) as entry:
+                        yield entry.read()
+                    continue
+                except NotFoundError:
+                    continue
+                except CrashdError:
+                    pass  # `verify` tells of it
+            yield crash
 
     def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
         """Tell whether a crash was not finished so far: the loop may find out twice."""
@@ -235,7 +331,11 @@ class Indexer:
         unfinished.
         """
         on_disk, rows = entry_ids(self._paths), set(index.ids())
+        unfinished = index.ids_in_state(State.CAPTURING)
+        self._restore(index, {*unfinished, *(i for i in on_disk if i not in rows)})
+        on_disk = entry_ids(self._paths)
         missing = [crash_id for crash_id in on_disk if crash_id not in rows]
+        self._measure(index)
         for start in range(0, len(missing), BATCH_MAX):
             read = [self._read(crash_id) for crash_id in missing[start : start + BATCH_MAX]]
             found = [crash for crash in read if crash is not None]
@@ -246,25 +346,77 @@ class Indexer:
                     self._count(crash)
         if missing:
             log.info("%d crashes were on disk but not in the index", len(missing))
+        if self._stale_since_ns is not None:
+            self._refresh(index, rows.intersection(on_disk), self._stale_since_ns)
+            self._stale_since_ns = None
         gone = rows.difference(on_disk)
         if gone:
             log.warning("%d crashes in the index are no longer on disk", len(gone))
             index.mark_missing(gone)
         self._unfinished(index.ids_in_state(State.CAPTURING))
 
+    def _restore(self, index: Index, ids: Set[str]) -> None:
+        for crash_id in sorted(ids):
+            try:
+                if restore_record(self._paths, index, crash_id):
+                    log.warning("crash %s: its record went with the power, restored", crash_id)
+            except (CrashdError, OSError) as e:
+                log.warning("crash %s: its record cannot be restored: %s, ignoring", crash_id, e)
+
+    def _refresh(self, index: Index, ids: Set[str], since_ns: int) -> None:
+        """Make anew the rows whose records changed since; but those of what is not finished, whose
+        end is still to be told.
+        """
+        unfinished = set(index.ids_in_state(State.CAPTURING))
+        changed = [
+            crash_id
+            for crash_id in sorted(ids - unfinished)
+            if _changed_ns(self._paths, crash_id) >= since_ns
+        ]
+        for start in range(0, len(changed), BATCH_MAX):
+            batch = changed[start : start + BATCH_MAX]
+            read = [crash for crash_id in batch if (crash := self._read(crash_id)) is not None]
+            stale = {c.id: c for c in read if index.row(c.id) != Index.row_of(c)}
+            index.put(self._to_put(stale, stale.keys(), ()))
+
+    def _measure(self, index: Index) -> None:
+        """Make anew the rows that a daemon before this one wrote with less in them."""
+        while unmeasured := index.fetch(
+            "SELECT id FROM crash WHERE record_bytes IS NULL LIMIT ?", [BATCH_MAX]
+        ):
+            read = [crash for (i,) in unmeasured if (crash := self._read(i)) is not None]
+            index.put(read)
+            if not read:
+                return  # told of by `verify`
+
     def _count(self, crash: Crash) -> None:
         self._exporter.crash(
-            crash.kind, crash.capture.disposition, crash.signal, crash.time_ns, crash.unit
+            crash.kind,
+            crash.capture.disposition,
+            crash.signal,
+            crash.time_ns,
+            crash.unit,
+            crash.id,
         )
 
     def _tell(self, crash: Crash) -> None:
         self._count(crash)
+        self._log(crash)
+        self._publish(crash)
         self._admitted.discard(crash.id)
+
+    def _log(self, crash: Crash) -> None:
         capture, core = crash.capture, crash.core
         if core.path:
             hold = None if capture.hold_ns is None else capture.hold_ns / 1e9
             self._exporter.captured(
-                capture.engine, hold, core.size_bytes, core.resident_bytes, core.stored_bytes
+                capture.engine,
+                hold,
+                core.size_bytes,
+                core.resident_bytes,
+                core.stored_bytes,
+                crash_id=crash.id,
+                time_ns=crash.time_ns,
             )
         held = "" if capture.hold_ns is None else f", held {capture.hold_ns / 1e6:.1f} ms"
         if crash.kind is Kind.KERNEL:
@@ -273,7 +425,6 @@ class Indexer:
             log.warning(
                 "kernel crash %s: %s, %s%s, %s", crash.id, crash.title, crash.state, why, source
             )
-            self._publish(crash)
             return
         log.log(
             logging.INFO if crash.state is not State.LOST else logging.ERROR,
@@ -289,4 +440,3 @@ class Indexer:
             held,
             f" ({printable(capture.reason)})" if capture.reason else "",
         )
-        self._publish(crash)

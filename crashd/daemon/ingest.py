@@ -19,7 +19,7 @@ from dataclasses import replace
 from crashd.daemon.dispatch import Dispatcher, Job
 from crashd.domain.coremeta import CoreMeta
 from crashd.domain.kernellog import Loss
-from crashd.domain.model import Capture, Crash, Identity, Mode, State, to_json
+from crashd.domain.model import Capture, Crash, Identity, Mode, State, next_sequence, to_json
 from crashd.domain.record import PIDFD_COREDUMP_USER, lost_crash, new_crash
 from crashd.edge.handoff import Connection, Handoff
 from crashd.edge.kernelsock import KernelConnection
@@ -68,9 +68,12 @@ class Ingest:
         self._may_import = False
         self._boot_id = boot_id()
         self._hostname = os.fsencode(socket.gethostname())
-        self._importing: set[str] = set()
+        self._importing: dict[str, int] = {}
+        """What is on its way in, and the bytes that its core has in the spool."""
         self._spooled: deque[str] = deque()
         self._recent: dict[str, str] = {}
+        self.last_sequence = 0
+        """Of the crashes so far."""
         self.queue_max = 128
         self.keep_free_bytes = 0
 
@@ -157,6 +160,8 @@ class Ingest:
             hostname=self._hostname,
             random=secrets.randbits(40),
         )
+        self.last_sequence = next_sequence(self.last_sequence, time.time_ns())
+        crash = replace(crash, sequence=self.last_sequence)
         for _ in range(min(loss.count, _COUNTED_MAX)):
             self._dropped("kernel_refused")
         try:
@@ -177,6 +182,8 @@ class Ingest:
             has_pidfd=has_pidfd,
             random=secrets.randbits(40),
         )
+        self.last_sequence = next_sequence(self.last_sequence, time.time_ns())
+        crash = replace(crash, sequence=self.last_sequence)
         entry = entries.create(self._paths, crash)
         self._recent[meta.token] = crash.id
         if len(self._recent) > _RECENT_MAX:
@@ -211,20 +218,39 @@ class Ingest:
             self.import_more()
 
     def import_more(self) -> None:
-        """Queue more of what was found in the spool, now that there may be room.
-
-        Without free space a core is safer where it is: taking it in would cut it, and drop the
-        whole.
-        """
+        """Queue more of what was found in the spool, now that there may be room."""
         while self._spooled and self._dispatcher.queued < self.queue_max:
-            filesystem = os.statvfs(self._paths.state_dir)
-            if filesystem.f_bavail * filesystem.f_frsize < self.keep_free_bytes:
-                log.warning(
-                    "%d crashes stay in the spool until there is free space", len(self._spooled)
-                )
-                self._spooled.clear()
+            name = self._next_spooled()
+            if name is None:
                 return
-            self._import_one(self._spooled.popleft())
+            self._import_one(name)
+
+    def _next_spooled(self) -> str | None:
+        """Choose what to take in next; None where nothing can be now.
+
+        Where free space is short one goes after another, if what is left holds its core as it is:
+        then its copy in the spool goes, so that there is more than before. To wait for space that
+        the spool itself takes would be for ever: the largest comes in cut, at the very last.
+        """
+        filesystem = os.statvfs(self._paths.state_dir)
+        free = filesystem.f_bavail * filesystem.f_frsize - sum(self._importing.values())
+        if self._importing and free < self.keep_free_bytes + self._spooled_bytes(self._spooled[0]):
+            return None  # asked again when they are in
+        for name in self._spooled:
+            if self._spooled_bytes(name) <= free:
+                self._spooled.remove(name)
+                return name
+        sizes = {name: self._spooled_bytes(name) for name in self._spooled}
+        if not self._importing and free + sum(sizes.values()) >= self.keep_free_bytes:
+            largest = max(sizes, key=sizes.__getitem__)
+            self._spooled.remove(largest)
+            return largest
+        log.warning("%d crashes stay in the spool until there is free space", len(self._spooled))
+        self._spooled.clear()
+        return None
+
+    def _spooled_bytes(self, name: str) -> int:
+        return spool.core_bytes(self._paths, name)
 
     @property
     def spool_backlog(self) -> int:
@@ -251,22 +277,25 @@ class Ingest:
             return
         crash, entry = found
         self._recorded(crash)
-        self._importing.add(name)
+        self._importing[name] = self._spooled_bytes(name)
         job = Job(
             "import", entry, [descriptor], {"spool": name, "crash": to_json(crash)}, uid=crash.uid
         )
         job.finished = lambda: self._imported(name)
-        job.failed = lambda: self._importing.discard(name)
+        job.failed = lambda: self._not_imported(name)
         job.poisoned = lambda: self._set_aside(name, f"workers died of spooled crash {name}")
         self._dispatcher.submit(job)
 
     def _imported(self, name: str) -> None:
         spool.remove(self._paths, name)
-        self._importing.discard(name)
+        self._not_imported(name)
+
+    def _not_imported(self, name: str) -> None:
+        self._importing.pop(name, None)
 
     def _set_aside(self, name: str, why: str) -> None:
         self._dropped("spool_invalid")
-        self._importing.discard(name)
+        self._importing.pop(name, None)
         try:
             spool.set_aside(self._paths, name)
         except OSError as e:

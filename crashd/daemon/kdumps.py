@@ -329,17 +329,10 @@ class DumpWatch:
             look = look_into(root, known.seen, known.told, growing=True)
         known.growing = growing
         known.log_pending = asked is None and not growing and _wants_log(look, self.settings)
-        before = self.read(known.crash_id) if known.crash_id else None
-        crash = build_record(
-            look,
-            before,
-            hostname=self._hostname,
-            random=secrets.randbits(40),
-            seen_ns=known.first_seen_ns,
-        )
-        if before is not None and crash == before:
-            self.listeners.changed(crash)  # the index may not know: it was asked what is known
-        elif not self._write(crash, before):
+        try:
+            crash = self._write(look, known)
+        except (OSError, CrashdError) as e:
+            log.error("a kernel dump cannot be recorded: %s, trying again later", e)
             known.growing = False  # not before the next scan
             return
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
@@ -353,23 +346,35 @@ class DumpWatch:
         except CrashdError:
             return None
 
-    def _write(self, crash: Crash, before: Crash | None) -> bool:
-        """Write a record down and tell of it; False when the store takes none."""
-        try:
-            opened = entries.create(self.paths, crash) if before is None else None
-            with opened or open_entry(self.paths, crash.id) as entry:
+    def _write(self, look: Look, known: Known) -> Crash:
+        """Write down what was seen, and tell of it; under the record's lock, for somebody may pin
+        it meanwhile.
+        """
+
+        def build(before: Crash | None) -> Crash:
+            return build_record(
+                look,
+                before,
+                hostname=self._hostname,
+                random=secrets.randbits(40),
+                seen_ns=known.first_seen_ns,
+            )
+
+        if known.crash_id is None or self.read(known.crash_id) is None:
+            crash = build(None)
+            with entries.create(self.paths, crash) as entry:
                 entry.write(crash, sync=True)
-        except (OSError, CrashdError) as e:
-            log.error("a kernel dump cannot be recorded: %s, trying again later", e)
-            return False
-        if before is None:
             self.listeners.recorded(crash)
-        if crash.state is not State.CAPTURING:
-            if before is None or before.state is State.CAPTURING:
+            if crash.state is not State.CAPTURING:
                 self.listeners.finished(crash.id)
-            else:
-                self.listeners.changed(crash)
-        return True
+            return crash
+        before, crash = entries.change(self.paths, known.crash_id, build)
+        # told also where it is as it was: who wrote it may have been killed before the index knew
+        if crash.state is not State.CAPTURING and State.CAPTURING in (before.state, known.state):
+            self.listeners.finished(crash.id)
+        else:
+            self.listeners.changed(crash)
+        return crash
 
     # -- what is not there, or not ours ------------------------------------------------------------
 
@@ -398,20 +403,30 @@ class DumpWatch:
             return
         why = "the dump's directory was deleted, not by crashd"
         log.info("crash %s: %s", crash.id, why)
-        self.write_state(crash, State.MISSING, why)
+        self.write_state(crash.id, State.MISSING, why)
         self._before[key] = {**row, "state": State.MISSING}
 
-    def write_state(self, crash: Crash, state: State, why: str | None) -> None:
-        """Give a record another state; what is no longer on disk uses no space."""
-        size = 0 if state in (State.EVICTED, State.MISSING) else crash.core.size_bytes
-        changed = replace(
-            crash,
-            state=state,
-            capture=replace(crash.capture, reason=why),
-            core=replace(crash.core, stored_bytes=size, complete=state is State.COMPLETE),
-        )
-        with open_entry(self.paths, crash.id) as entry:
-            entry.write(changed, sync=True)
+    def write_state(self, crash_id: str, state: State, why: str | None) -> None:
+        """Give a record another state; what is no longer on disk uses no space.
+
+        Raises:
+            CrashdError: it is to be evicted, and was pinned meanwhile; or it cannot be read.
+            OSError: the disk does not take it.
+
+        """
+
+        def how(crash: Crash) -> Crash:
+            if state is State.EVICTED and crash.pinned:
+                raise CrashdError(f"crash {crash_id} was pinned")
+            size = 0 if state in (State.EVICTED, State.MISSING) else crash.core.size_bytes
+            return replace(
+                crash,
+                state=state,
+                capture=replace(crash.capture, reason=why),
+                core=replace(crash.core, stored_bytes=size, complete=state is State.COMPLETE),
+            )
+
+        _, changed = entries.change(self.paths, crash_id, how)
         self.listeners.changed(changed)
 
     def _distrust(self, key: tuple[str, bytes], why: str) -> None:

@@ -43,8 +43,10 @@ class LossWatch:
         self._since_ns = time.monotonic_ns()
         self._sequence = self._saved = -1
 
-    def open(self) -> KernelLog | None:
-        """Open the log, for a selector to wait for; None where there is none."""
+    def open(self, passed: int | None = None) -> KernelLog | None:
+        """Open the log, for a selector to wait for; None where there is none. `passed` is its
+        descriptor, where systemd keeps that for us.
+        """
         match read_state(self._path):
             case {"boot_id": self._boot_id, "sequence": int(sequence)}:
                 self._since_ns, self._sequence = 0, sequence
@@ -52,7 +54,7 @@ class LossWatch:
                 self._since_ns = 0  # of another boot: all of this one's is news
         self._saved = self._sequence
         try:
-            self._log = KernelLog()
+            self._log = KernelLog(passed)
         except UnavailableError as e:
             log.warning("%s: crashes that the kernel drops are not recorded, ignoring", e)
         return self._log

@@ -6,6 +6,7 @@ the exporter are imported, so that a worker is small.
 
 import argparse
 import fcntl
+import json
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from crashd.store.entry import prepare
 from crashd.store.paths import Paths
 
 DAEMON_OOM_SCORE = -900
+DOCUMENT_MAX = 16 << 20
 log = logging.getLogger("crashd")
 
 
@@ -87,7 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "file", nargs="*", type=Path, help="files to check instead of the installed ones"
     )
-    for verb in (run, check):
+    hooks = verbs.add_parser(
+        "hooks", help="run the hooks for one crash, whose JSON is the standard input"
+    )
+    for verb in (run, check, hooks):
         verb.add_argument(
             "--root",
             type=Path,
@@ -100,11 +105,22 @@ def build_parser() -> argparse.ArgumentParser:
 def check_config(paths: Paths, files: Sequence[Path]) -> int:
     """Load the configuration as the daemon would; errors are raised."""
     from crashd import configfiles
+    from crashd.daemon.webconfig import load_guard
 
-    if files:
-        configfiles.load_files(files)
-    else:
-        configfiles.load(paths)
+    settings = configfiles.load_files(files) if files else configfiles.load(paths)
+    load_guard(settings.http.web_config)
+    return 0
+
+
+def run_hooks(paths: Paths) -> int:
+    """Run the hooks, and print as JSON what failed; for crashd-hooks@.service."""
+    from crashd import configfiles
+    from crashd.edge.hooks import run_all
+
+    settings = configfiles.load(paths).hooks
+    document = sys.stdin.buffer.read(DOCUMENT_MAX)
+    failures = run_all(paths.hooks, settings.url, document, settings.timeout_seconds)
+    print(json.dumps(failures))
     return 0
 
 
@@ -139,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.verb == "check-config":
             return check_config(paths, arguments.file)
+        if arguments.verb == "hooks":
+            return run_hooks(paths)
         return run(paths, register=not arguments.no_register)
     except CrashdError as e:
         print(f"crashd: {e}", file=sys.stderr)

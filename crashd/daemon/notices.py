@@ -11,11 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from crashd.domain.model import Crash, Kind, to_json
 from crashd.edge import journal
-from crashd.edge.hooks import HookError, list_hooks, post, run_hook
+from crashd.edge.hooks import HookError, ask_for_all, list_hooks, run_all
 from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
 
@@ -23,6 +22,8 @@ log = logging.getLogger("crashd.notices")
 
 QUEUE_MAX = 500
 HOUR_SECONDS = 3600.0
+START_SECONDS = 30.0
+"""For a unit that runs the hooks to start, on a machine that is busy crashing."""
 _BULKY = ("maps", "mountinfo", "open_fds", "auxv_base64", "limits", "status", "log")
 """Not given to hooks: `crashctl info` has them."""
 
@@ -110,11 +111,19 @@ class Notices:
         if not self._may_run(settings.per_hour):
             self._failed()
             return
-        document = _document(crash)
-        for path in hooks:
-            self._give(partial(run_hook, path, document, settings.seconds))
-        if settings.url:
-            self._give(partial(post, settings.url, document, settings.seconds))
+        for failure in self._run_hooks(settings, len(hooks) + 1, _document(crash)):
+            self._failed()
+            log.warning("%s, ignoring", failure)
+
+    def _run_hooks(self, settings: NoticeSettings, most: int, document: bytes) -> list[str]:
+        """Run them, or have them run by systemd where it listens for that."""
+        if not self._paths.hooks_socket.is_socket():
+            return run_all(self._paths.hooks, settings.url, document, settings.seconds)
+        seconds = most * settings.seconds + START_SECONDS
+        try:
+            return ask_for_all(self._paths.hooks_socket, document, seconds)
+        except HookError as e:
+            return [str(e)]
 
     def _may_run(self, per_hour: int) -> bool:
         now = time.monotonic()
@@ -128,13 +137,6 @@ class Notices:
             self._limit_told = True
             log.warning("hooks ran %d times within an hour: no more for now", per_hour)
         return False
-
-    def _give(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except HookError as e:
-            self._failed()
-            log.warning("%s, ignoring", e)
 
 
 def _document(crash: Crash) -> bytes:

@@ -108,13 +108,21 @@ class Pump:
         return ring.view[at : at + min(wanted, ring.room())]
 
     def put(self, size: int) -> None:
-        """Tell that so many bytes were read into what `room` gave."""
-        if not size:
-            return
+        """Tell that so many bytes were read into what `room` gave.
+
+        Raises:
+            StopError: they are more than the limit leaves, holes having been put in since; it is
+            reached with them.
+
+        """
         ring = self._ring
         at = ring.head % ring.size
-        ring.head += size
-        self._append(ring, ring.view[at : at + size], size)
+        kept = min(size, self._left)
+        if kept:
+            ring.head += kept
+            self._append(ring, ring.view[at : at + kept], kept)
+        if kept < size:
+            raise StopError(self._limit_reason)
 
     def put_bytes(self, data: bytes) -> None:
         """Put in bytes that the caller has already, and does not change.

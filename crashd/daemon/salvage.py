@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from crashd.domain import elfcore, record
 from crashd.domain.model import Core, Crash, Engine, State
-from crashd.errors import FormatError, NotFoundError
+from crashd.errors import CrashdError, FormatError, NotFoundError
 from crashd.store import corefile
 from crashd.store.entry import CORE, Entry
 
@@ -64,6 +64,14 @@ def _measure(fd: int) -> tuple[int, bytes]:
     return size, bytes(head)
 
 
+def _is_written(entry: Entry, crash: Crash) -> bool:
+    """Tell whether a record is in its place: only its directory could not be synced then."""
+    try:
+        return entry.read() == crash
+    except CrashdError:
+        return False
+
+
 def _finish(crash: Crash, entry: Entry, core: Core, state: State, reason: str) -> Crash:
     crash = replace(
         crash,
@@ -78,7 +86,7 @@ def _finish(crash: Crash, entry: Entry, core: Core, state: State, reason: str) -
     try:
         entry.write(crash, sync=True)
     except OSError as e:
-        if e.errno != errno.ENOSPC or not core.path:
+        if e.errno != errno.ENOSPC or not core.path or _is_written(entry, crash):
             raise
         # a full disk: the record is worth more than the core, whose space it can have
         entry.drop_core()

@@ -28,10 +28,10 @@ from crashd.daemon.intake import Intake
 from crashd.daemon.kernelside import KernelSide
 from crashd.daemon.losses import LossWatch
 from crashd.daemon.pool import Nursery
-from crashd.daemon.serving import address_of, open_metrics
+from crashd.daemon.serving import MetricsFront
 from crashd.daemon.spoolwatch import SpoolWatch
 from crashd.domain.model import LIST_KEYS, Crash, Mode, to_json
-from crashd.edge import exporter, handoff, metricsserver, process, sdaemon
+from crashd.edge import exporter, handoff, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
 from crashd.edge.kmsg import KernelLog
 from crashd.errors import CrashdError, IndexCorruptError
@@ -74,7 +74,7 @@ class Service:
         self._crashes = 0
         self._notifier = sdaemon.Notifier(os.environ)
         self._exporter = exporter.Exporter(__version__)
-        self._admission = Admission(paths, self._exporter.limited)
+        self._admission = self._make_admission()
         self._dispatcher = self._make_dispatcher(nursery)
         self._index = open_index(paths)
         self._indexer = Indexer(
@@ -90,7 +90,7 @@ class Service:
             refuses=self._admission.refuses,
         )
         self._control: ControlServer | None = None
-        self._metrics: list[metricsserver.MetricsServer] = []
+        self._metrics = MetricsFront(self._exporter, self._healthy, lambda: self._ready)
         self._spool_watch = SpoolWatch(
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
@@ -104,6 +104,14 @@ class Service:
             selector=self._selector,
             later=self._timer,
             dropped=self._drop,
+        )
+
+    def _make_admission(self) -> Admission:
+        return Admission(
+            self._paths,
+            self._exporter.limited,
+            reserve=lambda *capture: self._afterwards.reserve(*capture),
+            unreserve=lambda crash_id: self._afterwards.unreserve(crash_id),
         )
 
     def _make_loss_watch(self) -> LossWatch:
@@ -158,7 +166,8 @@ class Service:
         previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
         cleanup.callback(self._reset_signals, previous)
-        given = sdaemon.listen_fds(os.environ)
+        devices: dict[str, int] = {}
+        given = sdaemon.listen_fds(os.environ, devices)
         self._indexer.start()
         self._mode = self._intake.open(self._settings.capture.mode, given)
         control = given.get("control") or handoff.listen_unix(
@@ -169,14 +178,13 @@ class Service:
             self._paths,
             self._status,
             self._afterwards.analyze,
+            self._afterwards.vacuum,
             logging.getLogger("crashd.control"),
+            self._exporter.control_refused,
         )
         self._control.start()
-        listen = self._settings.http.listen
-        self._metrics = open_metrics(
-            listen, given.get("metrics"), self._exporter, self._healthy, lambda: self._ready
-        )
-        kernel_log = self._losses.open()
+        self._metrics.open(self._settings.http, given.get("metrics"))
+        kernel_log = self._losses.open(devices.get("kmsg"))
         if kernel_log is not None:
             self._watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
         self._spool_watch.renew()
@@ -197,8 +205,7 @@ class Service:
         self._admission.save()
         if left:
             log.warning("%d captures are left to their workers: %s", len(left), ", ".join(left[:8]))
-        for metrics in self._metrics:
-            metrics.stop()
+        self._metrics.close()
         if self._control is not None:
             self._control.stop()
         self._spool_watch.drop()
@@ -396,12 +403,15 @@ class Service:
     def _seed(self) -> None:
         try:
             totals, usage = self._index.totals(), self._index.usage()
+            self._ingest.last_sequence = self._index.last_sequence()
         except IndexCorruptError as e:
             self._index.close()
             self._index = begin_anew(self._paths, e)
             totals, usage = self._index.totals(), self._index.usage()
         self._exporter.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
-        self._exporter.seed_units(signatures.units(self._index, exporter.UNITS_MAX))
+        self._exporter.seed_units(self._index.unit_totals(exporter.UNITS_MAX))
+        # A 0 between two scrapes would make all of them new ones.
+        self._exporter.signatures(signatures.count(self._index))
         for kind, (count, size) in usage.items():
             self._exporter.store(kind, count, size)
         self._exporter.store_free(self._free_bytes())
@@ -427,11 +437,11 @@ class Service:
         else:
             if settings.capture.mode != before.capture.mode:
                 log.warning("capture.mode takes effect at the next start, ignoring")
-            if settings.http != before.http:
-                log.warning("[http] takes effect at the next start, ignoring")
+            self._metrics.reload(settings.http, before.http)
             if self._register and registration.is_owned(self._paths):
                 registration.register(self._paths, self._pipe_limit(), self._mode)
             log.info("configuration reloaded")
+        self._check_ownership()
         self._notifier.ready(self._status_line())
 
     # -- what others ask
@@ -469,5 +479,5 @@ class Service:
                 "bytes": sum(size for _, size in usage.values()),
                 "free_bytes": self._free_bytes(),
             },
-            "metrics_address": [address_of(m.socket) for m in self._metrics],
+            "metrics_address": self._metrics.addresses,
         }

@@ -4,31 +4,98 @@ import logging
 import socket
 from collections.abc import Callable
 
+from crashd import config
+from crashd.daemon.webconfig import load_guard
 from crashd.edge import metricsserver
 from crashd.edge.exporter import Exporter
+from crashd.edge.webguard import Guard
+from crashd.errors import ConfigError, CrashdError
 
 log = logging.getLogger("crashd.service")
 
 
-def open_metrics(
-    listen: str,
-    given: socket.socket | None,
-    exporter: Exporter,
-    healthy: Callable[[], bool],
-    ready: Callable[[], bool],
-) -> list[metricsserver.MetricsServer]:
-    """Start to serve; `listen` may be several addresses ("localhost"), or none ("")."""
-    sockets = [given] if given else metricsserver.listen(listen) if listen else []
-    servers = []
-    for server in sockets:
-        metrics = metricsserver.MetricsServer(server, exporter, healthy, ready)
-        metrics.start()
-        servers.append(metrics)
-        log.info("metrics at http://%s/metrics", address_of(server))
-    return servers
+class MetricsFront:
+    """All servers of the metrics, and the guard before them.
+
+    Where the guard's file is wrong they do not serve: crashes are caught all the same, and nobody
+    reads what he should not.
+    """
+
+    def __init__(
+        self, exporter: Exporter, healthy: Callable[[], bool], ready: Callable[[], bool]
+    ) -> None:
+        self._exporter = exporter
+        self._healthy = healthy
+        self._ready = ready
+        self._given: socket.socket | None = None
+        self._guard = Guard()
+        self._servers: list[metricsserver.MetricsServer] = []
+        self._is_open = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where they listen, as URLs have it."""
+        return [_address_of(server.socket) for server in self._servers]
+
+    def open(self, http: config.Http, given: socket.socket | None) -> None:
+        """Start to serve; `http.listen` may be several addresses ("localhost"), or none ("").
+
+        Raises:
+            UnavailableError: the address cannot be listened on.
+
+        """
+        self._given = given
+        try:
+            self._guard = load_guard(http.web_config)
+        except ConfigError as e:
+            log.error("%s, the metrics are not served until it is mended and reloaded", _told(e))
+            return
+        sockets = [given] if given else metricsserver.listen(http.listen) if http.listen else []
+        for server in sockets:
+            metrics = metricsserver.MetricsServer(
+                server, self._exporter, self._healthy, self._ready, self._guard
+            )
+            metrics.start()
+            self._servers.append(metrics)
+            scheme = "https" if self._guard.secure else "http"
+            log.info("metrics at %s://%s/metrics", scheme, _address_of(server))
+        self._is_open = True
+
+    def reload(self, http: config.Http, before: config.Http) -> None:
+        """Read the guard's file and certificates again; what is wrong leaves all as it was."""
+        if http.listen != before.listen:
+            log.warning("http.listen takes effect at the next start, ignoring")
+        if not self._is_open:
+            try:
+                self.open(http.model_copy(update={"listen": before.listen}), self._given)
+            except CrashdError as e:
+                log.error("%s, the metrics are not served", _told(e))
+            return
+        try:
+            guard = load_guard(http.web_config)
+        except ConfigError as e:
+            log.error("%s, keeping the old one", _told(e))
+            return
+        old, self._guard = self._guard, guard
+        for server in self._servers:
+            server.guard = guard
+        if old.gate is not None:
+            old.gate.stop()
+
+    def close(self) -> None:
+        """Stop, and close all sockets."""
+        for server in self._servers:
+            server.stop()
+        if not self._servers and self._given is not None:
+            self._given.close()
+        if self._guard.gate is not None:
+            self._guard.gate.stop()
 
 
-def address_of(server: socket.socket) -> str:
-    """Write a socket's address as URLs have it."""
+def _told(error: CrashdError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
+def _address_of(server: socket.socket) -> str:
     host, port = server.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,14 +1,31 @@
 """Where a core's bytes go: compressed into the entry, as long as the disk has room."""
 
 import os
+import time
 
 from crashd.daemon.pump import StopError
 from crashd.domain.model import Core
 from crashd.store import corefile
 from crashd.store.entry import CORE, Entry
 
-FREE_CHECK_BYTES = 64 << 20
-"""Free space is looked at again after so many bytes stored."""
+FREE_CHECK_BYTES = 1 << 20
+"""Free space is looked at again after so many bytes. A look costs 2 us, compressing what lies
+between two of them 2 ms.
+"""
+
+CREDIT_SECONDS = 3.0
+"""Retention needs so long at most to make the room that a capture was told of."""
+
+MARGIN_MIN, MARGIN_MAX = 8 << 20, 256 << 20
+MARGIN_SHARE = 50
+"""A core that is longer than that leaves a fiftieth of the file system more: for records, index and
+small cores, or one large core would be the last that there is room for.
+"""
+
+NEAR_BYTES = 64 << 20
+"""So near to the end nothing is left to the compressor: other writers' may come at once, and each
+holds up to FRAME_MAX.
+"""
 
 
 class CoreSink:
@@ -21,9 +38,11 @@ class CoreSink:
         level: int,
         threads: int,
         keep_free_bytes: int,
+        credit_bytes: int = 0,
         wanted: tuple[int, int] | None,
     ) -> None:
-        """Create the partial core; `wanted` is the range of it that `spied` gives in the end.
+        """Create the partial core; `wanted` is the range of it that `spied` gives in the end. While
+        room is being made, `credit_bytes` less than `keep_free_bytes` may be free.
 
         Raises:
             StopError: the disk has no room to begin with.
@@ -31,12 +50,16 @@ class CoreSink:
 
         """
         self._keep_free_bytes = keep_free_bytes
+        self._credit_bytes = credit_bytes
+        self._credit_ends_s = time.monotonic() + CREDIT_SECONDS
         self._fd = entry.create_core()
         self._writer = corefile.CoreWriter(self._fd, level=level, threads=threads)
-        self._checked = 0
+        self._unchecked = 0
         self._spy = _Spy(wanted)
+        self.trouble: str | None = None
+        """Why its end is not on disk."""
         try:
-            self._check_free()
+            self._refuse_below(self._least_bytes())
         except StopError:
             os.close(self._fd)
             raise
@@ -49,13 +72,16 @@ class CoreSink:
 
         """
         self._spy.see(data)
-        try:
-            self._writer.write(data)
-        except OSError as e:
-            raise StopError(f"writing the core failed: {e.strerror}") from e
-        if self._writer.stored_bytes - self._checked >= FREE_CHECK_BYTES:
-            self._checked = self._writer.stored_bytes
-            self._check_free()
+        for start in range(0, len(data), FREE_CHECK_BYTES):
+            part = data[start : start + FREE_CHECK_BYTES]
+            try:
+                self._writer.write(part)
+                self._unchecked += len(part)
+                if self._unchecked >= FREE_CHECK_BYTES:
+                    self._unchecked = 0
+                    self._check_free()
+            except OSError as e:
+                raise StopError(f"writing the core failed: {e.strerror}") from e
 
     def hole(self, size: int) -> None:
         """Take zeros.
@@ -76,21 +102,35 @@ class CoreSink:
 
     def _check_free(self) -> None:
         filesystem = os.fstatvfs(self._fd)
-        free = filesystem.f_bavail * filesystem.f_frsize
-        if free < self._keep_free_bytes:
-            raise StopError(
-                f"{free} bytes free on the store's file system, "
-                f"retention.process.keep_free is {self._keep_free_bytes}"
-            )
+        share = filesystem.f_blocks * filesystem.f_frsize // MARGIN_SHARE
+        wanted = self._least_bytes() + min(MARGIN_MAX, max(MARGIN_MIN, share))
+        if self._free() < wanted + NEAR_BYTES:
+            self._writer.flush()
+            self._refuse_below(wanted)
+
+    def _least_bytes(self) -> int:
+        """Tell what is to stay free: a little less as long as room is being made for this one."""
+        credit = self._credit_bytes if time.monotonic() < self._credit_ends_s else 0
+        return max(0, self._keep_free_bytes - credit)
+
+    def _free(self) -> int:
+        filesystem = os.fstatvfs(self._fd)
+        return filesystem.f_bavail * filesystem.f_frsize
+
+    def _refuse_below(self, wanted: int) -> None:
+        free = self._free()
+        if free < wanted:
+            raise StopError(f"only {free} bytes are free on the store's file system (keep_free)")
 
     def finish(self) -> Core:
         """End the stream, sync the file, and tell what is in it; `Core.complete` is for the caller
-        to say.
+        to say. Where the disk refuses, `trouble` says so.
         """
         try:
             self._writer.finish()
             os.fsync(self._fd)
-        except OSError:
+        except OSError as e:
+            self.trouble = f"writing the core failed: {e.strerror}"
             corefile.repair(self._fd)
             size = sum(len(chunk) for chunk in corefile.read_core(self._fd))
             stored = os.fstat(self._fd).st_size

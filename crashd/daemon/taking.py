@@ -46,6 +46,8 @@ class Options:
     page_timeout_ns: int
     environ: EnvironMode
     patterns: tuple[str, ...]
+    credit_bytes: int = 0
+    """Of `keep_free_bytes`, for a moment: what is being made up for."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the JSON object."""
@@ -153,7 +155,8 @@ class Source:
         if self.head is None or self.whole:
             return 0
         if self.memory is None:
-            return self.head.expected_size
+            spooled = self.incoming.spooled_bytes()
+            return self.head.expected_size if spooled is None else spooled
         known = parse_status(status)
         resident = (known.vm_rss_bytes or 0) + (known.vm_swap_bytes or 0)
         backed = sum(e.size for e in self.extents if e.backing is not Backing.ANONYMOUS)
@@ -236,6 +239,7 @@ def _take(
             level=options.level,
             threads=options.threads,
             keep_free_bytes=options.keep_free_bytes,
+            credit_bytes=options.credit_bytes,
             wanted=wanted,
         )
     except (StopError, OSError) as e:
@@ -252,7 +256,10 @@ def _take(
         core = sink.finish()
     finally:
         sink.close()
-    build_id = elfcore.parse_build_id(sink.spied())
+    build_id, reason = elfcore.parse_build_id(sink.spied()), reason or sink.trouble
+    if core.size_bytes == 0:  # the disk took nothing of it
+        entry.drop_partial()
+        return Taken(build_id=build_id, reason=reason, doubt=source.doubt)
     return Taken(core, engine, build_id, reason=reason, doubt=source.doubt)
 
 

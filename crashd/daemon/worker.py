@@ -112,6 +112,10 @@ class _Job:
         with contextlib.suppress(OSError):
             send_message(self._channel, {"event": event, "id": self.id, **more})
 
+    def end(self, event: str, **more: object) -> None:
+        """Tell how it ended, and whether this worker takes another: see `work`."""
+        self.tell(event, leaves=self.reader.stuck > 0, **more)
+
     def decide(self, crash: Crash, head: CoreHead | None, wanted: int) -> Decision:
         """Ask the daemon what to keep; all, by our own small means, when it does not answer."""
         site = site_of(crash, head, crash.build_id)
@@ -128,7 +132,10 @@ class _Job:
         if answer is None or answer.get("answer") != self.id:
             return Decision()
         return Decision(
-            Disposition(answer["disposition"]), answer["reason"], answer["buffer_bytes"]
+            Disposition(answer["disposition"]),
+            answer["reason"],
+            answer["buffer_bytes"],
+            answer["credit_bytes"],
         )
 
 
@@ -137,7 +144,7 @@ def _do_job(job: _Job) -> None:
         with job.entry:
             _JOBS[job.what["job"]](job)
     except _RefusedError:
-        job.tell("refused")
+        job.end("refused")
     except Exception as e:  # boundary: one crash must not take the worker along
         known = isinstance(e, CrashdError | OSError)
         log.log(
@@ -148,9 +155,9 @@ def _do_job(job: _Job) -> None:
             e,
             exc_info=not known,
         )
-        job.tell("failed", error=str(e)[:500])
+        job.end("failed", error=str(e)[:500])
     else:
-        job.tell("done")
+        job.end("done")
     finally:
         for fd in job.descriptors:
             os.close(fd)
@@ -179,16 +186,28 @@ def _capture_spool(job: _Job) -> None:
         if source is None:
             source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         incoming = IncomingCore.from_spool(source, spooled.snapshot)
-        _capture(job, incoming, ending=spooled.ending())
+        disk = os.fstatvfs(job.entry.fd)
+        free = disk.f_bavail * disk.f_frsize
+        fits = os.fstat(source).st_blocks * 512 <= free
+        _capture(job, incoming, ending=spooled.ending(), keep_free_bytes=0 if fits else free // 4)
 
 
-def _capture(job: _Job, incoming: IncomingCore, ending: str | None = None) -> None:
+def _capture(
+    job: _Job,
+    incoming: IncomingCore,
+    ending: str | None = None,
+    keep_free_bytes: int | None = None,
+) -> None:
+    """Capture; with `keep_free_bytes` a core that takes the place of another copy of it."""
+    options = Options.from_json(job.what["options"])
+    if keep_free_bytes is not None:
+        options = replace(options, keep_free_bytes=keep_free_bytes)
     try:
         final = capture(
             from_json(job.what["crash"]),
             job.entry,
             incoming,
-            Options.from_json(job.what["options"]),
+            options,
             with_proc=job.what["with_proc"],
             identified=lambda: job.tell("identified"),
             decide=job.decide,

@@ -153,6 +153,9 @@ class StoreFacts:
     index_count: int = 0
     index_error: str | None = None
     index_hint: str | None = None
+    index_path: str = ""
+    index_wal_bytes: int = 0
+    """Where it is more than any reader of ours makes of it."""
     index_seen: bool = True
     """False: it may not be looked at."""
 
@@ -313,6 +316,9 @@ def check_index(store: StoreFacts) -> Check:
         return warned(name, "cannot be looked at", "sudo crashctl doctor")
     if store.index_error:
         return failed(name, store.index_error, store.index_hint)
+    if store.index_wal_bytes:
+        text = f"its WAL has {format_size(store.index_wal_bytes)}: somebody reads it without an end"
+        return warned(name, text, f"fuser -v {store.index_path}, and end what has no need of it")
     return passed(name, f"{store.index_count} crashes")
 
 

@@ -13,6 +13,7 @@ are compared with the bytes at hand, and work is linear in them.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from crashd.domain.elfnotes import (
@@ -247,6 +248,7 @@ def parse_head(head: bytes) -> CoreHead:
             segments.append(Segment(offset, vaddr, filesz, memsz, flags))
         elif kind == PT_NOTE:
             notes.append((offset, filesz))
+    notes = _bound(notes, found)
     _collect_segments(head, header.layout, notes, found)
     return CoreHead(
         machine=header.layout.machine,
@@ -266,13 +268,23 @@ def parse_head(head: bytes) -> CoreHead:
     )
 
 
+def _bound(notes: list[tuple[int, int]], found: Notes) -> list[tuple[int, int]]:
+    """Leave out note segments where there are too many of them, or too much is in them: those that
+    overlap would have the same bytes parsed, and copied, over and over.
+    """
+    if len(notes) > NOTE_SEGMENTS_MAX:
+        found.problem(f"{len(notes)} note segments, more than {NOTE_SEGMENTS_MAX}")
+    sizes = accumulate(size for _, size in notes)
+    kept = [note for note, total in zip(notes, sizes, strict=True) if total <= HEAD_MAX]
+    if len(kept) < min(len(notes), NOTE_SEGMENTS_MAX):
+        found.problem(f"note segments of more than {HEAD_MAX} bytes in all")
+    return kept[:NOTE_SEGMENTS_MAX]
+
+
 def _collect_segments(
     head: bytes, layout: Layout, notes: list[tuple[int, int]], found: Notes
 ) -> None:
-    # Capped, or segments that overlap would have the same bytes parsed over and over.
-    if len(notes) > NOTE_SEGMENTS_MAX:
-        found.problem(f"{len(notes)} note segments, more than {NOTE_SEGMENTS_MAX}")
-    for offset, filesz in notes[:NOTE_SEGMENTS_MAX]:
+    for offset, filesz in notes:
         blob = head[offset : offset + filesz]
         collect_notes(blob, layout, found)
         if len(blob) < filesz:

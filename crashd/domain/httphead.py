@@ -1,5 +1,6 @@
 """What the head of an HTTP/1 request says; pure."""
 
+import base64
 from collections.abc import Iterable
 
 
@@ -50,3 +51,16 @@ def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
         except ValueError:
             quality = 0.0
         yield name, parameters, quality if 0 <= quality <= 1 else 0.0
+
+
+def parse_basic(authorization: str) -> tuple[str, bytes] | None:
+    """Take user and password out of an Authorization header; None where it is no such one."""
+    scheme, _, coded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(coded.strip(), validate=True).partition(b":")
+        name = user.decode()
+    except ValueError:
+        return None
+    return (name, password) if colon else None

@@ -142,6 +142,8 @@ class DumpDirectory:
     """When it was last written to."""
     world_readable: bool = False
     """Kernel memory that every user may read."""
+    log_world_readable: bool = False
+    """A kernel's log that every user may read, whatever dmesg_restrict says."""
     unknown: tuple[bytes, ...] = ()
     """What no maker puts there."""
     faults: tuple[str, ...] = ()
@@ -225,11 +227,16 @@ def classify(
         readme=next((f.name for f in by_role[Role.OTHER] if f.name == b"README.txt"), None),
         size_bytes=sum(file.size_bytes for file in known),
         changed_ns=max([directory.mtime_ns, *(file.mtime_ns for file in known)]),
-        world_readable=bool(directory.mode & 0o001)
-        and any(file.mode & 0o004 for file in [*finished, *unfinished]),
+        world_readable=_is_open(directory, [*finished, *unfinished]),
+        log_world_readable=_is_open(directory, [*by_role[Role.LOG], *by_role[Role.UNFINISHED_LOG]]),
         unknown=unknown,
         faults=tuple(faults[:FAULTS_MAX]),
     )
+
+
+def _is_open(directory: Entry, files: Iterable[Entry]) -> bool:
+    """Tell whether every user may read one of the files."""
+    return bool(directory.mode & 0o001) and any(file.mode & 0o004 for file in files)
 
 
 def _sort_files(

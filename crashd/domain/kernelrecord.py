@@ -124,6 +124,8 @@ def _warnings(look: Look) -> tuple[str, ...]:
     directory, told = look.directory, []
     if directory.world_readable:
         told.append("every user may read the dump, which is the kernel's memory")
+    if directory.log_world_readable:
+        told.append("every user may read the kernel's log that was saved")
     if directory.shared:
         told.append("a second crash in the same minute used the directory: its log is the first's")
     if directory.log_unfinished:
@@ -153,7 +155,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
         "log_file": _name(directory.log),
         "log_source": look.log_source if look.log else None,
         "dump_state": verdict.completeness.value if verdict is not None else None,
-        "world_readable": directory.world_readable,
+        "world_readable": directory.world_readable or directory.log_world_readable,
     }
     if head is not None:
         said |= {

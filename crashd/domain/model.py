@@ -27,6 +27,9 @@ ID_PATTERN = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}-\d{1,10}-[a-z][0-9a-z]{7}", re
 BOOT_UNKNOWN = "0" * 32
 """In place of a boot id: no log tells that of a kernel that died."""
 
+SEQUENCE_TIME_MAX = 1 << 62
+"""2116: no clock brings the numbers of crashes near their end, 2**63."""
+
 SHORT_ID_LENGTH = 8
 _SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -142,6 +145,8 @@ class Crash:
     """This host's own node name."""
     token: str = ""
     """Made by the handler for this crash; the same crash arriving twice has the same one."""
+    sequence: int | None = None
+    """Our own order: that of admission, whatever the wall clock does (`next_sequence`)."""
     boottime_ns: int | None = None
     """CLOCK_BOOTTIME at the crash: orders crashes of one boot whatever the wall clock does."""
     pid: int | None = None
@@ -194,6 +199,8 @@ class Crash:
     analysis: Mapping[str, Any] | None = None
     """`{state, reason, cause, seconds, cpu_seconds, peak_bytes, warnings, time}` of the newest."""
     pinned: bool = False
+    evicted: Mapping[str, Any] | None = None
+    """`{reason, time}` of a tombstone: the limit that the core was deleted for, and when."""
     kernel: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     """What was odd about this crash, a line each."""
@@ -227,7 +234,7 @@ class Crash:
 _LIST_KEYS_TEXT = """
 id kind state time boot_id hostname pid tid uid gid signal signal_name si_code fault_address
 comm exe cmdline cwd unit slice container_id build_id capture core signature title
-explanation count_of_signature pinned kernel
+explanation count_of_signature pinned evicted kernel
 """
 LIST_KEYS = tuple(_LIST_KEYS_TEXT.split())
 """Keys of `crashctl list --json`, in order; `info --json` has these and more."""
@@ -238,15 +245,15 @@ _BYTES += ("status", "mountinfo", "auxv", "open_fds")
 _BYTES_LISTS = ("argv", "environ")
 _ALWAYS_BASE64 = frozenset({"auxv"})
 _PLAIN_TEXT = """
-token boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
+token sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
 sender_pid sender_uid unit user_unit slice session cgroup container_id container_runtime
-pod_uid build_id signature title explanation analysis pinned kernel
+pod_uid build_id signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
 _LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
-boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code sender_pid
-sender_uid
+sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
+sender_pid sender_uid
 """
 _NUMBERS = frozenset(_NUMBERS_TEXT.split())
 
@@ -261,6 +268,11 @@ def build_id_text(time_ns: int, boot_id: str, pid: int, random: int) -> str:
         random, digit = divmod(random, 36)
         letters.append(_SHORT_ALPHABET[digit])
     return f"{stamp}-{boot_id[:8]}-{max(pid, 0)}-{''.join(letters)}"
+
+
+def next_sequence(last: int, time_ns: int) -> int:
+    """Number a crash after the one before it: by the wall clock, but never backwards."""
+    return max(last + 1, min(time_ns, SEQUENCE_TIME_MAX))
 
 
 def time_text(time_ns: int) -> str:
@@ -433,7 +445,7 @@ def _get_plain(doc: dict[str, Any], key: str) -> Any:
         return None
     if key in _NUMBERS:
         return _number(key, value, -(2**63), 2**64)
-    kind = {"pinned": bool, "kernel": dict, "analysis": dict}.get(key, str)
+    kind = {"pinned": bool, "kernel": dict, "analysis": dict, "evicted": dict}.get(key, str)
     if not isinstance(value, kind):
         raise FormatError(f"crash record has a {type(value).__name__} in {key}")
     if isinstance(value, str):

@@ -6,10 +6,11 @@ classes): what the kernel vouches for (argv, pidfd) always wins over what the pr
 written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crashd.corehandler import PROC_FILES
 from crashd.domain import signals
 from crashd.domain.cgroup import parse_cgroup
 from crashd.domain.coremeta import CoreMeta
@@ -160,8 +161,23 @@ def add_process(
         mountinfo=snapshot.get("mountinfo"),
         auxv=snapshot.get("auxv"),
         open_fds=snapshot.get("open_fds"),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_cuts(snapshot, status.threads)),
     )
+
+
+def _cuts(snapshot: Mapping[str, bytes], threads: int | None) -> Iterator[str]:
+    """Say what of /proc is not whole: the process chose how long it is."""
+    for name, limit in PROC_FILES.items():
+        if len(snapshot.get(name, b"")) >= limit:
+            yield f"{name} is cut after {limit} bytes"
+    named = THREADS_MAX  # of the core's notes, where /proc told no names
+    if "threads" in snapshot:
+        named = min(snapshot["threads"].count(b"\n") + 1, named)
+    if threads is not None and threads > named:
+        yield f"{named} of {threads} threads are named"
+    listed, count = snapshot.get("open_fds", b"").count(b"\n") + 1, snapshot.get("fd_count", b"")
+    if count.isdigit() and int(count) > listed:
+        yield f"{listed} of {int(count)} open files are listed"
 
 
 def _core_limit(crash: Crash, limits: bytes) -> int | None:

@@ -4,45 +4,42 @@
 much a capture may write. A deletion takes the core and leaves a tombstone, the crash's metadata; a
 whole one takes the metadata too. Nothing here reads a clock, a disk or the index. What holds:
 
-1. Nothing in flight goes, nothing pinned, and never the newest core of all, whatever its age.
+1. Nothing in flight goes, nothing pinned, and never the newest core of all, whatever its age,
+   unless a newer one is being captured: or one that fills the disk would be the last for ever.
 2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each on its own merits. Of a
    signature the first and the newest core stay (of one allowed: the newest), and of the others
    first those of the owner who has most of them.
 3. `max_count`, `max_use`, `keep_free` then take cores one by one: always from the owner who uses
    most of what is short, pins not counted, and the last core of a signature only when no signature
    has a second one that may go. Of one owner the oldest goes first, but the first of a signature
-   after those in its midst, and the newest after both.
+   after those in its midst, and the newest after both. While an owner has cores that cannot go,
+   captures above all, others' last ones go for bytes only as far as they use more than those; so
+   do they for the newest core of all, as far as nothing but that is what is too much.
 4. Where the cores of 3 do not suffice, metadata goes, the oldest of whoever has most; before them,
    where metadata has come to use more than half of the store. But history is not burnt for
    nothing: for bytes, metadata goes only where the limit is then met; for inodes, of which a core
    has one, metadata goes first, and nothing at all goes unless the limit is then met.
 5. Planning again after the deletions are carried out gives nothing.
 
-Order is that of `sequence`. The wall clock only gives ages, and is doubted so: a crash's time is
-believed if it is not before EARLIEST_NS, not after now, and not more than SKEW_NS behind one that
-is believed of a crash before it. Any other has the time of the next crash that is believed (it
-happened before that one), or now. So a crash stamped right never goes early, nor does one stamped
-too late; one stamped too early does so only if that contradicts no crash before it, or contradicts
-it by less than SKEW_NS. The tombstone that a later stamp contradicts stays as long as the crash
+Order is that of `sequence`; the wall clock only gives ages, as far as it is believed: see
+crashd/domain/believed.py. The tombstone that a later stamp contradicts stays as long as the crash
 with that stamp. What cannot be seen here is a *now* that runs ahead: whoever calls gives a time
 that is surely not, or None, and nothing goes for its age.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from heapq import heapify, heappop, heapreplace
 from itertools import chain
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from crashd.domain.believed import EARLIEST_NS, believe
+from crashd.domain.fairness import take_fairly
 from crashd.domain.units import Amount
 
-EARLIEST_NS: Final = 1_767_225_600 * 10**9
-"""2026-01-01: crashd is younger; hosts without a clock of their own start in 1970."""
-
-SKEW_NS: Final = 3600 * 10**9
-"""Crashes reach the index in another order than they happened, by as much without any doubt."""
+_NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class Reason(StrEnum):
@@ -165,12 +162,11 @@ def plan(
 def room(crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, owner: str) -> int:
     """Tell how many bytes a new crash of `owner` may use, its metadata included.
 
-    So many are free once a plan has been carried out that has the crash among its own: in flight,
-    `stored_bytes` what it may use, and as much more in `Usage.reserved_bytes`. That may cost cores
-    of which a signature has several, and the owner's own; the last cores of others only as far as
-    they use more than this owner then does. Metadata makes no room.
+    So many are free once a plan is carried out that has it among its own, in flight: `stored_bytes`
+    what it may use, and as much more in `Usage.reserved_bytes`. That may cost cores of which there
+    are several, and the owner's own; others' last ones as rule 3 says. Metadata makes no room.
     """
-    store = _Store(crashes, policy, None)
+    store = _Store(crashes, policy, None, coming=True)
     before = sum(store.bytes.uses)
     max_use, keep_free = _limits(usage, policy)
     spare = usage.free_bytes - usage.reserved_bytes - (keep_free or 0)
@@ -184,10 +180,11 @@ def room(crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, owner: st
         gives[store.owners[i]] += store.bytes.uses[i] - store.bytes.keeps[i]
     own_gives = gives.pop(owner, 0)
     own_rest = uses.get(owner, 0) - own_gives
+    busy = max(store.busy_of_owners().values(), default=0)
     low, high = 0, max(0, spare + own_gives + sum(gives.values()))
     while low < high:
         size = (low + high + 1) // 2
-        level = own_rest + size
+        level = max(busy, own_rest + size)
         given = sum(min(give, max(0, uses[name] - level)) for name, give in gives.items())
         if size <= spare + own_gives + given:
             low = size
@@ -208,7 +205,14 @@ class _Resource(NamedTuple):
 class _Store:
     """The crashes in their order, and what becomes of them in the course of planning."""
 
-    def __init__(self, crashes: Iterable[StoredCrash], policy: Policy, now_ns: int | None) -> None:
+    def __init__(
+        self,
+        crashes: Iterable[StoredCrash],
+        policy: Policy,
+        now_ns: int | None,
+        *,
+        coming: bool = False,
+    ) -> None:
         self.crashes = sorted(crashes, key=lambda crash: (crash.sequence, crash.id))
         self._reasons: dict[int, Reason] = {}
         known = self.crashes
@@ -219,8 +223,11 @@ class _Store:
         self._gone = [False] * len(known)
         self.fixed = [crash.pinned or crash.in_flight for crash in known]
         cores = self._list_cores()
-        for newest in cores[-1:]:
-            self.fixed[newest] = True
+        self._newest: int | None = None
+        if not coming and not any(c.in_flight and not c.has_core for c in known):
+            self._newest = next((i for i in cores[-1:] if not known[i].pinned), None)
+        if self._newest is not None:
+            self.fixed[self._newest] = True
         self._cores_of = Counter(self._keys[i] for i in cores)
         self.bytes = _Resource(
             [crash.stored_bytes for crash in known],
@@ -262,7 +269,7 @@ class _Store:
                 groups[self._keys[i]].append(i)
         for group in groups.values():
             kept = (group[0], group[-1])[2 - min(maximum, 2) :]
-            _take_fairly(
+            take_fairly(
                 self._queue(i for i in group if self.may_lose_core(i) and i not in kept),
                 self.uses_of_owners(self.count, group),
                 len(group) - maximum,
@@ -292,7 +299,7 @@ class _Store:
             excess = 2 * metadata - sum(self.bytes.uses)
             short = self._drop_metadata(self.bytes, short, reason, at_most=excess)
         short = self.shed_cores(self.bytes, short, reason)
-        if possible:
+        if possible and short <= self._gains_of_metadata():
             short = self._drop_metadata(self.bytes, short, reason)
         self._unmet |= short > 0
 
@@ -307,10 +314,27 @@ class _Store:
     def shed_cores(self, resource: _Resource, short: int, reason: Reason) -> int:
         """Evict cores until nothing is short; tell what still is."""
         short = self.shed_some(resource, short, reason, last=False)
-        return self.shed_some(resource, short, reason, last=True)
+        newest = 0 if self._newest is None else self.bytes.uses[self._newest]
+        most = max(self.busy_of_owners().values(), default=-1)
+        if resource is not self.bytes or self._newest is None or newest <= most:
+            return self.shed_some(resource, short, reason, last=True)
+        short = newest + self.shed_some(resource, short - newest, reason, last=True)
+        busy = {self.owners[self._newest]: newest}
+        return self.shed_some(resource, short, reason, last=True, busy=busy)
 
-    def shed_some(self, resource: _Resource, short: int, reason: Reason, *, last: bool) -> int:
-        """Evict cores, the `last` of their signatures or only others; tell what is still short."""
+    def shed_some(
+        self,
+        resource: _Resource,
+        short: int,
+        reason: Reason,
+        *,
+        last: bool,
+        busy: Mapping[str, int] = _NOBODY,
+    ) -> int:
+        """Evict cores, the `last` of their signatures or only others; tell what is still short.
+
+        `busy` has bytes, by owner, that cannot go beside those in flight.
+        """
         if short <= 0:
             return short
 
@@ -320,7 +344,21 @@ class _Store:
             return self._evict(resource, i, reason)
 
         uses = self.uses_of_owners(resource, range(len(self.crashes)))
-        return _take_fairly(self._queue_cores(), uses, short, take)
+        queues = self._queue_cores()
+        stays = Counter(busy)
+        if last and resource is self.bytes:
+            stays.update(self.busy_of_owners())
+        level = max(stays.values(), default=-1)
+        spared = {owner: level for owner in queues if owner not in stays}
+        return take_fairly(queues, uses, short, take, spared)
+
+    def busy_of_owners(self) -> dict[str, int]:
+        """Add up the bytes of each owner that cannot go now: being captured, read or locked."""
+        busy: dict[str, int] = defaultdict(int)
+        for i, crash in enumerate(self.crashes):
+            if crash.in_flight and not crash.pinned:
+                busy[crash.owner] += self.bytes.uses[i]
+        return busy
 
     def may_lose_core(self, i: int) -> bool:
         return self.core[i] and not self.fixed[i]
@@ -349,6 +387,9 @@ class _Store:
             if not self.fixed[i] and (not self.core[i] or self._gain(resource, i) > 0):
                 total += uses - (resource.keeps[i] if i in self._evidence else 0)
         return total
+
+    def _gains_of_metadata(self) -> int:
+        return sum(self.bytes.uses[i] for i in self._list_metadata() if i not in self._evidence)
 
     def _gain(self, resource: _Resource, i: int) -> int:
         """Work out what evicting a core frees."""
@@ -388,7 +429,11 @@ class _Store:
     def _look_at_times(self) -> None:
         self._before = (len(self._reasons), sum(self._gone))
         self._unmet = False
-        self._times, self._contradicts = _believe(self.crashes, self._gone, self._now_ns)
+        stamps = [
+            None if gone else crash.time_ns
+            for crash, gone in zip(self.crashes, self._gone, strict=True)
+        ]
+        self._times, self._contradicts = believe(stamps, self._now_ns)
         self._expired = self._list_older(self._metadata_max_age_ns)
         self._evidence = {i for i in self._contradicts if i is not None}
         looks = zip(self.crashes, self._times, self._gone, strict=True)
@@ -428,65 +473,13 @@ class _Store:
         candidates = self._list_metadata()
         queues = self._queue(i for i in candidates if i not in self._evidence)
         uses = self.uses_of_owners(resource, candidates)
-        return short - wanted + _take_fairly(queues, uses, wanted, take)
+        return short - wanted + take_fairly(queues, uses, wanted, take)
 
     def _delete(self, i: int, reason: Reason, *, whole: bool) -> None:
         for uses, keeps in self._resources:
             uses[i] = 0 if whole else keeps[i]
         self._gone[i] = whole
         self._reasons.setdefault(i, reason)
-
-
-def _take_fairly(
-    queues: Mapping[str, list[int]], uses: dict[str, int], short: int, take: Callable[[int], int]
-) -> int:
-    """Take from whoever uses most, again and again, until nothing is short; tell what still is.
-
-    `queues` have the next at the end; `take` tells what taking freed, 0 when it did not.
-    """
-    heap = [(-uses[owner], owner) for owner in queues]
-    heapify(heap)
-    while heap and short > 0:
-        weight, owner = heap[0]
-        queue = queues[owner]
-        freed = 0
-        while queue and not freed:
-            freed = take(queue.pop())
-        short -= freed
-        uses[owner] = -weight - freed
-        if queue:
-            heapreplace(heap, (weight + freed, owner))
-        else:
-            heappop(heap)
-    return short
-
-
-def _believe(
-    crashes: Sequence[StoredCrash], gone: Sequence[bool], now_ns: int | None
-) -> tuple[list[int], list[int | None]]:
-    """Tell when each crash happened, or later, and which crash before it contradicts its stamp."""
-    if now_ns is None:
-        return [0] * len(crashes), [None] * len(crashes)
-    times: list[int | None] = []
-    contradicted: list[int | None] = [None] * len(crashes)
-    latest_ns, latest = EARLIEST_NS, None
-    for i, crash in enumerate(crashes):
-        time_ns = crash.time_ns
-        if gone[i] or not EARLIEST_NS <= time_ns <= now_ns:
-            times.append(None)
-        elif time_ns < latest_ns - SKEW_NS:
-            times.append(None)
-            contradicted[i] = latest
-        else:
-            times.append(time_ns)
-            if time_ns > latest_ns:
-                latest_ns, latest = time_ns, i
-    following_ns = now_ns
-    believed = []
-    for own_ns in reversed(times):
-        following_ns = following_ns if own_ns is None else own_ns
-        believed.append(following_ns)
-    return believed[::-1], contradicted
 
 
 def _limits(usage: Usage, policy: Policy) -> tuple[int | None, int | None]:

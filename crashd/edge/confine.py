@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,9 +93,19 @@ def _syscall(name: str, *arguments: object) -> int:
     return _call("syscall", ctypes.c_long(number), *arguments)
 
 
-def isolate(parent: int | None) -> bool:
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What isolate() did, for seal()."""
+
+    mapped: bool
+    """It took a user namespace to do so."""
+    waiter_fd: int
+    """A pidfd of the process that waits: seen from in here, it has no pid."""
+
+
+def isolate(parent: int | None) -> Isolation:
     """Go on as pid 1 of new namespaces; the process that was there waits, and ends as its child
-    does (128 and the signal, where one ended it). True when it took a user namespace to do so.
+    does (128 and the signal, where one ended it).
 
     Both die with the process that started us, which is to be `parent` where that is given.
 
@@ -117,13 +128,14 @@ def isolate(parent: int | None) -> bool:
             raise UnsupportedError(f"cannot make namespaces: {first}; {e}") from e
     with contextlib.suppress(OSError):
         _call("unshare", CLONE_NEWCGROUP)  # since 4.6
+    waiter_fd = os.pidfd_open(os.getpid())
     child = os.fork()
     if child:
         _wait(child, tell=parent is not None)
-    _die_with_parent()
+    _die_with_parent(waiter_fd)
     # Mounts that are made here must not appear on the host.
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
-    return mapped
+    return Isolation(mapped, waiter_fd)
 
 
 def _wait(child: int, *, tell: bool) -> NoReturn:
@@ -157,9 +169,8 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
     )
 
 
-def seal(limits: Limits, keep: Sequence[int], *, mapped: bool) -> None:
+def seal(limits: Limits, keep: Sequence[int], isolation: Isolation) -> None:
     """Give everything away but the descriptors `keep`; nothing may be imported after it.
-    `mapped` is what isolate() returned.
 
     Raises:
         UnsupportedError: something of it does not work here; the process must end.
@@ -167,9 +178,33 @@ def seal(limits: Limits, keep: Sequence[int], *, mapped: bool) -> None:
     """
     try:
         _be_humble()
-        _close_others(keep)
+        _close_others([*keep, isolation.waiter_fd])
         _change_root(limits.scratch_bytes)
-        _drop_privileges(mapped=mapped)
+        _drop_privileges(mapped=isolation.mapped)
+        _die_with_parent(isolation.waiter_fd)  # a change of ids takes it back
+        os.close(isolation.waiter_fd)
+        _limit(limits)
+        _filter_calls()
+    except (OSError, ValueError, KeyError) as e:
+        raise UnsupportedError(f"cannot confine the analysis: {e}") from e
+
+
+def seal_in_unit(limits: Limits, keep: Sequence[int]) -> None:
+    """As seal(), where systemd took ids, capabilities, namespaces and the host's files away
+    before this program began (crashd-analyze@.service).
+
+    Raises:
+        UnsupportedError: it has not, or something of the rest does not work here; the process must
+            end.
+
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            powerless = "\nCapPrm:\t0000000000000000\n" in file.read()
+        if os.geteuid() == 0 or not powerless or os.path.lexists("/etc/shadow"):
+            raise UnsupportedError("cannot confine the analysis: its unit leaves it too much")
+        _close_others(keep)
+        _gain_nothing()
         _limit(limits)
         _filter_calls()
     except (OSError, ValueError, KeyError) as e:
@@ -233,14 +268,25 @@ def _drop_privileges(*, mapped: bool) -> None:
         _call("prctl", PR_SET_SECUREBITS, _SECUREBITS_LOCKED, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)())
+    _gain_nothing()
+
+
+def _gain_nothing() -> None:
+    """Gain no privilege, and let nobody trace us. After a change of ids, which resets the second: a
+    worker that crashes is not to be analysed.
+    """
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # after the change of ids, which resets these two: a worker that crashes is not to be analysed
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _die_with_parent()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent_fd: int = -1) -> None:
+    """Be killed when the parent ends; end now where it has, by its pidfd, ended before."""
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent_fd >= 0:
+        poll = select.poll()
+        poll.register(parent_fd, select.POLLIN)
+        if poll.poll(0):
+            raise UnsupportedError("whoever waited for this is gone")
 
 
 def _limit(limits: Limits) -> None:

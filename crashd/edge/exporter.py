@@ -1,13 +1,14 @@
 """Metrics for Prometheus. Only importer of prometheus_client.
 
 A scrape reads memory only. Labels come from closed sets; every combination is there from the first
-scrape on, at 0, so that rate() sees the first crash.
+scrape on, at 0, so that rate() sees the first crash. Whoever asks for OpenMetrics gets with each
+count of crashes, and each bucket of the hold time, the id of the newest one.
 """
 
 import re
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import accumulate, product
 
@@ -20,6 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from crashd.domain.httphead import wants_openmetrics
 from crashd.domain.kernelretention import DeletionReason
@@ -87,6 +89,7 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     ),
     "crashd_retention_freed_bytes": ("Freed by retention.", {"kind": _KINDS}),
     "crashd_dropped": ("Events that lost something or took the long way.", {"reason": _REASONS}),
+    "crashd_control_refused": ("Connections to the control socket that were turned away.", {}),
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_captures_in_flight": ("Captures under way or waiting.", {}),
@@ -121,6 +124,9 @@ class Exporter(Collector):
         # For each engine a count for every bucket, and one for what is above the last.
         self._hold = {engine.value: [0] * (len(HOLD_BUCKETS) + 1) for engine in Engine}
         self._hold_sum = dict.fromkeys(self._hold, 0.0)
+        self._newest_of: dict[tuple[str, ...], Exemplar] = {}
+        self._newest_held: dict[tuple[str, int], Exemplar] = {}
+        """By engine and bucket."""
         self._units: dict[str, float] = {_OTHER: 0}
         self._analysis = [0] * (len(ANALYSIS_BUCKETS) + 1)
         self._analysis_sum = 0.0
@@ -147,8 +153,11 @@ class Exporter(Collector):
             for kind, time_ns in newest.items():
                 self._newest(kind, time_ns)
 
-    def seed_units(self, units: Mapping[str, int]) -> None:
-        """Add what daemons before this one counted of each unit; once, the most frequent first."""
+    def seed_units(self, units: Mapping[str | None, int]) -> None:
+        """Add what daemons before this one counted of each unit; once, the most frequent first.
+
+        None counts the crashes outside of any unit, and of units that are not named.
+        """
         for unit, count in units.items():
             self._count_unit(unit, count)
 
@@ -167,10 +176,13 @@ class Exporter(Collector):
         signal: int | None,
         time_ns: int,
         unit: str | None = None,
+        crash_id: str = "",
     ) -> None:
         """Count one crash that is recorded."""
         labels = _crash_labels(kind, disposition)
         with self._lock:
+            if crash_id:
+                self._newest_of[labels] = _exemplar(crash_id, 1, time_ns)
             self._values["crashd_crashes"][labels] += 1
             if labels[0] == Kind.PROCESS:
                 self._values["crashd_crashes_by_signal"][_signal_labels(signal)] += 1
@@ -183,7 +195,15 @@ class Exporter(Collector):
         last[(kind,)] = max(last[(kind,)], time_ns / 1e9)
 
     def captured(
-        self, engine: str, hold_seconds: float | None, logical: int, resident: int, stored: int
+        self,
+        engine: str,
+        hold_seconds: float | None,
+        logical: int,
+        resident: int,
+        stored: int,
+        *,
+        crash_id: str = "",
+        time_ns: int = 0,
     ) -> None:
         """Count one captured core: sizes in bytes, hold None when no process was held."""
         sizes = (logical, resident, stored)
@@ -194,13 +214,22 @@ class Exporter(Collector):
             for stage, size in zip(_STAGES, sizes, strict=True):
                 self._values["crashd_capture_bytes"][(stage,)] += size
             if hold_seconds is not None:
-                self._hold[engine][bisect_left(HOLD_BUCKETS, hold_seconds)] += 1
+                bucket = bisect_left(HOLD_BUCKETS, hold_seconds)
+                if crash_id:
+                    newest = _exemplar(crash_id, hold_seconds, time_ns)
+                    self._newest_held[engine, bucket] = newest
+                self._hold[engine][bucket] += 1
                 self._hold_sum[engine] += hold_seconds
 
     def dropped(self, reason: DropReason) -> None:
         """Count something that went wrong."""
         with self._lock:
             self._values["crashd_dropped"][(DropReason(reason).value,)] += 1
+
+    def control_refused(self) -> None:
+        """Count a connection to the control socket that was turned away."""
+        with self._lock:
+            self._values["crashd_control_refused"][()] += 1
 
     def limited(self, verdict: Verdict) -> None:
         """Count a verdict of the limiter that keeps less than the rules allow."""
@@ -275,33 +304,49 @@ class Exporter(Collector):
         """Build all metrics as of one moment; called by the registry."""
         build = GaugeMetricFamily("crashd_build_info", "1, with the version.", labels=("version",))
         build.add_metric((self._version,), 1)
-        hold = HistogramMetricFamily(
-            "crashd_capture_hold_seconds",
-            "Time from the handler's start to the release of the crashed process.",
-            labels=("engine",),
-        )
         analysis = HistogramMetricFamily("crashd_analysis_seconds", "Time of an analysis.")
         units = CounterMetricFamily(
             "crashd_unit_crashes", "Process crashes of a unit.", labels=("unit",)
         )
-        families: list[Metric] = [build, hold, analysis, units]
-        bounds = [*map(str, map(float, HOLD_BUCKETS)), "+Inf"]
         steps = [*map(str, map(float, ANALYSIS_BUCKETS)), "+Inf"]
         with self._lock:
             counted = zip(steps, accumulate(map(float, self._analysis)), strict=True)
             analysis.add_metric((), list(counted), self._analysis_sum)
             for unit, number in self._units.items():
                 units.add_metric((unit,), number)
-            for engine, counts in self._hold.items():
-                buckets = zip(bounds, accumulate(map(float, counts)), strict=True)
-                hold.add_metric((engine,), list(buckets), self._hold_sum[engine])
-            for kind, described in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
-                for name, (text, labels) in described.items():
-                    family = kind(name, text, labels=tuple(labels))
-                    for values, value in self._values[name].items():
-                        family.add_metric(values, value)
-                    families.append(family)
-        return families
+            return [build, self._collect_hold(), analysis, units, *self._collect_closed()]
+
+    def _collect_hold(self) -> Metric:
+        hold = HistogramMetricFamily(
+            "crashd_capture_hold_seconds",
+            "Time from the handler's start to the release of the crashed process.",
+            labels=("engine",),
+        )
+        bounds = [*map(str, map(float, HOLD_BUCKETS)), "+Inf"]
+        for engine, counts in self._hold.items():
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for number, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True)):
+                newest = self._newest_held.get((engine, number))
+                buckets.append((bound, count, newest) if newest else (bound, count))
+            hold.add_metric((engine,), buckets, self._hold_sum[engine])
+        return hold
+
+    def _collect_closed(self) -> Iterator[Metric]:
+        for name, (text, labels) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=tuple(labels))
+            newest = self._newest_of if name == "crashd_crashes" else {}
+            for values, value in self._values[name].items():
+                counter.add_metric(values, value, exemplar=newest.get(values))
+            yield counter
+        for name, (text, labels) in _GAUGES.items():
+            gauge = GaugeMetricFamily(name, text, labels=tuple(labels))
+            for values, value in self._values[name].items():
+                gauge.add_metric(values, value)
+            yield gauge
+
+
+def _exemplar(crash_id: str, value: float, time_ns: int) -> Exemplar:
+    return Exemplar({"crash_id": crash_id}, value, time_ns / 1e9)
 
 
 def _crash_labels(kind: str, disposition: str) -> tuple[str, str]:

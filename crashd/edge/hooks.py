@@ -6,10 +6,13 @@ descriptors; what becomes of it changes nothing but a count.
 
 import contextlib
 import http.client
+import json
 import os
 import signal
+import socket
 import stat
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 from crashd.domain.text import printable
 
 HOOKS_MAX = 32
+_ANSWER_MAX = 1 << 20
 _ENVIRON = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -121,3 +125,49 @@ def post(url: str, document: bytes, seconds: float) -> None:
             answer.read(1 << 16)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
         raise HookError(f"the webhook failed: {printable(str(e))[:200]}") from e
+
+
+def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[str]:
+    """Run all hooks, one after another; say what failed."""
+    hooks, failures = list_hooks(directory)[0], []
+    for path in hooks:
+        try:
+            run_hook(path, document, seconds)
+        except HookError as e:
+            failures.append(str(e))
+    if url:
+        try:
+            post(url, document, seconds)
+        except HookError as e:
+            failures.append(str(e))
+    return failures
+
+
+def ask_for_all(address: Path, document: bytes, seconds: float) -> list[str]:
+    """Have all hooks run by whoever listens at `address`, within so many seconds; say what failed.
+
+    Raises:
+        HookError: nobody there does it, or not in time.
+
+    """
+    answer = bytearray()
+    deadline = time.monotonic() + seconds
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(seconds)
+            peer.connect(str(address))
+            peer.sendall(document)
+            peer.shutdown(socket.SHUT_WR)
+            while len(answer) <= _ANSWER_MAX:
+                peer.settimeout(max(deadline - time.monotonic(), 0.001))
+                if not (data := peer.recv(1 << 16)):
+                    break
+                answer += data
+        failures = json.loads(answer)
+    except OSError as e:
+        raise HookError(f"{address} does not run the hooks: {e.strerror or e}") from e
+    except ValueError as e:
+        raise HookError(f"{address} did not say what became of the hooks") from e
+    if not isinstance(failures, list):
+        raise HookError(f"{address} did not say what became of the hooks")
+    return [printable(str(failure).encode())[:400] for failure in failures]

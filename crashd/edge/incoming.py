@@ -65,6 +65,12 @@ class IncomingCore:
         """Take a core that the handler spooled; its process is long gone."""
         return cls(Mode.SPOOL, source, None, snapshot)
 
+    def spooled_bytes(self) -> int | None:
+        """Tell what a spooled core has on disk, holes left out; None where it is still to come."""
+        if self.mode is not Mode.SPOOL or self._source < 0:
+            return None
+        return os.fstat(self._source).st_blocks * 512
+
     def accept(self) -> None:
         """Have the core sent, where the kernel asks whether it shall.
 

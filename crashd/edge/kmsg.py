@@ -14,19 +14,22 @@ RECORD_MAX = 8192
 class KernelLog:
     """Owns the descriptor; a selector can wait for it."""
 
-    def __init__(self) -> None:
-        """Open the log at its oldest record.
+    def __init__(self, fd: int | None = None) -> None:
+        """Open the log at its oldest record, or take a descriptor of it that somebody else opened.
 
         Raises:
             UnavailableError: there is none (a container), or it may not be read.
 
         """
+        self.overrun = 0
+        """How often records were gone before they were read."""
+        if fd is not None:
+            self._fd = fd
+            return
         try:
             self._fd = os.open(DEVICE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as e:
             raise UnavailableError(f"cannot read {DEVICE}: {e.strerror}") from e
-        self.overrun = 0
-        """How often records were gone before they were read."""
 
     def fileno(self) -> int:
         """Tell the descriptor, for a selector."""

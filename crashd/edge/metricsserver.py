@@ -1,6 +1,9 @@
-"""The server of /metrics, /-/healthy and /-/ready: one thread, and no client can hold it up."""
+"""The server of /metrics, /-/healthy and /-/ready: one thread, and no client can hold it up.
 
-import contextlib
+Where a guard is set, streams are its own (TLS), and no request that it does not let in is answered
+by more than that.
+"""
+
 import errno
 import gzip
 import os
@@ -9,28 +12,38 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
 from crashd.domain.httphead import accepts_gzip, parse_request
 from crashd.edge.exporter import Exporter
+from crashd.edge.webguard import Guard, Question, Stream, WantsRead, WantsWrite
 from crashd.errors import UnavailableError
 
 CONNECTIONS_MAX = 32
 REQUEST_MAX = 8192
 """Bytes of a request's head."""
 DEADLINE_NS = 5 * 10**9
-"""For a whole request, and again for its whole answer, however fast the bytes trickle."""
+"""For a whole request and its judgement, and again for its whole answer, however fast the bytes
+trickle.
+"""
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="crashd", charset="UTF-8"'}
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """A client: its request is read, then its answer is written, then its end is waited for."""
+    """A client: its request is read, judged by the gate, its answer written, its end waited for."""
 
-    peer: socket.socket
+    stream: Stream
+    guard: Guard
     deadline_ns: int
+    question: Question | None = None
+    """While the gate takes its time; the socket is not looked at meanwhile."""
+    asked: tuple[str, str, dict[str, str]] | None = None
+    """Method, path and headers, once they are known."""
     request: bytearray = field(default_factory=bytearray)
     answer: memoryview = field(default_factory=lambda: memoryview(b""))
     answered: bool = False
@@ -50,15 +63,21 @@ class MetricsServer:
         exporter: Exporter,
         health: Callable[[], bool],
         ready: Callable[[], bool],
+        guard: Guard | None = None,
     ) -> None:
         """Take `sock`. `health` and `ready`, called by its thread, are quick and never raise."""
         self.socket = sock
         sock.setblocking(False)
+        self.guard = Guard() if guard is None else guard
+        """May be replaced at any time, by any thread; connections that are there keep theirs."""
         self._exporter = exporter
         self._checks = {"/-/healthy": health, "/-/ready": ready}
         self._connections: dict[int, _Connection] = {}
+        self._judged: deque[Question] = deque()
         self._selector = selectors.DefaultSelector()
-        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
@@ -67,32 +86,42 @@ class MetricsServer:
 
     def stop(self) -> None:
         """Stop answering, and close the socket; may be called twice, or without `start`."""
-        if self._stop_fd < 0:
+        if self._wake_fd < 0:
             return
-        os.eventfd_write(self._stop_fd, 1)
+        self._stopping = True
+        self._wake()
         if self._thread.ident is not None:
             self._thread.join()
         for connection in list(self._connections.values()):
             self._close(connection)
         self._selector.close()
-        os.close(self._stop_fd)
-        self._stop_fd = -1
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
         self.socket.close()
 
+    def _wake(self) -> None:
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
     def _run(self) -> None:
-        self._selector.register(self._stop_fd, selectors.EVENT_READ)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ)
         self._selector.register(self.socket, selectors.EVENT_READ)
         while True:
             due_ns = min((c.deadline_ns for c in self._connections.values()), default=None)
             wait = None if due_ns is None else max(0.0, (due_ns - time.monotonic_ns()) / 1e9)
             for key, _ in self._selector.select(wait):
-                if key.fd == self._stop_fd:
-                    return
                 connection = self._connections.get(key.fd)
-                if key.data is None:
+                if key.fd == self._wake_fd:
+                    os.eventfd_read(self._wake_fd)
+                elif key.data is None:
                     self._accept()
                 elif connection is not None and connection is key.data:
                     self._serve(connection)  # else closed for a newcomer just now
+            if self._stopping:
+                return
+            self._go_on()
             now_ns = time.monotonic_ns()
             for late in [c for c in self._connections.values() if c.deadline_ns <= now_ns]:
                 self._close(late)
@@ -107,38 +136,51 @@ class MetricsServer:
             time.sleep(0.1)
             return
         peer.setblocking(False)
+        guard = self.guard
+        try:
+            stream = guard.wrap(peer)
+        except OSError:  # it went away before it had begun
+            peer.close()
+            return
         if len(self._connections) >= CONNECTIONS_MAX:
             by_age = list(self._connections.values())
             self._close(next((c for c in by_age if not c.answer), by_age[0]))
-        connection = _Connection(peer, time.monotonic_ns() + DEADLINE_NS)
-        self._connections[peer.fileno()] = connection
-        self._selector.register(peer, selectors.EVENT_READ, connection)
+        connection = _Connection(stream, guard, time.monotonic_ns() + DEADLINE_NS)
+        self._connections[stream.socket.fileno()] = connection
+        self._selector.register(stream.socket, selectors.EVENT_READ, connection)
 
     def _close(self, connection: _Connection) -> None:
-        del self._connections[connection.peer.fileno()]
-        self._selector.unregister(connection.peer)
-        connection.peer.close()
+        del self._connections[connection.stream.socket.fileno()]
+        if connection.question is None:
+            self._selector.unregister(connection.stream.socket)
+        else:
+            connection.question.cancelled = True
+        connection.stream.socket.close()
 
     def _serve(self, connection: _Connection) -> None:
+        stream, events = connection.stream, selectors.EVENT_READ
         try:
-            if not connection.answer and not self._read(connection):
-                return
-            with contextlib.suppress(BlockingIOError):
-                connection.answer = connection.answer[connection.peer.send(connection.answer) :]
+            if connection.answer or self._read(connection):
+                events = selectors.EVENT_WRITE
+                connection.answer = connection.answer[stream.send(connection.answer) :]
+                if not connection.answer:
+                    # Closed while something unread waits, TCP would reset, and the answer be lost.
+                    stream.shutdown()
+                    events = selectors.EVENT_READ
+        except WantsRead:
+            events = selectors.EVENT_READ
+        except WantsWrite:
             events = selectors.EVENT_WRITE
-            if not connection.answer:
-                # Closed while something unread waits, TCP would reset, and the answer be lost.
-                connection.peer.shutdown(socket.SHUT_WR)
-                events = selectors.EVENT_READ
-            self._selector.modify(connection.peer, events, connection)
         except BlockingIOError:
-            return  # nothing to be read
+            pass
         except OSError:
             self._close(connection)
+        if connection.question is None and stream.socket.fileno() >= 0:
+            self._selector.modify(stream.socket, events, connection)
 
     def _read(self, connection: _Connection) -> bool:
         """Take what has come; True when there is an answer to be sent."""
-        data = connection.peer.recv(REQUEST_MAX)
+        data = connection.stream.recv(REQUEST_MAX + 1)
         if not data:
             self._close(connection)
             return False
@@ -147,41 +189,92 @@ class MetricsServer:
         connection.request += data
         head, end, _ = connection.request[: REQUEST_MAX + 1].partition(b"\r\n\r\n")
         if end:
-            answer = self._answer(bytes(head))
-        elif len(connection.request) > REQUEST_MAX:
-            answer = _build_answer(431, b"request is too large\n")
-        else:
+            return self._judge(connection, bytes(head))
+        if len(connection.request) <= REQUEST_MAX:
             return False
-        connection.answered = True
-        connection.answer = memoryview(answer)
-        connection.deadline_ns = time.monotonic_ns() + DEADLINE_NS
+        self._tell(connection, 431, b"request is too large\n")
         return True
 
-    def _answer(self, head: bytes) -> bytes:
+    def _judge(self, connection: _Connection, head: bytes) -> bool:
+        """Answer a request, or have it judged first; True when there is an answer to be sent."""
+        refusal, gate = connection.stream.refusal, connection.guard.gate
         try:
-            method, path, headers = parse_request(head)
+            asked = parse_request(head)
         except ValueError:
-            return _build_answer(400, b"not understood\n")
-        if method not in ("GET", "HEAD"):
-            return _build_answer(405, b"only GET and HEAD\n", Allow="GET, HEAD")
+            asked = None
+        if refusal is not None or asked is None:
+            self._tell(connection, 400, (refusal or "not understood\n").encode())
+            return True
+        connection.asked = asked
+        credentials = asked[2].get("authorization", "")
+        let_in = True if gate is None else gate.verdict(credentials)
+        if gate is None or let_in is not None:
+            self._answer(connection, asked, bool(let_in))
+            return True
+        connection.question = Question(credentials, self._is_judged)
+        if gate.ask(connection.question):
+            self._selector.unregister(connection.stream.socket)
+            return False
+        connection.question = None
+        self._tell(connection, 503, b"too many wait to be let in\n", more={"Retry-After": "1"})
+        return True
+
+    def _is_judged(self, question: Question) -> None:
+        """Note a verdict; called by the gate's thread."""
+        self._judged.append(question)
+        self._wake()
+
+    def _go_on(self) -> None:
+        """Answer those whom the gate has judged."""
+        while self._judged:
+            question = self._judged.popleft()
+            for connection in self._connections.values():
+                if connection.question is question and connection.asked is not None:
+                    connection.question = None
+                    self._selector.register(
+                        connection.stream.socket, selectors.EVENT_WRITE, connection
+                    )
+                    self._answer(connection, connection.asked, question.let_in)
+
+    def _answer(
+        self, connection: _Connection, asked: tuple[str, str, dict[str, str]], let_in: bool
+    ) -> None:
+        method, path, headers = asked
         only_head = method == "HEAD"
-        if path == "/metrics":
+        check = self._checks.get(path)
+        if not let_in:
+            self._tell(connection, 401, b"who are you?\n", only_head, _CHALLENGE)
+        elif method not in ("GET", "HEAD"):
+            self._tell(connection, 405, b"only GET and HEAD\n", more={"Allow": "GET, HEAD"})
+        elif path == "/metrics":
             body, content_type = self._exporter.render(headers.get("accept", ""))
             more = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
             if accepts_gzip(headers.get("accept-encoding", "")):
                 body = gzip.compress(body, 5, mtime=0)
                 more["Content-Encoding"] = "gzip"
-            return _build_answer(200, body, only_head, **more)
-        check = self._checks.get(path)
-        if check is None:
-            return _build_answer(404, b"try /metrics, /-/healthy or /-/ready\n", only_head)
-        what = path.removeprefix("/-/").encode()
-        if check():
-            return _build_answer(200, what + b"\n", only_head)
-        return _build_answer(503, b"not " + what + b"\n", only_head)
+            self._tell(connection, 200, body, only_head, more)
+        elif check is None:
+            self._tell(connection, 404, b"try /metrics, /-/healthy or /-/ready\n", only_head)
+        else:
+            what, well = path.removeprefix("/-/").encode(), check()
+            word = b"" if well else b"not "
+            self._tell(connection, 200 if well else 503, word + what + b"\n", only_head)
+
+    def _tell(
+        self,
+        connection: _Connection,
+        status: int,
+        body: bytes,
+        only_head: bool = False,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        headers = {**connection.guard.headers, **(more or {})}
+        connection.answer = memoryview(_build_answer(status, body, only_head, headers))
+        connection.answered = True
+        connection.deadline_ns = time.monotonic_ns() + DEADLINE_NS
 
 
-def _build_answer(status: int, body: bytes, only_head: bool = False, **more: str) -> bytes:
+def _build_answer(status: int, body: bytes, only_head: bool, more: Mapping[str, str]) -> bytes:
     headers = {
         "Content-Type": "text/plain; charset=utf-8",
         "X-Content-Type-Options": "nosniff",

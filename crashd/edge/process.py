@@ -146,8 +146,9 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
     """Read what /proc tells of the process, raw and capped; empty when it is not surely the same
     one.
 
-    Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` and `threads` (`tid name`
-    lines). May block for as long as a page of the process's memory does: the caller has a deadline.
+    Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` (the first of `fd_count`) and
+    `threads` (`tid name` lines). May block for as long as a page of the process's memory does: the
+    caller has a deadline.
     """
     pid = pidfd_pid(pidfd)
     if pid is None:
@@ -164,7 +165,9 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
         for name in PROC_LINKS:
             found[name] = _link(alive + name, process)
         found["threads"] = _threads(process)
-        found["open_fds"] = _open_fds(process)
+        numbers = _list("fd", process)
+        found["open_fds"] = _open_fds(numbers, process)
+        found["fd_count"] = b"%d" % len(numbers)
         for name, limit in PROC_FILES.items():
             found[name] = _read(name if name in _OF_PROCESS else alive + name, limit, process)
         return found if pidfd_pid(pidfd) == pid else {}
@@ -232,9 +235,9 @@ def _threads(process: int) -> bytes:
     return b"\n".join(lines)
 
 
-def _open_fds(process: int) -> bytes:
+def _open_fds(numbers: list[str], process: int) -> bytes:
     lines: list[bytes] = []
-    for number in _list("fd", process)[:OPEN_FDS_MAX]:
+    for number in numbers[:OPEN_FDS_MAX]:
         target = _link(f"fd/{number}", process).replace(b"\n", b"\\n")
         lines.append(number.encode() + b":" + target)
     return b"\n".join(lines)[:_TEXT_MAX]

@@ -2,7 +2,7 @@
 (crashd.edge.confine), with a deadline and bounded output. Only importer of subprocess.
 
 Where the daemon itself may not make namespaces, as in its own hardened unit, systemd starts the
-same worker behind a socket (Accept=yes): `ask_worker` instead of `run_worker`.
+same worker behind a socket (Accept=yes), sealed by its unit: `ask_worker` instead of `run_worker`.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from crashd.domain.analysis import PEAK_PREFIX, UNSEALED_STATUS
+from crashd.edge import workerlink
+from crashd.errors import FormatError
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10
@@ -84,34 +86,35 @@ def run_worker(
 
 
 def ask_worker(
-    request: Mapping[str, Any], core_fd: int, timeout_seconds: float, address: Path
+    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float, address: Path
 ) -> WorkerResult:
     """Have a worker run by whoever listens at `address`, a SOCK_STREAM socket of root's own.
 
-    As run_worker(), but what the worker cost is not known here, and one that is late is only left
-    alone: its unit has to end it (RuntimeMaxSec=).
+    As run_worker(), but the worker is sealed by its unit, the files of the core's modules are
+    opened here for it, what it cost is not known, and one that is late is only left alone: its unit
+    has to end it (RuntimeMaxSec=).
     """
     started = time.monotonic()
+    deadline = started + timeout_seconds
     output = bytearray()
     failure: str | None = None
-    raw = json.dumps({**request, "core_fd": None, "parent": None}).encode()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout_seconds)
             peer.connect(str(address))
-            sent = socket.send_fds(peer, [raw], [core_fd])
-            peer.sendall(raw[sent:])
+            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, core_fd)
+            if "task" not in request:  # the tasks beside the analysis need no more files
+                workerlink.answer_modules(peer, request)
             peer.shutdown(socket.SHUT_WR)
             while len(output) <= OUTPUT_MAX:
-                left = started + timeout_seconds - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError
-                peer.settimeout(left)
+                peer.settimeout(max(deadline - time.monotonic(), 0.001))
                 if not (data := peer.recv(_CHUNK)):
                     break
                 output += data
     except TimeoutError:
         failure = "it did not end in time"
+    except (EOFError, FormatError) as e:
+        failure = f"it broke off: {e}"
     except OSError as e:
         failure = f"the worker cannot be reached: {e.strerror}"
     if len(output) > OUTPUT_MAX:

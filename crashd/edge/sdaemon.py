@@ -7,6 +7,7 @@ loaded only when the environment says that systemd has something for us.
 import contextlib
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Mapping, MutableMapping
@@ -108,8 +109,13 @@ def _number(text: str, maximum: int) -> int | None:
     return number if 0 < number <= maximum else None
 
 
-def listen_fds(environ: MutableMapping[str, str]) -> dict[str, socket.socket]:
+def listen_fds(
+    environ: MutableMapping[str, str], devices: MutableMapping[str, int] | None = None
+) -> dict[str, socket.socket]:
     """Take the sockets that systemd holds for us, sd_listen_fds(3), by FileDescriptorName=.
+
+    Descriptors of character devices, which only a unit's store (FDSTORE) can hold, are put into
+    `devices` where that is given.
 
     The caller owns them; they are CLOEXEC and non-blocking. LISTEN_PID, LISTEN_FDS and
     LISTEN_FDNAMES are removed from `environ`, so that no child takes them for its own. Call it
@@ -139,6 +145,9 @@ def listen_fds(environ: MutableMapping[str, str]) -> dict[str, socket.socket]:
                     f"systemd passed two sockets named {name!r}",
                     hint="give each FileDescriptorName= in crashd.socket to one Listen…= only",
                 )
+            if devices is not None and stat.S_ISCHR(os.fstat(fd).st_mode):
+                devices[name] = fd
+                continue
             found[name] = _adopt(fd, name)
     except UnavailableError:
         for taken in found.values():

@@ -8,7 +8,7 @@ not exist.
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 from crashd.domain.match import Query
 from crashd.domain.model import ID_PATTERN, Crash, Kind, State, to_json
 from crashd.errors import (
-    CrashdError,
     FormatError,
     IndexCorruptError,
     NotFoundError,
@@ -37,7 +36,18 @@ from crashd.store.index import COMPANIONS, Index
 from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
 
+Progress = Callable[[int, int], None]
+"""Takes what is done, and the whole."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+    del done, total
+
+
 _EXPECTED = frozenset({RECORD, CORE, ANALYSIS})
+_Unread = tuple[int, int]
+"""The descriptor of a core, and how many bytes it has to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,7 @@ class Catalog:
         if not ID_PATTERN.fullmatch(crash_id):
             raise _not_found(crash_id)
         found, owner = self._index.owner_of(crash_id)
-        row = self._index.get(crash_id) if found and viewer in (None, owner) else None
+        row = self._index.get(crash_id, viewer) if found and viewer in (None, owner) else None
         if row is None:
             raise _not_found(crash_id)
         return row
@@ -157,19 +167,18 @@ class Catalog:
         """
         for crash_id in crash_ids:
             with open_entry(self._paths, crash_id) as entry:
-                if not entry.try_lock():
-                    raise CrashdError(f"crash {crash_id} is still being captured")
+                entry.lock()
                 crash = replace(entry.read(), pinned=pinned)
                 entry.write(crash, sync=True)
-            self._index.put([crash])
+                self._index.put([crash])  # under the lock: nobody else changes it meanwhile
 
-    def verify(self, *, deep: bool = False) -> list[Finding]:
+    def verify(self, *, deep: bool = False, progress: Progress = no_progress) -> list[Finding]:
         """Compare store and index; with `deep` every core is read and the index file checked as
         well.
         """
-        return list(self._findings(deep))
+        return list(self._findings(deep, progress))
 
-    def _findings(self, deep: bool) -> Iterator[Finding]:
+    def _findings(self, deep: bool, progress: Progress) -> Iterator[Finding]:
         if deep:
             for complaint in self._index.check():
                 yield Finding("index-damaged", self._paths.index.name, complaint)
@@ -181,12 +190,16 @@ class Catalog:
         for name in foreign_names(self._paths):
             yield Finding("foreign", name, "is no crash's entry; crashd leaves it alone")
         doubtful: list[str] = []
-        for crash_id in entry_ids(self._paths):
+        ids = entry_ids(self._paths)
+        for number, crash_id in enumerate(ids):
+            progress(number, len(ids))
             try:
                 with open_entry(self._paths, crash_id) as entry:
-                    yield from self._of_entry(entry, deep, doubtful)
+                    unread = yield from self._of_entry(entry, deep, doubtful)
             except NotFoundError:
                 continue  # deleted while we looked
+            if unread is not None:  # without the lock: the daemon shall not wait for a large core
+                yield from _read_through(crash_id, *unread)
         for crash_id in doubtful:  # again: a running daemon may just have been about to put it
             yield from self._of_row(crash_id)
         for crash_id in self._index.ids():
@@ -205,17 +218,23 @@ class Catalog:
         row = self._index.row(crash_id)
         if row is None:
             yield Finding("no-row", crash_id, "is on disk but not in the index")
-        elif row != Index.row_of(crash):
-            yield Finding("row-differs", crash_id, f"the index and {RECORD} say different things")
+        elif differing := Index.differing(row, crash):
+            what = ", ".join(differing)
+            yield Finding(
+                "row-differs", crash_id, f"the index and {RECORD} say different things of {what}"
+            )
 
-    def _of_entry(self, entry: Entry, deep: bool, doubtful: list[str]) -> Iterator[Finding]:
+    def _of_entry(
+        self, entry: Entry, deep: bool, doubtful: list[str]
+    ) -> Generator[Finding, None, _Unread | None]:
+        """Look at all but a core's content; that is returned for the caller, to read and close."""
         if not entry.try_lock():
-            return  # being written: whatever it looks like now, it is not finished
+            return None  # being written: whatever it looks like now, it is not finished
         try:
             crash = entry.read()
         except (FormatError, NotFoundError) as e:
             yield Finding("bad-record", entry.id, str(e))
-            return
+            return None
         status = os.fstat(entry.fd)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
             yield Finding("not-private", entry.id, "its directory is another's, or open to others")
@@ -230,9 +249,11 @@ class Catalog:
             )
         if self._index.row(entry.id) != Index.row_of(crash):
             doubtful.append(entry.id)
-        yield from self._of_core(entry, crash, deep)
+        return (yield from self._of_core(entry, crash, deep))
 
-    def _of_core(self, entry: Entry, crash: Crash, deep: bool) -> Iterator[Finding]:
+    def _of_core(
+        self, entry: Entry, crash: Crash, deep: bool
+    ) -> Generator[Finding, None, _Unread | None]:
         stored = entry.stored_bytes()
         if crash.core.path is None:
             if stored is not None and crash.state is not State.CAPTURING:
@@ -245,14 +266,19 @@ class Catalog:
                 "core-size", entry.id, f"its core has {stored} bytes on disk, not {promised}"
             )
         elif deep:
-            fd = entry.open_core()
-            try:
-                for _ in corefile.read_core(fd, crash.core.size_bytes):
-                    pass
-            except FormatError as e:
-                yield Finding("core-damaged", entry.id, str(e))
-            finally:
-                os.close(fd)
+            return entry.open_core(), crash.core.size_bytes
+        return None
+
+
+def _read_through(crash_id: str, fd: int, size_bytes: int) -> Iterator[Finding]:
+    """Decompress a whole core, whose checksums zstd compares; close it."""
+    try:
+        for _ in corefile.read_core(fd, size_bytes):
+            pass
+    except FormatError as e:
+        yield Finding("core-damaged", crash_id, str(e))
+    finally:
+        os.close(fd)
 
 
 def _privacy(path: Path) -> Iterator[Finding]:
@@ -270,6 +296,20 @@ def _not_found(crash_id: str) -> NotFoundError:
     return NotFoundError(f"no crash {crash_id}")
 
 
+WAL_ALARM_BYTES = 64 << 20
+"""No WAL grows to this but for a reader that does not end: crashctl's take milliseconds."""
+
+
+def wal_bytes(path: Path) -> int:
+    """Tell the size of the index's WAL; nothing of it is written back behind a reader's back, so it
+    grows while one has a transaction open.
+    """
+    try:
+        return os.stat(path.with_name(path.name + "-wal")).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def set_index_aside(path: Path) -> str:
     """Rename an index that cannot be read, so that a new one can be made; return its new name."""
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
@@ -279,7 +319,7 @@ def set_index_aside(path: Path) -> str:
     return aside.name
 
 
-def reindex(paths: Paths) -> int:
+def reindex(paths: Paths, progress: Progress = no_progress) -> int:
     """Make the index anew from the entries; return how many crashes it has.
 
     In one transaction: who reads it meanwhile sees the old rows, or after it the new. A running
@@ -298,7 +338,8 @@ def reindex(paths: Paths) -> int:
         set_index_aside(paths.index)
     with Index.open(paths.index) as index:
         read: dict[str, _Stamp] = {}
-        index.replace_all(_readable(paths, entry_ids(paths), read))
+        ids = entry_ids(paths)
+        index.replace_all(_readable(paths, ids, read, lambda done: progress(done, len(ids))))
         # what was finished, changed or deleted meanwhile, by who put it into the old rows
         now = {crash_id: _stamp(paths, crash_id) for crash_id in entry_ids(paths)}
         changed = [crash_id for crash_id in now if now[crash_id] != read.get(crash_id)]
@@ -320,9 +361,15 @@ def _stamp(paths: Paths, crash_id: str) -> _Stamp:
     return status.st_ino, status.st_mtime_ns
 
 
-def _readable(paths: Paths, ids: Iterable[str], read: dict[str, _Stamp]) -> Iterator[Crash]:
+def _readable(
+    paths: Paths,
+    ids: Iterable[str],
+    read: dict[str, _Stamp],
+    done: Callable[[int], None] = lambda _: None,
+) -> Iterator[Crash]:
     """Read the records of entries, one at a time, and note in `read` which ones those were."""
-    for crash_id in ids:
+    for number, crash_id in enumerate(ids):
+        done(number)
         stamp = _stamp(paths, crash_id)
         try:
             with open_entry(paths, crash_id) as entry:

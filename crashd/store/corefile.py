@@ -91,6 +91,10 @@ class CoreWriter:
         if size > whole:
             self.write(memoryview(bytes(size - whole)))
 
+    def flush(self) -> None:
+        """Store what the compressor has; costs a frame."""
+        self._end_frame()
+
     def finish(self) -> None:
         """Write what is pending, end the last frame and tell where each is; the caller syncs."""
         if self._tail:

@@ -18,9 +18,11 @@ import fcntl
 import json
 import os
 import stat
+import time
+from collections.abc import Callable
 
 from crashd.domain.model import ID_PATTERN, Crash, from_json, to_json
-from crashd.errors import FormatError, NotFoundError, UnavailableError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
 from crashd.store.paths import Paths
 
 RECORD = "crash.json"
@@ -30,6 +32,9 @@ CORE_PARTIAL = "core.zst.partial"
 ANALYSIS = "analysis.json"
 RECORD_MAX = 32 << 20
 """Bytes of a crash.json that are read at most; the caps on its parts keep it far below."""
+
+LOCK_SECONDS = 2.0
+"""Whoever looks at an entry, or pins it, has its lock for milliseconds."""
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -62,6 +67,19 @@ class Entry:
         except BlockingIOError:
             return False
         return True
+
+    def lock(self) -> None:
+        """Take the entry's lock, waiting for whoever looks at it, or pins it.
+
+        Raises:
+            UnavailableError: not within LOCK_SECONDS: a capture writes to it.
+
+        """
+        end = time.monotonic() + LOCK_SECONDS
+        while not self.try_lock():
+            if time.monotonic() > end:
+                raise UnavailableError(f"crash {self.id} is still being captured")
+            time.sleep(0.005)
 
     def read(self) -> Crash:
         """Read the record.
@@ -102,13 +120,7 @@ class Entry:
         return.
         """
         raw = json.dumps(to_json(crash), ensure_ascii=False, separators=(",", ":"))
-        fd = os.open(RECORD_STAGED, _CREATE, 0o600, dir_fd=self.fd)
-        try:
-            write_all(fd, raw.encode("utf-8", "backslashreplace"))
-            if sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        self._stage(RECORD_STAGED, raw.encode("utf-8", "backslashreplace"), sync=sync)
         os.rename(RECORD_STAGED, RECORD, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         if sync:
             os.fsync(self.fd)
@@ -116,13 +128,22 @@ class Entry:
     def write_file(self, name: str, data: bytes) -> None:
         """Replace one more of the entry's files, on disk on return."""
         staged = name + ".new"
+        self._stage(staged, data, sync=True)
+        os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def _stage(self, staged: str, data: bytes, *, sync: bool) -> None:
+        """Write a file that is to be renamed; nothing is left of it where the disk refuses."""
         fd = os.open(staged, _CREATE, 0o600, dir_fd=self.fd)
         try:
             write_all(fd, data)
-            os.fsync(fd)
+            if sync:
+                os.fsync(fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(staged, dir_fd=self.fd)
+            raise
         finally:
             os.close(fd)
-        os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def read_file(self, name: str, max_bytes: int) -> bytes | None:
         """Read one more of the entry's files; None when it is not there, or larger."""
@@ -150,7 +171,23 @@ class Entry:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotFoundError(f"the core of crash {self.id} is not a regular file")
+        with contextlib.suppress(OSError):  # nothing but retention asks for it
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd
+
+    def is_core_in_use(self) -> bool:
+        """Tell whether somebody has the core open who got it by `open_core`, passed on or not."""
+        try:
+            fd = os.open(CORE, _READ, dir_fd=self.fd)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def create_core(self) -> int:
         """Create the partial core for reading and writing; the caller owns the descriptor."""
@@ -198,9 +235,27 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def prepare(paths: Paths) -> None:
-    """Make the store's directories, private to their owner."""
+    """Make the store's directories, private to their owner; close those that are open to others.
+
+    Raises:
+        UnavailableError: one is another user's, who could put into it what he likes.
+        OSError: one cannot be made.
+
+    """
     for directory in (paths.state_dir, paths.crashes, paths.spool):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(directory, _DIR & ~os.O_NOFOLLOW)  # a link is the administrator's word
+        try:
+            status = os.fstat(fd)
+            if status.st_uid != os.geteuid():
+                raise UnavailableError(
+                    f"{directory} belongs to uid {status.st_uid} and not to uid {os.geteuid()}",
+                    hint="what is in it cannot be trusted: move it away",
+                )
+            if status.st_mode & 0o077:
+                os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
 
 
 def create(paths: Paths, crash: Crash) -> Entry:
@@ -216,7 +271,8 @@ def create(paths: Paths, crash: Crash) -> Entry:
         entry = Entry(crash.id, -1)
         try:
             entry.fd = os.open(crash.id, _DIR, dir_fd=parent)
-            entry.try_lock()
+            with contextlib.suppress(CrashdError):  # the crash counts for more than its lock
+                entry.lock()  # `verify` may have come across the directory already
             entry.write(crash, sync=False)
         except OSError:
             # by name: to list a directory takes a descriptor, and there may be none left
@@ -230,6 +286,24 @@ def create(paths: Paths, crash: Crash) -> Entry:
     finally:
         os.close(parent)
     return entry
+
+
+def change(paths: Paths, crash_id: str, how: Callable[[Crash], Crash]) -> tuple[Crash, Crash]:
+    """Change a record as it is by now, under its lock, on disk on return; return what it was, and
+    what it is.
+
+    Raises:
+        CrashdError: no such entry, its record cannot be read, or a capture writes to it.
+        OSError: the disk is full, read-only or broken; the record is what it was.
+
+    """
+    with open_entry(paths, crash_id) as entry:
+        entry.lock()
+        before = entry.read()
+        after = how(before)
+        if after != before:
+            entry.write(after, sync=True)
+        return before, after
 
 
 def open_entry(paths: Paths, crash_id: str) -> Entry:
@@ -270,9 +344,9 @@ def foreign_names(paths: Paths) -> list[str]:
 
 
 def _empty(directory: int) -> int:
-    """Unlink the files of an entry's directory; return the bytes freed."""
+    """Unlink the files of an entry's directory, the record first; return the bytes freed."""
     freed = 0
-    for name in os.listdir(directory):
+    for name in sorted(os.listdir(directory), key=lambda name: name != RECORD):
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         os.unlink(name, dir_fd=directory)
         if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
@@ -289,8 +363,12 @@ def remove(paths: Paths, crash_id: str) -> int:
 
     """
     with open_entry(paths, crash_id) as entry:
-        if not entry.try_lock():
-            raise UnavailableError(f"crash {crash_id} is still being captured")
-        freed = _empty(entry.fd)
-        os.rmdir(paths.crashes / crash_id)
+        entry.lock()
+        return remove_locked(paths, entry)
+
+
+def remove_locked(paths: Paths, entry: Entry) -> int:
+    """Remove an entry that the caller has locked; return the bytes freed."""
+    freed = _empty(entry.fd)
+    os.rmdir(paths.crashes / entry.id)
     return freed

@@ -1,177 +1,314 @@
 """Retention of process crashes on disk: what there is, for domain/retention.py to plan with, and
 how a planned deletion is carried out.
 
-The core goes, its record stays as a tombstone in state `evicted` that says why; later that goes
-too. Killed anywhere in between, what is left is found by the next plan: a core whose record is a
-tombstone is `verify`'s finding, and is removed here first.
+The core goes, its record stays as a tombstone in state `evicted` that says why and since when;
+later that goes too. In this order: the id into `retention.pending`, the record, the core, the row.
+Killed anywhere in between, the next one to delete finishes it first.
 """
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from crashd.domain.model import Core, Crash, Kind, State
-from crashd.domain.retention import Deletion, Reason, StoredCrash, Usage
-from crashd.errors import CrashdError, FormatError, NotFoundError
-from crashd.store.entry import open_entry, remove
-from crashd.store.index import Index
+from crashd.domain.model import Crash, Kind, State, time_text
+from crashd.domain.retention import Deletion, StoredCrash, Usage
+from crashd.errors import CrashdError, NotFoundError, UnavailableError
+from crashd.store import spool
+from crashd.store.entry import Entry, open_entry, remove_locked
+from crashd.store.index import BLOCK_BYTES, Index
 from crashd.store.paths import Paths
+from crashd.store.pending import BATCH, Pending, open_pending
 
-METADATA_BYTES: Final = 48 << 10
-"""What an entry without core takes on disk, about: directory, crash.json, analysis.json."""
-METADATA_INODES: Final = 3
-SYNCHRONISED: Final = Path("/run/systemd/timesync/synchronized")
-"""There once systemd-timesyncd has set the clock."""
-CLOCK_JUMP_NS: Final = 3600 * 10**9
+UNMEASURED_BYTES: Final = 32 << 10
+"""Of a record whose row does not tell its size."""
+METADATA_INODES: Final = 2
+"""Directory and record; what was analysed has one more."""
 
-_SELECT = """
-SELECT id, rowid, time_ns, stored_bytes, pinned, state,
-    coalesce(unit, user_unit, 'uid ' || coalesce(uid, '-')),
-    coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, ''))
-FROM crash WHERE kind = 'process'
+_COLUMNS = f"""
+id, coalesce(sequence, time_ns), time_ns, stored_bytes, pinned, state,
+coalesce(unit, user_unit, 'uid ' || coalesce(uid, '-')),
+coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, '')),
+coalesce(record_bytes, {UNMEASURED_BYTES}), {METADATA_INODES} + (signature IS NOT NULL)
+"""
+_ALL = f"SELECT {_COLUMNS} FROM crash WHERE kind = 'process'"
+# each half by an index of its own: what has no core is the most, and is not looked at
+_CORES = f"""
+SELECT {_COLUMNS} FROM crash INDEXED BY crash_core
+WHERE kind = 'process' AND stored_bytes > 0
+UNION SELECT {_COLUMNS} FROM crash INDEXED BY crash_capturing
+WHERE kind = 'process' AND state = 'capturing'
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A deletion that was carried out."""
+    """A deletion that was carried out, or finished after somebody else was killed at it."""
 
-    deletion: Deletion
+    id: str
+    reason: str | None
+    """None: it was counted by who began it."""
     freed_bytes: int
     tombstone: Crash | None
     """None: the record is gone as well."""
 
 
-def read_stored(index: Index, where: str = "", values: Sequence[object] = ()) -> list[StoredCrash]:
-    """Read the crashes of processes as a plan wants them, from the index alone."""
-    found = []
-    for row in index.fetch(_SELECT + where, values):
-        crash_id, sequence, time_ns, stored, pinned, state, owner, key = row
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is told how a plan is carried out."""
+
+    done: Callable[[Removed], None]
+    """To put the tombstone into the index, or take the row out of it."""
+    failed: Callable[[str, Exception], None] = _ignore
+    settled: Callable[[], bool] = lambda: True
+    """Wait until the index has all that was told of; False where it does not take it."""
+    progress: Callable[[int, int], None] = _ignore
+    """Deletions done, of so many."""
+
+
+class RowWriter:
+    """Puts what was deleted into an index, where no daemon does that."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._waiting: list[Removed] = []
+
+    def add(self, removed: Removed) -> None:
+        """Keep it for `write`."""
+        self._waiting.append(removed)
+
+    def write(self) -> bool:
+        """Write rows for all that is kept."""
+        self._index.put([r.tombstone for r in self._waiting if r.tombstone is not None])
+        self._index.remove([r.id for r in self._waiting if r.tombstone is None])
+        self._waiting.clear()
+        return True
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a plan."""
+
+    freed_bytes: int = 0
+    count: int = 0
+    kept: set[str] = field(default_factory=set)
+    """Crashes that may not go at the moment: pinned meanwhile, locked, or their cores are read."""
+
+
+def read_stored(
+    index: Index,
+    *,
+    cores_only: bool = False,
+    growing: Mapping[str, int] | None = None,
+    kept: AbstractSet[str] = frozenset(),
+    unlike: Callable[[], AbstractSet[str]] = frozenset,
+) -> list[StoredCrash]:
+    """Read the crashes of processes as a plan wants them, from the index alone.
+
+    Args:
+        index: where they are.
+        cores_only: leave out what has no core and gets none.
+        growing: how many bytes those being captured may come to have.
+        kept: those that count, but may not go now.
+        unlike: asked after the index: those that stand for themselves, not for a signature.
+
+    """
+    expected, found = growing or {}, []
+    rows = index.fetch(_CORES if cores_only else _ALL)
+    alone = unlike()
+    for row in rows:
+        crash_id, sequence, time_ns, stored, pinned, state, owner, key, record, inodes = row
+        capturing = state == State.CAPTURING
+        core = expected.get(crash_id, 0) if capturing else stored
         found.append(
             StoredCrash(
                 id=crash_id,
                 sequence=sequence,
                 time_ns=time_ns,
-                stored_bytes=stored + METADATA_BYTES,
-                inodes=METADATA_INODES + (1 if stored else 0),
+                stored_bytes=-(-core // BLOCK_BYTES) * BLOCK_BYTES + record,
+                inodes=inodes + (1 if stored or capturing else 0),
                 owner=owner,
-                signature_key=key,
+                signature_key=crash_id if crash_id in alone else key,
                 pinned=bool(pinned),
                 has_core=stored > 0,
-                in_flight=state == State.CAPTURING,
-                metadata_bytes=METADATA_BYTES,
-                metadata_inodes=METADATA_INODES,
+                in_flight=capturing or crash_id in kept,
+                metadata_bytes=record,
+                metadata_inodes=inodes,
             )
         )
     return found
 
 
-def read_usage(paths: Paths) -> Usage:
-    """Ask the store's file system.
+def read_usage(paths: Paths, *, reserved_bytes: int = 0, unlisted_bytes: int = 0) -> Usage:
+    """Ask the store's file system. What the spool takes counts as free: it is taken in and removed,
+    and no stored core has to go for it.
 
     Raises:
         OSError: it cannot be asked.
 
     """
+    spooled_bytes = spool.stored_bytes(paths)  # first: what goes meanwhile counts twice, not never
     fs = os.statvfs(paths.crashes)
     return Usage(
         total_bytes=fs.f_blocks * fs.f_frsize,
-        free_bytes=fs.f_bavail * fs.f_frsize,
+        free_bytes=fs.f_bavail * fs.f_frsize + spooled_bytes,
         free_inodes=fs.f_favail,
         total_inodes=fs.f_files,
+        reserved_bytes=reserved_bytes,
+        unlisted_bytes=unlisted_bytes,
     )
 
 
-class SaneClock:
-    """The wall clock, where it can be believed not to run ahead."""
-
-    def __init__(self) -> None:
-        self._offset_ns = _offset_ns()
-
-    def now_ns(self) -> int | None:
-        """Tell the time; None where it jumped and no time server confirmed it."""
-        jumped = abs(_offset_ns() - self._offset_ns) > CLOCK_JUMP_NS
-        if jumped and not SYNCHRONISED.exists():
-            return None
-        return time.time_ns()
-
-
-def _offset_ns() -> int:
-    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-def why_text(deletion: Deletion) -> str:
-    """Say why a crash is deleted, for its tombstone."""
-    limit = "inodes" if deletion.reason is Reason.INODES else f"retention.process.{deletion.reason}"
-    return f"deleted by retention: {limit}"
+def unlisted_bytes(index: Index, listed: Sequence[StoredCrash]) -> int:
+    """Tell what all records have that are not in a list of cores only."""
+    return max(0, index.records_bytes() - sum(crash.metadata_bytes for crash in listed))
 
 
 def carry_out(paths: Paths, deletion: Deletion) -> Removed | None:
-    """Carry a deletion out; None where the crash may not go any more: pinned, or being written to.
+    """Carry a deletion out; None where the crash may not go now: pinned, locked, being read.
 
     Raises:
         OSError: the file system refuses.
         CrashdError: the entry cannot be read.
 
     """
-    if deletion.whole:
-        with contextlib.suppress(NotFoundError):
-            return Removed(deletion, remove(paths, deletion.id), None)
-        return Removed(deletion, 0, None)
     try:
         with open_entry(paths, deletion.id) as entry:
             if not entry.try_lock():
                 return None
             crash = entry.read()
-            if crash.pinned or crash.kind is not Kind.PROCESS or crash.state is State.CAPTURING:
+            if crash.kind is not Kind.PROCESS or crash.state is State.CAPTURING or crash.pinned:
                 return None
-            stored = entry.stored_bytes() or 0
-            tombstone = replace(
-                crash,
-                state=State.EVICTED,
-                capture=replace(crash.capture, reason=why_text(deletion)),
-                core=Core(size_bytes=crash.core.size_bytes),
-            )
-            # the record first: it never names a core that is not there
-            entry.write(tombstone, sync=True)
-            entry.drop_core()
+            if entry.is_core_in_use():
+                return None  # its space would not come free either
+            if deletion.whole:
+                return Removed(deletion.id, deletion.reason, remove_locked(paths, entry), None)
+            return _evict(entry, crash, deletion.reason)
     except NotFoundError:
-        return Removed(deletion, 0, None)
-    return Removed(deletion, stored, tombstone)
+        return Removed(deletion.id, None, 0, None)
 
 
-def carry_out_all(
-    paths: Paths,
-    deletions: Sequence[Deletion],
-    *,
-    done: Callable[[Removed], None],
-    failed: Callable[[Deletion, Exception], None],
-) -> None:
-    """Carry out a plan, as far as it can be; tell of each."""
-    for deletion in deletions:
+def _evict(entry: Entry, crash: Crash, reason: str) -> Removed:
+    if crash.core.path is not None:
+        # the record first: it never names a core that is not there
+        crash = replace(
+            crash,
+            state=State.EVICTED,
+            evicted={"reason": str(reason), "time": time_text(time.time_ns())},
+            core=replace(crash.core, path=None, stored_bytes=0, complete=False),
+        )
+        entry.write(crash, sync=True)
+    stored = entry.stored_bytes()
+    if stored is None:
+        return Removed(entry.id, None, 0, crash)
+    entry.drop_core()
+    os.fsync(entry.fd)
+    return Removed(entry.id, str(reason), stored, crash)
+
+
+def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Outcome:
+    """Carry out a plan as far as it can be, after what somebody was killed at.
+
+    Raises:
+        UnavailableError: somebody else is deleting, or the index does not take it.
+        OSError: what is to be deleted cannot be written down.
+
+    """
+    outcome = Outcome()
+    with open_pending(paths) as pending:
+        _finish(paths, pending, told)
+        for start in range(0, len(deletions), BATCH):
+            batch = deletions[start : start + BATCH]
+            pending.note(deletion.id for deletion in batch)
+            for number, deletion in enumerate(batch, start + 1):
+                _try(paths, deletion, told, outcome)
+                told.progress(number, len(deletions))
+            _settle(paths, pending, told)
+    return outcome
+
+
+def finish_all(paths: Paths, told: Told) -> None:
+    """Finish what somebody was killed at."""
+    carry_out_all(paths, (), told)
+
+
+def _try(paths: Paths, deletion: Deletion, told: Told, outcome: Outcome) -> None:
+    try:
+        removed = carry_out(paths, deletion)
+    except (OSError, CrashdError) as e:
+        told.failed(deletion.id, e)
+        outcome.kept.add(deletion.id)
+        return
+    if removed is None:
+        outcome.kept.add(deletion.id)
+        return
+    outcome.freed_bytes += removed.freed_bytes
+    outcome.count += removed.reason is not None
+    told.done(removed)
+
+
+def _settle(paths: Paths, pending: Pending, told: Told) -> None:
+    directory = os.open(paths.crashes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    if not told.settled():
+        raise UnavailableError("the index does not take what was deleted")
+    pending.clear()
+
+
+def _finish(paths: Paths, pending: Pending, told: Told) -> None:
+    ids = pending.ids()
+    if not ids:
+        return
+    for crash_id in ids:
         try:
-            removed = carry_out(paths, deletion)
-        except (OSError, FormatError, CrashdError) as e:
-            failed(deletion, e)
+            removed = _finish_one(paths, crash_id)
+        except (OSError, CrashdError) as e:
+            told.failed(crash_id, e)
             continue
         if removed is not None:
-            done(removed)
+            told.done(removed)
+    _settle(paths, pending, told)
 
 
-def finish_evictions(paths: Paths, index: Index) -> int:
-    """Remove cores whose record is a tombstone: somebody was killed in between; give the bytes."""
-    freed = 0
-    for (crash_id,) in index.fetch("SELECT id FROM crash WHERE state = 'evicted'"):
-        try:
-            with open_entry(paths, crash_id) as entry:
-                stored = entry.stored_bytes()
-                if stored is not None and entry.try_lock() and entry.read().core.path is None:
-                    entry.drop_core()
-                    freed += stored
-        except (CrashdError, OSError):
-            continue  # `verify` tells of it
-    return freed
+def _finish_one(paths: Paths, crash_id: str) -> Removed | None:
+    try:
+        with open_entry(paths, crash_id) as entry:
+            if not entry.try_lock():
+                return None  # somebody pins it
+            try:
+                crash = entry.read()
+            except NotFoundError:  # the record goes first, with a crash that goes altogether
+                return Removed(crash_id, None, remove_locked(paths, entry), None)
+            if crash.state is not State.EVICTED or crash.core.path is not None:
+                return None  # it was not begun
+            reason = str((crash.evicted or {}).get("reason"))
+            return replace(_evict(entry, crash, reason), reason=None)
+    except NotFoundError:
+        return Removed(crash_id, None, 0, None)
+
+
+def describe(index: Index, deletions: Sequence[Deletion]) -> list[dict[str, Any]]:
+    """Say what a plan deletes, as `crashctl vacuum` prints it."""
+    found = []
+    for deletion in deletions:
+        doc = index.get(deletion.id) or {}
+        found.append(
+            {
+                "id": deletion.id,
+                "reason": deletion.reason.value,
+                "frees_bytes": deletion.frees_bytes,
+                "whole": deletion.whole,
+                "time": doc.get("time"),
+                "title": doc.get("title"),
+            }
+        )
+    return found

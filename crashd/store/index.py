@@ -1,9 +1,5 @@
 """The index: SQLite, one row for each crash, a cache of the entries' crash.json.
 
-    crash            columns to match by, and `doc`: the JSON of `crashctl list`
-    signature_count  how many crashes have a signature      } kept by triggers: never
-    usage            entries and stored bytes of each kind  } counted by a scan
-
 Every column is computed from a `Crash` alone, by `_row`, for a new crash and for a rebuilt row
 alike. WAL with synchronous=FULL: what was put is there after a power cut, and readers never wait
 for the writer.
@@ -13,7 +9,8 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,97 +19,53 @@ from crashd.domain.match import Query
 from crashd.domain.model import LIST_KEYS, Crash, Kind, State, to_json
 from crashd.domain.text import printable
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
-from crashd.store.selection import LISTED, Selector
+from crashd.store.schema import COLUMNS, MIGRATIONS
+from crashd.store.selection import Selector
 
 BUSY_SECONDS = 5.0
 WAL_BYTES = 16 << 20
 """The WAL shrinks to this once no reader needs more of it."""
-WAL_PAGES = 1000
+BLOCK_BYTES = 4096
+"""Files take whole blocks of a file system; these are most file systems'."""
+FILE_MAX = 32 << 20
+"""No record or analysis is larger."""
+PAGE_BYTES = 8192
+"""Rows have about 1 KiB: of smaller pages a quarter would stay empty."""
+WAL_PAGES = 500
 """Pages in the WAL from which on a commit tries to write them back."""
 COMPANIONS = ("-wal", "-shm")
+_TEMPORARY = "PRAGMA temp_store = MEMORY"
+"""Else a statement that can fail half-way, as every put, copies rows to a file in /var/tmp: outside
+of the root, and on a disk that may be full or not there.
+"""
 
-_COLUMNS = {
-    "id": "TEXT NOT NULL UNIQUE",
-    "short": "TEXT NOT NULL",
-    "token": "TEXT NOT NULL",
-    "kind": "TEXT NOT NULL",
-    "state": "TEXT NOT NULL",
-    "time_ns": "INTEGER NOT NULL",
-    "disposition": "TEXT NOT NULL",
-    "boot_id": "TEXT NOT NULL",
-    "hostname": "BLOB",
-    "pid": "INTEGER",
-    "tid": "INTEGER",
-    "uid": "INTEGER",
-    "gid": "INTEGER",
-    "owner_uid": "INTEGER",
-    "signal": "INTEGER",
-    "signal_name": "TEXT",
-    "si_code": "INTEGER",
-    "fault_address": "TEXT",
-    "comm": "BLOB",
-    "exe": "BLOB",
-    "cmdline": "BLOB",
-    "cwd": "BLOB",
-    "unit": "TEXT",
-    "user_unit": "TEXT",
-    "slice": "TEXT",
-    "container_id": "TEXT",
-    "build_id": "TEXT",
-    "signature": "TEXT",
-    "title": "TEXT",
-    "explanation": "TEXT",
-    "pinned": "INTEGER NOT NULL",
-    "stored_bytes": "INTEGER NOT NULL",
-    "doc": "TEXT NOT NULL",
-}
 _NEWEST = "time_ns DESC, id DESC"
-
-_SCHEMA_1 = [
-    "CREATE TABLE crash (" + ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items()) + ")",
-    "CREATE INDEX crash_time ON crash (time_ns, id)",
-    "CREATE INDEX crash_short ON crash (short)",
-    "CREATE INDEX crash_token ON crash (token)",
-    "CREATE INDEX crash_capturing ON crash (id) WHERE state = 'capturing'",
-    *(f"CREATE INDEX crash_{name} ON crash ({name}, time_ns, id)" for name in LISTED),
-    "CREATE TABLE signature_count (signature TEXT PRIMARY KEY, count INTEGER NOT NULL)"
-    " WITHOUT ROWID",
-    "CREATE TABLE usage (kind TEXT PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL)"
-    " WITHOUT ROWID",
-]
-_ADD = """
-    INSERT INTO usage VALUES (new.kind, 1, new.stored_bytes)
-        ON CONFLICT (kind) DO UPDATE SET entries = entries + 1, bytes = bytes + new.stored_bytes;
-    INSERT INTO signature_count SELECT new.signature, 1 WHERE new.signature IS NOT NULL
-        ON CONFLICT (signature) DO UPDATE SET count = count + 1;
-"""
-_SUBTRACT = """
-    UPDATE usage SET entries = entries - 1, bytes = bytes - old.stored_bytes WHERE kind = old.kind;
-    UPDATE signature_count SET count = count - 1 WHERE signature = old.signature;
-"""
-_SCHEMA_1 += [
-    f"CREATE TRIGGER crash_added AFTER INSERT ON crash BEGIN {_ADD} END",
-    f"CREATE TRIGGER crash_removed AFTER DELETE ON crash BEGIN {_SUBTRACT} END",
-    "CREATE TRIGGER crash_changed AFTER UPDATE OF kind, signature, stored_bytes ON crash"
-    f" BEGIN {_SUBTRACT} {_ADD} END",
-]
-MIGRATIONS: tuple[Sequence[str], ...] = (_SCHEMA_1,)
-"""Step N brings the schema from version N to N + 1 (PRAGMA user_version)."""
-
-_REPLACED = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name != "id")
+_REPLACED = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name != "id")
 _PUT = (
-    f"INSERT INTO crash ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    f"INSERT INTO crash ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
     f"ON CONFLICT (id) DO UPDATE SET {_REPLACED}"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts of finished crashes, for counters that survive a restart."""
+    """Counts of finished crashes, for counters that survive a restart: also of those whose rows are
+    gone, for a counter that begins lower than it ended is taken for so many new crashes.
+    """
 
     by_disposition: dict[tuple[str, str], int]
     by_signal: dict[int | None, int]
     last_ns: dict[str, int]
+
+
+def record_bytes(crash: Crash, document: Mapping[str, Any]) -> int:
+    """Work out what a crash without its core has on disk: its directory, record and analysis."""
+    raw = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    analysis = (crash.analysis or {}).get("stored_bytes")
+    sizes = [1, len(raw.encode("utf-8", "backslashreplace"))]
+    if isinstance(analysis, int) and 0 <= analysis <= FILE_MAX:
+        sizes.append(analysis)
+    return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
 
 
 def _row(crash: Crash) -> tuple[Any, ...]:
@@ -121,7 +74,7 @@ def _row(crash: Crash) -> tuple[Any, ...]:
     # what is not known is not written: a tombstone in ten thousands of them shall be small
     listed = {key: document[key] for key in LIST_KEYS if document.get(key) is not None}
     values: dict[str, Any] = {
-        **{name: getattr(crash, name) for name in _COLUMNS if hasattr(crash, name)},
+        **{name: getattr(crash, name) for name in COLUMNS if hasattr(crash, name)},
         "short": crash.short_id,
         "kind": crash.kind.value,
         "state": crash.state.value,
@@ -130,9 +83,10 @@ def _row(crash: Crash) -> tuple[Any, ...]:
         "fault_address": document["fault_address"],
         "pinned": int(crash.pinned),
         "stored_bytes": crash.core.stored_bytes,
+        "record_bytes": record_bytes(crash, document),
         "doc": json.dumps(listed, ensure_ascii=False, separators=(",", ":")),
     }
-    return tuple(values[name] for name in _COLUMNS)
+    return tuple(values[name] for name in COLUMNS)
 
 
 class Index:
@@ -225,19 +179,25 @@ class Index:
     # -------------------------------------------------------------------------------------
 
     def put(self, crashes: Iterable[Crash]) -> None:
-        """Insert or replace rows, all or none; on disk on return."""
-        rows = [_row(crash) for crash in crashes]
-        if rows:
-            with _guard(self._path), self._transaction():
-                self._db.executemany(_PUT, rows)
+        """Insert or replace rows, all or none; on disk on return.
+
+        What `crashes` yields is asked for once nobody else can write: who writes a record and then
+        its row, as all do, cannot get between one that is read there and its row.
+        """
+        with _guard(self._path), self._transaction():
+            self._db.executemany(_PUT, (_row(crash) for crash in crashes))
 
     def replace_all(self, crashes: Iterable[Crash]) -> int:
         """Make `crashes` the whole content, in one transaction; return how many there are."""
         rows = [_row(crash) for crash in crashes]
         with _guard(self._path), self._transaction():
+            past = self._db.execute("SELECT what, name, count FROM past").fetchall()
             self._db.execute("DELETE FROM crash")
+            self._db.execute("DELETE FROM past")  # the rows of now, which are put again
+            self._db.executemany("INSERT INTO past VALUES (?, ?, ?)", past)
             self._db.execute("DELETE FROM signature_count")
             self._db.execute("DELETE FROM usage")
+            self._db.execute("DELETE FROM record_usage")
             self._db.executemany(_PUT, rows)
         return len(rows)
 
@@ -259,9 +219,9 @@ class Index:
     # -- reading
     # -------------------------------------------------------------------------------------
 
-    def get(self, crash_id: str) -> dict[str, Any] | None:
-        """Read one row as `crashctl list --json` shows it."""
-        found = self._documents("WHERE id = ?", [crash_id], 1)
+    def get(self, crash_id: str, viewer: int | None = None) -> dict[str, Any] | None:
+        """Read one row as `crashctl list --json` shows it, whoever may see it."""
+        found = self._documents("WHERE id = ?", [crash_id], 1, viewer)
         return found[0] if found else None
 
     def owner_of(self, crash_id: str) -> tuple[bool, int | None]:
@@ -291,7 +251,7 @@ class Index:
 
     def row(self, crash_id: str) -> tuple[Any, ...] | None:
         """Read one whole row, to compare it with `row_of`."""
-        sql = f"SELECT {', '.join(_COLUMNS)} FROM crash WHERE id = ?"
+        sql = f"SELECT {', '.join(COLUMNS)} FROM crash WHERE id = ?"
         with _guard(self._path):
             found: tuple[Any, ...] | None = self._db.execute(sql, [crash_id]).fetchone()
         return found
@@ -299,12 +259,18 @@ class Index:
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield all rows in the order of their ids, to compare them with `row_of`."""
         with _guard(self._path):
-            yield from self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM crash ORDER BY id")
+            yield from self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM crash ORDER BY id")
 
     @staticmethod
     def row_of(crash: Crash) -> tuple[Any, ...]:
         """Build the row that `crash` has to have; its first column is the id."""
         return _row(crash)
+
+    @staticmethod
+    def differing(row: Sequence[Any], crash: Crash) -> list[str]:
+        """Name the columns in which a row is not the one that `crash` has to have."""
+        wanted = zip(COLUMNS, row, _row(crash), strict=True)
+        return [name for name, has, should in wanted if has != should]
 
     def check(self) -> list[str]:
         """Have SQLite check the whole file; return what it complains of. Reads everything."""
@@ -320,22 +286,61 @@ class Index:
                 found[kind] = (entries, size)
         return found
 
+    def records_bytes(self, kind: Kind = Kind.PROCESS) -> int:
+        """Tell what the records of one kind have on disk together."""
+        found = self.fetch("SELECT bytes FROM record_usage WHERE kind = ?", [kind.value])
+        return found[0][0] if found else 0
+
+    def last_sequence(self) -> int:
+        """Tell the highest number of a crash; 0 where none has one. Reads every row."""
+        ((last,),) = self.fetch("SELECT max(sequence) FROM crash")
+        return last or 0
+
     def totals(self) -> Totals:
-        """Count all finished crashes."""
+        """Count all finished crashes, those included whose rows are gone."""
         done = "FROM crash WHERE state != 'capturing'"
+        by_disposition: Counter[tuple[str, str]] = Counter()
+        by_signal: Counter[int | None] = Counter()
         with _guard(self._path):
-            by_disposition = {
-                (kind, disposition): count
-                for kind, disposition, count in self._db.execute(
-                    f"SELECT kind, disposition, count(*) {done} GROUP BY kind, disposition"
-                )
-            }
+            for kind, disposition, count in self._db.execute(
+                f"SELECT kind, disposition, count(*) {done} GROUP BY kind, disposition"
+            ):
+                by_disposition[kind, disposition] += count
             sql = f"SELECT signal, count(*) {done} AND kind = 'process' GROUP BY signal"
-            by_signal = dict(self._db.execute(sql).fetchall())
+            for signal, count in self._db.execute(sql):
+                by_signal[signal] += count
             last = dict(
                 self._db.execute("SELECT kind, max(time_ns) FROM crash GROUP BY kind").fetchall()
             )
-        return Totals(by_disposition, by_signal, last)
+            for kind_disposition, count in self._past("disposition"):
+                kind, _, disposition = kind_disposition.partition(" ")
+                by_disposition[kind, disposition] += count
+            for number, count in self._past("signal"):
+                by_signal[int(number) if number.isdecimal() else None] += count
+        return Totals(dict(by_disposition), dict(by_signal), last)
+
+    def unit_totals(self, limit: int) -> dict[str | None, int]:
+        """Count the finished process crashes of the units that crashed most, these first.
+
+        None counts all others: of other units, or of none.
+        """
+        counts: Counter[str | None] = Counter()
+        with _guard(self._path):
+            for unit, count in self._db.execute(
+                "SELECT unit, count(*) FROM crash WHERE state != 'capturing' AND kind = 'process' "
+                "GROUP BY unit"
+            ):
+                counts[unit or None] += count
+            for name, count in self._past("unit"):
+                counts[name or None] += count
+        named = Counter({unit: count for unit, count in counts.items() if unit is not None})
+        found: dict[str | None, int] = dict(named.most_common(limit))
+        found[None] = counts.total() - sum(found.values())
+        return found
+
+    def _past(self, what: str) -> list[tuple[str, int]]:
+        sql = "SELECT CAST(name AS TEXT), count FROM past WHERE what = ?"
+        return self._db.execute(sql, [what]).fetchall()
 
     def select(
         self, query: Query, viewer: int | None, *, max_bytes: int | None = None
@@ -354,7 +359,7 @@ class Index:
         """
         where, values = self.where(query, viewer)
         limit = -1 if query.limit is None else query.limit
-        documents = self._documents(where, values, limit, max_bytes)
+        documents = self._documents(where, values, limit, viewer, max_bytes)
         return documents[::-1] if query.reverse else documents
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -368,13 +373,19 @@ class Index:
             return Selector(self._db, viewer).where(query)
 
     def _documents(
-        self, where: str, values: list[Any], limit: int, max_bytes: int | None = None
+        self,
+        where: str,
+        values: list[Any],
+        limit: int,
+        viewer: int | None,
+        max_bytes: int | None = None,
     ) -> list[dict[str, Any]]:
         sql = (
             "SELECT doc, (SELECT count FROM signature_count s WHERE s.signature = crash.signature)"
             f" FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
         )
         found, size = [], 0
+        of_viewer: dict[Any, int] = {}
         with (
             _guard(self._path),
             contextlib.closing(self._db.execute(sql, [*values, limit])) as rows,
@@ -389,9 +400,18 @@ class Index:
                         f"more than {max_bytes >> 20} MiB of crashes match",
                         hint="ask for fewer: -n, --since, or a narrower MATCH",
                     )
+                if viewer is not None and count is not None:
+                    count = self._count_of(document.get("signature"), viewer, of_viewer)
                 document["count_of_signature"] = count
                 found.append({key: document.get(key) for key in LIST_KEYS})
         return found
+
+    def _count_of(self, signature: Any, viewer: int, known: dict[Any, int]) -> int:
+        """Count a signature among the viewer's own crashes: others' are none of his business."""
+        if signature not in known:
+            sql = "SELECT count(*) FROM crash WHERE signature = ? AND owner_uid = ?"
+            (known[signature],) = self._db.execute(sql, [signature, viewer]).fetchone()
+        return known[signature]
 
 
 def _make_private(path: Path) -> None:
@@ -413,10 +433,12 @@ def _make_private(path: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        connection.execute(_TEMPORARY)
     except BaseException:
         connection.close()
         raise
@@ -441,6 +463,7 @@ def _connect_readonly(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    connection.execute(_TEMPORARY)
     return connection
 
 

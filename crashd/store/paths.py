@@ -56,6 +56,11 @@ class Paths:
         return self.state_dir / "limiter.json"
 
     @property
+    def pending_deletions(self) -> Path:
+        """What retention is deleting; flock(2)ed by who is at it."""
+        return self.state_dir / "retention.pending"
+
+    @property
     def kernel_log_state(self) -> Path:
         """How far the kernel's log has been read; JSON."""
         return self.state_dir / "kernel-log.json"
@@ -84,6 +89,11 @@ class Paths:
     def hooks(self) -> Path:
         """Programs that are run for each crash."""
         return self.root / "etc/crashd/hooks.d"
+
+    @property
+    def hooks_socket(self) -> Path:
+        """SOCK_STREAM, 0600: systemd's, that runs the hooks for each connection."""
+        return self.runtime_dir / "hooks.sock"
 
     @property
     def analyze_socket(self) -> Path:

@@ -1,4 +1,4 @@
-"""What the index tells of signatures and units: how often, since when, and what has none."""
+"""What the index tells of signatures: how often, since when, and of which crashes there is none."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,16 +45,6 @@ def span(index: Index, signature: str, viewer: int | None) -> dict[str, str]:
         return {}
     times = {"first_of_signature": first_ns, "last_of_signature": last_ns}
     return {key: time_text(time_ns) for key, time_ns in times.items()}
-
-
-def units(index: Index, limit: int) -> dict[str, int]:
-    """Count the process crashes of the units that crashed most."""
-    rows = index.fetch(
-        "SELECT unit, count(*) FROM crash WHERE kind = 'process' AND unit IS NOT NULL "
-        "GROUP BY unit ORDER BY count(*) DESC LIMIT ?",
-        [limit],
-    )
-    return dict(rows)
 
 
 def count(index: Index) -> int:

@@ -47,6 +47,9 @@ def write_limits(
     )
     try:
         write_all(fd, pack(fields))
+    except OSError:
+        staged.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
     os.rename(staged, paths.spool / LIMITS_NAME)
@@ -70,6 +73,15 @@ def ready_names(paths: Paths, now_ns: int) -> list[str]:
     return [name for _, name in sorted(names)]
 
 
+def stored_bytes(paths: Paths) -> int:
+    """Tell how much of the disk all spooled cores take that are to be taken in."""
+    try:
+        names = os.listdir(paths.spool)
+    except OSError:
+        return 0
+    return sum(core_bytes(paths, name) for name in names if _NAME.fullmatch(name))
+
+
 def tokens(paths: Paths) -> set[str]:
     """Collect the tokens of all crashes in the spool, those being written too."""
     found: set[str] = set()
@@ -81,6 +93,11 @@ def tokens(paths: Paths) -> set[str]:
             except (OSError, FormatError):
                 continue  # not written so far, or gone meanwhile
     return found
+
+
+def is_entry_name(name: str) -> bool:
+    """Tell whether a name in the spool is that of a crash, finished or not."""
+    return _NAME.fullmatch(name) is not None
 
 
 def is_finished_name(name: str) -> bool:
@@ -188,6 +205,14 @@ class SpoolEntry:
             return os.open("core", _READ, dir_fd=self.fd)
         except FileNotFoundError:
             return None
+
+
+def core_bytes(paths: Paths, name: str) -> int:
+    """Tell how much of the disk a spooled core takes; 0 where there is none."""
+    try:
+        return os.stat(paths.spool / name / "core", follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return 0
 
 
 def remove(paths: Paths, name: str) -> None:

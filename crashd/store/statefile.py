@@ -28,6 +28,9 @@ def write_state(path: Path, document: Any) -> None:
     fd = os.open(staged, flags, 0o600)
     try:
         write_all(fd, json.dumps(document).encode())
+    except OSError:
+        staged.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
     os.rename(staged, path)

@@ -71,7 +71,7 @@ _crashctl() {
     analyze) options='-1 --json' ;;
     delete) options='-f --force -y --yes' ;;
     vacuum) options='--dry-run --json' ;;
-    verify) options='--deep --json' ;;
+    verify) options='--deep --strict --json' ;;
     stats) options='-S --since -U --until --kind -n --lines --json' ;;
     report) options='-S --since -U --until --kind -o --output -f --force' ;;
     doctor) options='--crash --json' ;;

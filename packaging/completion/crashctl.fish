@@ -66,5 +66,6 @@ complete -c crashctl -n '__fish_seen_subcommand_from delete' -s f -l force -d 'D
 complete -c crashctl -n '__fish_seen_subcommand_from delete' -s y -l yes -d 'Do not ask'
 complete -c crashctl -n '__fish_seen_subcommand_from vacuum' -l dry-run -d 'Only tell what would be deleted'
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'Decompress every core, too'
+complete -c crashctl -n '__fish_seen_subcommand_from verify' -l strict -d 'Account for every file of the store as well'
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Really crash a process, and check'
 complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuum status verify stats follow kdump doctor' -l json -d 'Machine-readable output'

@@ -39,7 +39,8 @@ from crashd.domain.model import (
 from crashd.edge.handoff import listen_unix
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
-from crashd.store.entry import create, prepare
+from crashd.store.entry import create, open_entry, prepare
+from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from tests.running import wait_until
@@ -517,15 +518,24 @@ STATUS = {"version": "0.1.0", "pid": 1, "ready": True, "registered": True, "stor
 
 @pytest.fixture
 def server(store: Store) -> Iterator[Callable[..., ControlServer]]:
-    """Start the daemon's control server on the store, with a status of choice."""
+    """Start the daemon's control server on the store, with a status of choice; of several the one
+    before is stopped.
+    """
     started: list[ControlServer] = []
 
     def start(**changes: Any) -> ControlServer:
-        store.paths.runtime_dir.mkdir(parents=True)
+        while started:
+            started.pop().stop()
+        store.paths.runtime_dir.mkdir(parents=True, exist_ok=True)
         listener = listen_unix(store.paths.control_socket, socket.SOCK_STREAM, 0o666)
         status = {**STATUS, **changes}
         server = ControlServer(
-            listener, store.paths, lambda: status, lambda _: True, logging.getLogger("test")
+            listener,
+            store.paths,
+            lambda: status,
+            lambda _: True,
+            lambda **_: Outcome(),
+            logging.getLogger("test"),
         )
         server.start()
         started.append(server)
@@ -547,6 +557,47 @@ def test_status_tells_whether_all_is_well(
     assert done.returncode == status
     assert done.stdout.startswith("crashd 0.1.0\n")
     assert json.loads(store.run("status", "--json").stdout) == {**STATUS, **changes}
+
+
+def test_analyze_of_a_crash_without_core_is_told_at_once(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    server()
+    done = store.run("analyze", store.ids["none"])
+    assert done.returncode == 1
+    assert "has no core that could be analysed" in done.stderr
+
+
+def test_analyze_ends_when_the_core_is_deleted_meanwhile(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    server()
+    crash_id = store.ids["new"]
+    waiting = start_analyze(store, crash_id)
+    with open_entry(store.paths, crash_id) as entry:
+        entry.write(replace(entry.read(), state=State.EVICTED, core=Core()), sync=False)
+    assert "has no core" in waiting.communicate(timeout=20)[1]
+    assert waiting.returncode == 1
+
+
+def test_analyze_ends_when_the_daemon_is_another_by_now(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    server()
+    waiting = start_analyze(store, store.ids["new"])
+    server(pid=2)
+    assert "started anew" in waiting.communicate(timeout=20)[1]
+    assert waiting.returncode == 4
+
+
+def start_analyze(store: Store, crash_id: str) -> subprocess.Popen[str]:
+    """Have a crash analysed by a daemon that never will."""
+    waiting = subprocess.Popen(
+        store.command("analyze", crash_id), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(1)
+    assert waiting.poll() is None
+    return waiting
 
 
 def test_status_of_a_stale_socket_is_status_4(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The memory engine on a process that answers badly: late, never, in part, or not any more."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -41,8 +42,9 @@ class Memory(ProcessMemory):
                     self.answer.wait(20)
                 if page in self.bad or page in self.forced:
                     return done
-                view[done : done + PAGE_BYTES] = bytes([page + 1]) * PAGE_BYTES
-                done += PAGE_BYTES
+                part = min(PAGE_BYTES, address + size - at)
+                view[done : done + part] = bytes([page + 1]) * part
+                done += part
         return done
 
     def force(self, address: int, view: memoryview) -> int:
@@ -95,6 +97,33 @@ def test_copy_reads_pieces_and_leaves_holes(memory: Memory) -> None:
     assert reason is None
 
 
+@pytest.mark.parametrize("left", [1, PAGE_BYTES - 1, PAGE_BYTES])
+@pytest.mark.parametrize(
+    ("count", "stuck"), [*((n, set()) for n in range(13)), *((n, {5}) for n in (5, 7, 9, 12))]
+)
+def test_copy_is_cut_at_its_limit_wherever_holes_are(
+    memory: Memory, count: int, left: int, stuck: set[int]
+) -> None:
+    """Holes counted for nothing when room was asked for: the limit was passed, and with nothing
+    left to read into, the worker spun until capture.deadline.
+    """
+    memory.stuck = stuck
+    timeout_ns = 10**9 if stuck else 10**10
+    sink, limit = Recorder(), count * PAGE_BYTES + left
+    pump = Pump(sink, 1 << 20, limit, "RLIMIT_CORE")
+    deadline_ns = time.monotonic_ns() + 2 * 10**10
+    pieces = plan((0, 2), (5, 6), (8, 10), (12, 14))
+    with (
+        contextlib.nullcontext()
+        if limit == 14 * PAGE_BYTES
+        else pytest.raises(StopError, match="RLIMIT_CORE")
+    ):
+        engines.copy(memory, b"", pieces, pump, deadline_ns, timeout_ns, Reader())
+    pump.finish()
+    whole = [1, 2, 0, 0, 0, 0 if stuck else 6, 0, 0, 9, 10, 0, 0, 13, 14]
+    assert sink.data == b"".join(bytes([n]) * PAGE_BYTES for n in whole)[:limit]
+
+
 def test_copy_page_that_only_the_kernel_may_read_is_forced(memory: Memory) -> None:
     memory.forced = {1, 2}
     assert pages(copy(memory, plan((0, 4)))[0]) == [1, 2, 3, 4]
@@ -121,7 +150,7 @@ def test_copy_process_that_is_gone_is_told(memory: Memory) -> None:
 
 def test_copy_page_that_never_comes_is_zeros_and_the_rest_is_kept(memory: Memory) -> None:
     memory.stuck = {5}
-    data, reason = copy(memory, plan((0, 2), (5, 6), (8, 10)), timeout_ns=10**8)
+    data, reason = copy(memory, plan((0, 2), (5, 6), (8, 10)), timeout_ns=10**9)
     assert pages(data) == [1, 2, 0, 0, 0, 0, 0, 0, 9, 10]
     assert reason is not None
     assert f"{PAGE_BYTES} bytes from {BASE + 5 * PAGE_BYTES:#x}" in reason

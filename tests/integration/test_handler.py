@@ -88,7 +88,9 @@ def test_no_daemon_spools_the_core_sparse_and_exact(paths: Paths) -> None:
         [*SHORT, "99999999", "", "", "", "", "", "3", "h"],
     ],
 )
-def test_arguments_of_every_kind_keep_the_crash(paths: Paths, arguments: list[str | bytes]) -> None:
+def test_fault_11_arguments_of_every_kind_keep_the_crash(
+    paths: Paths, arguments: list[str | bytes]
+) -> None:
     run = start_handler(paths, arguments)
     run.feed(CORE)
     assert run.wait() == 0

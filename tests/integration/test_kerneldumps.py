@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,19 +49,19 @@ def states(daemon: Daemon) -> list[str]:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_simulated_capture_is_seen_capturing_then_complete_within_a_second(
+def test_fault_16_simulated_capture_is_seen_capturing_then_complete(
     daemon: Daemon, dumps: Path, name: str
 ) -> None:
     steps = capture(dumps, MAKERS[name], kernel_log())
     assert next(steps) == "begun"
-    wait_until(lambda: states(daemon) == ["capturing"], 5, "it is seen")
+    wait_until(lambda: states(daemon) == ["capturing"], 20, "it is seen")
     assert next(steps) == "half"
     time.sleep(1)
     assert states(daemon) == ["capturing"]
     assert next(steps) == "done"
     done_s = time.monotonic()
-    wait_until(lambda: states(daemon) == ["complete"], 5, "it is complete")
-    wait_until(lambda: bool(daemon.crashes()[0]["signature"]), 5, "its log is read")
+    wait_until(lambda: states(daemon) == ["complete"], 20, "it is complete")
+    wait_until(lambda: bool(daemon.crashes()[0]["signature"]), 20, "its log is read")
     took_s = time.monotonic() - done_s
     (crash,) = daemon.crashes()
     assert crash["title"] == GPF
@@ -80,7 +81,7 @@ def test_daemon_started_later_finds_what_is_there_and_records_it_once(
     save(dumps, "202601010102", cut=True)
     (dumps / "kexec_cmd").write_text("kexec")
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["complete", "incomplete"], 5, "both are there")
+        wait_until(lambda: states(daemon) == ["complete", "incomplete"], 20, "both are there")
         before = daemon.crashes()
     with start(short_tmp) as daemon:
         time.sleep(1)
@@ -118,20 +119,20 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_directory_that_is_deleted_by_others_is_missing_and_comes_back(
+def test_fault_17_directory_that_is_deleted_by_others_is_missing_and_comes_back(
     daemon: Daemon, dumps: Path, tmp_path: Path
 ) -> None:
     directory = save(dumps, "202601010101")
-    wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
     (before,) = daemon.crashes()
     shutil.copytree(directory, tmp_path / "backup")
     shutil.rmtree(directory)
     # what is deleted tells no event of the directory above: the scan at the daemon's start does
     (dumps / "poke").mkdir()
-    wait_until(lambda: states(daemon) == ["missing"], 5, "it is missing")
+    wait_until(lambda: states(daemon) == ["missing"], 20, "it is missing")
     shutil.copytree(tmp_path / "backup", directory)
     make_old(directory)
-    wait_until(lambda: states(daemon) == ["complete"], 5, "it is back")
+    wait_until(lambda: states(daemon) == ["complete"], 20, "it is back")
     assert [crash["id"] for crash in daemon.crashes()] == [before["id"]]
 
 
@@ -159,7 +160,7 @@ def test_hostile_directory_is_not_opened_not_followed_and_does_not_block(
     (dumps / "new\nline").mkdir()
     good = save(dumps, "202601010101")
     with start(short_tmp, "[retention.kernel]\nmax_count = 1\n") as daemon:
-        wait_until(lambda: len(states(daemon)) == 1, 5, "the good one is recorded")
+        wait_until(lambda: len(states(daemon)) == 1, 20, "the good one is recorded")
         assert daemon.crashes()[0]["kernel"]["path"] == str(good)
         told = [line for line in daemon.log.read_text().splitlines() if "no dump of root's" in line]
         assert len(told) == 7
@@ -177,8 +178,8 @@ def test_retention_keeps_the_newest_as_kdump_tools_is_set_to(short_tmp: Path, du
         save(dumps, f"20260101010{number}")
     save(dumps, "202601010110", cut=True)
     with start(short_tmp) as daemon:
-        wait_until(lambda: len(os.listdir(dumps)) == 4, 10, "the oldest are deleted")
-        wait_until(lambda: states(daemon).count("evicted") == 3, 5, "and told of")
+        wait_until(lambda: len(os.listdir(dumps)) == 4, 30, "the oldest are deleted")
+        wait_until(lambda: states(daemon).count("evicted") == 3, 20, "and told of")
         left = ["202601010103", "202601010104", "202601010105", "202601010110"]
         assert sorted(os.listdir(dumps)) == left
         evicted = [c for c in daemon.crashes() if c["state"] == "evicted"]
@@ -188,24 +189,40 @@ def test_retention_keeps_the_newest_as_kdump_tools_is_set_to(short_tmp: Path, du
         assert metric(daemon, f"crashd_retention_deleted_total{labels}") == 3
         conf.write_text("KDUMP_NUM_DUMPS=2\n")  # a changed setting is noticed at the next scan
         (dumps / "poke").mkdir()
-        wait_until(lambda: "202601010103" not in os.listdir(dumps), 10, "the fourth goes too")
+        wait_until(lambda: "202601010103" not in os.listdir(dumps), 30, "the fourth goes too")
 
 
 def test_pinned_dump_is_kept_and_unpinned_goes(short_tmp: Path, dumps: Path) -> None:
     save(dumps, "202601010101")
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+        wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
         daemon.crashctl("pin", daemon.crashes()[0]["id"])
     save(dumps, "202601010102")
     save(dumps, "202601010103")
     with start(short_tmp, "[retention.kernel]\nmax_count = 1\n") as daemon:
-        wait_until(lambda: not (dumps / "202601010102").exists(), 5, "the other one is deleted")
+        wait_until(lambda: not (dumps / "202601010102").exists(), 20, "the other one is deleted")
         assert sorted(os.listdir(dumps)) == ["202601010101", "202601010103"]
+
+
+def test_dump_that_is_pinned_while_it_grows_stays_pinned(daemon: Daemon, dumps: Path) -> None:
+    """Who looks at a dump writes its record again and again: never over a pin."""
+    for maker in MAKERS.values():
+        steps = capture(dumps, maker, kernel_log())
+        next(steps)
+        wait_until(lambda: "capturing" in states(daemon), 20, "it is seen")
+        newest = next(c["id"] for c in daemon.crashes() if c["state"] == "capturing")
+        pinning = threading.Thread(target=daemon.crashctl, args=("pin", newest))
+        pinning.start()
+        list(steps)
+        pinning.join()
+        wait_until(lambda: "capturing" not in states(daemon), 30, "it is complete")
+    assert [c["pinned"] for c in daemon.crashes()] == [True] * len(MAKERS)
+    assert daemon.crashctl("verify").stdout == ""
 
 
 def test_delete_removes_record_and_dump(daemon: Daemon, dumps: Path) -> None:
     save(dumps, "202601010101")
-    wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+    wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
     daemon.crashctl("delete", "-y", daemon.crashes()[0]["id"])
     assert os.listdir(dumps) == []
     assert daemon.crashes() == []
@@ -216,7 +233,7 @@ def test_sec_25_delete_of_a_dump_that_is_being_written_is_refused(
 ) -> None:
     steps = capture(dumps, MAKERS["kdump-tools"], kernel_log())
     next(steps)
-    wait_until(lambda: states(daemon) == ["capturing"], 5, "it is seen")
+    wait_until(lambda: states(daemon) == ["capturing"], 20, "it is seen")
     done = daemon.crashctl("delete", "-y", daemon.crashes()[0]["id"], check=False)
     assert done.returncode == 4
     assert "is still being captured" in done.stderr
@@ -232,7 +249,7 @@ def test_pstore_records_are_put_together_and_recorded_once(short_tmp: Path, dump
     (pstore / "dmesg-efi_pstore-170000000002001").write_bytes(b"Panic#1 Part2\n" + words[:half])
     (pstore / "console-ramoops-0").write_bytes(b"not a crash")
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["metadata-only"], 5, "it is recorded")
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "it is recorded")
         (crash,) = daemon.crashes()
         assert crash["title"].startswith("kernel BUG")
         assert crash["kernel"]["source"] == "pstore (efi, 2 parts)"
@@ -248,14 +265,14 @@ def test_pstore_records_are_put_together_and_recorded_once(short_tmp: Path, dump
 def test_pstore_of_a_crash_that_has_a_dump_is_no_second_crash(short_tmp: Path, dumps: Path) -> None:
     save(dumps, "202601010101", kernel_log("bug"))
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["complete"], 5, "the dump is recorded")
+        wait_until(lambda: states(daemon) == ["complete"], 20, "the dump is recorded")
         time_s = daemon.crashes()[0]["kernel"]["crash_time"]
     record = short_tmp / "sys/fs/pstore/dmesg-erst-7000000001"
     record.parent.mkdir(parents=True)
     record.write_bytes(b"Panic#1 Part1\n" + kernel_log("bug"))
     os.utime(record, (time_s, time_s))
     with start(short_tmp) as daemon:
-        wait_until(lambda: "which has a dump" in daemon.log.read_text(), 5, "the twin is known")
+        wait_until(lambda: "which has a dump" in daemon.log.read_text(), 20, "the twin is known")
         assert states(daemon) == ["complete"]
 
 
@@ -286,7 +303,7 @@ def test_debug_opens_the_dump_with_its_own_vmlinux_and_refuses_another(
     for path, build_id in ((own, own_id), (other, other_id)):
         build_vmlinux(path, f"--build-id=0x{build_id}")
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+        wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
     none = daemon.crashctl("debug", "kind=kernel", check=False)
     assert none.returncode == 1
     assert "no vmlinux of 6.1.0-test with build-id 00112233" in none.stderr
@@ -312,7 +329,7 @@ def test_debug_of_a_kernel_without_build_id_compares_releases_and_says_so(
     directory = save(dumps, "202601010101")
     (directory / "dump.202601010101").write_bytes(flatten(KdumpFormat(vmcoreinfo=info).build()))
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+        wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
     own, other = tmp_path / "own", tmp_path / "other"
     build_vmlinux(own, "--build-id=none", "4.18.0-test", "-g0")
     build_vmlinux(other, "--build-id=none", "4.18.0-other")
@@ -359,7 +376,7 @@ def test_debug_does_not_open_what_is_no_longer_the_dump(
     fake_crash(tmp_path, monkeypatch)
     directory = save(dumps, "202601010101")
     with start(short_tmp) as daemon:
-        wait_until(lambda: states(daemon) == ["complete"], 5, "it is there")
+        wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
     change(directory / "dump.202601010101")
     refused = daemon.crashctl("debug", "kind=kernel", check=False)
     assert refused.returncode == 1
@@ -386,49 +403,68 @@ def test_remove_of_what_is_not_ours_leaves_it(dumps: Path) -> None:
     assert os.listdir(dumps) == []
 
 
+SWAPPER = """
+import ctypes, os, random, sys
+exchange = ctypes.CDLL(None, use_errno=True).renameat2
+names = [os.fsencode(name) for name in sys.argv[1:]]
+print("ready", flush=True)
+while os.getppid() == %d:
+    exchange(-100, names[0], -100, names[1], 2)  # RENAME_EXCHANGE
+    for _ in range(random.randrange(600)): pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
 def test_sec_22_removal_races_with_a_renamer_and_touches_nothing_else(
-    dumps: Path, tmp_path: Path
+    dumps: Path, tmp_path: Path, kind: str
 ) -> None:
-    canary = tmp_path / "canary"
-    canary.mkdir()
-    for name in ("dump.202601010101", "dmesg.202601010101"):
-        put(canary / name, b"precious")
-    target, aside = dumps / "202601010101", dumps / "aside"
-    stop = threading.Event()
-
-    def swap() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(OSError):
-                os.rename(target, aside)
-            with contextlib.suppress(OSError):
-                os.symlink(canary, target)
-                os.unlink(target)
-            with contextlib.suppress(OSError):
-                os.rename(aside, target)
-            time.sleep(0.0001)
-
-    renamer = threading.Thread(target=swap)
-    renamer.start()
-    removed = 0
-    try:
-        with DumpRoot(dumps) as root:
-            for _ in range(10_000):
+    """Another process swaps the dump for one that must stay, all the time: as itself, by a link."""
+    precious = dumps / "precious" if kind == "directory" else tmp_path / "precious"
+    precious.mkdir(mode=0o755)
+    files = {name: name.encode() for name in ("dump.202601010101", "dmesg.202601010101")}
+    for name, data in files.items():
+        put(precious / name, data)
+    kept = os.open(precious, os.O_RDONLY | os.O_DIRECTORY)
+    other = precious
+    if kind == "link":
+        other = dumps / "link"
+        other.symlink_to(precious)
+    target = dumps / "202601010101"
+    target.mkdir(mode=0o755)
+    loose = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    code = SWAPPER % os.getpid()
+    removed = swapped = 0
+    with (
+        subprocess.Popen([sys.executable, "-c", code, target, other], stdout=subprocess.PIPE) as p,
+        DumpRoot(dumps) as root,
+    ):
+        try:
+            assert p.stdout is not None
+            p.stdout.readline()
+            for _ in range(20_000):
                 try:
-                    if not target.is_dir() and not aside.is_dir():
-                        aside.mkdir(mode=0o755)
-                        put(aside / "dump.202601010101", b"x")
-                        os.rename(aside, target)
-                    inode = os.stat(target, follow_symlinks=False).st_ino
-                    root.remove(b"202601010101", inode)
+                    flags = os.O_CREAT | os.O_WRONLY
+                    fd = os.open("dump.202601010101", flags, 0o600, dir_fd=loose)
+                except FileNotFoundError:  # this one is gone: the next, whose name is free
+                    os.close(loose)
+                    (dumps / "fresh").mkdir(mode=0o755)
+                    loose = os.open(dumps / "fresh", os.O_RDONLY | os.O_DIRECTORY)
+                    free = other if os.path.lexists(target) else target
+                    os.rename(dumps / "fresh", free)
                     removed += 1
-                except (FormatError, NotFoundError, OSError):
                     continue
-    finally:
-        stop.set()
-        renamer.join()
+                os.close(fd)
+                try:
+                    root.remove(os.fsencode(target.name), os.fstat(loose).st_ino)
+                except (FormatError, NotFoundError, OSError):
+                    swapped += 1
+        finally:
+            p.kill()
     assert removed > 10
-    assert sorted(os.listdir(canary)) == ["dmesg.202601010101", "dump.202601010101"]
-    assert (canary / "dump.202601010101").read_bytes() == b"precious"
+    assert swapped > 10
+    assert {name: (Path(f"/proc/self/fd/{kept}") / name).read_bytes() for name in files} == files
+    os.close(loose)
+    os.close(kept)
 
 
 def tiny(dumps: Path, stamp: int) -> None:

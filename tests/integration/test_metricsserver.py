@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -207,7 +208,7 @@ def test_client_that_does_not_read_is_cut_at_the_deadline(
         client.connect(running.address)
         client.sendall(GET)
         assert running.get("/-/ready")[0] == 200  # nobody else waits for him
-        wait_until(lambda: not running.server._connections, 10, "the connection is closed")
+        wait_until(lambda: not running.server._connections, 30, "the connection is closed")
         head, _, rest = receive_what_is_there(client).partition(b"\r\n\r\n")
     assert len(rest) < int(parse(head + b"\r\n\r\n")[1]["content-length"])
 
@@ -258,12 +259,48 @@ def test_scrapes_in_parallel_are_all_answered(running: Running) -> None:
     def scrape() -> None:
         statuses.append(running.get("/metrics")[0])
 
-    threads = [threading.Thread(target=scrape) for _ in range(100)]
+    threads = [threading.Thread(target=scrape) for _ in range(200)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert statuses == [200] * 100
+    assert statuses == [200] * 200
+
+
+def test_fault_20_two_hundred_that_never_read_keep_nobody_out(running: Running) -> None:
+    running.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    deaf = []
+    try:
+        for _ in range(200):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            client.settimeout(10)
+            client.connect(running.address)
+            client.sendall(GET)
+            deaf.append(client)
+        start = time.monotonic()
+        assert running.get("/metrics")[0] == 200
+        assert running.get("/-/healthy")[0] == 200
+        assert time.monotonic() - start < 3  # before any deadline
+        assert len(running.server._connections) <= CONNECTIONS_MAX
+    finally:
+        for client in deaf:
+            client.close()
+
+
+def test_server_that_waits_for_slow_clients_uses_no_cpu(running: Running) -> None:
+    """Headers that trickle, requests that end nowhere, answers that nobody takes."""
+    running.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    clients = [running.connect() for _ in range(CONNECTIONS_MAX)]
+    for number, client in enumerate(clients):
+        client.sendall((b"", b"GET /metrics HTTP/1.1\r\nX: ", GET)[number % 3])
+    wait_until(lambda: len(running.server._connections) == CONNECTIONS_MAX, 30, "all are there")
+    begin, used = time.monotonic(), time.process_time()
+    select.select([], [], [], 1)
+    share = (time.process_time() - used) / (time.monotonic() - begin)
+    for client in clients:
+        client.close()
+    assert share < 0.3
 
 
 def test_clients_that_break_off_leave_no_trace(
@@ -277,7 +314,7 @@ def test_clients_that_break_off_leave_no_trace(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
             client.close()
     assert running.get("/metrics")[0] == 200
-    wait_until(lambda: not running.server._connections, 10, "all are closed")
+    wait_until(lambda: not running.server._connections, 30, "all are closed")
     assert capfd.readouterr() == ("", "")
 
 
@@ -301,7 +338,7 @@ def test_stop_closes_all_and_may_be_called_twice() -> None:
     running = Running()
     running.server.start()
     with running.connect() as client:
-        wait_until(lambda: bool(running.server._connections), 10, "accepted")
+        wait_until(lambda: bool(running.server._connections), 30, "accepted")
         running.server.stop()
         assert receive_what_is_there(client) == b""
     with pytest.raises(ConnectionRefusedError):

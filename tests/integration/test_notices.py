@@ -89,7 +89,9 @@ def test_entry_too_large_for_a_datagram_is_passed_as_a_file(
     assert len(receive(server)["F7"]) == journal.FIELD_MAX
 
 
-def test_journal_that_nobody_reads_holds_nothing_up(journald: tuple[Path, socket.socket]) -> None:
+def test_fault_23_journal_that_nobody_reads_holds_nothing_up(
+    journald: tuple[Path, socket.socket],
+) -> None:
     path, _ = journald
     with pytest.raises(UnavailableError, match="takes no entry"):
         for _ in range(10_000):
@@ -144,7 +146,7 @@ def test_run_hook_that_hangs_or_fails_is_ended_with_all_it_started(tmp_path: Pat
     with pytest.raises(HookError, match=r"slow did not end within 0\.5 s"):
         run_hook(slow, b"x" * (1 << 20), 0.5)
     child = int(mark.read_text())
-    wait_until(lambda: not Path(f"/proc/{child}").exists() or is_zombie(child), 5, "it is killed")
+    wait_until(lambda: not Path(f"/proc/{child}").exists() or is_zombie(child), 20, "it is killed")
     with pytest.raises(HookError, match="ended with status 3"):
         run_hook(hook(tmp_path / "h", "bad", "exit 3\n"), b"", 5)
     with pytest.raises(HookError, match="cannot be started"):
@@ -213,7 +215,7 @@ def test_notices_run_hooks_within_their_rate_and_count_what_failed(
     crash = replace(build_crash(1), maps=b"long")
     for _ in range(3):
         notices.notify(crash)
-    wait_until(lambda: len(failures) == 3, 10, "two hooks failed, one crash was too many")
+    wait_until(lambda: len(failures) == 3, 30, "two hooks failed, one crash was too many")
     notices.stop()
     assert len(kind.got) == 2
     rows = [json.loads(line) for line in out.read_text().splitlines()]

@@ -187,7 +187,7 @@ class Impostor:
                 messages.append(message)
             return bool(messages)
 
-        wait_until(arrived, 10, "the handler's message")
+        wait_until(arrived, 30, "the handler's message")
         with accepted[0] as connection:
             assert connection.send_receipt()
         message = messages[0]

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import DEFAULT_CONFIG, Daemon
+from tests.running import KEEPING_CONFIG, Daemon
+from tests.vm import package
+
+collect_ignore = [] if os.environ.get("CRASHD_TEST_VM") == "1" else ["test_guest.py"]
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -23,7 +26,7 @@ def daemon(
     configuration; whatever a test does, the sysctls are put back after it.
     """
     del core_pattern_owner
-    with Daemon(short_tmp / "r", config=getattr(request, "param", DEFAULT_CONFIG)) as running:
+    with Daemon(short_tmp / "r", config=getattr(request, "param", KEEPING_CONFIG)) as running:
         yield running
 
 
@@ -45,6 +48,12 @@ def crash_sleep() -> Callable[[], int]:
         return child.pid
 
     return crash
+
+
+@pytest.fixture(scope="session")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of this checkout."""
+    return package.build(tmp_path_factory.mktemp("deb"))
 
 
 @pytest.fixture(scope="session")

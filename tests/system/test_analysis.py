@@ -658,7 +658,7 @@ def damage(path: Path, seed: int, where: range, count: int) -> None:
 
 
 def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], None]) -> Analysis:
-    """Let a program die whose library then becomes something else."""
+    """Let a program of nobody's die whose library then becomes something else."""
     library, source = tmp_path / "libvictim.so", tmp_path / "victim.c"
     source.write_text("void victim(volatile int *p) { *p = 1; }")
     subprocess.run(["gcc", "-g", "-shared", "-fPIC", "-o", library, source], check=True)
@@ -670,7 +670,7 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
     died = crasher.run(program)
     library.unlink()
     replace_by(library)
-    return analyse_death(died)
+    return analyse_death(died, uid=65534)
 
 
 @pytest.mark.parametrize(
@@ -686,25 +686,22 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
     ],
     ids=["fifo", "link-to-shadow", "device", "directory", "unreadable", "text", "another"],
 )
-def test_analyse_library_that_is_something_else_is_not_read(
+def test_sec_61_62_library_that_is_something_else_is_not_read(
     crasher: Crasher, tmp_path: Path, make: Callable[[Path], None], problem: str
 ) -> None:
-    """SEC-61, SEC-62."""
-    died_as = 65534
     analysis = with_library(crasher, tmp_path, make)
-    del died_as
     assert analysis.seconds < 10
     assert analysis.facts is not None
     module = next(m for m in analysis.facts.modules if m.name.endswith("/libvictim.so"))
-    assert module.problem in (problem, "file is another one now"), module
+    assert module.problem == problem, module
     assert native(analysis)[0].function is None
     assert native(analysis)[0].module == module.name
 
 
-def test_analyse_runs_nothing_that_lies_beside_the_program(
+def test_sec_60_nothing_that_lies_beside_the_program_is_run(
     crasher: Crasher, tmp_path: Path
 ) -> None:
-    """SEC-60: what gdb would load by itself."""
+    """What gdb would load by itself."""
     canary = tmp_path / "canary"
     program = build_steps(tmp_path, "steps", "-O1", "-g")
     evil = f"open({str(canary)!r}, 'w')\n"
@@ -725,8 +722,7 @@ def test_analyse_runs_nothing_that_lies_beside_the_program(
     assert not canary.exists()
 
 
-def test_analyse_escapes_in_names_are_shown_as_text(crasher: Crasher, tmp_path: Path) -> None:
-    """SEC-50."""
+def test_sec_50_escapes_in_names_are_shown_as_text(crasher: Crasher, tmp_path: Path) -> None:
     where = tmp_path / "\x1b[31mred\x1b]0;title\x07\n"
     where.mkdir()
     program = build_steps(where, "st\x1b[2Jeps", "-O1", "-s")
@@ -768,25 +764,22 @@ def unit(short_tmp: Path) -> Iterator[Path]:
     thread.join()
 
 
-def test_analyse_by_a_unit_is_the_same(crasher: Crasher, unit: Path) -> None:
+def test_analyse_by_a_unit_that_is_not_sealed_is_refused(crasher: Crasher, unit: Path) -> None:
+    """What a sealed one finds is looked at where there is one: tests/vm/container.sh."""
     died = crasher.run(crasher.program("causes"), "in_thread")
     options = AnalysisOptions(worker_socket=unit)
     stored = store(died.core)
 
-    def ask(path: Path, seconds: float = 60) -> Analysis:
+    def ask(seconds: float = 60) -> Analysis:
         # not by analyse_file(): the server's own descriptors come and go in this process
-        with path.open("rb") as file:
+        with stored.open("rb") as file:
             asked = replace(options, timeout_seconds=seconds)
             return analyse(file.fileno(), crash_of(died), asked)
 
-    by_unit = ask(stored)
-    assert by_unit.state is AnalysisState.DONE, by_unit.reason
-    assert ask(store(died.core, 0)).state is AnalysisState.FAILED
-    assert ask(stored, 0.01).reason == "it did not end in time"
-    with stored.open("rb") as file:
-        own = analyse(file.fileno(), crash_of(died), AnalysisOptions())
-    assert by_unit.facts == own.facts
-    assert (by_unit.title, by_unit.signature) == (own.title, own.signature)
+    refused = ask()
+    assert refused.state is AnalysisState.FAILED
+    assert refused.facts is None
+    assert ask(0.01).reason == "it did not end in time"
 
 
 def test_analyse_by_a_unit_that_is_not_there_says_so(crasher: Crasher, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_other_users_crash_has_its_uid_and_only_a_safe_one_is_the_users(
     for program in ("sleep", str(suid)):
         child = subprocess.Popen([*as_nobody, program, "1000"], preexec_fn=raise_core_limit)
         cmdline = Path(f"/proc/{child.pid}/cmdline")
-        wait_until(partial(_execed, cmdline), 10, "setpriv has started it")
+        wait_until(partial(_execed, cmdline), 30, "setpriv has started it")
         os.kill(child.pid, signal.SIGSEGV)
         child.wait(60)
         pids.append(child.pid)
@@ -162,7 +162,7 @@ def test_gdb_sees_the_stack_that_the_kernels_own_file_has(
 
 def test_rlimit_core_of_zero_keeps_metadata_only(daemon: Daemon) -> None:
     child = subprocess.Popen(["sh", "-c", "ulimit -c 0; exec sleep 1000"])
-    wait_until(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n", 10, "exec")
+    wait_until(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n", 30, "exec")
     os.kill(child.pid, signal.SIGSEGV)
     child.wait(60)
     (crash,) = daemon.wait_for(1)
@@ -172,7 +172,7 @@ def test_rlimit_core_of_zero_keeps_metadata_only(daemon: Daemon) -> None:
     assert daemon.crashctl("dump", crash["id"], "-o", "-", check=False).returncode == 1
 
 
-def test_hostile_names_stay_data(daemon: Daemon, short_tmp: Path) -> None:
+def test_fault_19_hostile_names_stay_data(daemon: Daemon, short_tmp: Path) -> None:
     evil = short_tmp / "\x1b[2J-p1 $(id)\n.."
     evil.symlink_to("/bin/sleep")
     program = short_tmp / b"e\xff vil\n".decode("utf-8", "surrogateescape")
@@ -214,7 +214,7 @@ def test_environment_secrets_are_not_stored(daemon: Daemon) -> None:
     assert "hunter2" not in raw
 
 
-def test_killed_while_dumping_is_truncated_and_said_so(daemon: Daemon) -> None:
+def test_fault_26_killed_while_dumping_is_truncated_and_said_so(daemon: Daemon) -> None:
     code = (
         "import mmap, os, time; m = mmap.mmap(-1, 400 << 20); "
         "m.write(os.urandom(1 << 20) * 400); print(flush=True); time.sleep(100)"

@@ -12,27 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.running import PLAIN_CONFIG, Daemon
+from tests.system.asuser import NOBODY, as_nobody
 from tests.system.conftest import raise_core_limit
-
-NOBODY = 65534
-AS_NOBODY = """
-import os, sys
-import crashd.cli.main, crashd.cli.reading, crashd.cli.source, crashd.cli.control, crashd.cli.pages
-import crashd.cli.dumping, crashd.cli.changing, crashd.cli.debugging, crashd.store.corefile
-os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)
-sys.exit(crashd.cli.main.main(sys.argv[1:]))
-"""
-
-
-def as_nobody(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run crashctl as nobody; all is imported before, for a checkout may be root's alone."""
-    return subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, "--root", str(daemon.paths.root), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def crash_as_nobody() -> int:
@@ -135,8 +116,7 @@ def test_delete_pin_and_verify_while_the_daemon_runs(
 
 
 def test_debug_shows_the_stack_in_gdb(daemon: Daemon, crasher: Path) -> None:
-    crasher.parent.parent.chmod(0o755)
-    for directory in (crasher.parent, crasher.parent.parent, crasher.parent.parent.parent):
+    for directory in crasher.parents[:-2]:  # below /tmp
         directory.chmod(0o755)
     child = subprocess.Popen([crasher], preexec_fn=raise_core_limit)
     child.wait(60)

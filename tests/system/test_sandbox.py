@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from crashd.edge.sandbox import OUTPUT_MAX, WorkerResult, run_worker
+from tests.running import wait_until
 
 MIB = 1 << 20
 
@@ -20,8 +21,7 @@ def probe(seconds: float = 20, **more: Any) -> WorkerResult:
     return run_worker(request, None, seconds)
 
 
-def test_sandbox_lets_nothing_through(tmp_path: Path) -> None:
-    """SEC-62."""
+def test_sec_62_sandbox_lets_nothing_through(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     os.environ["CRASHD_TEST_SECRET"] = "secret"
@@ -39,16 +39,16 @@ def test_sandbox_lets_nothing_through(tmp_path: Path) -> None:
 
 
 def test_sandbox_leaves_no_mount_and_no_process_behind() -> None:
-    mounts = Path("/proc/self/mountinfo").read_bytes()
+    mounts, before = Path("/proc/self/mountinfo").read_bytes(), children()
     for act in (None, "crash"):
         probe(act=act)
     assert Path("/proc/self/mountinfo").read_bytes() == mounts
-    assert children() == []
+    assert children() - before == set()
 
 
-def children() -> list[str]:
+def children() -> set[str]:
     """The pids of our children."""
-    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
 
 
 @pytest.mark.parametrize(
@@ -78,35 +78,43 @@ def test_worker_that_computes_too_long_is_ended_by_the_kernel() -> None:
     assert result.seconds < 10
 
 
-def test_worker_dies_with_whoever_waits_for_it() -> None:
-    """A daemon that is killed leaves no worker behind."""
+@pytest.mark.parametrize("delay_ms", [0, 1, 2, 3, 4, 6, 8, 10, 15, 100])
+def test_worker_dies_with_whoever_waits_for_it(delay_ms: int) -> None:
+    """A daemon that is killed leaves no worker behind, however far that has come."""
     child = os.fork()
     if child == 0:
-        probe(60, act="hang", cpu_seconds=60)
-        os._exit(0)
-    deadline = time.monotonic() + 20
-    while len(workers()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(workers()) == 2, "the one that waits, and the one that works"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    while workers() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert workers() == []
+        try:
+            probe(300, act="hang", cpu_seconds=300)
+        finally:
+            os._exit(1)
+    try:
+        wait_until(lambda: len(below(child)) == 2, 60, "one that waits, and one that works")
+        workers = below(child)
+        time.sleep(delay_ms / 1000)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        wait_until(lambda: not any(map(is_alive, workers)), 20, "neither is left")
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
-def workers() -> list[int]:
-    """The pids of all workers on this host."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"crashd.analyzers.main" in line:
-                found.append(int(entry.name))
-    return found
+def below(pid: int) -> list[int]:
+    """The pids of a process's children, and of theirs."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [p for child in found for p in (int(child), *below(int(child)))]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_sandbox_costs_little() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.integration.test_daemon import metric
 from tests.running import Daemon, crashctl, wait_until
 from tests.system.conftest import raise_core_limit
 
@@ -71,14 +72,22 @@ def test_install_outlives_the_daemon_and_uninstall_gives_back(
     assert sysctls() == before
 
 
-def test_another_tools_pattern_is_left_alone(daemon: Daemon) -> None:
+def test_fault_25_another_tools_pattern_is_left_alone(daemon: Daemon) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern")
+    assert metric(daemon, "crashd_core_pattern_owned ") == 1
     pattern.write_text("/tmp/of-another-tool")
+    os.kill(daemon.pid, signal.SIGHUP)  # else it looks twice a minute
+    wait_until(lambda: metric(daemon, "crashd_core_pattern_owned ") == 0, 20, "it is known")
+    told = "kernel.core_pattern is no longer ours: another tool took it over"
+    assert daemon.log.read_text().count(told) == 1
+    assert daemon.crashctl("status", check=False).returncode == 1
+    assert "core_pattern" in daemon.crashctl("doctor", check=False).stdout
+    assert pattern.read_text() == "/tmp/of-another-tool\n", "nobody fights for it"
     daemon.stop()
     assert pattern.read_text() == "/tmp/of-another-tool\n"
 
 
-def test_kill_9_amid_fifty_crashes_leaves_fifty_rows(daemon: Daemon) -> None:
+def test_fault_02_kill_9_amid_fifty_crashes_leaves_fifty_rows(daemon: Daemon) -> None:
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.4; kill -9 {daemon.pid}"])
     pids = crash_many(50, at_once=8, milliseconds=10)
     killer.wait()
@@ -96,7 +105,7 @@ def test_kill_9_amid_fifty_crashes_leaves_fifty_rows(daemon: Daemon) -> None:
     )
 
 
-def test_two_hundred_crashes_while_the_daemon_is_away(daemon: Daemon) -> None:
+def test_fault_01_two_hundred_crashes_while_the_daemon_is_away(daemon: Daemon) -> None:
     daemon.crashctl("install")
     daemon.stop()
     pids = crash_many(200, at_once=24)
@@ -144,7 +153,7 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_daemon_crash_starts_no_loop_and_the_next_crash_is_caught(
+def test_fault_10_daemon_crash_starts_no_loop_and_the_next_crash_is_caught(
     daemon: Daemon, crash_sleep: Callable[[], int]
 ) -> None:
     daemon.crashctl("install")
@@ -174,7 +183,7 @@ def test_graceful_stop_finishes_what_is_in_flight(daemon: Daemon) -> None:
         )
         os.kill(child.pid, signal.SIGSEGV)
         children.append(child)
-    wait_until(lambda: bool(os.listdir(daemon.paths.crashes)), 10, "a crash is recorded")
+    wait_until(lambda: bool(os.listdir(daemon.paths.crashes)), 30, "a crash is recorded")
     assert daemon.stop() == 0
     for child in children:
         child.wait(60)

@@ -12,7 +12,8 @@ from crashd.cli.arguments import VERBS, build_parser, build_verb_parser
 from crashd.daemon.main import build_parser as build_daemon_parser
 from crashd.domain.model import LIST_KEYS, State
 
-PACKAGING = Path(__file__).parents[2] / "packaging"
+REPOSITORY = Path(__file__).parents[2]
+PACKAGING = REPOSITORY / "packaging"
 MAN = PACKAGING / "man"
 COMPLETION = PACKAGING / "completion"
 MAN_PAGES = ["crashctl.1", "crashd.8", "crashd-core.8"]
@@ -159,3 +160,24 @@ def test_page_builds_without_a_warning(path: Path) -> None:
         settings_overrides={"halt_level": 2, "report_level": 2, "output_encoding": "unicode"},
     )
     assert built.count(".SH") >= 4
+
+
+def test_each_test_that_security_md_names_is_there() -> None:
+    """By its beginning: one rule may have several."""
+    sources = [
+        *(REPOSITORY / "tests").rglob("test_*.py"),
+        REPOSITORY / "tests/vm/container.sh",
+        REPOSITORY / "tests/vm/guest.sh",
+    ]
+    tests = {
+        name.replace("test_0_", "test_")  # what the guest does in its first life
+        for path in sources
+        for name in re.findall(r"^(?:def )?(test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
+    text = (REPOSITORY / "SECURITY.md").read_text()
+    named = set(re.findall(r"`(test_\w+)…?`", text))
+    assert len(named) > 40
+    assert [n for n in sorted(named) if not any(test.startswith(n) for test in tests)] == []
+    faults = {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert faults == set(range(1, 31))
+    assert faults == {int(n) for n in re.findall(r"`test_fault_(\d\d)", text)} - {0}

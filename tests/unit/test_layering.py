@@ -70,6 +70,7 @@ LAYERS = (
             "crashd.errors",
             "crashd.edge.confine",
             "crashd.edge.modulefiles",
+            "crashd.edge.workerlink",
         ),
         not_stdlib=frozenset({"asyncio", "logging", "multiprocessing", "sqlite3", "threading"}),
     ),
@@ -148,6 +149,8 @@ ONLY_IN = {
     "rust_demangler": ("crashd.analyzers.stacks",),
     "capstone": ("crashd.analyzers.instruction",),
     "pystack": ("crashd.analyzers.pythonstack",),
+    "yaml": ("crashd.edge.yamltext",),
+    "bcrypt": ("crashd.edge.basicauth",),
 }
 """Who may import a foreign package (and `subprocess`); packages not named here nobody may. There is
 a second one only where the first is on the other side of the sandbox's wall."""
@@ -163,6 +166,7 @@ EXCEPTIONS = {
 LIGHT = {
     "crashd.cli.main": ("pydantic", "prometheus_client", "systemd", "pyinotify"),
     "crashd.daemon.main": ("pydantic", "prometheus_client", "systemd", "pyinotify", "sqlite3"),
+    "crashd.daemon.service": ("yaml", "bcrypt"),
     "crashd.daemon.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
 }
 """What importing a module must not load: crashctl starts fast, the capture workers are small."""

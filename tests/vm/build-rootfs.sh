@@ -8,7 +8,7 @@ suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 mkdir -p "${dir%/*}"
 rm -rf "$dir.new"
 mmdebstrap --quiet --mode=root --variant=minbase --components=main \
-	--include=systemd,systemd-sysv,dbus,python3,libsystemd0,systemd-coredump,gdb,libseccomp2,libstdc++6 \
+	--include=systemd,systemd-sysv,dbus,procps,python3,python3-systemd,libsystemd0,systemd-coredump,gdb,libseccomp2,libstdc++6 \
 	--aptopt='APT::Install-Recommends "false"' \
 	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 	"$suite" "$dir.new"

@@ -31,6 +31,7 @@ ALLOWED = {
         "errors",
         "store",
         "store.index",
+        "store.schema",
         "store.paths",
         "store.selection",
     },

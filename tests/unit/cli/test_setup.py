@@ -51,9 +51,9 @@ def test_install_registers_for_good_and_tells(
 
 
 def test_install_again_changes_nothing(
-    proc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    proc: Path, short_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = str(tmp_path / "r")
+    root = str(short_tmp / "r")
     main(["--root", root, "install"])
     before = values(proc)
     capsys.readouterr()
@@ -63,9 +63,9 @@ def test_install_again_changes_nothing(
 
 
 def test_uninstall_puts_back_what_was(
-    proc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    proc: Path, short_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = str(tmp_path / "r")
+    root = str(short_tmp / "r")
     main(["--root", root, "install"])
     capsys.readouterr()
     assert main(["--root", root, "uninstall"]) == 0

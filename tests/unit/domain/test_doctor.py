@@ -193,6 +193,7 @@ def test_check_spool_with_crashes_is_a_warning(
     ("changes", "level", "text"),
     [
         ({"index_count": 7}, "ok", "7 crashes"),
+        ({"index_wal_bytes": 64 << 20}, "warning", "its WAL has 64M"),
         ({"index_seen": False}, "warning", "cannot be looked at"),
         ({"index_error": "damaged", "index_hint": "crashctl reindex"}, "problem", "damaged"),
     ],

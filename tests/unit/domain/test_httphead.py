@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from crashd.domain.httphead import accepts_gzip, parse_request, wants_openmetrics
+from crashd.domain.httphead import accepts_gzip, parse_basic, parse_request, wants_openmetrics
 
 PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -78,3 +78,25 @@ def test_parse_request_is_taken_apart() -> None:
 def test_parse_request_what_is_none_is_refused(head: bytes) -> None:
     with pytest.raises(ValueError, match=re.compile("is no|unpack")):
         parse_request(head)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "found"),
+    [
+        ("Basic dXNlcjpwYXNz", ("user", b"pass")),
+        ("bAsIc  dXNlcjpwYXNz ", ("user", b"pass")),
+        ("Basic dTpwOnE=", ("u", b"p:q")),
+        ("Basic Og==", ("", b"")),
+        ("Basic w7w6/w==", ("\u00fc", b"\xff")),
+        ("Basic /zp4", None),  # a name that is not UTF-8
+        ("Basic dXNlcg==", None),  # no colon
+        ("Basic dXNlcjpwYXNz, Basic dXNlcjpwYXNz", None),
+        ("Basic dXNlcjpwYXN", None),
+        ("Basic \u00fc", None),
+        ("Bearer dXNlcjpwYXNz", None),
+        ("Basic", None),
+        ("", None),
+    ],
+)
+def test_parse_basic(authorization: str, found: tuple[str, bytes] | None) -> None:
+    assert parse_basic(authorization) == found

@@ -155,7 +155,10 @@ def test_classify_foreign_file_beside_a_dump_is_told() -> None:
 def test_classify_world_readable_needs_both_modes(mode: int, dir_mode: int, readable: bool) -> None:
     found = classify(directory(STAMP, dir_mode), [file(b"dump." + STAMP, mode=mode)])
     assert found is not None
-    assert found.world_readable is readable
+    assert (found.world_readable, found.log_world_readable) == (readable, False)
+    found = classify(directory(STAMP, dir_mode), [DUMP, file(b"dmesg." + STAMP, mode=mode)])
+    assert found is not None
+    assert (found.world_readable, found.log_world_readable) == (False, readable)
 
 
 DUMP = file(b"dump." + STAMP)

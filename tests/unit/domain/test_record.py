@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from crashd.corehandler import PROC_FILES
 from crashd.domain.coremeta import CoreMeta
 from crashd.domain.elfcore import CoreHead, SigInfo, Thread
 from crashd.domain.model import Capture, Crash, Disposition, Identity, Mode, State
@@ -113,6 +114,19 @@ def test_add_process_pidfds_uid_beats_that_of_proc_where_argv_says_none() -> Non
     assert with_process(crash(u=b"", g=b"")).uid == 1000
     made = add_process(crash(u=b"", g=b""), SNAPSHOT, None, environ_mode="drop", patterns=())
     assert (made.uid, made.gid, made.environ) == (5, 6, None)
+
+
+def test_add_process_cut_is_told_and_whole_is_not() -> None:
+    long = {"cmdline": b"x" * PROC_FILES["cmdline"], "maps": b"y" * PROC_FILES["maps"]}
+    many = {"open_fds": b"0:a\n1:b", "fd_count": b"60000", "status": b"Threads:\t3000\n"}
+    assert with_process(crash(), SNAPSHOT | long | many).warnings == (
+        f"maps is cut after {8 << 20} bytes",
+        f"cmdline is cut after {1 << 16} bytes",
+        "2 of 3000 threads are named",
+        "2 of 60000 open files are listed",
+    )
+    whole = {"open_fds": b"0:a\n1:b", "fd_count": b"2", "status": b"Threads:\t2\n"}
+    assert with_process(crash(), SNAPSHOT | whole).warnings == ()
 
 
 def test_add_process_gone_is_a_warning_and_nothing_is_invented() -> None:

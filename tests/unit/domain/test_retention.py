@@ -8,9 +8,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from crashd.domain.believed import EARLIEST_NS, SKEW_NS
 from crashd.domain.retention import (
-    EARLIEST_NS,
-    SKEW_NS,
     Deletion,
     Policy,
     Reason,
@@ -97,11 +96,14 @@ def is_core(crash: StoredCrash) -> bool:
 
 
 def list_protected(crashes: Iterable[StoredCrash]) -> set[str]:
-    """List what no plan may touch: pins, captures in flight, the newest core of all."""
+    """List what no plan may touch: pins, captures in flight, the newest core of all, unless a
+    newer one is being captured.
+    """
     known = list(crashes)
     newest = max(filter(is_core, known), key=lambda c: (c.sequence, c.id), default=None)
     fixed = {c.id for c in known if c.pinned or c.in_flight}
-    return fixed if newest is None else {*fixed, newest.id}
+    coming = any(c.in_flight and not c.has_core for c in known)
+    return fixed if newest is None or coming else {*fixed, newest.id}
 
 
 # ---- each reason ----
@@ -520,11 +522,21 @@ def test_plan_ends_within_limits_or_with_nothing_left_that_would_help(
     left, usage = apply(crashes, usage, plan(crashes, usage, policy, now_ns))
     loose = [crash for crash in left if crash.id not in protected]
     use, free, inodes = shortages(left, usage, policy)
+    newest = newest_that_stays(left)
     for short in (use, free):
-        if short > 0:
-            assert all(c.stored_bytes <= c.metadata_bytes for c in loose if is_core(c))
-            gains = (c for c in loose if not is_core(c) or c.stored_bytes > c.metadata_bytes)
-            assert sum(c.stored_bytes for c in gains) < short
+        if short <= 0 or busy_bytes(left):
+            continue
+        gaining = [c for c in loose if is_core(c) and c.stored_bytes > c.metadata_bytes]
+        if newest is not None and short <= newest.stored_bytes:
+            uses = Counter[str]()
+            for c in left:
+                uses[c.owner] += 0 if c.pinned else c.stored_bytes
+            for c in gaining:
+                assert c.owner != newest.owner
+                assert uses[c.owner] <= newest.stored_bytes
+        else:
+            assert not gaining
+        assert sum(c.stored_bytes for c in loose if not is_core(c)) < short
     if inodes > 0:
         assert sum(c.inodes for c in loose) < inodes
     if policy.max_count is not None and any(map(is_core, loose)):
@@ -538,6 +550,78 @@ def test_plan_ends_within_limits_or_with_nothing_left_that_would_help(
             kept |= {group[0].id} if policy.max_per_signature > 1 else set()
             if len(group) > policy.max_per_signature:
                 assert {c.id for c in group} <= protected | kept
+
+
+def newest_that_stays(crashes: Iterable[StoredCrash]) -> StoredCrash | None:
+    """Tell which one stays for it is the newest, and for nothing else."""
+    crashes = list(crashes)
+    if any(c.in_flight and not c.has_core for c in crashes):
+        return None
+    cores = sorted(filter(is_core, crashes), key=lambda c: (c.sequence, c.id))
+    return cores[-1] if cores and not cores[-1].pinned else None
+
+
+def busy_bytes(crashes: Iterable[StoredCrash]) -> Counter[str]:
+    """Add up by owner what may not go now: captured, read or locked."""
+    found: Counter[str] = Counter()
+    for c in crashes:
+        if c.in_flight and not c.pinned:
+            found[c.owner] += c.stored_bytes
+    return found
+
+
+@MANY
+@given(draw_crashes(simple=True), _USAGES, _AMOUNTS, _AMOUNTS)
+def test_plan_takes_no_last_core_for_a_capture_of_somebody_who_has_more(
+    crashes: list[StoredCrash], usage: Usage, max_use: Amount | None, keep_free: Amount | None
+) -> None:
+    crashes = [*crashes, crash(99, stored_bytes=9, owner="a", in_flight=True, has_core=False)]
+    busy = busy_bytes(crashes)
+    policy, usage = Policy(max_use, keep_free), replace(usage, total_inodes=0)
+    uses: Counter[str] = Counter()
+    for c in crashes:
+        uses[c.owner] += 0 if c.pinned else c.stored_bytes
+    left = {c.id: c for c in crashes}
+    for deletion in plan(crashes, usage, policy, NOW_NS):
+        gone = left.pop(deletion.id)
+        last = is_core(gone) and gone.signature_key not in {
+            c.signature_key for c in left.values() if is_core(c)
+        }
+        if last and gone.owner not in busy:
+            assert uses[gone.owner] > max(busy.values())
+        uses[gone.owner] -= deletion.frees_bytes
+
+
+def test_plan_flood_of_large_captures_costs_nobody_else_his_only_core() -> None:
+    small = [crash(i, owner=owner, signature_key=owner) for i, owner in enumerate("abc")]
+    done = [crash(i, owner="b", signature_key=f"b{i}", stored_bytes=80) for i in (3, 4)]
+    flood = [replace(c, in_flight=True, has_core=False) for c in done]
+    policy, usage = Policy(keep_free=size(90)), Usage(1000, 0)
+    assert ids(plan([*small, *flood], usage, policy, NOW_NS)) == ["c1"]
+    assert ids(plan([*small, *done], usage, policy, NOW_NS)) == ["c1", "c3"]
+
+
+@pytest.mark.parametrize("limit", ["max_use", "keep_free"])
+def test_plan_newest_core_that_is_too_much_itself_costs_nobody_else_his_only_core(
+    limit: str,
+) -> None:
+    """It stays, and what could be had from the others is not what is too much."""
+    small = [crash(i, owner=owner, signature_key=owner) for i, owner in enumerate("abc")]
+    flood = [crash(i, owner="b", signature_key=f"b{i}", stored_bytes=80) for i in (3, 4)]
+    policy = Policy(max_use=size(90)) if limit == "max_use" else Policy(keep_free=size(90))
+
+    def at_rest(elsewhere: int) -> list[str]:
+        crashes = [*small, *flood]
+        used = sum(c.stored_bytes for c in crashes)
+        usage = Usage(1000, 180 - used - elsewhere)
+        if limit == "max_use":
+            usage = Usage(1000, 1000, unlisted_bytes=elsewhere)
+        return ids(plan(crashes, usage, policy, NOW_NS))
+
+    assert at_rest(0) == ["c1", "c3"], "the owner's own"
+    assert at_rest(70) == ["c1", "c3"], "without the newest all would be well"
+    assert at_rest(71) == ["c1", "c3", "c0"], "and here it would not"
+    assert at_rest(500) == ["c1", "c3", "c0", "c2"]
 
 
 @MANY
@@ -579,10 +663,12 @@ def test_plan_takes_from_whoever_uses_most_and_no_last_core_while_there_is_a_sec
         if limit != "count":
             loose = [c for c in loose if c.stored_bytes]
         seconds = [c for c in loose if several[c.signature_key] > 1]
+        busy = busy_bytes(left.values())
         victim = left.pop(deletion.id)
         candidates = seconds or loose
         assert victim in candidates
-        assert uses[victim.owner] == max(uses[c.owner] for c in candidates)
+        if victim.owner not in busy or seconds or limit == "count":  # else it pays for itself
+            assert uses[victim.owner] == max(uses[c.owner] for c in candidates)
 
 
 @dataclass(frozen=True)
@@ -645,7 +731,7 @@ def test_room_of_an_empty_store_is_what_the_limits_leave() -> None:
 def test_room_in_a_full_store_is_what_one_can_do_without() -> None:
     policy = Policy(max_use=size(60))
     assert room(cores(6), PLENTY, policy, "b.service") == 50
-    assert room(cores(6), PLENTY, policy, "a.service") == 50
+    assert room(cores(6), PLENTY, policy, "a.service") == 60, "the newest too: a newer one comes"
     assert room([tombstone(n) for n in range(6)], PLENTY, policy, "a.service") == 0
 
 
@@ -674,7 +760,7 @@ def test_room_is_there_once_planned_for_and_nobody_poorer_paid(
     usage = replace(usage, total_inodes=0)
     size_bytes = room(crashes, usage, policy, owner)
     assume(size_bytes > 0)
-    new = crash(999, id="new", stored_bytes=size_bytes, owner=owner, in_flight=True)
+    new = crash(999, id="new", stored_bytes=size_bytes, owner=owner, in_flight=True, has_core=False)
     usage = replace(usage, reserved_bytes=usage.reserved_bytes + size_bytes)
     found = plan([*crashes, new], usage, policy, None)
     left, usage = apply([*crashes, new], usage, found)
@@ -684,13 +770,18 @@ def test_room_is_there_once_planned_for_and_nobody_poorer_paid(
     several = Counter(c.signature_key for c in left if is_core(c))
     for c in left:
         uses[c.owner] += 0 if c.pinned else c.stored_bytes
+    later = Counter[str]()  # what went in two steps is told of as one, at the first
+    for deletion in found:
+        if deletion.whole and deletion.id != "new" and before[deletion.id].has_core:
+            later[before[deletion.id].owner] += before[deletion.id].metadata_bytes
     for deletion in reversed(found):
         victim = before[deletion.id]
         uses[victim.owner] += deletion.frees_bytes
         if victim.has_core:
             several[victim.signature_key] += 1
             last = several[victim.signature_key] == 1
-            assert not last or victim.owner == owner or uses[victim.owner] >= uses[owner]
+            victims_bytes = uses[victim.owner] + later[victim.owner]
+            assert not last or victim.owner == owner or victims_bytes >= uses[owner]
 
 
 # ---- how fast ----

@@ -16,6 +16,7 @@ from crashd.edge.exporter import (
     DropReason,
     Exporter,
 )
+from tests.builders.crashes import build_crash
 
 PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -183,6 +184,11 @@ def test_dropped_counts_by_reason(exporter: Exporter) -> None:
         exporter.dropped("tired")  # type: ignore[arg-type]
 
 
+def test_control_refused_counts(exporter: Exporter) -> None:
+    exporter.control_refused()
+    assert value(exporter, "crashd_control_refused_total") == 1
+
+
 def test_gauges_are_set(exporter: Exporter) -> None:
     exporter.in_flight(3)
     exporter.store("process", 7, 1 << 50)
@@ -214,10 +220,61 @@ def test_seed_totals_go_on_from_there(exporter: Exporter) -> None:
 
 
 def test_series_count_is_constant_whatever_crashes(exporter: Exporter) -> None:
+    for number in range(UNITS_MAX):
+        exporter.crash("process", "full", 11, 1, f"unit{number}.service")
     before = scrape(exporter).keys()
-    for signal in range(200):
-        exporter.crash("process", "metadata", signal, signal)
+    for number in range(10_000):  # each the only one of its unit, as comms are in the index
+        exporter.crash("process", "metadata", number, number, f"run-{number}.scope", f"id-{number}")
+        exporter.captured("memory", number / 10, 1, 1, 1, crash_id=f"id-{number}", time_ns=number)
     assert scrape(exporter).keys() == before
+
+
+# -- exemplars
+
+
+def exemplars(exporter: Exporter) -> dict[tuple[str, str], tuple[dict[str, str], float, float]]:
+    """Read the exemplars, by the sample's name and its last label's value."""
+    body, _ = exporter.render(PROMETHEUS_ACCEPT)
+    return {
+        (sample.name, list(sample.labels.values())[-1]): (
+            sample.exemplar.labels,
+            sample.exemplar.value,
+            float(sample.exemplar.timestamp),
+        )
+        for family in parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar
+    }
+
+
+def test_exemplars_are_the_newest_crash_of_each_count_and_bucket(exporter: Exporter) -> None:
+    assert exemplars(exporter) == {}
+    for number in (1, 2):
+        time_ns = number * 10**9
+        exporter.crash("process", "full", 11, time_ns, None, f"id-{number}")
+        exporter.captured("memory", 0.02, 1, 1, 1, crash_id=f"id-{number}", time_ns=time_ns)
+    exporter.captured("memory", 400, 1, 1, 1, crash_id="id-3", time_ns=10**9)
+    found = exemplars(exporter)
+    assert found["crashd_crashes_total", "process"] == ({"crash_id": "id-2"}, 1, 2)
+    held = {key[1]: told for key, told in found.items() if key[0].endswith("_bucket")}
+    assert held == {
+        "0.025": ({"crash_id": "id-2"}, 0.02, 2),
+        "+Inf": ({"crash_id": "id-3"}, 400, 1),
+    }
+
+
+def test_exemplars_are_for_openmetrics_only(exporter: Exporter) -> None:
+    exporter.crash("process", "full", 11, 1, None, "id-1")
+    assert b"id-1" not in exporter.render("text/plain")[0]
+    assert b"id-1" in exporter.render(PROMETHEUS_ACCEPT)[0]
+
+
+def test_exemplar_of_a_real_id_is_as_short_as_openmetrics_wants(exporter: Exporter) -> None:
+    crash = build_crash(1)
+    exporter.crash("process", "full", 11, crash.time_ns, None, crash.id)
+    ((labels, _, _),) = exemplars(exporter).values()
+    assert labels == {"crash_id": crash.id}
+    assert sum(len(name) + len(text) for name, text in labels.items()) <= 128
 
 
 def test_exporters_share_nothing(exporter: Exporter) -> None:
@@ -263,6 +320,13 @@ def test_units_are_counted_by_name_up_to_a_number(exporter: Exporter) -> None:
     assert found["other"] == UNITS_MAX + 1
     exporter.crash("process", "full", 11, 1, "u0.service")
     assert units(exporter)["u0.service"] == 2
+
+
+def test_units_seeded_go_on_from_there_others_included(exporter: Exporter) -> None:
+    exporter.seed_units({"a.service": 3, 'evil"} 1': 2, None: 5})
+    exporter.crash("process", "full", 11, 1, "a.service")
+    exporter.crash("process", "full", 11, 1, None)
+    assert units(exporter) == {"a.service": 4, "other": 8}
 
 
 @pytest.mark.parametrize("unit", [None, "", "a\nb.service", 'x"} 1.service', "no-type", "u" * 200])

@@ -75,6 +75,17 @@ def test_info_is_the_record_and_the_count(catalog: Catalog, keep: Callable[..., 
     assert info["count_of_signature"] == 2
 
 
+def test_count_of_a_signature_is_of_what_the_viewer_may_see(
+    catalog: Catalog, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1, signature="s", owner_uid=1000)
+    keep(2, signature="s", owner_uid=1000)
+    keep(3, signature="s")
+    assert catalog.info(crash.id, 1000)["count_of_signature"] == 2
+    assert [row["count_of_signature"] for row in catalog.select(Query(), 1000)] == [2, 2]
+    assert [row["count_of_signature"] for row in catalog.select(Query(), None)] == [3, 3, 3]
+
+
 def test_viewer_may_have_only_his_own(catalog: Catalog, keep: Callable[..., Crash]) -> None:
     mine, roots = keep(1, owner_uid=1000), keep(2)
     assert [row["id"] for row in catalog.select(Query(), 1000)] == [mine.id]
@@ -202,6 +213,8 @@ def test_verify_finds_each_difference_of_the_index(
     index.remove([first.id])
     index.put([replace(second, title="another"), build_crash(3)])
     assert kinds(catalog) == ["no-entry", "no-row", "row-differs"]
+    told = next(f.text for f in catalog.verify() if f.kind == "row-differs")
+    assert told == "the index and crash.json say different things of title, doc"
 
 
 def test_verify_finds_what_was_never_finished(

@@ -1,7 +1,10 @@
 """Entries on disk: whole or recognisably not."""
 
+import contextlib
+import errno
 import os
 import resource
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,9 @@ import pytest
 from crashd.domain.model import Crash, Kind, State
 from crashd.errors import FormatError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
+from crashd.store import statefile
 from crashd.store.paths import Paths
+from tests.builders.crashes import build_crash
 
 CRASH_ID = "20261123t050209-0123abcd-42-k0000001"
 
@@ -29,6 +34,14 @@ def a_crash(crash_id: str = CRASH_ID) -> Crash:
 
 
 def test_prepare_makes_private_directories(paths: Paths) -> None:
+    for directory in (paths.state_dir, paths.crashes, paths.spool):
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_prepare_closes_what_is_open_to_others(paths: Paths) -> None:
+    for directory in (paths.state_dir, paths.crashes, paths.spool):
+        directory.chmod(0o777)
+    entries.prepare(paths)
     for directory in (paths.state_dir, paths.crashes, paths.spool):
         assert directory.stat().st_mode & 0o777 == 0o700
 
@@ -173,3 +186,84 @@ def test_remove_frees_everything(paths: Paths) -> None:
 def test_open_core_without_one_is_not_found(paths: Paths) -> None:
     with entries.create(paths, a_crash()) as entry, pytest.raises(NotFoundError, match="no core"):
         entry.open_core()
+
+
+@pytest.mark.parametrize("what", ["record", "file", "state"])
+def test_write_that_the_disk_refuses_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    paths = Paths(tmp_path)
+    entries.prepare(paths)
+    crash = build_crash()
+    with entries.create(paths, crash) as entry:
+        before = entry.file_names()
+
+        def refuse(fd: int, data: bytes) -> None:
+            os.write(fd, data[:10])
+            raise OSError(errno.ENOSPC, "no space")
+
+        monkeypatch.setattr(entries, "write_all", refuse)
+        monkeypatch.setattr(statefile, "write_all", refuse)
+        with pytest.raises(OSError, match="no space"):
+            if what == "record":
+                entry.write(crash, sync=False)
+            elif what == "file":
+                entry.write_file("analysis.json", b"{}" * 100)
+            else:
+                statefile.write_state(paths.limiter_state, ["state"] * 10)
+        assert entry.file_names() == before
+    assert sorted(os.listdir(paths.state_dir)) == ["crashes", "spool"]
+
+
+def test_changes_at_once_are_both_there(paths: Paths) -> None:
+    entries.create(paths, a_crash()).close()
+
+    def add(word: str) -> None:
+        for _ in range(100):
+            entries.change(
+                paths, CRASH_ID, lambda crash: replace(crash, warnings=(*crash.warnings, word))
+            )
+
+    threads = [threading.Thread(target=add, args=[word]) for word in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with entries.open_entry(paths, CRASH_ID) as entry:
+        warnings = entry.read().warnings
+    assert (warnings.count("a"), warnings.count("b")) == (100, 100)
+
+
+def test_change_of_what_is_being_written_is_refused(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "LOCK_SECONDS", 0.02)
+    with (
+        entries.create(paths, a_crash()),
+        pytest.raises(UnavailableError, match="is still being captured"),
+    ):
+        entries.change(paths, CRASH_ID, lambda crash: crash)
+
+
+def test_create_waits_for_who_looks_at_it_already(paths: Paths) -> None:
+    """`verify` may have come across the directory, and have its lock, before its maker."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(NotFoundError), entries.open_entry(paths, CRASH_ID) as entry:
+                entry.try_lock()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(300):
+            with (
+                entries.create(paths, a_crash()),
+                entries.open_entry(paths, CRASH_ID) as other,
+            ):
+                assert not other.try_lock()
+            entries.remove(paths, CRASH_ID)
+    finally:
+        stop.set()
+        looking.join()

@@ -15,6 +15,7 @@ from crashd.domain.match import Query
 from crashd.domain.model import LIST_KEYS, Core, Kind, State
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
 from crashd.store.index import Index
+from crashd.store.schema import MIGRATIONS, PAST_UNITS_MAX
 from tests.builders.crashes import START_NS, build_crash, build_crashes
 
 COUNT = 60
@@ -165,6 +166,54 @@ def test_totals_leave_out_what_is_not_finished(index: Index) -> None:
     assert totals.last_ns["kernel"] == START_NS + 201 * 10**9
 
 
+def test_totals_keep_what_is_removed(index: Index) -> None:
+    index.put([build_crash(200, state=State.CAPTURING)])
+    before, units = index.totals(), index.unit_totals(3)
+    index.remove(build_crash(number).id for number in (1, 2, 3, 200))
+    assert index.totals().by_disposition == before.by_disposition
+    assert index.totals().by_signal == before.by_signal
+    assert index.unit_totals(3) == units
+    index.replace_all(list(build_crashes(COUNT))[5:])  # a reindex: what the rows held is put again
+    assert index.totals().by_disposition["process", "full"] == COUNT - 5 + 3
+
+
+def test_unit_totals_name_the_most_frequent_and_count_the_others(index: Index) -> None:
+    index.put([replace(build_crash(300 + n), unit="busy.service") for n in range(COUNT)])
+    index.put([replace(build_crash(400), unit=None)])
+    found = index.unit_totals(1)
+    assert found == {"busy.service": COUNT, None: COUNT + 1}
+    assert list(found) == ["busy.service", None]
+    assert sum(index.unit_totals(1000).values()) == 2 * COUNT + 1
+
+
+def test_unit_totals_of_what_is_removed_are_bounded(index: Index) -> None:
+    many = [
+        replace(build_crash(1000 + n), unit=f"run-{n}.scope") for n in range(PAST_UNITS_MAX + 20)
+    ]
+    index.put(many)
+    index.remove(crash.id for crash in many)
+    assert index.fetch("SELECT count(*) FROM past WHERE what = 'unit'") == [(PAST_UNITS_MAX + 1,)]
+    assert sum(index.unit_totals(3).values()) == COUNT + len(many)
+
+
+def test_open_of_the_first_version_migrates_and_counts_on(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with Index.open(tmp_path / "new.sqlite") as index:
+        index.put(build_crashes(3))
+    db = sqlite3.connect(path)
+    for statement in MIGRATIONS[0]:
+        db.execute(statement)
+    names = ", ".join(row[1] for row in db.execute("PRAGMA table_info(crash)"))
+    db.execute("ATTACH ? AS new", [str(tmp_path / "new.sqlite")])
+    db.execute(f"INSERT INTO crash ({names}) SELECT {names} FROM new.crash")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    with Index.open(path) as index:
+        index.remove([build_crash(1).id])
+        assert index.totals().by_disposition["process", "full"] == 3
+
+
 def test_tokens_states_and_missing(index: Index) -> None:
     crash = build_crash(9)
     assert index.id_of_token(crash.token) == crash.id
@@ -216,7 +265,7 @@ def test_open_newer_is_refused_with_both_versions(index: Index, path: Path, read
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(IndexCorruptError, match="version 7, newer than 1"):
+    with pytest.raises(IndexCorruptError, match=f"version 7, newer than {len(MIGRATIONS)}"):
         Index.open(path, readonly=readonly)
 
 
@@ -335,7 +384,7 @@ def test_any_damage_is_one_clear_error(tmp_path: Path) -> None:
     raw = whole.read_bytes()
     dice = random.Random(5)
     refused = 0
-    for number in range(150):
+    for number in range(300):
         damaged = bytearray(raw)
         start, size = dice.randrange(len(raw)), dice.choice([1, 4, 64])
         damaged[start : start + size] = dice.randbytes(min(size, len(raw) - start))
@@ -362,3 +411,12 @@ def test_select_row_that_is_not_ours_is_corrupt(index: Index, path: Path, doc: o
     db.close()
     with pytest.raises(IndexCorruptError, match="damaged"):
         index.select(Query(), None)
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_temporary_data_stays_in_memory(tmp_path: Path, readonly: bool) -> None:
+    """Else every put writes rows to /var/tmp."""
+    path = tmp_path / "index.sqlite"
+    Index.open(path).close()
+    with Index.open(path, readonly=readonly) as index:
+        assert index.fetch("PRAGMA temp_store") == [(2,)]

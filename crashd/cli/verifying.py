@@ -1,0 +1,59 @@
+"""`verify`: is the store what the index says, and is each file in it somebody's?"""
+
+import argparse
+import os
+
+from crashd.cli.context import Context
+from crashd.cli.progress import progress
+from crashd.cli.render import json_page
+from crashd.cli.source import open_direct
+from crashd.domain.text import printable
+from crashd.store.catalog import Finding
+from crashd.store.paths import Paths
+
+
+def verify(context: Context, arguments: argparse.Namespace) -> int:
+    """Compare the store with its index; print what is wrong, 1 where anything is."""
+    source = open_direct(context)
+    try:
+        with progress(context, "verifying") as shown:
+            if arguments.strict:
+                from crashd.store.strict import verify_strictly
+
+                findings = verify_strictly(
+                    context.paths,
+                    source.index,
+                    is_live=lambda: is_daemon_live(context.paths),
+                    progress=shown,
+                )
+            else:
+                findings = source.catalog.verify(deep=arguments.deep, progress=shown)
+    finally:
+        source.close()
+    if arguments.json:
+        print(json_page([{"kind": f.kind, "subject": f.subject, "text": f.text} for f in findings]))
+    else:
+        for finding in findings:
+            print(_line(finding))
+        if not findings:
+            context.note("store and index are sound")
+    return 1 if findings else 0
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.kind}: {printable(finding.subject)}: {printable(finding.text)}"
+
+
+def is_daemon_live(paths: Paths) -> bool:
+    """Tell whether a daemon holds this root, without ever holding its lock: one that starts at that
+    very moment would give up. Source: proc_locks(5).
+    """
+    try:
+        inode = os.stat(paths.daemon_lock, follow_symlinks=False).st_ino
+        with open("/proc/locks", "rb") as file:
+            lines = [line.split() for line in file]
+    except FileNotFoundError:
+        return False
+    return any(
+        len(line) > 5 and line[1] == b"FLOCK" and line[5].endswith(b":%d" % inode) for line in lines
+    )

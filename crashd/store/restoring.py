@@ -1,0 +1,96 @@
+"""Records that went with the power. The first record of a crash is not synced, for its process
+waits for it: after a power cut it can be empty or not there, and its row in the index, which is
+synced, be all that is left of it.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+from datetime import UTC, datetime
+from typing import Any
+
+from crashd.domain.model import BOOT_UNKNOWN, ID_PATTERN, SCHEMA, Crash, Kind, State, from_json
+from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.store.entry import (
+    CORE,
+    RECORD,
+    RECORD_MAX,
+    RECORD_STAGED,
+    Entry,
+    create,
+    open_entry,
+)
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+
+_COLUMNS = ("doc", "time_ns", "token", "sequence", "owner_uid")
+
+
+def restore_record(paths: Paths, index: Index, crash_id: str) -> bool:
+    """Give a crash whose record is empty or not there a record again, on disk on return: the one
+    that was about to take its place, else what the index knows, else what its id tells. Return
+    whether that was needed. A record with anything in it stays as it is, as does one whose writer
+    lives.
+
+    Raises:
+        CrashdError: the store or the index cannot be read.
+        OSError: the disk is full, read-only or broken.
+
+    """
+    try:
+        entry = open_entry(paths, crash_id)
+    except NotFoundError:
+        crash = _known(index, crash_id)
+        with create(paths, crash) as entry:
+            entry.write(crash, sync=True)
+        return True
+    with entry:
+        if entry.read_file(RECORD, RECORD_MAX) or not entry.try_lock():
+            return False
+        if entry.read_file(RECORD, RECORD_MAX):  # by the writer that was about to lock it
+            return False
+        names = entry.file_names()
+        if RECORD not in names and CORE in names:  # a deletion that was broken off
+            return False
+        if _is_staged(entry):
+            os.rename(RECORD_STAGED, RECORD, src_dir_fd=entry.fd, dst_dir_fd=entry.fd)
+            os.fsync(entry.fd)
+        else:
+            entry.write(_known(index, crash_id), sync=True)
+    return True
+
+
+def _is_staged(entry: Entry) -> bool:
+    with contextlib.suppress(CrashdError, ValueError, RecursionError):
+        raw = entry.read_file(RECORD_STAGED, RECORD_MAX)
+        return raw is not None and from_json(json.loads(raw)).id == entry.id
+    return False
+
+
+def _known(index: Index, crash_id: str) -> Crash:
+    sql = f"SELECT {', '.join(_COLUMNS)} FROM crash WHERE id = ?"
+    for doc, *values in index.fetch(sql, [crash_id]):
+        document: dict[str, Any] = {**json.loads(doc), "schema": SCHEMA}
+        with contextlib.suppress(ValueError):
+            document["argv"] = shlex.split(str(document.get("cmdline") or ""))
+        return from_json(document | dict(zip(_COLUMNS[1:], values, strict=True)))
+    return _of_id(crash_id)
+
+
+def _of_id(crash_id: str) -> Crash:
+    if not ID_PATTERN.fullmatch(crash_id):
+        raise FormatError(f"{crash_id!r} is not a crash id")
+    stamp, boot, pid, _ = crash_id.split("-")
+    try:
+        time = datetime.strptime(stamp, "%Y%m%dt%H%M%S").replace(tzinfo=UTC)
+    except ValueError as e:
+        raise FormatError(f"crash id {crash_id} has no time") from e
+    return Crash(
+        crash_id,
+        Kind.PROCESS,
+        State.CAPTURING,
+        int(time.timestamp()) * 10**9,
+        boot + BOOT_UNKNOWN[len(boot) :],
+        pid=int(pid) or None,
+    )

@@ -1,0 +1,107 @@
+# Shared by deb.sh and rpm.sh: the installed tree of crashd, and what it brings along for the system's Python.
+# POSIX sh; sourced after lib.sh, with $environment built of requirements-dev.lock.
+# shellcheck shell=sh disable=SC2154
+
+# Debian 12 and 13, and Ubuntu 24.04 between them. What is for another one of these is a directory more.
+PYTHONS="3.11 3.12 3.13"
+
+# fill_bundles DIRECTORY: one directory of locked packages for each Python, and the same files only once.
+# python3-systemd is the distribution's: there are no wheels of systemd-python.
+fill_bundles() {
+    bundles=$1
+    machine=$(uname -m)
+    for version in $PYTHONS; do
+        target=$bundles/python$version
+        "$environment/bin/python" "$here/packaging/lockfor.py" "$version" "$here/packaging/requirements.lock" \
+            systemd-python pyinotify >"$bundles/lock"
+        pip_target --only-binary=:all: --python-version "$version" --implementation cp \
+            --abi "cp$(echo "$version" | tr -d .)" --abi abi3 --abi none --platform "manylinux_2_36_$machine" \
+            --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
+            --platform "manylinux2014_$machine" --platform "manylinux_2_12_$machine" \
+            --platform "manylinux2010_$machine" --platform "manylinux1_$machine" --platform any
+        sed -n '/^pyinotify==/,/^[^ ]*==/{/^pyinotify/p;/^ *--hash/p}' "$here/packaging/requirements.lock" |
+            awk '/^pyinotify/{n=1} n' | sed '$s/ \\$//' >"$bundles/lock"
+        pip_target --no-build-isolation --use-pep517 --no-binary=:all:
+        rm -rf "$target/bin"
+        find "$target" -name direct_url.json -delete
+    done
+    rm -f "$bundles/lock"
+    share_same "$bundles"
+    for version in $PYTHONS; do
+        cp -r "$here/crashd" "$bundles/python$version/crashd"
+    done
+    find "$bundles" -name __pycache__ -prune -exec rm -rf {} +
+    find "$bundles" -type f -name '*.so*' -exec strip --strip-unneeded {} +
+    find "$bundles" -type f -exec chmod 644 {} +
+    find "$bundles" -type f -name '*.so*' -exec chmod 644 {} +
+}
+
+pip_target() {
+    quietly "$environment/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --no-deps \
+        --no-compile --require-hashes --target "$target" --upgrade "$@" -r "$bundles/lock" ||
+        refuse "pip could not fill $target (why is above; it needs a package index)"
+}
+
+# Put what two bundles have in common aside, and links in its place.
+share_same() {
+    first=${PYTHONS%% *}
+    mkdir "$1/shared"
+    for entry in "$1/python$first"/*; do
+        name=${entry##*/}
+        same=1
+        for version in $PYTHONS; do
+            diff -rq "$entry" "$1/python$version/$name" >/dev/null 2>&1 || same=
+        done
+        [ -n "$same" ] || continue
+        mv "$entry" "$1/shared/$name"
+        for version in $PYTHONS; do
+            rm -rf "$1/python$version/$name"
+            ln -s "../shared/$name" "$1/python$version/$name"
+        done
+    done
+}
+
+# stage_tree ROOT: all that is installed, but for what belongs to one kind of package.
+stage_tree() {
+    root=$1
+    install -d "$root/usr/bin" "$root/usr/libexec" "$root/usr/lib/crashd" "$root/usr/lib/systemd/system" \
+        "$root/usr/lib/systemd/system-preset" "$root/usr/lib/sysctl.d" "$root/usr/lib/tmpfiles.d" \
+        "$root/etc/crashd/crashd.toml.d" "$root/etc/crashd/hooks.d" "$root/usr/share/doc/crashd"
+    fill_bundles "$root/usr/lib/crashd"
+    for name in bin/crashd bin/crashctl libexec/crashd-analyze; do
+        install -m 755 "$here/packaging/launcher" "$root/usr/$name"
+    done
+    install -m 755 "$here/packaging/crashd-kmsg" "$root/usr/libexec/crashd-kmsg"
+    PYTHONPATH=$here "$environment/bin/python" -B -c 'import sys
+from crashd.store.handlerfile import handler_program
+sys.stdout.buffer.write(handler_program())' >"$root/usr/libexec/crashd-core"
+    chmod 755 "$root/usr/libexec/crashd-core"
+    install -m 644 "$here"/systemd/*.service "$here"/systemd/*.socket "$root/usr/lib/systemd/system"
+    install -m 644 "$here/packaging/90-crashd.preset" "$root/usr/lib/systemd/system-preset/90-crashd.preset"
+    install -m 644 "$here/packaging/crashd.tmpfiles" "$root/usr/lib/tmpfiles.d/crashd.conf"
+    install -m 644 "$here/etc/sysctl.d/60-crashd.conf" "$root/usr/lib/sysctl.d/60-crashd.conf"
+    install -m 644 "$here/etc/crashd.toml" "$root/etc/crashd/crashd.toml"
+    for page in "$here"/packaging/man/*.rst; do
+        name=${page##*/}
+        name=${name%.rst}
+        install -d "$root/usr/share/man/man${name##*.}"
+        "$environment/bin/rst2man" "$page" | gzip -9n >"$root/usr/share/man/man${name##*.}/$name.gz"
+    done
+    install -D -m 644 "$here/packaging/completion/crashctl.bash" "$root/usr/share/bash-completion/completions/crashctl"
+    install -D -m 644 "$here/packaging/completion/_crashctl" "$root/usr/share/zsh/vendor-completions/_crashctl"
+    install -D -m 644 "$here/packaging/completion/crashctl.fish" \
+        "$root/usr/share/fish/vendor_completions.d/crashctl.fish"
+    install -d "$root/usr/share/crashd/prometheus" "$root/usr/share/crashd/grafana"
+    install -m 644 "$here"/etc/prometheus/*.yml "$root/usr/share/crashd/prometheus"
+    install -m 644 "$here"/etc/grafana/*.json "$root/usr/share/crashd/grafana"
+    install -m 644 "$here/README.md" "$here/packaging/requirements.lock" "$root/usr/share/doc/crashd"
+}
+
+# The moment that files in packages are of: the last commit's, so that the same tree makes the same package.
+source_date() {
+    printf '%s' "${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 0)}"
+}
+
+crashd_version() {
+    sed -n 's/^__version__ = "\(.*\)"/\1/p' "$here/crashd/__init__.py"
+}

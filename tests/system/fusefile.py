@@ -1,0 +1,70 @@
+"""A file of a file system in user space (FUSE), whose server takes every read and answers none."""
+
+import errno
+import os
+import struct
+import subprocess
+import threading
+from pathlib import Path
+
+# linux/fuse.h
+_GETATTR, _OPEN, _READ, _INIT = 3, 14, 15, 26
+_SILENT = (2, 36, 42)
+"""FORGET, INTERRUPT, BATCH_FORGET: nobody waits for an answer."""
+_IN = struct.Struct("=IIQQ")
+_ATTR = struct.Struct("=QII6Q10I")
+_SIZE = 1 << 20
+
+
+class SilentFile:
+    """A file that can be mapped, and of which no page ever comes, until `__exit__`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked = 0
+        """Reads that wait for an answer."""
+
+    def __enter__(self) -> "SilentFile":
+        self.path.touch()
+        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        options = f"fd={self._fd},rootmode=100000,user_id=0,group_id=0,allow_other"
+        command = ["mount", "-i", "-t", "fuse", "-o", options, "silent", str(self.path)]
+        subprocess.run(command, pass_fds=(self._fd,), check=True)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        assert self.path.stat().st_size == _SIZE  # until it is asked for, the kernel has it empty
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        # -f: whoever waits for a page gets an error, and the server its end
+        subprocess.run(["umount", "-f", "-l", str(self.path)], check=True)
+        self._thread.join()
+        os.close(self._fd)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                request = os.read(self._fd, 1 << 20)
+            except OSError as e:
+                if e.errno == errno.ENODEV:
+                    return
+                if e.errno in (errno.ENOENT, errno.EINTR):
+                    continue
+                raise
+            _, operation, unique, _ = _IN.unpack_from(request)
+            self.asked += operation == _READ
+            if operation != _READ and operation not in _SILENT:
+                self._answer(operation, unique)
+
+    def _answer(self, operation: int, unique: int) -> None:
+        answers = {
+            # without FUSE_ASYNC_READ: a read that the server has is waited for to the end
+            _INIT: struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 17, 0, 16, 12, 1 << 17, 1, 0, 0, 0),
+            _GETATTR: _ATTR.pack(
+                *(3600, 0, 0, 1, _SIZE, _SIZE >> 9, 0, 0, 0, 0, 0, 0), 0o100644, 1, 0, 0, 0, 4096, 0
+            ),
+            _OPEN: struct.pack("=QII", 1, 2, 0),  # FOPEN_KEEP_CACHE: no open waits for a page
+        }
+        body = answers.get(operation, b"")
+        error = 0 if body else -errno.ENOSYS
+        os.write(self._fd, struct.pack("=IiQ", 16 + len(body), error, unique) + body)

@@ -1,0 +1,109 @@
+"""What is built besides the Debian package (test_package.py): the RPM, the wheel and the sdist."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.vm import package
+
+REPOSITORY = package.REPOSITORY
+DEBIANS_OWN = ("/usr/share/doc/crashd/", "/usr/share/lintian/")
+
+
+def run(*command: object) -> str:
+    """Run a program that has to succeed; give what it printed."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The RPM of this checkout."""
+    return Path(run("sh", REPOSITORY / "packaging/rpm.sh", tmp_path_factory.mktemp("rpm")).strip())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with wheel and sdist."""
+    directory = tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "hatchling", "build", "-d", directory)
+    return directory
+
+
+@pytest.mark.timeout(900)
+def test_rpm_has_the_debian_packages_files(rpm: Path, deb: Path) -> None:
+    listed = run("dpkg-deb", "-c", deb).splitlines()
+    ours = {line for line in run("rpm", "-qpl", rpm).splitlines() if "/doc/" not in line}
+    names = {line.split(maxsplit=5)[5].split(" -> ")[0].lstrip(".") for line in listed}
+    theirs = {n for n in names if not n.endswith("/") and not n.startswith(DEBIANS_OWN)}
+    assert theirs <= ours
+    assert {name.rstrip("/") for name in ours} - theirs <= {n.rstrip("/") for n in names}
+
+
+@pytest.mark.timeout(900)
+def test_rpm_is_the_same_to_the_byte_when_built_again(rpm: Path, tmp_path: Path) -> None:
+    again = Path(run("sh", REPOSITORY / "packaging/rpm.sh", tmp_path).strip())
+    assert again.read_bytes() == rpm.read_bytes()
+
+
+def test_rpm_is_installed_and_erased_without_a_rest(rpm: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    options = ("--root", root, "--nodeps", "--noscripts")
+    run("rpm", *options, "-i", rpm)
+    assert (root / "usr/libexec/crashd-core").stat().st_mode & 0o7777 == 0o755
+    assert (root / "usr/lib/systemd/system/crashd.service").is_file()
+    (root / "etc/crashd/crashd.toml").write_text("# mine\n")
+    run("rpm", *options, "-e", "crashd")
+    left = [p for p in root.rglob("*") if "crashd" in p.name and "/var/lib/rpm" not in str(p)]
+    assert [path.name for path in left if not path.is_dir()] == ["crashd.toml.rpmsave"]
+
+
+def test_rpms_scripts_are_posix_shell(rpm: Path, tmp_path: Path) -> None:
+    for tag in ("PREIN", "POSTIN", "PREUN", "POSTUN"):
+        text = run("rpm", "-qp", "--qf", f"%{{{tag}}}", rpm)
+        if text != "(none)":
+            script = tmp_path / tag
+            script.write_text(text)
+            run("dash", "-n", script)
+            assert "crashd" in text
+    assert "crashctl uninstall" in run("rpm", "-qp", "--qf", "%{PREUN}", rpm)
+
+
+def test_wheel_has_crashd_alone_and_its_commands_run(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist()}
+    assert {top.split("-")[0] for top in tops} == {"crashd"}
+    venv.create(tmp_path / "venv", with_pip=True)
+    binaries = tmp_path / "venv/bin"
+    run(binaries / "python", "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    dependencies = next(path for path in sys.path if path.endswith("site-packages"))
+    site = next((tmp_path / "venv/lib").glob("python3*/site-packages"))
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    assert run(binaries / "crashctl", "--version").startswith("crashctl ")
+    run(binaries / "crashd", "check-config", REPOSITORY / "etc/crashd.toml")
+
+
+def test_sdist_has_all_that_is_needed_and_makes_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    (wheel,) = built.glob("*.whl")
+    run("tar", "xf", sdist, "-C", tmp_path)
+    (tree,) = tmp_path.iterdir()
+    assert {"etc", "systemd", "packaging", "tests", "README.md"} <= {p.name for p in tree.iterdir()}
+    run(
+        "sh", "-c", f'cd "{tree}" && "{sys.executable}" -m hatchling build -t wheel -d "{tree}/out"'
+    )
+    assert (tree / "out" / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+@pytest.mark.timeout(900)
+def test_debian_package_is_as_lintian_wants_it(deb: Path) -> None:
+    run("lintian", "--allow-root", "--fail-on", "error,warning", deb)

@@ -1,0 +1,61 @@
+"""`python -m tests.vm`: build the package, and try it on a real systemd; with CRASHD_TEST_VM=1 also
+in a guest whose kernel really panics. As root; exit status 1 when a test failed.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.vm import container, guest, package
+
+
+def report(kind: str, wanted: list[str], found: dict[str, container.Outcome]) -> int:
+    """Print each test; return how many did not pass."""
+    failed = 0
+    for name in wanted:
+        outcome = found.get(name)
+        if outcome is None or not outcome.passed:
+            failed += 1
+            print(f"FAIL {kind}::{name}", "" if outcome else "(was not reached)")
+            print("" if outcome is None else outcome.log)
+        else:
+            print(f"ok   {kind}::{name} ({outcome.seconds:.1f} s)")
+    return failed
+
+
+def run_guest(deb: Path, work: Path) -> int:
+    """Run the guest's tests; return how many did not pass."""
+    if guest.missing():
+        print(f"the guest needs: {' '.join(guest.missing())}", file=sys.stderr)
+        return 1
+    started = time.monotonic()
+    found = guest.run_tests(deb, work)
+    print(f"guest: {time.monotonic() - started:.0f} s")
+    exposure = work / "out/result/exposure"
+    print(exposure.read_text() if exposure.exists() else "no exposure")
+    return report("guest", container.tests_of(guest.HERE / "guest.sh"), found)
+
+
+def main() -> int:
+    """Run everything that this machine allows; return the exit status."""
+    started = time.monotonic()
+    if os.geteuid() != 0 or container.missing():
+        print(f"needs root, and: {' '.join(container.missing())}", file=sys.stderr)
+        return 2
+    work = Path(tempfile.mkdtemp(prefix="crashd-vm-"))
+    deb = package.build(work)
+    print(f"{deb.name}: {deb.stat().st_size >> 10} KiB, {time.monotonic() - started:.0f} s")
+    found = container.run(deb, work / "container")
+    failed = report("container", container.tests_of(container.HERE / "container.sh"), found)
+    exposure = work / "container/out/exposure"
+    print("exposure:", *exposure.read_text().split() if exposure.exists() else "none")
+    if os.environ.get("CRASHD_TEST_VM") == "1":
+        failed += run_guest(deb, work / "guest")
+    print(f"{time.monotonic() - started:.0f} s in all; logs are in {work}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
