@@ -24,6 +24,10 @@ STUCK_MAX = 4
 """Reads that never end, each with a thread, until the core is cut there."""
 
 
+class ShortError(StopError):
+    """The stream ended before all that was wanted of it had come."""
+
+
 def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> None:
     """Drain the stream behind its head `raw`: the engine that is always right.
 
@@ -60,7 +64,8 @@ def drain_selected(
     with `raw`: (offset there, offset here, size), ascending. What comes behind is not read.
 
     Raises:
-        StopError: a limit was met, the disk refuses, or the stream ended too soon.
+        ShortError: the stream ended too soon.
+        StopError: a limit was met, or the disk refuses.
         DeadlineError: it did not come in time.
 
     """
@@ -76,7 +81,7 @@ def drain_selected(
                 at += len(window)
                 got = incoming.read_into(buffer, deadline_ns) if at >= len(raw) else 0
                 if not got:
-                    raise StopError(f"the stream ended after {at} bytes")
+                    raise ShortError(f"the stream ended after {at} bytes")
                 window = buffer[:got]
             part = window[source - at : end - at]
             pump.put_bytes(bytes(part))

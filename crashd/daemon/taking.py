@@ -281,6 +281,8 @@ def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
             engines.drain(source.incoming, source.raw, pump, deadline_ns)
             return None
         return copy_memory(source, source.memory, source.head, pump, deadline_ns)
+    except engines.ShortError as e:
+        return LATE if source.late else str(e)
     except StopError as e:
         return str(e)
     except DeadlineError:

@@ -117,12 +117,14 @@ class IncomingCore:
         return None if self._pidfd is None else ProcessMemory(self._pidfd)
 
     def read_into(self, view: memoryview, deadline_ns: int) -> int:
-        """Read the next bytes of the core; 0 at its end.
+        """Read the next bytes of the core; 0 at its end, and once it is released.
 
         Raises:
             DeadlineError: nothing came before `deadline_ns` (CLOCK_MONOTONIC).
 
         """
+        if self._source < 0:
+            return 0
         remaining_ns = deadline_ns - time.monotonic_ns()
         if remaining_ns <= 0 or not self._poll.poll(remaining_ns // 10**6 + 1):
             raise DeadlineError

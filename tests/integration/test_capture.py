@@ -16,7 +16,7 @@ from crashd.daemon.capture import Decision, capture
 from crashd.daemon.reader import Reader
 from crashd.daemon.salvage import salvage
 from crashd.daemon.taking import Options
-from crashd.domain.model import Capture, Crash, Engine, Kind, Mode, State
+from crashd.domain.model import Capture, Crash, Disposition, Engine, Kind, Mode, State
 from crashd.edge.incoming import IncomingCore
 from crashd.store import entry as entries
 from crashd.store.corefile import read_core
@@ -102,6 +102,7 @@ def run(
     *,
     crash: Crash | None = None,
     end: bool = True,
+    decision: Decision | None = None,
 ) -> Crash:
     """Capture `stream` as it comes through a pipe; without `end` its writer stalls after it."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -127,7 +128,7 @@ def run(
         options,
         with_proc=True,
         identified=lambda: identified.append(True),
-        decide=lambda *_: Decision(),
+        decide=lambda *_: decision or Decision(),
         reader=Reader(),
     )
     writer.join(10)
@@ -165,6 +166,34 @@ def test_capture_whole_stream_is_exact_and_explained(entry: entries.Entry) -> No
     assert final.capture.hold_ns is not None
     assert 0 < final.capture.hold_ns < 20 * 10**9
     assert final.capture.reason is None
+
+
+SMALL_CORE = build_core(
+    notes=build_notes(CoreFormat(), threads=(CoreThread(100, 11, sp=0x7F0000001000),)),
+    segments=[
+        CoreSegment(0x400000, EXE),
+        CoreSegment(0x600000, NOISE[:100_000]),
+        CoreSegment(0x7F0000000000, b"stack" * 5000),
+    ],
+)
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["ends early", "comes no further"])
+def test_capture_mini_core_of_a_small_one_that_was_cut_is_taken_from_what_came(
+    entry: entries.Entry, *, end: bool
+) -> None:
+    """A small core is read, and its process let go, before it is decided that a mini core is
+    enough: what had not come by then was asked of a descriptor that was closed.
+    """
+    mini = Decision(Disposition.MINI, "a loop")
+    options = replace(OPTIONS, deadline_ns=20 * 10**9 if end else 10**9)
+    final = run(entry, SMALL_CORE[:-20_000], options, end=end, decision=mini)
+    assert final.state is State.TRUNCATED
+    assert final.capture.disposition is Disposition.MINI
+    assert final.capture.reason is not None
+    assert ("ended after" if end else "deadline") in final.capture.reason
+    got = stored(entry)
+    assert got[:4] == b"\x7fELF" and final.core.size_bytes == len(got)
 
 
 @pytest.mark.parametrize(
