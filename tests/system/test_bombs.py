@@ -142,11 +142,18 @@ def test_sec_33_bomb_is_unpacked_no_further_than_asked(tmp_path: Path, bomb: str
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process or one of those it started had at once."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    own = int(status.partition("VmHWM:")[2].split()[0]) << 10
-    children = (task / "children" for task in Path(f"/proc/{pid}/task").iterdir())
-    return max([own, *(peak_bytes(int(c)) for file in children for c in file.read_text().split())])
+    """The most memory that a process or one of those it started had at once; 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return 0
+    peak = status.partition("VmHWM:")[2].split()  # a zombie has none
+    children: list[int] = []
+    for task in tasks:
+        with contextlib.suppress(OSError):  # the thread ended meanwhile
+            children += map(int, (task / "children").read_text().split())
+    return max([int(peak[0]) << 10 if peak else 0, *map(peak_bytes, children)])
 
 
 def test_sec_33_liars_and_bombs_through_the_real_store(short_tmp: Path) -> None:
