@@ -82,15 +82,17 @@ def main(argv: "list[str]") -> int:
     posix.dup2(null, 0)
     fields, pidfd = collect(argv)
     root = argv[0].rsplit("/", 3)[0] if argv[0].endswith("/usr/libexec/crashd-core") else ""
+    state = root + "/var/lib/crashd"
     descriptors = [core] if pidfd is None else [core, pidfd]
     if hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
         return 0
     try:
         compile_lower_part(argv[0])
-        spool(root + "/var/lib/crashd", fields, core, pidfd)
+        spool(state, fields, core, pidfd)
     except OSError as e:
         pid = decimal(argv, 5) or decimal(argv, 1)
-        complain(f"crash of pid {pid} lost: {e.filename}: {e.strerror}")
+        where = (e.filename or "").removeprefix(state).strip("/")
+        complain(f"crash of pid {pid} lost: {state}/{where}: {e.strerror}")
         return 1
     return 0
 
@@ -270,20 +272,26 @@ def put_file(name: str, data: bytes, directory: int) -> None:
     posix.close(fd)
 
 
+def make_directory(name: str, parent: "int | None") -> int:
+    """Make a directory where there is none, and open it; never through a link but the state
+    directory's own, which is the administrator's word.
+    """
+    try:  # noqa: SIM105 (contextlib is one more import)
+        posix.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        pass
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+    return posix.open(name, flags if parent is None else flags | posix.O_NOFOLLOW, dir_fd=parent)
+
+
 def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None") -> None:
     """Keep the crash by ourselves, for the daemon to take in when it comes back."""
     from _signal import alarm  # not needed on the fast path
 
     alarm(SPOOL_DEADLINE_SECONDS)  # the default action ends us even in a read that never returns
-    directory_flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
     name = f"{time_ns()}-{posix.getpid()}-{posix.urandom(4).hex()}"
-    for path in (state, state + "/spool", f"{state}/spool/{name}.tmp"):
-        try:
-            posix.mkdir(path, 0o700)
-        except FileExistsError:
-            continue
-    spool_fd = posix.open(state + "/spool", directory_flags)
-    entry = posix.open(name + ".tmp", directory_flags, dir_fd=spool_fd)
+    spool_fd = make_directory("spool", make_directory(state, None))
+    entry = make_directory(name + ".tmp", spool_fd)
     put_file("meta", pack(fields), entry)
     reader = posix.fork() if pidfd is not None else 0
     if pidfd is not None and reader == 0:

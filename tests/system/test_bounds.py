@@ -22,6 +22,7 @@ from crashd.corehandler import put_file
 from crashd.store.paths import Paths
 from tests.builders.kdumps import MAKERS, capture, kernel_log, make_old
 from tests.conftest import CorePatternOwner
+from tests.integration.handler import make_root, start_handler
 from tests.running import DEFAULT_CONFIG, PLAIN_CONFIG, Daemon, wait_until
 from tests.system.conftest import raise_core_limit
 from tests.system.fswatch import MakeWatch, RunWatch
@@ -243,6 +244,18 @@ def test_sec_06_handler_writes_through_no_planted_link(
     finally:
         os.close(directory)
     assert target.read_text() == "of root"
+
+
+def test_sec_06_spool_that_is_a_link_is_not_followed(root: Path, tmp_path: Path) -> None:
+    paths = make_root(root)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    paths.spool.rmdir()
+    paths.spool.symlink_to(elsewhere)
+    run = start_handler(paths, ["7", "x", "11", "1800000000"])
+    run.feed(b"core")
+    assert run.wait() == 1, "it is lost, and told so"
+    assert os.listdir(elsewhere) == []
 
 
 @pytest.mark.parametrize(
