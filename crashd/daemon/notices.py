@@ -24,6 +24,8 @@ QUEUE_MAX = 500
 HOUR_SECONDS = 3600.0
 START_SECONDS = 30.0
 """For a unit that runs the hooks to start, on a machine that is busy crashing."""
+DEAF_SECONDS = 10.0
+"""A journal that took nothing is not waited for again so long, or hooks were told far too late."""
 _BULKY = ("maps", "mountinfo", "open_fds", "auxv_base64", "limits", "status", "log")
 """Not given to hooks: `crashctl info` has them."""
 
@@ -48,6 +50,7 @@ class Notices:
         self._settings = NoticeSettings()
         self._times: deque[float] = deque()
         self._journal_told = self._limit_told = False
+        self._deaf_until = 0.0
         self._wrong_told: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
@@ -90,10 +93,13 @@ class Notices:
             return  # there is no systemd here
         name = crash.core.path
         path = None if name is None else self._paths.crashes / crash.id / name
+        seconds = 0.0 if time.monotonic() < self._deaf_until else journal.SEND_SECONDS
         try:
-            journal.send(journal.build_fields(crash, path))
-            self._journal_told = False
+            journal.send(journal.build_fields(crash, path), journal.SOCKET, seconds)
+            self._journal_told, self._deaf_until = False, 0.0
         except UnavailableError as e:
+            if seconds:
+                self._deaf_until = time.monotonic() + DEAF_SECONDS
             self._failed()
             if not self._journal_told:
                 log.warning("%s, ignoring", e)

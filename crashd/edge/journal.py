@@ -5,6 +5,7 @@ Sent here and not by libsystemd: that waits for ever when nobody reads the socke
 systemd's "Native Journal Protocol" page, src/coredump/coredump.c, coredumpctl.c; sd-messages.h.
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -27,8 +28,8 @@ FRAMES_MAX = 32
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
-def send(fields: Mapping[str, bytes], path: Path = SOCKET) -> None:
-    """Send one entry; waits SEND_SECONDS at most.
+def send(fields: Mapping[str, bytes], path: Path = SOCKET, seconds: float = SEND_SECONDS) -> None:
+    """Send one entry; waits so long at most where the journal is full, with 0 not at all.
 
     Raises:
         UnavailableError: there is no journal, or it takes nothing.
@@ -37,11 +38,14 @@ def send(fields: Mapping[str, bytes], path: Path = SOCKET) -> None:
     raw = b"".join(_encode(name, value[:FIELD_MAX]) for name, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(SEND_SECONDS)
+            sender.settimeout(seconds)
             sender.connect(os.fspath(path))
             try:
                 sender.send(raw)
-            except OSError:  # EMSGSIZE and ENOBUFS: too large for a datagram
+            except OSError as e:
+                if e.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                    raise
+                # too large for a datagram
                 _send_file(sender, raw)
     except OSError as e:
         raise UnavailableError(f"the journal takes no entry: {e.strerror or e}") from e

@@ -6,6 +6,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -98,6 +99,40 @@ def test_fault_23_journal_that_nobody_reads_holds_nothing_up(
             journal.send({"MESSAGE": b"x"}, path)
     with pytest.raises(UnavailableError, match="No such file"):
         journal.send({"MESSAGE": b"x"}, path.with_name("none"))
+
+
+def test_fault_23_full_journal_is_waited_for_once(
+    journald: tuple[Path, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, server = journald
+    with pytest.raises(UnavailableError):
+        while True:
+            journal.send({"MESSAGE": b"x"}, path, 0)
+    monkeypatch.setattr(journal, "SOCKET", path)
+    hook(tmp_path / "etc/crashd/hooks.d", "a", f"echo >>{tmp_path}/told\n")
+    failed: list[int] = []
+    notices = Notices(Paths(tmp_path), lambda: failed.append(1))
+    notices.start()
+    began = time.monotonic()
+    for number in range(20):
+        notices.notify(build_crash(number))
+    try:
+        wait_until(lambda: len(lines_of(tmp_path / "told")) == 20, 60, "hooks are told of all")
+        assert time.monotonic() - began < 10 * journal.SEND_SECONDS, "waited for once"
+        assert len(failed) == 20, "each that was not told is counted"
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                server.recv(4096)
+        notices.notify(build_crash(21))  # it is read again
+        wait_until(lambda: len(lines_of(tmp_path / "told")) == 21, 60, "the last is told too")
+        assert len(failed) == 20
+    finally:
+        notices.stop()
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def hook(directory: Path, name: str, body: str, mode: int = 0o755) -> Path:
