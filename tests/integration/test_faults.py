@@ -97,6 +97,11 @@ def test_daemon_stopped_while_the_handlers_give_up_records_each_crash_once(
     assert len(daemon.wait_for(9)) == 9
 
 
+def count_piped(daemon: Daemon) -> int:
+    """Count the crashes that a handler handed over."""
+    return sum(crash["capture"]["mode"] == "pipe" for crash in daemon.crashes())
+
+
 def test_fault_28_no_descriptors_left_costs_no_crash_and_not_the_daemon(daemon: Daemon) -> None:
     before = descriptors(daemon.pid)
     hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
@@ -106,7 +111,9 @@ def test_fault_28_no_descriptors_left_costs_no_crash_and_not_the_daemon(daemon: 
         assert daemon.process is not None
         assert daemon.process.poll() is None, daemon.log.read_text()[-3000:]
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    piped = count_piped(daemon)
     crash(daemon)
+    wait_until(lambda: count_piped(daemon) > piped, 20, "handlers are listened to again")
     daemon.stop()
     daemon.start()
     found = daemon.wait_for(9)
