@@ -297,11 +297,13 @@ class Ingest:
         self._dropped("spool_invalid")
         self._importing.pop(name, None)
         try:
-            spool.set_aside(self._paths, name)
+            gone = spool.set_aside(self._paths, name)
         except OSError as e:
             log.error("%s, and it cannot be set aside: %s, ignoring", why, e.strerror)
         else:
             log.error("%s, kept as %s.bad", why, name)
+            if gone:
+                log.warning("%d older ones set aside in the spool were removed", len(gone))
 
     def _adopt(self, meta: CoreMeta, *, has_proc: bool) -> tuple[Crash, Entry] | None:
         """Find or make the entry for a spooled crash; None when it was taken in before.

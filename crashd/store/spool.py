@@ -29,6 +29,8 @@ _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(\.tmp)?", re.ASCII)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _META_MAX = 1 << 18
+ASIDE_MAX = 20
+"""Spooled crashes that are kept although they make no sense: who can make one can make many."""
 _HANDLER_COMM = b"crashd-core\n"
 
 
@@ -220,6 +222,14 @@ def remove(paths: Paths, name: str) -> None:
     shutil.rmtree(paths.spool / name, ignore_errors=True)
 
 
-def set_aside(paths: Paths, name: str) -> None:
-    """Keep a spooled crash that makes no sense for a human, and never look at it again."""
+def set_aside(paths: Paths, name: str) -> list[str]:
+    """Keep a spooled crash that makes no sense for a human, and never look at it again.
+
+    Of those kept so the newest ASIDE_MAX stay; returns the names of those that had to go for it.
+    """
     os.rename(paths.spool / name, paths.spool / f"{name}.bad")
+    kept = sorted(found for found in os.listdir(paths.spool) if found.endswith(".bad"))
+    gone = kept[:-ASIDE_MAX]  # their names begin with the time
+    for found in gone:
+        remove(paths, found)
+    return gone

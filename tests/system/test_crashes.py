@@ -236,6 +236,10 @@ def test_fault_26_killed_while_dumping_is_truncated_and_said_so(daemon: Daemon) 
     assert not crash["core"]["complete"]
     assert crash["capture"]["reason"]
     assert crash["core"]["size_bytes"] < (crash["core"].get("expected_bytes") or 1 << 60)
+    daemon.crashctl("analyze", crash["id"])
+    info = json.loads(daemon.crashctl("info", crash["id"], "--json").stdout)
+    assert info["analysis"]["state"] == "done"
+    assert info["frames"][0]["module"], "its registers came first"
     started = time.monotonic()
     assert daemon.crashctl("verify").returncode == 0
     assert time.monotonic() - started < 20

@@ -94,6 +94,13 @@ def test_set_aside_keeps_it_and_never_reads_it_again(paths: Paths) -> None:
     assert (paths.spool / f"{name}.bad" / "meta").read_bytes() == b"junk"
 
 
+def test_set_aside_keeps_the_newest_only(paths: Paths) -> None:
+    names = [put(paths, name_of(1, age)) for age in range(spool.ASIDE_MAX + 2, 0, -1)]
+    gone = [spool.set_aside(paths, name) for name in names]
+    assert [found for one in gone for found in one] == [f"{name}.bad" for name in names[:2]]
+    assert sorted(os.listdir(paths.spool)) == [f"{name}.bad" for name in names[2:]]
+
+
 def test_write_limits_is_what_the_handler_parses(paths: Paths) -> None:
     spool.write_limits(paths, max_core=None, keep_free=7, honour_rlimit=False)
     raw = (paths.spool / "limits").read_bytes()
