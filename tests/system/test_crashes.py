@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from crashd.domain.corepattern import build_pattern
-from tests.running import DEFAULT_CONFIG, Daemon, wait_until
+from tests.running import DEFAULT_CONFIG, PLAIN_CONFIG, Daemon, wait_until
 from tests.system.conftest import PYTHON_CRASH, raise_core_limit, run_crasher
 
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -214,6 +214,7 @@ def test_environment_secrets_are_not_stored(daemon: Daemon) -> None:
     assert "hunter2" not in raw
 
 
+@pytest.mark.parametrize("daemon", [PLAIN_CONFIG], indirect=True)
 def test_fault_26_killed_while_dumping_is_truncated_and_said_so(daemon: Daemon) -> None:
     code = (
         "import mmap, os, time; m = mmap.mmap(-1, 400 << 20); "
@@ -236,7 +237,8 @@ def test_fault_26_killed_while_dumping_is_truncated_and_said_so(daemon: Daemon) 
     assert not crash["core"]["complete"]
     assert crash["capture"]["reason"]
     assert crash["core"]["size_bytes"] < (crash["core"].get("expected_bytes") or 1 << 60)
-    daemon.crashctl("analyze", crash["id"])
+    analyzed = daemon.crashctl("analyze", crash["id"])
+    assert analyzed.returncode == 0, analyzed.stderr
     info = json.loads(daemon.crashctl("info", crash["id"], "--json").stdout)
     assert info["analysis"]["state"] == "done"
     assert info["frames"][0]["module"], "its registers came first"
