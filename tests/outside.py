@@ -4,7 +4,9 @@ machine may be busy with other things meanwhile. Root only.
 Every name made, removed, moved, written or given another mode on the file systems that are watched
 comes as an event with the pid; those below the root are nobody's business, and of the others only
 those of a daemon's descendants or of the root's own handler count. A process that is gone before
-its event is read is judged by its events before, and otherwise only counted. Source: fanotify(7).
+its event is read is judged by its events just before, and otherwise only counted. Numbers come
+again within minutes where many crash, so a process is its pid and its start. Source: fanotify(7),
+proc_pid_stat(5).
 """
 
 import ctypes
@@ -12,6 +14,7 @@ import os
 import select
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +36,8 @@ _EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
 _INFO = struct.Struct("=BBHQII")  # …_info_fid: header, fsid, and the head of a struct file_handle
 _INFO_DFID_NAME = 2
 _KNOWN_MAX = 10_000
+_GONE_SECONDS = 5.0
+"""So long a pid is still that of the process that had it; the kernel takes the numbers in turn."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,8 +61,9 @@ class Outside:
 
         """
         self._inside = inside.resolve()
-        self._family = set(family)
-        self._judged: dict[int, bool] = {}
+        self._family: dict[int, int | None] = {}
+        """Start of each, in ticks after boot."""
+        self._judged: dict[int, tuple[bool, float]] = {}
         self._names: dict[bytes, str | None] = {}
         self._mounts: dict[int, int] = {}
         self._stop_out, self._stop_in = os.pipe2(os.O_CLOEXEC)
@@ -69,6 +75,8 @@ class Outside:
         )
         for path in watched:
             self._mark(path)
+        for pid in family:
+            self.adopt(pid)
         self.touched: Counter[str] = Counter()
         """What was changed by ours outside: path and how, and how often."""
         self.events = 0
@@ -98,9 +106,12 @@ class Outside:
             os.close(fd)
 
     def adopt(self, pid: int) -> None:
-        """Let one more process, and what descends of it, be ours."""
-        self._family.add(pid)
-        self._judged.pop(pid, None)
+        """Let one more process, and what descends of it, be ours; those that are gone no more."""
+        for other, start in list(self._family.items()):
+            if _stat_of(other)[2] != start:
+                del self._family[other]
+                self._remember(other, True)
+        self._family[pid] = _stat_of(pid)[2]
 
     def _run(self) -> None:
         poll = select.poll()
@@ -164,21 +175,19 @@ class Outside:
             os.close(fd)
 
     def _is_ours(self, pid: int) -> bool | None:
-        """Tell whether a process is of the family; None where it is gone and was never seen."""
-        if pid in self._family:
-            return True
-        parent = pid
+        """Tell whether a process is of the family; None where it is gone, not seen lately."""
+        one = pid
         for _ in range(32):
-            try:
-                status = Path(f"/proc/{parent}/stat").read_text(errors="replace")
-            except OSError:
-                return self._judged.get(pid)
-            comm, _, rest = status.partition("(")[2].rpartition(")")
-            parent = int(rest.split()[1])
-            if parent in self._family or (comm == HANDLER_COMM and self._is_our_handler(pid)):
+            comm, parent, start = _stat_of(one)
+            if start is None:
+                return True if one in self._family else self._recall(pid)
+            if self._family.get(one) == start:
+                return self._remember(pid, True)
+            if comm == HANDLER_COMM and self._is_our_handler(pid):
                 return self._remember(pid, True)
             if parent <= 2:
                 return self._remember(pid, False)
+            one = parent
         return None
 
     def _is_our_handler(self, pid: int) -> bool:
@@ -192,5 +201,20 @@ class Outside:
     def _remember(self, pid: int, ours: bool) -> bool:
         if len(self._judged) > _KNOWN_MAX:
             self._judged.clear()
-        self._judged[pid] = ours
+        self._judged[pid] = ours, time.monotonic()
         return ours
+
+    def _recall(self, pid: int) -> bool | None:
+        ours, at = self._judged.get(pid, (None, 0.0))
+        return ours if time.monotonic() - at < _GONE_SECONDS else None
+
+
+def _stat_of(pid: int) -> tuple[str, int, int | None]:
+    """Tell a process' name, parent and start (ticks after boot); no start where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return "", 0, None
+    comm, _, rest = stat.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return comm, int(fields[1]), int(fields[19])

@@ -93,3 +93,28 @@ def test_outside_sees_what_the_handler_does(short_tmp: Path) -> None:
         subprocess.run([ours], check=True)
         wait_until(lambda: outside.touched.total() > 0, 20, "an event")
     assert {what.partition(":")[0] for what in outside.touched} == {f"{short_tmp}/in.left"}
+
+
+def start_with(pid: int, words: list[str]) -> subprocess.Popen[bytes]:
+    """Start a program under a number that is free: the kernel counts on from the last given."""
+    for _ in range(200):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        child = subprocess.Popen(words)
+        if child.pid == pid:
+            return child
+        child.kill()
+        child.wait()
+    raise AssertionError(f"{pid} was always another's")
+
+
+def test_outside_does_not_take_a_stranger_for_one_that_is_gone(short_tmp: Path) -> None:
+    with Outside(short_tmp / "in", HOST) as outside:
+        member = subprocess.Popen(["sleep", "60"])
+        outside.adopt(member.pid)
+        time.sleep(0.05)  # starts are told in ticks of 10 ms
+        member.kill()
+        member.wait()
+        with start_with(member.pid, ["sh", "-c", f": > {short_tmp}/left; sleep 0.5"]):
+            wait_until((short_tmp / "left").exists, 20, "its file")
+    assert of_outside(outside) == []
+    assert outside.unknown == 0, "it was there to be judged"
