@@ -116,7 +116,9 @@ def _take(
     source.open_memory(crash.mountinfo or b"")
     build_id = source.build_id()
     wanted = source.wanted_bytes(crash.status or b"")
+    asked_ns = time.monotonic_ns()
     decision = decide(replace(crash, build_id=build_id), source.head, wanted)
+    deadline_ns += time.monotonic_ns() - asked_ns  # the daemon's delay is not the capture's
     limit = _lower(limit, decision)
     if limit.disposition is Disposition.METADATA:
         return Taken(build_id=build_id, reason=limit.reason), limit

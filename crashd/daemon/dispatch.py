@@ -12,6 +12,7 @@ goes to another. After that the worker alone holds them, so that its `release` i
 
 import logging
 import os
+import select
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crashd.corehandler import RECEIPT_SECONDS
+from crashd.daemon.loopclock import LoopClock
 from crashd.daemon.pool import Nursery, Worker
 from crashd.daemon.worker import RECEIPT_AT, receive_message, send_message
 from crashd.errors import UnavailableError
@@ -60,9 +62,9 @@ class Job:
     identified: bool = False
     retried: bool = False
     deadline_ns: int = 0
-    """CLOCK_MONOTONIC; of the present step."""
+    """By the loop's clock; of the present step."""
     receipt_by_ns: int = 0
-    """CLOCK_MONOTONIC; by then a handler without its receipt has given up."""
+    """CLOCK_MONOTONIC, as the handler counts: by then one without its receipt has given up."""
 
     @property
     def id(self) -> str:
@@ -95,10 +97,13 @@ class Dispatcher:
         refused: Callable[[], None],
         decide: Callable[[str, Mapping[str, Any]], dict[str, Any]],
         ended: Callable[[str], None],
+        clock: LoopClock,
     ) -> None:
         """Take the nursery; `watch`/`unwatch` tell the loop of channels, `done` of finished
         entries, `decide` what is kept of a crash and `ended` that its capture needs nothing more.
+        `clock` is the loop's: workers are judged by it.
         """
+        self._clock = clock
         self._nursery = nursery
         self._watch = watch
         self._unwatch = unwatch
@@ -206,7 +211,7 @@ class Dispatcher:
         message |= {"accepted": job.accepted, "options": self.options}
         descriptors = (job.entry.fd, *job.descriptors)
         self._busy[worker] = job
-        job.deadline_ns = time.monotonic_ns() + self._step_ns(job)
+        job.deadline_ns = self._clock.now_ns() + self._step_ns(job)
         try:
             send_message(worker.channel, {**message, **job.more}, descriptors)
         except OSError:
@@ -238,10 +243,10 @@ class Dispatcher:
         if event == "accepted":
             job.accepted = True
             os.close(job.descriptors.pop(RECEIPT_AT))
-            job.deadline_ns = time.monotonic_ns() + self._step_ns(job)
+            job.deadline_ns = self._clock.now_ns() + self._step_ns(job)
         elif event == "identified":
             job.identified = True
-            job.deadline_ns = time.monotonic_ns() + self._whole_ns()
+            job.deadline_ns = self._clock.now_ns() + self._whole_ns()
             if job.kind in LIVE:
                 job.let_go()  # a spooled core can be read again, and its descriptor holds nobody
         elif event == "decide":
@@ -249,6 +254,8 @@ class Dispatcher:
                 send_message(worker.channel, {"answer": job.id, **self._decide(job.id, message)})
             except OSError:
                 self._lost(worker)
+            else:  # it waited for us until now
+                job.deadline_ns = self._clock.now_ns() + self._whole_ns()
         else:
             self._ended_by(worker, job, message)
 
@@ -334,26 +341,34 @@ class Dispatcher:
         self.submit(Job("salvage", job.entry, [], {"reason": reason}, job.finished), first=True)
 
     def tick(self, now_ns: int) -> None:
-        """Kill workers whose step took too long, and replace missing ones."""
+        """Kill workers whose step took too long, and replace missing ones.
+
+        `now_ns` is what the loop's clock said before the channels were read.
+        """
         for worker, job in list(self._busy.items()):
-            if now_ns >= job.deadline_ns:
+            if now_ns >= job.deadline_ns and _is_unread(worker):
+                self.readable(worker)  # it is judged by what it said, at the next turn
+            elif now_ns >= job.deadline_ns:
                 self._dropped("deadline")
                 log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
                 job.deadline_ns = now_ns + GRACE_NS
                 worker.kill()  # its channel's end tells the rest
-        for job in [j for j in self._queue if not j.accepted and now_ns >= j.receipt_by_ns]:
+        given_up_ns = time.monotonic_ns()
+        for job in [j for j in self._queue if not j.accepted and given_up_ns >= j.receipt_by_ns]:
             # the handler reads the core by now: while we have the pipe too, the process is held
             self._queue.remove(job)
             self._give_back(job)
         self._replenish()
         self._dispatch()
 
-    def next_deadline_ns(self) -> int | None:
-        """Tell when `tick` has something to do; None when nothing is under way."""
-        deadlines = [job.deadline_ns for job in self._busy.values()]
-        deadlines += [job.receipt_by_ns for job in self._queue if not job.accepted]
+    def wait_ns(self) -> int | None:
+        """Return in how long `tick` has something to do; None when nothing is under way."""
+        now_ns = time.monotonic_ns()
+        deadlines = [job.receipt_by_ns - now_ns for job in self._queue if not job.accepted]
         if len(self._idle) + len(self._busy) < self.workers:
-            deadlines.append(self._retry_ns)
+            deadlines.append(self._retry_ns - now_ns)
+        now_ns = self._clock.now_ns()
+        deadlines += [job.deadline_ns - now_ns for job in self._busy.values()]
         return min(deadlines, default=None)
 
     def abandon(self) -> list[str]:
@@ -369,3 +384,10 @@ class Dispatcher:
         self._busy.clear()
         self._queue.clear()
         return left
+
+
+def _is_unread(worker: Worker) -> bool:
+    """Return whether a worker has said something that was not read."""
+    poll = select.poll()
+    poll.register(worker.channel, select.POLLIN)
+    return bool(poll.poll(0))

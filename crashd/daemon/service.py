@@ -26,6 +26,7 @@ from crashd.daemon.indexer import Indexer, begin_anew, open_index
 from crashd.daemon.ingest import Ingest
 from crashd.daemon.intake import Intake
 from crashd.daemon.kernelside import KernelSide
+from crashd.daemon.loopclock import LoopClock
 from crashd.daemon.losses import LossWatch
 from crashd.daemon.pool import Nursery
 from crashd.daemon.serving import MetricsFront
@@ -67,6 +68,7 @@ class Service:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self._turned_ns = time.monotonic_ns()
+        self._clock = LoopClock()
         self._started_ns = time.time_ns()
         self._stop_ns: int | None = None
         self._signals: deque[int] = deque()
@@ -136,6 +138,7 @@ class Service:
             refused=self._handler_keeps_it,
             decide=self._admission.decide,
             ended=self._admission.ended,
+            clock=self._clock,
         )
 
     # -- life ------------------------------------------------------------------------------------
@@ -246,14 +249,18 @@ class Service:
                 log.exception("an event in the daemon's loop failed, ignoring")
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(self._wait_seconds()):
+        wait_ns = self._wait_ns()
+        self._clock.wait(wait_ns)
+        events = self._selector.select(wait_ns / 1e9)
+        heard_ns = self._clock.look()
+        for key, _ in events:
             key.data()
         while self._signals:
             self._act_on_signal(self._signals.popleft())
         while self._calls:
             self._calls.popleft()()
         self._turned_ns = now_ns = time.monotonic_ns()
-        self._dispatcher.tick(now_ns)
+        self._dispatcher.tick(heard_ns)
         self._kernel.look()
         for name, (due_ns, every_ns, act) in list(self._timers.items()):
             if now_ns >= due_ns:
@@ -261,13 +268,12 @@ class Service:
                 act()
         self._exporter.in_flight(self._dispatcher.in_flight + self._dispatcher.queued)
 
-    def _wait_seconds(self) -> float:
-        due = [due_ns for due_ns, _, _ in self._timers.values()]
-        jobs = self._dispatcher.next_deadline_ns()
-        if jobs is not None:
-            due.append(jobs)
-        due += [due_ns for due_ns in (self._stop_ns, self._kernel.due_ns) if due_ns is not None]
-        return max(0.0, (min(due) - time.monotonic_ns()) / 1e9)
+    def _wait_ns(self) -> int:
+        now_ns = time.monotonic_ns()
+        due = [due_ns - now_ns for due_ns, _, _ in self._timers.values()]
+        due += [d - now_ns for d in (self._stop_ns, self._kernel.due_ns) if d is not None]
+        jobs_ns = self._dispatcher.wait_ns()
+        return max(0, min(due if jobs_ns is None else [*due, jobs_ns]))
 
     def _is_over(self) -> bool:
         if self._dispatcher.helpless:

@@ -30,8 +30,10 @@ from crashd.store.spool import SpoolEntry
 
 MESSAGE_MAX = 1 << 16
 _FDS_MAX = 4
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 60.0
 """How long a worker waits for the daemon's word on what to keep; the crashed process waits with it.
+A daemon that has died is noticed at once, and one whose disk stands still has not forgotten: its
+watchdog (WatchdogSec=) ends a daemon that does not come back.
 """
 RECEIPT_AT = 1
 """Position of the handler's connection among a capture's descriptors (after the core), until it is
