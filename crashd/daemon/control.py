@@ -370,12 +370,13 @@ def _receive(peer: socket.socket, deadline: float) -> bytes:
 def _receive_exactly(peer: socket.socket, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError
-        peer.settimeout(remaining)
+        # what has come by now counts, however late we are
+        peer.settimeout(max(0.0, deadline - time.monotonic()))
         # descriptors that come along are not asked for; the kernel closes what is not received
-        chunk = peer.recv(size - len(data))
+        try:
+            chunk = peer.recv(size - len(data))
+        except BlockingIOError as e:
+            raise TimeoutError from e
         if not chunk:
             raise FormatError("a request breaks off") if data else ConnectionAbortedError()
         data += chunk

@@ -91,7 +91,8 @@ def run_hook(path: Path, document: bytes, seconds: float) -> None:
     try:
         process.communicate(document, timeout=seconds)
     except subprocess.TimeoutExpired as e:
-        raise HookError(f"{name} did not end within {seconds:g} s") from e
+        if process.poll() is None:  # else it had ended, and we came late
+            raise HookError(f"{name} did not end within {seconds:g} s") from e
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

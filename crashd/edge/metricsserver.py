@@ -111,7 +111,9 @@ class MetricsServer:
         while True:
             due_ns = min((c.deadline_ns for c in self._connections.values()), default=None)
             wait = None if due_ns is None else max(0.0, (due_ns - time.monotonic_ns()) / 1e9)
-            for key, _ in self._selector.select(wait):
+            ready = self._selector.select(wait)
+            heard_ns = time.monotonic_ns()
+            for key, _ in ready:
                 connection = self._connections.get(key.fd)
                 if key.fd == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
@@ -122,8 +124,8 @@ class MetricsServer:
             if self._stopping:
                 return
             self._go_on()
-            now_ns = time.monotonic_ns()
-            for late in [c for c in self._connections.values() if c.deadline_ns <= now_ns]:
+            # by when we listened: what came while we rendered an answer is not read so far
+            for late in [c for c in self._connections.values() if c.deadline_ns <= heard_ns]:
                 self._close(late)
 
     def _accept(self) -> None:
