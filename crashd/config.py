@@ -31,7 +31,7 @@ from crashd.configvalues import (
     whole_or_infinity,
 )
 from crashd.domain.kernelretention import KernelPolicy
-from crashd.domain.limiter import Rate, Scope
+from crashd.domain.limiter import Rate, Scope, rates_of
 from crashd.domain.model import Disposition
 from crashd.domain.policy import Rule as PolicyRule
 from crashd.domain.policy import parse_rule
@@ -217,7 +217,9 @@ class LimiterUnit(Section):
 
 
 class LimiterUid(Section):
-    """All crashes of one user."""
+    """All crashes of one user. Each container that root runs counts by itself, for each user in it,
+    so that it costs no user of the host anything; all containers of one user id together have four
+    times as much. What runs in a user namespace counts for its user."""
 
     full: Annotated[int, whole(0, 1_000_000)] = 100
     """How many are kept as the rules say."""
@@ -250,7 +252,7 @@ class Limiter(Section):
         """Tell the limits; none when it is off."""
         if not self.enabled:
             return {}
-        return {Scope.SITE: self.site.rate, Scope.UNIT: self.unit.rate, Scope.UID: self.uid.rate}
+        return rates_of(self.site.rate, self.unit.rate, self.uid.rate)
 
 
 class RetentionProcess(Section):

@@ -70,7 +70,18 @@ PROC_FILES = {
     "environ": 1 << 18,
 }
 """Copied from /proc/PID, bytes at most of each; those that touch the process's memory last."""
-PROC_LINKS = ("exe", "cwd", "root")
+PROC_LINKS = {
+    "exe": "exe",
+    "cwd": "cwd",
+    "root": "root",
+    "mount_ns": "ns/mnt",
+    "user_ns": "ns/user",
+    "init_mount_ns": "/proc/1/ns/mnt",
+    "kthreadd_mount_ns": "/proc/2/ns/mnt",
+}
+"""Copied from /proc/PID too; and whose mount namespace is the host's, which says who is in none of
+its containers (a security module may hide PID 1).
+"""
 
 
 def main(argv: "list[str]") -> int:
@@ -322,9 +333,9 @@ def copy_proc(pidfd: int, entry: int) -> None:
     process = posix.open(f"/proc/{pid}", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     if pidfd_pid(pidfd) != pid:
         return
-    for name in PROC_LINKS:
+    for name, link in PROC_LINKS.items():
         try:
-            put_file("proc." + name, posix.readlink(name.encode(), dir_fd=process), entry)
+            put_file("proc." + name, posix.readlink(link.encode(), dir_fd=process), entry)
         except OSError:
             continue
     for name, limit in PROC_FILES.items():

@@ -20,7 +20,12 @@ from crashd.daemon.dispatch import Dispatcher, Job
 from crashd.domain.coremeta import CoreMeta
 from crashd.domain.kernellog import Loss
 from crashd.domain.model import Capture, Crash, Identity, Mode, State, next_sequence, to_json
-from crashd.domain.record import PIDFD_COREDUMP_USER, lost_crash, new_crash
+from crashd.domain.record import (
+    PIDFD_COREDUMP_USER,
+    foreign_mount_ns,
+    lost_crash,
+    new_crash,
+)
 from crashd.edge.handoff import Connection, Handoff
 from crashd.edge.kernelsock import KernelConnection
 from crashd.edge.process import PidfdInfo, boot_id
@@ -127,7 +132,8 @@ class Ingest:
         """
         info = connection.info
         fields = _fields_of(info)
-        refused = self._refuses(info.uids[0]) if info.uids else None
+        is_hosts = foreign_mount_ns(connection.namespaces()) is None
+        refused = self._refuses(info.uids[0]) if info.uids and is_hosts else None
         try:
             meta = CoreMeta.from_fields(fields, time.time_ns())
             crash, entry = self._admit(meta, Mode.SOCKET, has_pidfd=True)

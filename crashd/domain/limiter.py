@@ -5,7 +5,9 @@ A token bucket for each crash site, unit and user, each for full and for mini co
 `full` crashes of a scope are kept whole, then `mini` as mini cores, all others are only counted;
 after `per` without a crash it begins anew. A crash needs a token of every scope that it has. Every
 key begins with the user id, so that what one user's programs do costs no other user's crash
-anything.
+anything; and names the container, so that none costs the host's crashes anything. What can be made
+without end makes no more room without end: a user's own containers count as the user, and those of
+root have one bucket more for all of a uid.
 
 Pure: the clock is passed in, the state goes out and comes in as JSON.
 """
@@ -16,13 +18,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from crashd.domain.model import Disposition
+from crashd.domain.model import Crash, Disposition
 from crashd.domain.site import Site
 from crashd.domain.units import format_duration
 
 BUCKETS_MAX: Final = 4096
 """Of each scope; the one that was used least recently goes, and begins anew when it comes back."""
+CONTAINERS_SHARE: Final = 4
+"""How much more than one user all containers with one uid in them may have kept."""
 _KEY_MAX = 400
+_REASON: Final = "limiter."
 
 
 class Scope(StrEnum):
@@ -32,6 +37,8 @@ class Scope(StrEnum):
     """User, executable and build-id, signal, module and offset of the program counter."""
     UNIT = "unit"
     UID = "uid"
+    CONTAINERS = "containers"
+    """All crashes of a uid in containers that root made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,12 @@ class Rate:
     full: int
     mini: int
     per_ns: int
+
+
+def rates_of(site: Rate, unit: Rate, uid: Rate) -> dict[Scope, Rate]:
+    """Build the rates of all scopes from those that are configured."""
+    containers = Rate(CONTAINERS_SHARE * uid.full, CONTAINERS_SHARE * uid.mini, uid.per_ns)
+    return {Scope.SITE: site, Scope.UNIT: unit, Scope.UID: uid, Scope.CONTAINERS: containers}
 
 
 class Verdict(NamedTuple):
@@ -58,6 +71,12 @@ class _Bucket:
     time_ns: int
 
 
+def is_only_counted(crash: Crash) -> bool:
+    """Return whether the limiter kept nothing of a crash but its record."""
+    reason = crash.capture.reason or ""
+    return crash.capture.disposition is Disposition.METADATA and reason.startswith(_REASON)
+
+
 def keys_of(site: Site) -> dict[Scope, str]:
     """Name the buckets that a crash is counted in."""
     if site.uid is None:
@@ -66,9 +85,13 @@ def keys_of(site: Site) -> dict[Scope, str]:
     for text in (site.exe or site.comm, site.build_id, str(site.signal), site.location):
         part = (text or "").encode("utf-8", "surrogateescape")
         digest.update(len(part).to_bytes(4, "big") + part)
-    keys = {Scope.SITE: f"{site.uid}/{digest.hexdigest()[:24]}", Scope.UID: str(site.uid)}
+    user = str(site.uid)
+    where = user if site.place is None else f"{user}@{site.place}"
+    keys = {Scope.SITE: f"{where}/{digest.hexdigest()[:24]}", Scope.UID: site.account or user}
     if site.unit is not None:
-        keys[Scope.UNIT] = f"{site.uid}/{site.unit}"[:_KEY_MAX]
+        keys[Scope.UNIT] = f"{where}/{site.unit}"[:_KEY_MAX]
+    if keys[Scope.UID] != user:
+        keys[Scope.CONTAINERS] = user
     return keys
 
 
@@ -119,7 +142,7 @@ class Limiter:
     def _reason(self, scope: Scope) -> str:
         rate = self._rates[scope]
         kept = f"{rate.full} full and {rate.mini} mini cores in {format_duration(rate.per_ns)}"
-        return f"limiter.{scope}: more crashes than {kept}"
+        return f"{_REASON}{scope}: more crashes than {kept}"
 
     def _bucket(self, scope: Scope, key: str, now_ns: int) -> _Bucket:
         """Find or make a bucket, refilled up to now."""
@@ -146,7 +169,9 @@ class Limiter:
     def load_json(self, document: object) -> bool:
         """Take a state that `to_json` made; False, and no change, when it is none."""
         try:
-            loaded = {scope: _parse_buckets(document[scope.value]) for scope in Scope}  # type: ignore[index]
+            states = dict(document)  # type: ignore[call-overload]  # what it may raise is below
+            states.setdefault(Scope.CONTAINERS.value, [])  # newer than the others
+            loaded = {scope: _parse_buckets(states[scope.value]) for scope in Scope}
         except (KeyError, TypeError, ValueError, OverflowError):
             return False
         self._buckets = loaded

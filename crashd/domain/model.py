@@ -189,6 +189,10 @@ class Crash:
     container_id: str | None = None
     container_runtime: str | None = None
     pod_uid: str | None = None
+    mount_ns: int | None = None
+    """Inode of the process's mount namespace; None for the host's own, and where not known."""
+    user_ns: int | None = None
+    """The same of its user namespace."""
     build_id: str | None = None
     """Hex, of the executable, from the core itself."""
     capture: Capture = field(default_factory=Capture)
@@ -247,13 +251,13 @@ _ALWAYS_BASE64 = frozenset({"auxv"})
 _PLAIN_TEXT = """
 token sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
 sender_pid sender_uid unit user_unit slice session cgroup container_id container_runtime
-pod_uid build_id signature title explanation analysis pinned evicted kernel
+pod_uid mount_ns user_ns build_id signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
 _LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
 sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
-sender_pid sender_uid
+sender_pid sender_uid mount_ns user_ns
 """
 _NUMBERS = frozenset(_NUMBERS_TEXT.split())
 

@@ -144,6 +144,16 @@ def parse_core_limit(limits: bytes) -> int | None:
     return RLIM_INFINITY if match.group(1) == b"unlimited" else int(match.group(1))
 
 
+USER_NS_INIT: Final = 0xEFFFFFFD
+"""Inode of the initial user namespace: USER_NS_INIT_INO, include/uapi/linux/nsfs.h."""
+
+
+def parse_namespace(link: bytes) -> int | None:
+    """Parse a link of /proc/PID/ns, such as `mnt:[4026531832]`: the inode."""
+    match = re.fullmatch(rb"[a-z_]{1,32}:\[([0-9]{1,20})\]", link)
+    return int(match.group(1)) if match else None
+
+
 def parse_auxv(
     raw: bytes,
     bits: Literal[32, 64] = 64,

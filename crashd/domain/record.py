@@ -31,10 +31,12 @@ from crashd.domain.procfs import (
     AT_PHDR,
     AT_SECURE,
     AT_UID,
+    USER_NS_INIT,
     parse_auxv,
     parse_cmdline,
     parse_core_limit,
     parse_environ,
+    parse_namespace,
     parse_status,
 )
 from crashd.domain.scrub import EnvironMode, scrub_environ
@@ -132,10 +134,9 @@ def add_process(
     status = parse_status(snapshot.get("status", b""))
     uids = (credentials.uids if credentials else None) or status.uids
     gids = (credentials.gids if credentials else None) or status.gids
-    place = parse_cgroup(snapshot.get("cgroup", b""))
     environ = scrub_environ(parse_environ(snapshot.get("environ", b"")), environ_mode, patterns)
     return replace(
-        crash,
+        _placed(crash, snapshot),
         uid=crash.uid if crash.uid is not None else (uids[0] if uids else None),
         gid=crash.gid if crash.gid is not None else (gids[0] if gids else None),
         comm=snapshot.get("comm") or _stat_comm(snapshot.get("stat", b"")) or crash.comm,
@@ -144,15 +145,7 @@ def add_process(
         argv=parse_cmdline(snapshot.get("cmdline", b"")),
         cwd=snapshot.get("cwd", b""),
         root=snapshot.get("root", b""),
-        unit=place.unit,
-        user_unit=place.user_unit,
-        slice=place.slice,
-        session=place.session,
-        cgroup=place.cgroup,
-        container_id=place.container_id,
-        container_runtime=place.container_runtime,
         rlimit_core=_core_limit(crash, snapshot.get("limits", b"")),
-        pod_uid=place.pod_uid,
         threads=_named_threads(snapshot.get("threads", b""), crash),
         environ=environ,
         maps=snapshot.get("maps"),
@@ -163,6 +156,36 @@ def add_process(
         open_fds=snapshot.get("open_fds"),
         warnings=(*warnings, *_cuts(snapshot, status.threads)),
     )
+
+
+def _placed(crash: Crash, snapshot: Mapping[str, bytes]) -> Crash:
+    """Add where the process belongs: in systemd's terms, and in which container."""
+    place = parse_cgroup(snapshot.get("cgroup", b""))
+    return replace(
+        crash,
+        unit=place.unit,
+        user_unit=place.user_unit,
+        slice=place.slice,
+        session=place.session,
+        cgroup=place.cgroup,
+        container_id=place.container_id,
+        container_runtime=place.container_runtime,
+        pod_uid=place.pod_uid,
+        mount_ns=foreign_mount_ns(snapshot),
+        user_ns=_foreign_user_ns(snapshot),
+    )
+
+
+def foreign_mount_ns(snapshot: Mapping[str, bytes]) -> int | None:
+    """Return the process's mount namespace where it is surely not the host's, else None."""
+    hosts = [parse_namespace(snapshot.get(f"{of}_mount_ns", b"")) for of in ("init", "kthreadd")]
+    own = parse_namespace(snapshot.get("mount_ns", b""))
+    return own if own not in hosts and any(hosts) else None
+
+
+def _foreign_user_ns(snapshot: Mapping[str, bytes]) -> int | None:
+    own = parse_namespace(snapshot.get("user_ns", b""))
+    return own if own != USER_NS_INIT else None
 
 
 def _cuts(snapshot: Mapping[str, bytes], threads: int | None) -> Iterator[str]:

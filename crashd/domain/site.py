@@ -21,6 +21,10 @@ class Site:
     signal: int | None
     location: str | None
     """Module and offset of the crashing thread's program counter."""
+    place: str | None = None
+    """The container, see `place_of`."""
+    account: str | None = None
+    """Whose budgets it costs, see `account_of`."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the JSON object."""
@@ -42,7 +46,38 @@ def site_of(crash: Crash, head: CoreHead | None, build_id: str | None) -> Site:
         build_id=build_id,
         signal=crash.signal,
         location=location_of(head),
+        place=place_of(crash),
+        account=account_of(crash),
     )
+
+
+def place_of(crash: Crash) -> str | None:
+    """Return which container a crash was in; None for the host.
+
+    A cgroup's name alone makes no container: a user may have been given a cgroup to make any below
+    it. A service has its own mount namespace for PrivateTmp= and the like, another at each start,
+    and is the host's all the same. Pods are named before containers, which get a new name when they
+    are started again. The number of a namespace that is gone is given to another one.
+    """
+    if crash.mount_ns is None:
+        return None
+    if name := crash.pod_uid or crash.container_id:
+        return name
+    if (crash.user_unit or crash.unit or "").endswith(".service"):
+        return None
+    return f"mnt:{crash.mount_ns}"
+
+
+def account_of(crash: Crash) -> str | None:
+    """Return whose budgets a crash costs: a user's, or a container's for each user in it.
+
+    What is in a user namespace costs the user whom its ids stand for: every user can make those,
+    and without end. Other containers are root's making, and their uid 0 is not the host's root.
+    """
+    if crash.uid is None:
+        return None
+    place = place_of(crash)
+    return f"{crash.uid}" if place is None or crash.user_ns is not None else f"{crash.uid}@{place}"
 
 
 def location_of(head: CoreHead | None) -> str | None:

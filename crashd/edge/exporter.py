@@ -40,6 +40,8 @@ _OTHER = "other"
 UNITS_MAX = 50
 """Units that are counted by name, the first that crash (or crashed most, at the start)."""
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,120}\.(service|scope|socket|slice|mount|timer)")
+_CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
+"""Units that a container runtime makes, one for each: they take no host unit's place."""
 _STAGES = ("logical", "resident", "stored")
 
 
@@ -163,7 +165,8 @@ class Exporter(Collector):
 
     def _count_unit(self, unit: str | None, count: int = 1) -> None:
         """Count a crash of a unit by its name, as long as there is room for names."""
-        name = unit if unit is not None and _UNIT.fullmatch(unit) else _OTHER
+        named = unit is not None and _UNIT.fullmatch(unit) and not _CONTAINER.fullmatch(unit)
+        name = unit if unit is not None and named else _OTHER
         with self._lock:
             if name not in self._units and len(self._units) > UNITS_MAX:
                 name = _OTHER

@@ -7,6 +7,7 @@ says that it is in its coredump (PIDFD_COREDUMPED), which the kernel sets before
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from crashd.domain.coredumpsock import (
@@ -19,7 +20,7 @@ from crashd.domain.coredumpsock import (
     check_mark,
     parse_request,
 )
-from crashd.edge.process import PidfdInfo, pidfd_info
+from crashd.edge.process import PidfdInfo, pidfd_info, read_namespaces
 from crashd.errors import FormatError
 
 SO_PEERPIDFD = 77  # asm-generic/socket.h, 6.5
@@ -37,6 +38,10 @@ class KernelConnection:
         self._peer = peer
         self._pidfd = pidfd
         self.info = info
+
+    def namespaces(self) -> Mapping[str, bytes]:
+        """Read which namespaces the process is in; empty when it is gone. Does not block."""
+        return read_namespaces(self._pidfd)
 
     def detach(self) -> tuple[int, int]:
         """Give socket and pidfd away: the caller owns them."""

@@ -162,14 +162,33 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
             return {}
         found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
         alive = _with_memory(process, str(pid))
-        for name in PROC_LINKS:
-            found[name] = _link(alive + name, process)
+        for name, link in PROC_LINKS.items():
+            found[name] = _link(link if link.startswith("/") else alive + link, process)
         found["threads"] = _threads(process)
         numbers = _list("fd", process)
         found["open_fds"] = _open_fds(numbers, process)
         found["fd_count"] = b"%d" % len(numbers)
         for name, limit in PROC_FILES.items():
             found[name] = _read(name if name in _OF_PROCESS else alive + name, limit, process)
+        return found if pidfd_pid(pidfd) == pid else {}
+    finally:
+        os.close(process)
+
+
+def read_namespaces(pidfd: int) -> Mapping[str, bytes]:
+    """Read those links of PROC_LINKS that name namespaces; empty when the process is not surely the
+    same one. No memory of the process is touched, so this does not block.
+    """
+    pid = pidfd_pid(pidfd)
+    if pid is None:
+        return {}
+    try:
+        process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        links = {name: link for name, link in PROC_LINKS.items() if name.endswith("_ns")}
+        found = {name: _link(link, process) for name, link in links.items()}
         return found if pidfd_pid(pidfd) == pid else {}
     finally:
         os.close(process)

@@ -30,7 +30,8 @@ METADATA_INODES: Final = 2
 _COLUMNS = f"""
 id, coalesce(sequence, time_ns), time_ns, stored_bytes, pinned, state,
 coalesce(unit, user_unit, 'uid ' || coalesce(uid, '-')),
-coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, '')),
+coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, ''))
+    || coalesce(' in ' || container_id, ''),
 coalesce(record_bytes, {UNMEASURED_BYTES}), {METADATA_INODES} + (signature IS NOT NULL)
 """
 _ALL = f"SELECT {_COLUMNS} FROM crash WHERE kind = 'process'"

@@ -1,6 +1,7 @@
 """The crash-loop limiter: how many of a loop are kept, and that it costs nobody else anything."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -152,3 +153,47 @@ def test_keys_begin_with_the_user() -> None:
     assert all(key.split("/")[0] == "7" for key in keys.values())
     hostile = Site(7, "u" * 5000, "/\udcff\n/x", "", None, None, None)
     assert all(len(key) <= 400 for key in keys_of(hostile).values())
+
+
+def in_container(place: str, *, uid: int = 0, account: str | None = None) -> Site:
+    return replace(site(uid=uid), place=place, account=account or f"{uid}@{place}")
+
+
+def test_sec_83_crashes_in_a_container_cost_the_host_nothing() -> None:
+    limiter = Limiter(RATES)
+    run(limiter, 500, in_container("c" * 64))
+    assert run(limiter, 2, site(uid=0)) == [FULL, FULL]
+    assert run(limiter, 2, in_container("d" * 64)) == [FULL, FULL], "nor another container"
+
+
+def test_sec_83_crashes_of_the_host_cost_a_container_nothing() -> None:
+    limiter = Limiter(RATES)
+    run(limiter, 500, site(uid=0))
+    assert run(limiter, 2, in_container("c" * 64)) == [FULL, FULL]
+
+
+def test_sec_83_namespaces_that_a_user_makes_are_no_more_room() -> None:
+    limiter = Limiter(RATES)
+    found = [
+        run(limiter, 1, in_container(f"mnt:{n}", uid=1000, account="1000"))[0] for n in range(200)
+    ]
+    assert found.count(FULL) == RATES[Scope.UID].full
+    assert found.count(MINI) == RATES[Scope.UID].mini
+    assert run(limiter, 1, site()) == [METADATA], "it is one user"
+
+
+def test_sec_83_containers_without_end_are_not_room_without_end() -> None:
+    limiter = Limiter({**RATES, Scope.CONTAINERS: Rate(24, 50, HOUR)})
+    found = [run(limiter, 1, in_container(f"{n:064x}"))[0] for n in range(200)]
+    assert (found.count(FULL), found.count(MINI)) == (24, 50)
+    assert run(limiter, 1, site(uid=0)) == [FULL]
+
+
+def test_load_takes_a_state_from_before_containers_counted() -> None:
+    limiter = Limiter(RATES)
+    run(limiter, 500, site())
+    state = limiter.to_json()
+    del state["containers"]
+    restored = Limiter(RATES)
+    assert restored.load_json(state)
+    assert run(restored, 1, site()) == [METADATA]
