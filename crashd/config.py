@@ -406,12 +406,29 @@ class Hooks(Section):
     """The longest time for each hook; then it is killed."""
 
     per_hour: Annotated[int, whole(0, 100_000)] = 60
-    """For how many crashes in an hour hooks are run; the others are only counted."""
+    """For how many crashes of one user, or of one user in one container, hooks are run in an hour;
+    the others are only counted, in crashd_dropped_total{reason="notice"}. Repeats of what crashed
+    within the hour have half of it, so that something new goes out. All users together have ten
+    times as much, users of the system (up to uid 999) as much again. Hooks are run for each crash
+    of the kernel, and for none of which the limiter keeps nothing (crashd_limited_total)."""
+
+    per_signature: Annotated[int, whole(1, 100_000)] = 10
+    """Of these, how many may have the same signature."""
+
+    wait: Annotated[str | int, duration(0, 3600 * _SECOND_NS)] = "5s"
+    """How long the journal and hooks wait for what the analysis finds. After that they are told
+    without it, of a crash whose `analysis` is {"state": "pending"}, and not once more when it is
+    there: `crashctl info` has it then."""
 
     @property
     def timeout_seconds(self) -> float:
         """`timeout` in seconds."""
         return parse_duration(self.timeout) / 1e9
+
+    @property
+    def wait_seconds(self) -> float:
+        """`wait` in seconds."""
+        return parse_duration(self.wait) / 1e9
 
 
 class Http(Section):

@@ -82,9 +82,12 @@ class Admission:
     def refuses(self, uid: int) -> str | None:
         """Tell why no core of a user's next crash would be kept; None when one may be.
 
-        Such a crash is not even asked for its head.
+        Such a crash is not even asked for its head; it counts as limited.
         """
-        return self._limiter.spent(Scope.UID, str(uid), time.time_ns())
+        reason = self._limiter.spent(Scope.UID, str(uid), time.time_ns())
+        if reason is not None:
+            self._limited(Verdict(Disposition.METADATA, Scope.UID, reason))
+        return reason
 
     def _grant(self, crash_id: str, wanted: int) -> int:
         """Give of the shared buffer what is free of it, and of half the memory that is."""

@@ -8,7 +8,10 @@ from crashd.daemon.analysisqueue import AnalysisQueue, QueueSettings
 from crashd.daemon.expiring import Expiry
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.notices import Notices, NoticeSettings
+from crashd.domain.alertbudget import AlertRates
+from crashd.domain.limiter import is_only_counted
 from crashd.domain.model import Crash, Kind
+from crashd.domain.site import account_of
 from crashd.edge.exporter import DropReason, Exporter
 from crashd.edge.hostfacts import believed_now_ns
 from crashd.store.expiry import Removed, Told
@@ -67,14 +70,18 @@ class Afterwards:
 
     def captured(self, crash: Crash) -> None:
         """Take a crash whose record is final."""
-        if crash.core.path is None or not self._analyses.add(crash.id):
-            self._notices.notify(crash)  # no more will be known
+        if crash.core.path is not None and not is_only_counted(crash):
+            self._notices.expect(crash)  # first: an analysis may end at once
+            if not self._analyses.add(crash.id, account_of(crash) or ""):
+                self._notices.notify(crash)  # no more will be known
+        else:
+            self._notices.notify(crash)
         if crash.core.path is not None:
             self._expiry.captured()
 
     def analyze(self, crash_id: str) -> bool:
         """Analyse a crash (again) before all others; False where that cannot be."""
-        return self._analyses.add(crash_id, first=True)
+        return self._analyses.add_first(crash_id)
 
     def look_again(self) -> None:
         """Take up what there was no room for."""
@@ -112,4 +119,5 @@ def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
 def notice_settings(settings: config.Settings) -> NoticeSettings:
     """Resolve the [hooks] section."""
     hooks = settings.hooks
-    return NoticeSettings(hooks.url, hooks.timeout_seconds, hooks.per_hour)
+    rates = AlertRates(hooks.per_hour, hooks.per_signature)
+    return NoticeSettings(hooks.url, hooks.timeout_seconds, rates, hooks.wait_seconds)

@@ -1,5 +1,8 @@
 """Analyses, one after another, when nothing more urgent is to be done: captures go first.
 
+Whose analyses took least lately comes next, so that nobody waits for all that another's crash loop
+has queued.
+
 What has been analysed is told by `analysis.json` in the crash's own entry: so a daemon that is
 killed goes on with what is left, and what kills an analysis again and again is given up.
 """
@@ -16,7 +19,9 @@ from typing import Any
 
 from crashd.daemon.analysis import AnalysisOptions, analyse, analysed
 from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
+from crashd.domain.fairqueue import FairQueue
 from crashd.domain.model import Crash, Kind, State
+from crashd.domain.site import account_of
 from crashd.errors import CrashdError, FormatError
 from crashd.store.entry import ANALYSIS, Entry, open_entry
 from crashd.store.index import Index
@@ -28,6 +33,8 @@ log = logging.getLogger("crashd.analysis")
 QUEUE_MAX = 1000
 ATTEMPTS_MAX = 2
 """An analysis that the daemon did not survive so often is given up."""
+BEGUN_SECONDS = 1.0
+"""What an analysis counts as from its beginning on: others' are begun before a second one."""
 PATIENCE_SECONDS = 30.0
 """How long captures can make an analysis wait."""
 _ANALYSABLE = frozenset({State.COMPLETE, State.TRUNCATED})
@@ -65,7 +72,9 @@ class AnalysisQueue:
         self._changed = changed
         self._ended = ended
         self._settings = QueueSettings(enabled=False)
-        self._waiting: deque[str] = deque()
+        self._waiting: FairQueue[str] = FairQueue(QUEUE_MAX)
+        self._asked: deque[str] = deque()
+        """By root, who waits for it: these are first."""
         self._known: set[str] = set()
         self._condition = threading.Condition()
         self._stopping = False
@@ -90,25 +99,33 @@ class AnalysisQueue:
     @property
     def waiting(self) -> int:
         """How many analyses are to be done."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._asked)
 
-    def add(self, crash_id: str, *, first: bool = False) -> bool:
-        """Queue a crash's analysis, unless it is queued; False where there is no room, or where
-        analyses are turned off.
+    def add(self, crash_id: str, owner: str) -> bool:
+        """Queue a crash's analysis, unless it is queued; False where there is no room for more of
+        that owner's, or where analyses are turned off.
         """
         with self._condition:
             if crash_id in self._known:
                 return True
             if not self._settings.enabled:
                 return False
-            if len(self._waiting) >= QUEUE_MAX:
+            self._known.add(crash_id)
+            for dropped in self._waiting.put(owner, crash_id):
+                self._known.discard(dropped)
                 self.overflowed = True
+            self._condition.notify()
+            return crash_id in self._known
+
+    def add_first(self, crash_id: str) -> bool:
+        """Queue a crash's analysis before all others, unless it is queued; False as for `add`."""
+        with self._condition:
+            if crash_id in self._known:
+                return True
+            if not self._settings.enabled or len(self._asked) >= QUEUE_MAX:
                 return False
             self._known.add(crash_id)
-            if first:
-                self._waiting.appendleft(crash_id)
-            else:
-                self._waiting.append(crash_id)
+            self._asked.append(crash_id)
             self._condition.notify()
         return True
 
@@ -153,7 +170,7 @@ class AnalysisQueue:
         except CrashdError:
             return
         if before is None or before.get("state") == "running":
-            self.add(crash_id)
+            self.add(crash_id, account_of(crash) or "")
         elif crash.signature is not None:
             self._changed(crash)  # the daemon was killed before the index knew
 
@@ -167,10 +184,14 @@ class AnalysisQueue:
 
     def _run(self, number: int) -> None:
         while True:
-            crash_id = self._next(number)
-            if crash_id is None:
+            taken = self._next(number)
+            if taken is None:
                 return
+            owner, crash_id = taken
+            started = time.monotonic()
             try:
+                self._let_captures_go_first()
+                started = time.monotonic()
                 self._analyse(crash_id)
             except (CrashdError, OSError) as e:
                 log.info("crash %s was not analysed: %s", crash_id, e)
@@ -180,17 +201,23 @@ class AnalysisQueue:
             finally:
                 with self._condition:
                     self._known.discard(crash_id)
+                    now = time.monotonic()
+                    self._waiting.charge(owner, max(0.0, now - started - BEGUN_SECONDS), now)
 
-    def _next(self, number: int) -> str | None:
+    def _next(self, number: int) -> tuple[str, str] | None:
+        """Wait for the next crash to analyse, and tell whose it is; None at the end."""
         with self._condition:
             while not self._stopping:
-                if number < self._settings.workers and self._waiting:
-                    return self._waiting.popleft()
+                if number < self._settings.workers and self._asked:
+                    return "", self._asked.popleft()
+                now = time.monotonic()
+                if number < self._settings.workers and (taken := self._waiting.take(now)):
+                    self._waiting.charge(taken[0], BEGUN_SECONDS, now)
+                    return taken
                 self._condition.wait()
         return None
 
     def _analyse(self, crash_id: str) -> None:
-        self._let_captures_go_first()
         with open_entry(self._paths, crash_id) as entry:
             crash = entry.read()
             if crash.kind is not Kind.PROCESS or crash.state not in _ANALYSABLE:

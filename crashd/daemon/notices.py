@@ -1,18 +1,23 @@
 """Telling others of a crash, once it is known what there is to know: journal, hooks, webhook.
 
-In a thread of its own with a bounded queue: a journal or a hook that hangs holds up nothing.
+In a thread of its own with a bounded queue: a journal or a hook that hangs holds up nothing. The
+queue is fair: nobody waits for what another's crash loop has queued, and an analysis that takes
+long, whosesoever, is not waited for.
 """
 
 import json
 import logging
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from crashd.domain.alertbudget import AlertBudget, AlertRates
+from crashd.domain.fairqueue import FairQueue
+from crashd.domain.limiter import is_only_counted
 from crashd.domain.model import Crash, Kind, to_json
+from crashd.domain.site import account_of
 from crashd.edge import journal
 from crashd.edge.hooks import HookError, ask_for_all, list_hooks, run_all
 from crashd.errors import UnavailableError
@@ -21,7 +26,10 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.notices")
 
 QUEUE_MAX = 500
-HOUR_SECONDS = 3600.0
+EARLY_MAX = 10_000
+"""Crashes that were told without their analysis, and are not to be told again with it."""
+MUTED_SECONDS = 600.0
+"""The log has no more than one line in that time of crashes beyond the budgets."""
 START_SECONDS = 30.0
 """For a unit that runs the hooks to start, on a machine that is busy crashing."""
 DEAF_SECONDS = 10.0
@@ -36,20 +44,36 @@ class NoticeSettings:
 
     url: str = ""
     seconds: float = 10.0
-    per_hour: int = 60
+    rates: AlertRates = field(default_factory=AlertRates)
+    wait_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Notice:
+    crash: Crash
+    pending: bool = False
+    """Whether its analysis is still to come."""
 
 
 class Notices:
-    """The thread; `notify` may be called from any other, and never waits."""
+    """The thread; `expect` and `notify` may be called from any other, and never wait."""
 
     def __init__(self, paths: Paths, failed: Callable[[], None]) -> None:
         """`failed` is told of each notice that was not given."""
         self._paths = paths
         self._failed = failed
-        self._queue: queue.Queue[Crash | None] = queue.Queue(QUEUE_MAX)
+        self._queue: FairQueue[_Notice] = FairQueue(QUEUE_MAX)
+        self._kernel: deque[_Notice] = deque()
+        """What crashed is the kernel: told first, and always."""
+        self._held: dict[str, tuple[float, Crash]] = {}
+        """By id: until when it may still be explained."""
+        self._told_early: dict[str, None] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
         self._settings = NoticeSettings()
-        self._times: deque[float] = deque()
-        self._journal_told = self._limit_told = False
+        self._budget = AlertBudget()
+        self._muted_until = 0.0
+        self._journal_told = False
         self._deaf_until = 0.0
         self._wrong_told: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
@@ -62,31 +86,76 @@ class Notices:
         """Take new settings."""
         self._settings = settings
 
+    def expect(self, crash: Crash) -> None:
+        """Tell of a crash when `notify` is called for it, or when that takes too long."""
+        with self._changed:
+            seconds = self._settings.wait_seconds if len(self._held) < QUEUE_MAX else 0.0
+            self._held[crash.id] = (time.monotonic() + seconds, crash)
+            self._changed.notify()
+
     def notify(self, crash: Crash) -> None:
-        """Tell of a crash, soon."""
-        try:
-            self._queue.put_nowait(crash)
-        except queue.Full:
-            self._failed()
+        """Tell of a crash, soon, unless `expect` has told of it already."""
+        with self._changed:
+            if crash.id in self._told_early:
+                del self._told_early[crash.id]
+                return
+            self._held.pop(crash.id, None)
+            self._put(_Notice(crash))
+            self._changed.notify()
 
     def stop(self) -> None:
-        """End the thread, a hook that runs included where it takes longer than a moment."""
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            return
+        """End the thread once all that is queued is told, as far as that takes but a moment."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join(2)
 
+    def _put(self, notice: _Notice) -> None:
+        if notice.crash.kind is Kind.KERNEL:
+            self._kernel.append(notice)
+            return
+        for _ in self._queue.put(_owner_of(notice.crash), notice):
+            self._failed()
+
     def _run(self) -> None:
-        while (crash := self._queue.get()) is not None:
+        while (notice := self._next()) is not None:
+            crash, began = notice.crash, time.monotonic()
             try:
                 if crash.kind is Kind.PROCESS:
                     self._to_journal(crash)
-                self._to_hooks(crash)
+                self._to_hooks(notice)
             except Exception:  # boundary: what one notice did must not cost the others
                 log.exception("crash %s: a notice failed", crash.id)
                 self._failed()
+            now = time.monotonic()
+            with self._changed:
+                self._queue.charge(_owner_of(crash), now - began, now)
+
+    def _next(self) -> _Notice | None:
+        """Wait for what to tell next; None when all is told and the thread is to end."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                self._release(now)
+                if self._kernel:
+                    return self._kernel.popleft()
+                if (taken := self._queue.take(now)) is not None:
+                    return taken[1]
+                if self._stopping:
+                    return None
+                due = min((due for due, _ in self._held.values()), default=None)
+                self._changed.wait(None if due is None else max(0.0, due - now))
+
+    def _release(self, now: float) -> None:
+        """Queue what has waited long enough for its analysis."""
+        for crash_id, (due, crash) in list(self._held.items()):
+            if now >= due:
+                del self._held[crash_id]
+                self._told_early[crash_id] = None
+                while len(self._told_early) > EARLY_MAX:
+                    del self._told_early[next(iter(self._told_early))]
+                self._put(_Notice(crash, pending=True))
 
     def _to_journal(self, crash: Crash) -> None:
         if not journal.SOCKET.exists():
@@ -105,8 +174,10 @@ class Notices:
                 log.warning("%s, ignoring", e)
             self._journal_told = True
 
-    def _to_hooks(self, crash: Crash) -> None:
+    def _to_hooks(self, notice: _Notice) -> None:
         settings = self._settings
+        if is_only_counted(notice.crash):
+            return
         hooks, wrong = list_hooks(self._paths.hooks)
         for text in wrong:
             if text not in self._wrong_told:
@@ -114,10 +185,10 @@ class Notices:
                 log.warning("hook %s, ignoring", text)
         if not hooks and not settings.url:
             return
-        if not self._may_run(settings.per_hour):
+        if not self._may_run(notice.crash):
             self._failed()
             return
-        for failure in self._run_hooks(settings, len(hooks) + 1, _document(crash)):
+        for failure in self._run_hooks(settings, len(hooks) + 1, _document(notice)):
             self._failed()
             log.warning("%s, ignoring", failure)
 
@@ -131,22 +202,32 @@ class Notices:
         except HookError as e:
             return [str(e)]
 
-    def _may_run(self, per_hour: int) -> bool:
-        now = time.monotonic()
-        while self._times and now - self._times[0] > HOUR_SECONDS:
-            self._times.popleft()
-            self._limit_told = False
-        if len(self._times) < per_hour:
-            self._times.append(now)
+    def _may_run(self, crash: Crash) -> bool:
+        if crash.kind is Kind.KERNEL:
             return True
-        if not self._limit_told:
-            self._limit_told = True
-            log.warning("hooks ran %d times within an hour: no more for now", per_hour)
+        owner, now = _owner_of(crash), time.monotonic()
+        if self._budget.take(self._settings.rates, owner, _kind_of(crash), now):
+            return True
+        if now >= self._muted_until:
+            self._muted_until = now + MUTED_SECONDS
+            log.warning("crash %s of %s: hooks ran as often as [hooks] allows", crash.id, owner)
         return False
 
 
-def _document(crash: Crash) -> bytes:
-    document = to_json(crash)
+def _owner_of(crash: Crash) -> str:
+    return account_of(crash) or ""
+
+
+def _kind_of(crash: Crash) -> str:
+    """Name what a crash is an occurrence of."""
+    program = (crash.exe or crash.comm).decode("utf-8", "surrogateescape")
+    return crash.signature or f"{crash.signal} {program}"
+
+
+def _document(notice: _Notice) -> bytes:
+    document = to_json(notice.crash)
     for key in _BULKY:
         document.pop(key, None)
+    if notice.pending:
+        document["analysis"] = {"state": "pending"}
     return json.dumps(document, ensure_ascii=True).encode() + b"\n"

@@ -20,6 +20,7 @@ from crashd.daemon.reader import Reader
 from crashd.daemon.salvage import salvage
 from crashd.daemon.taking import Options
 from crashd.domain.elfcore import CoreHead
+from crashd.domain.limiter import is_only_counted
 from crashd.domain.model import Crash, Disposition, State, from_json
 from crashd.domain.site import site_of
 from crashd.edge.handoff import Connection
@@ -218,7 +219,7 @@ def _capture(
         )
     finally:
         incoming.release()
-    if ending and final.state is not State.COMPLETE:
+    if ending and final.state is not State.COMPLETE and not is_only_counted(final):
         final = replace(final, capture=replace(final.capture, reason=f"spooled: {ending}"))
         job.entry.write(final, sync=True)
 

@@ -7,21 +7,26 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crashd.daemon.notices import Notices, NoticeSettings
-from crashd.domain.model import State
+from crashd.domain.alertbudget import AlertRates
+from crashd.domain.model import Capture, Disposition, Kind, State
 from crashd.edge import journal
 from crashd.edge.hooks import HookError, list_hooks, post, run_hook
 from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash
 from tests.running import wait_until
+
+Told = tuple[Notices, Callable[[], list[dict[str, Any]]], list[int]]
+"""Notices whose hook writes all down, what it wrote, and a 1 for each that was not given."""
 
 
 def receive(server: socket.socket) -> dict[str, bytes]:
@@ -247,7 +252,7 @@ def test_notices_run_hooks_within_their_rate_and_count_what_failed(
     hook(paths.hooks, "10-note", f"cat >>{out}\n")
     hook(paths.hooks, "20-bad", "exit 1\n")
     notices = Notices(paths, lambda: failures.append(1))
-    notices.configure(NoticeSettings(url=url, seconds=5, per_hour=2))
+    notices.configure(NoticeSettings(url, 5, AlertRates(4, 5)))
     notices.start()
     crash = replace(build_crash(1), maps=b"long")
     for _ in range(3):
@@ -259,3 +264,62 @@ def test_notices_run_hooks_within_their_rate_and_count_what_failed(
     assert [row["id"] for row in rows] == [crash.id] * 2
     assert "maps" not in rows[0]
     assert stat.S_IMODE(out.stat().st_mode) & 0o111 == 0
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Told]:
+    out, failures = tmp_path / "ran", list[int]()
+    hook(tmp_path / "etc/crashd/hooks.d", "10-note", f"cat >>{out}\n")
+    notices = Notices(Paths(tmp_path), lambda: failures.append(1))
+    notices.configure(NoticeSettings(wait_seconds=0.5))
+    yield notices, lambda: [json.loads(line) for line in lines_of(out)], failures
+    notices.stop()
+
+
+def test_sec_84_alert_waits_for_its_analysis_only_so_long(told: Told) -> None:
+    notices, rows, _ = told
+    notices.start()
+    slow, quick = build_crash(1, uid=1000), build_crash(2, uid=1001)
+    notices.expect(slow)
+    notices.expect(quick)
+    explained = replace(quick, explanation="why", analysis={"state": "done"})
+    notices.notify(explained)
+    wait_until(lambda: len(rows()) == 2, 30, "both are told of")
+    assert [row["id"] for row in rows()] == [quick.id, slow.id]
+    assert rows()[0]["analysis"] == {"state": "done"}
+    assert rows()[1]["analysis"] == {"state": "pending"}
+    notices.notify(replace(slow, analysis={"state": "done"}))  # it is there at last
+    last = build_crash(3)
+    notices.notify(last)
+    wait_until(lambda: len(rows()) == 3, 30, "the last is told of")
+    assert rows()[2]["id"] == last.id, "and none twice"
+
+
+def test_sec_84_crash_that_is_only_counted_runs_no_hook(told: Told) -> None:
+    notices, rows, failures = told
+    notices.start()
+    reason = "limiter.site: more crashes than 5 full and 20 mini cores in 1h"
+    capture = Capture(disposition=Disposition.METADATA, reason=reason)
+    for number in range(100):
+        notices.notify(build_crash(number, uid=1000, capture=capture))
+    by_rule = Capture(disposition=Disposition.METADATA, reason="capture.keep is metadata")
+    last = build_crash(101, uid=1000, capture=by_rule)
+    notices.notify(last)
+    wait_until(lambda: len(rows()) == 1, 30, "what a rule keeps no core of is told of")
+    assert rows()[0]["id"] == last.id
+    assert failures == [], "the limiter has counted them"
+
+
+def test_sec_84_flood_drops_nobody_elses_notice_and_none_of_the_kernels(told: Told) -> None:
+    notices, rows, failures = told
+    first, kernel = build_crash(9001, uid=1001), build_crash(9002, kind=Kind.KERNEL, uid=None)
+    for number in range(1000):
+        notices.notify(build_crash(number, uid=1000))
+    notices.notify(first)
+    notices.notify(kernel)
+    notices.start()
+    wait_until(lambda: len(rows()) >= 3, 30, "hooks ran")
+    ids = [row["id"] for row in rows()]
+    assert ids[0] == kernel.id
+    assert ids.index(first.id) <= 2, "others' first is before the flood's second"
+    assert len(failures) >= 501

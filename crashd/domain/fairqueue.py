@@ -1,0 +1,70 @@
+"""A bounded queue in which nobody waits for what another has queued; pure, the clock is passed in.
+
+The next item is of whoever used least lately, of one owner the oldest. Who is to be forgotten has
+used next to nothing: what was used counts half after HALF_LIFE_SECONDS.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
+
+HALF_LIFE_SECONDS: Final = 300.0
+_FORGOTTEN_SECONDS: Final = 0.01
+_T = TypeVar("_T")
+
+
+class FairQueue(Generic[_T]):
+    """Items by owner; times are of any clock that goes forward, in seconds."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._waiting: dict[str, deque[_T]] = {}
+        """In the order in which the owners' turns come, where they used the same."""
+        self._used: dict[str, tuple[float, float]] = {}
+        """Seconds that each owner used, and when that was so."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def __iter__(self) -> Iterator[_T]:
+        """List what waits, each owner's together."""
+        return (item for items in self._waiting.values() for item in items)
+
+    def put(self, owner: str, item: _T, *, first: bool = False) -> list[_T]:
+        """Queue an item; return what has no place (any more): the newest of whoever has most.
+
+        `first` puts it before all that its owner has.
+        """
+        items = self._waiting.setdefault(owner, deque())
+        (items.appendleft if first else items.append)(item)
+        if len(self) <= self._maximum:
+            return []
+        heaviest = max(self._waiting, key=lambda name: (len(self._waiting[name]), name == owner))
+        dropped = self._waiting[heaviest].pop()
+        self._tidy(heaviest)
+        return [dropped]
+
+    def take(self, now: float) -> tuple[str, _T] | None:
+        """Take the next item and tell whose it is; None when nothing waits."""
+        if not self._waiting:
+            return None
+        owner = min(self._waiting, key=lambda name: self._used_by(name, now))
+        items = self._waiting.pop(owner)
+        item = items.popleft()
+        if items:
+            self._waiting[owner] = items  # behind all who used the same
+        return owner, item
+
+    def charge(self, owner: str, seconds: float, now: float) -> None:
+        """Note that work for an owner took so long."""
+        self._used[owner] = (self._used_by(owner, now) + seconds, now)
+        for name in [n for n in self._used if self._used_by(n, now) < _FORGOTTEN_SECONDS]:
+            del self._used[name]
+
+    def _used_by(self, owner: str, now: float) -> float:
+        seconds, since = self._used.get(owner, (0.0, now))
+        return float(seconds * 0.5 ** (max(0.0, now - since) / HALF_LIFE_SECONDS))
+
+    def _tidy(self, owner: str) -> None:
+        if not self._waiting[owner]:
+            del self._waiting[owner]
