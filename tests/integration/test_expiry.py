@@ -357,3 +357,16 @@ def test_plan_of_random_stores_always_ends_within_limits_on_disk(
     on_disk = [*paths.crashes.rglob("*")]
     assert sum(path.stat().st_blocks * 512 for path in on_disk) <= records + 21 * 4096
     assert plan(read_stored(index), read_usage(paths), limits, None) == ()
+
+
+def test_sec_83_crashes_of_a_container_are_no_signature_of_the_hosts(paths: Paths) -> None:
+    """Of uid 0 and in no unit, as LXC has them: one owner, one program."""
+    same: dict[str, Any] = {"signature": "p1-aa", "uid": 0, "unit": None}
+    with Index.open(paths.index) as index:
+        host = {add(paths, index, number, **same).id for number in range(3)}
+        for number in range(10, 30):
+            add(paths, index, number, container_id="web", **same)
+        limits = Policy(max_per_signature=3)
+        deletions = plan(read_stored(index), read_usage(paths), limits, None)
+    assert len(deletions) == 17
+    assert host.isdisjoint(deletion.id for deletion in deletions)

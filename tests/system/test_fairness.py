@@ -71,12 +71,11 @@ def test_sec_83_namespaces_that_a_user_makes_are_no_more_room(root: Path) -> Non
 
 def test_sec_83_container_of_a_spooled_crash_is_known(root: Path) -> None:
     with Daemon(root, config=LIMITED) as daemon:
-        os.kill(daemon.pid, signal.SIGSTOP)
-        try:
-            pid = die_as(0, ["unshare", "--mount", *CRASH])
-        finally:
-            os.kill(daemon.pid, signal.SIGCONT)
+        daemon.stop(signal.SIGKILL)
+        pid = die_as(0, ["unshare", "--mount", *CRASH])
+        daemon.start()
         crash = caught(daemon, pid)
+        assert crash["capture"]["mode"] == "spool"
         assert isinstance(crash["mount_ns"], int)
         assert crash["user_ns"] is None
 

@@ -333,3 +333,11 @@ def test_units_seeded_go_on_from_there_others_included(exporter: Exporter) -> No
 def test_unit_that_is_none_is_other(exporter: Exporter, unit: str | None) -> None:
     exporter.crash("process", "full", 11, 1, unit)
     assert units(exporter) == {"other": 1}
+
+
+def test_sec_83_scopes_of_containers_take_no_units_place(exporter: Exporter) -> None:
+    for number in range(100):
+        for name in (f"docker-{number:064x}.scope", f"x:cri-containerd-{number:064x}.scope"):
+            exporter.crash("process", "full", 11, 1, name)
+    exporter.crash("process", "full", 11, 1, "ssh.service")
+    assert units(exporter) == {"other": 200, "ssh.service": 1}
