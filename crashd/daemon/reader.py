@@ -11,6 +11,10 @@ class StuckError(Exception):
     """A read did not end; its thread, and what it reads into, are left to it."""
 
 
+GRACE_SECONDS = 0.1
+"""For a task that ended in time while nobody could look."""
+
+
 class Reader:
     """A thread that reads for another. One that is stuck is replaced, and ends with the process."""
 
@@ -37,13 +41,19 @@ class Reader:
             self._started = True
         self._tasks.put(task)
         try:
-            error = self._results.get(timeout=timeout_seconds)
+            error = self._await(timeout_seconds)
         except queue.Empty:
             self.stuck += 1
             self._renew()
             raise StuckError from None
         if error is not None:
             raise error
+
+    def _await(self, timeout_seconds: float) -> BaseException | None:
+        try:
+            return self._results.get(timeout=timeout_seconds)
+        except queue.Empty:  # where this whole process stood still, the thread did so too
+            return self._results.get(timeout=GRACE_SECONDS)
 
 
 def _work(
