@@ -1,7 +1,7 @@
 """A bounded queue in which nobody waits for what another has queued; pure, the clock is passed in.
 
-The next item is of whoever used least lately, of one owner the oldest. Who is to be forgotten has
-used next to nothing: what was used counts half after HALF_LIFE_SECONDS.
+The next item is that of the owner who used least lately, and the oldest of theirs. What was used
+counts half after HALF_LIFE_SECONDS.
 """
 
 from collections import deque
@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 
 HALF_LIFE_SECONDS: Final = 300.0
 _FORGOTTEN_SECONDS: Final = 0.01
+"""An owner who used less is not remembered."""
 _T = TypeVar("_T")
 
 
@@ -30,13 +31,9 @@ class FairQueue(Generic[_T]):
         """List what waits, each owner's together."""
         return (item for items in self._waiting.values() for item in items)
 
-    def put(self, owner: str, item: _T, *, first: bool = False) -> list[_T]:
-        """Queue an item; return what has no place (any more): the newest of whoever has most.
-
-        `first` puts it before all that its owner has.
-        """
-        items = self._waiting.setdefault(owner, deque())
-        (items.appendleft if first else items.append)(item)
+    def put(self, owner: str, item: _T) -> list[_T]:
+        """Queue an item; return what has no place (any more): the newest of whoever has most."""
+        self._waiting.setdefault(owner, deque()).append(item)
         if len(self) <= self._maximum:
             return []
         heaviest = max(self._waiting, key=lambda name: (len(self._waiting[name]), name == owner))

@@ -47,10 +47,3 @@ def test_put_drops_the_newest_of_whoever_has_most() -> None:
     assert queue.put("c", "c1") == ["a3"]
     assert queue.put("b", "b2") == ["b2"], "two each: who comes now has one more"
     assert sorted(queue) == ["a1", "a2", "b1", "c1"]
-
-
-def test_put_first_is_before_all_that_its_owner_has() -> None:
-    queue: FairQueue[str] = FairQueue(4)
-    queue.put("a", "a1")
-    queue.put("a", "a0", first=True)
-    assert take_all(queue) == ["a0", "a1"]
