@@ -44,7 +44,8 @@ def test_sec_83_crashes_in_a_container_cost_the_host_no_core(root: Path, mode: s
         run_as(0, "unshare", "--mount", "/bin/sh", "-c", FLOOD)
         assert kept(daemon, 32)["metadata"] >= 16
         crash = caught(daemon, die_as(0, CRASH))
-        assert (crash["capture"]["disposition"], crash["mount_ns"]) == ("full", None)
+        assert crash["capture"]["disposition"] == "full"
+        assert crash["mount_ns"] is None
         run_as(0, "/bin/sh", "-c", FLOOD)  # and the other way round
         daemon.wait_for(65)
         # takes the inode of the first one, which is free again
