@@ -25,7 +25,7 @@ def test_sec_82_output_of_a_worker_that_has_ended_is_read_after_its_deadline() -
         process.wait()
         output, errors = bytearray(), bytearray()
         assert sandbox._listen(process, output, errors, time.monotonic() + LATE) is None
-    assert (output, errors) == (b"found\n", b"odd\n")
+    assert (bytes(output), bytes(errors)) == (b"found\n", b"odd\n")
 
 
 def test_sec_82_worker_that_says_nothing_is_not_waited_for_after_its_deadline() -> None:
