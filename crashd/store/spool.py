@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Mapping
 
 from crashd.corehandler import (
@@ -58,10 +59,10 @@ def write_limits(
 
 
 def ready_names(paths: Paths, now_ns: int) -> list[str]:
-    """List spooled crashes to be taken in, oldest first: finished ones and those whose handler
-    died.
+    """List spooled crashes to be taken in: finished ones and those whose handler died. Oldest
+    first, but users take turns, so that nobody waits for all that another has there.
     """
-    names: list[tuple[int, str]] = []
+    names: list[tuple[int, str, str | None]] = []
     try:
         found = os.listdir(paths.spool)
     except FileNotFoundError:
@@ -71,8 +72,13 @@ def ready_names(paths: Paths, now_ns: int) -> list[str]:
     for name in found:
         match = _NAME.fullmatch(name)
         if match and (not match[4] or _abandoned(int(match[1]), int(match[2]), now_ns)):
-            names.append((int(match[1]), name))
-    return [name for _, name in sorted(names)]
+            names.append((int(match[1]), name, match[3]))
+    before: Counter[str | None] = Counter()
+    turns = []
+    for started_ns, name, user in sorted(names, key=lambda found: found[:2]):
+        turns.append((before[user], started_ns, name))
+        before[user] += 1
+    return [name for *_, name in sorted(turns)]
 
 
 def stored_bytes(paths: Paths, user: int | None = None) -> int:
