@@ -151,7 +151,8 @@ class Expiry:
                 self._fresh = self._urgent = True
                 self._condition.notify()
         free = usage.free_bytes - spool.stored_bytes(self._paths) - keep_free
-        leave = min((free + own) // 2, usage.total_bytes // LEAVE_SHARE)
+        # no more than stays free if all that is expected comes: room is made for no more than that
+        leave = min((free + own) // 2, usage.total_bytes // LEAVE_SHARE, -missing)
         credit = self._lend(crash_id, wanted_bytes, keep_free) if missing > 0 else 0
         return Allotment(credit, max(0, leave))
 
