@@ -258,8 +258,8 @@ class Limiter(Section):
 class RetentionProcess(Section):
     """How long the crashes of processes are kept. What is deleted first is the core; what is known
     of the crash stays for longer. Pinned crashes stay, and so does the newest; of crashes with one
-    signature the first and the newest go last, and whoever uses most (a unit, or a user) loses
-    first."""
+    signature the first and the newest go last. The user who uses most loses first, and of one user
+    the unit that does; subordinate uids (/etc/subuid) count for the user who has them."""
 
     max_use: Annotated[Amount | Literal["infinity"], AMOUNT_OR_INFINITY] = Amount(
         thousandths=10_000
@@ -280,7 +280,8 @@ class RetentionProcess(Section):
     """How long a core is kept."""
 
     max_per_signature: Annotated[int | Literal["infinity"], whole_or_infinity(1, 10_000_000)] = 20
-    """How many crashes of one signature keep their cores: the first, and the newest ones."""
+    """How many of a user's crashes with one signature keep their cores: the first, and the newest
+    ones."""
 
     metadata_max_age: Annotated[
         str | int, duration(3600 * _SECOND_NS, 36600 * _DAY_NS, infinity=True)

@@ -18,7 +18,7 @@ answered by one byte. Whoever gives up first wins, atomically: the handler shuts
 before it spools, and the daemon reads no core before its receipt was taken by the socket (unix(7):
 a send to a peer that shut down fails with EPIPE), so that never both read one core, and never none.
 
-Spool entry: `<ns>-<pid>-<random>.tmp/`, renamed without `.tmp` when all in it is synced:
+Spool entry: `<ns>-<pid>-<random>-<user>.tmp/`, renamed without `.tmp` when all in it is synced:
 `meta` (the same fields), `core` (sparse), `proc.*` (raw copies from /proc/PID), `done` (how the
 copy ended).
 
@@ -300,8 +300,10 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
     from _signal import alarm  # not needed on the fast path
 
     alarm(SPOOL_DEADLINE_SECONDS)  # the default action ends us even in a read that never returns
-    name = f"{time_ns()}-{posix.getpid()}-{posix.urandom(4).hex()}"
     spool_fd = make_directory("spool", make_directory(state, None))
+    maximum, keep_free = copy_limits(fields, spool_fd)
+    share = Share(spool_fd, find_user(fields, pidfd), keep_free)
+    name = f"{time_ns()}-{posix.getpid()}-{posix.urandom(4).hex()}-{share.user}"
     entry = make_directory(name + ".tmp", spool_fd)
     put_file("meta", pack(fields), entry)
     reader = posix.fork() if pidfd is not None else 0
@@ -310,10 +312,10 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
         # ends.
         alarm(PROC_DEADLINE_SECONDS)
         try:
-            copy_proc(pidfd, entry)
+            copy_proc(pidfd, entry, share)
         finally:
             posix._exit(0)
-    received, reason = copy_core(core, entry, fields, spool_fd)
+    received, reason = copy_core(core, entry, maximum, share)
     if reader:
         posix.waitpid(reader, 0)
     posix.close(core)  # releases the crashed process
@@ -323,7 +325,7 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
     posix.fsync(spool_fd)
 
 
-def copy_proc(pidfd: int, entry: int) -> None:
+def copy_proc(pidfd: int, entry: int, share: "Share") -> None:
     """Copy what /proc tells of the process, raw; the pidfd says before and after that it is the
     same one.
     """
@@ -339,7 +341,9 @@ def copy_proc(pidfd: int, entry: int) -> None:
         except OSError:
             continue
     for name, limit in PROC_FILES.items():
-        put_file("proc." + name, read_file(name, limit, process), entry)
+        data = read_file(name, limit, process)
+        if len(data) <= SCANT_HEAD_BYTES or share.left_bytes(scant=True) >= len(data):
+            put_file("proc." + name, data, entry)
 
 
 def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":
@@ -360,32 +364,115 @@ def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":
 
 SCANT_HEAD_BYTES = 1 << 16
 """The same where the disk is nearly full: the notes of a dozen threads."""
+SHARE_LOOK_BYTES = 1 << 20
+"""What all of a user's crashes have in the spool is added up again after so many bytes."""
+SHARED_NAMES = ("core", "proc.maps", "proc.mountinfo", "proc.environ", "proc.cmdline")
+"""What can be large in a spool entry."""
+RANGES_MAX = 10_000
+NEARLY_FULL = "disk nearly full"
+SHARE_USED = "the user's other crashes have their share of the spool"
 
 
-def copy_core(
-    core: int, entry: int, fields: "dict[str, bytes]", spool_fd: int
-) -> "tuple[int, str]":
+def parse_subuids(subuid: bytes, passwd: bytes) -> "list[tuple[int, int, int]]":
+    """Parse subuid(5) with the help of passwd(5): first uid, end, and the user whose range it is.
+
+    Ranges of root's, and of who is not in passwd(5), are one user for each name, apart from all
+    others: that of the first uid.
+    """
+    owners: dict[bytes, int] = {}
+    ranges = []
+    for line in subuid.split(b"\n")[:RANGES_MAX]:
+        name, *numbers = line.split(b":")
+        if name and len(numbers) == 2 and all(n.isdigit() and len(n) <= 10 for n in numbers):
+            first, count = int(numbers[0]), int(numbers[1])
+            found = (b"\n" + passwd).partition(b"\n%s:" % name)[2].split(b":", 2)[1:2]
+            uid = name if name.isdigit() else found[0] if found else b""
+            owner = int(uid) if uid.isdigit() and len(uid) <= 10 else 0
+            ranges.append((first, first + count, owners.setdefault(name, owner or first)))
+    return ranges
+
+
+def user_of(uid: int, ranges: "list[tuple[int, int, int]]") -> int:
+    """Return the uid of the user that a process counts for, whose subuid it may have."""
+    for first, end, user in ranges:
+        if 0 < first <= uid < end:
+            return user
+    return uid
+
+
+def find_user(fields: "dict[str, bytes]", pidfd: "int | None") -> str:
+    """Find whose share a crash takes of the spool; `-` where nobody tells."""
+    uid = fields.get("u", b"")
+    if not uid and pidfd is not None:
+        status = read_file(f"/proc/{pidfd_pid(pidfd)}/status", 1 << 14)
+        uid = status.partition(b"\nUid:\t")[2].partition(b"\t")[0]
+    if not uid.isdigit() or len(uid) > 10:
+        return "-"
+    subuid, passwd = read_file("/etc/subuid", 1 << 20), read_file("/etc/passwd", 1 << 20)
+    return str(user_of(int(uid), parse_subuids(subuid, passwd)))
+
+
+class Share:
+    """What one user's crashes may take of the spool: no more than they leave to other users'.
+
+    Of what is free above `keep_free` that is a half for the first user, a quarter for the second:
+    however many crash at once, there is room for the next one.
+    """
+
+    def __init__(self, spool_fd: int, user: str, keep_free: int) -> None:
+        self.spool_fd = spool_fd
+        self.user = user
+        self.keep_free = keep_free
+
+    def used_bytes(self) -> int:
+        """Add up what the user's crashes have in the spool."""
+        used = 0
+        for entry in posix.listdir(self.spool_fd):
+            if entry.removesuffix(".tmp").split("-", 3)[3:] == [self.user]:
+                for name in SHARED_NAMES:
+                    try:
+                        status = posix.stat(
+                            f"{entry}/{name}", dir_fd=self.spool_fd, follow_symlinks=False
+                        )
+                    except OSError:
+                        continue
+                    used += status.st_blocks * 512
+        return used
+
+    def free_bytes(self, scant: bool = False) -> int:
+        """Return what is free of the file system, but what is to stay so; half of that if `scant`,
+        which is for what says what happened.
+        """
+        filesystem = posix.fstatvfs(self.spool_fd)
+        keep_free = self.keep_free // 2 if scant else self.keep_free
+        return filesystem.f_bavail * filesystem.f_frsize - keep_free
+
+    def left_bytes(self, scant: bool = False) -> int:
+        """Return how much more the user's crashes may take."""
+        return self.free_bytes(scant) - self.used_bytes()
+
+
+def copy_core(core: int, entry: int, maximum: int, share: Share) -> "tuple[int, str]":
     """Copy the core, zero pages as holes; return the bytes taken and why they are not all."""
-    maximum, keep_free = copy_limits(fields, spool_fd)
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     out = posix.open("core", flags, 0o600, dir_fd=entry)
     # Free space is looked at before each write: a thousand small cores fill a disk as well as a
     # large one. Where half of what shall stay free is gone not even the notes are kept: on a full
     # disk nobody could record that there was a crash.
-    zero, received, reason = bytes(PAGE), 0, ""
-    filesystem = posix.fstatvfs(out)
-    if filesystem.f_bavail * filesystem.f_frsize < keep_free // 2:
-        reason = "disk nearly full"
+    zero, received, reason, used, looked = bytes(PAGE), 0, "", share.used_bytes(), 0
+    if share.free_bytes(scant=True) < used:
+        reason = NEARLY_FULL if share.free_bytes(scant=True) < 0 else SHARE_USED
     try:
         while not reason:
             chunk = posix.read(core, 1 << 20)
             if not chunk:
                 break
-            filesystem = posix.fstatvfs(out)
-            scant = filesystem.f_bavail * filesystem.f_frsize < keep_free + len(chunk)
-            if scant and received + len(chunk) > SCANT_HEAD_BYTES:
+            if received - looked >= SHARE_LOOK_BYTES:
+                used, looked = share.used_bytes(), received
+            free = share.free_bytes() - len(chunk)
+            if free < used + received - looked and received + len(chunk) > SCANT_HEAD_BYTES:
                 chunk = chunk[: max(0, SCANT_HEAD_BYTES - received)]
-                reason = "disk nearly full"
+                reason = NEARLY_FULL if free < 0 else SHARE_USED
             if received + len(chunk) > maximum:
                 chunk, reason = chunk[: maximum - received], "size limit"
             position = 0

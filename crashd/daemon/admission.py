@@ -5,8 +5,10 @@ here, in the daemon's one loop.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from crashd.daemon.expiring import Allotment
 from crashd.daemon.pump import BASE_BYTES
 from crashd.domain.limiter import Limiter, Rate, Scope, Verdict, keys_of
 from crashd.domain.model import Disposition
@@ -27,13 +29,15 @@ class Admission:
         paths: Paths,
         limited: Callable[[Verdict], None],
         *,
-        reserve: Callable[[str, int], int],
+        reserve: Callable[[str, int, int | None], Allotment],
         unreserve: Callable[[str], None],
+        user_of: Callable[[int], int],
     ) -> None:
         """`limited` is told of each verdict of the limiter that keeps less than the rules allow,
-        `reserve` of each capture and what it may read: it tells how far below `keep_free` that may
-        go meanwhile; `unreserve` that it ended.
+        `reserve` of each capture, what it may read and whose it is: it gives it its part of the
+        disk; `unreserve` that it ended. `user_of` tells whom a uid counts for.
         """
+        self._user_of = user_of
         self._reserve = reserve
         self._unreserve = unreserve
         self._paths = paths
@@ -42,7 +46,8 @@ class Admission:
         self._rules: Sequence[Rule] = ()
         self._default = Disposition.FULL
         self._buffer_bytes = 0
-        self._granted: dict[str, int] = {}
+        self._granted: dict[str, tuple[int | None, int]] = {}
+        """Of the buffer: to whom, and how much."""
         self._changed = False
         state = read_state(paths.limiter_state)
         if state is not None and not self._limiter.load_json(state):
@@ -63,20 +68,22 @@ class Admission:
         """Answer a worker: what to keep of the crash, why not more, and how large a buffer."""
         site = Site.from_json(question["site"])
         most, reason = most_of(site, self._rules, self._default)
-        keys = keys_of(site)
+        user = None if site.uid is None else self._user_of(site.uid)
+        keys = keys_of(replace(site, uid=user))
         verdict = self._limiter.decide(keys, most, time.time_ns())
         self._changed = True
         if verdict.scope is not None:
             self._limited(verdict)
-        buffer_bytes = credit_bytes = 0
+        buffer_bytes, disk = 0, Allotment()
         if verdict.disposition is Disposition.FULL:
-            buffer_bytes = self._grant(crash_id, question["wanted"])
-            credit_bytes = self._reserve(crash_id, question["wanted"])
+            buffer_bytes = self._grant(crash_id, question["wanted"], user)
+            disk = self._reserve(crash_id, question["wanted"], user)
         return {
             "disposition": verdict.disposition,
             "reason": verdict.reason or (None if most is Disposition.FULL else reason),
             "buffer_bytes": max(BASE_BYTES, buffer_bytes),
-            "credit_bytes": credit_bytes,
+            "credit_bytes": disk.credit_bytes,
+            "leave_bytes": disk.leave_bytes,
         }
 
     def refuses(self, uid: int) -> str | None:
@@ -84,17 +91,20 @@ class Admission:
 
         Such a crash is not even asked for its head; it counts as limited.
         """
-        reason = self._limiter.spent(Scope.UID, str(uid), time.time_ns())
+        reason = self._limiter.spent(Scope.UID, str(self._user_of(uid)), time.time_ns())
         if reason is not None:
             self._limited(Verdict(Disposition.METADATA, Scope.UID, reason))
         return reason
 
-    def _grant(self, crash_id: str, wanted: int) -> int:
-        """Give of the shared buffer what is free of it, and of half the memory that is."""
-        free = self._buffer_bytes - sum(self._granted.values())
-        granted = max(0, min(wanted, free, memory_available_bytes() // 2))
+    def _grant(self, crash_id: str, wanted: int, user: int | None) -> int:
+        """Give of the shared buffer: no more than the user leaves to others, nor than half of the
+        memory that is available.
+        """
+        free = self._buffer_bytes - sum(size for _, size in self._granted.values())
+        own = sum(size for whose, size in self._granted.values() if whose == user)
+        granted = max(0, min(wanted, (free - own) // 2, memory_available_bytes() // 2))
         if granted > BASE_BYTES:
-            self._granted[crash_id] = granted
+            self._granted[crash_id] = (user, granted)
         return granted
 
     def ended(self, crash_id: str) -> None:

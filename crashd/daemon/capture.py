@@ -33,6 +33,8 @@ class Decision:
     buffer_bytes: int = BASE_BYTES
     credit_bytes: int = 0
     """How far below `keep_free` the capture may go: as much is being deleted for it."""
+    leave_bytes: int = 0
+    """How much more than `keep_free` it leaves to other users' crashes."""
 
 
 Decide = Callable[[Crash, elfcore.CoreHead | None, int], Decision]
@@ -124,10 +126,16 @@ def _take(
         return Taken(build_id=build_id, reason=limit.reason), limit
     if limit.disposition is Disposition.MINI:
         source.make_mini()
-    source.options = replace(source.options, credit_bytes=decision.credit_bytes)
+    spooled = source.incoming.spooled_bytes() is not None  # then as much comes free as is taken
+    leave_bytes = 0 if spooled else decision.leave_bytes
+    source.options = replace(
+        source.options, credit_bytes=decision.credit_bytes, leave_bytes=leave_bytes
+    )
     if wanted > EARLY_RECORD_BYTES:
         entry.write(crash, sync=False)  # whatever becomes of the core, this much is known
     taken = take(source, entry, limit, decision.buffer_bytes, deadline_ns)
+    if taken.no_room:
+        limit = record.Allowance(0, Disposition.METADATA, taken.reason)
     taken = replace(taken, expected_bytes=source.expected_bytes)
     return replace(taken, build_id=taken.build_id or build_id), limit
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from crashd.domain.retention import Policy, StoredCrash, Usage, plan, room
 from crashd.domain.units import Amount, format_size
 from crashd.errors import CrashdError
+from crashd.store import spool
 from crashd.store.entry import CORE, CORE_PARTIAL
 from crashd.store.expiry import (
     Outcome,
@@ -31,6 +32,7 @@ from crashd.store.expiry import (
 )
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.users import Users
 
 log = logging.getLogger("crashd.retention")
 
@@ -54,6 +56,9 @@ COMPRESSION: Final = 4
 """A core is expected to have a quarter of its memory's size on disk; ordinary ones have less, and
 what has more is dealt with once it is there."""
 _EXPECTED_MIN: Final = 64 << 10
+LEAVE_SHARE: Final = 20
+"""A user's captures leave to others' half of what is free, but no more than a twentieth of the file
+system: a large core on an idle host is not cut for nobody."""
 _SMALL_BYTES: Final = 1 << 20
 """A core of so little is stored first, and made up for afterwards."""
 
@@ -66,6 +71,16 @@ class _Look:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """What a capture may take of the disk."""
+
+    credit_bytes: int = 0
+    """So much of `keep_free` for a moment: as much is being deleted for it."""
+    leave_bytes: int = 0
+    """So much more than `keep_free` it leaves to the crashes of other users."""
+
+
 class Expiry:
     """The thread; its methods may be called from any other, and only `vacuum` and `stop` wait."""
 
@@ -75,6 +90,7 @@ class Expiry:
         told: Told,
         now_ns: Callable[[], int | None],
         unexplained: Callable[[], AbstractSet[str]] = frozenset,
+        users: Users | None = None,
     ) -> None:
         """`now_ns` gives None where the clock may be wrong: then nothing goes for its age.
         `unexplained` lists those whose analysis is still to come: their like is not known so far.
@@ -83,10 +99,13 @@ class Expiry:
         self._told = replace(told, failed=self._failed)
         self._now_ns = now_ns
         self._unexplained = unexplained
+        self._users = users or Users()
         self._policy = Policy()
         self._fresh = self._urgent = self._stopping = False
         self._growing: dict[str, int] = {}
         """What captures under way may read."""
+        self._whose: dict[str, int | None] = {}
+        """The same captures' users."""
         self._ending: dict[str, float] = {}
         """Captures that write no more, and when that was: the index will know soon."""
         self._credits: dict[str, int] = {}
@@ -114,37 +133,60 @@ class Expiry:
             self._fresh = True
             self._condition.notify()
 
-    def reserve(self, crash_id: str, wanted_bytes: int) -> int:
-        """Count a capture that is about to read so much; return by how many bytes it may go below
-        `keep_free` meanwhile, since as much is being deleted for it.
-        """
+    def reserve(self, crash_id: str, wanted_bytes: int, user: int | None) -> Allotment:
+        """Count a user's capture that is about to read so much; return its part of the disk."""
         policy = self._policy
         with self._condition:
             self._growing[crash_id] = max(_EXPECTED_MIN, wanted_bytes)
+            self._whose[crash_id] = user
             growing = sum(self._growing.values())
         try:
-            usage = read_usage(self._paths)
+            usage, own = read_usage(self._paths), self._coming_bytes(user)
         except OSError:
-            return 0  # the capture finds out by itself
+            return Allotment()  # the capture finds out by itself
         keep_free = policy.keep_free.of(usage.total_bytes) if policy.keep_free else 0
         missing = keep_free + growing - usage.free_bytes
         if missing > 0 or growing > _use(policy, usage) // SLACK:
             with self._condition:
                 self._fresh = self._urgent = True
                 self._condition.notify()
-        if missing <= 0:
-            return 0
-        if wanted_bytes <= _SMALL_BYTES:
-            return keep_free // 2  # no flood of large ones keeps a small one out
+        free = usage.free_bytes - spool.stored_bytes(self._paths) - keep_free
+        # no more than stays free if all that is expected comes: room is made for no more than that
+        leave = min((free + own) // 2, usage.total_bytes // LEAVE_SHARE, -missing)
+        credit = self._lend(crash_id, wanted_bytes, keep_free) if missing > 0 else 0
+        return Allotment(credit, max(0, leave))
+
+    def _coming_bytes(self, user: int | None) -> int:
+        """Add up what a user's crashes have on disk that are on their way in."""
         with self._condition:
+            own = [crash_id for crash_id, whose in self._whose.items() if whose == user]
+        written = sum(written_bytes(self._paths, crash_id) for crash_id in own)
+        return written + (0 if user is None else spool.stored_bytes(self._paths, user))
+
+    def _lend(self, crash_id: str, wanted_bytes: int, keep_free: int) -> int:
+        """Let a capture go below `keep_free`: the first user's by half of it, and the more other
+        users' do, the further. No flood of large ones keeps a small one out.
+        """
+        with self._condition:
+            user, own, others = self._whose.get(crash_id), 0, set[int | None]()
+            for other, size in self._credits.items():
+                if self._whose.get(other) == user:
+                    own += size
+                else:
+                    others.add(self._whose.get(other))
             left = self._evictable_bytes - sum(self._credits.values())
-            self._credits[crash_id] = max(0, min(left, keep_free // 2))
+            most = keep_free - (keep_free >> min(1 + len(others), 8))
+            if wanted_bytes <= _SMALL_BYTES:
+                self._credits[crash_id] = 0
+                return most
+            self._credits[crash_id] = max(0, min((left - own) // 2, most))
             return self._credits[crash_id]
 
     def ended(self, crash_id: str) -> None:
         """Note that a capture writes no more."""
         with self._condition:
             self._credits.pop(crash_id, None)
+            self._whose.pop(crash_id, None)
             if self._growing.pop(crash_id, None) is None:
                 return
             self._ending[crash_id] = time.monotonic()
@@ -280,6 +322,7 @@ class Expiry:
             growing=growing,
             kept=kept,
             unlike=lambda: unexplained | self._unexplained(),
+            users=self._users,
         )
         unlisted = 0 if everything else unlisted_bytes(index, crashes)
         usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
@@ -291,7 +334,7 @@ class Expiry:
         """Tell what deletions can give to a capture of somebody who has nothing yet."""
         spare = look.usage.free_bytes - look.usage.reserved_bytes
         keep_free = policy.keep_free.of(look.usage.total_bytes) if policy.keep_free else 0
-        return max(0, room(look.crashes, look.usage, policy, "") - max(0, spare - keep_free))
+        return max(0, room(look.crashes, look.usage, policy, "", "new") - max(0, spare - keep_free))
 
     def _log(self, outcome: Outcome, reasons: set[str]) -> None:
         if outcome.count:

@@ -61,8 +61,12 @@ class Ingest:
         id_of_token: Callable[[str], str | None],
         finished: Callable[[str], None],
         refuses: Callable[[int], str | None],
+        user_of: Callable[[int], int],
     ) -> None:
-        """Take what is called: `refuses` tells why nothing of a user's crashes is kept now."""
+        """Take what is called: `refuses` tells why nothing of a user's crashes is kept now,
+        `user_of` whom a uid counts for.
+        """
+        self._user_of = user_of
         self._paths = paths
         self._dispatcher = dispatcher
         self._recorded = recorded
@@ -90,7 +94,7 @@ class Ingest:
             meta = CoreMeta.from_fields(handoff.fields, time.time_ns())
             if self.is_full:
                 self._dropped("queue_full")
-                if not self._dispatcher.make_room(meta.uid):
+                if not self._dispatcher.make_room(self._user(meta.uid)):
                     log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
                     raise _NotTakenError
             if meta.token in self._recent:  # we were stopped meanwhile, and it came by the spool
@@ -121,7 +125,7 @@ class Ingest:
         self._recorded(crash)
         more = {"crash": to_json(crash)}
         self._dispatcher.submit(
-            Job("capture", entry, descriptors, more, uid=crash.uid, accepted=False)
+            Job("capture", entry, descriptors, more, uid=self._user(crash.uid), accepted=False)
         )
         return True
 
@@ -152,7 +156,9 @@ class Ingest:
             raise
         self._recorded(crash)
         more = {"crash": to_json(crash), "refused": refused}
-        self._dispatcher.submit(Job("socket", entry, [*connection.detach()], more, uid=crash.uid))
+        self._dispatcher.submit(
+            Job("socket", entry, [*connection.detach()], more, uid=self._user(crash.uid))
+        )
 
     def add_lost(self, loss: Loss, time_ns: int, token: str) -> None:
         """Record what the kernel says it did not hand over."""
@@ -201,6 +207,9 @@ class Ingest:
         """Whether no more crashes can wait for a worker."""
         return self._dispatcher.queued >= self.queue_max
 
+    def _user(self, uid: int | None) -> int | None:
+        return None if uid is None else self._user_of(uid)
+
     def allow_import(self) -> None:
         """Begin to take from the spool: the index knows all tokens, so that nothing comes in
         twice.
@@ -224,8 +233,10 @@ class Ingest:
             self.import_more()
 
     def import_more(self) -> None:
-        """Queue more of what was found in the spool, now that there may be room."""
-        while self._spooled and self._dispatcher.queued < self.queue_max:
+        """Queue more of what was found in the spool, now that there may be room: half of all
+        places stay for crashes whose processes are held.
+        """
+        while self._spooled and self._dispatcher.queued <= self.queue_max // 2:
             name = self._next_spooled()
             if name is None:
                 return
@@ -285,7 +296,11 @@ class Ingest:
         self._recorded(crash)
         self._importing[name] = self._spooled_bytes(name)
         job = Job(
-            "import", entry, [descriptor], {"spool": name, "crash": to_json(crash)}, uid=crash.uid
+            "import",
+            entry,
+            [descriptor],
+            {"spool": name, "crash": to_json(crash)},
+            uid=self._user(crash.uid),
         )
         job.finished = lambda: self._imported(name)
         job.failed = lambda: self._not_imported(name)

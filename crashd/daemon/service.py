@@ -39,6 +39,7 @@ from crashd.errors import CrashdError, IndexCorruptError
 from crashd.store import signatures
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.users import Users
 
 log = logging.getLogger("crashd.service")
 
@@ -76,6 +77,7 @@ class Service:
         self._crashes = 0
         self._notifier = sdaemon.Notifier(os.environ)
         self._exporter = exporter.Exporter(__version__)
+        self._users = Users()
         self._admission = self._make_admission()
         self._dispatcher = self._make_dispatcher(nursery)
         self._index = open_index(paths)
@@ -90,6 +92,7 @@ class Service:
             id_of_token=self._id_of_token,
             finished=self._indexer.finished,
             refuses=self._admission.refuses,
+            user_of=self._users.user_of,
         )
         self._control: ControlServer | None = None
         self._metrics = MetricsFront(self._exporter, self._healthy, lambda: self._ready)
@@ -101,11 +104,7 @@ class Service:
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = self._make_loss_watch()
         self._intake = Intake(
-            paths,
-            self._ingest,
-            selector=self._selector,
-            later=self._timer,
-            dropped=self._drop,
+            paths, self._ingest, selector=self._selector, later=self._timer, dropped=self._drop
         )
 
     def _make_admission(self) -> Admission:
@@ -114,6 +113,7 @@ class Service:
             self._exporter.limited,
             reserve=lambda *capture: self._afterwards.reserve(*capture),
             unreserve=lambda crash_id: self._afterwards.unreserve(crash_id),
+            user_of=self._users.user_of,
         )
 
     def _make_loss_watch(self) -> LossWatch:

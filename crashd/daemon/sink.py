@@ -39,10 +39,12 @@ class CoreSink:
         threads: int,
         keep_free_bytes: int,
         credit_bytes: int = 0,
+        leave_bytes: int = 0,
         wanted: tuple[int, int] | None,
     ) -> None:
         """Create the partial core; `wanted` is the range of it that `spied` gives in the end. While
-        room is being made, `credit_bytes` less than `keep_free_bytes` may be free.
+        room is being made, `credit_bytes` less than `keep_free_bytes` may be free; `leave_bytes`
+        more stay free for others.
 
         Raises:
             StopError: the disk has no room to begin with.
@@ -50,6 +52,7 @@ class CoreSink:
 
         """
         self._keep_free_bytes = keep_free_bytes
+        self._leave_bytes = leave_bytes
         self._credit_bytes = credit_bytes
         self._credit_ends_s = time.monotonic() + CREDIT_SECONDS
         self._fd = entry.create_core()
@@ -103,15 +106,16 @@ class CoreSink:
     def _check_free(self) -> None:
         filesystem = os.fstatvfs(self._fd)
         share = filesystem.f_blocks * filesystem.f_frsize // MARGIN_SHARE
-        wanted = self._least_bytes() + min(MARGIN_MAX, max(MARGIN_MIN, share))
+        margin = min(MARGIN_MAX, max(MARGIN_MIN, share))
+        wanted = self._least_bytes() + max(0, margin - self._leave_bytes)
         if self._free() < wanted + NEAR_BYTES:
             self._writer.flush()
             self._refuse_below(wanted)
 
     def _least_bytes(self) -> int:
-        """Tell what is to stay free: a little less as long as room is being made for this one."""
+        """Return what is to stay free: a little less as long as room is being made for this one."""
         credit = self._credit_bytes if time.monotonic() < self._credit_ends_s else 0
-        return max(0, self._keep_free_bytes - credit)
+        return max(0, self._keep_free_bytes - credit + self._leave_bytes)
 
     def _free(self) -> int:
         filesystem = os.fstatvfs(self._fd)

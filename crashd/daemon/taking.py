@@ -48,6 +48,8 @@ class Options:
     patterns: tuple[str, ...]
     credit_bytes: int = 0
     """Of `keep_free_bytes`, for a moment: what is being made up for."""
+    leave_bytes: int = 0
+    """More than `keep_free_bytes`, for the crashes of other users."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the JSON object."""
@@ -74,6 +76,8 @@ class Taken:
     """Why it is not whole; None when it was read to its end."""
     doubt: str | None = None
     """Why memory was not read, where it was to be."""
+    no_room: bool = False
+    """Whether there was no space for a core to begin with."""
 
 
 class Source:
@@ -240,11 +244,12 @@ def _take(
             threads=options.threads,
             keep_free_bytes=options.keep_free_bytes,
             credit_bytes=options.credit_bytes,
+            leave_bytes=options.leave_bytes,
             wanted=wanted,
         )
     except (StopError, OSError) as e:
         entry.drop_partial()
-        return Taken(reason=str(e), doubt=source.doubt)
+        return Taken(reason=str(e), doubt=source.doubt, no_room=isinstance(e, StopError))
     try:
         pump = Pump(sink, buffer_bytes, limit.size_bytes, limit.reason)
         reason = _read(source, pump, deadline_ns)

@@ -139,6 +139,7 @@ class _Job:
             answer["reason"],
             answer["buffer_bytes"],
             answer["credit_bytes"],
+            answer["leave_bytes"],
         )
 
 

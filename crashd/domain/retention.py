@@ -6,20 +6,23 @@ whole one takes the metadata too. Nothing here reads a clock, a disk or the inde
 
 1. Nothing in flight goes, nothing pinned, and never the newest core of all, whatever its age,
    unless a newer one is being captured: or one that fills the disk would be the last for ever.
-2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each on its own merits. Of a
-   signature the first and the newest core stay (of one allowed: the newest), and of the others
-   first those of the owner who has most of them.
-3. `max_count`, `max_use`, `keep_free` then take cores one by one: always from the owner who uses
-   most of what is short, pins not counted, and the last core of a signature only when no signature
-   has a second one that may go. Of one owner the oldest goes first, but the first of a signature
-   after those in its midst, and the newest after both. While an owner has cores that cannot go,
-   captures above all, others' last ones go for bytes only as far as they use more than those; so
-   do they for the newest core of all, as far as nothing but that is what is too much.
-4. Where the cores of 3 do not suffice, metadata goes, the oldest of whoever has most; before them,
+2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each on its own merits. Of one
+   user's crashes with a signature the first and the newest core stay (of one allowed: the newest),
+   and of the others first those of the unit that has most of them.
+3. `max_count`, `max_use`, `keep_free` then take cores one by one: always from the user who uses
+   most of what is short, pins not counted. No name that a user can choose (unit, session,
+   container, executable, and so the signature) makes this another's turn.
+4. Of one user they go from the unit that uses most, and the last core of a signature only when no
+   signature of that user has a second one that may go. Of one unit the oldest goes first, but the
+   first of a signature after those in its midst, and the newest after both.
+5. While a user has cores that cannot go, captures above all, other users' go for bytes only as far
+   as they use more than those; the same holds for the last ones of the units of one user. So it
+   does for the newest core of all, as far as nothing but that is what is too much.
+6. Where the cores of 3 do not suffice, metadata goes, the oldest of whoever has most; before them,
    where metadata has come to use more than half of the store. But history is not burnt for
    nothing: for bytes, metadata goes only where the limit is then met; for inodes, of which a core
    has one, metadata goes first, and nothing at all goes unless the limit is then met.
-5. Planning again after the deletions are carried out gives nothing.
+7. Planning again after the deletions are carried out gives nothing.
 
 Order is that of `sequence`; the wall clock only gives ages, as far as it is believed: see
 crashd/domain/believed.py. The tombstone that a later stamp contradicts stays as long as the crash
@@ -31,15 +34,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import chain
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from crashd.domain.believed import EARLIEST_NS, believe
-from crashd.domain.fairness import take_fairly
+from crashd.domain.fairness import (
+    Share,
+    Stage,
+    by_user,
+    largest_new,
+    most_by_user,
+    most_of_others,
+    take_fairly,
+)
 from crashd.domain.units import Amount
-
-_NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class Reason(StrEnum):
@@ -66,7 +75,7 @@ class StoredCrash:
     """All that the entry has on disk (blocks, not lengths); in flight: all it may come to have."""
     inodes: int
     owner: str
-    """The unit, else the uid: whose share it is."""
+    """The unit: which part of the user's share it is."""
     signature_key: str
     """The signature, or what stands for it where there is none: executable and signal."""
     pinned: bool = False
@@ -78,6 +87,8 @@ class StoredCrash:
     """Of `stored_bytes`: what stays without the core."""
     metadata_inodes: int = 0
     """The same of `inodes`."""
+    user: str = ""
+    """Whose share it is; uids that belong to one user are one here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +122,7 @@ class Policy:
     max_age_ns: int | None = None
     """Of a core."""
     max_per_signature: int | None = None
-    """Cores."""
+    """Cores of one user."""
     metadata_max_age_ns: int | None = None
     """Of a crash without core, since the crash."""
 
@@ -159,38 +170,21 @@ def plan(
             return store.list_deletions()
 
 
-def room(crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, owner: str) -> int:
-    """Tell how many bytes a new crash of `owner` may use, its metadata included.
+def room(
+    crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, owner: str, user: str = ""
+) -> int:
+    """Return how many bytes a new crash of `owner` may use, its metadata included.
 
     So many are free once a plan is carried out that has it among its own, in flight: `stored_bytes`
     what it may use, and as much more in `Usage.reserved_bytes`. That may cost cores of which there
-    are several, and the owner's own; others' last ones as rule 3 says. Metadata makes no room.
+    are several, and the owner's own; others' as rule 5 says. Metadata makes no room.
     """
     store = _Store(crashes, policy, None, coming=True)
-    before = sum(store.bytes.uses)
     max_use, keep_free = _limits(usage, policy)
     spare = usage.free_bytes - usage.reserved_bytes - (keep_free or 0)
     if max_use is not None:
-        spare = min(spare, max_use - before - usage.unlisted_bytes)
-    store.shed_some(store.bytes, before + 1, Reason.MAX_USE, last=False)
-    spare += before - sum(store.bytes.uses)
-    uses = store.uses_of_owners(store.bytes, range(len(store.crashes)))
-    gives: dict[str, int] = defaultdict(int)
-    for i in filter(store.may_lose_core, range(len(store.crashes))):
-        gives[store.owners[i]] += store.bytes.uses[i] - store.bytes.keeps[i]
-    own_gives = gives.pop(owner, 0)
-    own_rest = uses.get(owner, 0) - own_gives
-    busy = max(store.busy_of_owners().values(), default=0)
-    low, high = 0, max(0, spare + own_gives + sum(gives.values()))
-    while low < high:
-        size = (low + high + 1) // 2
-        level = max(busy, own_rest + size)
-        given = sum(min(give, max(0, uses[name] - level)) for name, give in gives.items())
-        if size <= spare + own_gives + given:
-            low = size
-        else:
-            high = size - 1
-    return low
+        spare = min(spare, max_use - sum(store.bytes.uses) - usage.unlisted_bytes)
+    return store.find_room(Share(user, owner), spare)
 
 
 class _Resource(NamedTuple):
@@ -217,8 +211,8 @@ class _Store:
         self._reasons: dict[int, Reason] = {}
         known = self.crashes
         self.core = [crash.has_core and not crash.in_flight for crash in known]
-        self.owners = [crash.owner for crash in known]
-        self._keys = [crash.signature_key for crash in known]
+        self.shares = [Share(crash.user, crash.owner) for crash in known]
+        self._keys = [(crash.user, crash.signature_key) for crash in known]
         self._pinned = [crash.pinned for crash in known]
         self._gone = [False] * len(known)
         self.fixed = [crash.pinned or crash.in_flight for crash in known]
@@ -226,8 +220,8 @@ class _Store:
         self._newest: int | None = None
         if not coming and not any(c.in_flight and not c.has_core for c in known):
             self._newest = next((i for i in cores[-1:] if not known[i].pinned), None)
-        if self._newest is not None:
-            self.fixed[self._newest] = True
+            if self._newest is not None:
+                self.fixed[self._newest] = True
         self._cores_of = Counter(self._keys[i] for i in cores)
         self.bytes = _Resource(
             [crash.stored_bytes for crash in known],
@@ -257,24 +251,23 @@ class _Store:
         """Evict the cores that are older."""
         for i, older in enumerate(self._list_older(max_age_ns)):
             if older and self.may_lose_core(i):
-                self._evict(self.count, i, Reason.MAX_AGE)
+                self._evict(self.count, Reason.MAX_AGE, i)
 
     def limit_signatures(self, maximum: int | None) -> None:
-        """Evict what a signature has more than so many cores."""
-        if maximum is None or all(count <= maximum for count in self._cores_of.values()):
+        """Evict what a signature has more than so many cores of one user."""
+        if maximum is None:
             return
-        groups: dict[str, list[int]] = defaultdict(list)
+        groups: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i in self._list_cores():
-            if self._cores_of[self._keys[i]] > maximum:
-                groups[self._keys[i]].append(i)
+            groups[self._keys[i]].append(i)
         for group in groups.values():
+            if len(group) <= maximum:
+                continue
             kept = (group[0], group[-1])[2 - min(maximum, 2) :]
-            take_fairly(
-                self._queue(i for i in group if self.may_lose_core(i) and i not in kept),
-                self.uses_of_owners(self.count, group),
-                len(group) - maximum,
-                lambda i: self._evict(self.count, i, Reason.MAX_PER_SIGNATURE),
-            )
+            queues = self._queue(i for i in group if self.may_lose_core(i) and i not in kept)
+            take = partial(self._evict, self.count, Reason.MAX_PER_SIGNATURE)
+            uses = self.uses_of_shares(self.count, group)
+            take_fairly([Stage(queues, take)], uses, len(group) - maximum)
 
     def expire_metadata(self) -> None:
         """Delete tombstones that are too old, but none that contradicts the stamp of another."""
@@ -312,63 +305,74 @@ class _Store:
         self._unmet |= short > 0
 
     def shed_cores(self, resource: _Resource, short: int, reason: Reason) -> int:
-        """Evict cores until nothing is short; tell what still is."""
-        short = self.shed_some(resource, short, reason, last=False)
-        newest = 0 if self._newest is None else self.bytes.uses[self._newest]
-        most = max(self.busy_of_owners().values(), default=-1)
-        if resource is not self.bytes or self._newest is None or newest <= most:
-            return self.shed_some(resource, short, reason, last=True)
-        short = newest + self.shed_some(resource, short - newest, reason, last=True)
-        busy = {self.owners[self._newest]: newest}
-        return self.shed_some(resource, short, reason, last=True, busy=busy)
+        """Evict cores until nothing is short; return what still is."""
+        busy = self._busy_of_shares() if resource is self.bytes else Counter[Share]()
+        if resource is self.bytes and self._newest is not None:
+            newest, share = self.bytes.uses[self._newest], self.shares[self._newest]
+            of_user = most_by_user(busy).get(share.user, -1)
+            if newest > min(of_user, max(by_user(busy).values(), default=-1)):
+                short = newest + self._shed(resource, short - newest, reason, busy)
+                busy[share] += newest
+        return self._shed(resource, short, reason, busy)
 
-    def shed_some(
-        self,
-        resource: _Resource,
-        short: int,
-        reason: Reason,
-        *,
-        last: bool,
-        busy: Mapping[str, int] = _NOBODY,
+    def _shed(
+        self, resource: _Resource, short: int, reason: Reason, busy: Mapping[Share, int]
     ) -> int:
-        """Evict cores, the `last` of their signatures or only others; tell what is still short.
-
-        `busy` has bytes, by owner, that cannot go beside those in flight.
-        """
+        """Evict cores until nothing is short; `busy` has bytes that cannot go."""
         if short <= 0:
             return short
+        queues, levels = self._queue_cores(), most_by_user(busy)
+        spared = {s: levels[s.user] for s in queues if s.user in levels and s not in busy}
+        others = most_of_others(by_user(busy))
+        several = {share: queue.copy() for share, queue in queues.items()}
+        last = Stage(queues, partial(self._evict, resource, reason), spared)
+        return take_fairly(
+            [self._stage_of_several(several, resource, reason), last],
+            self.uses_of_shares(resource, range(len(self.crashes))),
+            short,
+            {user: others(user) for user in {share.user for share in queues}},
+        )
+
+    def _stage_of_several(
+        self, queues: dict[Share, list[int]], resource: _Resource, reason: Reason
+    ) -> Stage:
+        """Take no user's last core of a signature."""
 
         def take(i: int) -> int:
-            if not last and self._cores_of[self._keys[i]] < 2:
-                return 0
-            return self._evict(resource, i, reason)
+            return self._evict(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
 
-        uses = self.uses_of_owners(resource, range(len(self.crashes)))
-        queues = self._queue_cores()
-        stays = Counter(busy)
-        if last and resource is self.bytes:
-            stays.update(self.busy_of_owners())
-        level = max(stays.values(), default=-1)
-        spared = {owner: level for owner in queues if owner not in stays}
-        return take_fairly(queues, uses, short, take, spared)
+        return Stage(queues, take)
 
-    def busy_of_owners(self) -> dict[str, int]:
-        """Add up the bytes of each owner that cannot go now: being captured, read or locked."""
-        busy: dict[str, int] = defaultdict(int)
+    def find_room(self, new: Share, spare: int) -> int:
+        """Return what a new crash may use: what is to spare, and what others give for it."""
+        everyone = range(len(self.crashes))
+        before = self.uses_of_shares(self.bytes, everyone)
+        several = self._stage_of_several(self._queue_cores(), self.bytes, Reason.MAX_USE)
+        take_fairly([several], before.copy(), sum(before.values()) + 1)
+        uses = self.uses_of_shares(self.bytes, everyone)
+        last: dict[Share, int] = defaultdict(int)
+        for i in filter(self.may_lose_core, everyone):
+            last[self.shares[i]] += self.bytes.uses[i] - self.bytes.keeps[i]
+        return largest_new(new, spare, before, uses, last, self._busy_of_shares())
+
+    def _busy_of_shares(self) -> Counter[Share]:
+        """Add up the bytes of each that cannot go now: being captured, read or locked."""
+        busy: Counter[Share] = Counter()
         for i, crash in enumerate(self.crashes):
             if crash.in_flight and not crash.pinned:
-                busy[crash.owner] += self.bytes.uses[i]
+                busy[self.shares[i]] += self.bytes.uses[i]
         return busy
 
     def may_lose_core(self, i: int) -> bool:
         return self.core[i] and not self.fixed[i]
 
-    def uses_of_owners(self, resource: _Resource, among: Iterable[int]) -> dict[str, int]:
-        """Add up what each owner uses; pins are the administrator's."""
-        uses: dict[str, int] = defaultdict(int)
+    def uses_of_shares(self, resource: _Resource, among: Iterable[int]) -> dict[Share, int]:
+        """Add up what each uses; pins are the administrator's."""
+        uses: dict[Share, int] = defaultdict(int)
+        shares, pinned, used = self.shares, self._pinned, resource.uses
         for i in among:
-            if not self._pinned[i]:
-                uses[self.owners[i]] += resource.uses[i]
+            if not pinned[i]:
+                uses[shares[i]] += used[i]
         return uses
 
     def _list_cores(self) -> list[int]:
@@ -398,8 +402,8 @@ class _Store:
     def _goes_whole(self, i: int) -> bool:
         return self._expired[i] and i not in self._evidence
 
-    def _queue_cores(self) -> dict[str, list[int]]:
-        """List what cores each owner may lose, next at the end."""
+    def _queue_cores(self) -> dict[Share, list[int]]:
+        """List what cores each may lose, next at the end."""
         cores = self._list_cores()
         newest = {self._keys[i]: i for i in cores}
         first = {self._keys[i]: i for i in reversed(cores)}
@@ -409,11 +413,11 @@ class _Store:
             ranked[2 if newest[key] == i else 1 if first[key] == i else 0].append(i)
         return self._queue(chain(*ranked))
 
-    def _queue(self, crashes: Iterable[int]) -> dict[str, list[int]]:
-        """Divide them by owner, each's in reverse: the next one is the last."""
-        queues: dict[str, list[int]] = defaultdict(list)
+    def _queue(self, crashes: Iterable[int]) -> dict[Share, list[int]]:
+        """Divide them by unit, each's in reverse: the next one is the last."""
+        queues: dict[Share, list[int]] = defaultdict(list)
         for i in crashes:
-            queues[self.owners[i]].append(i)
+            queues[self.shares[i]].append(i)
         for queue in queues.values():
             queue.reverse()
         return queues
@@ -447,9 +451,9 @@ class _Store:
         oldest_ns = self._now_ns - limit_ns
         return [time_ns < oldest_ns for time_ns in self._times]
 
-    def _evict(self, resource: _Resource, i: int, reason: Reason) -> int:
+    def _evict(self, resource: _Resource, reason: Reason, i: int) -> int:
         """Evict a core if that frees anything of `resource`; tell how much."""
-        gain = self._gain(resource, i)
+        gain = self._gain(resource, i) if self.core[i] else 0
         if gain > 0:
             self.core[i] = False
             self._cores_of[self._keys[i]] -= 1
@@ -472,8 +476,8 @@ class _Store:
 
         candidates = self._list_metadata()
         queues = self._queue(i for i in candidates if i not in self._evidence)
-        uses = self.uses_of_owners(resource, candidates)
-        return short - wanted + take_fairly(queues, uses, wanted, take)
+        uses = self.uses_of_shares(resource, candidates)
+        return short - wanted + take_fairly([Stage(queues, take)], uses, wanted)
 
     def _delete(self, i: int, reason: Reason, *, whole: bool) -> None:
         for uses, keeps in self._resources:

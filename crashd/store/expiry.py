@@ -21,6 +21,7 @@ from crashd.store.entry import Entry, open_entry, remove_locked
 from crashd.store.index import BLOCK_BYTES, Index
 from crashd.store.paths import Paths
 from crashd.store.pending import BATCH, Pending, open_pending
+from crashd.store.users import Users
 
 UNMEASURED_BYTES: Final = 32 << 10
 """Of a record whose row does not tell its size."""
@@ -29,7 +30,7 @@ METADATA_INODES: Final = 2
 
 _COLUMNS = f"""
 id, coalesce(sequence, time_ns), time_ns, stored_bytes, pinned, state,
-coalesce(unit, user_unit, 'uid ' || coalesce(uid, '-')),
+uid, coalesce(user_unit, unit, ''),
 coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, ''))
     || coalesce(' in ' || container_id, ''),
 coalesce(record_bytes, {UNMEASURED_BYTES}), {METADATA_INODES} + (signature IS NOT NULL)
@@ -109,6 +110,7 @@ def read_stored(
     growing: Mapping[str, int] | None = None,
     kept: AbstractSet[str] = frozenset(),
     unlike: Callable[[], AbstractSet[str]] = frozenset,
+    users: Users | None = None,
 ) -> list[StoredCrash]:
     """Read the crashes of processes as a plan wants them, from the index alone.
 
@@ -118,13 +120,14 @@ def read_stored(
         growing: how many bytes those being captured may come to have.
         kept: those that count, but may not go now.
         unlike: asked after the index: those that stand for themselves, not for a signature.
+        users: who tells whose a uid is.
 
     """
     expected, found = growing or {}, []
     rows = index.fetch(_CORES if cores_only else _ALL)
-    alone = unlike()
+    alone, user_of = unlike(), (users or Users()).user_of
     for row in rows:
-        crash_id, sequence, time_ns, stored, pinned, state, owner, key, record, inodes = row
+        crash_id, sequence, time_ns, stored, pinned, state, uid, unit, key, record, inodes = row
         capturing = state == State.CAPTURING
         core = expected.get(crash_id, 0) if capturing else stored
         found.append(
@@ -134,7 +137,8 @@ def read_stored(
                 time_ns=time_ns,
                 stored_bytes=-(-core // BLOCK_BYTES) * BLOCK_BYTES + record,
                 inodes=inodes + (1 if stored or capturing else 0),
-                owner=owner,
+                owner=unit,
+                user="" if uid is None else str(user_of(uid)),
                 signature_key=crash_id if crash_id in alone else key,
                 pinned=bool(pinned),
                 has_core=stored > 0,

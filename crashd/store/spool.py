@@ -1,15 +1,16 @@
 """The spool: crashes that the handler kept by itself; corehandler.py draws and writes the layout.
 
-spool/limits                    what the handler may keep, from the configuration
-spool/<ns>-<pid>-<rand>.tmp/    being written, or left by a handler that died
-spool/<ns>-<pid>-<rand>/        finished: to be taken in
-spool/<...>.bad/                could not be understood; kept for a human, never read again
+spool/limits                           what the handler may keep, from the configuration
+spool/<ns>-<pid>-<rand>-<user>.tmp/    being written, or left by a handler that died
+spool/<ns>-<pid>-<rand>-<user>/        finished: to be taken in; an older handler names no user
+spool/<...>.bad/                       could not be understood; kept for a human, never read again
 """
 
 import os
 import re
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Mapping
 
 from crashd.corehandler import (
@@ -25,7 +26,7 @@ from crashd.errors import FormatError, UnavailableError
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
-_NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(\.tmp)?", re.ASCII)
+_NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(?:-(\d{1,10}|-))?(\.tmp)?", re.ASCII)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _META_MAX = 1 << 18
@@ -58,10 +59,10 @@ def write_limits(
 
 
 def ready_names(paths: Paths, now_ns: int) -> list[str]:
-    """List spooled crashes to be taken in, oldest first: finished ones and those whose handler
-    died.
+    """List spooled crashes to be taken in: finished ones and those whose handler died. Oldest
+    first, but users take turns, so that nobody waits for all that another has there.
     """
-    names: list[tuple[int, str]] = []
+    names: list[tuple[int, str, str | None]] = []
     try:
         found = os.listdir(paths.spool)
     except FileNotFoundError:
@@ -70,18 +71,29 @@ def ready_names(paths: Paths, now_ns: int) -> list[str]:
         raise UnavailableError(f"cannot read {paths.spool}: {e.strerror}") from e
     for name in found:
         match = _NAME.fullmatch(name)
-        if match and (not match[3] or _abandoned(int(match[1]), int(match[2]), now_ns)):
-            names.append((int(match[1]), name))
-    return [name for _, name in sorted(names)]
+        if match and (not match[4] or _abandoned(int(match[1]), int(match[2]), now_ns)):
+            names.append((int(match[1]), name, match[3]))
+    before: Counter[str | None] = Counter()
+    turns = []
+    for started_ns, name, user in sorted(names, key=lambda found: found[:2]):
+        turns.append((before[user], started_ns, name))
+        before[user] += 1
+    return [name for *_, name in sorted(turns)]
 
 
-def stored_bytes(paths: Paths) -> int:
-    """Tell how much of the disk all spooled cores take that are to be taken in."""
+def stored_bytes(paths: Paths, user: int | None = None) -> int:
+    """Return how much of the disk spooled cores take that are to be taken in: all, or a user's."""
     try:
         names = os.listdir(paths.spool)
     except OSError:
         return 0
-    return sum(core_bytes(paths, name) for name in names if _NAME.fullmatch(name))
+    found = ((name, _NAME.fullmatch(name)) for name in names)
+    wanted = None if user is None else str(user)
+    return sum(
+        core_bytes(paths, name)
+        for name, match in found
+        if match and (wanted is None or match[3] == wanted)
+    )
 
 
 def tokens(paths: Paths) -> set[str]:
@@ -105,7 +117,7 @@ def is_entry_name(name: str) -> bool:
 def is_finished_name(name: str) -> bool:
     """Tell whether a name that appeared in the spool is a finished crash."""
     match = _NAME.fullmatch(name)
-    return match is not None and not match[3]
+    return match is not None and not match[4]
 
 
 def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:

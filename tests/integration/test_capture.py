@@ -250,7 +250,7 @@ def test_capture_rlimit_ignored_when_configured(entry: entries.Entry) -> None:
 
 def test_capture_no_free_space_writes_no_core(entry: entries.Entry) -> None:
     final = run(entry, CORE, replace(OPTIONS, keep_free_bytes=1 << 60))
-    assert (final.state, final.core.path) == (State.LOST, None)
+    assert (final.state, final.core.path) == (State.METADATA_ONLY, None)
     assert "keep_free" in (final.capture.reason or "")
     assert entry.file_names() == ["crash.json"]
 

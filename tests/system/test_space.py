@@ -70,7 +70,9 @@ def test_room_is_made_while_a_core_comes_in_that_would_not_fit(small: Path) -> N
     with start(small) as daemon:
         install_handler(daemon.paths)
         wait_until(lambda: daemon.paths.pending_deletions.exists(), 30, "the first look")
-        run = start_handler(daemon.paths, SHORT)
+        # the same user's: for another's no more goes than would be left of that one's own
+        uid = str(old[0].uid)
+        run = start_handler(daemon.paths, [*SHORT, "7", "7", uid, uid])
         run.feed(build_core(segments=[CoreSegment(0x400000, os.urandom(150 * MIB))]))
         assert run.wait() == 0
         found = {crash["id"]: crash for crash in daemon.wait_for(6)}

@@ -406,6 +406,7 @@ def test_plan_for_space_takes_that_tombstone_once_the_other_is_gone() -> None:
 # ---- whatever there is ----
 
 OWNERS = ("a", "b", "c")
+USERS = ("", "v")
 _AMOUNTS = st.one_of(
     st.none(),
     st.builds(size, st.integers(0, 400)),
@@ -427,6 +428,7 @@ def draw_crashes(
     simple: bool = False,
     right_clock: bool = False,
     private_signatures: bool = False,
+    users: Sequence[str] = ("",),
 ) -> list[StoredCrash]:
     """Draw a store; `simple`: evicting a core leaves nothing, and the clock was always right."""
     right_clock |= simple
@@ -450,6 +452,7 @@ def draw_crashes(
                 in_flight=draw(st.integers(0, 9)) == 0,
                 metadata_bytes=0 if simple else draw(st.integers(0, 20)),
                 metadata_inodes=0 if simple else 2,
+                user=draw(st.sampled_from(users)),
             )
         )
     return draw(st.permutations(crashes))
@@ -471,7 +474,7 @@ MANY = settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], 
 
 
 @MANY
-@given(draw_crashes(), _USAGES, _POLICIES, _NOWS)
+@given(draw_crashes(users=USERS), _USAGES, _POLICIES, _NOWS)
 def test_plan_never_touches_what_is_protected(
     crashes: list[StoredCrash], usage: Usage, policy: Policy, now_ns: int | None
 ) -> None:
@@ -481,7 +484,7 @@ def test_plan_never_touches_what_is_protected(
 
 
 @MANY
-@given(draw_crashes(), _USAGES, _POLICIES, _NOWS)
+@given(draw_crashes(users=USERS), _USAGES, _POLICIES, _NOWS)
 def test_plan_after_it_is_carried_out_is_empty(
     crashes: list[StoredCrash], usage: Usage, policy: Policy, now_ns: int | None
 ) -> None:
@@ -489,7 +492,7 @@ def test_plan_after_it_is_carried_out_is_empty(
     assert plan(left, usage, policy, now_ns) == ()
 
 
-@given(draw_crashes(), _USAGES, _POLICIES, st.randoms(use_true_random=False))
+@given(draw_crashes(users=USERS), _USAGES, _POLICIES, st.randoms(use_true_random=False))
 def test_plan_does_not_depend_on_the_order_it_is_told(
     crashes: list[StoredCrash], usage: Usage, policy: Policy, dice: random.Random
 ) -> None:
@@ -784,6 +787,100 @@ def test_room_is_there_once_planned_for_and_nobody_poorer_paid(
             assert not last or victim.owner == owner or victims_bytes >= uses[owner]
 
 
+# ---- users ----
+
+
+def test_sec_80_no_number_of_names_makes_more_than_one_share() -> None:
+    """Sessions, units, signatures: all that a user can make as many of as they like."""
+    root = [crash(n, owner="sshd.service", user="0", signature_key="same") for n in (0, 101, 102)]
+    names = {"owner": "session-%d.scope", "signature_key": "/tmp/%d SIGSEGV"}
+    flood = [
+        crash(n, user="1000", **{name: text % n for name, text in names.items()})
+        for n in range(1, 101)
+    ]
+    found = plan([*root, *flood], PLENTY, Policy(max_use=size(60)), NOW_NS)
+    assert len(found) == 97
+    assert set(ids(found)).isdisjoint(c.id for c in root)
+    found = plan([*root, *flood], PLENTY, Policy(max_count=6), NOW_NS)
+    assert len(found) == 97
+    assert set(ids(found)).isdisjoint(c.id for c in root)
+    shared = [replace(c, owner="sshd.service", signature_key="same") for c in flood]
+    found = plan([*root, *shared], PLENTY, Policy(max_per_signature=6), NOW_NS)
+    assert len(found) == 94
+    assert set(ids(found)).isdisjoint(c.id for c in root), "nor does one that others have"
+
+
+def test_sec_80_units_of_one_user_share_that_users_part() -> None:
+    own = [crash(n, owner="a.service", user="0", signature_key=f"a{n}") for n in range(2)]
+    loop = [crash(n, owner="b.service", user="0") for n in range(2, 12)]
+    other = [crash(n, owner="c", user="7", signature_key=f"c{n}") for n in range(12, 16)]
+    found = plan([*own, *loop, *other], PLENTY, Policy(max_use=size(100)), NOW_NS)
+    assert set(ids(found)) <= {c.id for c in loop}
+    assert len(found) == 6
+
+
+def test_sec_80_captures_of_one_user_cost_another_nothing_that_uses_less() -> None:
+    """Not even the second core of a signature: by how many units the first one crashes."""
+    poor = [crash(n, user="0") for n in range(4)]
+    flood = [
+        crash(n, user="1000", owner=f"{n}", stored_bytes=30, in_flight=True, has_core=False)
+        for n in range(4, 8)
+    ]
+    policy = Policy(keep_free=size(500))
+    assert plan([*poor, *flood], Usage(1000, 400), policy, NOW_NS) == ()
+    rich = [replace(c, stored_bytes=40) for c in poor]
+    assert ids(plan([*rich, *flood], Usage(1000, 400), policy, NOW_NS)) == ["c1"]
+
+
+@MANY
+@given(
+    draw_crashes(simple=True, users=USERS),
+    _USAGES,
+    st.sampled_from(("use", "free", "count")),
+    _COUNTS,
+)
+def test_plan_takes_from_the_user_who_uses_most(
+    crashes: list[StoredCrash], usage: Usage, limit: str, count: int | None
+) -> None:
+    number = (count or 0) * 20
+    policy = {
+        "use": Policy(max_use=size(number)),
+        "free": Policy(keep_free=size(300 + number)),
+        "count": Policy(max_count=count),
+    }[limit]
+    protected = list_protected(crashes)
+    left = {c.id: c for c in crashes}
+    busy = Counter[str]()
+    for c in crashes:
+        busy[c.user] += c.stored_bytes if c.in_flight and not c.pinned else 0
+    for deletion in plan(crashes, replace(usage, total_inodes=0), policy, NOW_NS):
+        uses = Counter[str]()
+        for c in left.values():
+            uses[c.user] += 0 if c.pinned else (1 if limit == "count" else c.stored_bytes)
+        loose = [c for c in left.values() if c.id not in protected and is_core(c)]
+        givers = {c.user for c in loose if limit == "count" or c.stored_bytes}
+        victim = left.pop(deletion.id)
+        if not busy.total() or limit == "count":
+            assert uses[victim.user] == max(uses[user] for user in givers)
+        elif not busy[victim.user]:
+            assert uses[victim.user] > max(busy.values())
+
+
+@MANY
+@given(draw_crashes(users=USERS, private_signatures=True), _USAGES, _AMOUNTS, _AMOUNTS)
+def test_room_is_there_once_planned_for_whoever_the_user_is(
+    crashes: list[StoredCrash], usage: Usage, max_use: Amount | None, keep_free: Amount | None
+) -> None:
+    policy = Policy(max_use, keep_free)
+    usage = replace(usage, total_inodes=0)
+    size_bytes = room(crashes, usage, policy, "a", "v")
+    assume(size_bytes > 0)
+    new = crash(999, stored_bytes=size_bytes, owner="a", user="v", in_flight=True, has_core=False)
+    usage = replace(usage, reserved_bytes=usage.reserved_bytes + size_bytes)
+    left, usage = apply([*crashes, new], usage, plan([*crashes, new], usage, policy, None))
+    assert max(shortages(left, usage, policy)) <= 0
+
+
 # ---- how fast ----
 
 PLANNED = 100_000
@@ -798,7 +895,8 @@ def test_plan_of_100000_crashes_is_quick() -> None:
             time_ns=START_NS + number * 10**9,
             stored_bytes=dice.randrange(1 << 13, 1 << 27),
             owner=f"u{int(dice.expovariate(0.01))}",
-            signature_key=f"s{dice.randrange(5000)}",
+            user=f"{dice.randrange(5)}",
+            signature_key=f"s{dice.randrange(1000)}",
             pinned=dice.random() < 0.01,
             has_core=dice.random() < 0.9,
             metadata_bytes=1 << 13,

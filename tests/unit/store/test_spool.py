@@ -40,6 +40,14 @@ def test_ready_names_finished_oldest_first_and_foreign_ones_ignored(paths: Paths
     assert spool.ready_names(paths, NOW_NS) == [old, young]
 
 
+def test_sec_81_ready_names_let_users_take_turns(paths: Paths) -> None:
+    flood = [put(paths, name_of(pid, 90 - pid, "-1000")) for pid in range(1, 5)]
+    other = [put(paths, name_of(pid, 50 - pid, "-1001")) for pid in range(1, 3)]
+    unknown = put(paths, name_of(9, 1))
+    turns = [flood[0], other[0], unknown, flood[1], other[1], *flood[2:]]
+    assert spool.ready_names(paths, NOW_NS) == turns
+
+
 def test_ready_names_unfinished_only_once_its_handler_is_gone(paths: Paths) -> None:
     put(paths, name_of(os.getpid(), tail=".tmp"))
     dead = put(paths, name_of(2**22 - 1, tail=".tmp"))
