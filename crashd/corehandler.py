@@ -299,7 +299,7 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
         # ends.
         alarm(PROC_DEADLINE_SECONDS)
         try:
-            copy_proc(pidfd, entry)
+            copy_proc(pidfd, entry, copy_limits({}, spool_fd)[1])
         finally:
             posix._exit(0)
     received, reason = copy_core(core, entry, fields, spool_fd)
@@ -312,7 +312,13 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
     posix.fsync(spool_fd)
 
 
-def copy_proc(pidfd: int, entry: int) -> None:
+SCANT_PROC_BYTES = (1 << 14) - 1
+"""Kept of a file in /proc where the disk is nearly full; no other limit is the same."""
+SCANT_SHARE = 16
+"""So many handlers may copy a file at the same time, and leave what is to stay free."""
+
+
+def copy_proc(pidfd: int, entry: int, keep_free: int) -> None:
     """Copy what /proc tells of the process, raw; the pidfd says before and after that it is the
     same one.
     """
@@ -328,6 +334,9 @@ def copy_proc(pidfd: int, entry: int) -> None:
         except OSError:
             continue
     for name, limit in PROC_FILES.items():
+        filesystem = posix.fstatvfs(entry)
+        if filesystem.f_bavail * filesystem.f_frsize < keep_free + SCANT_SHARE * limit:
+            limit = min(limit, SCANT_PROC_BYTES)
         put_file("proc." + name, read_file(name, limit, process), entry)
 
 

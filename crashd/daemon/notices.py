@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from crashd.domain.boundedrecord import bounded
 from crashd.domain.model import Crash, Kind, to_json
 from crashd.edge import journal
 from crashd.edge.hooks import HookError, ask_for_all, list_hooks, run_all
@@ -21,6 +22,8 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.notices")
 
 QUEUE_MAX = 500
+NOTICE_BYTES = 128 << 10
+"""Of a record that waits: the journal and hooks are given no more of it."""
 HOUR_SECONDS = 3600.0
 START_SECONDS = 30.0
 """For a unit that runs the hooks to start, on a machine that is busy crashing."""
@@ -65,7 +68,7 @@ class Notices:
     def notify(self, crash: Crash) -> None:
         """Tell of a crash, soon."""
         try:
-            self._queue.put_nowait(crash)
+            self._queue.put_nowait(bounded(crash, NOTICE_BYTES)[0])
         except queue.Full:
             self._failed()
 
