@@ -37,6 +37,9 @@ _TEXT_PART: Final = 64
 _MAPPING_PART: Final = 16
 _WARNINGS_PART: Final = 16
 _NOTE_BYTES: Final = 512
+_WORST: Final = 7
+"""Bytes of JSON for one byte at most, base64 included."""
+_PIECE_BYTES: Final = 256 << 10
 _PRECISION: Final = 16
 """What is cut may be shorter than need be by a 16th: each look at a length costs an encoding."""
 
@@ -48,6 +51,7 @@ def bounded(crash: Crash, max_bytes: int = RECORD_BYTES) -> tuple[Crash, bytes]:
     """
     cuts: dict[str, str] = {}
     whole, crash = crash, _shorten(crash, max_bytes, cuts)
+    crash = _presume(crash, whole, max_bytes, cuts)
     raw = encode(to_json(crash))
     if len(raw) <= max_bytes and not cuts:
         return crash, raw
@@ -86,6 +90,22 @@ def _shorten(crash: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
     return crash
 
 
+def _presume(crash: Crash, whole: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
+    """Cut what surely is too large, member by member: all at once would be much in memory."""
+    if sum(len(getattr(crash, name) or b"") for name in _BULKY) <= max_bytes // _WORST:
+        return crash
+    sizes = {name: _cost(name, getattr(crash, name)) for name in _BULKY}
+    excess = sum(sizes.values()) - max_bytes
+    for name, size in sizes.items():
+        before = getattr(crash, name)
+        after = _cut(name, before, size - excess) if excess > 0 else before
+        if after != before:
+            excess -= size - _cost(name, after)
+            cuts[name] = f"{name} after {len(after)} of {_length(getattr(whole, name))}"
+            crash = replace(crash, **{name: after})
+    return crash
+
+
 def _cut_names(crash: Crash, cuts: dict[str, str], max_bytes: int) -> Crash:
     for name in _NAMES:
         before = getattr(crash, name)
@@ -116,6 +136,9 @@ def _length(value: bytes | tuple[Any, ...]) -> str:
 def _cost(name: str, value: Any) -> int:
     """Measure what a member adds to the encoded record."""
     out: dict[str, Any] = {}
+    if isinstance(value, bytes) and len(value) > _PIECE_BYTES:  # a part of it in memory
+        starts = range(0, len(value), _PIECE_BYTES)
+        return sum(_cost(name, value[start : start + _PIECE_BYTES]) for start in starts)
     if isinstance(value, bytes):
         put_bytes(out, name, value)
     elif name in ("argv", "environ"):
