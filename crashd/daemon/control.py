@@ -148,8 +148,9 @@ class ControlServer:
         self._unlogged = 0
         self._refused = 0
         self._lock = threading.Lock()
-        self._building = threading.Lock()
-        """Answers are built one after another: what that takes is had once."""
+        self._building = {True: threading.Lock(), False: threading.Lock()}
+        """Answers are built one after another, root's beside those of users: what that takes of
+        memory is had twice at most."""
         self._shares = Shares()
         self._open: Counter[int] = Counter()
         self._followers: set[_Follower] = set()
@@ -295,7 +296,7 @@ class ControlServer:
             return _whole({"ok": True, "status": self._status()})
         if verb not in ("list", "top", "info", "open-core", "analyze"):
             raise UsageError(f"the daemon knows no {str(verb)[:40]!r}")
-        with self._building, self._catalog() as catalog:
+        with self._building[viewer is None], self._catalog() as catalog:
             if verb in ("list", "top"):
                 answer = _whole(_found(catalog, verb, request, viewer))
                 held.enter_context(self._shares.held(viewer, len(answer.head)))
