@@ -325,6 +325,12 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
     posix.fsync(spool_fd)
 
 
+SCANT_PROC_BYTES = (1 << 14) - 1
+"""Kept of a file in /proc where the disk is nearly full; no other limit is the same."""
+SCANT_SHARE = 16
+"""So many handlers may copy a file at the same time, and leave what is to stay free."""
+
+
 def copy_proc(pidfd: int, entry: int, share: "Share") -> None:
     """Copy what /proc tells of the process, raw; the pidfd says before and after that it is the
     same one.
@@ -342,8 +348,9 @@ def copy_proc(pidfd: int, entry: int, share: "Share") -> None:
             continue
     for name, limit in PROC_FILES.items():
         data = read_file(name, limit, process)
-        if len(data) <= SCANT_HEAD_BYTES or share.left_bytes(scant=True) >= len(data):
-            put_file("proc." + name, data, entry)
+        if share.left_bytes(scant=True) < SCANT_SHARE * len(data):
+            data = data[:SCANT_PROC_BYTES]
+        put_file("proc." + name, data, entry)
 
 
 def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":

@@ -10,6 +10,7 @@
     │   └── IndexCorruptError   exit 4   the index cannot be read; `reindex` rebuilds it
     ├── NotFoundError           exit 1   nothing matched
     └── FormatError             exit 1   foreign bytes are not what they should be
+        └── NewerError          exit 1   a newer crashd wrote them
 
 The exit statuses are those of crashctl (DESIGN section 8) and sysexits-free on purpose: scripts
 branch on five numbers.
@@ -74,3 +75,7 @@ class NotFoundError(CrashdError):
 
 class FormatError(CrashdError):
     """Foreign bytes (a core, a sidecar, a message, a /proc file) are not what they should be."""
+
+
+class NewerError(FormatError):
+    """A newer crashd wrote this, and can read it."""

@@ -3,15 +3,16 @@
 The daemon is trusted as root is, yet what arrives is still bounded and parsed by domain/frames.py.
 """
 
-import array
 import contextlib
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from crashd.domain import frames
+from crashd.domain.units import format_size
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -46,18 +47,22 @@ class ControlClient:
         with self._conversation(request) as connection:
             return _checked(self._receive(connection))
 
-    def ask_for_descriptor(self, request: dict[str, Any]) -> int:
-        """Ask for a descriptor; the caller owns it."""
+    def fetch(self, request: dict[str, Any]) -> int:
+        """Ask for a file; return a descriptor of a copy without a name, which the caller owns.
+
+        Raises:
+            UnavailableError: no daemon answers, it stops halfway, or there is no space for a copy.
+            CrashdError: the daemon's refusal.
+
+        """
         with self._conversation(request) as connection:
-            fds: list[int] = []
+            size = _checked(self._receive(connection)).get("size_bytes")
+            if type(size) is not int or size < 0:
+                raise UnavailableError(f"the daemon at {self._path} sends no file")
             try:
-                _checked(self._receive(connection, fds))
-                if not fds:
-                    raise UnavailableError(f"the daemon at {self._path} passed no descriptor")
-                return fds.pop(0)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+                return _copy(connection, size)
+            except TimeoutError as e:
+                raise UnavailableError(f"the daemon at {self._path} does not answer") from e
 
     @contextlib.contextmanager
     def stream(self, request: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
@@ -87,10 +92,10 @@ class ControlClient:
                 ) from e
             yield connection
 
-    def _receive(self, connection: socket.socket, fds: list[int] | None = None) -> dict[str, Any]:
-        """Receive one message; descriptors that came with it are appended to `fds`."""
+    def _receive(self, connection: socket.socket) -> dict[str, Any]:
+        """Receive one message."""
         try:
-            header = _receive_exactly(connection, frames.HEADER_SIZE, fds)
+            header = _receive_exactly(connection, frames.HEADER_SIZE)
             size = frames.parse_size(header, frames.ANSWER_MAX)
             return frames.parse(_receive_exactly(connection, size))
         except TimeoutError as e:
@@ -99,28 +104,45 @@ class ControlClient:
             raise UnavailableError(f"the daemon at {self._path}: {e}") from e
 
 
-def _receive_exactly(connection: socket.socket, size: int, fds: list[int] | None = None) -> bytes:
+def _receive_exactly(connection: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
-        if fds is not None and not data:
-            chunk = _receive_with_descriptors(connection, size, fds)
-        else:
-            chunk = connection.recv(min(size - len(data), 1 << 20))
+        chunk = connection.recv(min(size - len(data), 1 << 20))
         if not chunk:
             raise FormatError("it closed the connection")
         data += chunk
     return bytes(data)
 
 
-def _receive_with_descriptors(connection: socket.socket, size: int, fds: list[int]) -> bytes:
-    room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
-    data, ancillary, _, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
-            fds.extend(numbers)
-    return data
+def _copy(connection: socket.socket, size: int) -> int:
+    """Copy what arrives into a private file without a name; return its descriptor, at its start."""
+    directory = os.environ.get("TMPDIR") or "/var/tmp"
+    try:
+        disk = os.statvfs(directory)
+        if disk.f_bavail * disk.f_frsize < size:
+            raise UnavailableError(
+                f"{directory} has no space for a core of {format_size(size)}",
+                hint="set TMPDIR to a directory that has",
+            )
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            left = size
+            while left:
+                chunk = connection.recv(min(left, 1 << 20))
+                if not chunk:
+                    raise UnavailableError(
+                        f"the core ended after {size - left} of {size} bytes",
+                        hint="it was deleted for its space, or read too slowly",
+                    )
+                view = memoryview(chunk)
+                while view:
+                    view = view[file.write(view) :]
+                left -= len(chunk)
+            file.seek(0)
+            return os.dup(file.fileno())
+    except TimeoutError:
+        raise
+    except OSError as e:
+        raise UnavailableError(f"cannot copy a core to {directory}: {e.strerror or e}") from e
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from crashd.cli.context import Context
 from crashd.domain.match import ID_PREFIX_MIN, Query
-from crashd.domain.model import SHORT_ID_LENGTH
+from crashd.domain.model import SHORT_ID_LENGTH, from_json, to_json
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -107,11 +107,16 @@ class DaemonSource:
     def info(self, crash_id: str) -> dict[str, Any]:
         """Give all that is known of one crash."""
         found: dict[str, Any] = self._client.ask({"verb": "info", "id": crash_id})["crash"]
-        return found
+        if "schema" not in found:
+            return found  # only the index knows it
+        return {**found, **to_json(from_json(found))}  # the daemon sends it as it is stored
 
     def open_core(self, crash_id: str) -> int:
-        """Receive the descriptor of the stored core; the caller owns it."""
-        return self._client.ask_for_descriptor({"verb": "open-core", "id": crash_id})
+        """Copy the stored core into a private file without a name; the caller owns its descriptor.
+
+        The daemon passes none of its own: who holds one holds the disk's space, for ever.
+        """
+        return self._client.fetch({"verb": "open-core", "id": crash_id})
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -20,7 +20,7 @@ from typing import Any
 from crashd.daemon.analysis import AnalysisOptions, analyse, analysed
 from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
 from crashd.domain.fairqueue import FairQueue
-from crashd.domain.model import Crash, Kind, State
+from crashd.domain.model import Crash, Kind, State, encode
 from crashd.domain.site import account_of
 from crashd.errors import CrashdError, FormatError
 from crashd.store.entry import ANALYSIS, Entry, open_entry
@@ -38,7 +38,7 @@ BEGUN_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
 """How long captures can make an analysis wait."""
 _ANALYSABLE = frozenset({State.COMPLETE, State.TRUNCATED})
-_RESULT_MAX = 8 << 20
+RESULT_MAX = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +244,10 @@ class AnalysisQueue:
         with open_entry(self._paths, crash_id) as entry:
             entry.lock()
             before = entry.read()
-            result = _encode(analysis)
+            analysis, result = encode_result(analysis)
             told = {**summary(analysis), "stored_bytes": len(result)}
             crash = replace(analysed(before, analysis), analysis=told)
-            entry.write(crash, sync=True)
+            crash = entry.write(crash, sync=True)
             entry.write_file(ANALYSIS, result)
         self._changed(crash)
         if before.analysis is None:
@@ -273,13 +273,19 @@ def summary(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _encode(analysis: Analysis) -> bytes:
-    return json.dumps(analysis_to_json(analysis), ensure_ascii=True).encode()
+def encode_result(analysis: Analysis) -> tuple[Analysis, bytes]:
+    """Encode a result, and return it; one that nobody could read again is a failure."""
+    raw = encode(analysis_to_json(analysis))
+    if len(raw) > RESULT_MAX:
+        why = f"the result has {len(raw)} bytes, and {RESULT_MAX} are kept"
+        analysis = Analysis(AnalysisState.FAILED, reason=why, seconds=analysis.seconds)
+        raw = encode(analysis_to_json(analysis))
+    return analysis, raw
 
 
 def read_result(entry: Entry) -> dict[str, Any] | None:
     """Read what an entry's analysis.json says; None where there is none that can be read."""
-    raw = entry.read_file(ANALYSIS, _RESULT_MAX)
+    raw = entry.read_file(ANALYSIS, RESULT_MAX)
     if raw is None:
         return None
     try:

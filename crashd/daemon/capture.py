@@ -12,6 +12,7 @@ from crashd.daemon.pump import BASE_BYTES
 from crashd.daemon.reader import Reader
 from crashd.daemon.taking import LATE, Options, Source, Taken, take
 from crashd.domain import elfcore, record
+from crashd.domain.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
 from crashd.domain.model import Core, Crash, Disposition, Engine, Mode, State
 from crashd.edge.incoming import DeadlineError, IncomingCore
 from crashd.errors import FormatError
@@ -71,7 +72,7 @@ def capture(
     seen = _look(crash, incoming, with_proc=with_proc)
     identified()
     if refused is not None:
-        return _refuse(seen.add_to(crash, options), entry, incoming, refused)
+        return _refuse(seen.add_to(crash, options), entry, incoming, options, refused)
     raw, head, trouble = read_head(incoming, deadline_ns)
     source = Source(incoming, raw, head, options, reader)
     try:
@@ -87,21 +88,31 @@ def capture(
     if taken.core.path:
         entry.commit_core()
     crash = _conclude(crash, head, limit, replace(taken, reason=trouble or taken.reason))
-    return _commit(crash, entry, incoming)
+    return _commit(crash, entry, incoming, options)
 
 
-def _refuse(crash: Crash, entry: Entry, incoming: IncomingCore, reason: str) -> Crash:
+def _refuse(
+    crash: Crash, entry: Entry, incoming: IncomingCore, options: Options, reason: str
+) -> Crash:
     """Let the process go without its core."""
     incoming.refuse()
     capture = replace(crash.capture, disposition=Disposition.METADATA, reason=reason)
-    return _commit(replace(crash, state=State.METADATA_ONLY, capture=capture), entry, incoming)
+    crash = replace(crash, state=State.METADATA_ONLY, capture=capture)
+    return _commit(crash, entry, incoming, options)
 
 
-def _commit(crash: Crash, entry: Entry, incoming: IncomingCore) -> Crash:
+def _commit(crash: Crash, entry: Entry, incoming: IncomingCore, options: Options) -> Crash:
     hold_ns = _hold_ns(incoming, crash)
     crash = replace(crash, capture=replace(crash.capture, hold_ns=hold_ns))
-    entry.write(crash, sync=True)
-    return crash
+    return entry.write(crash, sync=True, max_bytes=_record_bytes(crash, entry, options))
+
+
+def _record_bytes(crash: Crash, entry: Entry, options: Options) -> int:
+    """Return how large the record may be: what a storm of crashes leaves must not fill the disk."""
+    most = MINI_BYTES if crash.capture.disposition is Disposition.MINI else RECORD_BYTES
+    if crash.core.path is None:
+        most = METADATA_BYTES
+    return min(most, entry.spare_bytes(options.keep_free_bytes))
 
 
 def _take(
@@ -132,7 +143,8 @@ def _take(
         source.options, credit_bytes=decision.credit_bytes, leave_bytes=leave_bytes
     )
     if wanted > EARLY_RECORD_BYTES:
-        entry.write(crash, sync=False)  # whatever becomes of the core, this much is known
+        # whatever becomes of the core, this much is known
+        entry.write(crash, sync=False, max_bytes=entry.spare_bytes(source.options.keep_free_bytes))
     taken = take(source, entry, limit, decision.buffer_bytes, deadline_ns)
     if taken.no_room:
         limit = record.Allowance(0, Disposition.METADATA, taken.reason)

@@ -2,7 +2,8 @@
 
 Read-only, but that root can have a crash analysed, and retention done at once. Who asks is known by
 SO_PEERCRED: root (and the daemon's own user) sees all, others what is theirs. Bounded: connections
-in all and for each user, seconds for a request, bytes both ways.
+in all and for each user, seconds for a request and its answer, bytes both ways, and what is held in
+memory for slow readers (`answers.py`).
 """
 
 import contextlib
@@ -19,8 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+from crashd.daemon.answers import Answer, Shares, SlowReaderError
 from crashd.domain import frames
 from crashd.domain.match import Query
+from crashd.domain.model import encode
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -38,17 +41,16 @@ CONNECTIONS_FOR_OTHERS = 48
 """So that root can ask, whatever other users do."""
 CONNECTIONS_PER_UID = 8
 REQUEST_SECONDS = 5.0
-ANSWER_SECONDS = 30.0
 FOLLOW_QUEUE = 256
 LIST_MAX = 100_000
-LIST_BYTES = 48 << 20
-"""Of the JSON of a list for root; under frames.ANSWER_MAX once packed."""
+LIST_BYTES = 8 << 20
+"""Of the JSON of a list: the crashed processes chose what is in it."""
+FOLLOW_BYTES = 512 << 10
+"""Of what waits for one who follows."""
 TOP_MAX = 1000
 PLAN_MAX = 50_000
 """Crashes of a vacuum's plan that are named."""
 PROGRESS_SECONDS = 0.2
-LIST_BYTES_FOR_OTHERS = 8 << 20
-"""The crashed processes chose what is in it, and 48 of their users may ask at once."""
 _UCRED = struct.Struct("3i")
 _LOG_EVERY_SECONDS = 10.0
 
@@ -95,8 +97,25 @@ class _Follower:
 
     def __init__(self, viewer: int | None) -> None:
         self.viewer = viewer
-        self.queue: queue.Queue[dict[str, Any]] = queue.Queue(FOLLOW_QUEUE)
+        self.queue: queue.Queue[bytes] = queue.Queue(FOLLOW_QUEUE)
+        self.waiting_bytes = 0
         self.dropped = 0
+
+    def put(self, message: bytes) -> None:
+        """Queue a message, or count it as dropped; under the server's lock, as `take`."""
+        if self.queue.full() or (
+            self.waiting_bytes and self.waiting_bytes + len(message) > FOLLOW_BYTES
+        ):
+            self.dropped += 1
+            return
+        self.waiting_bytes += len(message)
+        self.queue.put_nowait(message)
+
+    def took(self, message: bytes) -> int:
+        """Note that a message waits no more; return how many were dropped since the last one."""
+        self.waiting_bytes -= len(message)
+        dropped, self.dropped = self.dropped, 0
+        return dropped
 
 
 class ControlServer:
@@ -129,6 +148,10 @@ class ControlServer:
         self._unlogged = 0
         self._refused = 0
         self._lock = threading.Lock()
+        self._building = {True: threading.Lock(), False: threading.Lock()}
+        """Answers are built one after another, root's beside those of users: what that takes of
+        memory is had twice at most."""
+        self._shares = Shares()
         self._open: Counter[int] = Counter()
         self._followers: set[_Follower] = set()
         self._stopping = threading.Event()
@@ -158,13 +181,12 @@ class ControlServer:
         waits.
         """
         with self._lock:
+            if not self._followers:
+                return
+            message = frames.pack({"crash": document})  # one for all
             for follower in self._followers:
-                if follower.viewer is not None and follower.viewer != owner_uid:
-                    continue
-                try:
-                    follower.queue.put_nowait(document)
-                except queue.Full:
-                    follower.dropped += 1
+                if follower.viewer in (None, owner_uid):
+                    follower.put(message)
 
     def _accept_all(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -219,8 +241,10 @@ class ControlServer:
                 self._converse(peer, None if uid in (0, os.geteuid()) else uid)
         except FormatError as e:
             self._complain(f"uid {uid} on the control socket: {e}")
+        except SlowReaderError:
+            self._complain(f"uid {uid} on the control socket: read an answer too slowly")
         except OSError:
-            pass  # the peer went away, or was too slow
+            pass  # the peer went away, or the core that it read did
         except Exception:  # boundary: one conversation must not take the daemon along
             self._log.exception("control socket: a request failed")
         finally:
@@ -252,53 +276,48 @@ class ControlServer:
         if request.get("verb") == "vacuum":
             self._answer_vacuum(_Teller(peer), viewer, dry_run=request.get("dry_run") is True)
             return
-        try:
-            answer, descriptor = self._answer(request, viewer)
-        except CrashdError as e:
-            answer, descriptor = _refusal(e), None
-        except OSError as e:  # of the store: the peer's own are not met in here
-            broken = UnavailableError(f"the daemon cannot read its store: {e.strerror or e}")
-            answer, descriptor = _refusal(broken), None
-        try:
-            _send(peer, answer, descriptor)
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+        with contextlib.ExitStack() as held:
+            try:
+                answer = self._answer(request, viewer, held)
+            except CrashdError as e:
+                answer = _whole(_refusal(e))
+            except OSError as e:  # of the store: the peer's own are not met in here
+                broken = UnavailableError(f"the daemon cannot read its store: {e.strerror or e}")
+                answer = _whole(_refusal(broken))
+            held.callback(answer.close)
+            answer.send(peer)
 
     def _answer(
-        self, request: dict[str, Any], viewer: int | None
-    ) -> tuple[dict[str, Any], int | None]:
+        self, request: dict[str, Any], viewer: int | None, held: contextlib.ExitStack
+    ) -> Answer:
+        """Build an answer; what it holds is counted until `held` is left."""
         verb = request.get("verb")
         if verb == "status":
-            return {"ok": True, "status": self._status()}, None
+            return _whole({"ok": True, "status": self._status()})
         if verb not in ("list", "top", "info", "open-core", "analyze"):
             raise UsageError(f"the daemon knows no {str(verb)[:40]!r}")
-        with self._catalog() as catalog:
-            if verb == "list":
-                query = Query.from_json(request.get("query", {}))
-                size = LIST_BYTES if viewer is None else LIST_BYTES_FOR_OTHERS
-                found = catalog.select(_bounded(query), viewer, max_bytes=size)
-                return {"ok": True, "crashes": found}, None
-            if verb == "top":
-                query = Query.from_json(request.get("query", {}))
-                limit = min(query.limit or TOP_MAX, TOP_MAX)
-                found = catalog.top(replace(query, limit=limit), viewer)
-                return {"ok": True, "signatures": found}, None
+        with self._building[viewer is None], self._catalog() as catalog:
+            if verb in ("list", "top"):
+                answer = _whole(_found(catalog, verb, request, viewer))
+                held.enter_context(self._shares.held(viewer, len(answer.head)))
+                return answer
             crash_id = request.get("id")
             if not isinstance(crash_id, str):
                 raise UsageError(f"{verb} needs an id")
+            if verb == "open-core":
+                held.enter_context(self._shares.core(viewer))
+                return _core(catalog.open_core(crash_id, viewer))
+            answer = _record(*catalog.open_record(crash_id, viewer))
             if verb == "info":
-                return {"ok": True, "crash": catalog.info(crash_id, viewer)}, None
-            if verb == "analyze":
-                catalog.info(crash_id, viewer)
-                if viewer is not None:
-                    raise PermissionDeniedError("only root may have crashes analysed")
-                if not self._analyze(crash_id):
-                    raise UnavailableError(
-                        "too many analyses are waiting, or none are made (analysis.enabled)"
-                    )
-                return {"ok": True}, None
-            return {"ok": True}, catalog.open_core(crash_id, viewer)
+                return answer
+            answer.close()
+            if viewer is not None:
+                raise PermissionDeniedError("only root may have crashes analysed")
+            if not self._analyze(crash_id):
+                raise UnavailableError(
+                    "too many analyses are waiting, or none are made (analysis.enabled)"
+                )
+            return _whole({"ok": True})
 
     def _answer_vacuum(self, teller: "_Teller", viewer: int | None, *, dry_run: bool) -> None:
         """Stream what goes, how far it is, and the result; done even if nobody listens any more."""
@@ -338,7 +357,7 @@ class ControlServer:
 
     def _pass_on(self, peer: socket.socket, follower: _Follower) -> None:
         try:
-            document = follower.queue.get(timeout=1)
+            message = follower.queue.get(timeout=1)
         except queue.Empty:
             peer.settimeout(0)
             with contextlib.suppress(BlockingIOError):
@@ -346,10 +365,48 @@ class ControlServer:
                 raise ConnectionAbortedError from None
             return
         with self._lock:
-            dropped, follower.dropped = follower.dropped, 0
+            dropped = follower.took(message)
         if dropped:
             _send(peer, {"dropped": dropped})
-        _send(peer, {"crash": document})
+        Answer(message).send(peer)
+
+
+def _whole(document: dict[str, Any]) -> Answer:
+    return Answer(frames.pack(document))
+
+
+def _found(
+    catalog: Catalog, verb: str, request: dict[str, Any], viewer: int | None
+) -> dict[str, Any]:
+    query = Query.from_json(request.get("query", {}))
+    if verb == "list":
+        return {
+            "ok": True,
+            "crashes": catalog.select(_bounded(query), viewer, max_bytes=LIST_BYTES),
+        }
+    limit = min(query.limit or TOP_MAX, TOP_MAX)
+    return {"ok": True, "signatures": catalog.top(replace(query, limit=limit), viewer)}
+
+
+def _record(fd: int | None, more: dict[str, Any]) -> Answer:
+    """Answer with a record as it is stored, and what is known beside it; owns the file."""
+    if fd is None:
+        return _whole({"ok": True, "crash": more})
+    size = _last_brace(fd)
+    head, tail = b'{"ok":true,"crash":', b"," + encode(more)[1:] + b"}"
+    return Answer(frames.pack_size(len(head) + size + len(tail)) + head, fd, size, tail)
+
+
+def _last_brace(fd: int) -> int:
+    """Find the end of a JSON object in a file: what follows it is white space at most."""
+    start = max(0, os.fstat(fd).st_size - 4096)
+    return start + os.pread(fd, 4096, start).rindex(b"}")
+
+
+def _core(fd: int) -> Answer:
+    """Answer with a core's bytes, behind a message that says how many; owns the file."""
+    size = os.fstat(fd).st_size
+    return Answer(frames.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
 
 
 def _bounded(query: Query) -> Query:
@@ -383,10 +440,5 @@ def _receive_exactly(peer: socket.socket, size: int, deadline: float) -> bytes:
     return bytes(data)
 
 
-def _send(peer: socket.socket, document: dict[str, Any], descriptor: int | None = None) -> None:
-    peer.settimeout(ANSWER_SECONDS)
-    raw = frames.pack(document)
-    if descriptor is not None:
-        socket.send_fds(peer, [raw[:1]], [descriptor])
-        raw = raw[1:]
-    peer.sendall(raw)
+def _send(peer: socket.socket, document: dict[str, Any]) -> None:
+    _whole(document).send(peer)

@@ -10,9 +10,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
+from crashd.domain.boundedrecord import slim
 from crashd.domain.model import Crash, Kind, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
@@ -21,7 +22,7 @@ from crashd.edge.exporter import DropReason, Exporter
 from crashd.errors import CrashdError, IndexCorruptError, NotFoundError
 from crashd.store import signatures
 from crashd.store.catalog import WAL_ALARM_BYTES, set_index_aside, wal_bytes
-from crashd.store.entry import entry_ids, open_entry
+from crashd.store.entry import entry_ids, open_entry, record_size
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from crashd.store.restoring import restore_record
@@ -33,6 +34,8 @@ LAG_NS = 120 * 10**9
 """A row is written so long after its record at most, where nothing fails."""
 BATCH_MAX = 256
 """Crashes put into the index in one transaction at most."""
+BATCH_BYTES = 16 << 20
+"""Bytes of their records at most: all are in memory at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ class Indexer:
 
     def changed(self, crash: Crash) -> None:
         """Note a crash that was finished before, and of which more is known now."""
-        self._queue.put(_Changed(crash))
+        self._queue.put(_Changed(slim(crash)))  # its record is read again
 
     def removed(self, crash_id: str) -> None:
         """Note a crash that is gone, record and all."""
@@ -192,8 +195,10 @@ class Indexer:
     def _run(self) -> None:
         while True:
             items = [self._queue.get()]
-            while len(items) < BATCH_MAX and not self._queue.empty():
+            size = self._size_of(items[0])
+            while len(items) < BATCH_MAX and size < BATCH_BYTES and not self._queue.empty():
                 items.append(self._queue.get())
+                size += self._size_of(items[-1])
             try:
                 self._apply(self._current(), items)
             except (
@@ -214,6 +219,25 @@ class Indexer:
             if any(isinstance(item, _Stop) for item in items):
                 self._close()
                 return
+
+    def _size_of(self, item: _Item) -> int:
+        """Return how many bytes are read for an item."""
+        return record_size(self._paths, item.crash_id) if isinstance(item, _Finished) else 0
+
+    def _batches(self, ids: Iterable[str]) -> Iterator[list[Crash]]:
+        """Read records, as many at a time as one transaction takes."""
+        batch: list[Crash] = []
+        size = 0
+        for crash_id in ids:
+            crash = self._read(crash_id)
+            if crash is not None:
+                batch.append(crash)
+                size += record_size(self._paths, crash_id)
+            if len(batch) >= BATCH_MAX or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
     def _close(self) -> None:
         if self._index is not None:
@@ -336,9 +360,7 @@ class Indexer:
         on_disk = entry_ids(self._paths)
         missing = [crash_id for crash_id in on_disk if crash_id not in rows]
         self._measure(index)
-        for start in range(0, len(missing), BATCH_MAX):
-            read = [self._read(crash_id) for crash_id in missing[start : start + BATCH_MAX]]
-            found = [crash for crash in read if crash is not None]
+        for found in self._batches(missing):
             index.put(found)
             for crash in found:
                 known = self._anew or crash.id in self._admitted
@@ -359,7 +381,7 @@ class Indexer:
         for crash_id in sorted(ids):
             try:
                 if restore_record(self._paths, index, crash_id):
-                    log.warning("crash %s: its record went with the power, restored", crash_id)
+                    log.warning("crash %s: its record could not be read, restored", crash_id)
             except (CrashdError, OSError) as e:
                 log.warning("crash %s: its record cannot be restored: %s, ignoring", crash_id, e)
 
@@ -373,9 +395,7 @@ class Indexer:
             for crash_id in sorted(ids - unfinished)
             if _changed_ns(self._paths, crash_id) >= since_ns
         ]
-        for start in range(0, len(changed), BATCH_MAX):
-            batch = changed[start : start + BATCH_MAX]
-            read = [crash for crash_id in batch if (crash := self._read(crash_id)) is not None]
+        for read in self._batches(changed):
             stale = {c.id: c for c in read if index.row(c.id) != Index.row_of(c)}
             index.put(self._to_put(stale, stale.keys(), ()))
 
@@ -384,9 +404,11 @@ class Indexer:
         while unmeasured := index.fetch(
             "SELECT id FROM crash WHERE record_bytes IS NULL LIMIT ?", [BATCH_MAX]
         ):
-            read = [crash for (i,) in unmeasured if (crash := self._read(i)) is not None]
-            index.put(read)
-            if not read:
+            measured = False
+            for read in self._batches(i for (i,) in unmeasured):
+                index.put(read)
+                measured = True
+            if not measured:
                 return  # told of by `verify`
 
     def _count(self, crash: Crash) -> None:

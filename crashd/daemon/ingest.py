@@ -15,8 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from crashd.daemon.dispatch import Dispatcher, Job
+from crashd.domain.boundedrecord import LEAST_BYTES, bounded
 from crashd.domain.coremeta import CoreMeta
 from crashd.domain.kernellog import Loss
 from crashd.domain.model import Capture, Crash, Identity, Mode, State, next_sequence, to_json
@@ -123,7 +125,7 @@ class Ingest:
         if handoff.pidfd is not None:
             descriptors.append(handoff.pidfd)
         self._recorded(crash)
-        more = {"crash": to_json(crash)}
+        more = {"crash": identified(crash)}
         self._dispatcher.submit(
             Job("capture", entry, descriptors, more, uid=self._user(crash.uid), accepted=False)
         )
@@ -155,7 +157,7 @@ class Ingest:
             connection.close()
             raise
         self._recorded(crash)
-        more = {"crash": to_json(crash), "refused": refused}
+        more = {"crash": identified(crash), "refused": refused}
         self._dispatcher.submit(
             Job("socket", entry, [*connection.detach()], more, uid=self._user(crash.uid))
         )
@@ -299,7 +301,7 @@ class Ingest:
             "import",
             entry,
             [descriptor],
-            {"spool": name, "crash": to_json(crash)},
+            {"spool": name, "crash": identified(crash)},
             uid=self._user(crash.uid),
         )
         job.finished = lambda: self._imported(name)
@@ -393,6 +395,13 @@ class Ingest:
                 log.warning("crash %s: %s, salvaging", crash_id, reason)
                 self._dispatcher.submit(Job("salvage", entry, [], {"reason": reason}))
         return waiting
+
+
+def identified(crash: Crash) -> dict[str, Any]:
+    """Build what a worker is told of a crash. One that was admitted before, and whose record is
+    long, is read again from the spool: a message holds what identifies it.
+    """
+    return to_json(bounded(crash, LEAST_BYTES)[0])
 
 
 def _fields_of(info: PidfdInfo) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crashd import __version__
 from crashd.daemon.pool import Nursery
-from crashd.edge.process import make_undumpable, set_oom_score
+from crashd.edge.process import give_memory_back, make_undumpable, set_oom_score
 from crashd.errors import BusyError, CrashdError, UnavailableError
 from crashd.store.entry import prepare
 from crashd.store.paths import Paths
@@ -128,6 +128,7 @@ def run(paths: Paths, *, register: bool) -> int:
     """Run the daemon until it is told to stop."""
     set_up_logging(os.environ)
     make_undumpable()
+    give_memory_back()
     given = os.environ.get("LISTEN_FDS", "")
     ours = os.environ.get("LISTEN_PID") == str(os.getpid()) and given.isdigit()
     nursery = Nursery(

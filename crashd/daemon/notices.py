@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crashd.domain.alertbudget import AlertBudget, AlertRates
+from crashd.domain.boundedrecord import bounded
 from crashd.domain.fairqueue import FairQueue
 from crashd.domain.limiter import is_only_counted
 from crashd.domain.model import Crash, Kind, to_json
@@ -30,6 +31,8 @@ EARLY_MAX = 10_000
 """Crashes that were told without their analysis, and are not to be told again with it."""
 MUTED_SECONDS = 600.0
 """The log has no more than one line in that time of crashes beyond the budgets."""
+NOTICE_BYTES = 128 << 10
+"""Of a record that waits: the journal and hooks are given no more of it."""
 START_SECONDS = 30.0
 """For a unit that runs the hooks to start, on a machine that is busy crashing."""
 DEAF_SECONDS = 10.0
@@ -90,7 +93,7 @@ class Notices:
         """Tell of a crash when `notify` is called for it, or when that takes too long."""
         with self._changed:
             seconds = self._settings.wait_seconds if len(self._held) < QUEUE_MAX else 0.0
-            self._held[crash.id] = (time.monotonic() + seconds, crash)
+            self._held[crash.id] = (time.monotonic() + seconds, bounded(crash, NOTICE_BYTES)[0])
             self._changed.notify()
 
     def notify(self, crash: Crash) -> None:
@@ -100,7 +103,7 @@ class Notices:
                 del self._told_early[crash.id]
                 return
             self._held.pop(crash.id, None)
-            self._put(_Notice(crash))
+            self._put(_Notice(bounded(crash, NOTICE_BYTES)[0]))
             self._changed.notify()
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 from crashd.domain import elfcore, record
+from crashd.domain.boundedrecord import bounded
 from crashd.domain.model import Core, Crash, Engine, State
 from crashd.errors import CrashdError, FormatError, NotFoundError
 from crashd.store import corefile
@@ -83,6 +84,7 @@ def _finish(crash: Crash, entry: Entry, core: Core, state: State, reason: str) -
             reason=None if core.complete else reason,
         ),
     )
+    crash, _ = bounded(crash)  # as it is to be found again
     try:
         entry.write(crash, sync=True)
     except OSError as e:

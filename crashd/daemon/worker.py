@@ -7,6 +7,7 @@ a).
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -58,8 +59,13 @@ def send_message(
 
 
 def receive_message(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one message; the caller owns the descriptors. None at the end."""
-    data, ancillary, _, _ = channel.recvmsg(
+    """Receive one message; the caller owns the descriptors. None at the end.
+
+    Raises:
+        OSError: the channel is broken, or the message is too large.
+
+    """
+    data, ancillary, flags, _ = channel.recvmsg(
         MESSAGE_MAX, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
     )
     descriptors = [
@@ -70,6 +76,10 @@ def receive_message(channel: socket.socket) -> tuple[dict[str, Any] | None, list
     ]
     if not data:
         return None, descriptors
+    if flags & socket.MSG_TRUNC:
+        for fd in descriptors:
+            os.close(fd)
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     return json.loads(data), descriptors
 
 

@@ -17,7 +17,12 @@ def pack(document: dict[str, Any]) -> bytes:
     raw = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
         "utf-8", "backslashreplace"
     )
-    return _HEADER.pack(len(raw)) + raw
+    return pack_size(len(raw)) + raw
+
+
+def pack_size(size: int) -> bytes:
+    """Build the length of a message of so many bytes."""
+    return _HEADER.pack(size)
 
 
 def parse_size(header: bytes, limit: int) -> int:

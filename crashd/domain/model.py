@@ -7,6 +7,7 @@ backslash-escaped text, with the exact bytes beside it under `<key>_base64`.
 """
 
 import base64
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 
 from crashd.domain.signals import signal_name
 from crashd.domain.text import shell_join
-from crashd.errors import FormatError
+from crashd.errors import FormatError, NewerError
 
 SCHEMA = 1
 """Version of crash.json; readers refuse a larger one."""
@@ -285,7 +286,8 @@ def time_text(time_ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
 
 
-def _put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
+def put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
+    """Put bytes into a JSON object: their text, and beside it the bytes where that is not all."""
     if value is None:
         out[key] = None
         return
@@ -299,7 +301,8 @@ def _put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
         out[key + "_base64"] = base64.b64encode(value).decode()
 
 
-def _put_bytes_list(out: dict[str, Any], key: str, values: tuple[bytes, ...] | None) -> None:
+def put_bytes_list(out: dict[str, Any], key: str, values: tuple[bytes, ...] | None) -> None:
+    """Put several bytes into a JSON object, as `put_bytes` does."""
     if values is None:
         out[key] = None
         return
@@ -330,9 +333,9 @@ def to_json(crash: Crash) -> dict[str, Any]:
     out["signal_name"] = None if crash.signal is None else signal_name(crash.signal)
     out["fault_address"] = None if crash.fault_address is None else hex(crash.fault_address)
     for key in _BYTES:
-        _put_bytes(out, key, getattr(crash, key))
+        put_bytes(out, key, getattr(crash, key))
     for key in _BYTES_LISTS:
-        _put_bytes_list(out, key, getattr(crash, key))
+        put_bytes_list(out, key, getattr(crash, key))
     out["cmdline"] = crash.cmdline.decode("utf-8", "backslashreplace")
     for key in _LISTS:
         out[key] = list(getattr(crash, key))
@@ -356,19 +359,34 @@ def to_json(crash: Crash) -> dict[str, Any]:
     return out
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """Encode a record's JSON object as crash.json has it.
+
+    What is no text (a lone surrogate) becomes its escape's text: `from_json` takes no other.
+    """
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text).encode()
+
+
 def from_json(document: object) -> Crash:
     """Parse the JSON object that `to_json` made, whatever its source.
 
     Raises:
-        FormatError: not such an object, of a newer schema, or an id, state or number that is not
-        one.
+        NewerError: of a newer schema.
+        FormatError: not such an object, or an id, state or number that is not one.
 
     """
     if not isinstance(document, dict):
         raise FormatError("crash record is not a JSON object")
     try:
         if document["schema"] > SCHEMA:
-            raise FormatError(f"crash record has schema {document['schema']}, newer than {SCHEMA}")
+            raise NewerError(f"crash record has schema {document['schema']}, newer than {SCHEMA}")
         return _from_object(document)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
         raise FormatError(f"crash record is malformed: {type(e).__name__}: {e}") from e

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crashd.corehandler import PROC_FILES
+from crashd.corehandler import PROC_FILES, SCANT_PROC_BYTES
 from crashd.domain import signals
 from crashd.domain.cgroup import parse_cgroup
 from crashd.domain.coremeta import CoreMeta
@@ -191,8 +191,9 @@ def _foreign_user_ns(snapshot: Mapping[str, bytes]) -> int | None:
 def _cuts(snapshot: Mapping[str, bytes], threads: int | None) -> Iterator[str]:
     """Say what of /proc is not whole: the process chose how long it is."""
     for name, limit in PROC_FILES.items():
-        if len(snapshot.get(name, b"")) >= limit:
-            yield f"{name} is cut after {limit} bytes"
+        size = len(snapshot.get(name, b""))
+        if size >= limit or size == SCANT_PROC_BYTES:
+            yield f"{name} is cut after {size} bytes"
     named = THREADS_MAX  # of the core's notes, where /proc told no names
     if "threads" in snapshot:
         named = min(snapshot["threads"].count(b"\n") + 1, named)

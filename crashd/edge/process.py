@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from crashd.corehandler import PROC_FILES, PROC_LINKS
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
+_MAPPED_FROM_BYTES = 1 << 20
+_ARENAS = 2
 PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, 72 bytes), linux/pidfd.h, 6.13; 72 bytes since 6.16
 _PIDFD_INFO_CREDS, _PIDFD_INFO_CGROUPID, _PIDFD_INFO_COREDUMP = 2, 4, 16
 _PIDFD_INFO_SUPPORTED, _PIDFD_INFO_COREDUMP_SIGNAL = 32, 64
@@ -53,6 +56,18 @@ def make_undumpable() -> None:
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     soft = 1 if hard in (resource.RLIM_INFINITY, 1) or hard >= 1 else 0
     resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+def give_memory_back() -> None:
+    """Have the C library return large memory to the kernel as soon as it is freed.
+
+    By itself glibc keeps up to 64 MiB in each of many arenas, the more the larger what was freed,
+    and a daemon with a thread for each reader has as many (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+        mallopt(M_ARENA_MAX, _ARENAS)
 
 
 def set_oom_score(adjust: int) -> bool:

@@ -5,6 +5,7 @@ The entries on disk are the truth, the index answers quickly; `verify` says wher
 not exist.
 """
 
+import json
 import os
 import stat
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.domain.match import Query
-from crashd.domain.model import ID_PATTERN, Crash, Kind, State, to_json
+from crashd.domain.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
 from crashd.errors import (
     FormatError,
     IndexCorruptError,
@@ -26,6 +27,7 @@ from crashd.store.entry import (
     ANALYSIS,
     CORE,
     RECORD,
+    RECORD_MAX,
     Entry,
     entry_ids,
     foreign_names,
@@ -35,6 +37,7 @@ from crashd.store.entry import (
 from crashd.store.index import COMPANIONS, Index
 from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
+from crashd.store.restoring import unreadable
 
 Progress = Callable[[int, int], None]
 """Takes what is done, and the whole."""
@@ -85,19 +88,37 @@ class Catalog:
             NotFoundError: there is none, or the viewer may not see it.
 
         """
+        fd, more = self.open_record(crash_id, viewer)
+        if fd is None:
+            return more
+        with open(fd, "rb") as file:
+            file.seek(0)
+            return {**to_json(from_json(json.loads(file.read(RECORD_MAX)))), **more}
+
+    def open_record(self, crash_id: str, viewer: int | None) -> tuple[int | None, dict[str, Any]]:
+        """Open crash.json, which is whole and a record; return beside it how many crashes share its
+        signature, and since when. Where it cannot be read it is None, beside what the index knows.
+        The caller owns the descriptor.
+
+        Raises:
+            NotFoundError: there is none, or the viewer may not see it.
+
+        """
         row = self._visible(crash_id, viewer)
         try:
             with open_entry(self._paths, crash_id) as entry:
-                crash = entry.read()
+                fd, crash = entry.open_record()
         except (NotFoundError, FormatError) as e:
-            return {**row, "warnings": [f"only the index knows this crash: {e}"]}
+            return None, {**row, "warnings": [f"only the index knows this crash: {e}"]}
         if viewer is not None and crash.owner_uid != viewer:
+            os.close(fd)
             raise _not_found(crash_id)
         span = signatures.span(self._index, crash.signature, viewer) if crash.signature else {}
-        return {**to_json(crash), "count_of_signature": row["count_of_signature"], **span}
+        return fd, {"count_of_signature": row["count_of_signature"], **span}
 
     def open_core(self, crash_id: str, viewer: int | None) -> int:
-        """Open the stored core; the caller owns the descriptor.
+        """Open the stored core; the caller owns the descriptor. Retention spares a core that root
+        reads: other users' readers must not decide what is kept.
 
         Raises:
             NotFoundError: no such crash, no core, or not the viewer's.
@@ -107,7 +128,7 @@ class Catalog:
         with open_entry(self._paths, crash_id) as entry:
             if viewer is not None and entry.read().owner_uid != viewer:
                 raise _not_found(crash_id)
-            return entry.open_core()
+            return entry.open_core(spared=viewer is None)
 
     def _visible(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
         if not ID_PATTERN.fullmatch(crash_id):
@@ -168,8 +189,7 @@ class Catalog:
         for crash_id in crash_ids:
             with open_entry(self._paths, crash_id) as entry:
                 entry.lock()
-                crash = replace(entry.read(), pinned=pinned)
-                entry.write(crash, sync=True)
+                crash = entry.write(replace(entry.read(), pinned=pinned), sync=True)
                 self._index.put([crash])  # under the lock: nobody else changes it meanwhile
 
     def verify(self, *, deep: bool = False, progress: Progress = no_progress) -> list[Finding]:
@@ -373,8 +393,11 @@ def _readable(
         stamp = _stamp(paths, crash_id)
         try:
             with open_entry(paths, crash_id) as entry:
-                crash = entry.read()
+                try:
+                    crash = entry.read()
+                except FormatError as e:  # `verify` reports it, retention deletes it in its time
+                    crash = unreadable(entry, e)
         except (NotFoundError, FormatError):
-            continue  # `verify` tells of it
+            continue
         read[crash_id] = stamp
         yield crash

@@ -21,7 +21,8 @@ import stat
 import time
 from collections.abc import Callable
 
-from crashd.domain.model import ID_PATTERN, Crash, from_json, to_json
+from crashd.domain.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
+from crashd.domain.model import ID_PATTERN, Crash, from_json
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
 from crashd.store.paths import Paths
 
@@ -31,7 +32,11 @@ CORE = "core.zst"
 CORE_PARTIAL = "core.zst.partial"
 ANALYSIS = "analysis.json"
 RECORD_MAX = 32 << 20
-"""Bytes of a crash.json that are read at most; the caps on its parts keep it far below."""
+"""Bytes of a crash.json that are read at most; RECORD_BYTES are written, but earlier crashds wrote
+more."""
+SPARE_PART = 16
+"""A record takes no more than this part of the space above `keep_free`: as many are written at the
+same time."""
 
 LOCK_SECONDS = 2.0
 """Whoever looks at an entry, or pins it, has its lock for milliseconds."""
@@ -89,7 +94,22 @@ class Entry:
             NotFoundError: there is none.
 
         """
-        raw = self._read_record()
+        fd, crash = self.open_record()
+        os.close(fd)
+        return crash
+
+    def open_record(self) -> tuple[int, Crash]:
+        """Open the record's file, and read it; the caller owns the descriptor. See `read`."""
+        fd = self._open_record()
+        try:
+            with open(fd, "rb", closefd=False) as file:
+                raw = file.read(RECORD_MAX)
+            return fd, self._parse(raw)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _parse(self, raw: bytes) -> Crash:
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError) as e:
@@ -99,31 +119,35 @@ class Entry:
             raise FormatError(f"{RECORD} of crash {self.id} is that of {crash.id}")
         return crash
 
-    def _read_record(self) -> bytes:
+    def _open_record(self) -> int:
         try:
             fd = os.open(RECORD, _READ, dir_fd=self.fd)
         except FileNotFoundError as e:
             raise NotFoundError(f"crash {self.id} has no {RECORD}") from e
         except OSError as e:
             raise FormatError(f"{RECORD} of crash {self.id} cannot be opened: {e.strerror}") from e
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > RECORD_MAX:
-                raise FormatError(f"{RECORD} of crash {self.id} is not a regular file of sane size")
-            with open(fd, "rb", closefd=False) as file:
-                return file.read(RECORD_MAX)
-        finally:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > RECORD_MAX:
             os.close(fd)
+            raise FormatError(f"{RECORD} of crash {self.id} is not a regular file of sane size")
+        return fd
 
-    def write(self, crash: Crash, *, sync: bool) -> None:
+    def write(self, crash: Crash, *, sync: bool, max_bytes: int = RECORD_BYTES) -> Crash:
         """Replace the record; with `sync` it is on disk, with all that was renamed before, on
-        return.
+        return. Returns it as it is there: cut to `max_bytes`.
         """
-        raw = json.dumps(to_json(crash), ensure_ascii=False, separators=(",", ":"))
-        self._stage(RECORD_STAGED, raw.encode("utf-8", "backslashreplace"), sync=sync)
+        crash, raw = bounded(crash, max_bytes)
+        self._stage(RECORD_STAGED, raw, sync=sync)
         os.rename(RECORD_STAGED, RECORD, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         if sync:
             os.fsync(self.fd)
+        return crash
+
+    def spare_bytes(self, keep_free_bytes: int) -> int:
+        """Return how large a record may be that leaves `keep_free_bytes` free."""
+        disk = os.fstatvfs(self.fd)
+        spare = disk.f_bavail * disk.f_frsize - keep_free_bytes
+        return max(LEAST_BYTES, min(RECORD_BYTES, spare // SPARE_PART))
 
     def write_file(self, name: str, data: bytes) -> None:
         """Replace one more of the entry's files, on disk on return."""
@@ -157,8 +181,9 @@ class Entry:
                 return None
             return file.read(max_bytes)
 
-    def open_core(self) -> int:
-        """Open the committed core for reading; the caller owns the descriptor.
+    def open_core(self, *, spared: bool = True) -> int:
+        """Open the committed core for reading; the caller owns the descriptor. Retention leaves one
+        that is `spared` alone.
 
         Raises:
             NotFoundError: this crash has no core.
@@ -171,12 +196,13 @@ class Entry:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotFoundError(f"the core of crash {self.id} is not a regular file")
-        with contextlib.suppress(OSError):  # nothing but retention asks for it
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if spared:
+            with contextlib.suppress(OSError):  # nothing but retention asks for it
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd
 
     def is_core_in_use(self) -> bool:
-        """Tell whether somebody has the core open who got it by `open_core`, passed on or not."""
+        """Tell whether somebody has the core open, and wants it spared."""
         try:
             fd = os.open(CORE, _READ, dir_fd=self.fd)
         except OSError:
@@ -302,7 +328,7 @@ def change(paths: Paths, crash_id: str, how: Callable[[Crash], Crash]) -> tuple[
         before = entry.read()
         after = how(before)
         if after != before:
-            entry.write(after, sync=True)
+            after = entry.write(after, sync=True)
         return before, after
 
 
@@ -322,6 +348,14 @@ def open_entry(paths: Paths, crash_id: str) -> Entry:
         raise NotFoundError(f"no crash {crash_id} in {paths.crashes}") from e
     except OSError as e:
         raise UnavailableError(f"cannot open {paths.crashes / crash_id}: {e.strerror}") from e
+
+
+def record_size(paths: Paths, crash_id: str) -> int:
+    """Return the size of an entry's record; 0 where there is none."""
+    try:
+        return os.stat(paths.crashes / crash_id / RECORD, follow_symlinks=False).st_size
+    except OSError:
+        return 0
 
 
 def _names(paths: Paths) -> list[str]:

@@ -15,7 +15,13 @@ from typing import Any, Final
 
 from crashd.domain.model import Crash, Kind, State, time_text
 from crashd.domain.retention import Deletion, StoredCrash, Usage
-from crashd.errors import CrashdError, NotFoundError, UnavailableError
+from crashd.errors import (
+    CrashdError,
+    FormatError,
+    NewerError,
+    NotFoundError,
+    UnavailableError,
+)
 from crashd.store import spool
 from crashd.store.entry import Entry, open_entry, remove_locked
 from crashd.store.index import BLOCK_BYTES, Index
@@ -187,16 +193,28 @@ def carry_out(paths: Paths, deletion: Deletion) -> Removed | None:
         with open_entry(paths, deletion.id) as entry:
             if not entry.try_lock():
                 return None
-            crash = entry.read()
-            if crash.kind is not Kind.PROCESS or crash.state is State.CAPTURING or crash.pinned:
+            crash = _read(entry)
+            if crash is not None and (
+                crash.kind is not Kind.PROCESS or crash.state is State.CAPTURING or crash.pinned
+            ):
                 return None
             if entry.is_core_in_use():
                 return None  # its space would not come free either
-            if deletion.whole:
+            if deletion.whole or crash is None:
                 return Removed(deletion.id, deletion.reason, remove_locked(paths, entry), None)
             return _evict(entry, crash, deletion.reason)
     except NotFoundError:
         return Removed(deletion.id, None, 0, None)
+
+
+def _read(entry: Entry) -> Crash | None:
+    """Read a record; None where nobody can. There is no tombstone then, and all of it goes."""
+    try:
+        return entry.read()
+    except NewerError:
+        raise
+    except FormatError:
+        return None
 
 
 def _evict(entry: Entry, crash: Crash, reason: str) -> Removed:
@@ -208,7 +226,7 @@ def _evict(entry: Entry, crash: Crash, reason: str) -> Removed:
             evicted={"reason": str(reason), "time": time_text(time.time_ns())},
             core=replace(crash.core, path=None, stored_bytes=0, complete=False),
         )
-        entry.write(crash, sync=True)
+        crash = entry.write(crash, sync=True)
     stored = entry.stored_bytes()
     if stored is None:
         return Removed(entry.id, None, 0, crash)

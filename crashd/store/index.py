@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.domain.match import Query
-from crashd.domain.model import LIST_KEYS, Crash, Kind, State, to_json
+from crashd.domain.model import LIST_KEYS, Crash, Kind, State, encode, to_json
 from crashd.domain.text import printable
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
 from crashd.store.schema import COLUMNS, MIGRATIONS
@@ -60,9 +60,8 @@ class Totals:
 
 def record_bytes(crash: Crash, document: Mapping[str, Any]) -> int:
     """Work out what a crash without its core has on disk: its directory, record and analysis."""
-    raw = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     analysis = (crash.analysis or {}).get("stored_bytes")
-    sizes = [1, len(raw.encode("utf-8", "backslashreplace"))]
+    sizes = [1, len(encode(document))]
     if isinstance(analysis, int) and 0 <= analysis <= FILE_MAX:
         sizes.append(analysis)
     return sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
@@ -84,7 +83,7 @@ def _row(crash: Crash) -> tuple[Any, ...]:
         "pinned": int(crash.pinned),
         "stored_bytes": crash.core.stored_bytes,
         "record_bytes": record_bytes(crash, document),
-        "doc": json.dumps(listed, ensure_ascii=False, separators=(",", ":")),
+        "doc": encode(listed).decode(),
     }
     return tuple(values[name] for name in COLUMNS)
 

@@ -1,17 +1,27 @@
-"""Records that went with the power. The first record of a crash is not synced, for its process
-waits for it: after a power cut it can be empty or not there, and its row in the index, which is
-synced, be all that is left of it.
+"""Records that cannot be read. The first record of a crash is not synced, because its process
+waits: after a power cut it can be empty or not there, and its row in the index, which is synced,
+be all that is left of it. A disk can damage one, and earlier crashds wrote some that are too large.
 """
 
 import contextlib
 import json
 import os
 import shlex
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from crashd.domain.model import BOOT_UNKNOWN, ID_PATTERN, SCHEMA, Crash, Kind, State, from_json
-from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.domain.model import (
+    BOOT_UNKNOWN,
+    ID_PATTERN,
+    SCHEMA,
+    Core,
+    Crash,
+    Kind,
+    State,
+    from_json,
+)
+from crashd.errors import CrashdError, FormatError, NewerError, NotFoundError
 from crashd.store.entry import (
     CORE,
     RECORD,
@@ -28,9 +38,9 @@ _COLUMNS = ("doc", "time_ns", "token", "sequence", "owner_uid")
 
 
 def restore_record(paths: Paths, index: Index, crash_id: str) -> bool:
-    """Give a crash whose record is empty or not there a record again, on disk on return: the one
-    that was about to take its place, else what the index knows, else what its id tells. Return
-    whether that was needed. A record with anything in it stays as it is, as does one whose writer
+    """Give a crash whose record cannot be read, or is not there, a record again, on disk on return:
+    the one that was about to take its place, else what the index knows, else what its id says.
+    Return whether that was needed. A newer crashd's record stays as it is, as does one whose writer
     lives.
 
     Raises:
@@ -46,9 +56,9 @@ def restore_record(paths: Paths, index: Index, crash_id: str) -> bool:
             entry.write(crash, sync=True)
         return True
     with entry:
-        if entry.read_file(RECORD, RECORD_MAX) or not entry.try_lock():
+        if _is_sound(entry) or not entry.try_lock():
             return False
-        if entry.read_file(RECORD, RECORD_MAX):  # by the writer that was about to lock it
+        if _is_sound(entry):  # by the writer that was about to lock it
             return False
         names = entry.file_names()
         if RECORD not in names and CORE in names:  # a deletion that was broken off
@@ -59,6 +69,33 @@ def restore_record(paths: Paths, index: Index, crash_id: str) -> bool:
         else:
             entry.write(_known(index, crash_id), sync=True)
     return True
+
+
+def _is_sound(entry: Entry) -> bool:
+    try:
+        entry.read()
+    except NewerError:
+        return True
+    except (FormatError, NotFoundError):
+        return False
+    return True
+
+
+def unreadable(entry: Entry, error: CrashdError) -> Crash:
+    """Make a record of what is known without one: what the id says, and the core's size.
+
+    Raises:
+        FormatError: the id has no time.
+
+    """
+    stored = entry.stored_bytes()
+    crash = _of_id(entry.id)
+    return replace(
+        crash,
+        state=State.LOST if stored is None else State.TRUNCATED,
+        capture=replace(crash.capture, reason=f"the record cannot be read: {error}"[:500]),
+        core=Core() if stored is None else Core(CORE, stored_bytes=stored),
+    )
 
 
 def _is_staged(entry: Entry) -> bool:

@@ -1,10 +1,12 @@
 """Small files of state in the state directory: replaced whole, and worth nothing when damaged."""
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from crashd.domain.model import encode
 from crashd.store.entry import write_all
 
 STATE_MAX = 16 << 20
@@ -22,12 +24,20 @@ def read_state(path: Path) -> Any:
 
 
 def write_state(path: Path, document: Any) -> None:
-    """Replace a file by `document` as JSON; not synced: the newest is not worth a wait."""
+    """Replace a file by `document` as JSON; not synced: the newest is not worth a wait.
+
+    Raises:
+        OSError: the disk refuses it, or nobody could read so much again.
+
+    """
+    raw = encode(document)
+    if len(raw) > STATE_MAX:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
     staged = path.with_name(path.name + ".new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(staged, flags, 0o600)
     try:
-        write_all(fd, json.dumps(document).encode())
+        write_all(fd, raw)
     except OSError:
         staged.unlink(missing_ok=True)
         raise

@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import zstandard
@@ -11,13 +11,14 @@ import zstandard
 from crashd.analysisresult import parse_log_report, parse_report
 from crashd.corehandler import pack
 from crashd.domain import cgroup, elfcore, httphead, kdumpconf, kernellog, memorymap, procfs
+from crashd.domain.boundedrecord import LEAST_BYTES, METADATA_BYTES, MINI_BYTES, bounded
 from crashd.domain.coredumpsock import parse_request
 from crashd.domain.coremeta import CoreMeta, parse_fields
 from crashd.domain.crashkernel import parse_crashkernel
 from crashd.domain.kdumpdir import classify, parse_directory_name
 from crashd.domain.match import parse_term, parse_time
 from crashd.domain.memorymap import DoubtError
-from crashd.domain.model import from_json, to_json
+from crashd.domain.model import Crash, encode, from_json, to_json
 from crashd.domain.oops import analyse
 from crashd.domain.printkring import Memory, parse_numbers, read_log
 from crashd.domain.pstore import assemble, parse_part
@@ -139,6 +140,46 @@ def _record(raw: bytes) -> object:
     return to_json(from_json(document))
 
 
+def _bounded(raw: bytes) -> object:
+    """A record whose parts are pieces of `raw`, some of them many times."""
+    parts = raw.split(b"\0")
+    sizes = (LEAST_BYTES, METADATA_BYTES, MINI_BYTES)
+    crash = spread(parts, raw[0] // 4 if raw else 1)
+    max_bytes = sizes[len(raw) % 3]
+    after, encoded = bounded(crash, max_bytes)
+    assert len(encoded) <= max_bytes, len(encoded)
+    assert encode(to_json(from_json(json.loads(encoded)))) == encoded
+    names = [item.name for item in fields(crash) if item.name not in ("capture", "warnings")]
+    changed = [name for name in names if getattr(crash, name) != getattr(after, name)]
+    note = after.warnings[-1] if after.warnings else ""
+    assert all(name in note for name in changed), (changed, note)
+    return encoded
+
+
+def spread(parts: Sequence[bytes], times: int) -> Crash:
+    """Build a crash out of what a process may have chosen."""
+
+    def piece(number: int) -> bytes:
+        return (parts[number % len(parts)] * times)[: 1 << 16]
+
+    texts = [part.decode("utf-8", "surrogateescape")[:4096] for part in parts]
+    return build_crash(
+        exe=piece(0)[:4096],
+        comm=piece(1)[:16],
+        maps=piece(2),
+        argv=tuple(part * times for part in parts)[:64],
+        environ=(piece(3), *parts),
+        mountinfo=piece(4),
+        open_fds=piece(5),
+        cgroup=texts[-1],
+        title=texts[0],
+        log=tuple(texts * 4),
+        threads=tuple({"tid": 1, "name": text} for text in texts * 4),
+        warnings=tuple(texts * 4),
+        kernel={"path": texts[-1], "list": texts},
+    )
+
+
 def _words(raw: bytes) -> object:
     text = raw.decode("utf-8", "surrogateescape")
     parse_term(text or "x")
@@ -208,6 +249,11 @@ TARGETS = (
         lambda: [pack({"pid": b"7", "signal": b"11", "time": b"1", "comm": b"x"})],
     ),
     Target("socket request", parse_request, lambda: [bytes(range(48))]),
+    Target(
+        "record's size",
+        _bounded,
+        lambda: [b"/bin/x\0x\0" + b"\xff\x01\n'\"\\" * 40 + b"\0A=\xc3\xa4\0\xf0\x9f\x98\x80" * 9],
+    ),
     Target("record", _record, lambda: [json.dumps(to_json(build_crash())).encode()]),
     Target("analysis", parse_report, lambda: [b'{"threads": [], "modules": []}']),
     Target(

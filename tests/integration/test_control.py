@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from typing import Any
 import pytest
 
 from crashd.cli.control import ControlClient
-from crashd.daemon import control
+from crashd.daemon import answers, control
 from crashd.daemon.control import ControlServer
 from crashd.domain import frames
-from crashd.domain.model import Crash
+from crashd.domain.model import Crash, from_json
 from crashd.edge.handoff import listen_unix
 from crashd.store import entry as entries
 from crashd.store.expiry import Outcome
@@ -197,17 +198,31 @@ def test_verbs_answer(paths: Paths, server: ControlServer) -> None:
     assert ask(paths, {"verb": "info", "id": MINE.id})["crash"]["owner_uid"] == NOBODY
 
 
-def test_open_core_passes_a_read_only_descriptor(paths: Paths, server: ControlServer) -> None:
+def test_open_core_sends_its_bytes_and_no_descriptor(paths: Paths, server: ControlServer) -> None:
     with Peer(paths) as peer:
         peer.say({"verb": "open-core", "id": MINE.id})
-        first, fds, _, _ = socket.recv_fds(peer.socket, 1, 4)
-        assert len(first) == 1
-        (fd,) = fds
-        assert os.pread(fd, 100, 0) == CORE
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.write(fd, b"x")
+        assert peer.hear() == {"ok": True, "size_bytes": len(CORE)}
+        data, fds, _, _ = socket.recv_fds(peer.socket, 1000, 4)
+        assert (data, fds) == (CORE, [])
+        assert peer.is_closed()
+
+
+def test_fetched_core_is_a_private_copy(paths: Paths, server: ControlServer) -> None:
+    fd = ControlClient(paths.control_socket).fetch({"verb": "open-core", "id": MINE.id})
+    try:
+        status = os.fstat(fd)
+        assert (status.st_nlink, stat.S_IMODE(status.st_mode)) == (0, 0o600)
+        assert os.read(fd, 100) == CORE
+    finally:
         os.close(fd)
-        assert peer.socket.recv(100).endswith(b'{"ok":true}')
+
+
+def test_info_is_the_record_as_it_is_stored(paths: Paths, server: ControlServer) -> None:
+    record = paths.crashes / MINE.id / "crash.json"
+    record.write_bytes(record.read_bytes() + b"\n")  # by an editor
+    found = ask(paths, {"verb": "info", "id": MINE.id})["crash"]
+    assert from_json(found) == MINE
+    assert found["count_of_signature"] is None
 
 
 def test_list_of_more_than_an_answer_holds_is_refused(
@@ -343,7 +358,7 @@ def test_peer_that_says_nothing_is_dropped(
 def test_peer_that_does_not_read_is_dropped(
     paths: Paths, serve: Callable[..., ControlServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(answers, "ANSWER_SECONDS", 0.1)
     server = serve(lambda: {"much": "x" * (8 << 20)})
     with Peer(paths) as peer:
         peer.say({"verb": "status"})
@@ -354,6 +369,7 @@ def test_peer_that_does_not_read_is_dropped(
             while chunk := peer.socket.recv(1 << 20):
                 received += len(chunk)
         assert received < 8 << 20
+    wait_until(lambda: server.refused == 1, what="it is counted")
 
 
 def test_connections_are_bounded_for_each_user_and_root_gets_in(server: ControlServer) -> None:
@@ -485,7 +501,7 @@ def told(request, ask):
     except CrashdError as e:
         return f"{type(e).__name__}: {e}"
 found = {"list": [row["id"] for row in client.ask({"verb": "list"})["crashes"]]}
-for verb, ask in (("info", client.ask), ("open-core", client.ask_for_descriptor)):
+for verb, ask in (("info", client.ask), ("open-core", client.fetch)):
     found[verb] = [told({"verb": verb, "id": name}, ask) for name in ids]
 found["open-core"][0] = os.pread(found["open-core"][0], 100, 0).decode()
 found["info"][0] = found["info"][0]["crash"]["id"]

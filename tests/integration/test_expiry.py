@@ -300,6 +300,16 @@ def test_pending_deletions_that_are_torn_or_nonsense_are_passed_over(paths: Path
     assert [(r.id, r.tombstone) for r in removed] == [(crash.id, None)]
 
 
+def test_crash_whose_record_cannot_be_read_goes_altogether(paths: Paths, index: Index) -> None:
+    damaged, newer = add(paths, index, 1), add(paths, index, 2)
+    (paths.crashes / damaged.id / "crash.json").write_bytes(b"{")
+    (paths.crashes / newer.id / "crash.json").write_bytes(b'{"schema":1000}')
+    carry_out(paths, index, [Deletion(damaged.id, Reason.MAX_USE, 1, False)])
+    assert os.listdir(paths.crashes) == index.ids() == [newer.id]
+    with pytest.raises(AssertionError, match=newer.id):
+        carry_out(paths, index, [Deletion(newer.id, Reason.MAX_USE, 1, True)])
+
+
 def test_old_tombstone_goes_altogether(paths: Paths, index: Index) -> None:
     now_ns = START_NS + 400 * 86400 * 10**9
     old = add(paths, index, 1)

@@ -97,3 +97,21 @@ def test_shipped_sysctls_each_has_its_reason_above() -> None:
     for number, line in enumerate(lines):
         if line and not line.startswith("#"):
             assert lines[number - 1].startswith("# "), line
+
+
+MIB = 1 << 20
+DAEMON_BYTES, WORKER_BYTES = 200 * MIB, 60 * MIB
+"""What the unit's comment says; `test_sec_85` and the bound of records keep to it."""
+
+
+@pytest.mark.parametrize(
+    ("memory", "cpus"), [(512 * MIB, 1), (1024 * MIB, 4), (2048 * MIB, 8), (256 << 30, 64)]
+)
+def test_unit_has_memory_for_its_buffer_and_workers(memory: int, cpus: int) -> None:
+    unit = (ROOT / "systemd/crashd.service").read_text(encoding="utf-8")
+    share = re.search(r"^MemoryMax=(\d+)%$", unit, re.MULTILINE)
+    assert share is not None
+    assert "\nOOMPolicy=continue\n" in unit, "else one worker takes all along"
+    capture = Settings().capture
+    needed = DAEMON_BYTES + capture.worker_count(cpus) * WORKER_BYTES
+    assert capture.buffer_bytes(memory) + needed <= memory * int(share[1]) // 100

@@ -273,13 +273,18 @@ def test_reindex_replaces_what_cannot_be_read(
         assert Catalog(paths, fresh).verify(deep=True) == []
 
 
-def test_reindex_passes_over_entries_that_cannot_be_read(
+def test_reindex_lists_what_is_known_of_entries_that_cannot_be_read(
     paths: Paths, index: Index, keep: Callable[..., Crash]
 ) -> None:
     bad, good = keep(1), keep(2)
     (paths.crashes / bad.id / "crash.json").write_bytes(b"[]")
-    assert reindex(paths) == 1
-    assert index.ids() == [good.id]
+    (paths.crashes / bad.id / "core.zst").write_bytes(b"core")
+    assert reindex(paths) == 2
+    assert index.ids() == sorted([bad.id, good.id])
+    row = index.get(bad.id)
+    assert row is not None
+    assert (row["pid"], row["state"], row["core"]["stored_bytes"]) == (bad.pid, "truncated", 4)
+    assert "cannot be read" in row["capture"]["reason"]
 
 
 def test_verify_asks_again_for_what_the_daemon_was_about_to_put(

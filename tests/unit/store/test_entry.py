@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crashd.domain.boundedrecord import LEAST_BYTES, METADATA_BYTES, RECORD_BYTES
 from crashd.domain.model import Crash, Kind, State
 from crashd.errors import FormatError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
@@ -267,3 +268,20 @@ def test_create_waits_for_who_looks_at_it_already(paths: Paths) -> None:
     finally:
         stop.set()
         looking.join()
+
+
+def test_record_has_no_more_room_than_is_to_spare(paths: Paths) -> None:
+    with entries.create(paths, a_crash()) as entry:
+        disk = os.fstatvfs(entry.fd)
+        free = disk.f_bavail * disk.f_frsize
+        assert entry.spare_bytes(0) == RECORD_BYTES
+        assert entry.spare_bytes(2 * free) == LEAST_BYTES
+        assert LEAST_BYTES < entry.spare_bytes(free - 16 * METADATA_BYTES) < RECORD_BYTES
+
+
+def test_write_returns_the_record_as_it_is_read(paths: Paths) -> None:
+    crash = replace(a_crash(), maps=b"\xff" * (1 << 20))
+    with entries.create(paths, a_crash()) as entry:
+        written = entry.write(crash, sync=False, max_bytes=METADATA_BYTES)
+        assert entry.read() == written != crash
+        assert os.stat(entries.RECORD, dir_fd=entry.fd).st_size <= METADATA_BYTES

@@ -6,7 +6,15 @@ import pytest
 
 from crashd.domain.model import Crash, Disposition, State
 from crashd.errors import FormatError
-from crashd.store.entry import CORE, RECORD, RECORD_STAGED, create, open_entry, prepare
+from crashd.store.entry import (
+    CORE,
+    RECORD,
+    RECORD_MAX,
+    RECORD_STAGED,
+    create,
+    open_entry,
+    prepare,
+)
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from crashd.store.restoring import restore_record
@@ -42,7 +50,7 @@ def make(paths: Paths, record: bytes | None, staged: bytes | None = None) -> Non
             path.write_bytes(data)
 
 
-@pytest.mark.parametrize("record", [b"", None])
+@pytest.mark.parametrize("record", [b"", None, b"{damaged", b" " * (RECORD_MAX + 1)])
 def test_restore_of_what_is_in_the_index_has_what_is_listed(
     paths: Paths, index: Index, record: bytes | None
 ) -> None:
@@ -97,8 +105,9 @@ def test_restore_leaves_what_was_about_to_be_deleted(paths: Paths, index: Index)
 
 def test_restore_leaves_what_is_there_and_what_is_being_written(paths: Paths, index: Index) -> None:
     index.put([CRASH])
-    make(paths, b"{damaged")
-    assert not restore_record(paths, index, CRASH.id)
+    newer = b'{"schema":1000}'
+    make(paths, newer)
+    assert not restore_record(paths, index, CRASH.id), "a newer crashd reads it"
     make_anew = paths.crashes / CRASH.id / RECORD
     make_anew.write_bytes(b"")
     with open_entry(paths, CRASH.id) as writer:

@@ -1,0 +1,203 @@
+"""How large a record may be, encoded: nothing is written that could not be read again.
+
+A crashed process chooses how long its maps, arguments and names are, and how many bytes of JSON
+each of their bytes becomes (six, where it is a control or not UTF-8). So the encoded record is
+measured and cut, what says least first, and a warning in it names what was cut.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from crashd.domain.model import Crash, encode, put_bytes, put_bytes_list, to_json
+from crashd.domain.text import shell_join
+
+RECORD_BYTES: Final = 4 << 20
+"""Of a crash that has a core. The kernel gives as much to the names of all mappings in a core
+(MAX_FILE_NOTE_SIZE, fs/binfmt_elf.c)."""
+MINI_BYTES: Final = 512 << 10
+"""Of a crash that has a mini core."""
+METADATA_BYTES: Final = 64 << 10
+"""Of a crash of which nothing else is kept: a crash loop makes many."""
+LEAST_BYTES: Final = 16 << 10
+"""Where there is no space: identity, names, and what happened."""
+
+_BULKY = ("maps", "mountinfo", "open_fds", "environ", "auxv", "limits", "status")
+_LINES = ("log", "threads", "frames", "report")
+_ORDER = (*_BULKY, *_LINES, "argv")
+"""What is cut, the least telling first."""
+_NAMES_TEXT = """
+analysis kernel evicted cwd root nodename exe comm thread_comm hostname cgroup slice session
+user_unit unit container_id container_runtime pod_uid explanation title signature build_id token
+boot_id
+"""
+_NAMES = tuple(_NAMES_TEXT.split())
+"""What is cut where the above does not suffice, each to its part."""
+_TEXT_PART: Final = 64
+_MAPPING_PART: Final = 16
+_WARNINGS_PART: Final = 16
+_NOTE_BYTES: Final = 512
+_WORST: Final = 7
+"""Bytes of JSON for one byte at most, base64 included."""
+_PIECE_BYTES: Final = 256 << 10
+_PRECISION: Final = 16
+"""What is cut may be shorter than need be by a 16th: each look at a length costs an encoding."""
+
+
+def bounded(crash: Crash, max_bytes: int = RECORD_BYTES) -> tuple[Crash, bytes]:
+    """Cut a record to `max_bytes` (LEAST_BYTES or more), encoded; return it, and the encoding.
+
+    It is the same where nothing has to be cut.
+    """
+    cuts: dict[str, str] = {}
+    whole, crash = crash, _shorten(crash, max_bytes, cuts)
+    crash = _presume(crash, whole, max_bytes, cuts)
+    raw = encode(to_json(crash))
+    if len(raw) <= max_bytes and not cuts:
+        return crash, raw
+    noted = _note(crash, cuts, max_bytes)
+    raw = encode(to_json(noted))
+    for name in _ORDER:
+        if len(raw) <= max_bytes:
+            return noted, raw
+        before = getattr(crash, name)
+        size = _cost(name, before)
+        after = _cut(name, before, size - (len(raw) - max_bytes) - _NOTE_BYTES)
+        if after != before:
+            cuts[name] = f"{name} after {len(after)} of {_length(getattr(whole, name))}"
+            crash = replace(crash, **{name: after})
+            noted = _note(crash, cuts, max_bytes)
+            raw = encode(to_json(noted))
+    if len(raw) <= max_bytes:
+        return noted, raw
+    noted = _note(_cut_names(crash, cuts, max_bytes), cuts, max_bytes)
+    return noted, encode(to_json(noted))
+
+
+def slim(crash: Crash) -> Crash:
+    """Drop what a row of the index does without: what is queued in memory is to be small."""
+    empty: dict[str, Any] = {**dict.fromkeys(_BULKY), **dict.fromkeys(_LINES, ())}
+    return replace(crash, **empty)
+
+
+def _shorten(crash: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
+    """Cut what is longer than all may be, before it is encoded to six times that."""
+    for name in _BULKY:
+        value = getattr(crash, name)
+        if isinstance(value, bytes) and len(value) > max_bytes:
+            cuts[name] = f"{name} after {max_bytes} of {_length(value)}"
+            crash = replace(crash, **{name: _prefix(value, max_bytes)})
+    return crash
+
+
+def _presume(crash: Crash, whole: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
+    """Cut what surely is too large, member by member: all at once would be much in memory."""
+    if sum(len(getattr(crash, name) or b"") for name in _BULKY) <= max_bytes // _WORST:
+        return crash
+    sizes = {name: _cost(name, getattr(crash, name)) for name in _BULKY}
+    excess = sum(sizes.values()) - max_bytes
+    for name, size in sizes.items():
+        before = getattr(crash, name)
+        after = _cut(name, before, size - excess) if excess > 0 else before
+        if after != before:
+            excess -= size - _cost(name, after)
+            cuts[name] = f"{name} after {len(after)} of {_length(getattr(whole, name))}"
+            crash = replace(crash, **{name: after})
+    return crash
+
+
+def _cut_names(crash: Crash, cuts: dict[str, str], max_bytes: int) -> Crash:
+    for name in _NAMES:
+        before = getattr(crash, name)
+        part = _MAPPING_PART if isinstance(before, Mapping) else _TEXT_PART
+        after = _cut(name, before, max_bytes // part)
+        if after != before:
+            cuts[name] = name
+            crash = replace(crash, **{name: after})
+    reason = _cut("reason", crash.capture.reason, max_bytes // _TEXT_PART)
+    return replace(crash, capture=replace(crash.capture, reason=reason))
+
+
+def _note(crash: Crash, cuts: dict[str, str], max_bytes: int) -> Crash:
+    """Say what was cut, after as many of the other warnings as have room."""
+    kept = _cut("warnings", crash.warnings, max_bytes // _WARNINGS_PART)
+    if kept != crash.warnings:
+        cuts["warnings"] = f"warnings after {len(kept)} of {_length(crash.warnings)}"
+    if not cuts:
+        return crash
+    note = f"cut to keep this record small: {', '.join(cuts.values())}"
+    return replace(crash, warnings=(*kept, note[:_NOTE_BYTES]))
+
+
+def _length(value: bytes | tuple[Any, ...]) -> str:
+    return f"{len(value)} {'bytes' if isinstance(value, bytes) else 'items'}"
+
+
+def _cost(name: str, value: Any) -> int:
+    """Measure what a member adds to the encoded record."""
+    out: dict[str, Any] = {}
+    if isinstance(value, bytes) and len(value) > _PIECE_BYTES:  # a part of it in memory
+        starts = range(0, len(value), _PIECE_BYTES)
+        return sum(_cost(name, value[start : start + _PIECE_BYTES]) for start in starts)
+    if isinstance(value, bytes):
+        put_bytes(out, name, value)
+    elif name in ("argv", "environ"):
+        put_bytes_list(out, name, value)
+        if name == "argv":
+            out["cmdline"] = shell_join(value).decode("utf-8", "backslashreplace")
+    else:
+        out[name] = value
+    return len(encode(out))
+
+
+def _cut(name: str, value: Any, max_bytes: int) -> Any:
+    """Cut a member until it adds `max_bytes` to the encoded record, or is empty."""
+    if value is None or _cost(name, value) <= max_bytes:
+        return value
+    if isinstance(value, Mapping):
+        return _cut_mapping(name, value, max_bytes)
+    kept = _longest(value, max_bytes, lambda part: _cost(name, part) <= max_bytes)
+    if isinstance(value, tuple) and isinstance(next(iter(value[len(kept) :]), None), bytes):
+        last = value[len(kept)]
+        end = _longest(last, max_bytes, lambda part: _cost(name, (*kept, part)) <= max_bytes)
+        return (*kept, end) if end else kept
+    return kept
+
+
+def _cut_mapping(name: str, value: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, member in value.items():
+        if _cost(name, {**kept, key: member}) <= max_bytes:
+            kept[key] = member
+    return kept
+
+
+def _longest(value: Any, max_bytes: int, fits: Callable[[Any], bool]) -> Any:
+    """Find a long beginning of `value` that fits; an empty one where none does.
+
+    Of `max_bytes` none has more bytes or items: each becomes a byte or more.
+    """
+    low, high = 0, max(0, min(len(value), max_bytes))
+    while high - low > max(1, low // _PRECISION):
+        middle = (low + high) // 2
+        if fits(_prefix(value, middle)):
+            low = middle
+        else:
+            high = middle
+    return _prefix(value, low)
+
+
+def _prefix(value: Any, length: int) -> Any:
+    """Take a beginning; of bytes at the end of a line, or of a character."""
+    start = value[:length]
+    if not isinstance(start, bytes) or length >= len(value):
+        return start
+    line = start.rfind(b"\n") + 1
+    if line > length // 2:
+        return start[:line]
+    try:
+        start.decode()
+    except UnicodeDecodeError as e:
+        if e.reason == "unexpected end of data":
+            return start[: e.start]
+    return start
