@@ -7,10 +7,10 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-from crashd.analyzers.storedcore import StoredCore
 from crashd.domain.elfcore import HEAD_MAX, CoreHead, Segment, head_size, parse_head
 from crashd.domain.procfs import AT_SYSINFO_EHDR
 from crashd.errors import FormatError
+from crashd.store.coreread import StoredCore
 
 PF_X, PF_W, PF_R = 1, 2, 4
 _HEAD_FIRST = 64 << 10

@@ -10,8 +10,8 @@ import pytest
 
 from crashd.analyzers import messages
 from crashd.analyzers.coreimage import CoreImage, read_head
-from crashd.analyzers.storedcore import StoredCore
 from crashd.store.corefile import CoreWriter
+from crashd.store.coreread import StoredCore
 from tests.builders.elfcore import (
     CoreFormat,
     CoreSegment,
