@@ -212,6 +212,8 @@ class Crash:
     maps: bytes | None = None
     limits: bytes | None = None
     status: bytes | None = None
+    """/proc/PID/status. Its Groups and CapEff decide, with uid and gid, which files are opened for
+    the crash; without it there are no groups."""
     mountinfo: bytes | None = None
     auxv: bytes | None = None
     open_fds: bytes | None = None

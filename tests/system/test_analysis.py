@@ -251,7 +251,9 @@ def crash_of(died: Died, **more: Any) -> Crash:
     """Make the record of a process that died."""
     name = os.fsencode(died.program)
     comm = name.rpartition(b"/")[2][:15]
-    return build_crash(pid=died.pid, exe=name, comm=comm, signal=None, unit=None, **more)
+    roots = {"uid": 0, "gid": 0, "status": b"Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n"}
+    values = {**roots, "signal": None, "unit": None, **more}
+    return build_crash(pid=died.pid, exe=name, comm=comm, **values)
 
 
 def analyse_file(path: Path, crash: Crash, options: AnalysisOptions | None = None) -> Analysis:
@@ -429,8 +431,8 @@ def test_analyse_separate_debug_file_gives_lines(
         # below another root, as if fetched: the host's own is not the test's to change
         build_id = native(analyse_death(died))[0].build_id
         assert build_id
-        options = AnalysisOptions(debug_roots=(os.fsencode(tmp_path / "image"),))
-        place = tmp_path / f"image/usr/lib/debug/.build-id/{build_id[:2]}"
+        options = AnalysisOptions(build_id_dirs=(os.fsencode(tmp_path / "image"),))
+        place = tmp_path / f"image/.build-id/{build_id[:2]}"
         place.mkdir(parents=True)
         debug.rename(place / f"{build_id[2:]}.debug")
     analysis = analyse_file(store(died.core), crash_of(died), options)
