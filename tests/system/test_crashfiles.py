@@ -16,13 +16,23 @@ from tests.system.test_analysis import compile_program
 from tests.system.test_bundle import members
 
 U, GROUP = 61001, 61002
+STEPS = """
+#include <stddef.h>
+volatile int *nothing = NULL;
+__attribute__((noinline)) void {0}(void) {{ *nothing = 1; }}
+__attribute__((noinline)) void {1}(void) {{ {0}(); *nothing = 2; }}
+int main(void) {{ {1}(); return 0; }}
+"""
 
 
 @pytest.fixture
 def daemon(core_pattern_lock: None, short_tmp: Path) -> Iterator[Daemon]:
     short_tmp.chmod(0o755)
     (short_tmp / "r").mkdir()
-    with Daemon(short_tmp / "r", config=PLAIN_CONFIG) as running:
+    ids = short_tmp / "ids"
+    ids.mkdir()
+    config = f'{PLAIN_CONFIG}[analysis]\nbuild_id_dirs = ["{ids}"]\n'
+    with Daemon(short_tmp / "r", config=config) as running:
         yield running
 
 
@@ -97,3 +107,78 @@ def test_sec_72_bundle_packs_what_the_crashed_user_could_read(
     assert str(path) not in packed(daemon, found, tmp_path)
     own = compile_program("causes", short_tmp)
     assert str(own) in packed(daemon, crash(daemon, own, "null_read"), tmp_path)
+
+
+def test_sec_72_debugger_is_given_what_the_crashed_user_could_read(
+    daemon: Daemon, hidden: tuple[Path, str]
+) -> None:
+    path, script = hidden
+    found = crash(daemon, "unshare", "-Urm", "sh", "-c", script)
+    done = daemon.crashctl("debug", "--as-root", found["id"], "-A", "-batch -ex bt")
+    assert "null_read (" not in done.stdout
+    assert f"no symbols of {path}" in done.stderr
+    assert "not readable for the crashed user" in done.stderr
+
+
+def build(path: Path, inner: str, outer: str) -> None:
+    source = path.with_suffix(".c")
+    source.write_text(STEPS.format(inner, outer))
+    path.unlink(missing_ok=True)
+    options = ["-g", "-O0", "-Wl,--build-id"]
+    subprocess.run(["gcc", *options, "-o", path, source], check=True)
+
+
+def test_an_upgrade_changes_neither_stack_nor_signature(daemon: Daemon, short_tmp: Path) -> None:
+    program, ids = short_tmp / "steps", short_tmp / "ids"
+    build(program, "foo", "bar")
+    before = crash(daemon, program)
+    assert functions(before)[:3] == ["foo", "bar", "main"]
+    batch = ("debug", before["id"], "-A", "-batch -ex bt")
+    done = daemon.crashctl(*batch)
+    assert "foo (" in done.stdout
+    assert "warning: no symbols" not in done.stderr
+    old = program.read_bytes()
+
+    build(program, "quux", "fred")
+    analyzed = daemon.crashctl("analyze", before["id"])
+    assert analyzed.stderr.count("\n") == 1
+    assert "knows less than an earlier one, which is kept" in analyzed.stderr
+    after = info(daemon, before["id"])
+    assert (after["frames"], after["signature"]) == (before["frames"], before["signature"])
+    assert after["analysis"]["state"] == "done"
+    done = daemon.crashctl(*batch)
+    for name in ("quux", "fred", "foo", "bar"):
+        assert f"{name} (" not in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if f"no symbols of {program} " in line]
+    assert f"build-id {before['build_id']}" in line
+    assert "is another one now, with build-id " in line
+
+    place = ids / ".build-id" / before["build_id"][:2]
+    place.mkdir(parents=True)
+    (place / before["build_id"][2:]).write_bytes(old)
+    done = daemon.crashctl(*batch)
+    assert "foo (" in done.stdout
+    assert "warning: no symbols" not in done.stderr
+    analyzed = daemon.crashctl("analyze", before["id"])
+    assert "knows less" not in analyzed.stderr
+    assert info(daemon, before["id"])["signature"] == before["signature"]
+
+
+def test_a_containers_program_is_not_the_hosts(daemon: Daemon, short_tmp: Path) -> None:
+    """One path, in a root of its own and on the host: gdb is never given the host's."""
+    inside, program = short_tmp / "c", short_tmp / "steps"
+    build(program, "quux", "fred")
+    inner = inside / program.relative_to("/")
+    inner.parent.mkdir(parents=True)
+    source = inner.with_suffix(".c")
+    source.write_text(STEPS.format("foo", "bar"))
+    subprocess.run(["gcc", "-g", "-O0", "-static", "-o", inner, source], check=True)
+    for path in (inner, *inner.parents):
+        if path.is_relative_to(inside):
+            path.chmod(0o755)
+    known = len(daemon.crashes())
+    subprocess.run(["chroot", inside, program], preexec_fn=raise_core_limit, check=False)
+    (row,) = daemon.wait_for(known + 1)
+    done = daemon.crashctl("debug", row["id"], "-A", "-batch -ex bt")
+    assert "quux" not in done.stdout
+    assert "foo (" in done.stdout
