@@ -21,6 +21,8 @@ class CrashFiles(NamedTuple):
     files: list[ModuleFile]
     exe: bytes
     """The executable's name among them: in a root of its own, not that of the record."""
+    data: frozenset[bytes]
+    """Names of files that were mapped and are not modules."""
 
 
 def find_files(crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ()) -> CrashFiles:
@@ -38,7 +40,11 @@ def find_files(crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ())
         (module.name for module in modules if module.start <= phdr < module.end),
         crash.exe.removesuffix(b" (deleted)"),
     )
-    return CrashFiles(open_modules(modules, plan_search(crash, build_id_dirs), FILES_MAX), exe)
+    data = {mapped.name for mapped in head.files} - {
+        mapped.name for module in modules for mapped in module.files
+    }
+    files = open_modules(modules, plan_search(crash, build_id_dirs), FILES_MAX)
+    return CrashFiles(files, exe, frozenset(data))
 
 
 def _read_at(core: StoredCore, head: CoreHead, address: int, size: int) -> bytes:

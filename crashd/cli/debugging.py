@@ -136,14 +136,14 @@ def _lay_out(
     crash = from_json(source.info(crash_id))
     stored = source.open_core(crash_id)
     try:
-        files, exe = find_files(crash, stored, settings.build_id_dirs_bytes)
+        found = find_files(crash, stored, settings.build_id_dirs_bytes)
     finally:
         os.close(stored)
-    warn_of_missing(context, files, exe)
+    warn_of_missing(context, found)
     try:
-        return Given(lay_out(files, exe, directory, _reader(user)), settings.debuginfod)
+        return Given(lay_out(found, directory, _reader(user)), settings.debuginfod)
     finally:
-        for fd in (fd for file in files for fd in (file.fd, file.debug_fd) if fd is not None):
+        for fd in (fd for file in found.files for fd in (file.fd, file.debug_fd) if fd is not None):
             os.close(fd)
 
 

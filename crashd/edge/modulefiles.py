@@ -38,7 +38,8 @@ _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
 _SECTION_BYTES = 64
-_SHT_NOTE = 7
+_SHT_DYNAMIC, _SHT_NOTE = 6, 7
+_DT_SONAME = 14
 _LINK_MAX = 1024
 _CHECKED_BYTES_MAX = 1 << 30
 """A debug file without a build-id is read whole, for its checksum."""
@@ -281,6 +282,20 @@ def read_debuglink(fd: int) -> tuple[bytes, int] | None:
             raw = _section(fd, row, _LINK_MAX)
             name = raw.split(b"\0", 1)[0]
             return (name, int.from_bytes(raw[-4:], "little")) if name and len(raw) > 4 else None
+    return None
+
+
+def read_soname(fd: int) -> bytes | None:
+    """Read the name that a 64-bit little-endian library is loaded by."""
+    rows, _ = _section_table(fd)
+    for row in rows:
+        if row[1] != _SHT_DYNAMIC or row[6] >= len(rows):
+            continue
+        raw = _section(fd, row, 1 << 16)
+        for tag, value in struct.iter_unpack("<QQ", raw[: len(raw) - len(raw) % 16]):
+            at = rows[row[6]][4] + value
+            if tag == _DT_SONAME and at < 1 << 62:
+                return os.pread(fd, _LINK_MAX, at).split(b"\0", 1)[0] or None
     return None
 
 

@@ -16,7 +16,7 @@ from crashd.domain.access import Credentials
 from crashd.domain.elfcore import parse_build_id
 from crashd.domain.filesearch import FileSearch, Root, plan_search
 from crashd.domain.modules import Module
-from crashd.edge.modulefiles import ModuleFile, open_modules, read_debuglink
+from crashd.edge.modulefiles import ModuleFile, open_modules, read_debuglink, read_soname
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import build_image
 
@@ -156,6 +156,21 @@ def test_read_debuglink_of_a_real_file(tmp_path: Path) -> None:
         program.write_bytes(whole[:cut])
         with program.open("rb") as file:
             assert read_debuglink(file.fileno()) in (None, (b"prog.debug", checksum))
+
+
+def test_read_soname_of_a_real_library(tmp_path: Path) -> None:
+    library, source = tmp_path / "a.so", tmp_path / "a.c"
+    source.write_text("int f(void) { return 0; }")
+    gcc = ["gcc", "-shared", "-o", str(library), str(source)]
+    for options, soname in (["-Wl,-soname,liba.so.1"], b"liba.so.1"), ([], None):
+        subprocess.run([*gcc, *options], check=True)
+        whole = library.read_bytes()
+        with library.open("rb") as file:
+            assert read_soname(file.fileno()) == soname
+        for cut in range(0, len(whole), 977):
+            library.write_bytes(whole[:cut])
+            with library.open("rb") as file:
+                read_soname(file.fileno())  # nothing is raised
 
 
 def test_read_debuglink_lying_counts_are_none(tmp_path: Path) -> None:
