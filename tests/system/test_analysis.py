@@ -689,13 +689,14 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
     ids=["fifo", "link-to-shadow", "device", "directory", "unreadable", "text", "another"],
 )
 def test_sec_61_62_library_that_is_something_else_is_not_read(
-    crasher: Crasher, tmp_path: Path, make: Callable[[Path], None], problem: str
+    crasher: Crasher, short_tmp: Path, make: Callable[[Path], None], problem: str
 ) -> None:
-    analysis = with_library(crasher, tmp_path, make)
+    short_tmp.chmod(0o755)
+    analysis = with_library(crasher, short_tmp, make)
     assert analysis.seconds < 10
     assert analysis.facts is not None
     module = next(m for m in analysis.facts.modules if m.name.endswith("/libvictim.so"))
-    assert module.problem == problem, module
+    assert (module.problem or "").partition(",")[0] == problem, module
     assert native(analysis)[0].function is None
     assert native(analysis)[0].module == module.name
 
