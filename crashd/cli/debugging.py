@@ -19,14 +19,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import find_files
+from crashd.cli.crashfiles import CrashFiles, find_files
 from crashd.cli.debugroot import DebugRoot, lay_out, warn_of_missing
 from crashd.cli.dumping import opened_core, terminable, write_file
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.access import Credentials
 from crashd.domain.model import from_json
 from crashd.domain.text import printable
-from crashd.errors import ConfigError, CrashdError, UnsupportedError, UsageError
+from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from crashd.config import Analysis
@@ -137,6 +137,9 @@ def _lay_out(
     stored = source.open_core(crash_id)
     try:
         found = find_files(crash, stored, settings.build_id_dirs_bytes)
+    except FormatError as e:
+        context.warn(f"{e}: no symbols")
+        found = CrashFiles([], b"", frozenset())
     finally:
         os.close(stored)
     warn_of_missing(context, found)
