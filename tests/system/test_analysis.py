@@ -672,7 +672,7 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
     died = crasher.run(program)
     library.unlink()
     replace_by(library)
-    return analyse_death(died, uid=65534)
+    return analyse_death(died, uid=65534, gid=65534)
 
 
 @pytest.mark.parametrize(
