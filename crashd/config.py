@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crashd.configvalues import (
     AMOUNT,
     AMOUNT_OR_INFINITY,
+    DIRECTORIES,
     FLAG,
     LISTEN,
     PATH,
@@ -383,6 +384,20 @@ class Analysis(Section):
 
     python: Annotated[bool, FLAG] = True
     """Whether the stacks of Python programs are shown in Python's own terms too."""
+
+    build_id_dirs: Annotated[tuple[str, ...], DIRECTORIES] = ()
+    """Directories with files by build-id, beside /usr/lib/debug: `.build-id/ab/cdef` is an
+    executable or library, `.build-id/ab/cdef.debug` its debug information. Of them, an analysis
+    uses what the crashed user could read."""
+
+    debuginfod: Annotated[bool, FLAG] = False
+    """Whether the debugger of `crashctl debug` may fetch missing files by build-id from the servers
+    in DEBUGINFOD_URLS."""
+
+    @property
+    def build_id_dirs_bytes(self) -> tuple[bytes, ...]:
+        """`build_id_dirs` as the kernel takes them."""
+        return tuple(path.encode() for path in self.build_id_dirs)
 
     @property
     def timeout_seconds(self) -> float:

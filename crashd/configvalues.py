@@ -109,8 +109,10 @@ def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
 
 
 def _parse_paths(value: Any) -> str | tuple[str, ...]:
-    if value == "auto":
-        return "auto"
+    return "auto" if value == "auto" else _parse_directories(value)
+
+
+def _parse_directories(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not len(value) <= _PATHS_MAX:
         raise ValueError
     for path in value:
@@ -250,6 +252,7 @@ LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
 URL = Rule('"http://…" or "https://…", or ""', _parse_url)
 PATH = Rule('an absolute path, or ""', _parse_path)
 PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
+DIRECTORIES = Rule(f"an array of at most {_PATHS_MAX} absolute paths", _parse_directories)
 PATTERNS = Rule(
     f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",
     _parse_patterns,

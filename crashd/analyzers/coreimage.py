@@ -7,32 +7,12 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-from crashd.analyzers.storedcore import StoredCore
-from crashd.domain.elfcore import HEAD_MAX, CoreHead, Segment, head_size, parse_head
+from crashd.domain.elfcore import CoreHead, Segment
 from crashd.domain.procfs import AT_SYSINFO_EHDR
-from crashd.errors import FormatError
+from crashd.store.coreread import StoredCore
 
 PF_X, PF_W, PF_R = 1, 2, 4
-_HEAD_FIRST = 64 << 10
 _STRING_MAX = 4096
-
-
-def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
-    """Read and parse the head of a core.
-
-    Raises:
-        FormatError: not an ELF core.
-
-    """
-    raw = core.read(0, _HEAD_FIRST)
-    while (wanted := head_size(raw)) > len(raw):
-        more = core.read(0, min(wanted, HEAD_MAX))
-        if len(more) <= len(raw):
-            break
-        raw = more
-    if not raw:
-        raise FormatError("core is empty")
-    return raw[: head_size(raw)], parse_head(raw)
 
 
 @dataclass(frozen=True, slots=True)

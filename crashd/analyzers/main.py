@@ -21,7 +21,8 @@ from typing import Any
 
 from crashd.analyzers import kernel_log, probe, process_core
 from crashd.domain.analysis import UNSEALED_STATUS
-from crashd.domain.modules import Module, file_roots
+from crashd.domain.filesearch import FileSearch
+from crashd.domain.modules import Module
 from crashd.domain.procfs import AT_PHDR
 from crashd.edge import confine, workerlink
 from crashd.edge.modulefiles import ModuleFile, open_modules
@@ -51,11 +52,11 @@ def _run_alone() -> int:
     request: dict[str, Any] = json.loads(sys.stdin.buffer.read(REQUEST_MAX))
     isolation = confine.isolate(request["parent"])
     seal = partial(confine.seal, isolation=isolation)
-    roots = [os.fsencode(root) for root in request.get("debug_roots", ())]
-    roots += file_roots(_bytes(request, "mountinfo", ""), _bytes(request, "root", "/"))
-    return _work(
-        request, lambda found: open_modules(found, roots, request.get("uid"), FILES_MAX), seal
-    )
+
+    def open_files(found: list[Module]) -> list[ModuleFile]:
+        return open_modules(found, FileSearch.from_json(request["search"]), FILES_MAX)
+
+    return _work(request, open_files, seal)
 
 
 def _run_in_unit() -> int:
@@ -95,10 +96,6 @@ def _work(
     scratch, size = (python[1], opened.core.size_bytes) if python else (0, 0)
     seal(_limits(request, scratch, size), keep)
     return _print(process_core.analyse(opened, python[0] if python else None))
-
-
-def _bytes(request: dict[str, Any], key: str, default: str) -> bytes:
-    return str(request.get(key, default)).encode("utf-8", "surrogateescape")
 
 
 def _prepare_python(

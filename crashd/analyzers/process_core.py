@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from crashd.analyzers import instruction, messages
-from crashd.analyzers.coreimage import CoreImage, FilePart, read_head
+from crashd.analyzers.coreimage import CoreImage, FilePart
 from crashd.analyzers.stacks import Stacks
-from crashd.analyzers.storedcore import StoredCore
 from crashd.domain.elfcore import CoreHead
 from crashd.domain.elfnotes import Layout, split_notes
 from crashd.domain.modules import Module, find_modules
 from crashd.edge.modulefiles import ModuleFile
 from crashd.errors import FormatError
+from crashd.store.coreread import StoredCore, read_head
 
 VERSION = 1
 _NT_SIGINFO = 0x53494749

@@ -20,6 +20,7 @@ from crashd.cli.render import (
 )
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.match import Query, parse_time
+from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnavailableError
 
 WAIT_SECONDS = 3700.0
@@ -41,6 +42,9 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
         found = _wait(source, row["id"], before.get("time"), lambda: _daemon_pid(client) == daemon)
     finally:
         source.close()
+    if found.get("kept"):
+        why = printable(str(found["kept"]))
+        context.warn(f"this analysis knows less than an earlier one, which is kept: {why}")
     if found.get("state") != "done":
         raise CrashdError(f"the analysis failed: {found.get('reason')}")
     arguments.match, arguments.all = [row["id"]], False

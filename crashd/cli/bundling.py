@@ -24,21 +24,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from crashd.cli.context import Context
-from crashd.cli.debugging import private_directory
-from crashd.cli.dumping import opened_core, terminable, write_file
+from crashd.cli.crashfiles import FILES_MAX, find_files
+from crashd.cli.dumping import open_stored, terminable, write_file
 from crashd.cli.pages import render_info
 from crashd.cli.progress import Progress, progress
 from crashd.cli.source import newest, open_source
-from crashd.domain.elfcore import IMAGE_MAX, CoreHead, parse_head
-from crashd.domain.modules import file_roots, find_modules, path_parts
+from crashd.domain.model import from_json
+from crashd.domain.modules import path_parts
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.edge.modulefiles import open_modules
 from crashd.errors import CrashdError, FormatError, NotFoundError, UsageError
 from crashd.store.corefile import read_core, zstd_reader, zstd_writer
 
-HEAD_MAX = 8 << 20
-FILES_MAX = 400
 MEMBER_MAX = 64 << 30
 DOCUMENT_MAX = 32 << 20
 CHUNK = 1 << 20
@@ -57,15 +54,12 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
     try:
         row = newest(context, source, arguments.match)
         doc = source.info(row["id"])
-        with private_directory(None) as directory, opened_core(context, source, row) as chunks:
-            plain = directory / "core"
-            write_file(plain, chunks, force=False)
-            stored = source.open_core(row["id"])
-            try:
-                with terminable(), progress(context, "packing", sizes=True) as shown:
-                    count = _write(target, doc, stored, plain, shown, force=arguments.force)
-            finally:
-                os.close(stored)
+        stored = open_stored(context, source, row)
+        try:
+            with terminable(), progress(context, "packing", sizes=True) as shown:
+                count = _write(target, doc, stored, shown, force=arguments.force)
+        finally:
+            os.close(stored)
     finally:
         source.close()
     size = format_size(target.stat().st_size)
@@ -73,9 +67,7 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write(
-    target: Path, doc: dict[str, Any], stored: int, core: Path, shown: Progress, *, force: bool
-) -> int:
+def _write(target: Path, doc: dict[str, Any], stored: int, shown: Progress, *, force: bool) -> int:
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     if target.exists() and not force:
         raise UsageError(f"bundle: {target} exists", hint="--force replaces it")
@@ -85,7 +77,7 @@ def _write(
             zstd_writer(raw) as out,
             tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
         ):
-            count = _Packer(tar, doc, shown).pack(stored, core)
+            count = _Packer(tar, doc, shown).pack(stored)
         os.replace(staged, target)
     except OSError as e:
         raise CrashdError(f"bundle: cannot write {target}: {e.strerror}") from e
@@ -108,7 +100,7 @@ class _Packer:
         self._doc = doc
         self._sums: list[str] = []
 
-    def pack(self, stored: int, core: Path) -> int:
+    def pack(self, stored: int) -> int:
         """Write everything; return how many files of modules there are."""
         page = "\n".join(
             render_info(
@@ -118,7 +110,7 @@ class _Packer:
         self._add("crash.json", json.dumps(self._doc, indent=1).encode())
         self._add("report.txt", page.encode() + b"\n")
         self._add_file("core.zst", stored)
-        modules = list(self._add_modules(core))
+        modules = list(self._add_modules(stored))
         self._add("modules.json", json.dumps(modules, indent=1).encode())
         self._add("SHA256SUMS", "".join(self._sums).encode())
         return len(modules)
@@ -142,14 +134,8 @@ class _Packer:
         self._packed += size
         self._shown(self._packed, 0)
 
-    def _add_modules(self, core: Path) -> Iterator[dict[str, Any]]:
-        head, fd = _read_head(core)
-        try:
-            modules = find_modules(head, lambda at, size: _read_at(head, fd, at, size))
-        finally:
-            os.close(fd)
-        mounts, root = _bytes(self._doc, "mountinfo"), _bytes(self._doc, "root") or b"/"
-        found = open_modules(modules, file_roots(mounts, root), os.geteuid(), FILES_MAX)
+    def _add_modules(self, stored: int) -> Iterator[dict[str, Any]]:
+        found = find_files(from_json(self._doc), stored).files
         for number, file in enumerate(found):
             for kind, opened in (("file", file.fd), ("debug", file.debug_fd)):
                 if opened is None:
@@ -180,30 +166,6 @@ class _Summed(io.RawIOBase):
         self.digest.update(data)
         self._counted(len(data))
         return data
-
-
-def _bytes(doc: dict[str, Any], key: str) -> bytes:
-    value = doc.get(key)
-    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
-
-
-def _read_head(core: Path) -> tuple[CoreHead, int]:
-    fd = os.open(core, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return parse_head(os.pread(fd, HEAD_MAX, 0)), fd
-    except FormatError:
-        os.close(fd)
-        raise
-
-
-def _read_at(head: CoreHead, fd: int, address: int, size: int) -> bytes:
-    for segment in head.segments:
-        if segment.vaddr <= address < segment.vaddr + segment.filesz:
-            room = segment.vaddr + segment.filesz - address
-            return os.pread(
-                fd, min(size, room, IMAGE_MAX), segment.offset + address - segment.vaddr
-            )
-    return b""
 
 
 # -- opening ---------------------------------------------------------------------------------------

@@ -13,22 +13,38 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from crashd.cli.context import Context
+from crashd.cli.crashfiles import CrashFiles, find_files
+from crashd.cli.debugroot import DebugRoot, lay_out, warn_of_missing
 from crashd.cli.dumping import opened_core, terminable, write_file
-from crashd.cli.source import newest, open_source
+from crashd.cli.source import Source, newest, open_source
+from crashd.domain.access import Credentials
+from crashd.domain.model import from_json
 from crashd.domain.text import printable
-from crashd.errors import CrashdError, UnsupportedError, UsageError
+from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from crashd.config import Analysis
 
 PROC = Path("/proc")
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
 _LOANED_UIDS = range(61184, 65520)
 """What systemd gives out for DynamicUser= (systemd.exec(5)): no account has one of these."""
+_DEBUG_DIRECTORY = "/usr/lib/debug"
 _CANNOT_RUN, _NOT_FOUND = 126, 127  # as a shell says it
+
+
+class Given(NamedTuple):
+    """What the debugger finds."""
+
+    files: DebugRoot
+    debuginfod: bool
+    """Whether it may fetch what is missing."""
 
 
 class User(NamedTuple):
@@ -44,8 +60,11 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         extra = shlex.split(arguments.debugger_arguments)
     except ValueError as e:
         raise UsageError(f"debug: {arguments.debugger_arguments!r}: {e}") from e
+    settings = _analysis_settings(context)
+    if not settings.debuginfod:
+        os.environ.pop("DEBUGINFOD_URLS", None)  # not every debugger has an option for it
     if len(arguments.match) == 1 and arguments.match[0].endswith(".tar.zst"):
-        return _debug_bundle(context, arguments, extra)
+        return _debug_bundle(context, arguments, extra, settings)
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
@@ -63,15 +82,15 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
             write_file(core, chunks, force=False)
             if user is not None:
                 os.chown(core, user.uid, user.gid, follow_symlinks=False)
-            argv = build_command(
-                name, program, extra, find_exe(context, source.info(row["id"])), core
-            )
-            return run(argv, user)
+            given = _lay_out(context, source, row["id"], settings, directory, user)
+            return run(build_command(name, program, extra, given, core), user)
     finally:
         source.close()
 
 
-def _debug_bundle(context: Context, arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+def _debug_bundle(
+    context: Context, arguments: argparse.Namespace, extra: Sequence[str], settings: "Analysis"
+) -> int:
     """Run a debugger on what `crashctl bundle` wrote, here or elsewhere."""
     from crashd.cli.bundling import extract
 
@@ -85,11 +104,9 @@ def _debug_bundle(context: Context, arguments: argparse.Namespace, extra: Sequen
         for path in (core, *directory.rglob("root/**/*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         root.chmod(0o755)
-        sysroot = ["-iex", f"set sysroot {root}"] if name == "gdb" else []
-        argv = build_command(
-            name, program, [*sysroot, *extra], None if exe is None else str(exe), core
-        )
-        return run(argv, user)
+        files = DebugRoot(root, root, directory / "debug", exe, ())
+        given = Given(files, settings.debuginfod)
+        return run(build_command(name, program, extra, given, core), user)
 
 
 def find_debugger(name: str) -> str:
@@ -107,32 +124,70 @@ def find_debugger(name: str) -> str:
     return program
 
 
-def find_exe(context: Context, doc: dict[str, Any]) -> str | None:
-    """Name the executable for the debugger; None where it is no longer, or not on this host."""
-    exe, root = doc.get("exe"), doc.get("root")
-    if not isinstance(exe, str) or not exe.startswith("/"):
-        return None
-    if root not in (None, "", "/"):
-        context.warn(
-            f"executable {printable(exe)} is inside of {printable(root)}: no symbols of it"
-        )
-        return None
-    if not Path(exe).is_file():
-        context.warn(f"executable {printable(exe)} is not there: no symbols of it")
-        return None
-    return exe
+def _lay_out(
+    context: Context,
+    source: Source,
+    crash_id: str,
+    settings: "Analysis",
+    directory: Path,
+    user: User | None,
+) -> Given:
+    """Lay out what the debugger may be given of a crash's files; warn of what is missing."""
+    crash = from_json(source.info(crash_id))
+    stored = source.open_core(crash_id)
+    try:
+        found = find_files(crash, stored, settings.build_id_dirs_bytes)
+    except FormatError as e:
+        context.warn(f"{e}: no symbols")
+        found = CrashFiles([], b"", frozenset())
+    finally:
+        os.close(stored)
+    warn_of_missing(context, found)
+    try:
+        return Given(lay_out(found, directory, _reader(user)), settings.debuginfod)
+    finally:
+        for fd in (fd for file in found.files for fd in (file.fd, file.debug_fd) if fd is not None):
+            os.close(fd)
+
+
+def _reader(user: User | None) -> Credentials:
+    if user is not None:
+        return Credentials(user.uid, user.gid)
+    euid, groups = os.geteuid(), frozenset(os.getgroups())
+    return Credentials(euid, os.getegid(), groups, overrides=euid == 0)
+
+
+def _analysis_settings(context: Context) -> "Analysis":
+    from crashd import config, configfiles  # pydantic: slow to load, and only this verb needs it
+
+    try:
+        return configfiles.load(context.paths).analysis
+    except ConfigError as e:
+        context.warn(f"{e}, ignoring")  # debugging must be possible when it is wrong, or not ours
+        return config.Analysis()
 
 
 def build_command(
-    name: str, program: str, extra: Sequence[str], exe: str | None, core: Path
+    name: str, program: str, extra: Sequence[str], given: Given, core: Path
 ) -> list[str]:
-    """Build the debugger's command line."""
+    """Build the debugger's command line: it finds the files it is given, and no others."""
+    files = given.files
     if name == "gdb":
-        quiet = [program, "-nx", "-nh", "-iex", "set auto-load off", *extra]
-        return [*quiet, exe, str(core)] if exe else [*quiet, "-c", str(core)]
+        fetches = "on" if given.debuginfod else "off"
+        options = ["set auto-load off", f"set debuginfod enabled {fetches}"]
+        options += [f"set sysroot {files.root}", f"set solib-search-path {files.libraries}"]
+        options.append(f"set debug-file-directory {files.debug}:{_DEBUG_DIRECTORY}")
+        quiet = [program, "-nx", "-nh", *_each("-iex", options), *extra]
+        return [*quiet, str(files.exe), str(core)] if files.exe else [*quiet, "-c", str(core)]
     if name == "drgn":
-        return [program, *extra, "-c", str(core)]
+        own = ["--no-symbols-by", "standard"] if given.debuginfod else ["--no-default-symbols"]
+        symbols = _each("-s", map(str, files.symbols))
+        return [program, *own, *symbols, *extra, "-c", str(core)]
     return [program, *extra, str(core)]
+
+
+def _each(option: str, values: Iterable[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
 
 
 def choose_user(euid: int, environ: "os._Environ[str] | dict[str, str]") -> User | None:

@@ -70,6 +70,23 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
         NotFoundError: there is no core; the message says why.
 
     """
+    fd = open_stored(context, source, row)
+    try:
+        size_bytes = (row.get("core") or {}).get("size_bytes") or 0
+        with progress(context, "unpacking", sizes=True) as shown:
+            chunks = _checked(read_core(fd, size_bytes or None), row["id"])
+            yield _counted(chunks, shown, size_bytes)
+    finally:
+        os.close(fd)
+
+
+def open_stored(context: Context, source: Source, row: dict[str, Any]) -> int:
+    """Open the stored core of a crash; warn where it is not whole. The caller owns the descriptor.
+
+    Raises:
+        NotFoundError: there is no core; the message says why.
+
+    """
     crash_id, core = row["id"], row.get("core") or {}
     reason = (row.get("capture") or {}).get("reason")
     if not core.get("path"):
@@ -78,18 +95,12 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
         why = deleted or reason or _NO_CORE.get(str(row.get("state")), "none was kept")
         raise NotFoundError(f"crash {crash_id} has no core: {printable(str(why))}")
     fd = source.open_core(crash_id)
-    try:
-        if not core.get("complete"):
-            context.warn(
-                f"the core of {crash_id} is truncated"
-                + (f": {printable(str(reason))}" if reason else "")
-            )
-        size_bytes = core.get("size_bytes") or 0
-        with progress(context, "unpacking", sizes=True) as shown:
-            chunks = _checked(read_core(fd, size_bytes or None), crash_id)
-            yield _counted(chunks, shown, size_bytes)
-    finally:
-        os.close(fd)
+    if not core.get("complete"):
+        context.warn(
+            f"the core of {crash_id} is truncated"
+            + (f": {printable(str(reason))}" if reason else "")
+        )
+    return fd
 
 
 def _counted(chunks: Iterator[bytes], shown: Progress, total: int) -> Iterator[bytes]:

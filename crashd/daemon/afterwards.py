@@ -111,6 +111,7 @@ def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
             timeout_seconds=analysis.timeout_seconds,
             memory_bytes=analysis.memory_bytes,
             python=analysis.python,
+            build_id_dirs=analysis.build_id_dirs_bytes,
             worker_socket=socket if socket.is_socket() else None,
         ),
     )

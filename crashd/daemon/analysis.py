@@ -3,7 +3,6 @@ and signed.
 """
 
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from crashd.analysisresult import parse_report
 from crashd.domain.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.explain import Context, explain
+from crashd.domain.filesearch import plan_search
 from crashd.domain.model import Crash
 from crashd.domain.signature import build_signature, build_title
 from crashd.domain.text import printable
@@ -30,8 +30,8 @@ class AnalysisOptions:
     """Whether the interpreter's stacks are looked for."""
     worker_socket: Path | None = None
     """Where systemd starts workers; None to start them ourselves."""
-    debug_roots: tuple[bytes, ...] = ()
-    """Directories with a `usr/lib/debug/.build-id` , as what debuginfod gave is kept."""
+    build_id_dirs: tuple[bytes, ...] = ()
+    """Directories with a `.build-id`, beside /usr/lib/debug."""
 
 
 def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
@@ -128,8 +128,5 @@ def _request(crash: Crash, options: AnalysisOptions) -> dict[str, Any]:
         "cpu_seconds": max(1, math.ceil(options.timeout_seconds)),
         "memory_bytes": options.memory_bytes,
         "python": options.python,
-        "uid": crash.uid,
-        "debug_roots": [os.fsdecode(root) for root in options.debug_roots],
-        "root": crash.root.decode("utf-8", "surrogateescape"),
-        "mountinfo": (crash.mountinfo or b"").decode("utf-8", "surrogateescape"),
+        "search": plan_search(crash, options.build_id_dirs).to_json(),
     }

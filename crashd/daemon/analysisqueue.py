@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crashd.daemon.analysis import AnalysisOptions, analyse, analysed
-from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
+from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
 from crashd.domain.fairqueue import FairQueue
 from crashd.domain.model import Crash, Kind, State, encode
 from crashd.domain.site import account_of
@@ -39,6 +39,8 @@ PATIENCE_SECONDS = 30.0
 """How long captures can make an analysis wait."""
 _ANALYSABLE = frozenset({State.COMPLETE, State.TRUNCATED})
 RESULT_MAX = 8 << 20
+_AROUND_BYTES = 4096
+"""What is written around a result that is kept while a new one is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,23 +242,45 @@ class AnalysisQueue:
             time.sleep(0.1)
 
     def _finish(self, crash_id: str, analysis: Analysis) -> None:
-        """Write down what was found; the result last, for it says that all is written."""
+        """Write down what was found; the result last, for it says that all is written.
+
+        What an earlier analysis found stays where this one knows less: a program may be replaced
+        meanwhile, debug information removed.
+        """
         with open_entry(self._paths, crash_id) as entry:
             entry.lock()
             before = entry.read()
+            kept = kept_result(read_result(entry))
+            why = analysis.reason or _missing(analysis)
             analysis, result = encode_result(analysis)
-            told = {**summary(analysis), "stored_bytes": len(result)}
-            crash = replace(analysed(before, analysis), analysis=told)
+            if kept and before.analysis and knowledge(analysis_to_json(analysis)) < knowledge(kept):
+                told = {**before.analysis, "time": _now(), "kept": why}
+                crash, result = replace(before, analysis=told), encode(kept)
+            else:
+                told = {**summary(analysis), "stored_bytes": len(result)}
+                crash = replace(analysed(before, analysis), analysis=told)
             crash = entry.write(crash, sync=True)
             entry.write_file(ANALYSIS, result)
         self._changed(crash)
         if before.analysis is None:
             self._first(crash)
         self._ended(analysis.state.value, analysis.seconds)
-        if analysis.state is AnalysisState.DONE:
+        if "kept" in told:
+            log.info("crash %s: an earlier analysis knew more and is kept: %s", crash_id, why)
+        elif analysis.state is AnalysisState.DONE:
             log.info("crash %s: %s: %s", crash_id, crash.title, analysis.explanation)
         else:
             log.warning("crash %s: analysis failed: %s", crash_id, analysis.reason)
+
+
+def _missing(analysis: Analysis) -> str:
+    """Say what an analysis that was done had no file of."""
+    modules = analysis.facts.modules if analysis.facts is not None else ()
+    missing = [module for module in modules if module.problem is not None]
+    if not missing:
+        return "less debug information"
+    more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"{missing[0].name}: {missing[0].problem}{more}"
 
 
 def summary(analysis: Analysis) -> dict[str, Any]:
@@ -269,7 +293,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "cpu_seconds": analysis.cpu_seconds,
         "peak_bytes": analysis.peak_bytes,
         "warnings": list(analysis.warnings),
-        "time": round(time.time(), 3),
+        "time": _now(),
     }
 
 
@@ -283,9 +307,21 @@ def encode_result(analysis: Analysis) -> tuple[Analysis, bytes]:
     return analysis, raw
 
 
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the last result that was written: this one, or what it was begun over."""
+    if document is None or document.get("state") != "running":
+        return document
+    kept = document.get("kept")
+    return kept if isinstance(kept, dict) else None
+
+
 def read_result(entry: Entry) -> dict[str, Any] | None:
     """Read what an entry's analysis.json says; None where there is none that can be read."""
-    raw = entry.read_file(ANALYSIS, RESULT_MAX)
+    raw = entry.read_file(ANALYSIS, RESULT_MAX + _AROUND_BYTES)
     if raw is None:
         return None
     try:
@@ -296,12 +332,16 @@ def read_result(entry: Entry) -> dict[str, Any] | None:
 
 
 def begin_result(entry: Entry) -> int:
-    """Note that an analysis begins; return how many began, this one included, with no end."""
+    """Note that an analysis begins; return how many began, this one included, with no end.
+
+    The result of one before it stays beside, until it is known which of them knows more.
+    """
     before = read_result(entry) or {}
     attempts = before.get("attempts") if before.get("state") == "running" else 0
     number = attempts + 1 if isinstance(attempts, int) else 1
+    document = {"state": "running", "attempts": number, "kept": kept_result(before or None)}
     try:
-        entry.write_file(ANALYSIS, json.dumps({"state": "running", "attempts": number}).encode())
+        entry.write_file(ANALYSIS, encode(document))
     except OSError as e:
         raise FormatError(f"{ANALYSIS} cannot be written: {e.strerror}") from e
     return number

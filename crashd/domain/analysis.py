@@ -196,3 +196,24 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
     document = asdict(analysis)
     document["state"] = analysis.state.value
     return {"schema": SCHEMA, **document}
+
+
+def knowledge(document: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Rank how much an analysis found, from the object of analysis.json: more is greater.
+
+    One that was done knows more than one that failed; then the number of modules counts whose files
+    were found, since frames are guessed without them; then that of the modules on a stack that have
+    debug information; then that of the crashed thread's frames that have a name, and a line.
+    """
+    if document is None or document.get("state") != AnalysisState.DONE.value:
+        return (0,)
+    facts = document.get("facts") or {}
+    modules, threads = facts.get("modules") or [], facts.get("threads") or []
+    frames = threads[0]["frames"] if threads else []
+    return (
+        1,
+        sum(module["problem"] is None for module in modules),
+        sum(bool(module["used"] and module["debug_info"]) for module in modules),
+        sum(frame["function"] is not None for frame in frames),
+        sum(frame["line"] is not None for frame in frames),
+    )

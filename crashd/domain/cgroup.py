@@ -2,7 +2,8 @@
 
 Units by systemd's own rules (src/basic/cgroup-util.c: cg_path_get_unit() and its neighbours),
 containers by the names that the runtimes give to their cgroups. Who was given a cgroup of his own
-(Delegate=, every user manager) can make any name below it: nothing here is a reason to trust.
+(Delegate=, every user manager) can make any name below it: is_in_roots_container() knows of that,
+nothing else here is a reason to trust.
 """
 
 import re
@@ -127,6 +128,17 @@ def _split_slices(parts: list[str]) -> tuple[list[str], list[str]]:
 
 def _is_slice(name: str) -> bool:
     return name.endswith(".slice") and "@" not in name and _is_unit(name)
+
+
+def is_in_roots_container(path: str | None) -> bool:
+    """Return whether a cgroup is that of a container that root's runtime made.
+
+    Below a service or a user's slice, names are given by whom the cgroup was delegated to.
+    """
+    parts = [_unescape(part) for part in (path or "").split("/") if part]
+    if not parts or parts[0] == "user.slice" or any(part.endswith(".service") for part in parts):
+        return False
+    return _container(parts)[0] is not None
 
 
 def _unit(rest: list[str]) -> str | None:

@@ -202,7 +202,8 @@ class Crash:
     title: str = ""
     explanation: str | None = None
     analysis: Mapping[str, Any] | None = None
-    """`{state, reason, cause, seconds, cpu_seconds, peak_bytes, warnings, time}` of the newest."""
+    """`{state, reason, cause, seconds, cpu_seconds, peak_bytes, warnings, time}` of the one that
+    knew most; `time` is the newest's, and `kept` says why that one knew less."""
     pinned: bool = False
     evicted: Mapping[str, Any] | None = None
     """`{reason, time}` of a tombstone: the limit that the core was deleted for, and when."""
@@ -217,6 +218,8 @@ class Crash:
     maps: bytes | None = None
     limits: bytes | None = None
     status: bytes | None = None
+    """/proc/PID/status. Its Groups and CapEff decide, with uid and gid, which files are opened for
+    the crash; without it there are no groups."""
     mountinfo: bytes | None = None
     auxv: bytes | None = None
     open_fds: bytes | None = None

@@ -14,6 +14,8 @@ DEBUG_ROOT = b"usr/lib/debug"
 _DELETED = b" (deleted)"
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _LOWER_MAX = 256
+COMPARED_BYTES = 4096
+"""Of an image without a build-id: the page that a core has of each file (core(5))."""
 _ELF_MAGIC = b"\x7fELF"
 
 ReadAt = Callable[[int, int], bytes]
@@ -64,7 +66,7 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
                 start=first.start,
                 end=max(f.end for f in group),
                 build_id=parse_build_id(image),
-                image=image[:4096],
+                image=image[:COMPARED_BYTES],
                 deleted=first.name.endswith(_DELETED),
                 files=tuple(group),
             )
@@ -109,31 +111,42 @@ def _split_colons(value: bytes) -> list[bytes]:
     return [part.replace(b"\\:", b":") for part in re.split(rb"(?<!\\):", value) if part]
 
 
-def debug_file_names(module_name: bytes, build_id: str | None, link: bytes | None) -> list[bytes]:
-    """Tell what a module's separate debug file may be called, as paths below a root.
+def debug_file_names(module_name: bytes, link: bytes | None) -> list[bytes]:
+    """Return what a module's separate debug file may be called, as paths below a root.
 
     `link` is the name in its .gnu_debuglink. Source: gdb's manual, "Separate Debug Files".
     """
-    names: list[bytes] = []
-    if build_id is not None and len(build_id) > 4:
-        raw = build_id.encode()
-        names.append(DEBUG_ROOT + b"/.build-id/" + raw[:2] + b"/" + raw[2:] + b".debug")
-    if link and b"/" not in link and link not in (b".", b".."):
-        directory = module_name.rpartition(b"/")[0]
-        names += [directory + b"/" + link, directory + b"/.debug/" + link]
-        names.append(DEBUG_ROOT + directory + b"/" + link)
-    return names
+    if not link or b"/" in link or link in (b".", b".."):
+        return []
+    directory = module_name.rpartition(b"/")[0]
+    return [
+        directory + b"/" + link,
+        directory + b"/.debug/" + link,
+        DEBUG_ROOT + directory + b"/" + link,
+    ]
+
+
+def build_id_names(build_id: str | None, directory: bytes = DEBUG_ROOT) -> list[bytes]:
+    """Return what an executable or library is called below a directory that has a .build-id."""
+    if build_id is None or len(build_id) <= 4:
+        return []
+    raw = build_id.encode()
+    return [directory + b"/.build-id/" + raw[:2] + b"/" + raw[2:]]
 
 
 def same_image(image: bytes, file_start: bytes, build_id: str | None) -> bool | None:
-    """Tell whether a file is the one that was mapped; None when the core cannot tell."""
+    """Return whether a file is the one that was mapped; None when the core cannot tell.
+
+    Without a build-id the first page decides: it has the headers, and of most files the names that
+    they import and export.
+    """
     if not file_start.startswith(_ELF_MAGIC):
         return False
     if build_id is not None:
         return parse_build_id(file_start) == build_id
-    if not image:
+    size = min(len(file_start), COMPARED_BYTES)
+    if len(image) < size:
         return None
-    size = min(len(image), len(file_start), 64 + 8 * 56)
     return image[:size] == file_start[:size]
 
 

@@ -1,26 +1,48 @@
 """Opening the files that a core names, without being led anywhere by them.
 
-A name in a core is its process's own word. Every part of the path is opened below the one before
-it, links are not followed, nothing but a regular file is opened for reading (a FIFO, a device, a
-socket never), and what is read must be the image that was mapped, and a file that the crashed
-user may read.
+A name in a core is its process's own word, and what it named may have been another file: a user
+mounts what they like in a namespace of their own. So each part of a path is opened below the one
+before it, the crash's own credentials must be permitted to search each directory and to read the
+file (path_resolution(7)), nothing but a regular file is opened for reading (a FIFO, a device, a
+socket never), and what is read must be the image that was mapped, by its build-id or its first
+page.
+
+Links are followed in directories of build-ids alone, which are full of them.
 """
 
+import errno
 import os
 import stat
 import struct
-from collections.abc import Iterable
-from contextlib import ExitStack
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from crashd.domain.elfcore import IMAGE_MAX
-from crashd.domain.modules import Module, debug_file_names, path_parts, same_image
+from crashd.domain.access import READ, SEARCH, Credentials, is_permitted
+from crashd.domain.elfcore import IMAGE_MAX, NT_GNU_BUILD_ID, parse_build_id
+from crashd.domain.elfnotes import Layout, split_notes
+from crashd.domain.filesearch import FileSearch
+from crashd.domain.modules import (
+    Module,
+    build_id_names,
+    debug_file_names,
+    path_parts,
+    same_image,
+)
 
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_ROOT = Credentials(0, overrides=True)
+_LINKS_MAX = 40  # MAXSYMLINKS of the kernel
+_PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
 _SECTION_BYTES = 64
+_SHT_DYNAMIC, _SHT_NOTE = 6, 7
+_DT_SONAME = 14
 _LINK_MAX = 1024
+_CHECKED_BYTES_MAX = 1 << 30
+"""A debug file without a build-id is read whole, for its checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,111 +56,271 @@ class ModuleFile:
     """Why there is no file; None where there is one."""
 
 
-def open_modules(
-    modules: Iterable[Module], roots: list[bytes], uid: int | None, files_max: int
-) -> list[ModuleFile]:
+class _Place:
+    """A directory to look below, and how."""
+
+    def __init__(self, fd: int, credentials: Credentials, links: int) -> None:
+        self._fd, self._credentials, self._links = fd, credentials, links
+
+    def open(self, path: bytes) -> tuple[int | None, str]:
+        """Open a regular file for reading, or say why not."""
+        if path_parts(path) is None:
+            return None, "name is not a plain path"
+        try:
+            fd = _walk(self._fd, path, self._credentials, self._links)
+        except FileNotFoundError:
+            return None, "file is gone"
+        except PermissionError:
+            return None, "not readable for the crashed user"
+        except OSError as e:
+            return None, f"cannot be opened: {e.strerror}"
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None, "not a regular file"
+            _require(fd, self._credentials, READ)
+            return os.open(f"/proc/self/fd/{fd}", _READ), ""
+        except PermissionError:
+            return None, "not readable for the crashed user"
+        except OSError as e:
+            return None, f"cannot be opened: {e.strerror}"
+        finally:
+            os.close(fd)
+
+
+def open_modules(modules: Iterable[Module], search: FileSearch, files_max: int) -> list[ModuleFile]:
     """Open what can be of each module, `files_max` files at most."""
     found: list[ModuleFile] = []
     with ExitStack() as stack:
-        bases = [(root, fd) for root in roots if (fd := _open_base(root, stack)) is not None]
+        finder = _Finder(search, stack)
         for module in modules:
             fd, problem = None, "too many modules"
             if files_max > 0:
-                fd, problem = _open_module(module, bases, uid)
-            debug = None
-            if files_max > 1:
-                debug = _open_debug(module, fd, bases, uid)
+                fd, problem = finder.open_module(module)
+            debug = finder.open_debug(module, fd) if files_max > 1 else None
             files_max -= (fd is not None) + (debug is not None)
             found.append(ModuleFile(module, fd, debug, None if fd is not None else problem))
     return found
 
 
-def _open_base(root: bytes, stack: ExitStack) -> int | None:
-    try:
-        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    stack.callback(os.close, fd)
-    return fd
+class _Finder:
+    """The places of one search; the stack owns their descriptors."""
 
+    def __init__(self, search: FileSearch, stack: ExitStack) -> None:
+        credentials = search.credentials
+        host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, host)
+        self._places: list[_Place] = []
+        self._by_build_id: list[_Place] = []
+        self._host_ids = _Place(host, credentials, _LINKS_MAX)
+        self._build_id_dirs = search.build_id_dirs
+        for root in search.roots:
+            with suppress(OSError):
+                base = _walk(host, root.path, _ROOT if root.entered else credentials, _LINKS_MAX)
+                stack.callback(os.close, base)
+                self._places.append(_Place(base, credentials, 0))
+                self._by_build_id.append(_Place(base, credentials, _LINKS_MAX))
 
-def _open_module(
-    module: Module, bases: list[tuple[bytes, int]], uid: int | None
-) -> tuple[int | None, str]:
-    problem = "file is gone"
-    for _, base in bases:
-        fd, why = _open_regular(base, module.name, uid)
-        if fd is None:
-            problem = why if why != "file is gone" else problem
-            continue
-        same = same_image(module.image, os.pread(fd, IMAGE_MAX, 0), module.build_id)
-        if same or (same is None and not module.deleted):
-            return fd, ""
-        os.close(fd)
-        problem = "file is another one now"
-    return None, problem
-
-
-def _open_debug(
-    module: Module, fd: int | None, bases: list[tuple[bytes, int]], uid: int | None
-) -> int | None:
-    link = read_debuglink(fd) if fd is not None else None
-    for name in debug_file_names(module.name, module.build_id, link):
-        for _, base in bases:
-            debug, _ = _open_regular(base, name, uid)
-            if debug is None:
+    def open_module(self, module: Module) -> tuple[int | None, str]:
+        """Open a module's own file, at its path or by its build-id; or say why not."""
+        problem = "file is gone"
+        for fd, why in self._candidates(module):
+            if fd is None:
+                problem = why if why != "file is gone" and problem == "file is gone" else problem
                 continue
-            if os.pread(debug, 4, 0) == b"\x7fELF":
+            start = os.pread(fd, IMAGE_MAX, 0)
+            same = same_image(module.image, start, module.build_id)
+            if same:
+                return fd, ""
+            os.close(fd)
+            if same is None:
+                problem = "nothing in the core tells which file it was"
+            else:
+                problem = f"file is another one now, {_id_text(start)}"
+        return None, problem
+
+    def _candidates(self, module: Module) -> Iterator[tuple[int | None, str]]:
+        for place in self._places:
+            yield place.open(module.name)
+        yield from self._named(module.build_id, b"")
+
+    def _named(self, build_id: str | None, suffix: bytes) -> Iterator[tuple[int, str]]:
+        """Open what directories of build-ids have of one; nothing is said of what they have not."""
+        places = [(place, name) for place in self._by_build_id for name in build_id_names(build_id)]
+        places += [
+            (self._host_ids, name)
+            for directory in self._build_id_dirs
+            for name in build_id_names(build_id, directory)
+        ]
+        for place, name in places:
+            fd, _ = place.open(name + suffix)
+            if fd is not None:
+                yield fd, ""
+
+    def open_debug(self, module: Module, fd: int | None) -> int | None:
+        """Open a module's separate debug file; `fd` is the module's own file."""
+        link = read_debuglink(fd) if fd is not None else None
+        for debug in self._debug_candidates(module, None if link is None else link[0]):
+            if _is_debug_of(debug, module, link):
                 return debug
             os.close(debug)
-    return None
+        return None
+
+    def _debug_candidates(self, module: Module, link: bytes | None) -> Iterator[int]:
+        for fd, _ in self._named(module.build_id, b".debug"):
+            yield fd
+        for name in debug_file_names(module.name, link):
+            for place in self._places:
+                debug, _ = place.open(name)
+                if debug is not None:
+                    yield debug
 
 
-def _open_regular(base: int, path: bytes, uid: int | None) -> tuple[int | None, str]:
-    """Open a regular file below `base` for reading, or say why not."""
-    parts = path_parts(path)
-    if parts is None:
-        return None, "name is not a plain path"
-    directory, opened = base, -1
+def _id_text(start: bytes) -> str:
+    if not start.startswith(b"\x7fELF"):
+        return "no ELF image"
+    build_id = parse_build_id(start)
+    return "with no build-id" if build_id is None else f"with build-id {build_id}"
+
+
+def _is_debug_of(fd: int, module: Module, link: tuple[bytes, int] | None) -> bool:
+    """Return whether a debug file belongs to a module: by build-id, else by the link's checksum."""
+    start = os.pread(fd, IMAGE_MAX, 0)
+    if not start.startswith(b"\x7fELF"):
+        return False
+    if module.build_id is not None:
+        return module.build_id in (_build_id_of_sections(fd), parse_build_id(start))
+    return link is not None and _checksum(fd) == link[1]
+
+
+def _checksum(fd: int) -> int | None:
+    if os.fstat(fd).st_size > _CHECKED_BYTES_MAX:
+        return None
+    crc = at = 0
+    while chunk := os.pread(fd, 1 << 20, at):
+        crc = zlib.crc32(chunk, crc)
+        at += len(chunk)
+    return crc
+
+
+# -- paths -----------------------------------------------------------------------------------------
+
+
+def open_as(path: bytes, credentials: Credentials) -> int | None:
+    """Open a regular file of the host for reading as these credentials could; None where not."""
+    host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for part in parts:
-            following = os.open(part, _PATH, dir_fd=directory)
-            if directory != base:
-                os.close(directory)
-            directory = opened = following
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode):
-            return None, "not a regular file"
-        if not status.st_mode & stat.S_IROTH and status.st_uid != uid and uid != 0:
-            return None, "not readable for the crashed user"
-        return os.open(f"/proc/self/fd/{opened}", _READ), ""
-    except FileNotFoundError:
-        return None, "file is gone"
-    except OSError as e:
-        return None, f"cannot be opened: {e.strerror}"
+        return _Place(host, credentials, 0).open(path)[0]
     finally:
-        if directory != base:
-            os.close(directory)
+        os.close(host)
 
 
-def read_debuglink(fd: int) -> bytes | None:
-    """Read the name in .gnu_debuglink of a 64-bit little-endian ELF file; None without one."""
-    head = os.pread(fd, 64, 0)
-    if len(head) < 64 or head[:6] != b"\x7fELF\2\1":
-        return None
-    shoff, count, names = struct.unpack_from("<40xQ12xHH", head)[0:3]
-    if count == 0 or count > _SECTIONS_MAX or names >= count or shoff >= 1 << 62:
-        return None
-    table = os.pread(fd, count * _SECTION_BYTES, shoff)
-    rows = list(struct.iter_unpack("<IIQQQQIIQQ", table[: len(table) - len(table) % 64]))
+def _walk(base: int, path: bytes, who: Credentials, links: int) -> int:
+    """Open a path below `base` as O_PATH, each directory searched as `who`.
+
+    So many symbolic links are followed, `..` in them too, and none leads out of `base`.
+    """
+    stack = [os.dup(base)]
+    try:
+        left = path.split(b"/")[::-1]
+        while left:
+            part = left.pop()
+            if part in (b"", b"."):
+                continue
+            _require(stack[-1], who, SEARCH)
+            if part == b"..":
+                if len(stack) > 1:
+                    os.close(stack.pop())
+                continue
+            stack.append(os.open(part, _PATH, dir_fd=stack[-1]))
+            if links and stat.S_ISLNK(os.fstat(stack[-1]).st_mode):
+                links -= 1
+                target = os.readlink(b"", dir_fd=stack[-1])
+                keep = 1 if target.startswith(b"/") else len(stack) - 1
+                while len(stack) > keep:
+                    os.close(stack.pop())
+                left += target.split(b"/")[::-1]
+            if len(left) > _PARTS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.dup(stack[-1])
+    finally:
+        for fd in stack:
+            os.close(fd)
+
+
+def _require(fd: int, who: Credentials, wanted: int) -> None:
+    """Raise PermissionError unless `who` has a permission on what a descriptor stands for."""
+    if who.overrides:
+        return
+    status = os.fstat(fd)
+    acl = _read_acl(fd)
+    if not is_permitted(who, status.st_mode, status.st_uid, status.st_gid, acl, wanted):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _read_acl(fd: int) -> bytes | None:
+    try:
+        # by its link in /proc: O_PATH descriptors have no fgetxattr(2)
+        return os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
+    except OSError as e:
+        if e.errno in (errno.ENODATA, errno.ENOTSUP):
+            return None
+        raise
+
+
+# -- sections --------------------------------------------------------------------------------------
+
+
+def read_debuglink(fd: int) -> tuple[bytes, int] | None:
+    """Read name and checksum in .gnu_debuglink of a 64-bit little-endian ELF file."""
+    rows, names = _section_table(fd)
     if names >= len(rows):
         return None
     strings = _section(fd, rows[names], 1 << 16)
     for row in rows:
         end = strings.find(b"\0", row[0])
         if strings[row[0] : end] == b".gnu_debuglink":
-            return _section(fd, row, _LINK_MAX).split(b"\0", 1)[0] or None
+            raw = _section(fd, row, _LINK_MAX)
+            name = raw.split(b"\0", 1)[0]
+            return (name, int.from_bytes(raw[-4:], "little")) if name and len(raw) > 4 else None
     return None
+
+
+def read_soname(fd: int) -> bytes | None:
+    """Read the name that a 64-bit little-endian library is loaded by."""
+    rows, _ = _section_table(fd)
+    for row in rows:
+        if row[1] != _SHT_DYNAMIC or row[6] >= len(rows):
+            continue
+        raw = _section(fd, row, 1 << 16)
+        for tag, value in struct.iter_unpack("<QQ", raw[: len(raw) - len(raw) % 16]):
+            at = rows[row[6]][4] + value
+            if tag == _DT_SONAME and at < 1 << 62:
+                return os.pread(fd, _LINK_MAX, at).split(b"\0", 1)[0] or None
+    return None
+
+
+def _build_id_of_sections(fd: int) -> str | None:
+    """Read the build-id of a 64-bit little-endian debug file, whose segments lie nowhere."""
+    for row in _section_table(fd)[0]:
+        if row[1] != _SHT_NOTE:
+            continue
+        raw = _section(fd, row, _LINK_MAX)
+        for name, kind, desc, whole in split_notes(raw, Layout(0, 64, "little")):
+            if name == b"GNU" and kind == NT_GNU_BUILD_ID and whole:
+                return desc.hex()
+    return None
+
+
+def _section_table(fd: int) -> tuple[list[tuple[int, ...]], int]:
+    """Read the section headers, and which one has their names; empty where there are none."""
+    head = os.pread(fd, 64, 0)
+    if len(head) < 64 or head[:6] != b"\x7fELF\2\1":
+        return [], 0
+    shoff, count, names = struct.unpack_from("<40xQ12xHH", head)[0:3]
+    if count == 0 or count > _SECTIONS_MAX or names >= count or shoff >= 1 << 62:
+        return [], 0
+    table = os.pread(fd, count * _SECTION_BYTES, shoff)
+    return list(struct.iter_unpack("<IIQQQQIIQQ", table[: len(table) - len(table) % 64])), names
 
 
 def _section(fd: int, row: tuple[int, ...], limit: int) -> bytes:

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crashd.domain.elfcore import IMAGE_MAX
-from crashd.domain.modules import MODULES_MAX, Module, file_roots
+from crashd.domain.filesearch import FileSearch
+from crashd.domain.modules import MODULES_MAX, Module
 from crashd.edge.modulefiles import ModuleFile, open_modules
 from crashd.errors import FormatError
 
@@ -54,9 +55,7 @@ def answer_modules(peer: socket.socket, request: Mapping[str, Any]) -> None:
 
     """
     modules = _parse_modules(_receive_frame(peer))
-    roots = [os.fsencode(root) for root in request.get("debug_roots", ())]
-    roots += file_roots(_bytes(request, "mountinfo", ""), _bytes(request, "root", "/"))
-    found = open_modules(modules, roots, request.get("uid"), FILES_MAX)
+    found = open_modules(modules, FileSearch.from_json(request["search"]), FILES_MAX)
     fds = [fd for file in found for fd in (file.fd, file.debug_fd) if fd is not None]
     try:
         peer.sendall(_frame([[f.fd is not None, f.debug_fd is not None, f.problem] for f in found]))
@@ -65,10 +64,6 @@ def answer_modules(peer: socket.socket, request: Mapping[str, Any]) -> None:
     finally:
         for fd in fds:
             os.close(fd)
-
-
-def _bytes(request: Mapping[str, Any], key: str, default: str) -> bytes:
-    return str(request.get(key, default)).encode("utf-8", "surrogateescape")
 
 
 def _parse_modules(raw: bytes) -> list[Module]:

@@ -367,7 +367,7 @@ printf '%s\\n' "$(id -u)" "$@"
 for core; do :; done
 head -c 4 "$core" | tail -c 3
 echo
-[ "$1" != wait ] || exec sleep 60
+case " $* " in *" wait "*) exec sleep 60;; esac
 exit 7
 """
 
@@ -394,7 +394,9 @@ def test_debug_runs_the_debugger_and_passes_its_status_on(
     assert done.returncode == 7, done.stderr
     lines = done.stdout.splitlines()
     assert lines[1:5] == ["-nx", "-nh", "-iex", "set auto-load off"]
-    assert lines[5:8] == ["-batch", "-ex", "bt 1"]
+    assert lines[5:7] == ["-iex", "set debuginfod enabled off"]
+    assert lines[13:16] == ["-batch", "-ex", "bt 1"]
+    assert "core does not begin with a sound ELF header: no symbols" in done.stderr
     assert lines[-1] == "ELF"
 
 

@@ -251,7 +251,9 @@ def crash_of(died: Died, **more: Any) -> Crash:
     """Make the record of a process that died."""
     name = os.fsencode(died.program)
     comm = name.rpartition(b"/")[2][:15]
-    return build_crash(pid=died.pid, exe=name, comm=comm, signal=None, unit=None, **more)
+    roots = {"uid": 0, "gid": 0, "status": b"Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n"}
+    values = {**roots, "signal": None, "unit": None, **more}
+    return build_crash(pid=died.pid, exe=name, comm=comm, **values)
 
 
 def analyse_file(path: Path, crash: Crash, options: AnalysisOptions | None = None) -> Analysis:
@@ -429,8 +431,8 @@ def test_analyse_separate_debug_file_gives_lines(
         # below another root, as if fetched: the host's own is not the test's to change
         build_id = native(analyse_death(died))[0].build_id
         assert build_id
-        options = AnalysisOptions(debug_roots=(os.fsencode(tmp_path / "image"),))
-        place = tmp_path / f"image/usr/lib/debug/.build-id/{build_id[:2]}"
+        options = AnalysisOptions(build_id_dirs=(os.fsencode(tmp_path / "image"),))
+        place = tmp_path / f"image/.build-id/{build_id[:2]}"
         place.mkdir(parents=True)
         debug.rename(place / f"{build_id[2:]}.debug")
     analysis = analyse_file(store(died.core), crash_of(died), options)
@@ -670,7 +672,7 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
     died = crasher.run(program)
     library.unlink()
     replace_by(library)
-    return analyse_death(died, uid=65534)
+    return analyse_death(died, uid=65534, gid=65534)
 
 
 @pytest.mark.parametrize(
@@ -687,13 +689,14 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
     ids=["fifo", "link-to-shadow", "device", "directory", "unreadable", "text", "another"],
 )
 def test_sec_61_62_library_that_is_something_else_is_not_read(
-    crasher: Crasher, tmp_path: Path, make: Callable[[Path], None], problem: str
+    crasher: Crasher, short_tmp: Path, make: Callable[[Path], None], problem: str
 ) -> None:
-    analysis = with_library(crasher, tmp_path, make)
+    short_tmp.chmod(0o755)
+    analysis = with_library(crasher, short_tmp, make)
     assert analysis.seconds < 10
     assert analysis.facts is not None
     module = next(m for m in analysis.facts.modules if m.name.endswith("/libvictim.so"))
-    assert module.problem == problem, module
+    assert (module.problem or "").partition(",")[0] == problem, module
     assert native(analysis)[0].function is None
     assert native(analysis)[0].module == module.name
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from crashd.analyzers.storedcore import StoredCore
 from crashd.domain.elfcore import executable_range, head_size, parse_head
 from crashd.domain.minicore import plan_mini
 from crashd.domain.vmcore import TAIL_SIZE, judge
 from crashd.domain.zstdframes import BLOCK_MAX, MAGIC, build_hole
 from crashd.errors import CrashdError, FormatError
 from crashd.store.corefile import read_core, repair, unzstd
+from crashd.store.coreread import StoredCore
 from tests.builders.elfcore import CoreFormat, CoreSegment, build_core, build_notes
 from tests.integration.handler import start_handler
 from tests.integration.test_daemon import CORE, SHORT

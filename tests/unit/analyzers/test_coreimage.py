@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from crashd.analyzers.coreimage import CoreImage, FilePart, read_head
-from crashd.analyzers.storedcore import StoredCore
+from crashd.analyzers.coreimage import CoreImage, FilePart
 from crashd.errors import FormatError
 from crashd.store.corefile import CoreWriter
+from crashd.store.coreread import StoredCore, read_head
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 
 TEXT, DATA, GUARD, STACK = 0x40_0000, 0x60_0000, 0x6F_F000, 0x70_0000

@@ -9,9 +9,9 @@ from struct import pack
 import pytest
 
 from crashd.analyzers import messages
-from crashd.analyzers.coreimage import CoreImage, read_head
-from crashd.analyzers.storedcore import StoredCore
+from crashd.analyzers.coreimage import CoreImage
 from crashd.store.corefile import CoreWriter
+from crashd.store.coreread import StoredCore, read_head
 from tests.builders.elfcore import (
     CoreFormat,
     CoreSegment,

@@ -3,43 +3,70 @@ from pathlib import Path
 import pytest
 
 from crashd.cli import debugging
-from crashd.cli.context import Context
 from crashd.cli.debugging import (
+    Given,
     User,
     build_command,
     choose_user,
     find_debugger,
-    find_exe,
     private_directory,
 )
+from crashd.cli.debugroot import DebugRoot
 from crashd.errors import UnsupportedError
-from crashd.store.paths import Paths
-
-CONTEXT = Context(Paths(Path("/nowhere")), color=False, legend=True, quiet=False, width=None)
 
 
-def test_build_command_gdb_loads_nothing_by_itself() -> None:
-    argv = build_command("gdb", "/usr/bin/gdb", ["-batch"], "/usr/bin/x", Path("/t/core"))
+def given(exe: str | None = "/t/root/x", *, debuginfod: bool = False) -> Given:
+    symbols = (Path("/t/debug/x.debug"), Path("/t/root/x"))
+    files = DebugRoot(
+        Path("/t/root"),
+        Path("/t/libraries"),
+        Path("/t/debug"),
+        None if exe is None else Path(exe),
+        symbols,
+    )
+    return Given(files, debuginfod)
+
+
+def test_build_command_gdb_finds_what_it_is_given_and_nothing_else() -> None:
+    argv = build_command("gdb", "/usr/bin/gdb", ["-batch"], given(), Path("/t/core"))
     assert argv == [
         "/usr/bin/gdb",
         "-nx",
         "-nh",
         "-iex",
         "set auto-load off",
+        "-iex",
+        "set debuginfod enabled off",
+        "-iex",
+        "set sysroot /t/root",
+        "-iex",
+        "set solib-search-path /t/libraries",
+        "-iex",
+        "set debug-file-directory /t/debug:/usr/lib/debug",
         "-batch",
-        "/usr/bin/x",
+        "/t/root/x",
         "/t/core",
     ]
+    assert "set debuginfod enabled on" in build_command(
+        "gdb", "gdb", [], given(debuginfod=True), Path("/t/core")
+    )
 
 
 def test_build_command_gdb_without_executable_names_the_core_by_an_option() -> None:
-    argv = build_command("gdb", "gdb", [], None, Path("/t/core"))
+    argv = build_command("gdb", "gdb", [], given(None), Path("/t/core"))
     assert argv[-2:] == ["-c", "/t/core"]
 
 
 def test_build_command_others_get_the_core() -> None:
-    assert build_command("drgn", "drgn", ["s.py"], "/x", Path("/c")) == ["drgn", "s.py", "-c", "/c"]
-    assert build_command("crash", "crash", [], None, Path("/c")) == ["crash", "/c"]
+    argv = build_command("drgn", "drgn", ["s.py"], given(), Path("/c"))
+    assert argv == [
+        *("drgn", "--no-default-symbols", "-s", "/t/debug/x.debug", "-s", "/t/root/x"),
+        *("s.py", "-c", "/c"),
+    ]
+    assert "--no-default-symbols" not in build_command(
+        "drgn", "drgn", [], given(debuginfod=True), Path("/c")
+    )
+    assert build_command("crash", "crash", [], given(), Path("/c")) == ["crash", "/c"]
 
 
 def test_choose_user_not_root_needs_none() -> None:
@@ -75,28 +102,6 @@ def test_find_debugger_missing_names_the_package(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UnsupportedError, match="drgn is not installed") as caught:
         find_debugger("drgn")
     assert caught.value.hint == "apt-get install python3-drgn"
-
-
-def test_find_exe_there_is_taken(tmp_path: Path) -> None:
-    program = tmp_path / "x"
-    program.touch()
-    assert find_exe(CONTEXT, {"exe": str(program), "root": "/"}) == str(program)
-
-
-@pytest.mark.parametrize(
-    ("doc", "warning"),
-    [
-        ({"exe": "/nonexistent/x\x1b (deleted)", "root": "/"}, "x\\x1b (deleted) is not there"),
-        ({"exe": "/bin/sh", "root": "/var/lib/c/\x1broot"}, "inside of /var/lib/c/\\x1broot"),
-        ({"exe": "-x", "root": "/"}, ""),
-        ({"exe": None}, ""),
-    ],
-)
-def test_find_exe_not_the_hosts_is_not_taken(
-    doc: dict[str, str], warning: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert find_exe(CONTEXT, doc) is None
-    assert warning in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("user", "mode"), [(None, 0o700), (User(65000, 65000), 0o711)])

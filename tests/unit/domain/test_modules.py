@@ -6,6 +6,7 @@ from crashd.domain.elfcore import parse_head
 from crashd.domain.modules import (
     MODULES_MAX,
     Module,
+    build_id_names,
     debug_file_names,
     file_roots,
     find_modules,
@@ -92,24 +93,25 @@ def test_file_roots_has_an_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build_id", "link", "names"),
+    ("link", "names"),
     [
-        (None, None, []),
-        ("abcdef", None, [b"usr/lib/debug/.build-id/ab/cdef.debug"]),
-        (
-            None,
-            b"p.debug",
-            [b"/opt/p.debug", b"/opt/.debug/p.debug", b"usr/lib/debug/opt/p.debug"],
-        ),
-        (None, b"../../etc/shadow", []),
-        (None, b"..", []),
-        ("ab", b"", []),
+        (None, []),
+        (b"p.debug", [b"/opt/p.debug", b"/opt/.debug/p.debug", b"usr/lib/debug/opt/p.debug"]),
+        (b"../../etc/shadow", []),
+        (b"..", []),
+        (b"", []),
     ],
 )
-def test_debug_file_names_are_gdbs_own(
-    build_id: str | None, link: bytes | None, names: list[bytes]
-) -> None:
-    assert debug_file_names(b"/opt/p", build_id, link) == names
+def test_debug_file_names_are_gdbs_own(link: bytes | None, names: list[bytes]) -> None:
+    assert debug_file_names(b"/opt/p", link) == names
+
+
+@pytest.mark.parametrize(
+    ("build_id", "names"),
+    [(None, []), ("ab", []), ("abcdef", [b"usr/lib/debug/.build-id/ab/cdef"])],
+)
+def test_build_id_names_are_gdbs_own(build_id: str | None, names: list[bytes]) -> None:
+    assert build_id_names(build_id) == names
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,7 @@ def test_debug_file_names_are_gdbs_own(
         (build_image(None), build_image(None, vaddr=4096), None, False),
         (b"", IMAGE, None, None),
         (b"", b"root:x:", None, False),
+        (IMAGE[:-1], IMAGE, None, None),
     ],
 )
 def test_same_image_compares_what_there_is(

@@ -67,6 +67,7 @@ def test_parse_status_kernels_text_is_read() -> None:
         vm_rss_bytes=1024 * 1024,
         threads=33,
         seccomp=2,
+        groups=frozenset({4, 24, 27}),
     )
 
 

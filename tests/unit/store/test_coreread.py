@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from crashd.analyzers.storedcore import StoredCore
 from crashd.domain.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.store import corefile
 from crashd.store.corefile import HOLE_MIN, CoreWriter
+from crashd.store.coreread import StoredCore
 
 FRAME = 1 << 18
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import zstandard
 
+from crashd.domain.elfcore import HEAD_MAX, CoreHead, head_size, parse_head
 from crashd.domain.zstdframes import (
     FRAME_HEADER_MAX,
     SEEK_FOOTER_SIZE,
@@ -22,7 +23,9 @@ from crashd.domain.zstdframes import (
     parse_seek_table,
     seek_table_size,
 )
+from crashd.errors import FormatError
 
+_HEAD_FIRST = 64 << 10
 CACHED_FRAMES = 3
 CHUNK = 1 << 20
 WINDOW_BYTES = 128 << 10
@@ -88,6 +91,24 @@ class StoredCore:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(index)
         return frame
+
+
+def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
+    """Read and parse the head of a core.
+
+    Raises:
+        FormatError: not an ELF core.
+
+    """
+    raw = core.read(0, _HEAD_FIRST)
+    while (wanted := head_size(raw)) > len(raw):
+        more = core.read(0, min(wanted, HEAD_MAX))
+        if len(more) <= len(raw):
+            break
+        raw = more
+    if not raw:
+        raise FormatError("core is empty")
+    return raw[: head_size(raw)], parse_head(raw)
 
 
 class _Frame:

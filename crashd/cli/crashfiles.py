@@ -1,0 +1,55 @@
+"""The files of a crash's modules, for `bundle` and `debug`: as the crash's own user could open
+them, whoever calls crashctl, and of the crash's own build-ids.
+"""
+
+from typing import NamedTuple
+
+from crashd.domain.elfcore import CoreHead
+from crashd.domain.filesearch import plan_search
+from crashd.domain.model import Crash
+from crashd.domain.modules import find_modules
+from crashd.domain.procfs import AT_PHDR
+from crashd.edge.modulefiles import ModuleFile, open_modules
+from crashd.store.coreread import StoredCore, read_head
+
+FILES_MAX = 400
+
+
+class CrashFiles(NamedTuple):
+    """The files of a crash's modules; the descriptors are the holder's."""
+
+    files: list[ModuleFile]
+    exe: bytes
+    """The executable's name among them: in a root of its own, not that of the record."""
+    data: frozenset[bytes]
+    """Names of files that were mapped and are not modules."""
+
+
+def find_files(crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ()) -> CrashFiles:
+    """Open what there is of the modules of a stored core.
+
+    Raises:
+        FormatError: it is not an ELF core.
+
+    """
+    core = StoredCore(stored)
+    _, head = read_head(core)
+    modules = find_modules(head, lambda at, size: _read_at(core, head, at, size))
+    phdr = head.auxv.get(AT_PHDR, 0)
+    exe = next(
+        (module.name for module in modules if module.start <= phdr < module.end),
+        crash.exe.removesuffix(b" (deleted)"),
+    )
+    data = {mapped.name for mapped in head.files} - {
+        mapped.name for module in modules for mapped in module.files
+    }
+    files = open_modules(modules, plan_search(crash, build_id_dirs), FILES_MAX)
+    return CrashFiles(files, exe, frozenset(data))
+
+
+def _read_at(core: StoredCore, head: CoreHead, address: int, size: int) -> bytes:
+    for segment in head.segments:
+        if segment.vaddr <= address < segment.vaddr + segment.filesz:
+            room = segment.vaddr + segment.filesz - address
+            return core.read(segment.offset + address - segment.vaddr, min(size, room))
+    return b""

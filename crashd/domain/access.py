@@ -1,0 +1,96 @@
+"""Whether a user may read a file or search a directory: what the kernel would answer, for the
+credentials that a crashed process had. Pure; the file's side is what fstat and getxattr say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from struct import iter_unpack
+from typing import Any
+
+from crashd.domain.procfs import parse_status
+
+SEARCH, READ = 1, 4
+"""Permission bits of one class, as chmod(2) has them."""
+_OVERFLOW_GID = 65534  # what an id is shown as that the reader's namespace does not have
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2  # linux/capability.h
+_ACL_VERSION = b"\2\0\0\0"  # linux/posix_acl_xattr.h
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A crashed process's user, group and groups, in the initial user namespace."""
+
+    uid: int | None
+    """None where it is not known: then only what everybody may open can be opened."""
+    gid: int | None = None
+    groups: frozenset[int] = frozenset()
+    """Supplementary groups."""
+    overrides: bool = False
+    """Root, with a capability that overrides permissions."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Build the object that `from_json` takes."""
+        groups = sorted(self.groups)
+        return {"uid": self.uid, "gid": self.gid, "groups": groups, "overrides": self.overrides}
+
+    @classmethod
+    def from_json(cls, doc: Mapping[str, Any]) -> "Credentials":
+        """Take the object that `to_json` built."""
+        return cls(doc["uid"], doc["gid"], frozenset(doc["groups"]), bool(doc["overrides"]))
+
+
+def crash_credentials(uid: int | None, gid: int | None, status: bytes | None) -> Credentials:
+    """Build what a crashed process had from its ids and its /proc/PID/status.
+
+    A record without `status` has no groups and no capability.
+    """
+    if uid is None:
+        return Credentials(None)
+    known = parse_status(status or b"")
+    powers = known.effective & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH)
+    groups = known.groups - {_OVERFLOW_GID}
+    # of a user's setuid program the capabilities are the program's, not the user's
+    return Credentials(uid, gid, groups, overrides=uid == 0 and powers != 0)
+
+
+def is_permitted(
+    who: Credentials, mode: int, owner: int, group: int, acl: bytes | None, wanted: int
+) -> bool:
+    """Return whether `who` has the permissions `wanted` (READ, SEARCH) on a file.
+
+    `acl` is its system.posix_acl_access, None where it has none. Source: acl(5), "Access check
+    algorithm"; fs/posix_acl.c, posix_acl_permission().
+    """
+    if who.overrides:
+        return True
+    # Linux looks at no list whose mask permits nothing (fs/namei.c, acl_permission_check())
+    entries = _parse_acl(acl) if acl is not None and mode & 0o070 else _plain_entries(mode)
+    mask = next((bits for tag, bits, _ in entries if tag == _MASK), 7)
+    if who.uid == owner:
+        return _has([bits for tag, bits, _ in entries if tag == _USER_OBJ], wanted, 7)
+    if named := [bits for tag, bits, id_ in entries if tag == _USER and id_ == who.uid]:
+        return _has(named, wanted, mask)
+    groups = who.groups | ({who.gid} if who.gid is not None else frozenset())
+    if own := [
+        bits
+        for tag, bits, id_ in entries
+        if (tag == _GROUP_OBJ and group in groups) or (tag == _GROUP and id_ in groups)
+    ]:
+        return _has(own, wanted, mask)
+    return _has([bits for tag, bits, _ in entries if tag == _OTHER], wanted, 7)
+
+
+def _has(found: list[int], wanted: int, mask: int) -> bool:
+    return any(bits & mask & wanted == wanted for bits in found)
+
+
+def _plain_entries(mode: int) -> list[tuple[int, int, int]]:
+    return [(_USER_OBJ, mode >> 6 & 7, 0), (_GROUP_OBJ, mode >> 3 & 7, 0), (_OTHER, mode & 7, 0)]
+
+
+def _parse_acl(raw: bytes) -> list[tuple[int, int, int]]:
+    """Parse tag, permissions and id of each entry; without entries nobody has any permission."""
+    if raw[:4] != _ACL_VERSION or len(raw) % 8 != 4:
+        return []
+    return list(iter_unpack("<HHI", raw[4:]))

@@ -1,0 +1,66 @@
+"""Where the files of a crash's modules are looked for, and as whom they are opened."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from crashd.domain.access import Credentials, crash_credentials
+from crashd.domain.cgroup import is_in_roots_container
+from crashd.domain.model import Crash
+from crashd.domain.modules import file_roots
+
+_ENCODING = "utf-8", "surrogateescape"
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A directory of the host that a process's own paths may begin at."""
+
+    path: bytes
+    entered: bool = False
+    """Whether root put the process there, so that it did not search what lies above."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSearch:
+    """What it takes to find a crash's files."""
+
+    credentials: Credentials
+    roots: tuple[Root, ...] = (Root(b"/"),)
+    """Best first."""
+    build_id_dirs: tuple[bytes, ...] = field(default=())
+    """Directories of the host with files by build-id, beside each root's /usr/lib/debug."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Build the object that `from_json` takes."""
+        return {
+            "credentials": self.credentials.to_json(),
+            "roots": [[root.path.decode(*_ENCODING), root.entered] for root in self.roots],
+            "build_id_dirs": [path.decode(*_ENCODING) for path in self.build_id_dirs],
+        }
+
+    @classmethod
+    def from_json(cls, doc: Mapping[str, Any]) -> "FileSearch":
+        """Take the object that `to_json` built."""
+        return cls(
+            Credentials.from_json(doc["credentials"]),
+            tuple(Root(path.encode(*_ENCODING), bool(entered)) for path, entered in doc["roots"]),
+            tuple(path.encode(*_ENCODING) for path in doc["build_id_dirs"]),
+        )
+
+
+def plan_search(crash: Crash, build_id_dirs: Sequence[bytes] = ()) -> FileSearch:
+    """Plan the search for the files of a crash, from its record alone.
+
+    A process that any user can put into a namespace of its own names its root and the layers below
+    it as it likes, so they are searched from the host's root on. Where root's container runtime
+    made them, they are where it says, and the process never searched the host's directories above.
+    """
+    entered = is_in_roots_container(crash.cgroup)
+    return FileSearch(
+        crash_credentials(crash.uid, crash.gid, crash.status),
+        tuple(
+            Root(path, entered and path != b"/") for path in file_roots(crash.mountinfo, crash.root)
+        ),
+        tuple(build_id_dirs),
+    )
