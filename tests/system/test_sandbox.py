@@ -140,6 +140,10 @@ def sealed_below(pid: int) -> list[int]:
     return found
 
 
+def has_sealed(pid: int) -> bool:
+    return bool(sealed_below(pid))
+
+
 def can_signal(pid: int, uid: int) -> bool:
     """Whether a process of `uid` may."""
     child = os.fork()
@@ -174,7 +178,7 @@ def test_sec_77_workers_share_their_id_with_nothing() -> None:
     try:
         sealed = []
         for child in waiting:
-            wait_until(partial(sealed_below, child), 60, "the worker gave root up")
+            wait_until(partial(has_sealed, child), 60, "the worker gave root up")
             sealed += sealed_below(child)
         first, second = map(ids_of, sealed)
         assert len(first) == len(second) == 1, "the group's number is the user's"
