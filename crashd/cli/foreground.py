@@ -206,9 +206,12 @@ class _Relay:
 
     def _hear(self) -> int | None:
         """Take a message of the monitor; the wait status where that says that it is over."""
-        raw = self._control.recv(_STATUS.size)
+        try:
+            raw = self._control.recv(_STATUS.size)
+        except ConnectionError:
+            raw = b""
         if not raw:
-            return int(signal.SIGKILL)  # so ended the monitor, and with it the debugger
+            return int(signal.SIGKILL)  # the monitor was killed
         status: int = _STATUS.unpack(raw)[0]
         if not os.WIFSTOPPED(status):
             return status
@@ -303,47 +306,42 @@ def _monitor(
             fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
         child = os.fork()
         if child == 0:
-            _become_foreground(terminal)
-            _exec(argv, user, streams.given, keep)
+            _exec(argv, user, streams.given, keep, terminal)
         with contextlib.suppress(OSError):  # it has done so itself, and runs
             os.setpgid(child, child)
         for fd in {*streams.given, *streams.routes} - {0, 1, 2}:
             os.close(fd)
-        if not _watch(control, child, woken) and before is not None:
-            _restore(before)
+        _watch(control, child, woken)
+    except OSError as e:
+        _complain(argv, e)
     finally:
+        if before is not None:
+            _restore(before)  # crashctl may have been killed
         os._exit(0)
 
 
-def _become_foreground(terminal: int | None) -> None:
-    os.setpgid(0, 0)
-    if terminal is not None:
-        os.tcsetpgrp(terminal, os.getpid())
-
-
-def _watch(control: socket.socket, child: int, woken: int) -> bool:
-    """Report stops and the end of the debugger, and pass signals on; False where crashctl ended
-    before it.
-    """
+def _watch(control: socket.socket, child: int, woken: int) -> None:
+    """Report stops and the end of the debugger, and pass signals on; end it where crashctl ends."""
     over = False
-    while True:
-        if not over:
-            pid, status = os.waitpid(child, os.WUNTRACED | os.WNOHANG)
-            if pid:
-                control.send(_STATUS.pack(status))
-                over = not os.WIFSTOPPED(status)
-                continue
-        ready, _, _ = select.select([control.fileno(), woken], [], [])
-        if woken in ready:
-            os.read(woken, _CHUNK)
-        if control.fileno() in ready:
-            number = control.recv(1)
-            if over and not number:
-                return True
+    with contextlib.suppress(ConnectionError):  # crashctl was killed
+        while True:
             if not over:
-                _signal_group(child, number[0] if number else signal.SIGKILL)
-            if not number:
-                return False
+                pid, status = os.waitpid(child, os.WUNTRACED | os.WNOHANG)
+                if pid:
+                    over = not os.WIFSTOPPED(status)
+                    control.send(_STATUS.pack(status))
+                    continue
+            ready, _, _ = select.select([control.fileno(), woken], [], [])
+            if woken in ready:
+                os.read(woken, _CHUNK)
+            if control.fileno() in ready:
+                number = control.recv(1)
+                if not number:
+                    break
+                if not over:
+                    _signal_group(child, number[0])
+    if not over:
+        _signal_group(child, signal.SIGKILL)
 
 
 def _signal_group(child: int, number: int) -> None:
@@ -354,10 +352,17 @@ def _signal_group(child: int, number: int) -> None:
 
 
 def _exec(
-    argv: Sequence[str], user: User | None, given: Sequence[int], keep: Sequence[int]
+    argv: Sequence[str],
+    user: User | None,
+    given: Sequence[int],
+    keep: Sequence[int],
+    terminal: int | None,
 ) -> NoReturn:
     """Become the debugger; never returns to the code of the parent."""
     try:
+        os.setpgid(0, 0)
+        if terminal is not None:
+            os.tcsetpgrp(terminal, os.getpid())
         for changed in (*_RESET, signal.SIGCHLD):
             signal.signal(changed, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
@@ -378,11 +383,15 @@ def _exec(
             os.set_inheritable(fd, True)
         os.execve(argv[0], list(argv), environ)
     except OSError as e:
-        what = printable(f"crashctl: cannot run {argv[0]}: {e.strerror}") + "\n"
-        os.write(2, what.encode("utf-8", "backslashreplace"))
+        _complain(argv, e)
         os._exit(_NOT_FOUND if isinstance(e, FileNotFoundError) else _CANNOT_RUN)
     finally:
         os._exit(_CANNOT_RUN)
+
+
+def _complain(argv: Sequence[str], error: OSError) -> None:
+    what = printable(f"crashctl: cannot run {argv[0]}: {error.strerror}") + "\n"
+    os.write(2, what.encode("utf-8", "backslashreplace"))
 
 
 def _enter_again() -> None:
