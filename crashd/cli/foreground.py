@@ -35,6 +35,8 @@ _OF_JOBS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _RESET = (*_PASSED_ON, *_OF_JOBS, signal.SIGPIPE, signal.SIGXFSZ)
 _STATUS = struct.Struct("i")
 _CHUNK = 64 << 10
+_TYPED_MAX = 1 << 20
+"""What is kept for a debugger that reads nothing."""
 _QUIET_SECONDS = 0.5
 """How long output is waited for after the debugger ended, where a child of it keeps the pty."""
 _CANNOT_RUN, _NOT_FOUND = 126, 127  # as a shell says it
@@ -245,6 +247,7 @@ class _Relay:
             pass  # its queue is full
         except OSError:
             self._typed.clear()  # nobody reads it any more
+        del self._typed[_TYPED_MAX:]  # as a terminal does whose queue is full
         waiting = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._typed else 0)
         with contextlib.suppress(KeyError):
             self._selector.modify(self._master, waiting)

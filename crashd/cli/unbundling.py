@@ -38,6 +38,8 @@ _MEMBER = re.compile(r"crash\.json|report\.txt|core\.zst|modules\.json|files/\d{
 _DOCUMENTS = ("crash.json", "modules.json")
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 _NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
+_MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+"""Links to those below /usr, on a host that has them merged."""
 
 
 class Limits(NamedTuple):
@@ -372,5 +374,9 @@ def _lay_out(
             except OSError as e:
                 if e.errno not in _NO_PATH:
                     raise CrashdError(f"cannot write to {directory}: {e.strerror}") from e
+        for name in _MERGED:
+            # the core's list of libraries has the names by which they were loaded
+            if (root / "usr" / name).is_dir() and not os.path.lexists(root / name):
+                (root / name).symlink_to(f"usr/{name}")
     finally:
         os.umask(before)
