@@ -1,4 +1,4 @@
-"""`bundle`: one file with all that another machine needs to look at a crash; and opening it there.
+"""`bundle`: one file with all that another machine needs to look at a crash.
 
     crash.json      what `crashctl info --json` tells
     report.txt      what `crashctl info` tells
@@ -7,8 +7,7 @@
     files/N/NAME    these files
     SHA256SUMS      of all that is above
 
-A bundle that is opened may be anybody's: of its members only those with such names are taken, as
-regular files, and the paths in modules.json become paths below a private directory, or nothing.
+crashd.cli.unbundling opens it.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,25 +22,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import FILES_MAX, find_files
-from crashd.cli.dumping import open_stored, terminable, write_file
+from crashd.cli.crashfiles import find_files
+from crashd.cli.dumping import open_stored, terminable
 from crashd.cli.pages import render_info
 from crashd.cli.progress import Progress, progress
 from crashd.cli.source import newest, open_source
 from crashd.domain.model import from_json
-from crashd.domain.modules import path_parts
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.errors import CrashdError, FormatError, NotFoundError, UsageError
-from crashd.store.corefile import read_core, zstd_reader, zstd_writer
+from crashd.errors import CrashdError, UsageError
+from crashd.store.corefile import zstd_writer
 
-MEMBER_MAX = 64 << 30
-DOCUMENT_MAX = 32 << 20
-CHUNK = 1 << 20
 SUFFIX = ".tar.zst"
-_MEMBER = re.compile(
-    r"(?:crash\.json|report\.txt|core\.zst|modules\.json|files/\d{1,4}/[^/]{1,255})"
-)
 
 
 def bundle(context: Context, arguments: argparse.Namespace) -> int:
@@ -166,100 +157,3 @@ class _Summed(io.RawIOBase):
         self.digest.update(data)
         self._counted(len(data))
         return data
-
-
-# -- opening ---------------------------------------------------------------------------------------
-
-
-def extract(path: Path, directory: Path) -> tuple[Path, Path | None, Path]:
-    """Unpack a bundle below a private directory; tell the core, the executable, and the root that
-    the libraries lie below.
-
-    Raises:
-        NotFoundError: there is no such file.
-        FormatError: it is no bundle, or damaged.
-
-    """
-    name = printable(os.fsencode(path))
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as e:
-        raise NotFoundError(f"cannot open {name}: {e.strerror}") from e
-    taken: dict[str, Path] = {}
-    sums: dict[str, str] = {}
-    with open(fd, "rb") as raw, zstd_reader(raw) as plain:
-        try:
-            with tarfile.open(fileobj=plain, mode="r|") as tar:
-                for member in tar:
-                    _take(tar, member, directory, taken, sums)
-        except (tarfile.TarError, EOFError, OSError) as e:
-            raise FormatError(f"{name} is no bundle: {e}") from e
-    if "core.zst" not in taken or "crash.json" not in taken:
-        raise FormatError(f"{name} has no core, or no crash.json")
-    for part, file in taken.items():
-        if sums.get(part) != _sum(file):
-            raise FormatError(f"{printable(part)} in the bundle is damaged")
-    return _unpack_core(taken["core.zst"], directory), *_lay_out(taken, directory)
-
-
-def _take(
-    tar: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    directory: Path,
-    taken: dict[str, Path],
-    sums: dict[str, str],
-) -> None:
-    file = tar.extractfile(member) if member.isreg() else None
-    if file is None or not 0 <= member.size <= MEMBER_MAX:
-        raise FormatError(f"the bundle has {printable(member.name)}, which is no file")
-    if member.name == "SHA256SUMS":
-        for line in file.read(DOCUMENT_MAX).decode("utf-8", "replace").splitlines():
-            digest, _, name = line.partition("  ")
-            sums[name] = digest
-        return
-    if not _MEMBER.fullmatch(member.name) or member.name in taken or len(taken) > 2 * FILES_MAX:
-        raise FormatError(f"the bundle has {printable(member.name)}, which no bundle has")
-    target = directory / f"member{len(taken)}"
-    with open(target, "xb", opener=_private) as out:
-        while chunk := file.read(CHUNK):
-            out.write(chunk)
-    taken[member.name] = target
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _unpack_core(stored: Path, directory: Path) -> Path:
-    fd = os.open(stored, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        core = directory / "core"
-        write_file(core, read_core(fd), force=False)
-        return core
-    finally:
-        os.close(fd)
-
-
-def _lay_out(taken: dict[str, Path], directory: Path) -> tuple[Path | None, Path]:
-    """Put the modules below a root where the core says that they are; name the executable."""
-    root, exe = directory / "root", None
-    root.mkdir()
-    try:
-        doc = json.loads(taken["crash.json"].read_bytes()[:DOCUMENT_MAX])
-        modules = json.loads(taken["modules.json"].read_bytes()[:DOCUMENT_MAX])
-        wanted = doc.get("exe")
-    except (KeyError, ValueError, RecursionError, AttributeError) as e:
-        raise FormatError("crash.json or modules.json in the bundle is damaged") from e
-    for module in modules if isinstance(modules, list) else []:
-        member, name = module.get("member"), module.get("path")
-        parts = path_parts(os.fsencode(name)) if isinstance(name, str) else None
-        if parts is None or member not in taken or module.get("kind") != "file":
-            continue
-        target = root.joinpath(*map(os.fsdecode, parts))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            os.rename(taken[member], target)
-        if name == wanted:
-            exe = target
-    return exe, root

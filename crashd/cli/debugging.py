@@ -10,33 +10,28 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 from crashd.cli.context import Context
 from crashd.cli.crashfiles import CrashFiles, find_files
 from crashd.cli.debugroot import DebugRoot, lay_out, warn_of_missing
-from crashd.cli.dumping import opened_core, terminable, write_file
+from crashd.cli.dumping import opened_core
+from crashd.cli.foreground import User, run
+from crashd.cli.scratch import descriptor_path, give, nameless_file, private_directory, write_core
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.access import Credentials
 from crashd.domain.model import from_json
-from crashd.domain.text import printable
+from crashd.edge.loanedid import loan
 from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from crashd.config import Analysis
 
-PROC = Path("/proc")
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
-_LOANED_UIDS = range(61184, 65520)
-"""What systemd gives out for DynamicUser= (systemd.exec(5)): no account has one of these."""
 _DEBUG_DIRECTORY = "/usr/lib/debug"
-_CANNOT_RUN, _NOT_FOUND = 126, 127  # as a shell says it
+_NO_ID = 0xFFFFFFFF
 
 
 class Given(NamedTuple):
@@ -45,13 +40,6 @@ class Given(NamedTuple):
     files: DebugRoot
     debuginfod: bool
     """Whether it may fetch what is missing."""
-
-
-class User(NamedTuple):
-    """Whom the debugger runs as."""
-
-    uid: int
-    gid: int
 
 
 def debug(context: Context, arguments: argparse.Namespace) -> int:
@@ -76,14 +64,15 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
             # as root: the dump is root's alone, and so were all who could write it
             command = kernel_command(context, arguments, source.info(row["id"]), program)
             return run([*command, *extra], None)
-        user = None if arguments.as_root else choose_user(os.geteuid(), os.environ)
-        with private_directory(user) as directory, opened_core(context, source, row) as chunks:
-            core = directory / "core"
-            write_file(core, chunks, force=False)
-            if user is not None:
-                os.chown(core, user.uid, user.gid, follow_symlinks=False)
-            given = _lay_out(context, source, row["id"], settings, directory, user)
-            return run(build_command(name, program, extra, given, core), user)
+        with (
+            choose_user(as_root=arguments.as_root) as user,
+            nameless_file() as core,
+            _laid_out(context, source, row["id"], settings, user) as (given, directory),
+        ):
+            with opened_core(context, source, row) as chunks:
+                write_core(core, chunks)
+            argv = build_command(name, program, extra, given, give(core, user))
+            return run(argv, user, [core, directory])
     finally:
         source.close()
 
@@ -92,21 +81,23 @@ def _debug_bundle(
     context: Context, arguments: argparse.Namespace, extra: Sequence[str], settings: "Analysis"
 ) -> int:
     """Run a debugger on what `crashctl bundle` wrote, here or elsewhere."""
-    from crashd.cli.bundling import extract
+    from crashd.cli.unbundling import unpack
 
     name = arguments.debugger or "gdb"
     program = find_debugger(name)
-    user = None if arguments.as_root else choose_user(os.geteuid(), os.environ)
-    with private_directory(user) as directory:
-        core, exe, root = extract(Path(arguments.match[0]), directory)
-        if exe is None:
+    with (
+        choose_user(as_root=arguments.as_root) as user,
+        unpack(Path(arguments.match[0])) as unpacked,
+    ):
+        if unpacked.exe is None:
             context.warn("the bundle has no executable: no symbols of it")
-        for path in (core, *directory.rglob("root/**/*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        root.chmod(0o755)
-        files = DebugRoot(root, root, directory / "debug", exe, ())
+        # the only way in: the directory above is root's alone
+        root = descriptor_path(unpacked.root)
+        exe = None if unpacked.exe is None else root / unpacked.exe
+        files = DebugRoot(root, root, root / _DEBUG_DIRECTORY.lstrip("/"), exe, ())
         given = Given(files, settings.debuginfod)
-        return run(build_command(name, program, extra, given, core), user)
+        argv = build_command(name, program, extra, given, give(unpacked.core, user))
+        return run(argv, user, [unpacked.core, unpacked.root])
 
 
 def find_debugger(name: str) -> str:
@@ -124,30 +115,46 @@ def find_debugger(name: str) -> str:
     return program
 
 
-def _lay_out(
-    context: Context,
-    source: Source,
-    crash_id: str,
-    settings: "Analysis",
-    directory: Path,
-    user: User | None,
-) -> Given:
-    """Lay out what the debugger may be given of a crash's files; warn of what is missing."""
-    crash = from_json(source.info(crash_id))
+@contextlib.contextmanager
+def _laid_out(
+    context: Context, source: Source, crash_id: str, settings: "Analysis", user: User | None
+) -> Iterator[tuple[Given, int]]:
+    """Lay out what the debugger may be given of a crash's files; warn of what is missing.
+
+    Yields also the descriptor that it reaches them by, as the paths say: the directory above is
+    the caller's alone.
+    """
+    found = _find_files(context, source, crash_id, settings)
+    with private_directory() as above:
+        directory = above / "files"
+        directory.mkdir()
+        directory.chmod(0o755)
+        try:
+            warn_of_missing(context, found)
+            files = lay_out(found, directory, _reader(user))
+        finally:
+            for file in found.files:
+                for fd in (file.fd, file.debug_fd):
+                    if fd is not None:
+                        os.close(fd)
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield Given(files.seen_from(directory, descriptor_path(fd)), settings.debuginfod), fd
+        finally:
+            os.close(fd)
+
+
+def _find_files(
+    context: Context, source: Source, crash_id: str, settings: "Analysis"
+) -> CrashFiles:
     stored = source.open_core(crash_id)
     try:
-        found = find_files(crash, stored, settings.build_id_dirs_bytes)
+        return find_files(from_json(source.info(crash_id)), stored, settings.build_id_dirs_bytes)
     except FormatError as e:
         context.warn(f"{e}: no symbols")
-        found = CrashFiles([], b"", frozenset())
+        return CrashFiles([], b"", frozenset())
     finally:
         os.close(stored)
-    warn_of_missing(context, found)
-    try:
-        return Given(lay_out(found, directory, _reader(user)), settings.debuginfod)
-    finally:
-        for fd in (fd for file in found.files for fd in (file.fd, file.debug_fd) if fd is not None):
-            os.close(fd)
 
 
 def _reader(user: User | None) -> Credentials:
@@ -190,91 +197,32 @@ def _each(option: str, values: Iterable[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
 
-def choose_user(euid: int, environ: "os._Environ[str] | dict[str, str]") -> User | None:
-    """Choose whom the debugger runs as: who called sudo, else a user that nobody is.
-
-    None where crashctl is not root and nothing need be changed.
-    """
-    if euid != 0:
-        return None
+def find_caller(environ: Mapping[str, str]) -> User | None:
+    """Find who called sudo; None where nobody did, or root."""
     uid, gid = environ.get("SUDO_UID", ""), environ.get("SUDO_GID", "")
-    if uid.isascii() and uid.isdigit() and gid.isascii() and gid.isdigit() and int(uid) != 0:
-        return User(int(uid), int(gid))
-    used = {entry.stat().st_uid for entry in os.scandir(PROC) if entry.name.isdigit()}
-    loaned = next((number for number in _LOANED_UIDS if number not in used), None)
-    if loaned is None:
-        raise CrashdError("no free user id to run the debugger as", hint="use --as-root")
-    return User(loaned, loaned)
+    if not all(text.isascii() and text.isdigit() and len(text) <= 10 for text in (uid, gid)):
+        return None
+    # -1 means to setresuid(2) that nothing changes
+    possible = 0 < int(uid) < _NO_ID and int(gid) < _NO_ID
+    return User(int(uid), int(gid)) if possible else None
 
 
 @contextlib.contextmanager
-def private_directory(user: User | None) -> Iterator[Path]:
-    """Make a directory for the core, and remove it at the end.
+def choose_user(*, as_root: bool) -> Iterator[User | None]:
+    """Choose whom the debugger runs as: who called sudo, else a user that nothing else is.
 
-    Root's stays root's, and only lets `user` through to what has been given to him.
+    None where crashctl is not root, or is to stay it, and nothing need be changed.
     """
-    # not /tmp, which is often in memory
-    base = os.environ.get("TMPDIR") or "/var/tmp"
-    directory = Path(tempfile.mkdtemp(prefix="crashctl-", dir=base))
-    try:
-        if user is not None:
-            directory.chmod(0o711)
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def run(argv: Sequence[str], user: User | None) -> int:
-    """Run the debugger in the foreground; return its exit status as a shell would.
-
-    SIGINT and SIGQUIT of the terminal are the debugger's; SIGTERM and SIGHUP are passed on.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with terminable():
-        child = os.fork()
-        if child == 0:
-            _exec(argv, user)
-        previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGQUIT)}
-
-        def pass_on(number: int, _frame: FrameType | None) -> None:
-            os.kill(child, number)
-
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, pass_on)
+    if as_root or os.geteuid() != 0:
+        yield None
+    elif (caller := find_caller(os.environ)) is not None:
+        yield caller
+    else:
         try:
-            _, status = os.waitpid(child, 0)
+            loaned = loan()
+        except CrashdError as e:
+            raise CrashdError(f"debug: {e}", hint="use --as-root") from e
+        try:
+            yield User(loaned.number, loaned.number)
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-
-
-def _home(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_dir
-    except KeyError:
-        return "/nonexistent"
-
-
-def _exec(argv: Sequence[str], user: User | None) -> NoReturn:
-    """Become the debugger; never returns to the code of the parent."""
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        environ = dict(os.environ)
-        if user is not None:
-            os.setgroups([])
-            os.setresgid(user.gid, user.gid, user.gid)
-            os.setresuid(user.uid, user.uid, user.uid)
-            environ["HOME"] = _home(user.uid)
-        os.execve(argv[0], list(argv), environ)
-    except OSError as e:
-        what = printable(f"crashctl: cannot run {argv[0]}: {e.strerror}") + "\n"
-        os.write(2, what.encode("utf-8", "backslashreplace"))
-        os._exit(_NOT_FOUND if isinstance(e, FileNotFoundError) else _CANNOT_RUN)
-    finally:
-        os._exit(_CANNOT_RUN)
+            os.close(loaned.fd)

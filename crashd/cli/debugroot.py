@@ -40,6 +40,20 @@ class DebugRoot:
     symbols: tuple[Path, ...]
     """Each file: what has debug information of its own comes before its module."""
 
+    def seen_from(self, directory: Path, other: Path) -> "DebugRoot":
+        """Return the same with other paths: as they are where `directory` is called `other`."""
+
+        def moved(path: Path) -> Path:
+            return other / path.relative_to(directory)
+
+        return DebugRoot(
+            moved(self.root),
+            moved(self.libraries),
+            moved(self.debug),
+            None if self.exe is None else moved(self.exe),
+            tuple(map(moved, self.symbols)),
+        )
+
 
 def lay_out(found: CrashFiles, directory: Path, reader: Credentials) -> DebugRoot:
     """Lay files out below a private directory, for a debugger that runs as `reader`.
@@ -68,7 +82,8 @@ def lay_out(found: CrashFiles, directory: Path, reader: Credentials) -> DebugRoo
             by_name[name].add(target)
     for name, targets in by_name.items():
         if len(targets) == 1 and path_parts(name) == [name]:
-            os.symlink(targets.pop(), libraries / os.fsdecode(name))
+            # relative: the debugger may reach the directory by another path
+            os.symlink(os.path.relpath(targets.pop(), libraries), libraries / os.fsdecode(name))
     _make_empty(root, found.data)
     for made in (root, libraries, debug):
         for path, _, _ in os.walk(made):

@@ -132,7 +132,7 @@ def write_file(target: Path, chunks: Iterable[bytes], *, force: bool) -> int:
     name = printable(os.fsencode(target))
     if force:
         _check_replaceable(target, name)
-    staged = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}") if force else target
+    staged = target.with_name(f".crashctl-{secrets.token_hex(8)}") if force else target
     try:
         fd = os.open(staged, _CREATE, 0o600)
     except FileExistsError as e:

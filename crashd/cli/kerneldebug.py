@@ -94,7 +94,7 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
     others = []
     for place in PLACES:
         path = context.paths.root / place.format(release=release)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False also for a name that is too long
             continue
         try:
             why, found = _judge(path, kernel)

@@ -23,11 +23,11 @@ from typing import NoReturn
 import pyseccomp
 
 from crashd.domain.analysis import PEAK_PREFIX
-from crashd.errors import UnsupportedError
+from crashd.edge.loanedid import LoanedId, loan
+from crashd.errors import CrashdError, UnsupportedError
 
 VIEW = "/usr/lib/debug"
 """All of the host's files that can still be seen, if there are any."""
-NOBODY = 65534
 
 # linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/ioprio.h
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
@@ -97,10 +97,10 @@ def _syscall(name: str, *arguments: object) -> int:
 class Isolation:
     """What isolate() did, for seal()."""
 
-    mapped: bool
-    """It took a user namespace to do so."""
     waiter_fd: int
     """A pidfd of the process that waits: seen from in here, it has no pid."""
+    loaned: LoanedId | None
+    """The id to become; None where there is no other than the one that is mapped."""
 
 
 def isolate(parent: int | None) -> Isolation:
@@ -110,7 +110,7 @@ def isolate(parent: int | None) -> Isolation:
     Both die with the process that started us, which is to be `parent` where that is given.
 
     Raises:
-        UnsupportedError: this host allows no new namespaces.
+        UnsupportedError: this host allows no new namespaces, or has no free id.
 
     """
     uid, gid, mapped = os.geteuid(), os.getegid(), False
@@ -128,6 +128,11 @@ def isolate(parent: int | None) -> Isolation:
             raise UnsupportedError(f"cannot make namespaces: {first}; {e}") from e
     with contextlib.suppress(OSError):
         _call("unshare", CLONE_NEWCGROUP)  # since 4.6
+    try:
+        # held by both: who is sealed could close its own, and who waits could be killed first
+        loaned = loan() if uid == 0 and not mapped else None
+    except CrashdError as e:
+        raise UnsupportedError(f"cannot confine the analysis: {e}") from e
     waiter_fd = os.pidfd_open(os.getpid())
     child = os.fork()
     if child:
@@ -135,7 +140,7 @@ def isolate(parent: int | None) -> Isolation:
     _die_with_parent(waiter_fd)
     # Mounts that are made here must not appear on the host.
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
-    return Isolation(mapped, waiter_fd)
+    return Isolation(waiter_fd, loaned)
 
 
 def _wait(child: int, *, tell: bool) -> NoReturn:
@@ -177,10 +182,12 @@ def seal(limits: Limits, keep: Sequence[int], isolation: Isolation) -> None:
 
     """
     try:
+        loaned = isolation.loaned
+        owner = (loaned.number,) * 2 if loaned else (os.geteuid(), os.getegid())
         _be_humble()
-        _close_others([*keep, isolation.waiter_fd])
-        _change_root(limits.scratch_bytes)
-        _drop_privileges(mapped=isolation.mapped)
+        _close_others([*keep, isolation.waiter_fd, *([loaned.fd] if loaned else ())])
+        _change_root(limits.scratch_bytes, *owner)
+        _drop_privileges(loaned)
         _die_with_parent(isolation.waiter_fd)  # a change of ids takes it back
         os.close(isolation.waiter_fd)
         _limit(limits)
@@ -226,7 +233,7 @@ def _close_others(keep: Sequence[int]) -> None:
                 os.close(int(name))
 
 
-def _change_root(scratch_bytes: int) -> None:
+def _change_root(scratch_bytes: int, uid: int, gid: int) -> None:
     """Make an empty tmpfs the root, with VIEW in it where the host has one; nothing can be written.
 
     /proc is where it is mounted, since every host has it; behind it nothing of the host is left.
@@ -245,7 +252,8 @@ def _change_root(scratch_bytes: int) -> None:
     if scratch_bytes:
         os.mkdir(f"{root}/work")
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-        _mount("tmpfs", f"{root}/work", "tmpfs", flags, f"mode=0777,size={scratch_bytes}")
+        data = f"mode=0700,uid={uid},gid={gid},size={scratch_bytes}"
+        _mount("tmpfs", f"{root}/work", "tmpfs", flags, data)
     os.chdir(root)
     _syscall("pivot_root", b".", b"old")
     os.chdir("/")
@@ -254,14 +262,14 @@ def _change_root(scratch_bytes: int) -> None:
     _mount(None, "/", None, MS_REMOUNT | _SEALED)
 
 
-def _drop_privileges(*, mapped: bool) -> None:
+def _drop_privileges(loaned: LoanedId | None) -> None:
     for capability in range(_CAP_LAST + 1):
         with contextlib.suppress(OSError):  # not known to this kernel
             _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if os.geteuid() == 0 and not mapped:  # mapped, there is no other id to become
+    if loaned is not None:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(*[loaned.number] * 3)
+        os.setresuid(*[loaned.number] * 3)
     with contextlib.suppress(OSError):
         _call("unshare", CLONE_NEWUSER)  # where it is allowed: then no id means anything outside
     with contextlib.suppress(OSError):

@@ -1,10 +1,9 @@
 """The stored core: written as it arrives, read back, and mended when its writer died. Only importer
 of zstandard."""
 
-import io
 import os
-from collections.abc import Iterator
-from typing import IO, cast
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import zstandard
 
@@ -33,6 +32,7 @@ a byte of it. Frames of 512 MiB would be 0.03 % smaller, and no sooner made.
 """
 CHUNK = 1 << 20
 _WINDOW_MAX = 1 << 27  # what `zstd -d` takes without being asked
+_ARCHIVE_WINDOW_MAX = 8 << 20  # all levels up to 19
 # bytearray compares with any buffer by memcmp; memoryview's own comparison goes byte by byte
 _ZEROS = bytearray(ZERO_BLOCK)
 
@@ -166,9 +166,24 @@ def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
     """
     os.lseek(fd, 0, os.SEEK_SET)
     total = 0
-    source = os.fdopen(os.dup(fd), "rb", buffering=0)
+    with os.fdopen(os.dup(fd), "rb", buffering=0) as source:
+        for chunk in read_frames(source):
+            total += len(chunk)
+            yield chunk
+    if size_bytes is not None and total != size_bytes:
+        raise FormatError(f"stored core ends after {total} of {size_bytes} bytes")
+
+
+def read_frames(source: IO[bytes]) -> Iterator[bytes]:
+    """Yield what a stored core's stream holds in chunks of at most 1 MiB, as it is read.
+
+    Raises:
+        FormatError: damaged.
+
+    """
+    total = 0
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-    with source, decompressor.stream_reader(source, read_across_frames=True) as reader:
+    with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as reader:
         while True:
             try:
                 chunk = reader.read(CHUNK)
@@ -178,8 +193,6 @@ def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
                 break
             total += len(chunk)
             yield chunk
-    if size_bytes is not None and total != size_bytes:
-        raise FormatError(f"stored core ends after {total} of {size_bytes} bytes")
 
 
 def zstd_writer(file: IO[bytes]) -> IO[bytes]:
@@ -188,24 +201,22 @@ def zstd_writer(file: IO[bytes]) -> IO[bytes]:
     return compressor.stream_writer(file, closefd=False)
 
 
-def zstd_reader(file: IO[bytes]) -> IO[bytes]:
-    """Make a stream that decompresses `file`; reading raises OSError where that is damaged."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-    return cast(IO[bytes], _Reader(decompressor.stream_reader(file)))
+def zstd_reader(file: IO[bytes]) -> Callable[[int], bytes]:
+    """Make a function that reads at most so many decompressed bytes of `file`.
 
+    It takes little memory whatever the stream asks for, and raises FormatError where that is
+    damaged.
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ARCHIVE_WINDOW_MAX)
+    stream = decompressor.stream_reader(file, closefd=False)
 
-class _Reader(io.RawIOBase):
-    """A decompressing stream whose errors are those of files."""
-
-    def __init__(self, stream: zstandard.ZstdDecompressionReader) -> None:
-        self._stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        """Read decompressed bytes."""
+    def read(size: int) -> bytes:
         try:
-            return self._stream.read(size)
+            return stream.read(size)
         except zstandard.ZstdError as e:
-            raise OSError(f"damaged: {e}") from e
+            raise FormatError(f"damaged zstd stream: {e}") from e
+
+    return read
 
 
 def unzstd(head: bytes, limit: int) -> bytes:

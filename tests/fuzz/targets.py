@@ -1,7 +1,9 @@
 """What is fuzzed: each parser, with real bytes to begin from."""
 
 import gzip
+import io
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import zstandard
 
 from crashd.analysisresult import parse_log_report, parse_report
+from crashd.cli.scratch import nameless_file
+from crashd.cli.unbundling import parse_document, parse_sums, plan_layout, unpack_tar
 from crashd.corehandler import pack
 from crashd.domain import cgroup, elfcore, httphead, kdumpconf, kernellog, memorymap, procfs
 from crashd.domain.boundedrecord import LEAST_BYTES, METADATA_BYTES, MINI_BYTES, bounded
@@ -23,6 +27,7 @@ from crashd.domain.oops import analyse
 from crashd.domain.printkring import Memory, parse_numbers, read_log
 from crashd.domain.pstore import assemble, parse_part
 from crashd.domain.shellconf import parse_shell
+from crashd.domain.tarheaders import BLOCK
 from crashd.domain.text import printable
 from crashd.domain.vmcore import TAIL_SIZE, judge
 from crashd.domain.vmlinux import parse_vmlinux
@@ -30,6 +35,7 @@ from crashd.domain.wrapped import find_wrapper, unwrap
 from crashd.domain.zstdframes import parse_block_header, parse_frame_header
 from crashd.errors import CrashdError
 from crashd.store.corefile import unzstd
+from tests.builders.bundle import MODULES, build_tar, bundle_members, seal_header, sum_up
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import CoreSegment, build_core
 from tests.builders.kdumpdir import (
@@ -180,6 +186,27 @@ def spread(parts: Sequence[bytes], times: int) -> Crash:
     )
 
 
+def _bundle(raw: bytes) -> object:
+    """An archive whose headers are sealed again, so that what is in them is reached."""
+    blocks = [raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK)]
+    sealed = (seal_header(b) if len(b) == BLOCK and b[257:262] == b"ustar" else b for b in blocks)
+    stream = io.BytesIO(b"".join(sealed))
+    with tempfile.TemporaryDirectory(prefix="crashd-fuzz-") as directory, nameless_file() as core:
+        return unpack_tar(stream.read, Path(directory), core)
+
+
+def _bundles() -> list[bytes]:
+    whole = sum_up(bundle_members())
+    return [build_tar(whole), build_tar({f"files/1/{'n' * 200}": b"x", **whole})]
+
+
+def _bundle_documents(raw: bytes) -> object:
+    crash, _, modules = raw.partition(b"\n")
+    return plan_layout(
+        parse_document("crash.json", crash, 1000), parse_document("modules.json", modules, 1000), 64
+    )
+
+
 def _words(raw: bytes) -> object:
     text = raw.decode("utf-8", "surrogateescape")
     parse_term(text or "x")
@@ -261,6 +288,13 @@ TARGETS = (
         parse_log_report,
         lambda: [b'{"log": "[    0.000000] a", "records": 1, "skipped": 0, "cut": false}'],
     ),
+    Target("bundle", _bundle, _bundles),
+    Target(
+        "bundle's files",
+        _bundle_documents,
+        lambda: [b'{"exe": "/usr/bin/x"}\n' + json.dumps(MODULES).encode()],
+    ),
+    Target("bundle's sums", parse_sums, lambda: [sum_up(bundle_members())["SHA256SUMS"]]),
     Target("proc", _proc, _own_proc),
     Target(
         "maps",

@@ -37,6 +37,7 @@ from crashd.domain.model import (
     to_json,
 )
 from crashd.edge.handoff import listen_unix
+from crashd.edge.loanedid import IDS
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
 from crashd.store.entry import create, open_entry, prepare
@@ -404,14 +405,15 @@ def test_debug_as_root_is_not_root(store: Store, debugger: dict[str, str]) -> No
     if os.geteuid() != 0:
         pytest.skip("only root has privileges to drop")
     uid = int(store.run("debug", "-1", env=debugger).stdout.split()[0])
-    assert 61184 <= uid <= 65519
+    assert uid in IDS
     sudo = {**debugger, "SUDO_UID": "12345", "SUDO_GID": "12345"}
     assert store.run("debug", "-1", env=sudo).stdout.split()[0] == "12345"
     assert store.run("debug", "-1", "--as-root", env=debugger).stdout.split()[0] == "0"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_debug_terminated_ends_the_debugger_and_cleans_up(
-    store: Store, debugger: dict[str, str]
+    store: Store, debugger: dict[str, str], number: signal.Signals
 ) -> None:
     with subprocess.Popen(
         store.command("debug", "-1", "--debugger", "drgn", "-A", "wait"),
@@ -420,9 +422,8 @@ def test_debug_terminated_ends_the_debugger_and_cleans_up(
     ) as process:
         assert process.stdout is not None
         assert b"ELF\n" in iter(process.stdout.readline, b"")
-        process.send_signal(signal.SIGINT)  # the terminal's: the debugger's to handle
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
 
 
 def test_debug_without_debugger_names_the_package(store: Store) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -74,6 +75,8 @@ def test_bundle_opens_elsewhere_with_the_same_stack(daemon: Daemon, tmp_path: Pa
     other = tmp_path / "other"  # no store, no daemon
     other.mkdir()
     assert stack(target, other)[:2] == ["null_read", "main"]
+    shared = crashctl(other, "debug", "-A", "-batch -ex 'info sharedlibrary'", str(target)).stdout
+    assert re.search(r" /proc/self/fd/\d+/\S*libc\.so", shared), "the bundle's, not the host's"
     refused = daemon.crashctl("bundle", "causes", "-o", str(target), check=False)
     assert refused.returncode == 2
     daemon.crashctl("bundle", "causes", "-f", "-o", str(target))

@@ -1,15 +1,18 @@
 """The analysis worker's sandbox: what cannot be done in it, and how a worker ends."""
 
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from crashd.edge.loanedid import IDS
 from crashd.edge.sandbox import OUTPUT_MAX, WorkerResult, run_worker
 from tests.running import wait_until
 
@@ -120,3 +123,73 @@ def is_alive(pid: int) -> bool:
 def test_sandbox_costs_little() -> None:
     results = [probe() for _ in range(3)]
     assert min(result.cpu_seconds for result in results) < 0.3
+
+
+def ids_of(pid: int) -> set[int]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {int(n) for line in lines if line.startswith(("Uid:", "Gid:")) for n in line.split()[1:]}
+
+
+def sealed_below(pid: int) -> list[int]:
+    """The processes below one that are no longer root's."""
+    found = []
+    for worker in below(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ldconfig, by ctypes
+            if 0 not in ids_of(worker):
+                found.append(worker)
+    return found
+
+
+def has_sealed(pid: int) -> bool:
+    return bool(sealed_below(pid))
+
+
+def can_signal(pid: int, uid: int) -> bool:
+    """Whether a process of `uid` may."""
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os.kill(pid, 0)
+            status = 0
+        except PermissionError:
+            status = 1
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 1)
+    return status == 0
+
+
+def test_sec_77_workers_share_their_id_with_nothing() -> None:
+    """A process of nobody's id can neither kill nor trace one, nor can another worker."""
+    waiting = []
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                probe(300, act="hang", cpu_seconds=300)
+            finally:
+                os._exit(1)
+        waiting.append(child)
+    try:
+        sealed = []
+        for child in waiting:
+            wait_until(partial(has_sealed, child), 60, "the worker gave root up")
+            sealed += sealed_below(child)
+        first, second = map(ids_of, sealed)
+        assert len(first) == len(second) == 1, "the group's number is the user's"
+        assert first != second
+        assert {*first, *second} <= set(IDS)
+        for worker in sealed:
+            assert not can_signal(worker, 65534)
+        assert not can_signal(sealed[0], *second)
+        assert can_signal(sealed[0], *first), "what the test would see without loaned ids"
+    finally:
+        for child in waiting:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    wait_until(lambda: not any(map(is_alive, sealed)), 20, "neither is left")

@@ -130,6 +130,7 @@ LAYERS = (
             "crashd.edge.kdumpfacts",
             "crashd.edge.modulefiles",
             "crashd.edge.hostfacts",
+            "crashd.edge.loanedid",
         ),
     ),
     Layer("crashd.__main__", ("crashd.daemon.main",)),

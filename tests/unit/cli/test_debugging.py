@@ -1,18 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from crashd.cli import debugging
-from crashd.cli.debugging import (
-    Given,
-    User,
-    build_command,
-    choose_user,
-    find_debugger,
-    private_directory,
-)
+from crashd.cli import scratch
+from crashd.cli.debugging import Given, build_command, find_caller, find_debugger
 from crashd.cli.debugroot import DebugRoot
-from crashd.errors import UnsupportedError
+from crashd.cli.foreground import User, build_environ
+from crashd.cli.scratch import nameless_file, private_directory, write_core
+from crashd.errors import CrashdError, UnsupportedError
 
 
 def given(exe: str | None = "/t/root/x", *, debuginfod: bool = False) -> Given:
@@ -69,12 +65,8 @@ def test_build_command_others_get_the_core() -> None:
     assert build_command("crash", "crash", [], given(), Path("/c")) == ["crash", "/c"]
 
 
-def test_choose_user_not_root_needs_none() -> None:
-    assert choose_user(1000, {"SUDO_UID": "5", "SUDO_GID": "5"}) is None
-
-
-def test_choose_user_of_sudo_is_its_caller() -> None:
-    assert choose_user(0, {"SUDO_UID": "1000", "SUDO_GID": "100"}) == User(1000, 100)
+def test_find_caller_of_sudo_is_the_user() -> None:
+    assert find_caller({"SUDO_UID": "1000", "SUDO_GID": "100"}) == User(1000, 100)
 
 
 @pytest.mark.parametrize(
@@ -84,17 +76,39 @@ def test_choose_user_of_sudo_is_its_caller() -> None:
         {"SUDO_UID": "1000"},
         {"SUDO_UID": "0", "SUDO_GID": "0"},
         {"SUDO_UID": "-1", "SUDO_GID": "x"},
-        {"SUDO_UID": "٣", "SUDO_GID": "٣"},
+        {"SUDO_UID": "\u0663", "SUDO_GID": "\u0663"},
+        {"SUDO_UID": "4294967295", "SUDO_GID": "5"},  # to setresuid(2): no change
+        {"SUDO_UID": "5", "SUDO_GID": "4294967295"},
+        {"SUDO_UID": "9" * 30, "SUDO_GID": "5"},
     ],
 )
-def test_choose_user_of_root_itself_is_nobodys(
-    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(debugging, "PROC", tmp_path)
-    user = choose_user(0, environ)
-    assert user is not None
-    assert user.uid == user.gid
-    assert 61184 <= user.uid <= 65519  # no account and no service of systemd's has it
+def test_find_caller_of_root_itself_is_none(environ: dict[str, str]) -> None:
+    assert find_caller(environ) is None
+
+
+def test_build_environ_hands_no_secret_and_no_path_on() -> None:
+    environ = {
+        "TERM": "xterm",
+        "LC_ALL": "C",
+        "PATH": "/root/bin",
+        "AWS_SECRET": "x",
+        "HOME": "/root",
+    }
+    environ |= {
+        "LD_LIBRARY_PATH": "/root",
+        "PYTHONPATH": "/root",
+        "TMPDIR": "/root",
+        "SHELL": "/bin/x",
+    }
+    built = build_environ(environ, "u", "/home/u")
+    assert built.pop("PATH").startswith("/usr/local/sbin:")
+    assert built == {
+        "TERM": "xterm",
+        "LC_ALL": "C",
+        "USER": "u",
+        "LOGNAME": "u",
+        "HOME": "/home/u",
+    }
 
 
 def test_find_debugger_missing_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +118,48 @@ def test_find_debugger_missing_names_the_package(monkeypatch: pytest.MonkeyPatch
     assert caught.value.hint == "apt-get install python3-drgn"
 
 
-@pytest.mark.parametrize(("user", "mode"), [(None, 0o700), (User(65000, 65000), 0o711)])
-def test_private_directory_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: User | None, mode: int
+def test_private_directory_is_ours_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with private_directory(user) as directory:
+    with private_directory() as directory:
         assert directory.parent == tmp_path
-        assert directory.stat().st_mode & 0o777 == mode
+        assert directory.stat().st_mode & 0o777 == 0o700
         (directory / "core").touch()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_nameless_file_leaves_nothing_and_is_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = os.umask(umask)
+    try:
+        with nameless_file() as fd:
+            assert list(tmp_path.iterdir()) == []
+            status = os.fstat(fd)
+            assert (status.st_nlink, status.st_mode & 0o777) == (0, 0o600)
+    finally:
+        os.umask(before)
+
+
+def test_write_core_leaves_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(scratch, "KEEP_FREE_MAX", 1 << 62)
+    real = os.fstatvfs
+
+    def nearly_full(fd: int) -> os.statvfs_result:
+        found = list(real(fd))
+        # a twentieth of the blocks and one more
+        found[4] = found[2] // 20 + 1
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "fstatvfs", nearly_full)
+    with nameless_file() as fd:
+        write_core(fd, [b"x"])
+        with pytest.raises(CrashdError, match="has no room") as caught:
+            write_core(fd, [bytes(os.fstatvfs(fd).f_frsize * 2)])
+    assert caught.value.hint == "TMPDIR names another directory"

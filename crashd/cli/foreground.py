@@ -1,0 +1,424 @@
+"""Run a debugger in the foreground, in a session of its own, and as another user if asked.
+
+    terminal ── crashctl ── pty ── debugger
+                   └── socket ── monitor (leads the session, waits for the debugger)
+
+What a core can make of a debugger must not reach the terminal of root's shell: who has that as
+controlling terminal can type into it (TIOCSTI). So crashctl relays between the terminal and a pty,
+as sudo does with use_pty. Where standard input or output is not a terminal, the debugger has no
+controlling terminal at all, and pipes in place of a standard descriptor that is one.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import selectors
+import signal
+import socket
+import struct
+import sys
+import termios
+import tty
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+from crashd.domain.text import printable
+from crashd.errors import UnsupportedError
+
+_KEPT_VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "DEBUGINFOD_URLS")
+"""What another user's debugger gets of root's environment, with LC_*: no secrets, no paths. The
+last is there where the administrator lets missing files be fetched (analysis.debuginfod).
+"""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+_OF_JOBS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_RESET = (*_PASSED_ON, *_OF_JOBS, signal.SIGPIPE, signal.SIGXFSZ)
+_STATUS = struct.Struct("i")
+_CHUNK = 64 << 10
+_TYPED_MAX = 1 << 20
+"""What is kept for a debugger that reads nothing."""
+_QUIET_SECONDS = 0.5
+"""How long output is waited for after the debugger ended, where a child of it keeps the pty."""
+_CANNOT_RUN, _NOT_FOUND = 126, 127  # as a shell says it
+
+
+class User(NamedTuple):
+    """Whom a program runs as."""
+
+    uid: int
+    gid: int
+
+
+class _Streams(NamedTuple):
+    """The standard descriptors of the debugger, and what is relayed to ours."""
+
+    given: tuple[int, int, int]
+    routes: dict[int, int]
+    """From a pipe's or the pty's end to our standard descriptor."""
+    master: int | None
+    """Of the pty; None where there is none."""
+
+
+def run(argv: Sequence[str], user: User | None, keep: Sequence[int] = ()) -> int:
+    """Run a program that also gets the descriptors `keep`; return its status as a shell would.
+
+    Raises:
+        UnsupportedError: there is no pty to be had.
+
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = termios.tcgetattr(0) if os.isatty(0) and os.isatty(1) else None
+    with contextlib.ExitStack() as stack:
+        streams = _open_streams(stack, user, terminal=before is not None)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.enter_context(ours)
+        with theirs:
+            monitor = os.fork()
+            if monitor == 0:
+                ours.close()
+                _monitor(theirs, streams, before, argv, user, keep)
+        stack.callback(os.waitpid, monitor, 0)
+        stack.callback(ours.close)  # comes first, and ends the monitor
+        for fd in {*streams.given} - {0, 1, 2}:
+            os.close(fd)
+        status = _Relay(ours, streams, before).run()
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _open_streams(stack: contextlib.ExitStack, user: User | None, *, terminal: bool) -> _Streams:
+    """Choose what stands in for each standard descriptor that is a terminal."""
+    given, routes, master = [0, 1, 2], {}, None
+    if terminal:
+        try:
+            master, slave = os.openpty()
+        except OSError as e:
+            raise UnsupportedError(f"cannot make a pseudo-terminal: {e.strerror}") from e
+        stack.callback(os.close, master)
+        os.set_blocking(master, False)
+        _copy_size(slave)
+        termios.tcsetattr(slave, termios.TCSANOW, termios.tcgetattr(0))
+        os.fchmod(slave, 0o600)
+        if user is not None:
+            os.fchown(slave, user.uid, user.gid)
+        routes[master] = 1
+    for number in range(3):
+        if not os.isatty(number):
+            continue
+        if terminal:
+            given[number] = slave
+        elif number == 0:
+            given[0] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            end, given[number] = os.pipe()
+            stack.callback(os.close, end)
+            routes[end] = number
+    return _Streams((given[0], given[1], given[2]), routes, master)
+
+
+def _copy_size(fd: int) -> None:
+    """Give a pty the size of the terminal."""
+    with contextlib.suppress(OSError):
+        size = fcntl.ioctl(1, termios.TIOCGWINSZ, bytes(8))
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, size)
+
+
+def _restore(before: list[Any]) -> None:
+    """Put the terminal's settings back, also from the background; what was typed last is dropped,
+    since answers to what a hostile program wrote there may be in it.
+    """
+    previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+    signal.signal(signal.SIGTTOU, previous)
+
+
+# -- crashctl's side -------------------------------------------------------------------------------
+
+
+class _Relay:
+    """Passes bytes, signals and stops between the terminal and the debugger."""
+
+    def __init__(self, control: socket.socket, streams: _Streams, before: list[Any] | None) -> None:
+        self._control = control
+        self._routes = streams.routes
+        self._master = streams.master
+        self._before = before
+        self._typed = bytearray()
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> int:
+        """Relay until the debugger ends; return its wait status."""
+        with self._selector, self._signals():
+            try:
+                self._make_raw()
+                status = self._relay()
+                self._drain()
+                return status
+            finally:
+                if self._before is not None:
+                    _restore(self._before)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            self._signal(number)
+
+        def resize(_number: int, _frame: FrameType | None) -> None:
+            if self._master is not None:
+                _copy_size(self._master)
+
+        wanted = {number: pass_on for number in _PASSED_ON} | {signal.SIGWINCH: resize}
+        if self._before is not None:
+            wanted[signal.SIGTSTP] = pass_on  # that the debugger stops then stops us
+        previous = {number: signal.signal(number, act) for number, act in wanted.items()}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            self._control.send(bytes([number]))
+
+    def _make_raw(self) -> None:
+        if self._before is not None:
+            tty.setraw(0, termios.TCSADRAIN)
+
+    def _relay(self) -> int:
+        self._selector.register(self._control, selectors.EVENT_READ)
+        for fd in self._routes:
+            self._selector.register(fd, selectors.EVENT_READ)
+        if self._master is not None:
+            self._selector.register(0, selectors.EVENT_READ)
+        while True:
+            for key, events in self._selector.select():
+                if key.fileobj is self._control:
+                    status = self._hear()
+                    if status is not None:
+                        return status
+                elif key.fd == 0:
+                    self._type(_read(0))
+                elif events & selectors.EVENT_READ and not self._show(key.fd):
+                    self._selector.unregister(key.fd)
+                elif events & selectors.EVENT_WRITE:
+                    self._type(None)
+
+    def _hear(self) -> int | None:
+        """Take a message of the monitor; the wait status where that says that it is over."""
+        try:
+            raw = self._control.recv(_STATUS.size)
+        except ConnectionError:
+            raw = b""
+        if not raw:
+            return int(signal.SIGKILL)  # the monitor was killed
+        status: int = _STATUS.unpack(raw)[0]
+        if not os.WIFSTOPPED(status):
+            return status
+        if self._before is not None:
+            self._suspend(self._before)
+        return None
+
+    def _suspend(self, before: list[Any]) -> None:
+        """Stop our whole job, as Ctrl-Z does; go on with the debugger when it is continued."""
+        _restore(before)
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(0, signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        self._make_raw()
+        if self._master is not None:
+            _copy_size(self._master)
+        self._signal(signal.SIGCONT)
+
+    def _type(self, typed: bytes | None) -> None:
+        """Pass on what was typed, now or earlier, as far as the pty takes it."""
+        if self._master is None:
+            return
+        if typed == b"":
+            self._selector.unregister(0)
+            self._signal(signal.SIGHUP)
+            return
+        self._typed += typed or b""
+        try:
+            del self._typed[: os.write(self._master, self._typed)]
+        except BlockingIOError:
+            pass  # its queue is full
+        except OSError:
+            self._typed.clear()  # nobody reads it any more
+        del self._typed[_TYPED_MAX:]  # as a terminal does whose queue is full
+        waiting = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._typed else 0)
+        with contextlib.suppress(KeyError):
+            self._selector.modify(self._master, waiting)
+
+    def _show(self, fd: int) -> bool:
+        """Pass on output; False at its end."""
+        data = memoryview(_read(fd))
+        more = bool(data)
+        with contextlib.suppress(OSError):  # the terminal is gone: what is left is dropped
+            while data:
+                data = data[os.write(self._routes[fd], data) :]
+        return more
+
+    def _drain(self) -> None:
+        """Show what is still under way."""
+        poll = select.poll()
+        for fd in self._routes:
+            poll.register(fd, select.POLLIN)
+        left = len(self._routes)
+        while left and (ready := poll.poll(_QUIET_SECONDS * 1000)):
+            for fd, _ in ready:
+                if not self._show(fd):
+                    poll.unregister(fd)
+                    left -= 1
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, _CHUNK)
+    except OSError:  # EIO: the other side of a pty is closed
+        return b""
+
+
+# -- the session's side ----------------------------------------------------------------------------
+
+
+def _monitor(
+    control: socket.socket,
+    streams: _Streams,
+    before: list[Any] | None,
+    argv: Sequence[str],
+    user: User | None,
+    keep: Sequence[int],
+) -> NoReturn:
+    """Lead the session: start the debugger, report how it stops and ends; never returns.
+
+    Ends only when crashctl has seen the end: a session that loses its leader loses output.
+    """
+    try:
+        for number in _RESET:
+            signal.signal(number, signal.SIG_IGN)
+        woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        os.setsid()
+        terminal = streams.given[0] if streams.master is not None else None
+        if terminal is not None:
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        child = os.fork()
+        if child == 0:
+            _exec(argv, user, streams.given, keep, terminal)
+        with contextlib.suppress(OSError):  # it has done so itself, and runs
+            os.setpgid(child, child)
+        for fd in {*streams.given, *streams.routes} - {0, 1, 2}:
+            os.close(fd)
+        _watch(control, child, woken)
+    except OSError as e:
+        _complain(argv, e)
+    finally:
+        if before is not None:
+            _restore(before)  # crashctl may have been killed
+        os._exit(0)
+
+
+def _watch(control: socket.socket, child: int, woken: int) -> None:
+    """Report stops and the end of the debugger, and pass signals on; end it where crashctl ends."""
+    over = False
+    with contextlib.suppress(ConnectionError):  # crashctl was killed
+        while True:
+            if not over:
+                pid, status = os.waitpid(child, os.WUNTRACED | os.WNOHANG)
+                if pid:
+                    over = not os.WIFSTOPPED(status)
+                    control.send(_STATUS.pack(status))
+                    continue
+            ready, _, _ = select.select([control.fileno(), woken], [], [])
+            if woken in ready:
+                os.read(woken, _CHUNK)
+            if control.fileno() in ready:
+                number = control.recv(1)
+                if not number:
+                    break
+                if not over:
+                    _signal_group(child, number[0])
+    if not over:
+        _signal_group(child, signal.SIGKILL)
+
+
+def _signal_group(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, number)
+        if number != signal.SIGTSTP:
+            os.killpg(child, signal.SIGCONT)  # a stopped one does not see the first
+
+
+def _exec(
+    argv: Sequence[str],
+    user: User | None,
+    given: Sequence[int],
+    keep: Sequence[int],
+    terminal: int | None,
+) -> NoReturn:
+    """Become the debugger; never returns to the code of the parent."""
+    try:
+        os.setpgid(0, 0)
+        if terminal is not None:
+            os.tcsetpgrp(terminal, os.getpid())
+        for changed in (*_RESET, signal.SIGCHLD):
+            signal.signal(changed, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        for number, fd in enumerate(given):
+            os.dup2(fd, number)
+        environ: Mapping[str, str] = os.environ
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+            environ = build_environ(os.environ, *_account(user.uid))
+            _enter_again()
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd not in keep:
+                with contextlib.suppress(OSError):  # that of the list itself
+                    os.close(fd)
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        os.execve(argv[0], list(argv), environ)
+    except OSError as e:
+        _complain(argv, e)
+        os._exit(_NOT_FOUND if isinstance(e, FileNotFoundError) else _CANNOT_RUN)
+    finally:
+        os._exit(_CANNOT_RUN)
+
+
+def _complain(argv: Sequence[str], error: OSError) -> None:
+    what = printable(f"crashctl: cannot run {argv[0]}: {error.strerror}") + "\n"
+    os.write(2, what.encode("utf-8", "backslashreplace"))
+
+
+def _enter_again() -> None:
+    """Leave a directory that this user could not have entered."""
+    try:
+        os.chdir(os.getcwd())
+    except OSError:
+        os.chdir("/")
+
+
+def build_environ(environ: Mapping[str, str], name: str | None, home: str) -> dict[str, str]:
+    """Build the environment of another user's program from root's."""
+    kept = {k: v for k, v in environ.items() if k in _KEPT_VARIABLES or k.startswith("LC_")}
+    who = {} if name is None else {"USER": name, "LOGNAME": name}
+    return {**kept, **who, "HOME": home, "PATH": _PATH}
+
+
+def _account(uid: int) -> tuple[str | None, str]:
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return None, "/nonexistent"
+    return entry.pw_name, entry.pw_dir

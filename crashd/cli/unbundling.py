@@ -1,0 +1,382 @@
+"""Open what `crashctl bundle` wrote, here or elsewhere: crashd.cli.bundling says what is in it.
+
+A bundle may be anybody's. It is read once, as a stream: nothing is allocated, and nothing written,
+before it was compared with a limit; members have the names that bundles have; the core goes to a
+file without a name, documents stay in memory, and the files of modules get the paths of
+modules.json below a private directory, or none.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from crashd.cli.dumping import terminable
+from crashd.cli.scratch import nameless_file, private_directory, write_core
+from crashd.domain.modules import path_parts
+from crashd.domain.tarheaders import (
+    BLOCK,
+    TarHeader,
+    apply_records,
+    parse_records,
+    parse_tar_header,
+)
+from crashd.domain.text import printable
+from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.store.corefile import read_frames, zstd_reader
+
+CHUNK = 1 << 20
+_MEMBER = re.compile(r"crash\.json|report\.txt|core\.zst|modules\.json|files/\d{1,4}/[^/]{1,255}")
+_DOCUMENTS = ("crash.json", "modules.json")
+_SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
+_NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
+_MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+"""Links to those below /usr, on a host that has them merged."""
+
+
+class Limits(NamedTuple):
+    """What a bundle may ask for."""
+
+    members: int = 1024
+    records_bytes: int = 64 << 10
+    """Of an extended header."""
+    document_bytes: int = 32 << 20
+    """Of crash.json and modules.json: the former is a record, of at most as many."""
+    values: int = 1 << 20
+    """In such a document: each takes about 100 bytes of memory."""
+    sums_bytes: int = 1 << 20
+    report_bytes: int = 64 << 20
+    member_bytes: int = 64 << 30
+    """Of the stored core, or of a file."""
+    files_bytes: int = 64 << 30
+    """Of all files together; and they may not fill the disk."""
+    core_bytes: int = 1 << 40
+    """Of the core, holes included."""
+    depth: int = 64
+    """Directories that one file lies in."""
+
+
+DEFAULT = Limits()
+
+
+class Unpacked(NamedTuple):
+    """An opened bundle; gone with the context that gave it."""
+
+    core: int
+    """The core, unpacked, in a file without a name."""
+    root: int
+    """The directory that the files of modules lie below, as the core names them."""
+    exe: str | None
+    """The executable below it."""
+
+
+@contextlib.contextmanager
+def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
+    """Unpack a bundle for as long as the context lasts.
+
+    Raises:
+        NotFoundError: there is no such file.
+        FormatError: it is no bundle, damaged, or larger than bundles are.
+        CrashdError: there is no room for it.
+
+    """
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(_open(path))
+        stack.enter_context(terminable())
+        directory = stack.enter_context(private_directory())
+        core = stack.enter_context(nameless_file())
+        try:
+            exe = unpack_tar(zstd_reader(raw), directory, core, limits)
+        except FormatError as e:
+            name = printable(os.fsencode(path))
+            raise FormatError(f"{name} is no bundle, or damaged: {e}") from e
+        root = os.open(directory / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root)
+        yield Unpacked(core, root, exe)
+
+
+def _open(path: Path) -> IO[bytes]:
+    name = printable(os.fsencode(path))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as e:
+        raise NotFoundError(f"cannot open {name}: {e.strerror}") from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FormatError(f"{name} is not a regular file")
+    return open(fd, "rb")
+
+
+def unpack_tar(
+    read: Callable[[int], bytes], directory: Path, core: int, limits: Limits = DEFAULT
+) -> str | None:
+    """Unpack the archive that `read` gives: the core to the file `core`, the files of modules below
+    `directory`/root. Return the executable's path below that.
+
+    Raises:
+        FormatError: it is not what `crashctl bundle` writes.
+        CrashdError: there is no room for it.
+
+    """
+    taken = _Taken(directory, core, limits)
+    for member in _members(read, limits):
+        taken.take(member)
+    taken.check()
+    crash, modules = (
+        parse_document(name, taken.documents[name], limits.values) for name in _DOCUMENTS
+    )
+    exe, planned = plan_layout(crash, modules, limits.depth)
+    _lay_out(directory, taken.files, planned)
+    return exe if exe is not None and (directory / "root" / exe).is_file() else None
+
+
+# -- the archive -----------------------------------------------------------------------------------
+
+
+class _Member(io.RawIOBase):
+    """One file in the archive, summed up as it is read."""
+
+    def __init__(self, header: TarHeader, read: Callable[[int], bytes]) -> None:
+        self.name = header.name
+        self.size_bytes = header.size_bytes
+        self.digest = hashlib.sha256()
+        self._left = header.size_bytes
+        self._read = read
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most so much, of what is left of it."""
+        wanted = self._left if size < 0 else min(size, self._left)
+        if not wanted:
+            return b""
+        data = self._read(min(wanted, CHUNK))
+        if not data:
+            raise FormatError("the archive is cut")
+        self._left -= len(data)
+        self.digest.update(data)
+        return data
+
+    def chunks(self) -> Iterator[bytes]:
+        """Read what is left of it."""
+        while data := self.read(CHUNK):
+            yield data
+
+
+def _members(read: Callable[[int], bytes], limits: Limits) -> Iterator[_Member]:
+    """Read the members; each is done with before the next one comes."""
+    for _ in range(limits.members):
+        header = _read_header(read, limits)
+        if header is None:
+            return
+        member = _Member(header, read)
+        yield member
+        for _ in member.chunks():
+            pass  # what was not wanted is summed up too
+        _exactly(read, -member.size_bytes % BLOCK)
+    raise FormatError(f"the archive has more than {limits.members} files")
+
+
+def _read_header(read: Callable[[int], bytes], limits: Limits) -> TarHeader | None:
+    header = parse_tar_header(_exactly(read, BLOCK))
+    if header is None or not header.is_extended:
+        return header
+    if header.size_bytes > limits.records_bytes:
+        raise FormatError(f"an extended header of the archive has {header.size_bytes} bytes")
+    records = parse_records(_exactly(read, header.size_bytes))
+    _exactly(read, -header.size_bytes % BLOCK)
+    header = parse_tar_header(_exactly(read, BLOCK))
+    if header is None or header.is_extended:
+        raise FormatError("an extended header of the archive has no file")
+    return apply_records(header, records)
+
+
+def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    parts, left = [], size
+    while left:
+        data = read(left)
+        if not data:
+            raise FormatError("the archive is cut")
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)
+
+
+# -- its members -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What has been taken from the archive."""
+
+    directory: Path
+    core: int
+    limits: Limits
+    documents: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    members: dict[str, _Member] = field(default_factory=dict)
+    sums: dict[str, str] = field(default_factory=dict)
+    files_bytes: int = 0
+
+    def take(self, member: _Member) -> None:
+        """Take a member, or what of it is wanted."""
+        name, limits = member.name, self.limits
+        if name in self.members or not (name == "SHA256SUMS" or _MEMBER.fullmatch(name)):
+            raise FormatError(f"the bundle has {printable(name)}, which no bundle has")
+        self.members[name] = member
+        if name == "SHA256SUMS":
+            self.sums = parse_sums(self._whole(member, limits.sums_bytes))
+        elif name in _DOCUMENTS:
+            self.documents[name] = self._whole(member, limits.document_bytes)
+        elif name == "report.txt":
+            self._bound(member, limits.report_bytes)
+        elif name == "core.zst":
+            self._bound(member, limits.member_bytes)
+            write_core(self.core, _bounded(read_frames(cast(IO[bytes], member)), limits.core_bytes))
+        else:
+            self._bound(member, limits.member_bytes)
+            self._bound(member, limits.files_bytes - self.files_bytes)
+            self.files_bytes += member.size_bytes
+            self.files[name] = self._store(member)
+
+    def _bound(self, member: _Member, limit: int) -> None:
+        if member.size_bytes > limit:
+            raise FormatError(
+                f"{printable(member.name)} in the bundle has {member.size_bytes} bytes,"
+                f" {limit} are allowed"
+            )
+
+    def _whole(self, member: _Member, limit: int) -> bytes:
+        self._bound(member, limit)
+        return b"".join(member.chunks())
+
+    def _store(self, member: _Member) -> Path:
+        path = self.directory / f"member{len(self.files)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_core(fd, member.chunks())
+            os.fchmod(fd, 0o644)  # for the debugger's user; others cannot enter the directory
+        finally:
+            os.close(fd)
+        return path
+
+    def check(self) -> None:
+        """See to it that all is there, and undamaged.
+
+        Raises:
+            FormatError: it is not.
+
+        """
+        if not {"core.zst", *_DOCUMENTS} <= self.members.keys():
+            raise FormatError("the bundle has no core, no crash.json or no modules.json")
+        for name, member in self.members.items():
+            if name != "SHA256SUMS" and self.sums.get(name) != member.digest.hexdigest():
+                raise FormatError(f"{printable(name)} in the bundle is damaged")
+
+
+def _bounded(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > limit:
+            raise FormatError(f"the core in the bundle has more than {limit} bytes")
+        yield chunk
+
+
+def parse_sums(raw: bytes) -> dict[str, str]:
+    """Parse SHA256SUMS: digests by name.
+
+    Raises:
+        FormatError: it is damaged.
+
+    """
+    found = {}
+    for line in raw.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n"):
+        match = _SUM.fullmatch(line)
+        if match is None:
+            raise FormatError("SHA256SUMS in the bundle is damaged")
+        found[match[2]] = match[1]
+    return found
+
+
+def parse_document(name: str, raw: bytes, values_max: int) -> Any:
+    """Parse a JSON document of no more values than that.
+
+    Raises:
+        FormatError: it has more, or is none.
+
+    """
+    # each value but the first comes after one of these; in strings there are more, never fewer
+    if sum(map(raw.count, (b",", b"[", b"{", b":"))) > values_max:
+        raise FormatError(f"{name} in the bundle has too many values")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise FormatError(f"{name} in the bundle is damaged") from e
+
+
+def plan_layout(
+    crash: Any, modules: Any, depth: int
+) -> tuple[str | None, Mapping[str, tuple[str, ...]]]:
+    """Plan at which path below the root each member goes; return the executable's, too.
+
+    Raises:
+        FormatError: the documents are not what they should be.
+
+    """
+    if not isinstance(crash, dict) or not isinstance(modules, list):
+        raise FormatError("crash.json or modules.json in the bundle is damaged")
+    exe: str | None = None
+    planned: dict[str, tuple[str, ...]] = {}
+    for module in modules:
+        if not isinstance(module, dict):
+            raise FormatError("modules.json in the bundle is damaged")
+        member, path = module.get("member"), module.get("path")
+        if module.get("kind") != "file" or not isinstance(member, str) or member in planned:
+            continue
+        parts = _parts_of(path)
+        if parts is None or len(parts) > depth:
+            continue
+        planned[member] = parts
+        if path == crash.get("exe"):
+            exe = "/".join(parts)
+    return exe, planned
+
+
+def _parts_of(path: object) -> tuple[str, ...] | None:
+    try:
+        parts = path_parts(os.fsencode(path)) if isinstance(path, str) else None
+    except UnicodeEncodeError:
+        return None
+    return None if parts is None else tuple(map(os.fsdecode, parts))
+
+
+def _lay_out(
+    directory: Path, files: Mapping[str, Path], planned: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Move the files to their paths; one whose path cannot be made here stays out."""
+    root = directory / "root"
+    before = os.umask(0o022)
+    try:
+        root.mkdir()
+        for member, parts in planned.items():
+            target = root.joinpath(*parts)
+            try:
+                if member in files and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(files[member], target)
+            except OSError as e:
+                if e.errno not in _NO_PATH:
+                    raise CrashdError(f"cannot write to {directory}: {e.strerror}") from e
+        for name in _MERGED:
+            # the core's list of libraries has the names by which they were loaded
+            if (root / "usr" / name).is_dir() and not os.path.lexists(root / name):
+                (root / name).symlink_to(f"usr/{name}")
+    finally:
+        os.umask(before)
