@@ -34,7 +34,7 @@ a byte of it. Frames of 512 MiB would be 0.03 % smaller, and no sooner made.
 CHUNK = 1 << 20
 _WINDOW_MAX = 1 << 27  # what `zstd -d` takes without being asked
 # bytearray compares with any buffer by memcmp; memoryview's own comparison goes byte by byte
-_ZEROS = bytearray(ZERO_BLOCK)
+_ZEROS = bytes(ZERO_BLOCK)
 
 
 class CoreWriter:
@@ -111,7 +111,8 @@ class CoreWriter:
         start = position = 0
         while position < len(data):
             block = data[position : position + ZERO_BLOCK]
-            if block[0] == 0 and block == _ZEROS:
+            # as bytes: memoryviews are compared item by item, a hundred times slower than memcmp(3)
+            if block[0] == 0 and block.tobytes() == _ZEROS:
                 if position > start:
                     self._data(data[start:position])
                 self._hole += ZERO_BLOCK
