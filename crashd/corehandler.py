@@ -1,6 +1,7 @@
 #!/usr/bin/python3 -IS
 """The crash-time handler: installed as /usr/libexec/crashd-core, started by the kernel for each
-crash.
+crash. Where the native one (crashd/native/crashd-core.c) was built, that is started, and becomes
+this, installed as crashd-core.py, on any trouble; this one is the reference.
 
 One self-contained file at the bottom of the import graph, standard library only; it may import
 nothing of crashd, and everything may import its constants. The crashed process, and whoever waits
@@ -50,6 +51,11 @@ RECEIPT_SECONDS = 3
 VALUE_MAX = 4096
 SPOOL_DEADLINE_SECONDS = 300
 PROC_DEADLINE_SECONDS = 2
+TRIED = b"CRASHD_CORE"
+"""In the environment, which the kernel leaves empty, where the native handler offered the crash to
+the daemon in vain: its `token seen_ns boottime_ns`. The daemon may know it by these, and only the
+spool is left.
+"""
 LIMITS_NAME = "limits"
 """In the spool: `max_core=N keep_free=N` in bytes, written by the daemon from its configuration."""
 MAX_CORE = 32 << 30
@@ -81,10 +87,13 @@ def main(argv: "list[str]") -> int:
     core = posix.dup(0)
     posix.dup2(null, 0)
     fields, pidfd = collect(argv)
-    root = argv[0].rsplit("/", 3)[0] if argv[0].endswith("/usr/libexec/crashd-core") else ""
+    name = argv[0].removesuffix(".py")
+    root = name.rsplit("/", 3)[0] if name.endswith("/usr/libexec/crashd-core") else ""
     state = root + "/var/lib/crashd"
     descriptors = [core] if pidfd is None else [core, pidfd]
-    if hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
+    tried = posix.environ.get(TRIED, b"").split()
+    fields.update(zip(("token", "seen_ns", "boottime_ns"), tried, strict=False))
+    if not tried and hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
         return 0
     try:
         compile_lower_part(argv[0])
@@ -109,9 +118,11 @@ def compile_lower_part(path: str) -> None:
 
 
 def decimal(argv: "list[str]", position: int) -> "int | None":
-    """Read one numeric argument; None when it is not there or is no number of sane length."""
+    """Read one numeric argument; None when it is not there or is not a number below 2^31."""
     text = argv[position] if position < len(argv) else ""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+    if not text.isascii() or not text.isdigit() or len(text) > 10:
+        return None
+    return int(text) if int(text) < 1 << 31 else None
 
 
 def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
