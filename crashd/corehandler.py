@@ -365,14 +365,17 @@ SCANT_HEAD_BYTES = 1 << 16
 def copy_core(
     core: int, entry: int, fields: "dict[str, bytes]", spool_fd: int
 ) -> "tuple[int, str]":
-    """Copy the core, zero pages as holes; return the bytes taken and why they are not all."""
+    """Copy the core, zero pages as holes; return the bytes taken and why they are not all.
+
+    Holes count for no limit: they take nothing.
+    """
     maximum, keep_free = copy_limits(fields, spool_fd)
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     out = posix.open("core", flags, 0o600, dir_fd=entry)
     # Free space is looked at before each write: a thousand small cores fill a disk as well as a
     # large one. Where half of what shall stay free is gone not even the notes are kept: on a full
     # disk nobody could record that there was a crash.
-    zero, received, reason = bytes(PAGE), 0, ""
+    zero, received, kept, reason = bytes(PAGE), 0, 0, ""
     filesystem = posix.fstatvfs(out)
     if filesystem.f_bavail * filesystem.f_frsize < keep_free // 2:
         reason = "disk nearly full"
@@ -386,14 +389,16 @@ def copy_core(
             if scant and received + len(chunk) > SCANT_HEAD_BYTES:
                 chunk = chunk[: max(0, SCANT_HEAD_BYTES - received)]
                 reason = "disk nearly full"
-            if received + len(chunk) > maximum:
-                chunk, reason = chunk[: maximum - received], "size limit"
             position = 0
             while position < len(chunk):  # runs of pages that are not all zero, each in one write
                 start = position
                 while position < len(chunk) and chunk[position : position + PAGE] != zero:
                     position += PAGE
                 run = chunk[start:position]
+                if kept + len(run) > maximum:
+                    run, reason = run[: maximum - kept], "size limit"
+                    chunk = chunk[: start + len(run)]
+                kept += len(run)
                 while run:
                     run = run[
                         posix.pwrite(out, run, received + min(position, len(chunk)) - len(run)) :
