@@ -96,8 +96,10 @@ class Capture(Section):
     number of CPUs, but at least 2 and at most 8."""
 
     max_core: Annotated[str | int, SIZE_OR_INFINITY] = "32G"
-    """The largest core that is kept, before compression; a larger one is cut there and marked as
-    truncated. Below 4K no core is kept, only what is known about the crash."""
+    """The largest core that is kept, before compression; a larger one is cut and marked as
+    truncated. Holes do not count: memory that was mapped and never used. What a core that is cut
+    has of its memory begins with the stacks, where it can be read directly. Below 4K no core is
+    kept, only what is known about the crash."""
 
     deadline: Annotated[str | int, duration(_SECOND_NS, _DAY_NS)] = "5min"
     """The longest time that one capture may take; what has been read of the core until then is kept

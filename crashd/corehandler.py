@@ -1,6 +1,7 @@
 #!/usr/bin/python3 -IS
 """The crash-time handler: installed as /usr/libexec/crashd-core, started by the kernel for each
-crash.
+crash. Where the native one (crashd/native/crashd-core.c) was built, that is started, and becomes
+this, installed as crashd-core.py, on any trouble; this one is the reference.
 
 One self-contained file at the bottom of the import graph, standard library only; it may import
 nothing of crashd, and everything may import its constants. The crashed process, and whoever waits
@@ -50,6 +51,11 @@ RECEIPT_SECONDS = 3
 VALUE_MAX = 4096
 SPOOL_DEADLINE_SECONDS = 300
 PROC_DEADLINE_SECONDS = 2
+TRIED = b"CRASHD_CORE"
+"""In the environment, which the kernel leaves empty, where the native handler offered the crash to
+the daemon in vain: its `token seen_ns boottime_ns`. The daemon may know it by these, and only the
+spool is left.
+"""
 LIMITS_NAME = "limits"
 """In the spool: `max_core=N keep_free=N` in bytes, written by the daemon from its configuration."""
 MAX_CORE = 32 << 30
@@ -92,10 +98,13 @@ def main(argv: "list[str]") -> int:
     core = posix.dup(0)
     posix.dup2(null, 0)
     fields, pidfd = collect(argv)
-    root = argv[0].rsplit("/", 3)[0] if argv[0].endswith("/usr/libexec/crashd-core") else ""
+    name = argv[0].removesuffix(".py")
+    root = name.rsplit("/", 3)[0] if name.endswith("/usr/libexec/crashd-core") else ""
     state = root + "/var/lib/crashd"
     descriptors = [core] if pidfd is None else [core, pidfd]
-    if hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
+    tried = posix.environ.get(TRIED, b"").split()
+    fields.update(zip(("token", "seen_ns", "boottime_ns"), tried, strict=False))
+    if not tried and hand_over(root + "/run/crashd/handoff.sock", fields, descriptors):
         return 0
     try:
         compile_lower_part(argv[0])
@@ -120,9 +129,11 @@ def compile_lower_part(path: str) -> None:
 
 
 def decimal(argv: "list[str]", position: int) -> "int | None":
-    """Read one numeric argument; None when it is not there or is no number of sane length."""
+    """Read one numeric argument; None when it is not there or is not a number below 2^31."""
     text = argv[position] if position < len(argv) else ""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+    if not text.isascii() or not text.isdigit() or len(text) > 10:
+        return None
+    return int(text) if int(text) < 1 << 31 else None
 
 
 def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
@@ -460,13 +471,17 @@ class Share:
 
 
 def copy_core(core: int, entry: int, maximum: int, share: Share) -> "tuple[int, str]":
-    """Copy the core, zero pages as holes; return the bytes taken and why they are not all."""
+    """Copy the core, zero pages as holes; return the bytes taken and why they are not all.
+
+    Holes count for no limit: they take nothing.
+    """
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     out = posix.open("core", flags, 0o600, dir_fd=entry)
     # Free space is looked at before each write: a thousand small cores fill a disk as well as a
     # large one. Where half of what shall stay free is gone not even the notes are kept: on a full
     # disk nobody could record that there was a crash.
-    zero, received, reason, used, looked = bytes(PAGE), 0, "", share.used_bytes(), 0
+    zero, received, kept, reason = bytes(PAGE), 0, 0, ""
+    used, looked = share.used_bytes(), 0
     if share.free_bytes(scant=True) < used:
         reason = NEARLY_FULL if share.free_bytes(scant=True) < 0 else SHARE_USED
     try:
@@ -474,20 +489,22 @@ def copy_core(core: int, entry: int, maximum: int, share: Share) -> "tuple[int, 
             chunk = posix.read(core, 1 << 20)
             if not chunk:
                 break
-            if received - looked >= SHARE_LOOK_BYTES:
-                used, looked = share.used_bytes(), received
+            if kept - looked >= SHARE_LOOK_BYTES:
+                used, looked = share.used_bytes(), kept
             free = share.free_bytes() - len(chunk)
-            if free < used + received - looked and received + len(chunk) > SCANT_HEAD_BYTES:
+            if free < used + kept - looked and received + len(chunk) > SCANT_HEAD_BYTES:
                 chunk = chunk[: max(0, SCANT_HEAD_BYTES - received)]
                 reason = NEARLY_FULL if free < 0 else SHARE_USED
-            if received + len(chunk) > maximum:
-                chunk, reason = chunk[: maximum - received], "size limit"
             position = 0
             while position < len(chunk):  # runs of pages that are not all zero, each in one write
                 start = position
                 while position < len(chunk) and chunk[position : position + PAGE] != zero:
                     position += PAGE
                 run = chunk[start:position]
+                if kept + len(run) > maximum:
+                    run, reason = run[: maximum - kept], "size limit"
+                    chunk = chunk[: start + len(run)]
+                kept += len(run)
                 while run:
                     run = run[
                         posix.pwrite(out, run, received + min(position, len(chunk)) - len(run)) :

@@ -198,7 +198,29 @@ build_environment() {
         pip_install -e "$here"
         printf '%s\n' "$stamp" >"$environment/stamp"
     fi
+    build_handler
     exec 8<&-
+}
+
+# The native crash-time handler, beside its source. Static where the machine has a static libc: then a broken
+# library or loader cannot lose a crash. Without it the Python handler is installed (store/handlerfile.py).
+build_handler() {
+    native=$here/crashd/native
+    [ ! "$native/crashd-core" -nt "$native/crashd-core.c" ] || return 0
+    case $(uname -m) in
+    x86_64) branches=-fcf-protection ;;
+    aarch64) branches=-mbranch-protection=standard ;;
+    *) branches=-fPIE ;;
+    esac
+    for linked in -static-pie -pie; do
+        # The same source makes the same bytes wherever it lies.
+        quietly gcc -std=c11 -O2 -Wall -Wextra -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
+            -fstack-clash-protection "$branches" "-ffile-prefix-map=$here=." -s "$linked" \
+            -Wl,-z,relro,-z,now -o "$native/crashd-core.new" "$native/crashd-core.c" || continue
+        mv "$native/crashd-core.new" "$native/crashd-core"
+        return 0
+    done
+    say "the native handler cannot be built (why is above); the Python handler serves, 15 ms slower"
 }
 
 install_locked() {

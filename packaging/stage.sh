@@ -27,8 +27,11 @@ fill_bundles() {
     done
     rm -f "$bundles/lock"
     share_same "$bundles"
+    cp -r "$here/crashd/native" "$bundles/shared/crashd-native"
     for version in $PYTHONS; do
         cp -r "$here/crashd" "$bundles/python$version/crashd"
+        rm -r "$bundles/python$version/crashd/native"
+        ln -s ../../shared/crashd-native "$bundles/python$version/crashd/native"
     done
     find "$bundles" -name __pycache__ -prune -exec rm -rf {} +
     find "$bundles" -type f -name '*.so*' -exec strip --strip-unneeded {} +
@@ -72,10 +75,10 @@ stage_tree() {
         install -m 755 "$here/packaging/launcher" "$root/usr/$name"
     done
     install -m 755 "$here/packaging/crashd-kmsg" "$root/usr/libexec/crashd-kmsg"
-    PYTHONPATH=$here "$environment/bin/python" -B -c 'import sys
-from crashd.store.handlerfile import handler_program
-sys.stdout.buffer.write(handler_program())' >"$root/usr/libexec/crashd-core"
-    chmod 755 "$root/usr/libexec/crashd-core"
+    PYTHONPATH=$here "$environment/bin/python" -B -c 'import pathlib, sys
+from crashd.store.handlerfile import install_handler
+from crashd.store.paths import Paths
+install_handler(Paths(pathlib.Path(sys.argv[1])))' "$root"
     install -m 644 "$here"/systemd/*.service "$here"/systemd/*.socket "$root/usr/lib/systemd/system"
     install -m 644 "$here/packaging/90-crashd.preset" "$root/usr/lib/systemd/system-preset/90-crashd.preset"
     install -m 644 "$here/packaging/crashd.tmpfiles" "$root/usr/lib/tmpfiles.d/crashd.conf"

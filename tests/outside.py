@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-HANDLER_COMM = "crashd-core"
+HANDLER_COMMS = ("crashd-core", "crashd-core.py")
 _FAN_CLOEXEC, _FAN_UNLIMITED_QUEUE = 0x1, 0x10
 _FAN_REPORT_DFID_NAME = 0xC00
 _FAN_MARK_ADD, _FAN_MARK_FILESYSTEM = 0x1, 0x100
@@ -183,7 +183,7 @@ class Outside:
                 return True if one in self._family else self._recall(pid)
             if self._family.get(one) == start:
                 return self._remember(pid, True)
-            if comm == HANDLER_COMM and self._is_our_handler(pid):
+            if comm in HANDLER_COMMS and self._is_our_handler(pid):
                 return self._remember(pid, True)
             if parent <= 2:
                 return self._remember(pid, False)

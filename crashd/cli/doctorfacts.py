@@ -23,7 +23,7 @@ from crashd.domain.doctorhost import Clock, Surroundings
 from crashd.domain.procfs import RLIM_INFINITY
 from crashd.edge import hostfacts, sysctl
 from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError
-from crashd.store.handlerfile import handler_program
+from crashd.store.handlerfile import is_current
 from crashd.store.paths import Paths
 from crashd.store.trusted import distrust
 
@@ -48,8 +48,9 @@ def read_handler(paths: Paths) -> HandlerFacts:
         status, parent = handler.lstat(), handler.parent.stat()
     except OSError as e:
         return HandlerFacts(str(handler), error=e.strerror, interpreter=None)
-    raw = hostfacts.read_small(handler)
-    first = raw.split(b"\n", 1)[0]
+    first = hostfacts.read_small(handler).split(b"\n", 1)[0]
+    if first.startswith(b"\x7fELF"):  # which becomes the Python handler on any trouble
+        first = hostfacts.read_small(paths.handler_fallback).split(b"\n", 1)[0]
     words = first[2:].split() if first.startswith(b"#!") else []
     interpreter = os.fsdecode(words[0]) if words else None
     euid = os.geteuid()
@@ -66,7 +67,7 @@ def read_handler(paths: Paths) -> HandlerFacts:
         regular=stat.S_ISREG(status.st_mode),
         distrust=loose,
         executable=bool(status.st_mode & stat.S_IXUSR),
-        current=raw == handler_program(),
+        current=is_current(paths),
         interpreter=interpreter,
         interpreter_runs=interpreter is not None
         and os.path.isfile(interpreter)

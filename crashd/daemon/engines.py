@@ -39,6 +39,9 @@ def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> N
     pump.put_bytes(raw)
     wait = _waiting(deadline_ns)
     while True:
+        if hole := incoming.skip_hole():
+            pump.hole(hole)
+            continue
         try:
             view = pump.room(STREAM_BYTES, wait)
         except StopError:

@@ -17,6 +17,10 @@ from typing import Protocol
 
 from crashd.edge.memory import populate
 
+HOLE_COST_SHIFT = 15
+"""A hole counts as what it takes in the store: 4 bytes for each 128 KiB (domain/zstdframes.py)."""
+RECOUNT_BYTES = 1 << 20
+"""Put in since the limit was last counted again, or it is not worth to wait for that."""
 BASE_BYTES = 4 << 20
 """What every worker may hold without asking."""
 _HUGE_FROM_BYTES = 8 << 20
@@ -36,6 +40,10 @@ class Sink(Protocol):
 
     def hole(self, size: int) -> None:
         """Take zeros without having them."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Return how many bytes it was given that are not zeros, as far as it looked."""
 
 
 class _Ring:
@@ -70,8 +78,17 @@ class Pump:
     """One core's way through the buffer. Used by one reading thread."""
 
     def __init__(self, sink: Sink, size: int, limit: int, limit_reason: str | None) -> None:
-        """Make a buffer of `size` bytes; the core is cut at `limit` bytes, for `limit_reason`."""
+        """Make a buffer of `size` bytes.
+
+        The core is cut where more than `limit` bytes of it are not holes, for `limit_reason`: the
+        kernel counts so for files, too (dump_skip() of fs/coredump.c). Zeros that a stream brings
+        are counted as data at first, and no more once they are stored.
+        """
         self._sink = sink
+        self._limit = limit
+        self._hole_cost = 0
+        self._recounted_bytes = 0
+        self._stored_bytes = 0
         self._ring = _Ring(max(size, 1 << 16))
         self._left = limit
         self._limit_reason = limit_reason or "limit"
@@ -97,6 +114,8 @@ class Pump:
             StopError: nothing more is to be read.
 
         """
+        if wanted > self._left:
+            self._recount(wait)
         wanted = min(wanted, self._left)
         if not wanted:
             raise StopError(self._limit_reason)
@@ -145,9 +164,9 @@ class Pump:
 
         """
         self._check()
-        kept = min(size, self._left)
-        if kept:
-            self._append(None, None, kept)
+        kept = min(size, ((self._left + 1) << HOLE_COST_SHIFT) - 1)
+        self._hole_cost += kept >> HOLE_COST_SHIFT
+        self._append(None, None, kept)
         if kept < size:
             raise StopError(self._limit_reason)
 
@@ -180,7 +199,7 @@ class Pump:
             raise self._failure
 
     def _append(self, ring: _Ring | None, view: memoryview | None, size: int) -> None:
-        self._left -= size
+        self._left -= size if view is not None else size >> HOLE_COST_SHIFT
         self.size_bytes += size
         if self._storer is None:
             self._items.append((ring, view, size))
@@ -197,6 +216,17 @@ class Pump:
                 if ring.room() >= min(wanted, rest):
                     return
                 self._changed.wait(wait())
+
+    def _recount(self, wait: Callable[[], float]) -> None:
+        """Give the limit back what turned out to be zeros, once all that was put in is stored."""
+        if self.size_bytes - self._recounted_bytes < RECOUNT_BYTES:
+            return
+        self._recounted_bytes = self.size_bytes
+        self._start()
+        with self._changed:
+            while self._failure is None and self._stored_bytes < self.size_bytes:
+                self._changed.wait(wait())
+        self._left = max(self._left, self._limit - self._sink.resident_bytes - self._hole_cost)
 
     def _start(self) -> threading.Thread:
         if self._storer is None:
@@ -228,9 +258,10 @@ class Pump:
         ring, view, size = item
         if view is None:
             self._sink.hole(size)
-            return
-        self._sink.write(view)
-        if ring is not None:
-            with self._changed:
+        else:
+            self._sink.write(view)
+        with self._changed:
+            self._stored_bytes += size
+            if ring is not None:
                 ring.tail += size
-                self._changed.notify_all()
+            self._changed.notify_all()

@@ -13,6 +13,9 @@ FREE_CHECK_BYTES = 1 << 20
 between two of them 2 ms.
 """
 
+HOLE_CHECK_BYTES = 1 << 40
+"""The same for holes, of which so many bytes take 32 MiB."""
+
 CREDIT_SECONDS = 3.0
 """Retention needs so long at most to make the room that a capture was told of."""
 
@@ -95,9 +98,19 @@ class CoreSink:
         """
         self._spy.skip(size)
         try:
+            while size > HOLE_CHECK_BYTES:
+                self._writer.hole(HOLE_CHECK_BYTES)
+                self._writer.flush()
+                self._check_free()
+                size -= HOLE_CHECK_BYTES
             self._writer.hole(size)
         except OSError as e:
             raise StopError(f"writing the core failed: {e.strerror}") from e
+
+    @property
+    def resident_bytes(self) -> int:
+        """What came by and is not zeros."""
+        return self._writer.resident_bytes
 
     def spied(self) -> bytes:
         """Give what came by of the range that was wanted; zeros left out."""

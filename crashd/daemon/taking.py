@@ -3,17 +3,17 @@ memory is in doubt.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from crashd.daemon import engines
-from crashd.daemon.pump import Pump, StopError
+from crashd.daemon.pump import HOLE_COST_SHIFT, Pump, StopError
 from crashd.daemon.reader import Reader, StuckError
 from crashd.daemon.sink import CoreSink
 from crashd.domain import elfcore, memorymap
 from crashd.domain.memorymap import Backing, DoubtError, Extent
-from crashd.domain.minicore import MiniCore, plan_mini
+from crashd.domain.minicore import MINI_MAX, MiniCore, plan_mini
 from crashd.domain.model import Core, Engine
 from crashd.domain.procfs import parse_status
 from crashd.domain.record import Allowance
@@ -102,6 +102,8 @@ class Source:
         self.whole = self.late = False
         """Whether `raw` is the whole core, or all that came of it in time."""
         self.extents: list[Extent] = []
+        self.estimate_bytes = 0
+        """Of what is to be read of the memory, from above."""
         self.mini: MiniCore | None = None
         """What is taken instead of the whole."""
         self.memory: ProcessMemory | None = None
@@ -164,15 +166,20 @@ class Source:
         known = parse_status(status)
         resident = (known.vm_rss_bytes or 0) + (known.vm_swap_bytes or 0)
         backed = sum(e.size for e in self.extents if e.backing is not Backing.ANONYMOUS)
-        return min(self.head.expected_size, resident + backed) + _SLACK_BYTES
+        self.estimate_bytes = min(self.head.expected_size, resident + backed) + _SLACK_BYTES
+        return self.estimate_bytes
 
     def make_mini(self) -> None:
         """Take no more than a mini core, where the head lets one be made."""
+        self.mini = self.plan_mini(MINI_MAX)
+
+    def plan_mini(self, memory_max: int) -> MiniCore | None:
+        """Plan a mini core; None where the head does not let one be made."""
         if self.head is None or not self.head.notes:
-            return
+            return None
         memory = self.memory
         read = (lambda at, size: self._read(memory, at, size)) if memory is not None else None
-        self.mini = plan_mini(self.head, self.raw, read)
+        return plan_mini(self.head, self.raw, read, memory_max)
 
     @property
     def expected_bytes(self) -> int | None:
@@ -252,7 +259,7 @@ def _take(
         return Taken(reason=str(e), doubt=source.doubt, no_room=isinstance(e, StopError))
     try:
         pump = Pump(sink, buffer_bytes, limit.size_bytes, limit.reason)
-        reason = _read(source, pump, deadline_ns)
+        reason = _read(source, pump, limit, deadline_ns)
         source.release()
         try:
             pump.finish()
@@ -268,7 +275,7 @@ def _take(
     return Taken(core, engine, build_id, reason=reason, doubt=source.doubt)
 
 
-def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
+def _read(source: Source, pump: Pump, limit: Allowance, deadline_ns: int) -> str | None:
     """Read the core into the pump; return why it is not whole, None when it is.
 
     Raises:
@@ -285,7 +292,7 @@ def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
         if source.memory is None or source.head is None:
             engines.drain(source.incoming, source.raw, pump, deadline_ns)
             return None
-        return copy_memory(source, source.memory, source.head, pump, deadline_ns)
+        return copy_memory(source, source.memory, source.head, pump, limit, deadline_ns)
     except engines.ShortError as e:
         return LATE if source.late else str(e)
     except StopError as e:
@@ -295,9 +302,17 @@ def _read(source: Source, pump: Pump, deadline_ns: int) -> str | None:
 
 
 def copy_memory(
-    source: Source, memory: ProcessMemory, head: elfcore.CoreHead, pump: Pump, deadline_ns: int
+    source: Source,
+    memory: ProcessMemory,
+    head: elfcore.CoreHead,
+    pump: Pump,
+    limit: Allowance,
+    deadline_ns: int,
 ) -> str | None:
-    """Copy the whole core from memory; return why it is not whole, None when it is.
+    """Copy the core from memory; return why it is not whole, None when it is.
+
+    Of one that is larger than the limit the stacks are kept, wherever they are, then what comes
+    first; the rest are holes.
 
     Raises:
         DoubtError: drain the stream.
@@ -310,11 +325,13 @@ def copy_memory(
         start, extents, trailer = source.mini.head, _mini_extents(source, source.mini), b""
     resident = memory.resident(memorymap.scan_ranges(extents))
     pieces = memorymap.pieces(extents, resident, len(start), _PIECE_MAX)
+    around = len(start) + len(trailer) + (head.expected_size >> HOLE_COST_SHIFT)
+    spared = _spare(source, pieces, around, limit.size_bytes)
     try:
         blanks = engines.copy(
             memory,
             start,
-            pieces,
+            spared,
             pump,
             deadline_ns,
             source.options.page_timeout_ns,
@@ -327,7 +344,23 @@ def copy_memory(
         if pump.size_bytes == len(start):
             raise DoubtError("the process was killed before its memory was read") from e
         return "the process was killed while its core was taken"
-    return blanks.reason()
+    return limit.reason if spared.cut else blanks.reason()
+
+
+def _spare(
+    source: Source, pieces: Iterator[memorymap.Piece], around_bytes: int, limit_bytes: int
+) -> memorymap.Spared:
+    """Leave out what the limit does not allow, but not the stacks.
+
+    `around_bytes` is what counts besides the pieces' data.
+    """
+    room = max(0, limit_bytes - around_bytes)
+    kept: list[tuple[int, int]] = []
+    if source.mini is None and source.estimate_bytes > limit_bytes:
+        plan = source.plan_mini(min(room, MINI_MAX))
+        kept = [(k.source, k.source + k.size) for k in plan.kept] if plan is not None else []
+    reserved = sum(end - start for start, end in kept)
+    return memorymap.Spared(pieces, kept, room - reserved)
 
 
 def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:

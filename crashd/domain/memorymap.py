@@ -225,6 +225,47 @@ def _pieces_of(extent: Extent, known: Iterable[tuple[int, int]], piece_max: int)
         yield Piece(at + shift, extent.end - at, None, extent)
 
 
+class Spared:
+    """Pieces with no more than so many bytes: those within `kept`, and of the others the first."""
+
+    def __init__(
+        self, whole: Iterable[Piece], kept: Sequence[tuple[int, int]], budget_bytes: int
+    ) -> None:
+        """`kept` are ranges of the core, ascending; `budget_bytes` is for what lies in none."""
+        self._whole = whole
+        self._kept = kept
+        self._left = budget_bytes
+        self.cut = False
+        """Whether anything was left out so far."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        for piece in self._whole:
+            if piece.address is None:
+                yield piece
+                continue
+            at, end, shift = piece.offset, piece.offset + piece.size, piece.address - piece.offset
+            index = max(0, bisect_right(self._kept, (at,)) - 1)
+            for low, high in self._kept[index:]:
+                if low >= end:
+                    break
+                if high > at:
+                    yield from self._afford(piece, at, max(at, low))
+                    at, low = min(high, end), max(at, low)
+                    yield piece._replace(offset=low, size=at - low, address=low + shift)
+            yield from self._afford(piece, at, end)
+
+    def _afford(self, piece: Piece, start: int, end: int) -> Iterator[Piece]:
+        """Give what the budget allows of a part of a piece that is in no range, then a hole."""
+        afforded = min(end, start + self._left)
+        address = (piece.address or 0) + start - piece.offset
+        self._left -= afforded - start
+        if afforded > start:
+            yield piece._replace(offset=start, size=afforded - start, address=address)
+        if end > afforded:
+            self.cut = True
+            yield piece._replace(offset=afforded, size=end - afforded, address=None)
+
+
 class _Ascending:
     """Runs asked for in ascending order: holds one at a time."""
 

@@ -57,13 +57,15 @@ class MiniCore(NamedTuple):
     size: int
 
 
-def plan_mini(head: CoreHead, raw: bytes, read: ReadMemory | None) -> MiniCore:
+def plan_mini(
+    head: CoreHead, raw: bytes, read: ReadMemory | None, memory_max: int = MINI_MAX
+) -> MiniCore:
     """Plan the mini core of a core with this head, whose bytes are `raw`.
 
     `read` reads the process's memory, to follow the loader's list of modules into the heap; without
     it modules loaded at run time may have no names.
     """
-    ranges = _merge(_wanted(head, read), head.segments)
+    ranges = _merge(_wanted(head, read), head.segments, memory_max)
     return _lay_out(head, raw, ranges)
 
 
@@ -182,20 +184,22 @@ def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> 
 # -- what is kept of it ----------------------------------------------------------------------------
 
 
-def _merge(wanted: Iterable[tuple[int, int]], segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """Join ranges into whole pages, ascending, up to MINI_MAX of what is in the core."""
+def _merge(
+    wanted: Iterable[tuple[int, int]], segments: Sequence[Segment], left: int
+) -> list[tuple[int, int]]:
+    """Join ranges into whole pages, ascending, up to `left` bytes of what is in the core."""
     ordered = sorted((s.vaddr, s.vaddr + s.filesz) for s in segments if s.filesz)
     starts = [start for start, _ in ordered]
     ranges: list[tuple[int, int]] = []
-    left = MINI_MAX
+    left &= -PAGE
     for start, end in wanted:
         low, high = start & -PAGE, -(-end // PAGE) * PAGE
         for index in range(max(0, bisect_right(starts, low) - 1), len(ordered)):
             first, last = ordered[index]
             if first >= high:
                 break
-            part = max(low, first), min(high, last)
-            if part[0] < part[1] and left > 0:
+            part = max(low, first), min(high, last, max(low, first) + left)
+            if part[0] < part[1]:
                 ranges.append(part)
                 left -= part[1] - part[0]
     ranges.sort()

@@ -4,6 +4,7 @@ A new transport costs one constructor here, not a second path.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -129,6 +130,19 @@ class IncomingCore:
         if remaining_ns <= 0 or not self._poll.poll(remaining_ns // 10**6 + 1):
             raise DeadlineError
         return os.readv(self._source, [view])
+
+    def skip_hole(self) -> int:
+        """Step over a hole that begins here in a spooled core; return its bytes, 0 for none."""
+        if self.mode is not Mode.SPOOL or self._source < 0:
+            return 0
+        at = os.lseek(self._source, 0, os.SEEK_CUR)
+        try:
+            data = os.lseek(self._source, at, os.SEEK_DATA)
+        except OSError as e:
+            if e.errno != errno.ENXIO:  # no data from here to the end
+                raise
+            data = os.lseek(self._source, 0, os.SEEK_END)
+        return max(0, data - at)
 
     def release(self) -> None:
         """Close the source: the crashed process is let go. Only the first call does anything."""

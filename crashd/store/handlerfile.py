@@ -1,6 +1,13 @@
-"""Put the crash-time handler where kernel.core_pattern names it."""
+"""Put the crash-time handler where kernel.core_pattern names it.
+
+    /usr/libexec/crashd-core       what the kernel starts: the native program where one was built
+    /usr/libexec/crashd-core.py    the Python handler, which that one becomes on any trouble
+
+Without a native program (a wheel, a machine without a compiler) the first is the Python handler.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import corehandler
@@ -8,9 +15,15 @@ from crashd.errors import UnavailableError
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
+NATIVE = Path(corehandler.__file__).parent / "native/crashd-core"
+"""Built by packaging/lib.sh from the C file beside it."""
+_EXECUTABLE = Path("/proc/self/exe")
+_SAME_MACHINE_BYTES = 20
+"""Of the ELF header: class, byte order, ABI, type and machine (elf(5))."""
 
-def handler_program() -> bytes:
-    """Build the handler as it is installed: its own source, the lower part commented out.
+
+def python_program() -> bytes:
+    """Build the Python handler as it is installed: its own source, the lower part commented out.
 
     corehandler.py says why; a comment costs the compiler next to nothing, and the file stays one
     readable program that needs nothing beside it.
@@ -23,20 +36,57 @@ def handler_program() -> bytes:
     return f"{top}{commented}\n{end}{guard}".encode()
 
 
-def install_handler(paths: Paths) -> bool:
-    """Write the handler, root-owned and 0755, by rename; False when it is already there as it
-    should be.
+def native_program(built: Path = NATIVE, running: Path = _EXECUTABLE) -> bytes | None:
+    """Read the native handler; None where there is none, or where it is for another machine."""
+    try:
+        program = built.read_bytes()
+        with running.open("rb") as file:
+            own = file.read(_SAME_MACHINE_BYTES)
+    except OSError:
+        return None
+    # e_type may differ: an interpreter need not be position-independent
+    same = (program[:16], program[18:20]) == (own[:16], own[18:_SAME_MACHINE_BYTES])
+    return program if same else None
 
-    A kernel that is starting the old one keeps its inode (FAULTS 30).
+
+def list_programs(paths: Paths, native: bytes | None) -> Iterator[tuple[Path, bytes]]:
+    """List what is to be installed, the Python handler first: the native one needs it."""
+    if native is not None:
+        yield paths.handler_fallback, python_program()
+    yield paths.handler, python_program() if native is None else native
+
+
+def install_handler(paths: Paths, built: Path = NATIVE) -> bool:
+    """Write the handler, root-owned and 0755, by rename; False when all is as it should be.
+
+    A kernel that is starting the old one keeps its inode (FAULTS 30). Without a native program at
+    `built` the Python handler is installed alone.
 
     Raises:
         UnavailableError: it cannot be written.
 
     """
-    program = handler_program()
-    target = paths.handler
+    programs = list_programs(paths, native_program(built))
+    return any([_install(*wanted) for wanted in programs])
+
+
+def is_current(paths: Paths) -> bool:
+    """Return whether what is installed is what this version would install.
+
+    Raises:
+        OSError: it cannot be read.
+
+    """
+    return all(_holds(*wanted) for wanted in list_programs(paths, native_program()))
+
+
+def _holds(target: Path, program: bytes) -> bool:
+    return target.is_file() and not target.is_symlink() and target.read_bytes() == program
+
+
+def _install(target: Path, program: bytes) -> bool:
     try:
-        if target.is_file() and not target.is_symlink() and target.read_bytes() == program:
+        if _holds(target, program):
             status = target.stat()
             if status.st_mode & 0o777 == 0o755 and status.st_uid == os.geteuid():
                 return False

@@ -21,6 +21,11 @@ class Paths:
         return self.root / "usr/libexec/crashd-core"
 
     @property
+    def handler_fallback(self) -> Path:
+        """The Python handler, which a native one becomes on any trouble."""
+        return self.handler.with_name("crashd-core.py")
+
+    @property
     def config_file(self) -> Path:
         """The main configuration file; its drop-ins are in `config_dropins`."""
         return self.root / "etc/crashd/crashd.toml"

@@ -32,7 +32,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _META_MAX = 1 << 18
 ASIDE_MAX = 20
 """Spooled crashes that are kept although they make no sense: who can make one can make many."""
-_HANDLER_COMM = b"crashd-core\n"
+_HANDLER_COMMS = (b"crashd-core\n", b"crashd-core.py\n")
 
 
 def write_limits(
@@ -139,7 +139,7 @@ def _is_handler(pid: int) -> bool:
     """Tell whether this process is a handler: of a script comm is the file's name, proc(5)."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read(64) == _HANDLER_COMM
+            return file.read(64) in _HANDLER_COMMS
     except OSError:
         return False
 

@@ -67,6 +67,7 @@ CASES: Final = (
     Case("256 MiB dense", 3, ("dense", str(256 * MIB)), 256 * MIB),
     Case("1 GiB dense", 3, ("dense", str(GIB)), GIB),
     Case("1 GiB zeros", 3, ("zeros", str(GIB)), GIB),
+    Case("3 GiB zeros", 1, ("zeros", str(3 * GIB)), 3 * GIB, slow={SYSTEMD: 1}),
     Case(
         "16 GiB mapped",
         3,

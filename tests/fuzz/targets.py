@@ -47,6 +47,7 @@ from tests.builders.kdumpdir import (
     lz4_frame,
 )
 from tests.builders.printkring import STRUCTURED, Image, Ring, ring_numbers, write_structured
+from tests.fuzz import native
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -275,6 +276,7 @@ TARGETS = (
         _meta,
         lambda: [pack({"pid": b"7", "signal": b"11", "time": b"1", "comm": b"x"})],
     ),
+    Target("native handler", native.run_handler, native.seeds),
     Target("socket request", parse_request, lambda: [bytes(range(48))]),
     Target(
         "record's size",

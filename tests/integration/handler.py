@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crashd.store.entry import prepare
-from crashd.store.handlerfile import install_handler
+from crashd.store.handlerfile import NATIVE, install_handler
 from crashd.store.paths import Paths
 
 
@@ -38,19 +38,29 @@ class HandlerRun:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def make_root(directory: Path) -> Paths:
-    """Make a root with directories and handler in it."""
+PYTHON_ONLY = Path("/nonexistent")
+"""For `install_handler`: as where no compiler was."""
+
+
+def make_root(directory: Path, built: Path = NATIVE) -> Paths:
+    """Make a root with directories in it and the handler, native where `built` is there."""
     paths = Paths(directory)
     paths.runtime_dir.mkdir(parents=True)
     prepare(paths)
-    install_handler(paths)
+    install_handler(paths, built)
     return paths
 
 
 def start_handler(
-    paths: Paths, arguments: Sequence[str | bytes], *, stdin: int | None = None
+    paths: Paths,
+    arguments: Sequence[str | bytes],
+    *,
+    stdin: int | None = None,
+    pidfd: int | None = None,
 ) -> HandlerRun:
-    """Start the handler with an empty environment, 1 and 2 closed, and a pipe on 0 (or `stdin`)."""
+    """Start the handler with an empty environment, 1 and 2 closed, a pipe on 0 (or `stdin`), and
+    `pidfd` on 3.
+    """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     handler = os.fsencode(paths.handler)
     pid = os.posix_spawn(
@@ -61,6 +71,7 @@ def start_handler(
             (os.POSIX_SPAWN_DUP2, read_fd if stdin is None else stdin, 0),
             (os.POSIX_SPAWN_CLOSE, 1),
             (os.POSIX_SPAWN_CLOSE, 2),
+            *([] if pidfd is None else [(os.POSIX_SPAWN_DUP2, pidfd, 3)]),
         ],
     )
     os.close(read_fd)

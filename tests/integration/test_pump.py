@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.daemon.pump import BASE_BYTES, Pump, StopError
+from crashd.daemon.pump import BASE_BYTES, HOLE_COST_SHIFT, RECOUNT_BYTES, Pump, StopError
 
 NO_LIMIT = 1 << 62
 
@@ -28,6 +28,24 @@ class Recorder:
 
     def hole(self, size: int) -> None:
         self.write(memoryview(bytes(size)))
+
+    @property
+    def resident_bytes(self) -> int:
+        return sum(map(bool, self.data))
+
+
+class Sizes:
+    """A sink that only counts."""
+
+    def __init__(self) -> None:
+        self.size = self.resident_bytes = 0
+
+    def write(self, data: memoryview) -> None:
+        self.size += len(data)
+        self.resident_bytes += len(data) if any(data[:64]) else 0
+
+    def hole(self, size: int) -> None:
+        self.size += size
 
 
 def wait() -> float:
@@ -106,7 +124,7 @@ def test_reader_waits_for_a_slow_disk_and_no_longer_than_it_may() -> None:
     assert len(sink.data) == (1 << 16) + 300_000
 
 
-@pytest.mark.parametrize("kind", ["read", "bytes", "hole"])
+@pytest.mark.parametrize("kind", ["read", "bytes"])
 def test_limit_cuts_at_its_byte(kind: str) -> None:
     sink = Recorder()
     pump = Pump(sink, 1 << 20, 1000, "capture.max_core is 1000 bytes")
@@ -114,10 +132,8 @@ def test_limit_cuts_at_its_byte(kind: str) -> None:
     with pytest.raises(StopError, match="max_core"):
         if kind == "read":
             fill(pump, 200, 2)
-        elif kind == "bytes":
-            pump.put_bytes(bytes(200))
         else:
-            pump.hole(200)
+            pump.put_bytes(bytes(200))
     assert pump.full
     pump.finish()
     assert len(sink.data) == 1000
@@ -126,9 +142,37 @@ def test_limit_cuts_at_its_byte(kind: str) -> None:
 def test_limit_that_is_met_exactly_is_no_stop() -> None:
     pump = Pump(Recorder(), 1 << 20, 1000, "limit")
     fill(pump, 400, 1)
-    pump.hole(600)
+    pump.hole(20_000)
+    fill(pump, 600, 1)
     assert pump.full
     pump.finish()
+
+
+def test_holes_count_as_what_they_take_in_the_store() -> None:
+    sink = Sizes()
+    pump = Pump(sink, 1 << 20, 1000, "limit")
+    pump.hole(900 << HOLE_COST_SHIFT)
+    fill(pump, 100, 1)
+    assert pump.full
+    with pytest.raises(StopError, match="limit"):
+        pump.hole(2 << HOLE_COST_SHIFT)
+    pump.finish()
+    assert sink.size == (901 << HOLE_COST_SHIFT) + 100 - 1
+
+
+def test_zeros_that_were_read_count_as_holes_once_they_are_stored() -> None:
+    sink, limit = Sizes(), 5 << 20
+    pump = Pump(sink, 2 << 20, limit, "limit")
+    part = RECOUNT_BYTES
+    for _ in range(50):
+        view = pump.room(part, wait)
+        size = len(view)
+        view[:] = bytes(size)
+        pump.put(size)
+    with pytest.raises(StopError, match="limit"):
+        fill(pump, 2 * limit, 1)
+    pump.finish()
+    assert limit - part <= sink.resident_bytes <= limit
 
 
 def test_disk_that_refuses_stops_the_reader() -> None:

@@ -16,6 +16,8 @@ from crashd.daemon.capture import read_head
 from crashd.daemon.pump import Pump
 from crashd.daemon.reader import Reader
 from crashd.daemon.taking import Options, Source, copy_memory
+from crashd.domain.model import Disposition
+from crashd.domain.record import Allowance
 from crashd.edge import handoff
 from crashd.edge.incoming import IncomingCore
 from crashd.store.entry import prepare
@@ -24,6 +26,7 @@ from crashd.store.paths import Paths
 from tests.running import wait_until
 from tests.system.conftest import raise_core_limit
 
+ALL = Allowance((1 << 63) - 1, Disposition.FULL, None)
 NO_LIMIT = 1 << 62
 OPTIONS = Options(
     engine="memory",
@@ -44,7 +47,7 @@ class SparseFile:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        self.size = self.hole_bytes = 0
+        self.size = self.hole_bytes = self.resident_bytes = 0
 
     def write(self, data: memoryview) -> None:
         """Put bytes."""
@@ -90,7 +93,7 @@ def compare(incoming: IncomingCore, scratch: Path, scans: bool = True) -> Compar
     if source.memory is not None:
         source.memory.scans = scans
         pump = Pump(taken, 512 << 20, NO_LIMIT, None)
-        reason = copy_memory(source, source.memory, head, pump, deadline_ns)
+        reason = copy_memory(source, source.memory, head, pump, ALL, deadline_ns)
         assert reason is None, reason
         pump.finish()
     judge = _Judge(taken)
@@ -111,7 +114,7 @@ class _Judge:
 
     def __init__(self, other: SparseFile) -> None:
         self._other = other
-        self.size = 0
+        self.size = self.resident_bytes = 0
         self.difference: str | None = None
 
     def write(self, data: memoryview) -> None:

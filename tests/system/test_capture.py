@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -19,8 +20,8 @@ from typing import Any
 import pytest
 
 from crashd.edge import kernelsock
-from tests.running import DEFAULT_CONFIG, Daemon, wait_until
-from tests.system.conftest import raise_core_limit, run_crasher
+from tests.running import DEFAULT_CONFIG, KEEPING_CONFIG, Daemon, wait_until
+from tests.system.conftest import UNLIMITED, raise_core_limit, run_crasher
 
 SOURCES = Path(__file__).parent / "programs"
 MIB = 1 << 20
@@ -236,6 +237,66 @@ def drgn_stack(core: Path) -> list[str]:
         program.load_debug_info(None, True, True)
     trace = program.crashed_thread().stack_trace()
     return [frame.name for frame in list(trace)[:12]]
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmark's victim, which touches as much of its memory as it is told."""
+    program = tmp_path_factory.mktemp("victim") / "victim"
+    source = Path(__file__).parents[1] / "bench" / "victim.c"
+    subprocess.run(["gcc", "-O1", "-pthread", "-o", program, source], check=True)
+    return program
+
+
+def crash_victim(program: Path, *arguments: int | str, core_limit: int = UNLIMITED) -> None:
+    """Have it allocate as told, then end it as a fault would."""
+    child = subprocess.Popen(
+        [str(program), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (core_limit, UNLIMITED)),
+    )
+    with child:
+        assert child.stdout is not None and child.stdout.read(1)
+        os.kill(child.pid, signal.SIGSEGV)
+    assert child.returncode == -signal.SIGSEGV
+
+
+@pytest.mark.parametrize("engine", ["memory", "stream"])
+def test_holes_count_for_no_limit(
+    short_tmp: Path, core_pattern_owner: None, victim: Path, engine: str
+) -> None:
+    config = KEEPING_CONFIG + f'[capture]\nengine = "{engine}"\nmax_core = "200M"\n'
+    mapped = (64 if engine == "memory" else 2) << 30
+    with Daemon(short_tmp / "r", config=config) as daemon:
+        crash_victim(victim, "mapped", mapped, 50 << 20)
+        crash_victim(victim, "mapped", mapped, 50 << 20, core_limit=150 << 20)
+        for c in daemon.wait_for(2):
+            assert (c["state"], c["capture"]["engine"]) == ("complete", engine), c
+            assert c["core"]["size_bytes"] > mapped
+            assert c["core"]["stored_bytes"] < 100 << 20
+
+
+@with_config(KEEPING_CONFIG + '[capture]\nmax_core = "16M"\n')
+def test_core_that_is_cut_keeps_every_stack(daemon: Daemon, zoo: Path) -> None:
+    crash(zoo, "crowd")
+    (c,) = daemon.wait_for(1)
+    assert c["state"] == "truncated", c
+    assert c["capture"]["reason"].startswith("capture.max_core")
+    assert c["core"]["resident_bytes"] <= 24 << 20  # by blocks of 128 KiB, each partly zeros
+    core = unpack(daemon, c["id"])
+    done = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", "thread apply all -q bt 30", str(zoo), str(core)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    frames = Counter(re.findall(r"^#\d+ +(?:0x[0-9a-f]+ in )?(\w+)", done.stdout, re.MULTILINE))
+    assert (frames["idle"], frames["crash"], frames["main"]) == (20, 2, 1), (
+        done.stdout
+    )  # gdb shows the first by itself, too
 
 
 # -- the limiter -----------------------------------------------------------------------------------

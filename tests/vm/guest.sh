@@ -143,7 +143,7 @@ test_0_crash_of_the_daemon_or_a_worker_feeds_nothing() {
 }
 
 test_0_crash_of_the_handler_costs_no_other_crash() {
-	(until pkill -SEGV -f '^/usr/bin/python3 -IS /usr/libexec/crashd-core'; do :; done; touch /tmp/handler-hit) &
+	(until pkill -SEGV -f '^(/usr/bin/python3 -IS )?/usr/libexec/crashd-core'; do :; done; touch /tmp/handler-hit) &
 	until test -e /tmp/handler-hit; do crash; done
 	wait
 	sleep 5

@@ -82,10 +82,10 @@ static void *crash_late(void *unused)
     crash();
 }
 
-static void threads(void)
+static void threads(int count)
 {
     pthread_t t;
-    for (int i = 0; i < 200; i++) check(pthread_create(&t, 0, idle, 0), "pthread_create");
+    for (int i = 0; i < count; i++) check(pthread_create(&t, 0, idle, 0), "pthread_create");
     usleep(200000);
 }
 static void sparse(void)
@@ -197,7 +197,8 @@ int main(int argc, char **argv)
         set_filter(name + 7);
         shared(); files(directory); dontdump();
     }
-    else if (!strcmp(name, "threads")) threads();
+    else if (!strcmp(name, "threads")) threads(200);
+    else if (!strcmp(name, "crowd")) { fill(anonymous(64 * MIB), 64 * MIB); threads(20); }
     else if (!strcmp(name, "sparse")) sparse();
     else if (!strcmp(name, "shared")) shared();
     else if (!strcmp(name, "files")) { set_filter("0x3f"); files(directory); }

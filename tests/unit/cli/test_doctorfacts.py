@@ -137,6 +137,7 @@ def test_read_handler_without_an_interpreter_is_a_problem(
     paths: Paths, proc: Path, first: bytes
 ) -> None:
     paths.handler.write_bytes(first + b"pass\n")
+    paths.handler_fallback.unlink(missing_ok=True)
     assert judge(paths, proc)["interpreter"].level is Level.PROBLEM
 
 

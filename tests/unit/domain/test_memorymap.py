@@ -1,5 +1,6 @@
 """The memory engine's plan: what is read and what is zeros, without a gap and without a doubt."""
 
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -11,6 +12,8 @@ from crashd.domain.memorymap import (
     Backing,
     DoubtError,
     Extent,
+    Piece,
+    Spared,
     parse_maps,
     pieces,
     plan_extents,
@@ -167,3 +170,61 @@ def test_pieces_cover_the_core_and_read_no_more_than_is_there(
 def test_pieces_that_begin_inside_the_head_are_a_doubt() -> None:
     with pytest.raises(DoubtError):
         list(pieces(_extents([(0, 1, True)]), [], 4 * PAGE, PAGE))
+
+
+# -- a core that is cut ----------------------------------------------------------------------------
+
+_EXTENT = Extent(0, 0x10000, 1 << 20, Backing.ANONYMOUS, True)
+
+
+def spare(
+    data: list[tuple[int, int]], kept: list[tuple[int, int]], budget: int
+) -> tuple[list[tuple[int, int, bool]], bool]:
+    """Give (offset, end, has data) of each piece, neighbours of a kind joined, and whether any
+    was left out.
+    """
+    spared = Spared(
+        [Piece(low, high - low, 0x10000 + low, _EXTENT) for low, high in data], kept, budget
+    )
+    found: list[tuple[int, int, bool]] = []
+    for piece in spared:
+        assert piece.size > 0
+        assert piece.address in (None, 0x10000 + piece.offset)
+        there = piece.address is not None
+        if found and found[-1][1:] == (piece.offset, there):
+            found[-1] = (found[-1][0], piece.offset + piece.size, there)
+        else:
+            found.append((piece.offset, piece.offset + piece.size, there))
+    return found, spared.cut
+
+
+def test_spared_within_its_budget_is_whole() -> None:
+    assert spare([(0, 50), (50, 100)], [(80, 90)], 90) == ([(0, 100, True)], False)
+
+
+def test_spared_beyond_its_budget_keeps_the_ranges_and_what_comes_first() -> None:
+    found, cut = spare([(0, 50), (50, 100)], [(20, 30), (80, 90)], 25)
+    assert found == [(0, 35, True), (35, 80, False), (80, 90, True), (90, 100, False)]
+    assert cut
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    st.lists(st.integers(1, 25), max_size=12),
+    st.integers(0, 300),
+)
+def test_spared_gives_every_byte_once_and_no_more_data_than_allowed(
+    sizes: list[int], steps: list[int], budget: int
+) -> None:
+    ends = list(accumulate(sizes))
+    marks = list(accumulate(steps))
+    kept = list(zip(marks[::2], marks[1::2], strict=False))
+    data = list(zip([0, *ends[:-1]], ends, strict=True))
+    found, cut = spare(data, kept, budget)
+    assert [f[0] for f in found] == [0, *(f[1] for f in found[:-1])]
+    assert found[-1][1] == ends[-1]
+    there = {at for low, high, has in found if has for at in range(low, high)}
+    inside = {at for low, high in kept for at in range(low, min(high, ends[-1]))}
+    assert inside <= there
+    assert len(there - inside) == min(budget, ends[-1] - len(inside))
+    assert cut == (len(there) < ends[-1])

@@ -2,17 +2,20 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
+import pytest
+
 from crashd import corehandler
-from crashd.store.handlerfile import handler_program, install_handler
+from crashd.store.handlerfile import install_handler, list_programs, native_program, python_program
 from crashd.store.paths import Paths
 
 SOURCE = Path(corehandler.__file__).read_text()
 
 
 def test_handler_program_lower_part_is_comments_and_gives_the_same_code() -> None:
-    program = handler_program().decode()
+    program = python_program().decode()
     fast = {node.name for node in ast.parse(program).body if isinstance(node, ast.FunctionDef)}
     whole = {node.name for node in ast.parse(SOURCE).body if isinstance(node, ast.FunctionDef)}
     assert {"main", "hand_over", "collect"} <= fast
@@ -22,33 +25,67 @@ def test_handler_program_lower_part_is_comments_and_gives_the_same_code() -> Non
 
 
 def test_handler_program_keeps_line_numbers() -> None:
-    program = handler_program().decode().split("\n")
+    program = python_program().decode().split("\n")
     source = SOURCE.split("\n")
     assert len(program) == len(source)
     assert all(line in (there, "#|" + there) for line, there in zip(program, source, strict=True))
 
 
 def test_handler_program_fast_part_uses_nothing_of_the_lower() -> None:
-    program = handler_program().decode()
+    program = python_program().decode()
     used = set(re.findall(r"\b(put_file|copy_\w+)\(", re.sub(r"(?m)^#\|.*$", "", program)))
     assert used == set()
 
 
 def test_handler_is_short_enough_to_compile_at_each_crash() -> None:
-    compiled = [n for n in handler_program().decode().split("\n") if not n.startswith("#|")]
+    compiled = [n for n in python_program().decode().split("\n") if not n.startswith("#|")]
     assert len(compiled) < 260
     assert SOURCE.startswith("#!/usr/bin/python3 -IS\n")
 
 
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """What could be a native handler for this machine."""
+    path = tmp_path / "built"
+    path.write_bytes(Path(sys.executable).resolve().read_bytes()[:64])
+    return path
+
+
 def test_install_handler_once_then_nothing_to_do_then_mended(tmp_path: Path) -> None:
-    paths = Paths(tmp_path)
-    assert install_handler(paths)
+    paths, built = Paths(tmp_path), tmp_path / "none"
+    assert install_handler(paths, built)
     assert paths.handler.stat().st_mode & 0o7777 == 0o755
-    assert not install_handler(paths)
+    assert not install_handler(paths, built)
     paths.handler.chmod(0o777)
-    assert install_handler(paths)
+    assert install_handler(paths, built)
     assert paths.handler.stat().st_mode & 0o7777 == 0o755
     paths.handler.write_bytes(b"evil")
-    assert install_handler(paths)
-    assert paths.handler.read_bytes() == handler_program()
+    assert install_handler(paths, built)
+    assert paths.handler.read_bytes() == python_program()
     assert [p.name for p in paths.handler.parent.iterdir()] == ["crashd-core"]
+
+
+def test_install_handler_native_has_the_python_one_beside_it(tmp_path: Path, built: Path) -> None:
+    paths = Paths(tmp_path)
+    assert install_handler(paths, built)
+    assert not install_handler(paths, built)
+    assert paths.handler.read_bytes() == built.read_bytes()
+    assert paths.handler_fallback.read_bytes() == python_program()
+    paths.handler_fallback.unlink()
+    assert install_handler(paths, built)
+    assert paths.handler_fallback.stat().st_mode & 0o7777 == 0o755
+
+
+def test_native_program_for_another_machine_is_not_used(built: Path) -> None:
+    assert native_program(built) is not None
+    raw = bytearray(built.read_bytes())
+    raw[18] ^= 0xFF  # e_machine
+    built.write_bytes(raw)
+    assert native_program(built) is None
+    built.write_bytes(b"")
+    assert native_program(built) is None
+
+
+def test_list_programs_without_a_native_one_is_the_python_one_alone(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    assert list(list_programs(paths, None)) == [(paths.handler, python_program())]
