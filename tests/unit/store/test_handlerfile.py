@@ -39,7 +39,7 @@ def test_handler_program_fast_part_uses_nothing_of_the_lower() -> None:
 
 def test_handler_is_short_enough_to_compile_at_each_crash() -> None:
     compiled = [n for n in python_program().decode().split("\n") if not n.startswith("#|")]
-    assert len(compiled) < 260
+    assert len(compiled) < 280
     assert SOURCE.startswith("#!/usr/bin/python3 -IS\n")
 
 
