@@ -49,8 +49,6 @@ CHAIN_LINES: Final = 600
 """Instead, in a log without times."""
 
 COMM_MAX: Final = 64
-_CHAINED = OOPS_KINDS | {PanicKind.KASAN}
-"""What an oops that follows may come of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +117,19 @@ def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | Non
     boot = [report for report in reports if report.boot == last_boot]
     final = next((report for report in reversed(boot) if report.fatal), None)
     if final is not None:
-        died = [r for r in boot if r.at <= final.at and (r is final or r.kind in _CHAINED)]
-        return _first_of_chain(died, final) if final.kind in OOPS_KINDS else final
+        chain = [r for r in boot if r.at <= final.at and (r is final or _breaks(r))]
+        first = _first_of_chain(chain, final) if final.kind in OOPS_KINDS else final
+        first.fatal, first.panic = True, final.panic
+        return first
     errors = [report for report in boot if report.severity is not Severity.WARNING]
     if not errors:
         return boot[-1] if _is_last_word(boot[-1], lines) else None
     return _first_of_chain(errors, errors[-1])
+
+
+def _breaks(report: Report) -> bool:
+    """Return whether an oops may come of what this reports."""
+    return report.kind is PanicKind.KASAN or (report.kind in OOPS_KINDS and report.died)
 
 
 def _first_of_chain(reports: Sequence[Report], final: Report) -> Report:

@@ -20,6 +20,7 @@ from typing import Final
 from crashd.domain.oopshead import Blame, Head
 from crashd.domain.oopsheads import find_head
 from crashd.domain.oopskinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
+from crashd.domain.oopspanics import causes_of, kind_of
 from crashd.domain.oopstrace import parse_frame
 from crashd.domain.printk import GAP_LINES as GAP_LINES_MAX
 from crashd.domain.printk import LINE_MAX, LogLine, is_boot, is_gap
@@ -57,6 +58,7 @@ TORN_LINES: Final = 16
 """A process's name has at most so many line breaks."""
 _RECENT = 32
 
+_DIED = re.compile(r"\[#\d{1,9}\]")
 _CUT = ("------------[ cut here ]", "8<--- cut here ---")
 _END_TRACE = "---[ end trace"
 _END_PANIC = "---[ end Kernel panic"
@@ -104,47 +106,6 @@ _TORN_HEAD = re.compile(
     r"|BUG: scheduling while atomic:(?!.*/0x).{0,65})$"
 )
 _PANIC_FRAME = re.compile(r" {0,8}(?:\[<[0-9a-f]{8,16}>\] )?v?panic(?:\.cold)?\+0x")
-_ALL = frozenset(PanicKind)
-_CAUSES: Final = (
-    (
-        re.compile(r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"),
-        OOPS_KINDS,
-    ),
-    (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _ALL - {PanicKind.SYSRQ}),
-    (re.compile(r"kasan\.fault=panic"), frozenset({PanicKind.KASAN})),
-    (re.compile(r"softlockup: hung tasks"), frozenset({PanicKind.SOFT_LOCKUP})),
-    (re.compile(r"hung_task: blocked tasks"), frozenset({PanicKind.HUNG_TASK})),
-    (re.compile(r"(?i:hard lockup|\S{0,20} ?hard lockup)"), frozenset({PanicKind.HARD_LOCKUP})),
-    (re.compile(r"RCU Stall"), frozenset({PanicKind.RCU_STALL})),
-    (re.compile(r"sysrq triggered crash"), frozenset({PanicKind.SYSRQ})),
-    (
-        re.compile(
-            r"(?:Fatal|Timeout|Machine|Unrecoverable|Uncorrected)\b.{0,30}(?:[Mm]achine|hardware)"
-        ),
-        frozenset({PanicKind.MCE}),
-    ),
-    (re.compile(r"Asynchronous SError|SError"), frozenset({PanicKind.SERROR})),
-    (re.compile(r"kernel stack overflow|Machine halted|Corrupt kernel stack"), OOPS_KINDS),
-    (re.compile(r"bad mode|Unhandled exception"), frozenset({PanicKind.PANIC})),
-    (re.compile(r"kmsan\.panic set|\S{0,20} ?kmsan\.panic"), frozenset({PanicKind.KMSAN})),
-    (re.compile(r"NMI"), frozenset({PanicKind.NMI})),
-    (re.compile(r"scheduling while atomic"), frozenset({PanicKind.ATOMIC})),
-)
-_PANIC_KINDS: Final = (
-    (re.compile(r"(?i:out of memory|system is deadlocked on memory)"), PanicKind.OOM),
-    (re.compile(r"sysrq triggered crash"), PanicKind.SYSRQ),
-    (re.compile(r"(?i:.{0,40}hard lockup)"), PanicKind.HARD_LOCKUP),
-    (re.compile(r"softlockup: hung tasks"), PanicKind.SOFT_LOCKUP),
-    (re.compile(r"hung_task: blocked tasks"), PanicKind.HUNG_TASK),
-    (re.compile(r"RCU Stall"), PanicKind.RCU_STALL),
-    (re.compile(r"(?i:.{0,40}machine check|fatal hardware error)"), PanicKind.MCE),
-    (
-        re.compile(r"stack-protector|corrupted stack end|kernel stack overflow"),
-        PanicKind.STACK_OVERFLOW,
-    ),
-    (re.compile(r".{0,20}SError"), PanicKind.SERROR),
-    (re.compile(r"(?:An )?NMI\b"), PanicKind.NMI),
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -179,6 +140,11 @@ class Report:
     body: int = 0
     """How many of the lines can only be of a report; counted up to 2."""
     listed: bool = False
+
+    @property
+    def died(self) -> bool:
+        """Whether die() wrote it: a task is gone, and what it held stays as it was."""
+        return self.head is None or any(_DIED.search(line.text) for line in self.lines[:16])
 
     @property
     def severity(self) -> Severity:
@@ -238,10 +204,11 @@ class _Finder:
             self._headless = 0
         self._number = number
         text = line.text.lstrip()
-        found = find_head(text)
+        is_torn = _TORN_HEAD.match(text) is not None
+        found = find_head(text) if not is_torn else None
         if found is None and self._torn is not None:
             line, found = self._mend(self._torn, line)
-        if found is None and _TORN_HEAD.match(text):
+        if found is None and is_torn:
             self._torn, self._torn_at = line, number
         if found is not None:
             self._torn = None
@@ -275,6 +242,7 @@ class _Finder:
                 and report.kind in OOPS_KINDS
                 and not report.ended
                 and report.last >= self._number - 1
+                and _is_death(report)
             ):
                 report.fatal = True
             self._close(report)
@@ -344,12 +312,11 @@ class _Finder:
         open_report = self._of(line)
         if open_report is not None:
             self._close(open_report)
-        kind = next((k for pattern, k in _PANIC_KINDS if pattern.match(words)), PanicKind.PANIC)
-        report = self._open_report(line, head, match, kind)
+        report = self._open_report(line, head, match, kind_of(words))
         report.fatal, report.panic = True, words
 
     def _find_cause(self, line: LogLine, words: str) -> Report | None:
-        kinds = next((kinds for pattern, kinds in _CAUSES if pattern.match(words)), None)
+        kinds = causes_of(words)
         if kinds is None:
             return None
         cause: Report | None = None
@@ -469,6 +436,13 @@ def _has_kernel_state(report: Report) -> bool:
     return any(_STATE.match(text) for text in texts) and any(
         parse_frame(text) is not None or _KERNEL_PC.match(text) for text in texts
     )
+
+
+def _is_death(report: Report) -> bool:
+    """Return whether a report at the end of a log is why nothing came after it."""
+    if report.head is None:
+        return _has_kernel_state(report)
+    return report.died or report.head.blame is Blame.PC
 
 
 def _may_cause(report: Report, kinds: frozenset[PanicKind]) -> bool:
