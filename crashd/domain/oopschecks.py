@@ -137,6 +137,7 @@ CHECKS: Final[tuple[Head, ...]] = (
         r"|(?:HARDIRQ|SOFTIRQ)\S{0,16}-safe -> \S{1,32} lock order detected)",
         "possible deadlock{in_f}",
         _B.LOCK,
+        skip=r"process_one_work|process_scheduled_works",
     ),
     head(
         _K.DEADLOCK, rf"{_LOCKDEP}inconsistent lock state", "inconsistent lock state{in_f}", _B.LOCK
@@ -157,10 +158,17 @@ CHECKS: Final[tuple[Head, ...]] = (
     ),
     head(
         _K.DEADLOCK,
-        rf"{_LOCKDEP}(?P<what>suspicious RCU usage|trying to register non-static key)",
+        rf"{_LOCKDEP}(?P<what>suspicious RCU usage)",
         "{level}: {what}{in_f}",
         _B.TRACE,
         skip=r"\w*rcu\w*",
+    ),
+    head(
+        _K.DEADLOCK,
+        rf"{_LOCKDEP}(?P<what>trying to register non-static key)",
+        "{level}: {what}{in_f}",
+        _B.TRACE,
+        skip=r"lock_\w+|\w*_(?:stack|irq\w*)",
     ),
     head(
         _K.DEADLOCK,

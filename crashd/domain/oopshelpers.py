@@ -126,7 +126,7 @@ _PRIMITIVES: Final = (
     r"debug_\w*object\w*|__debug_\w+|(?:timer|work)_is_static_object|get_device_parent|put_device",
     r"device_(?:add|del|unregister|destroy|release|for_each_child|remove_file|create_file"
     r"|initial_probe)",
-    r"devres_release\w*|sysfs_(?:remove|create|add|put|warn)_?\w*|unregister_netdev\w*",
+    r"devres_release\w*|(?:\w+_)?sysfs_(?:remove|create|add|put|warn)_?\w*|unregister_netdev\w*",
     r"rollback_registered\w*",
     r"tty_unregister_device|hwrng_unregister|i2c_del_adapter|__unregister_client",
     r"usb_(?:submit|hcd_submit|kill|start_wait)_(?:anchored_)?urbs?",

@@ -20,7 +20,7 @@ from crashd.domain.oopstrace import Facts, Frame, parse_frame
 
 __all__ = ["Stall", "find_own_stack", "find_stall", "stalled_frames"]
 
-NEAR: Final = 3
+NEAR: Final = 2
 """Functions between where a CPU stood and what was dispatched, up to which the former is named."""
 
 _CPU_LINE = re.compile(r"CPU: (\d{1,6})(?: UID: \d{1,10})? PID: ")
@@ -178,7 +178,8 @@ def stalled_frames(facts: Facts) -> Sequence[Frame]:
     """Order the functions of a CPU that does not go on: where it was interrupted first."""
     trace = facts.trace
     if facts.pc is not None and not is_irq_entry(facts.pc.function):
-        return [facts.pc, *trace]
+        again = bool(trace) and trace[0].function == facts.pc.function  # arm64's traces begin there
+        return [facts.pc, *trace[again:]]
     entry = next((n for n, frame in enumerate(trace) if is_irq_entry(frame.function)), None)
     if facts.interrupted is not None and (entry is None or facts.interrupted_at > entry):
         return [facts.interrupted, *trace[facts.interrupted_at :]]
