@@ -134,3 +134,35 @@ def test_signatures_of_different_reports_differ() -> None:
         signatures.setdefault(first(case[-1]).signature, set()).add(case[0])
     merged = {signature: titles for signature, titles in signatures.items() if len(titles) > 1}
     assert merged == {}
+
+
+def case_of(title: str) -> str:
+    return next(case[-1] for case in CASES if case[0] == title)
+
+
+SPINLOCK = case_of("BUG: spinlock bad magic in thing_spin")
+PROTECTOR = next(c[-1] for c in CASES if "is corrupted in: ffffffff" in c[-1])
+STALL = case_of("INFO: rcu detected stall in thing_crunch")
+OVERSIZED = case_of("WARNING in thing_alloc_ring")
+COPY = case_of("KMSAN: kernel-infoleak in __skb_datagram_iter")
+RWLOCK = SPINLOCK.replace("BUG: spinlock bad magic", "BUG: rwlock cpu recursion")
+
+
+@pytest.mark.parametrize(
+    ("log", "old", "new", "same"),
+    [
+        (SPINLOCK, "on CPU#0, sh/12", "on CPU#7, a b/314", True),
+        (RWLOCK, "on CPU#0, sh/12", "on CPU#7, a b/314", True),
+        (PROTECTOR, "ffffffff84d32d9b", "ffffffffa1b2c3d4", True),
+        (PROTECTOR, "thing_overrun", "other_overrun", False),
+        (STALL, "RIP: 0010:thing_crunch", "RIP: 0010:thing_crunch_more", True),  # the same loop
+        (STALL, "other_work", "yet_another_work", True),  # where RCU's kthread ran
+        (STALL, "rcu_gp_fqs_loop", "rcu_gp_init", True),
+        (STALL, " thing_ioctl+", " other_ioctl+", False),
+        (OVERSIZED, "thing_alloc_ring", "other_alloc_ring", False),
+        (COPY, "__skb_datagram_iter", "__tun_datagram_iter", False),
+    ],
+)
+def test_signature_is_of_the_bug(log: str, old: str, new: str, same: bool) -> None:
+    assert old in log
+    assert (first(log).signature == first(log.replace(old, new)).signature) is same
