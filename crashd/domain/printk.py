@@ -58,6 +58,8 @@ _STAMP = r"\[ {0,12}(?P<s>\d{1,12}\.\d{3,9})(?: {0,3}<[ \d.]{1,20}>)?\]"
 _CALLER = r"(?: ?\[ {0,12}(?P<caller>[CT]\d{1,10})\])?"
 _STAMPED = re.compile(rf"{_STAMP}{_CALLER} ?(?:[\w.-]{{1,64}} kernel: )?(?P<text>.*)")
 _GLUED = re.compile(rf".{{1,200}}?\[ {{0,4}}(?P<s>\d{{1,12}}\.\d{{6}})\]{_CALLER} (?P<text>.*)")
+_PROMPTED = re.compile(r"(?:login: |\*\* ?|[$#] )\[ {0,4}$")
+_ANY_STAMP = re.compile(rb"^(?:<\d{1,4}>)?\[ {0,12}\d{1,12}\.\d{6}\]", re.MULTILINE)
 _PROMPT = re.compile(r"[\w.-]{1,64} login: (?P<text>.+)")
 _KMSG = re.compile(
     r"(?P<prio>\d{1,5}),(?P<seq>\d{1,20}),(?P<us>\d{1,20}),[-c+](?P<more>(?:,[^;]{0,200})?);"
@@ -127,6 +129,8 @@ def parse_ranges(log: bytes, ranges: Iterable[tuple[int, int]]) -> list[LogLine]
     lines: list[LogLine] = []
     after_kmsg = False
     last = None
+    ranges = list(ranges)
+    may_glue = any(_ANY_STAMP.search(log, start, end) for start, end in ranges)
     for start, end in ranges:
         if last is not None and start > last:
             lines.append(GAP)
@@ -138,7 +142,9 @@ def parse_ranges(log: bytes, ranges: Iterable[tuple[int, int]]) -> list[LogLine]
             record = _KMSG.match(text) if text[0].isdigit() else None
             after_kmsg = record is not None
             line = (
-                _parse_record(record, offset) if record is not None else _parse_line(text, offset)
+                _parse_record(record, offset)
+                if record is not None
+                else _parse_line(text, offset, may_glue=may_glue)
             )
             if line is not None and line.text:
                 lines.append(line)
@@ -235,7 +241,7 @@ def _parse_record(record: re.Match[str], offset: int) -> LogLine | None:
     )
 
 
-def _parse_line(line: str, offset: int) -> LogLine | None:
+def _parse_line(line: str, offset: int, *, may_glue: bool) -> LogLine | None:
     """Parse any other line; None when a program wrote it."""
     text = line
     time_s: float | None = None
@@ -258,7 +264,7 @@ def _parse_line(line: str, offset: int) -> LogLine | None:
             return None
         level = int(prio[1])
         text = text[prio.end() :]
-    stamped = _find_stamp(text, bare=text is line)
+    stamped = _find_stamp(text, bare=text is line, may_glue=may_glue)
     if stamped is not None:
         if stamped.re is _PROMPT:
             return LogLine(stamped["text"], time_s, level, None, None, offset)
@@ -270,15 +276,17 @@ def _parse_line(line: str, offset: int) -> LogLine | None:
     return LogLine(text, time_s, level, None, None, offset)
 
 
-def _find_stamp(text: str, *, bare: bool) -> re.Match[str] | None:
+def _find_stamp(text: str, *, bare: bool, may_glue: bool) -> re.Match[str] | None:
     """Find the stamp that a line begins with. On a `bare` line, of a console that others write on,
-    too, it may stand behind their words.
+    too, it may stand behind their words; but where no other line begins with a stamp (`may_glue`),
+    this kernel writes none, and those are words that it repeats.
     """
-    if text.startswith("["):
-        return _STAMPED.match(text) or _CTIME.match(text)
-    if not bare:
-        return None
+    stamped = (_STAMPED.match(text) or _CTIME.match(text)) if text.startswith("[") else None
+    if stamped is not None or not bare:
+        return stamped
     glued = _GLUED.match(text) if "[" in text else None
+    if glued is not None and not (may_glue or _PROMPTED.search(text[: glued.start("s")])):
+        glued = None
     return glued or (_PROMPT.match(text) if " login: " in text else None)
 
 
