@@ -20,6 +20,7 @@ def kernel_fields(doc: Row) -> Iterator[_Field]:
         return
     yield "Kernel", _joined(kernel, "release", "machine", "version")
     yield "Panic", _text(kernel, "panic")
+    yield "Before", _text(kernel, "earlier")
     yield "Function", _function(kernel)
     yield "CPU", _text(kernel, "cpu")
     words = kernel.get("taint_words") or []

@@ -29,6 +29,7 @@ FILES_MAX: Final = 256
 """Files of a dump directory that are looked at; no maker writes more than ten."""
 FAULTS_MAX: Final = 8
 ROOT_ONLY: Final = frozenset({0})
+_WRITTEN_WITHIN_NS: Final = 3600 * 10**9
 
 _EXTENSION = rb"(?:\.(?:gz|bz2|xz|lz4|zst))?"
 _HOST = rb"(?P<host>[0-9A-Za-z_][0-9A-Za-z._:%-]{0,252})"
@@ -124,7 +125,8 @@ class DumpDirectory:
     stamp: str
     """The time as the name has it, by the capture kernel's clock and zone."""
     stamp_ns: int
-    """The same, ns since the epoch, as if it were UTC: the zone is told nowhere."""
+    """The same, ns since the epoch. The zone is written nowhere: it is taken for this host's, or
+    for UTC where the files' times show that."""
     dump: bytes | None = None
     """File name; with several, the one written last."""
     log: bytes | None = None
@@ -183,6 +185,18 @@ def _parse_stamp(stamp: str, formats: Iterable[str]) -> int | None:
     return None
 
 
+def _place_stamp(utc_ns: int, changed_ns: int) -> int:
+    """Return when a stamp was, given what it would be as UTC and when the files were written.
+
+    kdump-tools runs in the whole system, with its zone; an initramfs may have none. Files are
+    written within minutes of the stamp, unless somebody has copied them since.
+    """
+    utc = datetime.fromtimestamp(utc_ns // 10**9, UTC)
+    local_ns = int(utc.replace(tzinfo=None).timestamp()) * 10**9
+    nearer_ns = min((local_ns, utc_ns), key=lambda ns: abs(changed_ns - ns))
+    return nearer_ns if abs(changed_ns - nearer_ns) < _WRITTEN_WITHIN_NS else local_ns
+
+
 def readme_is_unfinished(text: bytes) -> bool:
     """Tell by SUSE's README.txt that its dump was not (or not yet) written to its end."""
     return _README_UNFINISHED in text[:4096]
@@ -212,12 +226,13 @@ def classify(
     finished, unfinished = by_role[Role.DUMP], by_role[Role.UNFINISHED_DUMP]
     dump = _newest(finished or unfinished)
     log = _newest(by_role[Role.LOG] or by_role[Role.UNFINISHED_LOG])
+    changed_ns = max([directory.mtime_ns, *(file.mtime_ns for file in known)])
     return DumpDirectory(
         name=directory.name,
         maker=maker,
         host=host,
         stamp=stamp,
-        stamp_ns=stamp_ns,
+        stamp_ns=_place_stamp(stamp_ns, changed_ns),
         dump=dump.name if dump else None,
         log=log.name if log else None,
         parts=tuple(file.name for file in finished),
@@ -226,7 +241,7 @@ def classify(
         shared=bool(finished and unfinished),
         readme=next((f.name for f in by_role[Role.OTHER] if f.name == b"README.txt"), None),
         size_bytes=sum(file.size_bytes for file in known),
-        changed_ns=max([directory.mtime_ns, *(file.mtime_ns for file in known)]),
+        changed_ns=changed_ns,
         world_readable=_is_open(directory, [*finished, *unfinished]),
         log_world_readable=_is_open(directory, [*by_role[Role.LOG], *by_role[Role.UNFINISHED_LOG]]),
         unknown=unknown,

@@ -214,6 +214,7 @@ def _of_log(analysis: LogAnalysis) -> dict[str, Any]:
         "panic_kind": analysis.kind.value,
         "fatal": analysis.fatal,
         "panic": None if analysis.panic is None else printable(analysis.panic),
+        "earlier": None if analysis.earlier is None else printable(analysis.earlier),
         "release": analysis.release,
         "function": analysis.function,
         "offset": analysis.offset,

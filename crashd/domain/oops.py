@@ -3,26 +3,32 @@
 Which of the reports in a log names the crash:
 
 1. The last boot in the log that has a fatal report, else the last that has any.
-2. Its last fatal report, else its last that is more than a warning; a warning only where nothing
-   came after it that the kernel wrote for half a minute: one that the machine outlived by hours is
-   not what it died of.
-3. From there back to the first of the chain: an error (not a warning) less than `CHAIN_S` before
-   the next led to it. A lockup or a hung task takes its time, so there, with the taint that says
-   that the kernel had died before (D), `SLOW_CHAIN_S`.
+2. Its last fatal report: the panic, or what the panic says that it follows from. Where an oops was
+   fatal, and others came less than `CHAIN_S` before it, the first of those: it broke what the
+   later ones stumbled over. Whatever else the kernel complained of before, it survived.
+3. In a log without a fatal report, its last that is more than a warning, and from there back to
+   the first of the chain: an error less than `CHAIN_S` before the next led to it.
+4. A warning only where nothing came after it that the kernel wrote for half a minute: one that the
+   machine outlived by hours is not what it died of.
+
+The complaint before the one that is chosen is kept as `earlier`.
 
 Everything here may be hostile; it is bounded, and no input raises.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from crashd.domain.oopskinds import PanicKind, Severity
+from crashd.domain.oopshead import Blame
+from crashd.domain.oopskinds import OOPS_KINDS, PanicKind, Severity
+from crashd.domain.oopsregions import parse_regions
 from crashd.domain.oopsreports import Report, find_reports
 from crashd.domain.oopssignature import build_signature
+from crashd.domain.oopsstalls import find_own_stack
 from crashd.domain.oopstitle import judge
-from crashd.domain.oopstrace import TAINTS, Frame, collect_facts
-from crashd.domain.printk import LogLine, parse_lines
+from crashd.domain.oopstrace import TAINTS, Facts, Frame, collect_facts
+from crashd.domain.printk import LogLine, count_lines, is_gap
 
 __all__ = [
     "TEXT_MAX",
@@ -32,7 +38,6 @@ __all__ = [
     "Severity",
     "analyse",
     "analyse_report",
-    "choose",
     "find_reports",
 ]
 
@@ -40,20 +45,10 @@ TEXT_MAX: Final = 64 * 1024
 """Bytes of a report's own lines that are kept."""
 
 CHAIN_S: Final = 30.0
-SLOW_CHAIN_S: Final = 300.0
 CHAIN_LINES: Final = 600
 """Instead, in a log without times."""
 
 COMM_MAX: Final = 64
-_SLOW = frozenset(
-    {
-        PanicKind.HUNG_TASK,
-        PanicKind.SOFT_LOCKUP,
-        PanicKind.HARD_LOCKUP,
-        PanicKind.RCU_STALL,
-        PanicKind.WORKQUEUE_LOCKUP,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,7 @@ class LogAnalysis:
     title: str
     """One line, the same for the same bug."""
     signature: str
-    """k1- and 16 hex digits, the same for the same bug."""
+    """k2- and 16 hex digits, the same for the same bug."""
     fatal: bool
     """The machine stopped here."""
     panic: str | None
@@ -93,62 +88,79 @@ class LogAnalysis:
     """Of the report's first line in the log."""
     text: str
     """The report's own lines."""
+    earlier: str | None = None
+    """The title of what the kernel complained of before, and survived."""
 
 
 def analyse(log: bytes) -> LogAnalysis | None:
     """Analyse the log that a dead kernel left; None when it reports nothing."""
-    report = choose(parse_lines(log))
-    return analyse_report(report) if report is not None else None
-
-
-def choose(lines: Sequence[LogLine]) -> Report | None:
-    """Choose the report that names the crash which the log ends in."""
+    lines = parse_regions(log)
     reports = list(find_reports(lines, dead=True))
+    chosen = _choose(reports, lines)
+    if chosen is None:
+        return None
+    before = [r for r in reports if r.boot == chosen.boot and r.at < chosen.at]
+    errors = [report for report in before if report.severity is not Severity.WARNING]
+    earlier = (errors or before)[-1:]
+    return replace(
+        analyse_report(chosen),
+        earlier=analyse_report(earlier[0]).title if earlier else None,
+    )
+
+
+def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | None:
+    """Choose the report that names the crash which the log ends in."""
     if not reports:
         return None
     fatal = [report for report in reports if report.fatal]
     last_boot = (fatal or reports)[-1].boot
     boot = [report for report in reports if report.boot == last_boot]
-    errors = [report for report in boot if report.severity is not Severity.WARNING]
     final = next((report for report in reversed(boot) if report.fatal), None)
-    if final is None and errors:
-        final = errors[-1]
-    if final is None:
+    if final is not None:
+        chain = [r for r in boot if r.at <= final.at and (r is final or _breaks(r))]
+        first = _first_of_chain(chain, final) if final.kind in OOPS_KINDS else final
+        first.fatal, first.panic = True, final.panic
+        return first
+    errors = [report for report in boot if report.severity is not Severity.WARNING]
+    if not errors:
         return boot[-1] if _is_last_word(boot[-1], lines) else None
-    chain = [report for report in errors if report.at <= final.at]
+    return _first_of_chain(errors, errors[-1])
+
+
+def _breaks(report: Report) -> bool:
+    """Return whether an oops may come of what this reports."""
+    return report.kind is PanicKind.KASAN or (report.kind in OOPS_KINDS and report.died)
+
+
+def _first_of_chain(reports: Sequence[Report], final: Report) -> Report:
     first = final
-    for report in reversed(chain):
-        if report is not first and not _led_to(report, first, final):
+    for report in reversed(reports):
+        if report is not first and not _led_to(report, first):
             break
         first = report
     return first
 
 
-def _led_to(earlier: Report, later: Report, final: Report) -> bool:
+def _led_to(earlier: Report, later: Report) -> bool:
     if earlier.time_s is None or later.time_s is None:
         return later.at - earlier.last <= CHAIN_LINES
-    slow = final.kind in _SLOW and "D" in _facts_taint(final)
     since = earlier.last_s if earlier.last_s is not None else earlier.time_s
-    return later.time_s - since <= (SLOW_CHAIN_S if slow else CHAIN_S)
-
-
-def _facts_taint(report: Report) -> str:
-    return collect_facts(line.text for line in report.lines).taint
+    return later.time_s - since <= CHAIN_S
 
 
 def _is_last_word(report: Report, lines: Sequence[LogLine]) -> bool:
-    end = lines[-1].time_s
+    end = next((line.time_s for line in reversed(lines) if not is_gap(line)), None)
     if report.last_s is None or end is None:
-        return len(lines) - report.last <= CHAIN_LINES
+        return count_lines(lines) - report.last <= CHAIN_LINES
     return end - report.last_s <= CHAIN_S
 
 
 def analyse_report(report: Report) -> LogAnalysis:
     """Analyse one report."""
     texts = [line.text for line in report.lines]
-    facts = collect_facts(texts, headless=report.head is None)
-    verdict = judge(report.head, report.match, facts, texts)
     groups = report.match.groupdict() if report.match is not None else {}
+    facts = _collect(report, texts, groups)
+    verdict = judge(report.head, report.match, facts, texts)
     comm, pid, cpu = groups.get("comm"), groups.get("pid"), groups.get("cpu")
     frame = verdict.frame
     taint = facts.taint if facts.release is not None else None
@@ -156,7 +168,7 @@ def analyse_report(report: Report) -> LogAnalysis:
         kind=report.kind,
         severity=report.severity,
         title=verdict.title,
-        signature=build_signature(report.kind, verdict.title, verdict.blamed),
+        signature=build_signature(report.kind, verdict.key, verdict.blamed),
         fatal=report.fatal,
         panic=report.panic,
         function=frame.function if frame is not None else None,
@@ -174,6 +186,25 @@ def analyse_report(report: Report) -> LogAnalysis:
         time_s=report.time_s,
         offset_bytes=report.lines[0].offset,
         text=_join(texts),
+    )
+
+
+def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]) -> Facts:
+    """Collect what a report's lines say; of a stall, the stack of the CPU that stalls."""
+    facts = collect_facts(texts, headless=report.head is None)
+    if report.head is None or report.head.blame is not Blame.STALL:
+        return facts
+    cpu = groups.get("cpu") or groups.get("by")
+    own = collect_facts(find_own_stack(texts, int(cpu) if cpu else None))
+    return replace(
+        facts,
+        pc=own.pc,
+        interrupted=own.interrupted,
+        interrupted_at=own.interrupted_at,
+        trace=own.trace,
+        comm=own.comm or facts.comm,
+        pid=own.pid if own.comm is not None else facts.pid,
+        cpu=own.cpu if own.cpu is not None else facts.cpu,
     )
 
 

@@ -17,10 +17,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.oopsheads import Head, find_head
+from crashd.domain.oopshead import Blame, Head
+from crashd.domain.oopsheads import find_head
 from crashd.domain.oopskinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
+from crashd.domain.oopspanics import causes_of, kind_of
 from crashd.domain.oopstrace import parse_frame
-from crashd.domain.printk import LogLine, is_boot
+from crashd.domain.printk import GAP_LINES as GAP_LINES_MAX
+from crashd.domain.printk import LINE_MAX, LogLine, is_boot, is_gap
 
 __all__ = ["REPORTS_MAX", "Report", "find_reports"]
 
@@ -43,13 +46,20 @@ PANIC_LINES: Final = 600
 """Between a report and the panic that names it as its cause; PANIC_S where the log has times."""
 
 PANIC_S: Final = 60.0
+MESSAGE_LINES: Final = 4
 BATCH_S: Final = 5.0
 """Tasks that hung are reported one after the other, then comes the panic."""
 
-HEADLESS_LINES: Final = 200
+HEADLESS_LINES: Final = 2
+"""A log that begins in the middle of a report has that in its first lines."""
+DIE_S: Final = 5.0
+"""Between the end of an oops and the panic that it led to."""
+TORN_LINES: Final = 16
+"""A process's name has at most so many line breaks."""
 _RECENT = 32
 
-_CUT = "------------[ cut here ]"
+_DIED = re.compile(r"\[#\d{1,9}\]")
+_CUT = ("------------[ cut here ]", "8<--- cut here ---")
 _END_TRACE = "---[ end trace"
 _END_PANIC = "---[ end Kernel panic"
 _RULE = "================"
@@ -71,13 +81,16 @@ _BODY = re.compile(
     r"and |\d+ lock|no locks|irq event|hard ?irqs|soft ?irqs|INFO: |>|ffff|[0-9a-f]{8,}|Rebooting"
     r"|Reboot|"
     r"Dumping|SMP: |Comm|user pgtable|swapper pgtable|\[[0-9a-f]{16}\]|Shutting|kexec|Aiee|note: "
-    r"|Fixing"
+    r"|Fixing|\$ ?\d|Hi  |Lo  |Status|Cause |BadVA|PrId|ERA|CRMD|PRMD|EUEN|ECFG|ESTAT|BADV|PRID"
+    r"|pc [0-9a-f]|PC is |LR is |Register |[Aa]llocated|[Ff]reed|kfence-#|Out-of-bounds"
+    r"|Use-after-free|Invalid |Corrupted"
 )
 _ALL_CPUS = re.compile(
     r"Sending NMI from CPU|rcu_\w+ kthread starved|NMI backtrace for cpu|.*All backtrace"
 )
 _KERNEL_PC = re.compile(
-    r"(?:RIP: 0010:|E?IP: 0060:|RIP: e030:|e?pc : |PC is at |Krnl PSW : |NIP \[|EIP is at )"
+    r"(?:RIP: 0010:|E?IP: 0060:|RIP: e030:|e?pc {1,3}: |ERA: [0-9a-f]|PC is at |Krnl PSW : "
+    r"|NIP \[|EIP is at )"
 )
 _STATE = re.compile(
     r"Modules linked in:|---\[ end trace|Kernel panic - not syncing: Fatal exception"
@@ -88,46 +101,11 @@ _ORPHAN = re.compile(
     r"|Modules linked in: "
     r"|R[A-D]X: [0-9a-f]{16} |CR2: [0-9a-f]{16} "
 )
+_TORN_HEAD = re.compile(
+    r"(?:INFO: task(?!.*(?: blocked | can't die )).{0,65}"
+    r"|BUG: scheduling while atomic:(?!.*/0x).{0,65})$"
+)
 _PANIC_FRAME = re.compile(r" {0,8}(?:\[<[0-9a-f]{8,16}>\] )?v?panic(?:\.cold)?\+0x")
-_ALL = frozenset(PanicKind)
-_CAUSES: Final = (
-    (
-        re.compile(r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"),
-        OOPS_KINDS,
-    ),
-    (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _ALL - {PanicKind.SYSRQ}),
-    (re.compile(r"kasan\.fault=panic"), frozenset({PanicKind.KASAN})),
-    (re.compile(r"softlockup: hung tasks"), frozenset({PanicKind.SOFT_LOCKUP})),
-    (re.compile(r"hung_task: blocked tasks"), frozenset({PanicKind.HUNG_TASK})),
-    (re.compile(r"(?i:hard lockup|\S{0,20} ?hard lockup)"), frozenset({PanicKind.HARD_LOCKUP})),
-    (re.compile(r"RCU Stall"), frozenset({PanicKind.RCU_STALL})),
-    (re.compile(r"sysrq triggered crash"), frozenset({PanicKind.SYSRQ})),
-    (
-        re.compile(
-            r"(?:Fatal|Timeout|Machine|Unrecoverable|Uncorrected)\b.{0,30}(?:[Mm]achine|hardware)"
-        ),
-        frozenset({PanicKind.MCE}),
-    ),
-    (re.compile(r"Asynchronous SError|SError"), frozenset({PanicKind.SERROR})),
-    (re.compile(r"kernel stack overflow|Machine halted"), OOPS_KINDS),
-    (re.compile(r"NMI"), frozenset({PanicKind.NMI})),
-    (re.compile(r"scheduling while atomic"), frozenset({PanicKind.ATOMIC})),
-)
-_PANIC_KINDS: Final = (
-    (re.compile(r"(?i:out of memory|system is deadlocked on memory)"), PanicKind.OOM),
-    (re.compile(r"sysrq triggered crash"), PanicKind.SYSRQ),
-    (re.compile(r"(?i:.{0,40}hard lockup)"), PanicKind.HARD_LOCKUP),
-    (re.compile(r"softlockup: hung tasks"), PanicKind.SOFT_LOCKUP),
-    (re.compile(r"hung_task: blocked tasks"), PanicKind.HUNG_TASK),
-    (re.compile(r"RCU Stall"), PanicKind.RCU_STALL),
-    (re.compile(r"(?i:.{0,40}machine check|fatal hardware error)"), PanicKind.MCE),
-    (
-        re.compile(r"stack-protector|corrupted stack end|kernel stack overflow"),
-        PanicKind.STACK_OVERFLOW,
-    ),
-    (re.compile(r".{0,20}SError"), PanicKind.SERROR),
-    (re.compile(r"(?:An )?NMI\b"), PanicKind.NMI),
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +142,11 @@ class Report:
     listed: bool = False
 
     @property
+    def died(self) -> bool:
+        """Whether die() wrote it: a task is gone, and what it held stays as it was."""
+        return self.head is None or any(_DIED.search(line.text) for line in self.lines[:16])
+
+    @property
     def severity(self) -> Severity:
         """What it means for the machine."""
         if self.fatal:
@@ -171,15 +154,18 @@ class Report:
         return Severity.WARNING if self.kind in WARNING_KINDS else Severity.ERROR
 
 
-def find_reports(lines: Iterable[LogLine], *, dead: bool = False) -> Iterator[Report]:
+def find_reports(
+    lines: Iterable[LogLine], *, dead: bool = False, torn: bool | None = None
+) -> Iterator[Report]:
     """Find every report in a log, in the log's order; of very many the last `REPORTS_MAX`.
 
     Args:
         lines: the log.
         dead: nothing came after these lines, so what they end in stopped the machine.
+        torn: they may begin in the middle of a report; what a dead kernel left may.
 
     """
-    finder = _Finder()
+    finder = _Finder(torn=dead if torn is None else torn)
     for number, line in enumerate(lines):
         finder.feed(number, line)
     finder.end_boot(dead=dead)
@@ -189,7 +175,7 @@ def find_reports(lines: Iterable[LogLine], *, dead: bool = False) -> Iterator[Re
 class _Finder:
     """The state between lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, torn: bool) -> None:
         self.found: deque[Report] = deque(maxlen=REPORTS_MAX)
         self._open: list[Report] = []
         self._recent: deque[Report] = deque(maxlen=_RECENT)
@@ -197,10 +183,20 @@ class _Finder:
         self._boot = 0
         self._release: str | None = None
         self._number = 0
-        self._headless = HEADLESS_LINES
+        self._skipped = 0
+        self._headless = HEADLESS_LINES if torn else 0
+        self._torn: LogLine | None = None
+        self._torn_at = 0
 
     def feed(self, number: int, line: LogLine) -> None:
         """Take the next line."""
+        number += self._skipped
+        if is_gap(line):
+            self._skipped += GAP_LINES_MAX
+            self._headless = 0
+            for report in list(self._open):
+                self._close(report)
+            return
         if is_boot(line):
             self.end_boot(dead=True)
             self._boot += number > 0
@@ -208,8 +204,14 @@ class _Finder:
             self._headless = 0
         self._number = number
         text = line.text.lstrip()
-        found = find_head(text)
+        is_torn = _TORN_HEAD.match(text) is not None
+        found = find_head(text) if not is_torn else None
+        if found is None and self._torn is not None:
+            line, found = self._mend(self._torn, line)
+        if found is None and is_torn:
+            self._torn, self._torn_at = line, number
         if found is not None:
+            self._torn = None
             self._headless = 0
             self._begin(line, *found)
         elif text.startswith(_CUT):
@@ -220,6 +222,18 @@ class _Finder:
         else:
             self._continue(line, text)
 
+    def _mend(
+        self, torn: LogLine, line: LogLine
+    ) -> tuple[LogLine, tuple[Head, re.Match[str]] | None]:
+        """Put a head together whose process has a line break in its name."""
+        mended = torn._replace(text=f"{torn.text}\\x0a{line.text}"[:LINE_MAX])
+        found = find_head(mended.text)
+        if found is not None:
+            return mended, found
+        near = self._number - self._torn_at < TORN_LINES
+        self._torn = mended if near and line.caller == torn.caller else None
+        return line, None
+
     def end_boot(self, *, dead: bool) -> None:
         """Close all: the log ends, or another kernel starts."""
         for report in list(self._open):
@@ -228,6 +242,7 @@ class _Finder:
                 and report.kind in OOPS_KINDS
                 and not report.ended
                 and report.last >= self._number - 1
+                and _is_death(report)
             ):
                 report.fatal = True
             self._close(report)
@@ -236,21 +251,30 @@ class _Finder:
 
     def _begin(self, line: LogLine, head: Head, match: re.Match[str]) -> None:
         """Take a line that is a head."""
-        if head.kind is PanicKind.PANIC:
+        if "words" in match.re.groupindex and head.kind is PanicKind.PANIC:
             self._panic(line, head, match)
             return
         open_report = self._of(line)
         if open_report is not None:
-            fresh = not open_report.traced and not open_report.ended
             near = self._number - open_report.at <= JOIN_LINES and not _is_late(open_report, line)
-            leads = open_report.head is not None and open_report.head.leads
-            if fresh and near and (head.follows or leads):
-                self._append(open_report, line)
-                if not leads and open_report.head is not None and open_report.head.evidence:
-                    open_report.body += 1
+            fresh = near and not open_report.traced and not open_report.ended
+            if fresh and self._join(open_report, line, head, match):
                 return
             self._close(open_report)
-        self._open_report(line, head, match, head.kind)
+        report = self._open_report(line, head, match, head.kind)
+        report.fatal = head.kind is PanicKind.PANIC
+
+    def _join(self, report: Report, line: LogLine, head: Head, match: re.Match[str]) -> bool:
+        """Take a head that belongs to the report before it; return whether it does."""
+        first = report.head
+        if first is None or not _is_one(report, first, line, head):
+            return False
+        self._append(report, line)
+        if not first.leads and first.evidence:
+            report.body += 1
+        if first.pattern is head.pattern and first.blame is Blame.HEAD:
+            report.match = match
+        return True
 
     def _open_report(
         self, line: LogLine, head: Head | None, match: re.Match[str] | None, kind: PanicKind
@@ -288,12 +312,11 @@ class _Finder:
         open_report = self._of(line)
         if open_report is not None:
             self._close(open_report)
-        kind = next((k for pattern, k in _PANIC_KINDS if pattern.match(words)), PanicKind.PANIC)
-        report = self._open_report(line, head, match, kind)
+        report = self._open_report(line, head, match, kind_of(words))
         report.fatal, report.panic = True, words
 
     def _find_cause(self, line: LogLine, words: str) -> Report | None:
-        kinds = next((kinds for pattern, kinds in _CAUSES if pattern.match(words)), None)
+        kinds = causes_of(words)
         if kinds is None:
             return None
         cause: Report | None = None
@@ -311,7 +334,8 @@ class _Finder:
     def _near(self, report: Report, line: LogLine) -> bool:
         if report.last_s is None or line.time_s is None:
             return self._number - report.last <= PANIC_LINES
-        return line.time_s - report.last_s <= PANIC_S
+        near_s = DIE_S if report.kind in OOPS_KINDS else PANIC_S
+        return line.time_s - report.last_s <= near_s
 
     def _continue(self, line: LogLine, text: str) -> None:
         """Take a line that is no head."""
@@ -387,7 +411,7 @@ class _Finder:
         if report.head is None:
             if any(_PANIC_FRAME.match(line.text) for line in report.lines) and not report.panic:
                 report.kind, report.fatal = PanicKind.PANIC, True
-            elif not _has_kernel_state(report):
+            elif not report.fatal and not _has_kernel_state(report):
                 return
         elif report.head.evidence and not report.body:
             return
@@ -395,13 +419,30 @@ class _Finder:
         self.found.append(report)
 
 
+def _is_one(report: Report, first: Head, line: LogLine, head: Head) -> bool:
+    """Return whether a head goes on with the report before it."""
+    before = report.lines[-1].text
+    if head.follows or first.leads:
+        return True
+    if first.pattern is head.pattern:  # each inlined function has its own; CPUs that lock up, too
+        return before.endswith("[inline]") or first.blame is Blame.STALL
+    # kernels before 4.20 print what a warning says after its place
+    return head.leads and first.kind is PanicKind.WARNING and len(report.lines) <= MESSAGE_LINES
+
+
 def _has_kernel_state(report: Report) -> bool:
     """Tell whether lines without a head are those of a crash, not of a mere stack dump."""
     texts = [line.text.lstrip() for line in report.lines]
-    return any(_KERNEL_PC.match(text) for text in texts) or (
-        any(_STATE.match(text) for text in texts)
-        and any(parse_frame(text) is not None for text in texts)
+    return any(_STATE.match(text) for text in texts) and any(
+        parse_frame(text) is not None or _KERNEL_PC.match(text) for text in texts
     )
+
+
+def _is_death(report: Report) -> bool:
+    """Return whether a report at the end of a log is why nothing came after it."""
+    if report.head is None:
+        return _has_kernel_state(report)
+    return report.died or report.head.blame is Blame.PC
 
 
 def _may_cause(report: Report, kinds: frozenset[PanicKind]) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["SIGNATURE_VERSION", "build_signature", "normal_name", "normal_words"]
 
-SIGNATURE_VERSION: Final = "k1"
+SIGNATURE_VERSION: Final = "k2"
 """Raised with every change to what is hashed, or how titles are made."""
 
 _CLONE = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|warm)(?:\.\d+)*)+$")
@@ -39,7 +39,7 @@ def normal_words(words: str) -> str:
 
 
 def build_signature(kind: str, title: str, functions: Iterable[str]) -> str:
-    """Build the signature of a kind, a title and the functions to blame: k1-0123456789abcdef."""
+    """Build the signature of a kind, a title and the functions to blame: k2-0123456789abcdef."""
     digest = hashlib.sha256()
     for part in (kind, title, *(normal_name(function) for function in functions)):
         raw = part.encode("utf-8", "backslashreplace")

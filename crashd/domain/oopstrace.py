@@ -14,9 +14,11 @@ Texts are hostile: each pattern is bounded, and there are limits to what is kept
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from crashd.domain.rustname import demangle
 
 __all__ = ["FRAMES_MAX", "MODULES_MAX", "TAINTS", "Facts", "Frame", "collect_facts", "parse_frame"]
 
@@ -57,21 +59,29 @@ _FRAME = re.compile(
     rf"(?P<doubt>\? {{1,4}})?(?P<function>{_SYMBOL}){_AT}{_MODULE}(?P<rest>.{{0,64}})"
 )
 _FRAME_ARM = re.compile(
-    rf"(?:{_ADDRESS} \((?P<function>{_SYMBOL})(?:{_AT})?(?: \[[\w-]{{1,64}}\])?\) from "
-    rf"|(?P<short>{_SYMBOL})(?: \[[\w-]{{1,64}}\])? from {_SYMBOL}\+0x)"
+    rf"(?:{_ADDRESS} \((?P<function>{_SYMBOL})(?:{_AT})?(?: \[(?P<module>[\w-]{{1,64}})\])?\) from "
+    rf"|(?P<short>{_SYMBOL})(?: \[(?P<its>[\w-]{{1,64}})\])? from {_SYMBOL}\+0x)"
 )
 _FRAME_INLINE = re.compile(
     rf"(?P<doubt>\? )?(?P<function>{_SYMBOL}) "
     r"\(?[\w./-]{1,200}\.[chSs]:\d{1,7}(?: \(discriminator \d{1,4}\))?\)? \[inline\]"
 )
 _PC = re.compile(
-    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |PC is at |e?pc : "
-    r"|NIP "
-    r"|Krnl PSW : [0-9a-f]{8,16} [0-9a-f]{8,16} \(|[ep]c: [0-9a-f]{16} | ?ERA: [0-9a-f]{16} )"
+    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |PC is at "
+    r"|e?pc {1,3}: "
+    r"|NIP |Krnl PSW : [0-9a-f]{8,16} [0-9a-f]{8,16} \(|e?pc {0,3}: [0-9a-f]{8,16} "
+    r"|ERA {0,3}: [0-9a-f]{16} |--- interrupt: [0-9a-f]{1,4} at )"
     rf"(?:{_ADDRESS} {{0,2}}){{0,2}}(?P<function>{_SYMBOL})"
-    rf"(?:{_AT}{_MODULE}| [\w./-]{{1,200}}:\d{{1,7}} \[inline\])"
+    rf"{_AT}{_MODULE}"
 )
 _TRACE_START = re.compile(r"(?:Call [Tt]race:|[Bb]acktrace(?: \(crc [0-9a-f]{1,16}\))?:)")
+_LOOSE_END = re.compile(
+    r"(?:[Uu]ninit was|Local variable|Bytes |[Aa]llocated |[Ff]reed |kfence-#|-> #|stack backtrace:"
+    r"|CPU: |other info|Modules linked in|---\[|=====|The buggy|Memory state|Kernel panic"
+    r"|\d+ locks? held)"
+)
+"""Lines after which frames without a `Call Trace:` are of another stack."""
+
 _TRACE_END = (
     "Modules linked in",
     "---[",
@@ -101,7 +111,16 @@ _CPU_OLD = re.compile(
 )
 _PROCESS = (
     re.compile(r"Process (?P<comm>.{1,64}) \(pid: (?P<pid>\d{1,10}),"),
+    re.compile(r"task:(?P<comm>.{1,64}?) {1,16}state:.{1,40}? pid: {0,5}(?P<pid>\d{1,10}) "),
+    re.compile(r'comm "(?P<comm>.{1,64})", pid (?P<pid>\d{1,10}), jiffies'),
     re.compile(r"(?:Read|Write|Free) of .{1,64} by task (?P<comm>.{1,64})/(?P<pid>\d{1,10})$"),
+)
+_TORN_CPU = re.compile(
+    r"CPU: \d{1,6}(?: UID: \d{1,10})? PID: \d{1,10} Comm: (?!.{0,64}[Tt]ainted).{0,64}"
+)
+_WHO = ("Process ", "Read ", "Write ", "Free ", 'comm "', "task:")
+_HUNG_STATE = re.compile(
+    rf"(?:Not tainted|Tainted: (?P<taint>{TAINT_LETTERS}?)) {{1,16}}(?P<release>\d\S{{0,127}}) #\d"
 )
 _KDUMP = " Kdump: loaded"
 _HARDWARE = re.compile(r"Hardware name: (?P<name>.{1,256})")
@@ -120,6 +139,8 @@ class Frame:
     module: str | None
     reliable: bool
     """False for what merely stood on the stack (`? f`, `(unreliable)`)."""
+    inlined: bool = False
+    """A log without symbols does not have this frame."""
 
     @property
     def location(self) -> str | None:
@@ -136,7 +157,9 @@ class Facts:
     pc: Frame | None = None
     """Where the program counter stood in the kernel when it happened."""
     interrupted: Frame | None = None
-    """Where it stood when the interrupt came that the trace begins in."""
+    """Where it stood when the interrupt or the trap came that the trace begins in."""
+    interrupted_at: int = 0
+    """How many frames stand above that."""
     trace: tuple[Frame, ...] = ()
     comm: str | None = None
     pid: int | None = None
@@ -154,7 +177,7 @@ def parse_frame(text: str) -> Frame | None:
     match = _FRAME.match(text)
     if match is not None:
         return Frame(
-            match["function"][:NAME_MAX],
+            _name(match["function"]),
             int(match["offset"], 16),
             int(match["size"], 16),
             match["module"],
@@ -163,10 +186,11 @@ def parse_frame(text: str) -> Frame | None:
     match = _FRAME_ARM.match(text)
     if match is not None:
         name = match["function"] or match["short"]
-        return Frame(name[:NAME_MAX], _hex(match["offset"]), _hex(match["size"]), None, True)
+        module = match["module"] or match["its"]
+        return Frame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
     match = _FRAME_INLINE.match(text)
     if match is not None:
-        return Frame(match["function"][:NAME_MAX], None, None, None, match["doubt"] is None)
+        return Frame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
     return None
 
 
@@ -178,41 +202,100 @@ def collect_facts(texts: Iterable[str], *, headless: bool = False) -> Facts:
         headless: it may begin in the middle of its call trace.
 
     """
-    facts = Facts()
-    frames: list[Frame] = []
-    in_trace, traces, late = headless, 0, None
-    for text in texts:
-        text = text.lstrip()
+    return _Collector(headless=headless).collect(texts)
+
+
+class _Collector:
+    """What is known at a line of a report."""
+
+    def __init__(self, *, headless: bool) -> None:
+        self._facts = Facts()
+        self._frames: list[Frame] = []
+        self._loose: list[Frame] = []
+        """Frames without a `Call Trace:`; they count where there is none with it."""
+        self._headless = self._in_trace = headless
+        self._loose_done = False
+        self._traces = 0
+        self._late: Frame | None = None
+
+    def collect(self, texts: Iterable[str]) -> Facts:
+        for text in _joined(texts):
+            self._take(text)
+        facts = self._facts
+        facts.trace = tuple((self._frames or self._loose)[:FRAMES_MAX])
+        if facts.pc is None and self._headless:  # the registers are printed once more at the end
+            facts.pc = self._late
+        return facts
+
+    def _take(self, text: str) -> None:
         if _TRACE_START.match(text):
-            in_trace, traces = not frames, traces + 1
-            continue
+            self._in_trace, self._traces = not self._frames, self._traces + 1
+            return
         pc = _parse_pc(text)
         if pc is not None:
-            if in_trace and frames:
-                facts.interrupted = facts.interrupted or pc
-            elif frames or traces:
-                late = late or pc
-            else:
-                facts.pc = facts.pc or pc
-        elif in_trace:
+            self._take_pc(pc)
+        else:
             frame = parse_frame(text)
-            if frame is not None:
-                frames.append(frame)
-                continue
-            in_trace = not (frames and text.startswith(_TRACE_END))
-        _collect_state(text, facts)
-    facts.trace = tuple(frames[:FRAMES_MAX])
-    if facts.pc is None and headless:  # the registers are printed once more at the end
-        facts.pc = late
-    return facts
+            if frame is not None and self._in_trace:
+                self._frames.append(frame)
+                return
+            if frame is not None and not self._traces:
+                if not self._loose_done:
+                    self._loose.append(frame)
+                return
+            if self._in_trace:
+                self._in_trace = not (self._frames and text.startswith(_TRACE_END))
+            elif _LOOSE_END.match(text):
+                self._end_loose(text)
+        _collect_state(text, self._facts)
+
+    def _end_loose(self, text: str) -> None:
+        """End the stack without a head, or begin with the one that comes after `CPU:`."""
+        if text.startswith(("stack backtrace:", "CPU: ")):
+            if text.startswith("stack") or len(self._loose) <= 1:
+                self._loose, self._loose_done = [], False
+        elif self._loose:
+            self._loose_done = True
+
+    def _take_pc(self, pc: Frame) -> None:
+        facts = self._facts
+        above = self._frames if self._in_trace else self._loose
+        if (self._in_trace or not self._traces) and above:
+            if facts.interrupted is None:
+                facts.interrupted, facts.interrupted_at = pc, len(above)
+        elif self._frames or self._traces:
+            self._late = self._late or pc
+        else:
+            facts.pc = facts.pc or pc
+
+
+def _joined(texts: Iterable[str]) -> Iterator[str]:
+    """Yield lines without blanks in front; a process's name that has a line break is put together
+    again.
+    """
+    torn = ""
+    for text in texts:
+        text = text.lstrip()
+        if torn:
+            text, torn = f"{torn}\\x0a{text}", ""
+        elif _TORN_CPU.fullmatch(text):
+            torn = text
+            continue
+        yield text
+    if torn:
+        yield torn
 
 
 def _parse_pc(text: str) -> Frame | None:
-    match = _PC.match(text) if text[:1] in "EIRPepNK" else None
+    match = _PC.match(text) if text[:1] in "EIRPepNK-" else None
     if match is None:
         return None
     offset, size = _hex(match["offset"]), _hex(match["size"])
-    return Frame(match["function"][:NAME_MAX], offset, size, match["module"], True)
+    return Frame(_name(match["function"]), offset, size, match["module"], True)
+
+
+def _name(symbol: str) -> str:
+    return demangle(symbol)[:NAME_MAX]
 
 
 def _hex(digits: str | None) -> int | None:
@@ -229,7 +312,10 @@ def _collect_state(text: str, facts: Facts) -> None:
             facts.hardware = match["name"].strip()
     elif text.startswith(("CPU: ", "Pid: ")):
         _collect_cpu(text, facts)
-    elif facts.comm is None and text.startswith(("Process ", "Read ", "Write ", "Free ")):
+    elif text.startswith(("Not tainted", "Tainted: ")):
+        if (match := _HUNG_STATE.match(text)) is not None:
+            _collect_release(match, facts)
+    elif facts.comm is None and text.startswith(_WHO):
         for pattern in _PROCESS:
             match = pattern.match(text)
             if match is not None:
@@ -241,16 +327,20 @@ def _collect_cpu(text: str, facts: Facts) -> None:
     match = _CPU.match(text) or _CPU_OLD.match(text)
     if match is None:
         return
-    if facts.release is None:
-        facts.release = match["release"]
-        facts.taint = "".join(
-            dict.fromkeys((match["taint"] or "").replace(" ", "").replace("-", ""))
-        )
+    _collect_release(match, facts)
     if facts.cpu is None and match["cpu"]:
         facts.cpu = int(match["cpu"])
     if facts.comm is None:
         facts.comm = match["comm"].removesuffix(_KDUMP)
         facts.pid = int(match["pid"])
+
+
+def _collect_release(match: re.Match[str], facts: Facts) -> None:
+    if facts.release is None:
+        facts.release = match["release"]
+        facts.taint = "".join(
+            dict.fromkeys((match["taint"] or "").replace(" ", "").replace("-", ""))
+        )
 
 
 def _parse_modules(text: str) -> tuple[str, ...]:

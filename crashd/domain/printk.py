@@ -9,7 +9,8 @@
     6,1234,5678,-;text                                /dev/kmsg, netconsole; then " KEY=value" lines
     Nov 23 11:00:00 host kernel: [   12.345678] text  syslog, journalctl -k (without the stamp)
     [   12.345678] host kernel: text                  journalctl -o short-monotonic
-    host login: [   12.345678] text                   a serial console that others wrote on, too
+    host login: [   12.345678] text                   a serial console that others wrote on, too;
+    their words[   12.345678] text                    their line may have no end
 
 What a program wrote (through /dev/kmsg, or to syslog) is left out where the form tells: only the
 kernel's own words can be a report of it. Everything here may be hostile or torn: work is linear in
@@ -19,13 +20,25 @@ Source: Documentation/ABI/testing/dev-kmsg; kernel/printk/printk.c; dmesg(1); jo
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from crashd.domain.text import printable
 
-__all__ = ["LINES_MAX", "LINE_MAX", "LOG_MAX", "LogLine", "is_boot", "parse_lines"]
+__all__ = [
+    "GAP",
+    "GAP_LINES",
+    "LINES_MAX",
+    "LINE_MAX",
+    "LOG_MAX",
+    "LogLine",
+    "count_lines",
+    "is_boot",
+    "is_gap",
+    "parse_lines",
+    "parse_ranges",
+]
 
 LOG_MAX: Final = 32 * 2**20
 """Bytes of a log that are looked at: an eighth at its head, the rest at its end."""
@@ -44,8 +57,10 @@ _CSI = re.compile(rb"\x1b\[[0-9;?]{0,32}[ -/]?[@-~]")
 _STAMP = r"\[ {0,12}(?P<s>\d{1,12}\.\d{3,9})(?: {0,3}<[ \d.]{1,20}>)?\]"
 _CALLER = r"(?: ?\[ {0,12}(?P<caller>[CT]\d{1,10})\])?"
 _STAMPED = re.compile(rf"{_STAMP}{_CALLER} ?(?:[\w.-]{{1,64}} kernel: )?(?P<text>.*)")
-_TAIL_STAMPED = re.compile(rf"(?:login: |\*\* ?|[$#] ){_STAMP}{_CALLER} ?(?P<text>.*)")
-_TAIL_WITHIN = 200
+_GLUED = re.compile(rf".{{1,200}}?\[ {{0,4}}(?P<s>\d{{1,12}}\.\d{{6}})\]{_CALLER} (?P<text>.*)")
+_PROMPTED = re.compile(r"(?:login: |\*\* ?|[$#] )\[ {0,4}$")
+_ANY_STAMP = re.compile(rb"^(?:<\d{1,4}>)?\[ {0,12}\d{1,12}\.\d{6}\]", re.MULTILINE)
+_PROMPT = re.compile(r"[\w.-]{1,64} login: (?P<text>.+)")
 _KMSG = re.compile(
     r"(?P<prio>\d{1,5}),(?P<seq>\d{1,20}),(?P<us>\d{1,20}),[-c+](?P<more>(?:,[^;]{0,200})?);"
     r"(?P<text>.*)"
@@ -90,6 +105,12 @@ class LogLine(NamedTuple):
     """Bytes from the log's start."""
 
 
+GAP: Final = LogLine("", None, None, None, None, 0)
+"""Stands for lines that were left out; no other is empty."""
+GAP_LINES: Final = 2000
+"""For how many lines a gap counts."""
+
+
 def parse_lines(log: bytes, *, lines_max: int = LINES_MAX) -> list[LogLine]:
     """Split a log into the kernel's lines, in the order that they were written in; empty ones are
     left out.
@@ -97,18 +118,47 @@ def parse_lines(log: bytes, *, lines_max: int = LINES_MAX) -> list[LogLine]:
     Of more than `LOG_MAX` bytes or `lines_max` lines the middle is left out. Text out of a ring
     buffer whose end stands before its start is put in order.
     """
-    lines = []
+    lines = parse_ranges(log, _choose_ranges(log, lines_max))
+    return [line for line in lines if not is_gap(line)]
+
+
+def parse_ranges(log: bytes, ranges: Iterable[tuple[int, int]]) -> list[LogLine]:
+    """Split parts of a log into the kernel's lines, with `GAP` where one does not begin at the end
+    of the one before.
+    """
+    lines: list[LogLine] = []
     after_kmsg = False
-    for offset, raw in _split(log, lines_max):
-        text = _clean(raw)
-        if not text or (after_kmsg and _KMSG_KEY.match(text)):
-            continue
-        record = _KMSG.match(text) if text[0].isdigit() else None
-        after_kmsg = record is not None
-        line = _parse_record(record, offset) if record is not None else _parse_line(text, offset)
-        if line is not None and line.text:
-            lines.append(line)
+    last = None
+    ranges = list(ranges)
+    may_glue = any(_ANY_STAMP.search(log, start, end) for start, end in ranges)
+    for start, end in ranges:
+        if last is not None and start > last:
+            lines.append(GAP)
+        last = end
+        for offset, raw in _split(log, start, end):
+            text = _clean(raw)
+            if not text or (after_kmsg and _KMSG_KEY.match(text)):
+                continue
+            record = _KMSG.match(text) if text[0].isdigit() else None
+            after_kmsg = record is not None
+            line = (
+                _parse_record(record, offset)
+                if record is not None
+                else _parse_line(text, offset, may_glue=may_glue)
+            )
+            if line is not None and line.text:
+                lines.append(line)
     return _unrotate(lines)
+
+
+def is_gap(line: LogLine) -> bool:
+    """Return whether this stands for lines that were left out."""
+    return not line.text
+
+
+def count_lines(lines: Sequence[LogLine]) -> int:
+    """Count lines, with those that were left out."""
+    return len(lines) + GAP_LINES * sum(map(is_gap, lines))
 
 
 def is_boot(line: LogLine) -> bool:
@@ -116,8 +166,8 @@ def is_boot(line: LogLine) -> bool:
     return line.text.startswith("Linux version ") and _BANNER.match(line.text) is not None
 
 
-def _split(log: bytes, lines_max: int) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and bytes of each line of the head and the tail."""
+def _choose_ranges(log: bytes, lines_max: int) -> list[tuple[int, int]]:
+    """Choose the head and the tail of what is too large."""
     head_end, tail_start = len(log), len(log)
     head_max = lines_max // _HEAD_SHARE
     if len(log) > LOG_MAX:
@@ -128,13 +178,16 @@ def _split(log: bytes, lines_max: int) -> Iterator[tuple[int, bytes]]:
     if head_end < len(log):
         head_end = _skip_lines(log, head_end, head_max)
         tail_start = _last_lines(log, tail_start, lines_max - head_max)
-    for start, end in ((0, head_end), (tail_start, len(log))):
-        position = start
-        while position < end:
-            stop = log.find(b"\n", position, end)
-            stop = end if stop < 0 else stop
-            yield position, log[position : min(stop, position + LINE_MAX)]
-            position = stop + 1
+    return [(0, head_end), (tail_start, len(log))]
+
+
+def _split(log: bytes, position: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and bytes of each line of a part."""
+    while position < end:
+        stop = log.find(b"\n", position, end)
+        stop = end if stop < 0 else stop
+        yield position, log[position : min(stop, position + LINE_MAX)]
+        position = stop + 1
 
 
 def _skip_lines(log: bytes, end: int, count: int) -> int:
@@ -188,8 +241,9 @@ def _parse_record(record: re.Match[str], offset: int) -> LogLine | None:
     )
 
 
-def _parse_line(text: str, offset: int) -> LogLine | None:
+def _parse_line(line: str, offset: int, *, may_glue: bool) -> LogLine | None:
     """Parse any other line; None when a program wrote it."""
+    text = line
     time_s: float | None = None
     level: int | None = None
     if text[0] not in "[< ":
@@ -210,8 +264,10 @@ def _parse_line(text: str, offset: int) -> LogLine | None:
             return None
         level = int(prio[1])
         text = text[prio.end() :]
-    stamped = _find_stamp(text)
+    stamped = _find_stamp(text, bare=text is line, may_glue=may_glue)
     if stamped is not None:
+        if stamped.re is _PROMPT:
+            return LogLine(stamped["text"], time_s, level, None, None, offset)
         if "s" in stamped.re.groupindex:
             return LogLine(
                 stamped["text"], float(stamped["s"]), level, stamped["caller"], None, offset
@@ -220,12 +276,18 @@ def _parse_line(text: str, offset: int) -> LogLine | None:
     return LogLine(text, time_s, level, None, None, offset)
 
 
-def _find_stamp(text: str) -> re.Match[str] | None:
-    if text.startswith("["):
-        return _STAMPED.match(text) or _CTIME.match(text)
-    if "[ " in text[:_TAIL_WITHIN] or "** [" in text[:_TAIL_WITHIN]:
-        return _TAIL_STAMPED.search(text)
-    return None
+def _find_stamp(text: str, *, bare: bool, may_glue: bool) -> re.Match[str] | None:
+    """Find the stamp that a line begins with. On a `bare` line, of a console that others write on,
+    too, it may stand behind their words; but where no other line begins with a stamp (`may_glue`),
+    this kernel writes none, and those are words that it repeats.
+    """
+    stamped = (_STAMPED.match(text) or _CTIME.match(text)) if text.startswith("[") else None
+    if stamped is not None or not bare:
+        return stamped
+    glued = _GLUED.match(text) if "[" in text else None
+    if glued is not None and not (may_glue or _PROMPTED.search(text[: glued.start("s")])):
+        glued = None
+    return glued or (_PROMPT.match(text) if " login: " in text else None)
 
 
 def _iso_time(iso: str) -> float | None:

@@ -81,6 +81,7 @@ def run_handler(raw: bytes) -> None:
 
 def seeds() -> list[bytes]:
     """Give the arguments of the registered pattern, whole and cut, with values of every kind."""
+    _prepare()  # before the clock of the fuzzer runs
     pid = str(os.getpid())
     whole = ["7", "name", "11", "1800000000", pid, pid, "0", "0", "9", "1", "3", "h"]
     found = [whole, whole[:4], [], [*whole, "more"], [*whole[:10], "", "h"]]

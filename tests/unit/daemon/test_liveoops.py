@@ -1,7 +1,13 @@
 import gzip
 from pathlib import Path
 
-from crashd.daemon.liveoops import PER_HOUR_MAX, PER_SIGNATURE_MAX, SETTLE_NS, LiveOopses
+from crashd.daemon.liveoops import (
+    PER_HOUR_MAX,
+    PER_SIGNATURE_MAX,
+    SETTLE_NS,
+    WINDOW,
+    LiveOopses,
+)
 from crashd.domain.kernellog import LogRecord
 from crashd.domain.oops import LogAnalysis
 from crashd.domain.printk import parse_lines
@@ -102,3 +108,43 @@ def test_live_flood_is_limited_and_counted() -> None:
         heard.wait()
     assert len(heard.found) <= PER_HOUR_MAX
     assert len(heard.found) + heard.flooded == 50
+
+
+def test_live_stacks_that_are_shown_for_another_reason_are_not_told() -> None:
+    heard = Heard()
+    heard.say(
+        "sysrq: Show backtrace of all active CPUs",
+        "NMI backtrace for cpu 1",
+        "CPU: 1 PID: 0 Comm: swapper/1 Not tainted 6.1.0 #1",
+        "RIP: 0010:intel_idle+0x6b/0xa0",
+        "Call Trace:",
+        " cpuidle_enter_state+0xd6/0x420",
+        'irq 16: nobody cared (try booting with the "irqpoll" option)',
+        "CPU: 0 PID: 0 Comm: swapper/0 Not tainted 6.1.0 #1",
+        "Call Trace:",
+        " note_interrupt+0x245/0x290",
+    )
+    heard.wait()
+    heard.say(*oops_lines("thing_read"))
+    heard.wait()
+    assert [analysis.function for analysis, _, _ in heard.found] == ["thing_read"]
+
+
+def test_live_old_warning_whose_head_left_the_window_is_not_told_again() -> None:
+    heard = Heard()
+    heard.say(
+        "------------[ cut here ]------------",
+        "WARNING: CPU: 0 PID: 77 at drivers/thing.c:1 thing_warn+0x5/0x10 [thing]",
+        "Modules linked in: thing",
+        "CPU: 0 PID: 77 Comm: cat Not tainted 6.1.0 #1",
+        "RIP: 0010:thing_warn+0x5/0x10 [thing]",
+        "Call Trace:",
+        " thing_write+0x5/0x10 [thing]",
+        "---[ end trace 0000000000000000 ]---",
+    )
+    heard.wait()
+    rest = WINDOW - 6 - len(oops_lines("thing_read"))
+    heard.say(*(f"usb 1-{number}: new device" for number in range(rest)))
+    heard.say(*oops_lines("thing_read"))
+    heard.wait()
+    assert [a.function for a, _, _ in heard.found] == ["thing_warn", "thing_read"]

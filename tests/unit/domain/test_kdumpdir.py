@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from stat import S_IFBLK, S_IFDIR, S_IFIFO, S_IFLNK, S_IFSOCK
@@ -20,6 +21,7 @@ from tests.builders.kdumpdir import directory, file
 
 STAMP = b"202611222205"
 STAMP_NS = int(datetime(2026, 11, 22, 22, 5, tzinfo=UTC).timestamp()) * 10**9
+HOUR_NS = 3600 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -257,3 +259,28 @@ def test_classify_hostile_entries_raise_nothing(name: bytes, mode: int, files: l
     assert {found.dump, found.log} - {None} <= regular
     assert len(found.faults) <= FAULTS_MAX
     assert all(fault.isprintable() for fault in found.faults)
+
+
+@pytest.mark.parametrize(
+    ("zone", "written", "stamp_ns"),
+    [
+        ("UTC", STAMP_NS, STAMP_NS),
+        ("CET-1", STAMP_NS - HOUR_NS + 60 * 10**9, STAMP_NS - HOUR_NS),
+        ("EST5", STAMP_NS + 5 * HOUR_NS, STAMP_NS + 5 * HOUR_NS),
+        ("CET-1", STAMP_NS + 60 * 10**9, STAMP_NS),  # the capture kernel had no zone
+        ("CET-1", STAMP_NS + 400 * HOUR_NS, STAMP_NS - HOUR_NS),  # copied since
+    ],
+)
+def test_classify_stamp_is_local_unless_the_files_say_else(
+    zone: str, written: int, stamp_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        named = file(b"dmesg.202611222205", mtime_ns=written)
+        told = classify(directory(b"202611222205", mtime_ns=written), [named])
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert told is not None
+    assert told.stamp_ns == stamp_ns

@@ -109,3 +109,14 @@ def test_record_of_hostile_head_has_no_control_characters() -> None:
     assert crash.kernel is not None
     assert "\x1b" not in str(to_json(crash))
     assert "\n" not in str(crash.kernel["release"])
+
+
+def test_build_record_keeps_the_complaint_before_what_the_kernel_died_of() -> None:
+    log = (
+        b"[   80.000001] BUG: Bad rss-counter state mm:00000000f00dcafe type:MM_ANONPAGES val:2\n"
+        b"[   90.000001] Kernel panic - not syncing: Out of memory: panic_on_oom is enabled\n"
+    )
+    kernel = record(look(log)).kernel
+    assert kernel is not None
+    assert kernel["panic_kind"] == "oom"
+    assert kernel["earlier"] == "BUG: Bad rss-counter state"

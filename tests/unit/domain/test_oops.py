@@ -196,7 +196,8 @@ def test_analyse_different_crashes_have_different_signatures() -> None:
 
 
 def read_cases() -> list[tuple[str, ...]]:
-    text = (DATA / "reports.txt").read_text()
+    names = ("reports", "checkers", "stalls", "faults")
+    text = "".join((DATA / f"{name}.txt").read_text() for name in names)
     return [
         (*(part.strip() for part in head.split(" | ")), body)
         for head, _, body in (case.partition("\n") for case in text.split("=== ")[1:])
@@ -276,13 +277,13 @@ def log_of(*parts: tuple[str, int, str] | tuple[str, int, str, str]) -> str:
         (log_of((WARN, 899, "w"), (BUG, 900, "b")), f"{NULL} b"),
         (log_of((WARN, 900, "w"), (PANIC, 900, "panic_on_warn set ...")), "WARNING in w"),
         (log_of((WARN, 10, "w"), (PANIC, 900, "no")), "Kernel panic - not syncing: no"),
-        (log_of((BUG, 890, "b"), (PANIC, 900, "no")), f"{NULL} b"),
+        (log_of((BUG, 890, "b"), (PANIC, 900, "no")), "Kernel panic - not syncing: no"),
         (log_of((BUG, 10, "b"), (PANIC, 900, "no")), "Kernel panic - not syncing: no"),
         (
             log_of(
                 (BUG, 10, "b"), (LOCKUP, 100, "c", DIED), (PANIC, 101, "softlockup: hung tasks")
             ),
-            f"{NULL} b",
+            "BUG: soft lockup in c",
         ),
         (
             log_of((BUG, 10, "b"), (LOCKUP, 100, "c"), (PANIC, 101, "softlockup: hung tasks")),
@@ -307,6 +308,88 @@ def log_of(*parts: tuple[str, int, str] | tuple[str, int, str, str]) -> str:
 )
 def test_analyse_names_the_first_of_the_chain_that_led_to_the_end(log: str, title: str) -> None:
     assert analysed(log).title == title
+
+
+RSS = "[  {0}.000001] BUG: Bad rss-counter state mm:00000000f00dcafe type:MM_ANONPAGES val:2\n"
+HUNG = """\
+[  {0}.000001] INFO: task sync:77 blocked for more than 120 seconds.
+[  {0}.000002]       {2} 6.1.0 #1
+[  {0}.000003] task:sync            state:D stack:0     pid:77    ppid:1      flags:0x00000002
+[  {0}.000004] Call Trace:
+[  {0}.000005]  __schedule+0x282/0x870
+[  {0}.000006]  {1}+0x3a/0x90
+"""
+KASAN = """\
+[  {0}.000001] BUG: KASAN: slab-use-after-free in {1}+0x44/0x90
+[  {0}.000002] Read of size 8 at addr ffff124eadbb8ecc by task sh/9
+[  {0}.000003] Call Trace:
+[  {0}.000004]  {1}+0x44/0x90
+"""
+OOM = "Out of memory: compulsory panic_on_oom is enabled"
+DIES = "Kernel panic - not syncing:"
+
+
+@pytest.mark.parametrize(
+    ("log", "title", "earlier"),
+    [
+        (log_of((RSS, 89, ""), (PANIC, 99, OOM)), f"{DIES} {OOM}", "BUG: Bad rss-counter state"),
+        (log_of((LOCKUP, 89, "c"), (PANIC, 99, OOM)), f"{DIES} {OOM}", "BUG: soft lockup in c"),
+        (
+            log_of((LOCKUP, 89, "c"), (PANIC, 99, "sysrq triggered crash")),
+            f"{DIES} sysrq triggered crash",
+            "BUG: soft lockup in c",
+        ),
+        (
+            log_of((BUG, 70, "b"), (HUNG, 89, "f"), (PANIC, 89, "hung_task: blocked tasks")),
+            "INFO: task hung in f",
+            f"{NULL} b",
+        ),
+        (
+            log_of((HUNG, 60, "f"), (LOCKUP, 89, "c"), (PANIC, 90, "softlockup: hung tasks")),
+            "BUG: soft lockup in c",
+            "INFO: task hung in f",
+        ),
+        (
+            log_of((LOCKUP, 80, "c"), (WARN, 90, "w"), (PANIC, 90, "panic_on_warn set ...")),
+            "WARNING in w",
+            "BUG: soft lockup in c",
+        ),
+        (
+            log_of((RSS, 89, ""), (BUG, 90, "b"), (PANIC, 90, "Fatal exception")),
+            f"{NULL} b",
+            "BUG: Bad rss-counter state",
+        ),
+        (
+            log_of((KASAN, 90, "k"), (BUG, 90, "b"), (PANIC, 90, "Fatal exception")),
+            "KASAN: slab-use-after-free Read in k",
+            None,
+        ),
+        (
+            log_of((WARN, 50, "w"), (PANIC, 90, "thing is dead")),
+            f"{DIES} thing is dead",
+            "WARNING in w",
+        ),
+        (
+            log_of((BUG, 50, "b"), (PANIC, 90, "Attempted to kill init! exitcode=0x00000009")),
+            f"{DIES} Attempted to kill init!",
+            f"{NULL} b",
+        ),
+        (log_of((PANIC, 90, "no")), f"{DIES} no", None),
+        (
+            log_of((BUG, 10, "old"), (PANIC, 11, "Fatal exception"))
+            + BANNER
+            + log_of((PANIC, 20, "no")),
+            f"{DIES} no",
+            None,
+        ),
+    ],
+    ids=lambda value: None,
+)
+def test_analyse_names_what_the_kernel_died_of_and_keeps_the_complaint_before(
+    log: str, title: str, earlier: str | None
+) -> None:
+    found = analysed(log)
+    assert (found.title, found.earlier, found.fatal) == (title, earlier, True)
 
 
 def test_analyse_warning_that_the_machine_outlived_is_none() -> None:
@@ -390,6 +473,65 @@ def test_find_reports_of_a_process_that_is_named_like_one_are_none(words: str) -
 )
 def test_find_reports_of_mere_messages_are_none(words: str) -> None:
     assert events(f"[   10.000001] {words}\n[   10.000002] usb 1-1: x\n") == []
+
+
+NOBODY = """\
+irq 16: nobody cared (try booting with the "irqpoll" option)
+CPU: 0 PID: 0 Comm: swapper/0 Not tainted 6.1.0 #1
+Hardware name: Example
+Call Trace:
+ <IRQ>
+ dump_stack_lvl+0x44/0x5c
+ __report_bad_irq+0x35/0xa7
+ note_interrupt+0x245/0x290
+ handle_irq_event+0x6d/0x80
+ </IRQ>
+ <TASK>
+RIP: 0010:cpuidle_enter_state+0xd6/0x420
+ do_idle+0x202/0x2a0
+ </TASK>
+handlers:
+[<00000000e6c1b4a7>] usb_hcd_irq
+Disabling IRQ #16
+"""
+MSR = """\
+unchecked MSR access error: RDMSR from 0x1c9 at rIP: 0xffffffff810a1b2c (native_read_msr+0x4/0x40)
+Call Trace:
+ <TASK>
+ intel_pmu_init+0x1/0x2
+ </TASK>
+"""
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["dead", "live"])
+@pytest.mark.parametrize("quiet", ["", "usb 1-1: new device\n"], ids=["", "quiet"])
+@pytest.mark.parametrize("words", [NOBODY, MSR], ids=["nobody-cared", "msr"])
+def test_find_reports_of_a_stack_that_is_shown_for_another_reason_are_none(
+    words: str, quiet: str, dead: bool
+) -> None:
+    assert events(quiet + words, dead=dead) == []
+
+
+def test_find_reports_of_a_live_kernel_never_begin_in_the_middle() -> None:
+    log = "".join(log_of((WARN, 10, "w")).splitlines(keepends=True)[2:])
+    assert [event.kind for event in events(log, dead=True)] == [K.OOPS]
+    assert events(log, dead=False) == []
+
+
+def test_find_reports_head_of_a_process_with_a_line_break_is_put_together() -> None:
+    log = HUNG.format(10, "f", CLEAN).replace("sync:77", "a\n[  10.000001] b\n[  10.000001] :77")
+    (event,) = events(log)
+    assert (event.title, event.comm, event.pid) == ("INFO: task hung in f", "a\\x0ab\\x0a", 77)
+    log = "[  10.000001] BUG: scheduling while atomic: a\n[  10.000001] b/77/0x00000002\n"
+    log += "[  10.000002] CPU: 0 PID: 77 Comm: a\n[  10.000002] b Not tainted 6.1.0 #1\n"
+    log += "[  10.000003] Call Trace:\n[  10.000004]  f+0x1/0x2\n"
+    (event,) = events(log)
+    assert (event.comm, event.pid, event.release) == ("a\\x0ab", 77, "6.1.0")
+
+
+def test_find_reports_line_of_a_user_behind_half_a_head_is_no_head() -> None:
+    log = "[  10.000001] INFO: task force is on its way\n[  10.000002] a:1 blocked\n"
+    assert events(log) == []
 
 
 def test_find_reports_stack_dump_without_a_head_is_none() -> None:
@@ -510,7 +652,7 @@ def test_analyse_of_any_lines_is_bounded(log: bytes) -> None:
         assert len(event.trace) <= FRAMES_MAX
         assert len(event.modules) <= MODULES_MAX
         assert len(event.text.encode()) <= TEXT_MAX
-        assert re.fullmatch(r"k1-[0-9a-f]{16}", event.signature)
+        assert re.fullmatch(r"k2-[0-9a-f]{16}", event.signature)
     analyse(log)
 
 

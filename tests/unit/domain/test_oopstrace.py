@@ -25,7 +25,7 @@ from crashd.domain.oopstrace import Frame, collect_facts, parse_frame
         ("[<c0401234>] (f) from [<c02a5678>] (g+0x9c/0x130)", Frame("f", None, None, None, True)),
         ("[<c0401234>] (f+0x1/0x2) from [<c02a5678>] (g+0x9c/0x130)", Frame("f", 1, 2, None, True)),
         (" f from g+0x9c/0x130", Frame("f", None, None, None, True)),
-        (" f lib/dump_stack.c:88 [inline]", Frame("f", None, None, None, True)),
+        (" f lib/dump_stack.c:88 [inline]", Frame("f", None, None, None, True, inlined=True)),
         ("-000|f+0x1/0x2", None),
         (" ? 0xffffffffc04b5000", None),
         ("RAX: 0000000000000000 RBX: ff2feaacbff39950", None),

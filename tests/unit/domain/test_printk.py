@@ -129,3 +129,35 @@ def test_parse_lines_of_any_bytes_are_printable(raw: bytes) -> None:
         assert "\n" not in line.text
         assert "\x1b" not in line.text
         assert 0 <= line.offset < len(raw)
+
+
+PANIC = "Kernel panic - not syncing: no"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/init: 12: .: [  271.403835] " + PANIC,
+        "[  OK  ] Reached target Shutdown.[  271.403835] " + PANIC,
+        "their words[  271.403835][    T1] " + PANIC,
+        "\x1b[0;32m* \x1b[0mStarting x...[  271.403835] " + PANIC,
+    ],
+)
+def test_parse_lines_stamp_behind_the_words_of_others_is_found(line: str) -> None:
+    log = f"{line}\n[  271.410000] CPU: 7 PID: 1 Comm: init\n"
+    assert parse_lines(log.encode())[0].text == PANIC
+    assert parse_lines(log.encode())[0].time_s == 271.403835
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "[  271.000001] usb 1-1: Product: x[    1.000000] " + PANIC,
+        "<4>usb 1-1: Product: x[    1.000000] " + PANIC,
+        "Nov 23 11:00:00 host kernel: usb 1-1: Product: x[    1.000000] " + PANIC,
+        "usb 1-1: Product: x[    1.000000] " + PANIC + "\nusb 1-1: a kernel without printk.time",
+        "4,1,2,-;usb 1-1: Product: x[    1.000000] " + PANIC,
+    ],
+)
+def test_parse_lines_stamp_in_the_kernels_own_words_is_none(log: str) -> None:
+    assert [line.text for line in parse_lines(log.encode()) if line.text == PANIC] == []

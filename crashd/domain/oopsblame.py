@@ -1,0 +1,258 @@
+"""Whom to blame for a crash of the kernel. Pure.
+
+The function to blame is the first that is not a helper (`oopshelpers`). What stands above the
+deepest function that reports is how the report was made, whatever it is called. An inlined function
+is never to blame: a log without symbols does not have it, and both have one title. The idea is
+syzkaller's.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from crashd.domain.oopshead import Blame, Head
+from crashd.domain.oopshelpers import is_entry, is_helper, is_report, skips
+from crashd.domain.oopskinds import PanicKind
+from crashd.domain.oopssignature import normal_name
+from crashd.domain.oopsstalls import find_stall, stalled_frames
+from crashd.domain.oopstrace import Facts, Frame
+
+__all__ = ["Blamed", "blame", "find_panic", "protector_of"]
+
+BLAMED_MAX: Final = 3
+"""Functions that tell one crash from another in the same function."""
+REPORT_FRAMES: Final = 40
+"""How deep what reports may stand."""
+REPEATS: Final = 3
+"""How often a function stands in the trace of an endless recursion."""
+
+_AT = re.compile(
+    r"(?:.{0,400}\bat: (?:\[<?[0-9a-fx]{4,18}>?\] )?|\[<?[0-9a-f]{8,16}>?\] )"
+    r"(?P<f>[A-Za-z_][\w.$]{0,511})(?:\+0x|$)"
+)
+_LOCK_TAKEN = re.compile(
+    r".{0,200}(?:is trying to (?:acquire|release|lock|contend)|just changed the state|takes:"
+    r"|is freeing memory"
+    r"|is leaving the kernel with locks|\d locks? held by)"
+)
+_LOCK_HELD = re.compile(r"(?:but task is )?already holding lock")
+_LOCK_LINES: Final = 4
+_CALLER = re.compile(r"caller is (?P<f>[A-Za-z_][\w.$]{0,511})")
+_LAST = re.compile(r"last function: (?P<f>[A-Za-z_][\w.$]{0,511})")
+_PROTECTOR = re.compile(
+    r"stack-protector: Kernel stack is corrupted in:"
+    r" (?!(?:0x)?[0-9a-f]{8,16}\b)(?P<f>[A-Za-z_][\w.$]{0,511})"
+)
+_BUCKETS = (
+    (re.compile(r"rtnl_lock\w*"), "rtnl_lock"),
+    (re.compile(r"_*synchronize_(?:rcu|srcu|net|sched)\w*"), "synchronize_rcu"),
+)
+"""What half of the kernel waits in when one task does not let go."""
+_WAITS = re.compile(
+    r"\w*sched\w*|\w*_(?:slow)?lock\w*|down|\w*down_\w*|\w*rwsem\w*|\w*completion\w*|\w*kthread\w*"
+    r"|\w*synchronize\w*|context_switch|__switch_to\w*|(?:\w*_)?wait_\w*|bit_wait\w*|do_wait"
+    r"|percpu_rwsem_wait"
+    r"|\w*freeze_queue_wait|rq_qos_wait|cancel_delayed_work\w*|bit_\w*lock\w*|_*mutex_\w*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Blamed:
+    """The function to blame, and what tells this crash from others."""
+
+    frame: Frame | None = None
+    """Of an offset only where the log has it."""
+    name: str | None = None
+    """As a title has it."""
+    functions: tuple[str, ...] = ()
+    """It and its callers, as they go into the signature."""
+
+
+def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | None) -> Blamed:
+    """Find whom to blame.
+
+    Args:
+        head: how the report begins; None when its first lines are missing.
+        facts: what its lines say.
+        texts: its lines.
+        named: the function that the head names.
+
+    """
+    sort = head.blame if head is not None else Blame.PC if facts.pc is not None else Blame.PANIC
+    if sort is Blame.NONE:
+        return Blamed()
+    if sort is Blame.STALL:
+        stall = find_stall(stalled_frames(facts))
+        return Blamed(stall.frame, stall.name, (stall.dispatched,)) if stall else Blamed()
+    if head is not None and head.kind is PanicKind.STACK_OVERFLOW:
+        recursion = _find_recursion(facts.trace)
+        if recursion is not None:
+            return recursion
+    if sort is Blame.HUNG:
+        return _hung(facts, texts)
+    skip = re.compile(head.skip) if head is not None and head.skip is not None else None
+    return _choose(_candidates(sort, facts, texts, named, skip), skip)
+
+
+def find_panic(trace: Sequence[Frame]) -> int:
+    """Find panic() in a trace; -1 when it is not there."""
+    functions = [normal_name(frame.function) for frame in trace]
+    return next(
+        (n for n, name in enumerate(functions) if name in ("panic", "vpanic", "nmi_panic")), -1
+    )
+
+
+def protector_of(texts: Iterable[str]) -> str | None:
+    """Find the function whose stack the compiler's protector found corrupted."""
+    found = next(filter(None, (_PROTECTOR.search(text[:400]) for text in texts)), None)
+    return found["f"] if found is not None else None
+
+
+def _candidates(
+    sort: Blame, facts: Facts, texts: Sequence[str], named: str | None, skip: re.Pattern[str] | None
+) -> Sequence[Frame]:
+    """Order the functions that may be to blame, the likeliest first."""
+    if sort is Blame.PC and facts.pc is not None:
+        return _from(facts.pc.function, facts)
+    if sort is Blame.PANIC:
+        return _panicked(facts, texts)
+    found = {
+        Blame.HEAD: lambda: named or (facts.pc.function if facts.pc is not None else None),
+        Blame.LOCK: lambda: _find_lock(texts, skip),
+        Blame.CALLER: lambda: _find(_CALLER, texts),
+        Blame.LAST: lambda: _find(_LAST, texts),
+    }.get(sort, lambda: None)()
+    return _from(found, facts) if found is not None else _reported(facts)
+
+
+def _find(pattern: re.Pattern[str], texts: Sequence[str]) -> str | None:
+    match = next(filter(None, (pattern.match(text.lstrip()) for text in texts)), None)
+    return match["f"] if match is not None else None
+
+
+def _reported(facts: Facts) -> Sequence[Frame]:
+    """Leave out of a trace how the report was made: what reports, and the trap that led there."""
+    trace = facts.trace
+    start = 0
+    for n, frame in enumerate(trace[:REPORT_FRAMES]):
+        if is_entry(frame.function):
+            break
+        if is_report(frame.function):
+            start = n + 1
+    trap = facts.interrupted_at
+    if facts.interrupted is not None and trap >= start:
+        above = [frame for frame in trace[start:trap] if frame.reliable]
+        if all(is_helper(frame.function) for frame in above):
+            return [facts.interrupted, *trace[trap:]]
+    return trace[start:]
+
+
+def _from(function: str, facts: Facts) -> Sequence[Frame]:
+    """Begin with a function: its callers are what stands below it, sure or not."""
+    trace = facts.trace
+    places = [n for n, frame in enumerate(trace) if frame.function == function]
+    sure = next((n for n in places if trace[n].reliable), None)
+    known = [f for f in (facts.pc, facts.interrupted) if f is not None and f.function == function]
+    first = known[0] if known else trace[places[0]] if places else None
+    if first is None:
+        return [Frame(function, None, None, None, True), *_reported(facts)]
+    first = Frame(first.function, first.offset, first.size, first.module, True)
+    if facts.interrupted in known:
+        return [first, *trace[facts.interrupted_at :]]
+    at = sure if sure is not None else places[-1] if places else -1
+    return [first, *trace[at + 1 :]]
+
+
+def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
+    """Find who takes the lock: `at: f` soon after the line that says what is done to it. Where that
+    only locks, who holds the other one.
+    """
+    for start in (_LOCK_TAKEN, _LOCK_HELD):
+        begin = next((n for n, text in enumerate(texts[:200]) if start.match(text.lstrip())), None)
+        if begin is None:
+            continue
+        for text in texts[begin : begin + _LOCK_LINES]:
+            match = _AT.match(text.lstrip())
+            if match is not None:
+                if not skips(match["f"], skip):
+                    return match["f"]
+                break
+    return None
+
+
+def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
+    protector = protector_of(texts[:8])
+    if protector is not None:
+        return _from(protector, facts)
+    at = find_panic(facts.trace)
+    if at < 0:
+        return [*([facts.pc] if facts.pc is not None else []), *facts.trace]
+    callers = facts.trace[at + 1 :]
+    if not callers or not callers[0].function.startswith("watchdog_"):
+        return callers
+    below = Facts(
+        interrupted=facts.interrupted,
+        interrupted_at=max(0, facts.interrupted_at - at - 1),
+        trace=callers,
+    )
+    return stalled_frames(below)
+
+
+def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
+    """Blame what a task waits for; for what all wait for, that."""
+    trace = _sure(facts.trace)
+    for n, frame in enumerate(trace):
+        if is_entry(frame.function):
+            break
+        for bucket, name in _BUCKETS:
+            if bucket.fullmatch(normal_name(frame.function)):
+                return Blamed(frame, name, (name, *_callers(trace[n + 1 :], _WAITS)[:1]))
+    return _choose(trace, _WAITS)
+
+
+def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
+    """Find what calls itself without an end: wherever the stack was full, that stays the same."""
+    sure = _sure(trace)
+    counts = Counter(normal_name(frame.function) for frame in sure)
+    names = sorted(name for name, count in counts.items() if count >= REPEATS)
+    names = [name for name in names if not is_helper(name)] or names
+    if not names:
+        return None
+    frame = next(frame for frame in sure if normal_name(frame.function) == names[0])
+    return Blamed(frame, names[0], tuple(names[:BLAMED_MAX]))
+
+
+def _sure(frames: Sequence[Frame]) -> Sequence[Frame]:
+    return [f for f in frames if f.reliable and not f.inlined] or [
+        f for f in frames if not f.inlined
+    ]
+
+
+def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
+    """Choose the first that is no helper; sure frames first, then any, then the very first."""
+    frames = [frame for frame in frames if not frame.inlined]
+    if not frames:
+        return Blamed()
+    tests: tuple[Callable[[Frame], bool], ...] = (
+        lambda f: f.reliable and not is_entry(f.function) and not skips(f.function, skip),
+        lambda f: not is_entry(f.function) and not skips(f.function, skip),
+        lambda f: f.reliable and not is_helper(f.function),
+        lambda f: f.reliable,
+    )
+    places = (next((n for n, frame in enumerate(frames) if test(frame)), None) for test in tests)
+    at = next((n for n in places if n is not None), 0)
+    return Blamed(
+        frames[at], normal_name(frames[at].function), _callers(frames[at:], skip)[:BLAMED_MAX]
+    )
+
+
+def _callers(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
+    names = []
+    for frame in frames:
+        if is_entry(frame.function):
+            break
+        if frame.reliable and not skips(frame.function, skip):
+            names.append(frame.function)
+    return tuple(names)
