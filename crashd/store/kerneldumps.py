@@ -9,7 +9,7 @@ opened. Nothing blocks: no FIFO, no device is opened for read.
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,6 +231,21 @@ class OpenDump:
             size = os.fstat(fd).st_size
             first = _pread(fd, min(head, size), 0)
             return first, _pread(fd, min(tail, size), max(0, size - tail)), size
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def reader(self, name: bytes) -> Iterator[Callable[[int, int], bytes]]:
+        """Open a file to read from any offset as many bytes as are there.
+
+        Raises:
+            OSError: it is gone.
+            FormatError: see `open_file`.
+
+        """
+        fd = self.open_file(name)
+        try:
+            yield lambda at, size: _pread(fd, size, at)
         finally:
             os.close(fd)
 

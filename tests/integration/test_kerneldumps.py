@@ -147,6 +147,15 @@ def test_dump_that_grows_long_after_it_was_judged_is_judged_again(
     wait_until(lambda: states(daemon) == ["complete"], 20, "its copy went on")
 
 
+def test_delete_by_hand_says_that_files_of_others_stay(daemon: Daemon, dumps: Path) -> None:
+    directory = save(dumps, "202601010101")
+    wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
+    (directory / "CASE-notes.txt").write_text("mine")
+    done = daemon.crashctl("delete", "--yes", "kind=kernel")
+    assert "stays: it holds files that no maker of dumps wrote" in done.stderr
+    assert os.listdir(directory) == ["CASE-notes.txt"]
+
+
 def test_hostile_directory_is_not_opened_not_followed_and_does_not_block(
     short_tmp: Path, dumps: Path, tmp_path: Path
 ) -> None:
