@@ -31,6 +31,7 @@ from crashd.domain.diskdump import (
     size_at_least,
 )
 from crashd.domain.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.flatwalk import walk
 from crashd.domain.nodump import describe
 from crashd.domain.text import printable
 from crashd.domain.wrapped import Unwrapped, Unzstd, Wrapper, find_wrapper, is_ended, unwrap
@@ -198,6 +199,9 @@ def judge(
     try:
         if peeled.wrapper is None and not peeled.flattened:
             peeled = replace(peeled, read=read)
+        elif peeled.wrapper is None and read is not None and peeled.data.startswith(ELF_MAGIC):
+            data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
+            peeled = replace(peeled, data=data, ended=ended)
         vmcore = _parse_peeled(peeled)
     except FormatError as e:
         return _judge_without_head(peeled, size_bytes, str(e))
@@ -209,7 +213,7 @@ def judge(
         return Verdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
     if peeled.size is None:
         reason = f"the end of what {vmcore.wrapped_by} compressed was not checked"
-    elif not peeled.flattened and not vmcore.end_told:
+    elif peeled.ended is None if peeled.flattened else not vmcore.end_told:
         reason = "where it ends could not be read"
     return Verdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
 

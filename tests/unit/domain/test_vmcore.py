@@ -537,3 +537,24 @@ def test_judge_part_of_a_split_dump_counts_the_pages_of_its_range(split: tuple[i
     assert judged(bytes(raw)).sure
     assert judged(bytes(raw)).completeness is COMPLETE
     assert judged(bytes(raw[:-1])).completeness is INCOMPLETE
+
+
+def flatten_elf(memory: int) -> bytes:
+    """Flatten an ELF dump as makedumpfile -E -F does: the program headers last but one."""
+    elf = build_elf_vmcore(memory=b"m" * memory)
+    out = (b"makedumpfile".ljust(16, b"\0") + pack(">qq", 1, 1)).ljust(4096, b"\0")
+    for start, end in ((0, 64), (2**20, len(elf)), (64, 2**20)):
+        out += pack(">qq", start, end - start) + elf[start:end]
+    return out + FLAT_END
+
+
+def test_judge_flattened_elf_with_its_program_headers_behind_the_head() -> None:
+    raw = flatten_elf(3 * 2**20)
+    verdict = judged_by_reading(raw)
+    assert (verdict.completeness, verdict.sure) == (COMPLETE, True)
+    assert verdict.head is not None
+    assert verdict.head.flattened
+    assert verdict.head.release == parse_vmcore(ELF, unzstd).release
+    for cut in (1, 15, 16, 17, 2**19, 2**20, 2**20 + 31, 2**21, 2**21 + 5):
+        assert judged_by_reading(raw[:-cut]).completeness is INCOMPLETE, cut
+    assert judged_by_reading(raw + b"more").completeness is INCOMPLETE
