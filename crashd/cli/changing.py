@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from crashd.cli.context import Context
@@ -51,6 +52,9 @@ def _delete_one(context: Context, source: DirectSource, row: dict[str, Any]) -> 
         context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
         return e.exit_code
     print(f"deleted {_describe(row)}")
+    path = (row.get("kernel") or {}).get("path")
+    if isinstance(path, str) and Path(path).is_dir():
+        context.note(f"{printable(path)} stays: it holds files that no maker of dumps wrote")
     return 0
 
 

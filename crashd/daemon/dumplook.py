@@ -1,13 +1,15 @@
 """One look into a dump's directory: its head, its end, its log, and what they tell."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 
 from crashd.daemon.analysis import AnalysisOptions
 from crashd.daemon.kernelanalysis import LogFailure, read_log
 from crashd.domain.kdumpdir import DumpDirectory, readme_is_unfinished
 from crashd.domain.kernelrecord import Look
 from crashd.domain.oops import LogAnalysis, analyse
-from crashd.domain.vmcore import HEAD_SIZE, TAIL_SIZE, Completeness, Verdict, judge
+from crashd.domain.vmcore import HEAD_SIZE, TAIL_SIZE, Completeness, Verdict, VmcoreHead, judge
 from crashd.domain.wrapped import find_wrapper, unwrap
 from crashd.errors import FormatError
 from crashd.store.corefile import unzstd
@@ -83,19 +85,34 @@ def _judge(opened: OpenDump, directory: DumpDirectory) -> Verdict | None:
     if verdict.head is None or verdict.head.split is None:
         return verdict
     # a dump in several files is whole when each of them is
-    for name in directory.parts[:_PARTS_MAX]:
-        part = _judge_file(opened, name, unfinished)
+    parts = [_judge_file(opened, name, unfinished) for name in directory.parts[:_PARTS_MAX]]
+    for part in parts:
         if part.completeness is not Completeness.COMPLETE:
             return part
-    return verdict
+    missing = find_missing_part([part.head for part in parts if part.head is not None])
+    if missing:
+        return replace(verdict, completeness=Completeness.INCOMPLETE, reason=missing, sure=True)
+    return next((part for part in parts if not part.sure), verdict)
+
+
+def find_missing_part(heads: Sequence[VmcoreHead]) -> str:
+    """Say which page frames are in no part of a split dump; "" where all are."""
+    at = 0
+    for start, end in sorted(head.split for head in heads if head.split is not None):
+        if start > at:
+            break
+        at = max(at, end)
+    frames = max((head.page_frames for head in heads), default=0)
+    return f"a part is missing: no file has the page frame {at} of {frames}" if at < frames else ""
 
 
 def _judge_file(opened: OpenDump, name: bytes, unfinished: bool) -> Verdict:
     try:
         head, tail, size = opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
+        with opened.reader(name) as read:
+            return judge(head, size, tail, unzstd, unfinished=unfinished, read=read)
     except FormatError as e:
         return Verdict(Completeness.BOGUS, str(e))
-    return judge(head, size, tail, unzstd, unfinished=unfinished)
 
 
 def _read_log(opened: OpenDump, name: bytes | None) -> bytes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from crashd.domain.kernelretention import Deletion, KernelDump, plan_retention
 from crashd.domain.model import State
+from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
@@ -44,7 +45,8 @@ def _plan(
             time_ns=known.time_ns,
             seen_ns=known.first_seen_ns,
             size_bytes=known.told.size_bytes,
-            complete=known.state is State.COMPLETE,
+            complete=known.state is State.COMPLETE and known.sure,
+            maybe=known.state is State.COMPLETE and not known.sure,
             pinned=crash_id in pinned,
             capturing=known.growing or known.state is State.CAPTURING,
         )
@@ -71,15 +73,22 @@ def _delete(watch: "DumpWatch", root: DumpRoot, known: "Known", deletion: Deleti
         log.warning("kernel dump %s is not deleted: %s, ignoring", name.decode(), e)
         return
     try:
-        freed = root.remove(name, known.seen.inode)
+        freed, left = root.remove(name, known.seen.inode)
     except NotFoundError:
-        freed = 0  # somebody was faster
+        freed, left = 0, ()  # somebody was faster
     except (FormatError, OSError) as e:
         log.warning("kernel dump %s cannot be deleted: %s, ignoring", name.decode(), e)
         watch.write_state(crash.id, crash.state, crash.capture.reason)
         known.removal_failed = True
         return
     log.info("kernel dump %s deleted (%s): %s", name.decode(), format_size(freed), deletion.why)
+    if left:
+        files = ", ".join(printable(file[:64]) for file in left[:4])
+        log.warning(
+            "the directory of kernel dump %s stays: no maker of dumps wrote %s",
+            name.decode(),
+            files,
+        )
     known.state = State.EVICTED
     watch.forget((known.root, name))
     watch.listeners.deleted(deletion.reason.value, freed)

@@ -29,6 +29,8 @@ class Known:
     growing: bool = True
     first_seen_ns: int = 0
     time_ns: int = 0
+    sure: bool = False
+    """Its end was seen."""
     removal_failed: bool = False
     log_pending: bool = False
     """There is no log, and the dump was not asked: the log may still be on its way."""

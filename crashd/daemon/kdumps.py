@@ -238,7 +238,9 @@ class DumpWatch:
         known = self.known.get(key)
         now_ns = time.monotonic_ns()
         unchanged = known is not None and known.seen.stamp == seen.stamp and known.crash_id
-        if unchanged and known is not None and not known.is_active(now_ns):
+        # A file that grows changes its own stamp, and not its directory's.
+        settled = known is not None and known.state is State.COMPLETE and known.sure
+        if unchanged and settled and known is not None and not known.is_active(now_ns):
             return
         try:
             self._examine(root, seen, key, known)
@@ -309,7 +311,9 @@ class DumpWatch:
         known.first_seen_ns = kernel.get("first_seen_ns") or known.first_seen_ns
         crashed = kernel.get("crash_time")
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else known.told.stamp_ns
+        known.sure = kernel.get("dump_sure") is True
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
+        same = same and "dump_sure" in kernel  # an older crashd judged it by its head alone
         if same and known.state in (State.COMPLETE, State.INCOMPLETE):
             known.growing = False
             return None
@@ -328,6 +332,7 @@ class DumpWatch:
             growing = True
             look = look_into(root, known.seen, known.told, growing=True)
         known.growing = growing
+        known.sure = look.verdict is not None and look.verdict.sure
         known.log_pending = asked is None and not growing and _wants_log(look, self.settings)
         try:
             crash = self._write(look, known)

@@ -13,7 +13,7 @@ Source: makedumpfile diskdump_mod.h and IMPLEMENTATION, libkdumpfile src/kdumpfi
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Literal
@@ -47,6 +47,9 @@ _UTSNAME_FIELD = 65  # __NEW_UTS_LEN + 1
 _BLOCK_MIN, _BLOCK_MAX = 4096, 2**20
 _SUB_HEADER_BLOCKS_MAX = 2**16
 _PAGE_DESC = {"little": Struct("<QIIQ"), "big": Struct(">QIIQ")}
+_DESC_SIZE = 24
+_DESCRIPTORS_READ = 16_384
+_PIECE = 2**20
 _FILE_END_MAX = 2**63 - 1  # loff_t
 _MACHINE_32 = re.compile(rb"i[3-6]86|arm(v\w+)?|ppc|mips|parisc|s390|sh\w*|riscv32|m68k")
 
@@ -57,6 +60,8 @@ _HEADERS: tuple[tuple[int, str], ...] = ((408, "qq"), (404, "ii"))
 HEADER_SIZE: Final = 464
 """Bytes of the larger of the two forms of struct disk_dump_header."""
 
+Read = Callable[[int, int], bytes]
+"""Gives the bytes from an offset on, of that size or as many as there are."""
 Alignment = Literal["64", "32-packed", "32-padded"]
 # phys_base, dump_level, split, start_pfn, end_pfn, offset and size of vmcoreinfo, of note and of
 # eraseinfo, start_pfn_64, end_pfn_64, max_mapnr_64. 32-bit x86 packs off_t to 4 bytes, ARM does
@@ -225,22 +230,50 @@ def _parse_sub_header(data: bytes, dump: DiskDump) -> tuple[int, ...] | None:
     return found
 
 
-def size_at_least(data: bytes, dump: DiskDump) -> tuple[int, str]:
-    """Tell how many bytes the dump has at least, and what lies before that end, in words.
-
-    The more of the dump's start is in `data`, the closer: with both bitmaps and all the page
-    descriptors it is exact, but for the erase info.
+def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
+    """Return how many bytes the dump has at least, what lies before that end, in words, and whether
+    the bitmap and the last descriptors, which say so, could be read.
     """
     at = dump.descriptors_at
-    size, what = at, "bitmaps"
-    half = _dumped_bitmap(dump)
-    if dump.split is None and half is not None and half[1] <= len(data):
-        size = at + 24 * int.from_bytes(data[half[0] : half[1]], "little").bit_count()
-        what = "page descriptors"
-    for offset, length in _descriptors(data[at:size], dump):
-        if offset + length > size:
-            size, what = offset + length, "pages"
-    return size, what
+    count = _count_dumped(read, dump)
+    if count is None:
+        return at, "bitmaps", False
+    size, what = at + _DESC_SIZE * count, "page descriptors"
+    told, first = True, at + _DESC_SIZE * count
+    while first > at:
+        end, first = first, max(at, first - _DESC_SIZE * _DESCRIPTORS_READ)
+        table = read(first, end - first)
+        told = told and len(table) == end - first
+        pages = list(_descriptors(table, dump))
+        for offset, length in pages:
+            if offset + length > size:
+                size, what = offset + length, "pages"
+        # All zero pages share the data of one: behind it, the data are in the descriptors' order.
+        if len(set(pages)) > 1:
+            break
+    return size, what, told
+
+
+def _count_dumped(read: Read, dump: DiskDump) -> int | None:
+    """Count the pages dumped; None where their bitmap is not there."""
+    bitmap = _dumped_bitmap(dump)
+    if bitmap is None:
+        return None
+    start, end = dump.split or (0, 8 * (bitmap[1] - bitmap[0]))
+    if not 0 <= start <= end <= 8 * (bitmap[1] - bitmap[0]):
+        return None
+    at, last = bitmap[0] + start // 8, bitmap[0] + (end + 7) // 8
+    count = 0
+    for piece in range(at, last, _PIECE):
+        data = bytearray(read(piece, min(_PIECE, last - piece)))
+        if len(data) < min(_PIECE, last - piece):
+            return None
+        if piece == at:
+            data[0] &= 0xFF << start % 8
+        if piece + len(data) == last and end % 8:
+            data[-1] &= (1 << end % 8) - 1
+        count += int.from_bytes(data, "little").bit_count()
+    return count
 
 
 def _dumped_bitmap(dump: DiskDump) -> tuple[int, int] | None:

@@ -155,6 +155,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
         "log_file": _name(directory.log),
         "log_source": look.log_source if look.log else None,
         "dump_state": verdict.completeness.value if verdict is not None else None,
+        "dump_sure": verdict.sure if verdict is not None else None,
         "world_readable": directory.world_readable or directory.log_world_readable,
     }
     if head is not None:

@@ -2,10 +2,11 @@
 
 What holds, whatever the policy:
 
-- the newest complete dump is never deleted, nor one that is pinned, being written, or not ours;
+- the newest complete dump is never deleted, nor the newest that may be complete, nor one that is
+  pinned, being written, or not ours;
 - what is not ours is not counted either: a planted directory can push nothing out;
-- an incomplete dump never pushes out a complete one: it has a count of its own, and goes first
-  where space is short;
+- what is not surely complete never pushes out what is, or may be: only dumps known to be cut have a
+  count of their own, and they go first where space is short;
 - nothing is deleted that no limit asks for.
 
 DESIGN section 5. The plan is made for the dumps of one file system.
@@ -41,6 +42,9 @@ class KernelDump:
     """When crashd first saw it, by this host's clock."""
     size_bytes: int
     complete: bool
+    """Surely so: its end was seen."""
+    maybe: bool = False
+    """Not surely, but nothing speaks against it."""
     trusted: bool = True
     """False: planted or another's (DumpDirectory.faults)."""
     pinned: bool = False
@@ -83,8 +87,11 @@ def plan_retention(
     count, use, free; the oldest first within each, incomplete ones first where space is short.
     """
     ours = sorted((d for d in dumps if d.trusted), key=lambda d: (d.dated_ns, d.key))
-    newest = next((d for d in reversed(ours) if d.complete and not d.capturing), None)
-    left = {d.key: d for d in ours if not (d is newest or d.pinned or d.capturing)}
+    settled = [d for d in reversed(ours) if not d.capturing]
+    whole = next((d for d in settled if d.complete), None)
+    maybe = next((d for d in settled if d.maybe and not d.complete), None)
+    kept = {d.key for d in (whole, maybe) if d is not None}
+    left = {d.key: d for d in ours if not (d.key in kept or d.pinned or d.capturing)}
     deletions: list[Deletion] = []
 
     def delete(dump: KernelDump, reason: DeletionReason, why: str) -> None:
@@ -97,13 +104,15 @@ def plan_retention(
     if policy.max_count > 0:
         for dump in _over_count(ours, policy.max_count):
             if dump.key in left:
-                kind = "complete" if dump.complete else "incomplete"
+                kind = "complete" if dump.complete or dump.maybe else "incomplete"
                 why = f"older than the newest {policy.max_count} {kind} dumps"
                 delete(dump, DeletionReason.COUNT, why)
     use = sum(d.size_bytes for d in ours) - sum(d.size_bytes for d in deletions)
     free = free_bytes + sum(d.size_bytes for d in deletions)
     # Stable: the oldest first within each. What is empty would free nothing.
-    for dump in sorted((d for d in left.values() if d.size_bytes), key=lambda d: d.complete):
+    for dump in sorted(
+        (d for d in left.values() if d.size_bytes), key=lambda d: (d.complete, d.maybe)
+    ):
         if 0 < policy.max_use_bytes < use:
             why = f"kernel dumps use {use} bytes, {policy.max_use_bytes} are allowed"
             delete(dump, DeletionReason.USE, why)
@@ -118,11 +127,16 @@ def plan_retention(
 
 
 def _over_count(ours: Sequence[KernelDump], count: int) -> list[KernelDump]:
-    """List the dumps beyond the newest `count` of their kind, the oldest first."""
-    over: list[KernelDump] = []
-    for complete in (False, True):
-        kind = [d for d in ours if d.complete is complete and not d.capturing]
-        over += kind[: max(0, len(kind) - count)]
+    """List the dumps beyond the newest `count` of their kind, the oldest first.
+
+    What may be complete counts for nothing, and goes where enough that surely is came after it.
+    """
+    settled = [d for d in ours if not d.capturing]
+    sound = [d for d in settled if d.complete or d.maybe]
+    cut = [d for d in settled if not (d.complete or d.maybe)]
+    newer = [sum(other.complete for other in sound[at + 1 :]) for at in range(len(sound))]
+    over = [dump for dump, after in zip(sound, newer, strict=True) if after >= count]
+    over += cut[: max(0, len(cut) - count)]
     return sorted(over, key=lambda d: (d.dated_ns, d.key))
 
 

@@ -17,7 +17,7 @@ Documentation/admin-guide/kdump/vmcoreinfo.rst.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -26,10 +26,13 @@ from crashd.domain.diskdump import (
     NOTES_MAX_BYTES,
     SIGNATURE,
     VMCOREINFO_MAX,
+    Read,
     parse_diskdump,
     size_at_least,
 )
 from crashd.domain.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.flatwalk import walk
+from crashd.domain.nodump import describe
 from crashd.domain.text import printable
 from crashd.domain.wrapped import Unwrapped, Unzstd, Wrapper, find_wrapper, is_ended, unwrap
 from crashd.errors import FormatError
@@ -64,9 +67,6 @@ _MACHINES |= {183: "aarch64", 243: "riscv64", 258: "loongarch64"}
 _FLAGGED_MACHINES = frozenset({8, 243})  # bit 0 of their own e_flags means something else
 
 _PLAIN_KEY = re.compile(rb"[A-Z][A-Z0-9_-]{0,63}")
-_LOG_LINE = re.compile(rb"(?:^|\n)(?:<\d{1,3}>)?\[ *\d{1,10}\.\d{6}\]")
-_TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
-_TEXT_SAMPLE = 64 * 1024
 _TIME_MAX_S = 2**33  # the year 2242; ns fit in 63 bits
 
 
@@ -128,6 +128,10 @@ class VmcoreHead:
     """Bytes of the dump itself, neither flattened nor compressed."""
     ends_with: str = ""
     """What reaches to `size_at_least`, in words."""
+    end_told: bool = True
+    """`size_at_least` comes from all that tells it."""
+    page_frames: int = 0
+    """Of the machine, holes counted."""
     problems: tuple[str, ...] = ()
     """What was missing or absurd: a line each, without any text from the dump."""
 
@@ -157,6 +161,8 @@ class _Peeled:
     ended: bool | None = None
     """Of what was peeled off; None: nothing was, or its end cannot be seen."""
     problems: tuple[str, ...] = ()
+    read: Read | None = None
+    """Reads the dump itself beyond `data`; None where that is not known to work."""
 
 
 def parse_vmcore(head: bytes, unzstd: Unzstd) -> VmcoreHead:
@@ -170,12 +176,19 @@ def parse_vmcore(head: bytes, unzstd: Unzstd) -> VmcoreHead:
 
 
 def judge(
-    head: bytes, size_bytes: int, tail: bytes, unzstd: Unzstd, *, unfinished: bool = False
+    head: bytes,
+    size_bytes: int,
+    tail: bytes,
+    unzstd: Unzstd,
+    *,
+    unfinished: bool = False,
+    read: Read | None = None,
 ) -> Verdict:
     """Judge a file that is named like a dump: its first bytes, its size, and its last bytes.
 
     `unfinished` says that its maker had not yet given it its final name: then only the end marker
-    of the flattened format proves that all was written. Raises nothing.
+    of the flattened format proves that all was written. `read` reads the file where its head does
+    not tell where it ends. Raises nothing but what `read` does.
     """
     if not size_bytes:
         return Verdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
@@ -184,6 +197,11 @@ def judge(
     except FormatError as e:
         return Verdict(Completeness.BOGUS, str(e))
     try:
+        if peeled.wrapper is None and not peeled.flattened:
+            peeled = replace(peeled, read=read)
+        elif peeled.wrapper is None and read is not None and peeled.data.startswith(ELF_MAGIC):
+            data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
+            peeled = replace(peeled, data=data, ended=ended)
         vmcore = _parse_peeled(peeled)
     except FormatError as e:
         return _judge_without_head(peeled, size_bytes, str(e))
@@ -195,6 +213,8 @@ def judge(
         return Verdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
     if peeled.size is None:
         reason = f"the end of what {vmcore.wrapped_by} compressed was not checked"
+    elif peeled.ended is None if peeled.flattened else not vmcore.end_told:
+        reason = "where it ends could not be read"
     return Verdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
 
 
@@ -227,20 +247,7 @@ def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> Verdict
     if signed and peeled.size is not None and peeled.size <= len(data) < needed:
         return Verdict(Completeness.INCOMPLETE, "file ends before its header does")
     size = size_bytes if peeled.size is None else peeled.size
-    return Verdict(Completeness.BOGUS, error if signed else _describe(data, size))
-
-
-def _describe(data: bytes, size: int) -> str:
-    """Say what a file is that is no dump."""
-    sample = data[:_TEXT_SAMPLE]
-    if not sample.strip(b"\0"):
-        return f"{size} bytes, zeros at the start"
-    # Many a log ends in zeros, where the file system had not yet written the data.
-    if not sample.rstrip(b"\0").translate(None, _TEXT):
-        if _LOG_LINE.search(sample) or sample.startswith(b"Linux version "):
-            return "a copy of the log, no memory image (--dump-dmesg)"
-        return f"{size} bytes of text, no memory image"
-    return f"{size} bytes of an unknown format, no memory image"
+    return Verdict(Completeness.BOGUS, error if signed else describe(data, size))
 
 
 # ---- what is around the dump ----
@@ -347,7 +354,7 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
     if not info:
         problems.append("no VMCOREINFO in the head")
     vmcoreinfo = parse_vmcoreinfo(info)
-    least, what = size_at_least(data, dump)
+    least, what, told = size_at_least(peeled.read or (lambda at, n: data[at : at + n]), dump)
     _, nodename, release, version, machine, _ = (printable(name) for name in dump.utsname)
     return VmcoreHead(
         format=DumpFormat.KDUMP,
@@ -370,6 +377,8 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
         build_id=_build_id(vmcoreinfo),
         size_at_least=least,
         ends_with=what,
+        end_told=told,
+        page_frames=dump.max_mapnr,
         problems=tuple(problems),
     )
 

@@ -174,7 +174,7 @@ class Catalog:
             raise UnavailableError(f"crash {crash_id} is still being captured")
         try:
             with DumpRoot(Path(path).parent) as root:
-                return root.remove(os.fsencode(Path(path).name), inode)
+                return root.remove(os.fsencode(Path(path).name), inode)[0]
         except NotFoundError:
             return 0
 

@@ -9,7 +9,7 @@ opened. Nothing blocks: no FIFO, no device is opened for read.
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,13 +143,13 @@ class DumpRoot:
             raise OSError(f"{printable(seen.entry.name)} is on another file system")
         return OpenDump(fd, self._trusted)
 
-    def remove(self, name: bytes, inode: int) -> int:
-        """Remove one dump's directory with its files; return the bytes freed.
+    def remove(self, name: bytes, inode: int) -> tuple[int, tuple[bytes, ...]]:
+        """Remove a dump's files, and its directory where nothing else is in it; return the bytes
+        freed, and what stays because no maker of dumps wrote it.
 
         Raises:
             NotFoundError: it is gone, or there is another in its place.
-            FormatError: it is not to be trusted (any more), or holds a directory; what it holds
-            besides is gone then.
+            FormatError: it is not to be trusted (any more).
             OSError: the file system refuses.
 
         """
@@ -164,14 +164,16 @@ class DumpRoot:
             why = self.distrust or (told.faults[0] if told else "it is no kernel dump's")
             raise FormatError(f"{printable(name)} is left alone: {why}")
         with self.open(seen) as directory:
-            freed = directory.empty()
+            freed, left = directory.empty(told.unknown)
+        if left:
+            return freed, left
         try:
             os.rmdir(name, dir_fd=self._fd)
         except FileNotFoundError:
-            return freed
+            return freed, ()
         except OSError as e:
             raise FormatError(f"{printable(name)} cannot be removed: {e.strerror}") from e
-        return freed
+        return freed, ()
 
 
 class OpenDump:
@@ -232,20 +234,38 @@ class OpenDump:
         finally:
             os.close(fd)
 
-    def empty(self) -> int:
-        """Unlink all that is no directory; return the bytes freed."""
-        freed = 0
-        for name in os.listdir(self._fd):
+    @contextlib.contextmanager
+    def reader(self, name: bytes) -> Iterator[Callable[[int, int], bytes]]:
+        """Open a file to read from any offset as many bytes as are there.
+
+        Raises:
+            OSError: it is gone.
+            FormatError: see `open_file`.
+
+        """
+        fd = self.open_file(name)
+        try:
+            yield lambda at, size: _pread(fd, size, at)
+        finally:
+            os.close(fd)
+
+    def empty(self, keep: Collection[bytes]) -> tuple[int, tuple[bytes, ...]]:
+        """Unlink all but directories and what is named in `keep`; return the bytes freed, and the
+        names of what is left.
+        """
+        freed, left = 0, []
+        for name in sorted(map(os.fsencode, os.listdir(self._fd))):
             try:
                 status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
+                if name in keep or stat.S_ISDIR(status.st_mode):
+                    left.append(name)
                     continue
                 os.unlink(name, dir_fd=self._fd)
             except FileNotFoundError:
                 continue
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                 freed += status.st_blocks * 512
-        return freed
+        return freed, tuple(left)
 
 
 def _entry(name: bytes, status: os.stat_result) -> Entry:

@@ -136,6 +136,26 @@ def test_fault_17_directory_that_is_deleted_by_others_is_missing_and_comes_back(
     assert [crash["id"] for crash in daemon.crashes()] == [before["id"]]
 
 
+def test_dump_that_grows_long_after_it_was_judged_is_judged_again(
+    daemon: Daemon, dumps: Path
+) -> None:
+    directory = save(dumps, "202601010101", cut=True)
+    wait_until(lambda: states(daemon) == ["incomplete"], 20, "it is cut")
+    with (directory / "dump.202601010101").open("ab") as file:
+        file.write(b"\xff" * 16)  # changes the file's stamp alone
+    (dumps / "anything").touch()  # rather than wait for the next scan
+    wait_until(lambda: states(daemon) == ["complete"], 20, "its copy went on")
+
+
+def test_delete_by_hand_says_that_files_of_others_stay(daemon: Daemon, dumps: Path) -> None:
+    directory = save(dumps, "202601010101")
+    wait_until(lambda: states(daemon) == ["complete"], 20, "it is there")
+    (directory / "CASE-notes.txt").write_text("mine")
+    done = daemon.crashctl("delete", "--yes", "kind=kernel")
+    assert "stays: it holds files that no maker of dumps wrote" in done.stderr
+    assert os.listdir(directory) == ["CASE-notes.txt"]
+
+
 def test_hostile_directory_is_not_opened_not_followed_and_does_not_block(
     short_tmp: Path, dumps: Path, tmp_path: Path
 ) -> None:
@@ -395,12 +415,16 @@ def test_remove_of_what_is_not_ours_leaves_it(dumps: Path) -> None:
         with pytest.raises(NotFoundError, match="another directory"):
             root.remove(b"202601010101", inode + 1)
         (directory / "sub").mkdir()
-        with pytest.raises(FormatError, match="cannot be removed"):
-            root.remove(b"202601010101", inode)
-        assert os.listdir(directory) == ["sub"]
-        (directory / "sub").rmdir()
-        root.remove(b"202601010101", inode)
-    assert os.listdir(dumps) == []
+        (directory / "CASE-notes.txt").write_text("mine")
+        (directory / "vmcore").write_text("put together by hand")
+        freed, left = root.remove(b"202601010101", inode)
+        assert freed
+        assert left == (b"CASE-notes.txt", b"sub", b"vmcore")
+        assert sorted(os.listdir(directory)) == ["CASE-notes.txt", "sub", "vmcore"]
+    directory = save(dumps, "202601010102")
+    with DumpRoot(dumps) as root:
+        assert root.remove(b"202601010102", directory.stat().st_ino)[1] == ()
+    assert os.listdir(dumps) == ["202601010101"]
 
 
 SWAPPER = """

@@ -50,6 +50,27 @@ def test_plan_incomplete_never_push_out_complete() -> None:
     assert "x0" not in dict(gone)
 
 
+def test_plan_what_may_be_cut_pushes_out_nothing() -> None:
+    unsure = [
+        replace(dump(f"m{i}", i / 10, complete=False), maybe=True) for i in range(4)
+    ]  # m0 is the newest
+    one = KernelPolicy(max_count=1)
+    assert planned([dump("a", 50), *unsure], one) == []
+    assert planned(unsure, one) == []
+    # what is surely whole and came later does push out
+    assert planned([*unsure, dump("w", 0.15)], one) == [("m3", "count"), ("m2", "count")]
+    # nor is it pushed out by what is known to be cut
+    cut = [dump(f"x{i}", -i, complete=False) for i in range(3)]
+    assert planned([*unsure, *cut], one) == [("x0", "count"), ("x1", "count")]
+
+
+def test_plan_where_space_is_short_the_cut_go_first_and_the_newest_of_each_kind_stay() -> None:
+    unsure = [replace(dump(f"m{i}", 60 + i, complete=False), maybe=True) for i in range(2)]
+    dumps = [*FIVE, *unsure, dump("x", 1, complete=False)]
+    gone = [key for key, _ in planned(dumps, KernelPolicy(keep_free_bytes=10**18), free=0)]
+    assert gone == ["x", "m1", "a", "b", "c", "d"]
+
+
 def test_plan_planted_are_neither_counted_nor_deleted() -> None:
     planted = [replace(dump(f"p{i}", -1 - i), trusted=False) for i in range(50)]
     policy = KernelPolicy(max_count=2, max_use_bytes=GIB, keep_free_bytes=10**18, max_age_ns=1)

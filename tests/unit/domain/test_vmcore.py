@@ -486,3 +486,75 @@ def test_judge_random_bytes_raises_nothing(magic: bytes, rest: bytes) -> None:
 
 def test_vmcoreinfo_of_the_builder_is_read_whole() -> None:
     assert parse_vmcoreinfo(VMCOREINFO).keys() >= {"OSRELEASE", "BUILD-ID", "KERNELOFFSET"}
+
+
+# ---- a machine so large that the head does not tell where its dump ends ----
+
+LARGE = KdumpFormat(max_mapnr=2**24, pages=(b"page" * 100, b"", b"last" * 50)).build()
+
+
+def judged_by_reading(raw: bytes) -> Verdict:
+    def read(at: int, size: int) -> bytes:
+        return raw[at : at + size]
+
+    return judge(raw[:HEAD_SIZE], len(raw), raw[-4096:], unzstd, read=read)
+
+
+def test_judge_large_machine_reads_bitmap_and_descriptors_behind_the_head() -> None:
+    assert len(LARGE) > 4 * HEAD_SIZE
+    whole = judged_by_reading(LARGE)
+    assert (whole.completeness, whole.reason, whole.sure) == (COMPLETE, "", True)
+    descriptors = len(LARGE) - 600 - 3 * 24
+    for cut in (
+        len(LARGE) - 1,
+        len(LARGE) - 200,
+        len(LARGE) - 600,
+        descriptors + 1,
+        descriptors,
+        descriptors - 1,
+        len(LARGE) // 2,
+        HEAD_SIZE + 1,
+        HEAD_SIZE,
+        HEAD_SIZE - 1,
+    ):
+        assert judged_by_reading(LARGE[:cut]).completeness is INCOMPLETE, cut
+
+
+def test_judge_large_machine_by_its_head_alone_is_not_sure() -> None:
+    verdict = judged(LARGE)
+    assert verdict.completeness is COMPLETE
+    assert not verdict.sure
+    assert verdict.reason == "where it ends could not be read"
+
+
+@pytest.mark.parametrize("split", [(0, 4096), (0, 3), (1, 2), (2, 4096)])
+def test_judge_part_of_a_split_dump_counts_the_pages_of_its_range(split: tuple[int, int]) -> None:
+    first, last = max(0, split[0]), min(3, split[1])
+    pages = (b"one" * 50, b"two" * 60, b"three" * 70)
+    raw = bytearray(KdumpFormat(split=split, pages=pages[first:last]).build())
+    at = 5 * 4096 - 4096  # of the second bitmap: a header, two of the sub-header, the first bitmap
+    raw[at] = 0b111  # all pages of the machine, as each part has it
+    assert judged(bytes(raw)).sure
+    assert judged(bytes(raw)).completeness is COMPLETE
+    assert judged(bytes(raw[:-1])).completeness is INCOMPLETE
+
+
+def flatten_elf(memory: int) -> bytes:
+    """Flatten an ELF dump as makedumpfile -E -F does: the program headers last but one."""
+    elf = build_elf_vmcore(memory=b"m" * memory)
+    out = (b"makedumpfile".ljust(16, b"\0") + pack(">qq", 1, 1)).ljust(4096, b"\0")
+    for start, end in ((0, 64), (2**20, len(elf)), (64, 2**20)):
+        out += pack(">qq", start, end - start) + elf[start:end]
+    return out + FLAT_END
+
+
+def test_judge_flattened_elf_with_its_program_headers_behind_the_head() -> None:
+    raw = flatten_elf(3 * 2**20)
+    verdict = judged_by_reading(raw)
+    assert (verdict.completeness, verdict.sure) == (COMPLETE, True)
+    assert verdict.head is not None
+    assert verdict.head.flattened
+    assert verdict.head.release == parse_vmcore(ELF, unzstd).release
+    for cut in (1, 15, 16, 17, 2**19, 2**20, 2**20 + 31, 2**21, 2**21 + 5):
+        assert judged_by_reading(raw[:-cut]).completeness is INCOMPLETE, cut
+    assert judged_by_reading(raw + b"more").completeness is INCOMPLETE
