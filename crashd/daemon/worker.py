@@ -232,6 +232,8 @@ def _capture(
         incoming.release()
     if ending and final.state is not State.COMPLETE and not is_only_counted(final):
         final = replace(final, capture=replace(final.capture, reason=f"spooled: {ending}"))
+        if final.state is State.LOST:  # the handler kept the crash, and chose to keep no core of it
+            final = replace(final, state=State.METADATA_ONLY)
         job.entry.write(final, sync=True)
 
 
