@@ -5,7 +5,6 @@ the exporter are imported, so that a worker is small.
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -16,8 +15,8 @@ from pathlib import Path
 from crashd import __version__
 from crashd.daemon.pool import Nursery
 from crashd.edge.process import make_undumpable, set_oom_score
-from crashd.errors import BusyError, CrashdError, UnavailableError
-from crashd.store.entry import prepare
+from crashd.errors import CrashdError
+from crashd.store.daemonlock import lock_root
 from crashd.store.paths import Paths
 
 DAEMON_OOM_SCORE = -900
@@ -44,34 +43,6 @@ def set_up_logging(environ: "os._Environ[str] | dict[str, str]") -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def lock_root(paths: Paths) -> int:
-    """Take the root for this daemon; the caller owns the descriptor, and with it the lock.
-
-    Raises:
-        BusyError: another daemon has it.
-        UnavailableError: the root cannot be used.
-
-    """
-    try:
-        paths.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        prepare(paths)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(paths.daemon_lock, flags, 0o600)
-    except OSError as e:
-        raise UnavailableError(
-            f"cannot use the root {paths.root}: {e.filename}: {e.strerror}"
-        ) from e
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        owner = os.read(fd, 16).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise BusyError(f"another crashd (pid {owner}) runs on the root {paths.root}") from e
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    return fd
 
 
 def build_parser() -> argparse.ArgumentParser:
