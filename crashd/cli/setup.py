@@ -37,7 +37,8 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     wanted = sysctl.Registration(pattern, pipe_limit, str(paths.handler))
     sysctl.register(wanted, paths.previous_core_pattern, PROC)
     paths.registered_marker.unlink(missing_ok=True)
-    _print_changes(before, "registered already")
+    if not _print_changes(before):
+        print("registered already")
     return 0
 
 
@@ -49,7 +50,8 @@ def uninstall(context: Context, arguments: argparse.Namespace) -> int:
     before = _values()
     outcome = sysctl.restore(str(paths.handler), paths.previous_core_pattern, PROC)
     paths.registered_marker.unlink(missing_ok=True)
-    _print_changes(before, outcome)
+    if sysctl.PATTERN not in _print_changes(before):
+        print(printable(outcome))
     return 0
 
 
@@ -70,10 +72,9 @@ def _values() -> dict[str, str]:
     return {name: sysctl.read(name, PROC) for name in _NAMES}
 
 
-def _print_changes(before: dict[str, str], unchanged: str) -> None:
+def _print_changes(before: dict[str, str]) -> list[str]:
     after = _values()
     changed = [name for name in _NAMES if before[name] != after[name]]
     for name in changed:
         print(f"{name}: {printable(before[name])} -> {printable(after[name])}")
-    if not changed:
-        print(printable(unchanged))
+    return changed
