@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable, Mapping
 
 from crashd.daemon.ingest import Ingest
-from crashd.daemon.registration import choose_mode
 from crashd.domain.model import Mode
 from crashd.edge import handoff, kernelsock
 from crashd.edge.exporter import DropReason
 from crashd.errors import CrashdError
+from crashd.registration import choose_mode
 from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.intake")
@@ -60,6 +60,8 @@ class Intake:
         self._watch(self._handoff, self.accept)
         kernel = given.get("kernel")
         mode = choose_mode(configured, passed=kernel is not None)
+        if configured == "socket" and mode is Mode.PIPE:
+            log.error("this kernel has no coredump socket (Linux 6.17), using the pipe")
         if mode is Mode.SOCKET and kernel is None:
             kernel = handoff.listen_unix(self._paths.kernel_socket, socket.SOCK_STREAM, 0o600)
             self._own.append(kernel)
