@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crashd import __version__
 from crashd.daemon.pool import Nursery
+from crashd.domain.text import printable
 from crashd.edge.process import make_undumpable, set_oom_score
 from crashd.errors import CrashdError
 from crashd.store.daemonlock import lock_root
@@ -24,7 +25,15 @@ DOCUMENT_MAX = 16 << 20
 log = logging.getLogger("crashd")
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Escape what a log's reader would not see; messages may hold names that a user chose."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Format one record without its traceback."""
+        return "\n".join(printable(line) for line in super().formatMessage(record).split("\n"))
+
+
+class _JournalFormatter(_Formatter):
     """Prefix lines with their syslog level, as sd-daemon(3) wants them on stderr."""
 
     _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
@@ -41,7 +50,7 @@ def set_up_logging(environ: "os._Environ[str] | dict[str, str]") -> None:
     if "JOURNAL_STREAM" in environ:
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
