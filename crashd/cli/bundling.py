@@ -34,7 +34,7 @@ from crashd.domain.modules import file_roots, find_modules, path_parts
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.modulefiles import open_modules
-from crashd.errors import CrashdError, FormatError, NotFoundError, UsageError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UsageError, reason_of
 from crashd.store.corefile import read_core, zstd_reader, zstd_writer
 
 HEAD_MAX = 8 << 20
@@ -88,7 +88,7 @@ def _write(
             count = _Packer(tar, doc, shown).pack(stored, core)
         os.replace(staged, target)
     except OSError as e:
-        raise CrashdError(f"bundle: cannot write {target}: {e.strerror}") from e
+        raise CrashdError(f"bundle: cannot write {target}: {reason_of(e)}") from e
     finally:
         staged.unlink(missing_ok=True)
     return count
@@ -222,7 +222,7 @@ def extract(path: Path, directory: Path) -> tuple[Path, Path | None, Path]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
-        raise NotFoundError(f"cannot open {name}: {e.strerror}") from e
+        raise NotFoundError(f"cannot open {name}: {reason_of(e)}") from e
     taken: dict[str, Path] = {}
     sums: dict[str, str] = {}
     with open(fd, "rb") as raw, zstd_reader(raw) as plain:
@@ -231,7 +231,7 @@ def extract(path: Path, directory: Path) -> tuple[Path, Path | None, Path]:
                 for member in tar:
                     _take(tar, member, directory, taken, sums)
         except (tarfile.TarError, EOFError, OSError) as e:
-            raise FormatError(f"{name} is no bundle: {e}") from e
+            raise FormatError(f"{name} is no bundle: {reason_of(e)}") from e
     if "core.zst" not in taken or "crash.json" not in taken:
         raise FormatError(f"{name} has no core, or no crash.json")
     for part, file in taken.items():

@@ -19,6 +19,7 @@ from crashd.errors import (
     PermissionDeniedError,
     UnavailableError,
     UsageError,
+    reason_of,
 )
 
 TIMEOUT_SECONDS = 30.0
@@ -82,7 +83,7 @@ class ControlClient:
                 connection.sendall(frames.pack(request))
             except OSError as e:
                 raise UnavailableError(
-                    f"no crashd answers at {self._path}: {e.strerror or e}",
+                    f"no crashd answers at {self._path}: {reason_of(e)}",
                     hint="systemctl start crashd; crashctl doctor tells more",
                 ) from e
             yield connection
@@ -96,7 +97,7 @@ class ControlClient:
         except TimeoutError as e:
             raise UnavailableError(f"the daemon at {self._path} does not answer") from e
         except (OSError, FormatError) as e:
-            raise UnavailableError(f"the daemon at {self._path}: {e}") from e
+            raise UnavailableError(f"the daemon at {self._path}: {reason_of(e)}") from e
 
 
 def _receive_exactly(connection: socket.socket, size: int, fds: list[int] | None = None) -> bytes:

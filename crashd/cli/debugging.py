@@ -22,7 +22,7 @@ from crashd.cli.context import Context
 from crashd.cli.dumping import opened_core, terminable, write_file
 from crashd.cli.source import newest, open_source
 from crashd.domain.text import printable
-from crashd.errors import CrashdError, UnsupportedError, UsageError
+from crashd.errors import CrashdError, UnsupportedError, UsageError, reason_of
 
 PROC = Path("/proc")
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
@@ -218,7 +218,7 @@ def _exec(argv: Sequence[str], user: User | None) -> NoReturn:
             environ["HOME"] = _home(user.uid)
         os.execve(argv[0], list(argv), environ)
     except OSError as e:
-        what = printable(f"crashctl: cannot run {argv[0]}: {e.strerror}") + "\n"
+        what = printable(f"crashctl: cannot run {argv[0]}: {reason_of(e)}") + "\n"
         os.write(2, what.encode("utf-8", "backslashreplace"))
         os._exit(_NOT_FOUND if isinstance(e, FileNotFoundError) else _CANNOT_RUN)
     finally:

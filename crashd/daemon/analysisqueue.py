@@ -17,7 +17,7 @@ from typing import Any
 from crashd.daemon.analysis import AnalysisOptions, analyse, analysed
 from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
 from crashd.domain.model import Crash, Kind, State
-from crashd.errors import CrashdError, FormatError
+from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store.entry import ANALYSIS, Entry, open_entry
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -270,5 +270,5 @@ def begin_result(entry: Entry) -> int:
     try:
         entry.write_file(ANALYSIS, json.dumps({"state": "running", "attempts": number}).encode())
     except OSError as e:
-        raise FormatError(f"{ANALYSIS} cannot be written: {e.strerror}") from e
+        raise FormatError(f"{ANALYSIS} cannot be written: {reason_of(e)}") from e
     return number

@@ -10,7 +10,7 @@ from crashd.daemon.ingest import Ingest
 from crashd.domain.model import Mode
 from crashd.edge import handoff, kernelsock
 from crashd.edge.exporter import DropReason
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
 from crashd.registration import choose_mode
 from crashd.store.paths import Paths
 
@@ -106,7 +106,7 @@ class Intake:
             while (connection := handoff.accept(server)) is not None:
                 self._receive(connection)
         except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
-            log.error("cannot accept hand-overs: %s, trying again", e.strerror)
+            log.error("cannot accept hand-overs: %s, trying again", reason_of(e))
             self._unwatch(server)
             self._later("accept", AGAIN_NS, lambda: self._accept_again(server))
 
@@ -157,7 +157,7 @@ class Intake:
             log.warning("%s, ignoring", e)
             return
         except OSError as e:
-            log.error("cannot accept crashes from the kernel: %s, trying again", e.strerror)
+            log.error("cannot accept crashes from the kernel: %s, trying again", reason_of(e))
         self._unwatch(server)
         self._paused = True
         self._later("kernel", AGAIN_NS, self.resume)

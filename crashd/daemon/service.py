@@ -37,7 +37,7 @@ from crashd.domain.model import LIST_KEYS, Crash, Mode, to_json
 from crashd.edge import exporter, handoff, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
 from crashd.edge.kmsg import KernelLog
-from crashd.errors import CrashdError, IndexCorruptError
+from crashd.errors import CrashdError, IndexCorruptError, reason_of
 from crashd.store import signatures
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -386,7 +386,7 @@ class Service:
         try:
             self._exporter.store_free(self._free_bytes())
         except OSError as e:
-            log.error("cannot read %s: %s, ignoring", self._paths.crashes, e.strerror)
+            log.error("cannot read %s: %s, ignoring", self._paths.crashes, reason_of(e))
         self._notifier.status(self._status_line())
 
     def _check_ownership(self) -> None:

@@ -5,6 +5,7 @@ import time
 
 from crashd.daemon.pump import StopError
 from crashd.domain.model import Core
+from crashd.errors import reason_of
 from crashd.store import corefile
 from crashd.store.entry import CORE, Entry
 
@@ -81,7 +82,7 @@ class CoreSink:
                     self._unchecked = 0
                     self._check_free()
             except OSError as e:
-                raise StopError(f"writing the core failed: {e.strerror}") from e
+                raise StopError(f"writing the core failed: {reason_of(e)}") from e
 
     def hole(self, size: int) -> None:
         """Take zeros.
@@ -94,7 +95,7 @@ class CoreSink:
         try:
             self._writer.hole(size)
         except OSError as e:
-            raise StopError(f"writing the core failed: {e.strerror}") from e
+            raise StopError(f"writing the core failed: {reason_of(e)}") from e
 
     def spied(self) -> bytes:
         """Give what came by of the range that was wanted; zeros left out."""
@@ -130,7 +131,7 @@ class CoreSink:
             self._writer.finish()
             os.fsync(self._fd)
         except OSError as e:
-            self.trouble = f"writing the core failed: {e.strerror}"
+            self.trouble = f"writing the core failed: {reason_of(e)}"
             corefile.repair(self._fd)
             size = sum(len(chunk) for chunk in corefile.read_core(self._fd))
             stored = os.fstat(self._fd).st_size

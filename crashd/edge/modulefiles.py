@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from crashd.domain.elfcore import IMAGE_MAX
 from crashd.domain.modules import Module, debug_file_names, path_parts, same_image
+from crashd.errors import reason_of
 
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -115,7 +116,7 @@ def _open_regular(base: int, path: bytes, uid: int | None) -> tuple[int | None, 
     except FileNotFoundError:
         return None, "file is gone"
     except OSError as e:
-        return None, f"cannot be opened: {e.strerror}"
+        return None, f"cannot be opened: {reason_of(e)}"
     finally:
         if directory != base:
             os.close(directory)

@@ -31,6 +31,7 @@ from crashd.errors import (
     PermissionDeniedError,
     UnavailableError,
     UnsupportedError,
+    reason_of,
 )
 from crashd.store.paths import Paths
 
@@ -139,7 +140,7 @@ def write(name: str, value: str, proc: Path = PROC) -> None:
     try:
         _put(name, before, proc)
     except OSError as e:
-        outcome = f"{before!r} could not be put back: {e.strerror}"
+        outcome = f"{before!r} could not be put back: {reason_of(e)}"
     raise UnsupportedError(
         f"{name} was set to {value!r} and then read as {shown}; {outcome}",
         hint="the kernel does not keep such a value, or another program sets it at the same time",
@@ -326,7 +327,7 @@ def _is_trusted(file: Path) -> bool:
 
 
 def _not_read(name: str, e: OSError) -> CrashdError:
-    message = f"cannot read {name}: {e.strerror}"
+    message = f"cannot read {name}: {reason_of(e)}"
     if e.errno == errno.ENOENT:
         return UnsupportedError(
             message, hint="the kernel was built without CONFIG_COREDUMP, or /proc is not mounted"
@@ -340,7 +341,7 @@ def _not_read(name: str, e: OSError) -> CrashdError:
 
 
 def _not_written(name: str, before: str, value: str, e: OSError) -> CrashdError:
-    message = f"cannot set {name} from {before!r} to {value!r}: {e.strerror}"
+    message = f"cannot set {name} from {before!r} to {value!r}: {reason_of(e)}"
     if e.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(message, hint="run as root on the host itself")
     if e.errno == errno.EROFS:
@@ -392,7 +393,7 @@ def _file_errors(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise UnavailableError(f"cannot {what} {path}: {e.strerror}") from e
+        raise UnavailableError(f"cannot {what} {path}: {reason_of(e)}") from e
 
 
 def _save(previous_file: Path, saved: _Saved) -> None:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 
-from crashd.errors import BusyError, UnavailableError
+from crashd.errors import BusyError, UnavailableError, reason_of
 from crashd.store.entry import prepare
 from crashd.store.paths import Paths
 
@@ -23,7 +23,7 @@ def lock_root(paths: Paths) -> int:
         fd = os.open(paths.daemon_lock, flags, 0o600)
     except OSError as e:
         raise UnavailableError(
-            f"cannot use the root {paths.root}: {e.filename}: {e.strerror}"
+            f"cannot use the root {paths.root}: {e.filename}: {reason_of(e)}"
         ) from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

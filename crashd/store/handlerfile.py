@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from crashd import corehandler
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
@@ -52,5 +52,5 @@ def install_handler(paths: Paths) -> bool:
             os.close(fd)
         os.rename(staged, target)
     except OSError as e:
-        raise UnavailableError(f"cannot install the handler {target}: {e.strerror}") from e
+        raise UnavailableError(f"cannot install the handler {target}: {reason_of(e)}") from e
     return True
