@@ -13,7 +13,7 @@ from crashd.config import Settings, ValidationError, known_keys
 from crashd.configvalues import PATTERN_MAX
 from crashd.domain.text import printable
 from crashd.domain.tomltext import locate_keys, show_key, show_value
-from crashd.errors import ConfigError
+from crashd.errors import ConfigError, reason_of
 from crashd.store.paths import Paths
 from crashd.store.trusted import read_trusted
 
@@ -46,7 +46,7 @@ def find_files(paths: Paths) -> list[Path]:
     except FileNotFoundError:
         names = []
     except OSError as e:
-        raise ConfigError(f"{_name(paths.config_dropins)}: cannot be read: {e.strerror}") from e
+        raise ConfigError(f"{_name(paths.config_dropins)}: cannot be read: {reason_of(e)}") from e
     files = [
         paths.config_dropins / name
         for name in names
@@ -57,7 +57,7 @@ def find_files(paths: Paths) -> list[Path]:
     except FileNotFoundError:
         return files
     except OSError as e:
-        raise ConfigError(f"{_name(paths.config_file)}: cannot be read: {e.strerror}") from e
+        raise ConfigError(f"{_name(paths.config_file)}: cannot be read: {reason_of(e)}") from e
     return [paths.config_file, *files]
 
 

@@ -1,4 +1,4 @@
-"""Every error that crashd raises on purpose; imports nothing.
+"""Every error that crashd raises on purpose, and the reason of any; imports nothing.
 
     CrashdError                 exit 1
     ├── UsageError              exit 2   the command line or a MATCH is wrong
@@ -79,3 +79,12 @@ class FormatError(CrashdError):
 
 class NewerError(FormatError):
     """A newer crashd wrote this, and can read it."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed, never empty: an exception may have neither text nor strerror."""
+    text = str(getattr(error, "strerror", None) or error).strip()
+    name = type(error).__name__
+    if isinstance(error, KeyError) and text:
+        return f"{name}: {text}"  # whose text is the key alone
+    return text or name

@@ -10,7 +10,7 @@ import drgn
 from crashd.domain.elfnotes import Bits, ByteOrder
 from crashd.domain.printkring import Memory, parse_numbers, read_log
 from crashd.domain.wrapped import find_wrapper
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 
 VERSION = 1
 _HEAD = 16
@@ -23,7 +23,7 @@ def analyse(fd: int) -> dict[str, Any]:
     try:
         return _analyse(fd)
     except FormatError as e:
-        return {"failed": str(e)}
+        return {"failed": reason_of(e)}
 
 
 def _analyse(fd: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from crashd.domain.procfs import AT_PHDR
 from crashd.edge import confine, workerlink
 from crashd.edge.modulefiles import ModuleFile, open_modules
 from crashd.edge.workerlink import FILES_MAX
-from crashd.errors import CrashdError, UnsupportedError
+from crashd.errors import CrashdError, UnsupportedError, reason_of
 
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = 4 << 20
@@ -43,7 +43,7 @@ def main() -> int:
         sys.stderr.write(f"{e}\n")
         return UNSEALED_STATUS
     except CrashdError as e:
-        return _print({"failed": str(e)})
+        return _print({"failed": reason_of(e)})
     except (EOFError, ConnectionError):
         return 0  # the daemon has gone: nobody wants the result any more
 

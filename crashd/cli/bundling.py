@@ -30,7 +30,7 @@ from crashd.cli.source import newest, open_source
 from crashd.domain.model import from_json
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.errors import CrashdError, UsageError
+from crashd.errors import CrashdError, UsageError, reason_of
 from crashd.store.corefile import zstd_writer
 
 SUFFIX = ".tar.zst"
@@ -71,7 +71,7 @@ def _write(target: Path, doc: dict[str, Any], stored: int, shown: Progress, *, f
             count = _Packer(tar, doc, shown).pack(stored)
         os.replace(staged, target)
     except OSError as e:
-        raise CrashdError(f"bundle: cannot write {target}: {e.strerror}") from e
+        raise CrashdError(f"bundle: cannot write {target}: {reason_of(e)}") from e
     finally:
         staged.unlink(missing_ok=True)
     return count

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from crashd.domain.text import printable
 from crashd.store.paths import Paths
 
 
@@ -26,11 +27,11 @@ class Context:
     def note(self, text: str) -> None:
         """Tell the operator something that is neither data nor an error."""
         if not self.quiet:
-            print(f"crashctl: {text}", file=sys.stderr)
+            print(f"crashctl: {printable(text)}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
         """Tell the operator of something that is not as it should be, quiet or not."""
-        print(f"crashctl: warning: {text}", file=sys.stderr)
+        print(f"crashctl: warning: {printable(text)}", file=sys.stderr)
 
 
 def open_context(

@@ -20,6 +20,7 @@ from crashd.errors import (
     PermissionDeniedError,
     UnavailableError,
     UsageError,
+    reason_of,
 )
 
 TIMEOUT_SECONDS = 30.0
@@ -87,7 +88,7 @@ class ControlClient:
                 connection.sendall(frames.pack(request))
             except OSError as e:
                 raise UnavailableError(
-                    f"no crashd answers at {self._path}: {e.strerror or e}",
+                    f"no crashd answers at {self._path}: {reason_of(e)}",
                     hint="systemctl start crashd; crashctl doctor tells more",
                 ) from e
             yield connection
@@ -101,7 +102,7 @@ class ControlClient:
         except TimeoutError as e:
             raise UnavailableError(f"the daemon at {self._path} does not answer") from e
         except (OSError, FormatError) as e:
-            raise UnavailableError(f"the daemon at {self._path}: {e}") from e
+            raise UnavailableError(f"the daemon at {self._path}: {reason_of(e)}") from e
 
 
 def _receive_exactly(connection: socket.socket, size: int) -> bytes:
@@ -142,7 +143,7 @@ def _copy(connection: socket.socket, size: int) -> int:
     except TimeoutError:
         raise
     except OSError as e:
-        raise UnavailableError(f"cannot copy a core to {directory}: {e.strerror or e}") from e
+        raise UnavailableError(f"cannot copy a core to {directory}: {reason_of(e)}") from e
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _print_check(context: Context, check: Check) -> None:
     level = styled(f"{check.level:<7}", _STYLES[check.level] if context.color else None)
     print(f"{level}  {check.name:<15}  {printable(check.text)}", flush=True)
     if check.level is not Level.OK:
-        print(_INDENT + styled(check.why, DIM if context.color else None), flush=True)
+        print(_INDENT + styled(printable(check.why), DIM if context.color else None), flush=True)
         if check.hint:
             print(f"{_INDENT}-> {printable(check.hint)}", flush=True)
 

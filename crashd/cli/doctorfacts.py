@@ -22,7 +22,7 @@ from crashd.domain.doctor import (
 from crashd.domain.doctorhost import Clock, Surroundings
 from crashd.domain.procfs import RLIM_INFINITY
 from crashd.edge import hostfacts, sysctl
-from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError
+from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError, reason_of
 from crashd.store.handlerfile import is_current
 from crashd.store.paths import Paths
 from crashd.store.trusted import distrust
@@ -47,7 +47,7 @@ def read_handler(paths: Paths) -> HandlerFacts:
     try:
         status, parent = handler.lstat(), handler.parent.stat()
     except OSError as e:
-        return HandlerFacts(str(handler), error=e.strerror, interpreter=None)
+        return HandlerFacts(str(handler), error=reason_of(e), interpreter=None)
     first = hostfacts.read_small(handler).split(b"\n", 1)[0]
     if first.startswith(b"\x7fELF"):  # which becomes the Python handler on any trouble
         first = hostfacts.read_small(paths.handler_fallback).split(b"\n", 1)[0]
@@ -99,7 +99,10 @@ def read_store(paths: Paths, now_ns: int) -> StoreFacts:
         status = directory.lstat()
         filesystem = os.statvfs(directory)
     except OSError as e:
-        found: dict[str, Any] = {"error": e.strerror, "index_error": f"{directory}: {e.strerror}"}
+        found: dict[str, Any] = {
+            "error": reason_of(e),
+            "index_error": f"{directory}: {reason_of(e)}",
+        }
         return StoreFacts(str(directory), index_hint="systemctl start crashd", **found)
     foreign = os.geteuid() == 0 and status.st_uid != 0
     waiting, bad, spool_error = _spool(paths, now_ns)

@@ -18,7 +18,7 @@ from crashd.cli.progress import Progress, progress
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.errors import CrashdError, FormatError, NotFoundError, UsageError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UsageError, reason_of
 from crashd.store.corefile import read_core
 from crashd.store.entry import write_all
 
@@ -146,7 +146,7 @@ def write_file(target: Path, chunks: Iterable[bytes], *, force: bool) -> int:
     except OSError as e:
         _discard(staged)
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise CrashdError(f"cannot write {name}: {e.strerror}") from e
+            raise CrashdError(f"cannot write {name}: {reason_of(e)}") from e
         raise
     except BaseException:
         _discard(staged)

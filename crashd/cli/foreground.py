@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from crashd.domain.text import printable
-from crashd.errors import UnsupportedError
+from crashd.errors import UnsupportedError, reason_of
 
 _KEPT_VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "DEBUGINFOD_URLS")
 """What another user's debugger gets of root's environment, with LC_*: no secrets, no paths. The
@@ -96,7 +96,7 @@ def _open_streams(stack: contextlib.ExitStack, user: User | None, *, terminal: b
         try:
             master, slave = os.openpty()
         except OSError as e:
-            raise UnsupportedError(f"cannot make a pseudo-terminal: {e.strerror}") from e
+            raise UnsupportedError(f"cannot make a pseudo-terminal: {reason_of(e)}") from e
         stack.callback(os.close, master)
         os.set_blocking(master, False)
         _copy_size(slave)
@@ -395,7 +395,7 @@ def _exec(
 
 
 def _complain(argv: Sequence[str], error: OSError) -> None:
-    what = printable(f"crashctl: cannot run {argv[0]}: {error.strerror}") + "\n"
+    what = printable(f"crashctl: cannot run {argv[0]}: {reason_of(error)}") + "\n"
     os.write(2, what.encode("utf-8", "backslashreplace"))
 
 

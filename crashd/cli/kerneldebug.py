@@ -9,7 +9,7 @@ from typing import Any
 from crashd.cli.context import Context
 from crashd.domain.text import printable
 from crashd.domain.vmlinux import Vmlinux, find_release, parse_vmlinux
-from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.kerneldumps import DumpRoot
 
 PLACES = (
@@ -75,7 +75,7 @@ def _check_dump(dump: Path, inode: object) -> None:
             with root.open(seen) as directory:
                 os.close(directory.open_file(os.fsencode(dump.name)))
     except OSError as e:
-        raise NotFoundError(f"{name}: {e.strerror or e}") from e
+        raise NotFoundError(f"{name}: {reason_of(e)}") from e
 
 
 def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> Path:
@@ -152,7 +152,7 @@ def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as e:
-        raise NotFoundError(f"{name}: {e.strerror}") from e
+        raise NotFoundError(f"{name}: {reason_of(e)}") from e
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise FormatError(f"{name} is no regular file")
@@ -162,7 +162,7 @@ def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None
         except FormatError as e:
             raise FormatError(f"{name} {e}") from e
         except OSError as e:
-            raise NotFoundError(f"{name}: {e.strerror}") from e
+            raise NotFoundError(f"{name}: {reason_of(e)}") from e
     finally:
         os.close(fd)
 

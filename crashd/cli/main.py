@@ -11,7 +11,7 @@ from importlib import import_module
 from io import FileIO, TextIOWrapper
 
 from crashd.cli.arguments import parse
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
 
 INTERRUPTED = 130
 """128 + SIGINT, as a shell says it."""
@@ -69,7 +69,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _explain(error: OSError) -> tuple[str, str | None, int]:
     what = "input/output" if error.filename is None else os.fsdecode(error.filename)
-    text = f"{what}: {error.strerror or error}"
+    text = f"{what}: {reason_of(error)}"
     if error.errno in (errno.EACCES, errno.EPERM):
         return text, "run as root", _NOT_PERMITTED
     return text, None, 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from crashd.cli.dumping import write_sparse
 from crashd.cli.foreground import User
 from crashd.domain.units import format_size
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
 
 KEEP_FREE_MAX = 1 << 30
 """What is left free of a file system; of a small one a twentieth."""
@@ -62,7 +62,7 @@ def write_core(fd: int, chunks: Iterable[bytes]) -> None:
     try:
         write_sparse(fd, leaving_room(fd, chunks))
     except OSError as e:
-        raise CrashdError(f"cannot write to {_base()}: {e.strerror}") from e
+        raise CrashdError(f"cannot write to {_base()}: {reason_of(e)}") from e
 
 
 def leaving_room(fd: int, chunks: Iterable[bytes]) -> Iterator[bytes]:

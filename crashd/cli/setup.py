@@ -2,17 +2,14 @@
 
 import argparse
 import os
-from pathlib import Path
 
+from crashd import registration
 from crashd.cli.context import Context
-from crashd.domain.corepattern import build_pattern, build_socket_pattern
+from crashd.domain.model import Mode
 from crashd.domain.text import printable
 from crashd.edge import sysctl
-from crashd.edge.process import signal_is_told
+from crashd.edge.process import memory_total_bytes
 from crashd.errors import PermissionDeniedError
-
-PROC = Path("/proc")
-_NAMES = (sysctl.PATTERN, sysctl.PIPE_LIMIT, sysctl.SUID_DUMPABLE)
 
 
 def install(context: Context, arguments: argparse.Namespace) -> int:
@@ -20,24 +17,19 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     del arguments
     _require_root("install")
     from crashd import configfiles
-    from crashd.store.handlerfile import install_handler
 
     paths = context.paths
     capture = configfiles.load(paths).capture
-    pipe_limit = capture.pipe_limit_for(_memory_bytes())
-    # as the daemon chooses: the socket by itself only where systemd holds it
-    held = paths.kernel_socket.is_socket() and signal_is_told()
-    if capture.mode == "socket" or (capture.mode == "auto" and held):
-        pattern = build_socket_pattern(str(paths.kernel_socket))
-    else:
-        pattern = build_pattern(str(paths.handler))
-    if install_handler(paths):
+    mode = registration.choose_mode(capture.mode, passed=paths.kernel_socket.is_socket())
+    if capture.mode == "socket" and mode is Mode.PIPE:
+        context.warn("this kernel has no coredump socket (Linux 6.17), using the pipe")
+    pipe_limit = capture.pipe_limit_for(memory_total_bytes())
+    before = registration.read_settings()
+    done = registration.register(paths, pipe_limit, mode, for_good=True)
+    if done.installed:
         print(f"{printable(str(paths.handler))}: installed")
-    before = _values()
-    wanted = sysctl.Registration(pattern, pipe_limit, str(paths.handler))
-    sysctl.register(wanted, paths.previous_core_pattern, PROC)
-    paths.registered_marker.unlink(missing_ok=True)
-    _print_changes(before, "registered already")
+    if not _print_changes(before):
+        print("registered already")
     return 0
 
 
@@ -45,11 +37,10 @@ def uninstall(context: Context, arguments: argparse.Namespace) -> int:
     """Put back what the kernel's settings were before `install`, or before the daemon."""
     del arguments
     _require_root("uninstall")
-    paths = context.paths
-    before = _values()
-    outcome = sysctl.restore(str(paths.handler), paths.previous_core_pattern, PROC)
-    paths.registered_marker.unlink(missing_ok=True)
-    _print_changes(before, outcome)
+    before = registration.read_settings()
+    outcome = registration.unregister(context.paths)
+    if sysctl.PATTERN not in _print_changes(before):
+        print(printable(outcome))
     return 0
 
 
@@ -62,18 +53,9 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _values() -> dict[str, str]:
-    return {name: sysctl.read(name, PROC) for name in _NAMES}
-
-
-def _print_changes(before: dict[str, str], unchanged: str) -> None:
-    after = _values()
-    changed = [name for name in _NAMES if before[name] != after[name]]
+def _print_changes(before: dict[str, str]) -> list[str]:
+    after = registration.read_settings()
+    changed = [name for name, value in before.items() if value != after[name]]
     for name in changed:
         print(f"{name}: {printable(before[name])} -> {printable(after[name])}")
-    if not changed:
-        print(printable(unchanged))
+    return changed

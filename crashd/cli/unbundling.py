@@ -30,7 +30,7 @@ from crashd.domain.tarheaders import (
     parse_tar_header,
 )
 from crashd.domain.text import printable
-from crashd.errors import CrashdError, FormatError, NotFoundError
+from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.corefile import read_frames, zstd_reader
 
 CHUNK = 1 << 20
@@ -108,7 +108,7 @@ def _open(path: Path) -> IO[bytes]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as e:
-        raise NotFoundError(f"cannot open {name}: {e.strerror}") from e
+        raise NotFoundError(f"cannot open {name}: {reason_of(e)}") from e
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FormatError(f"{name} is not a regular file")
@@ -373,7 +373,7 @@ def _lay_out(
                     os.rename(files[member], target)
             except OSError as e:
                 if e.errno not in _NO_PATH:
-                    raise CrashdError(f"cannot write to {directory}: {e.strerror}") from e
+                    raise CrashdError(f"cannot write to {directory}: {reason_of(e)}") from e
         for name in _MERGED:
             # the core's list of libraries has the names by which they were loaded
             if (root / "usr" / name).is_dir() and not os.path.lexists(root / name):

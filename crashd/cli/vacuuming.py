@@ -4,8 +4,6 @@ The daemon does it where one runs; without, the same code runs here.
 """
 
 import argparse
-import fcntl
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +15,7 @@ from crashd.cli.source import open_direct, require_store
 from crashd.domain.retention import plan
 from crashd.domain.units import format_size
 from crashd.edge.hostfacts import believed_now_ns
+from crashd.store.daemonlock import is_daemon_live
 from crashd.store.expiry import (
     RowWriter,
     Told,
@@ -25,7 +24,6 @@ from crashd.store.expiry import (
     read_stored,
     read_usage,
 )
-from crashd.store.paths import Paths
 
 
 @dataclass(slots=True)
@@ -45,7 +43,7 @@ def vacuum(context: Context, arguments: argparse.Namespace) -> int:
     """Delete what the configured limits give up; 1 where something could not be deleted."""
     require_store(context.paths)
     with progress(context, "deleting") as shown:
-        do = _by_daemon if is_daemon_running(context.paths) else _directly
+        do = _by_daemon if is_daemon_live(context.paths) else _directly
         done = do(context, shown, dry_run=arguments.dry_run)
     for crash_id in done.kept:
         context.warn(f"{crash_id} was not deleted: it is pinned, in use, or cannot be read")
@@ -65,21 +63,6 @@ def vacuum(context: Context, arguments: argparse.Namespace) -> int:
     else:
         context.note(f"{done.deleted} were deleted, {format_size(done.freed_bytes)} freed")
     return 1 if done.kept else 0
-
-
-def is_daemon_running(paths: Paths) -> bool:
-    """Tell whether a daemon owns this root: it holds the lock as long as it lives."""
-    try:
-        fd = os.open(paths.daemon_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _by_daemon(context: Context, shown: Progress, *, dry_run: bool) -> _Done:

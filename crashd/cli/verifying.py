@@ -1,7 +1,6 @@
 """`verify`: is the store what the index says, and is each file in it somebody's?"""
 
 import argparse
-import os
 
 from crashd.cli.context import Context
 from crashd.cli.progress import progress
@@ -9,7 +8,7 @@ from crashd.cli.render import json_page
 from crashd.cli.source import open_direct
 from crashd.domain.text import printable
 from crashd.store.catalog import Finding
-from crashd.store.paths import Paths
+from crashd.store.daemonlock import is_daemon_live
 
 
 def verify(context: Context, arguments: argparse.Namespace) -> int:
@@ -42,18 +41,3 @@ def verify(context: Context, arguments: argparse.Namespace) -> int:
 
 def _line(finding: Finding) -> str:
     return f"{finding.kind}: {printable(finding.subject)}: {printable(finding.text)}"
-
-
-def is_daemon_live(paths: Paths) -> bool:
-    """Tell whether a daemon holds this root, without ever holding its lock: one that starts at that
-    very moment would give up. Source: proc_locks(5).
-    """
-    try:
-        inode = os.stat(paths.daemon_lock, follow_symlinks=False).st_ino
-        with open("/proc/locks", "rb") as file:
-            lines = [line.split() for line in file]
-    except FileNotFoundError:
-        return False
-    return any(
-        len(line) > 5 and line[1] == b"FLOCK" and line[5].endswith(b":%d" % inode) for line in lines
-    )

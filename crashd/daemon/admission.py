@@ -15,6 +15,7 @@ from crashd.domain.model import Disposition
 from crashd.domain.policy import Rule, most_of
 from crashd.domain.site import Site
 from crashd.edge.process import memory_available_bytes
+from crashd.errors import reason_of
 from crashd.store.paths import Paths
 from crashd.store.statefile import read_state, write_state
 
@@ -120,4 +121,4 @@ class Admission:
         try:
             write_state(self._paths.limiter_state, self._limiter.to_json())
         except OSError as e:
-            log.error("cannot write %s: %s, ignoring", self._paths.limiter_state, e.strerror)
+            log.error("cannot write %s: %s, ignoring", self._paths.limiter_state, reason_of(e))

@@ -15,7 +15,7 @@ from crashd.domain.model import Crash
 from crashd.domain.signature import build_signature, build_title
 from crashd.domain.text import printable
 from crashd.edge.sandbox import ask_worker, run_worker
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
     try:
         facts = parse_report(result.output)
     except FormatError as e:
-        return replace(analysis, reason=printable(str(e)))
+        return replace(analysis, reason=printable(reason_of(e)))
     facts = _with_names(facts, crash)
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
     cause = explain(facts, Context(own, crash.user_unit or crash.unit))

@@ -22,7 +22,7 @@ from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json, kn
 from crashd.domain.fairqueue import FairQueue
 from crashd.domain.model import Crash, Kind, State, encode
 from crashd.domain.site import account_of
-from crashd.errors import CrashdError, FormatError
+from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store.entry import ANALYSIS, Entry, open_entry
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -343,5 +343,5 @@ def begin_result(entry: Entry) -> int:
     try:
         entry.write_file(ANALYSIS, encode(document))
     except OSError as e:
-        raise FormatError(f"{ANALYSIS} cannot be written: {e.strerror}") from e
+        raise FormatError(f"{ANALYSIS} cannot be written: {reason_of(e)}") from e
     return number

@@ -1,14 +1,18 @@
-"""The configuration put into effect: what each part is told, at the start and at a reload."""
+"""The configuration put into effect: what each part, and the kernel, is told at the start and at a
+reload.
+"""
 
 import logging
 import os
 
-from crashd import config
+from crashd import config, registration
 from crashd.daemon.admission import Admission
 from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.ingest import Ingest
 from crashd.daemon.taking import Options
+from crashd.domain.model import Mode
 from crashd.edge.process import memory_total_bytes
+from crashd.errors import ConfigError, CrashdError
 from crashd.store import spool
 from crashd.store.paths import Paths
 
@@ -65,3 +69,34 @@ def apply_settings(
     except OSError as e:
         log.error("the handler's limits cannot be written: %s, ignoring", e)
     logging.getLogger().setLevel(settings.log.level.upper())
+
+
+def take_core_pattern(paths: Paths, pipe_limit: int, mode: Mode) -> None:
+    """Register with the kernel for as long as this daemon runs, where the system lets us.
+
+    Raises:
+        ConfigError: the root makes the pattern too long.
+
+    """
+    try:
+        done = registration.register(paths, pipe_limit, mode)
+    except ConfigError:
+        raise
+    except CrashdError as e:
+        hint = f" ({e.hint})" if e.hint else ""
+        log.warning("not registered as core_pattern: %s%s, ignoring", e, hint)
+        return
+    if done.installed:
+        log.info("handler installed as %s", paths.handler)
+    if done.changed:
+        log.info("kernel.core_pattern is %s", done.pattern)
+
+
+def give_core_pattern_back(paths: Paths) -> None:
+    """Give back what this daemon, or one before it that was killed, took."""
+    if not paths.registered_marker.exists():
+        return
+    try:
+        log.info("registration given back: %s", registration.unregister(paths))
+    except CrashdError as e:
+        log.error("kernel.core_pattern was not given back: %s", e)

@@ -15,7 +15,7 @@ from crashd.domain import elfcore, record
 from crashd.domain.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
 from crashd.domain.model import Core, Crash, Disposition, Engine, Mode, State
 from crashd.edge.incoming import DeadlineError, IncomingCore
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 from crashd.store.entry import Entry
 
 EARLY_RECORD_BYTES = 64 << 20
@@ -271,4 +271,4 @@ def read_head(
     try:
         return raw, elfcore.parse_head(raw), trouble
     except FormatError as e:
-        return raw, None, trouble or str(e)
+        return raw, None, trouble or reason_of(e)

@@ -30,6 +30,7 @@ from crashd.errors import (
     PermissionDeniedError,
     UnavailableError,
     UsageError,
+    reason_of,
 )
 from crashd.store.catalog import Catalog
 from crashd.store.expiry import Outcome
@@ -202,7 +203,7 @@ class ControlServer:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as e:
-            self._complain(f"cannot accept on the control socket: {e.strerror}")
+            self._complain(f"cannot accept on the control socket: {reason_of(e)}")
             self._stopping.wait(1)  # out of descriptors: the listener stays readable
             return
         peer.setblocking(True)
@@ -282,7 +283,7 @@ class ControlServer:
             except CrashdError as e:
                 answer = _whole(_refusal(e))
             except OSError as e:  # of the store: the peer's own are not met in here
-                broken = UnavailableError(f"the daemon cannot read its store: {e.strerror or e}")
+                broken = UnavailableError(f"the daemon cannot read its store: {reason_of(e)}")
                 answer = _whole(_refusal(broken))
             held.callback(answer.close)
             answer.send(peer)
@@ -333,7 +334,7 @@ class ControlServer:
         except CrashdError as e:
             teller.tell(_refusal(e))
         except OSError as e:
-            teller.tell(_refusal(UnavailableError(f"the store is not available: {e.strerror}")))
+            teller.tell(_refusal(UnavailableError(f"the store is not available: {reason_of(e)}")))
         else:
             done = {"deleted": outcome.count, "freed_bytes": outcome.freed_bytes}
             teller.tell({"result": {**done, "kept": sorted(outcome.kept)[:PLAN_MAX]}})

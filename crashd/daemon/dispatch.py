@@ -280,7 +280,7 @@ class Dispatcher:
             job.close()
             job.failed()
         elif event == "failed":
-            self._salvage(job, str(message.get("error")))
+            self._salvage(job, str(message.get("error") or "its worker gave no reason"))
         else:
             self._finish(job)
         self._dispatch()

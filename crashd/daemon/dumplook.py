@@ -11,7 +11,7 @@ from crashd.domain.kernelrecord import Look
 from crashd.domain.oops import LogAnalysis, analyse
 from crashd.domain.vmcore import HEAD_SIZE, TAIL_SIZE, Completeness, Verdict, VmcoreHead, judge
 from crashd.domain.wrapped import find_wrapper, unwrap
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 from crashd.store.corefile import unzstd
 from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen
 
@@ -112,7 +112,7 @@ def _judge_file(opened: OpenDump, name: bytes, unfinished: bool) -> Verdict:
         with opened.reader(name) as read:
             return judge(head, size, tail, unzstd, unfinished=unfinished, read=read)
     except FormatError as e:
-        return Verdict(Completeness.BOGUS, str(e))
+        return Verdict(Completeness.BOGUS, reason_of(e))
 
 
 def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
@@ -139,7 +139,7 @@ def _log_of_dump(
     try:
         fd = opened.open_file(directory.dump)
     except FormatError as e:
-        return b"", str(e)
+        return b"", reason_of(e)
     try:
         found = read_log(fd, options)
     finally:

@@ -31,7 +31,7 @@ from crashd.domain.record import (
 from crashd.edge.handoff import Connection, Handoff
 from crashd.edge.kernelsock import KernelConnection
 from crashd.edge.process import PidfdInfo, boot_id
-from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.entry import Entry
@@ -112,7 +112,7 @@ class Ingest:
                 log.error(
                     "a crash cannot be recorded in %s: %s, spooling",
                     self._paths.crashes,
-                    e.strerror,
+                    reason_of(e),
                 )
             handoff.close()
             connection.close()
@@ -149,7 +149,7 @@ class Ingest:
                 "a crash (pid %s) cannot be recorded in %s: %s, losing it",
                 info.pid,
                 self._paths.crashes,
-                e.strerror,
+                reason_of(e),
             )
             connection.close()
             return
@@ -182,7 +182,7 @@ class Ingest:
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
         except OSError as e:
-            log.error("a crash that was lost cannot be recorded: %s, ignoring", e.strerror)
+            log.error("a crash that was lost cannot be recorded: %s, ignoring", reason_of(e))
             return
         self._recorded(crash)
         self._finished(crash.id)
@@ -288,7 +288,7 @@ class Ingest:
         except (FileNotFoundError, _NotTakenError):
             return
         except FormatError as e:
-            self._set_aside(name, str(e))
+            self._set_aside(name, reason_of(e))
             return
         except (OSError, UnavailableError) as e:
             self._dropped("store_error")
@@ -322,7 +322,7 @@ class Ingest:
         try:
             gone = spool.set_aside(self._paths, name)
         except OSError as e:
-            log.error("%s, and it cannot be set aside: %s, ignoring", why, e.strerror)
+            log.error("%s, and it cannot be set aside: %s, ignoring", why, reason_of(e))
         else:
             log.error("%s, kept as %s.bad", why, name)
             if gone:
@@ -368,7 +368,7 @@ class Ingest:
         try:
             spooled = spool.tokens(self._paths) if ids else set()
         except OSError as e:
-            log.error("cannot read %s: %s, trying again later", self._paths.spool, e.strerror)
+            log.error("cannot read %s: %s, trying again later", self._paths.spool, reason_of(e))
             return len(ids)
         for crash_id in ids:
             if self._dispatcher.queued >= self.queue_max:

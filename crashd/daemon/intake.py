@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable, Mapping
 
 from crashd.daemon.ingest import Ingest
-from crashd.daemon.registration import choose_mode
 from crashd.domain.model import Mode
 from crashd.edge import handoff, kernelsock
 from crashd.edge.exporter import DropReason
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
+from crashd.registration import choose_mode
 from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.intake")
@@ -60,6 +60,8 @@ class Intake:
         self._watch(self._handoff, self.accept)
         kernel = given.get("kernel")
         mode = choose_mode(configured, passed=kernel is not None)
+        if configured == "socket" and mode is Mode.PIPE:
+            log.error("this kernel has no coredump socket (Linux 6.17), using the pipe")
         if mode is Mode.SOCKET and kernel is None:
             kernel = handoff.listen_unix(self._paths.kernel_socket, socket.SOCK_STREAM, 0o600)
             self._own.append(kernel)
@@ -104,7 +106,7 @@ class Intake:
             while (connection := handoff.accept(server)) is not None:
                 self._receive(connection)
         except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
-            log.error("cannot accept hand-overs: %s, trying again", e.strerror)
+            log.error("cannot accept hand-overs: %s, trying again", reason_of(e))
             self._unwatch(server)
             self._later("accept", AGAIN_NS, lambda: self._accept_again(server))
 
@@ -155,7 +157,7 @@ class Intake:
             log.warning("%s, ignoring", e)
             return
         except OSError as e:
-            log.error("cannot accept crashes from the kernel: %s, trying again", e.strerror)
+            log.error("cannot accept crashes from the kernel: %s, trying again", reason_of(e))
         self._unwatch(server)
         self._paused = True
         self._later("kernel", AGAIN_NS, self.resume)

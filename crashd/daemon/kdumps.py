@@ -27,7 +27,7 @@ from crashd.domain.model import Crash, State
 from crashd.domain.text import printable
 from crashd.domain.vmcore import Completeness
 from crashd.edge.inotify import DirectoryWatch
-from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store import entry as entries
 from crashd.store.entry import open_entry
 from crashd.store.kerneldumps import DumpRoot, Seen
@@ -247,7 +247,7 @@ class DumpWatch:
         except FileNotFoundError:
             self._dirty = True  # renamed or removed while we looked
         except (OSError, FormatError) as e:
-            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            why = reason_of(e)
             self._distrust(key, f"cannot be read: {why}")
 
     def _poll_active(self) -> None:

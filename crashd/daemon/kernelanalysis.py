@@ -8,7 +8,7 @@ from crashd.daemon.analysis import AnalysisOptions
 from crashd.domain.printkring import KernelLog
 from crashd.domain.text import printable
 from crashd.edge.sandbox import ask_worker, run_worker
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +41,4 @@ def read_log(dump_fd: int, options: AnalysisOptions) -> KernelLog | LogFailure:
     try:
         return parse_log_report(result.output)
     except FormatError as e:
-        return LogFailure(printable(str(e)))
+        return LogFailure(printable(reason_of(e)))

@@ -23,7 +23,7 @@ from crashd.domain.pstore import PstoreLog, assemble
 from crashd.edge import process
 from crashd.edge.exporter import DropReason, Exporter
 from crashd.edge.kdumpfacts import read_facts
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
 from crashd.store import entry as entries
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -157,7 +157,7 @@ class KernelSide:
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
         except OSError as e:
-            log.error("a kernel crash cannot be recorded: %s, ignoring", e.strerror)
+            log.error("a kernel crash cannot be recorded: %s, ignoring", reason_of(e))
             return
         self._indexer.recorded(crash)
         self._indexer.finished(crash.id)

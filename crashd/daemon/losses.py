@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from crashd.domain.kernellog import LogRecord, Loss, find_loss
 from crashd.edge.kmsg import KernelLog
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 from crashd.store.paths import Paths
 from crashd.store.statefile import read_state, write_state
 
@@ -66,7 +66,7 @@ class LossWatch:
         try:
             records = self._log.read(BATCH_MAX)
         except OSError as e:
-            log.warning("cannot read the kernel's log: %s, ignoring it", e.strerror)
+            log.warning("cannot read the kernel's log: %s, ignoring it", reason_of(e))
             return False
         for record in records:
             if record.sequence > self._sequence:
@@ -93,7 +93,7 @@ class LossWatch:
         try:
             write_state(self._path, {"boot_id": self._boot_id, "sequence": sequence})
         except OSError as e:
-            log.error("cannot write %s: %s, ignoring", self._path, e.strerror)
+            log.error("cannot write %s: %s, ignoring", self._path, reason_of(e))
         else:
             self._saved = sequence
 

@@ -5,7 +5,6 @@ the exporter are imported, so that a worker is small.
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from crashd import __version__
 from crashd.daemon.pool import Nursery
+from crashd.domain.text import printable
 from crashd.edge.process import give_memory_back, make_undumpable, set_oom_score
-from crashd.errors import BusyError, CrashdError, UnavailableError
-from crashd.store.entry import prepare
+from crashd.errors import CrashdError
+from crashd.store.daemonlock import lock_root
 from crashd.store.paths import Paths
 
 DAEMON_OOM_SCORE = -900
@@ -25,7 +25,15 @@ DOCUMENT_MAX = 16 << 20
 log = logging.getLogger("crashd")
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Escape what a log's reader would not see; messages may hold names that a user chose."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Format one record without its traceback."""
+        return "\n".join(printable(line) for line in super().formatMessage(record).split("\n"))
+
+
+class _JournalFormatter(_Formatter):
     """Prefix lines with their syslog level, as sd-daemon(3) wants them on stderr."""
 
     _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
@@ -42,36 +50,8 @@ def set_up_logging(environ: "os._Environ[str] | dict[str, str]") -> None:
     if "JOURNAL_STREAM" in environ:
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def lock_root(paths: Paths) -> int:
-    """Take the root for this daemon; the caller owns the descriptor, and with it the lock.
-
-    Raises:
-        BusyError: another daemon has it.
-        UnavailableError: the root cannot be used.
-
-    """
-    try:
-        paths.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        prepare(paths)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(paths.daemon_lock, flags, 0o600)
-    except OSError as e:
-        raise UnavailableError(
-            f"cannot use the root {paths.root}: {e.filename}: {e.strerror}"
-        ) from e
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        owner = os.read(fd, 16).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise BusyError(f"another crashd (pid {owner}) runs on the root {paths.root}") from e
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    return fd
 
 
 def build_parser() -> argparse.ArgumentParser:

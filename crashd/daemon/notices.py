@@ -21,7 +21,7 @@ from crashd.domain.model import Crash, Kind, to_json
 from crashd.domain.site import account_of
 from crashd.edge import journal
 from crashd.edge.hooks import HookError, ask_for_all, list_hooks, run_all
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.notices")
@@ -203,7 +203,7 @@ class Notices:
         try:
             return ask_for_all(self._paths.hooks_socket, document, seconds)
         except HookError as e:
-            return [str(e)]
+            return [reason_of(e)]
 
     def _may_run(self, crash: Crash) -> bool:
         if crash.kind is Kind.KERNEL:

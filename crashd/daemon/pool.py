@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from crashd.daemon.worker import receive_message, send_message, work
 from crashd.edge.process import set_oom_score
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 
 ANSWER_SECONDS = 2.0
 """How long the loop waits for a fork, which takes a millisecond."""
@@ -43,7 +43,7 @@ class Worker:
             self._pidfd = -1  # dead already: its channel says so
         except OSError as e:  # one that could not be killed is of no use
             channel.close()
-            raise UnavailableError(f"cannot watch a worker: {e.strerror}") from e
+            raise UnavailableError(f"cannot watch a worker: {reason_of(e)}") from e
 
     def fileno(self) -> int:
         """Tell the channel's descriptor, for a selector."""
@@ -103,7 +103,7 @@ class Nursery:
             raise UnavailableError("cannot fork a worker: the nursery does not answer") from e
         except OSError as e:
             self.gone = isinstance(e, ConnectionError)
-            raise UnavailableError(f"cannot fork a worker: {e.strerror}") from e
+            raise UnavailableError(f"cannot fork a worker: {reason_of(e)}") from e
         self._asked = False
         if answer is None:
             self.gone = True
@@ -143,7 +143,7 @@ def _serve(channel: socket.socket) -> None:
         try:
             pid = os.fork()
         except OSError as e:
-            send_message(channel, {"error": e.strerror})
+            send_message(channel, {"error": reason_of(e)})
             ours.close()
             theirs.close()
             continue

@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from crashd import __version__, config, configfiles
-from crashd.daemon import registration
+from crashd import __version__, config, configfiles, registration
 from crashd.daemon.admission import Admission
 from crashd.daemon.afterwards import Afterwards
-from crashd.daemon.applied import apply_settings
+from crashd.daemon.applied import (
+    apply_settings,
+    give_core_pattern_back,
+    take_core_pattern,
+)
 from crashd.daemon.control import ControlServer
 from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
@@ -35,7 +38,7 @@ from crashd.domain.model import LIST_KEYS, Crash, Mode, to_json
 from crashd.edge import exporter, handoff, process, sdaemon
 from crashd.edge.inotify import DirectoryWatch
 from crashd.edge.kmsg import KernelLog
-from crashd.errors import CrashdError, IndexCorruptError
+from crashd.errors import CrashdError, IndexCorruptError, reason_of
 from crashd.store import signatures
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -151,8 +154,8 @@ class Service:
             cleanup.callback(self._close)
             self._open(cleanup)
             if self._register:
-                cleanup.callback(registration.unregister, self._paths)
-                registration.register(self._paths, self._pipe_limit(), self._mode)
+                cleanup.callback(give_core_pattern_back, self._paths)
+                take_core_pattern(self._paths, self._pipe_limit(), self._mode)
             self._check_ownership()
             self._indexer.reconcile()  # and then, when every token is known, the spool
             self._ready = True
@@ -313,7 +316,7 @@ class Service:
             # first of all the kernel must know: crashes from now on are the previous handler's, or
             # spooled
             if self._register:
-                registration.unregister(self._paths)
+                give_core_pattern_back(self._paths)
             self._ingest.stop_import()
             self._intake.accept()
             self._notifier.stopping()
@@ -389,7 +392,7 @@ class Service:
         try:
             self._exporter.store_free(self._free_bytes())
         except OSError as e:
-            log.error("cannot read %s: %s, ignoring", self._paths.crashes, e.strerror)
+            log.error("cannot read %s: %s, ignoring", self._paths.crashes, reason_of(e))
         self._notifier.status(self._status_line())
 
     def _check_ownership(self) -> None:
@@ -445,7 +448,7 @@ class Service:
                 log.warning("capture.mode takes effect at the next start, ignoring")
             self._metrics.reload(settings.http, before.http)
             if self._register and registration.is_owned(self._paths):
-                registration.register(self._paths, self._pipe_limit(), self._mode)
+                take_core_pattern(self._paths, self._pipe_limit(), self._mode)
             log.info("configuration reloaded")
         self._check_ownership()
         self._notifier.ready(self._status_line())

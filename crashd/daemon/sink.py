@@ -5,6 +5,7 @@ import time
 
 from crashd.daemon.pump import StopError
 from crashd.domain.model import Core
+from crashd.errors import reason_of
 from crashd.store import corefile
 from crashd.store.entry import CORE, Entry
 
@@ -87,7 +88,7 @@ class CoreSink:
                     self._unchecked = 0
                     self._check_free()
             except OSError as e:
-                raise StopError(f"writing the core failed: {e.strerror}") from e
+                raise StopError(f"writing the core failed: {reason_of(e)}") from e
 
     def hole(self, size: int) -> None:
         """Take zeros.
@@ -105,7 +106,7 @@ class CoreSink:
                 size -= HOLE_CHECK_BYTES
             self._writer.hole(size)
         except OSError as e:
-            raise StopError(f"writing the core failed: {e.strerror}") from e
+            raise StopError(f"writing the core failed: {reason_of(e)}") from e
 
     @property
     def resident_bytes(self) -> int:
@@ -147,7 +148,7 @@ class CoreSink:
             self._writer.finish()
             os.fsync(self._fd)
         except OSError as e:
-            self.trouble = f"writing the core failed: {e.strerror}"
+            self.trouble = f"writing the core failed: {reason_of(e)}"
             corefile.repair(self._fd)
             size = sum(len(chunk) for chunk in corefile.read_core(self._fd))
             stored = os.fstat(self._fd).st_size

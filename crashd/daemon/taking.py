@@ -20,6 +20,7 @@ from crashd.domain.record import Allowance
 from crashd.domain.scrub import EnvironMode
 from crashd.edge.incoming import DeadlineError, IncomingCore
 from crashd.edge.memory import GoneError, ProcessMemory, huge_devices
+from crashd.errors import reason_of
 from crashd.store.entry import Entry
 
 LATE = "the core did not arrive before capture.deadline"
@@ -148,7 +149,7 @@ class Source:
                     self.head, self.memory.maps(), huge_devices(mountinfo)
                 )
         except (DoubtError, OSError, GoneError) as e:
-            self.give_up(str(e) or "the process was gone before its memory was read")
+            self.give_up(reason_of(e))
 
     def give_up(self, why: str) -> None:
         """Do without the memory."""
@@ -232,7 +233,7 @@ def take(
         try:
             return _take(source, entry, limit, buffer_bytes, deadline_ns)
         except DoubtError as e:
-            source.give_up(str(e))
+            source.give_up(reason_of(e))
     return _take(source, entry, limit, buffer_bytes, deadline_ns)
 
 
@@ -256,7 +257,7 @@ def _take(
         )
     except (StopError, OSError) as e:
         entry.drop_partial()
-        return Taken(reason=str(e), doubt=source.doubt, no_room=isinstance(e, StopError))
+        return Taken(reason=reason_of(e), doubt=source.doubt, no_room=isinstance(e, StopError))
     try:
         pump = Pump(sink, buffer_bytes, limit.size_bytes, limit.reason)
         reason = _read(source, pump, limit, deadline_ns)
@@ -264,7 +265,7 @@ def _take(
         try:
             pump.finish()
         except StopError as e:
-            reason = str(e)
+            reason = reason_of(e)
         core = sink.finish()
     finally:
         sink.close()
@@ -294,9 +295,9 @@ def _read(source: Source, pump: Pump, limit: Allowance, deadline_ns: int) -> str
             return None
         return copy_memory(source, source.memory, source.head, pump, limit, deadline_ns)
     except engines.ShortError as e:
-        return LATE if source.late else str(e)
+        return LATE if source.late else reason_of(e)
     except StopError as e:
-        return str(e)
+        return reason_of(e)
     except DeadlineError:
         return LATE
 
@@ -339,7 +340,7 @@ def copy_memory(
         )
         pump.put_bytes(trailer)
     except OSError as e:
-        raise DoubtError(f"reading the memory failed: {e.strerror}") from e
+        raise DoubtError(f"reading the memory failed: {reason_of(e)}") from e
     except GoneError as e:
         if pump.size_bytes == len(start):
             raise DoubtError("the process was killed before its memory was read") from e

@@ -26,7 +26,7 @@ from crashd.domain.model import Crash, Disposition, State, from_json
 from crashd.domain.site import site_of
 from crashd.edge.handoff import Connection
 from crashd.edge.incoming import IncomingCore
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
 from crashd.store.spool import SpoolEntry
 
@@ -166,10 +166,10 @@ def _do_job(job: _Job) -> None:
             "crash %s: %s failed: %s, salvaging",
             job.id,
             job.what["job"],
-            e,
+            str(e) or reason_of(e),
             exc_info=not known,
         )
-        job.end("failed", error=str(e)[:500])
+        job.end("failed", error=reason_of(e)[:500])
     else:
         job.end("done")
     finally:

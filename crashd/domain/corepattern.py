@@ -20,6 +20,8 @@ EXTENDED: Final = ("%P", "%I", "%u", "%g", "%c", "%d", "%F", "%h")
 SUN_PATH_MAX: Final = 107
 """Bytes of a unix socket's path, without the NUL: unix(7)."""
 
+_HANDLER = "/usr/libexec/crashd-core"  # below any root, as crashd.store.paths has them
+_SOCKET = "/run/crashd/kernel.sock"
 _SPACE = " \t\n\v\f\r"  # the kernel's isspace()
 
 
@@ -68,7 +70,17 @@ def build_socket_pattern(path: str) -> str:
 
 def socket_of(handler: str) -> str:
     """Name the coredump socket of the root that `handler` is in."""
-    return handler.removesuffix("/usr/libexec/crashd-core") + "/run/crashd/kernel.sock"
+    return handler.removesuffix(_HANDLER) + _SOCKET
+
+
+def root_of(pattern: str) -> str | None:
+    """Return the root of the crashd that registers `pattern`; None for any other program's."""
+    program = handler_of(pattern) or ""
+    if pattern.startswith("@@") and pattern.endswith(_SOCKET):
+        program = pattern[2:].removesuffix(_SOCKET) + _HANDLER
+    if not program.endswith(_HANDLER) or not is_ours(pattern, program):
+        return None
+    return program.removesuffix(_HANDLER) or "/"
 
 
 def handler_of(pattern: str) -> str | None:

@@ -3,9 +3,16 @@
 import re
 
 _SHELL_SAFE = re.compile(rb"[A-Za-z0-9_@%+=:,./-]+")
-_CONTROL = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+_NOT_PLAIN = re.compile(r"[^\x20-\x7e]+")
+_UNSEEN = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    r"\U000e0000-\U000e0fff]"
 )
+"""Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt, as far as str.isprintable()
+takes it for text; and the empty Braille pattern, one more space."""
+
+MARKS_MAX = 5
+"""Combining marks on one character: more than any script needs, fewer than cover the next line."""
 
 
 def shell_join(argv: tuple[bytes, ...]) -> bytes:
@@ -18,16 +25,37 @@ def shell_join(argv: tuple[bytes, ...]) -> bytes:
 
 
 def printable(value: bytes | str) -> str:
-    """Make one line that is safe on a terminal: escapes, controls and direction marks become \\xNN.
+    """Make one line that shows each of its characters: what a reader would not see becomes \\xNN.
 
-    C0, DEL, C1, line separators, bidirectional overrides and lone surrogates are all escaped, and
-    so is what is not UTF-8: nothing that a crashed process was named can move a cursor or forge a
-    line.
+    Escaped are controls, line separators, direction and format marks, lone surrogates, private and
+    unassigned code points, every space but the plain one, what is drawn as nothing, combining marks
+    without a character or in floods, and what is not UTF-8: no name of a crashed process can move a
+    cursor, forge a line, or look like another name by what it hides.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return _CONTROL.sub(_escape, text)
+    if text.isascii() and text.isprintable():
+        return text
+    return _NOT_PLAIN.sub(_escape_run, text)
 
 
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+def _escape_run(match: re.Match[str]) -> str:
+    from unicodedata import category  # a megabyte that most processes never need
+
+    shown = []
+    room = MARKS_MAX if match.start() else 0  # the first would sit on what stands before the text
+    for character in match.group():
+        # isprintable() is False for all of Cc, Cf, Cs, Co, Cn, Zl, Zp and Zs but U+0020
+        hidden = not character.isprintable() or _UNSEEN.match(character) is not None
+        if category(character).startswith("M"):
+            room -= 1
+            hidden = hidden or room < 0
+        else:
+            room = MARKS_MAX
+        shown.append(_escape(ord(character)) if hidden else character)
+    return "".join(shown)
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

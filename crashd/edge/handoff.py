@@ -13,7 +13,7 @@ from pathlib import Path
 from crashd.corehandler import RECEIPT
 from crashd.domain.coremeta import parse_fields
 from crashd.edge.process import pidfd_pid
-from crashd.errors import FormatError, UnavailableError
+from crashd.errors import FormatError, UnavailableError, reason_of
 from crashd.store.paths import SUN_PATH_MAX
 
 MESSAGE_MAX = 1 << 16
@@ -45,7 +45,7 @@ def listen_unix(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket
         server.listen(BACKLOG)
     except OSError as e:
         server.close()
-        raise UnavailableError(f"cannot listen on {path}: {e.strerror}") from e
+        raise UnavailableError(f"cannot listen on {path}: {reason_of(e)}") from e
     finally:
         os.umask(before)
     return server
@@ -112,7 +112,7 @@ class Connection:
         except BlockingIOError:
             return None
         except OSError as e:
-            raise FormatError(f"hand-over broke off: {e.strerror}") from e
+            raise FormatError(f"hand-over broke off: {reason_of(e)}") from e
         descriptors: list[int] = []
         for level, kind, raw in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

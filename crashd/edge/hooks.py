@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from crashd.domain.text import printable
+from crashd.errors import reason_of
 
 HOOKS_MAX = 32
 _ANSWER_MAX = 1 << 20
@@ -42,7 +43,7 @@ def list_hooks(directory: Path) -> tuple[list[Path], list[str]]:
     except FileNotFoundError:
         return [], []
     except OSError as e:
-        return [], [f"{directory}: {e.strerror}"]
+        return [], [f"{directory}: {reason_of(e)}"]
     if why := _distrust(directory):
         return [], [f"{directory}: {why}"]
     for name in names:
@@ -60,7 +61,7 @@ def _distrust(path: Path) -> str | None:
     try:
         status = path.stat()
     except OSError as e:
-        return e.strerror
+        return reason_of(e)
     if os.geteuid() == 0 and status.st_uid != 0:
         return f"belongs to uid {status.st_uid} and not to root"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -87,7 +88,7 @@ def run_hook(path: Path, document: bytes, seconds: float) -> None:
             start_new_session=True,
         )
     except OSError as e:
-        raise HookError(f"{name} cannot be started: {e.strerror}") from e
+        raise HookError(f"{name} cannot be started: {reason_of(e)}") from e
     try:
         process.communicate(document, timeout=seconds)
     except subprocess.TimeoutExpired as e:
@@ -125,7 +126,7 @@ def post(url: str, document: bytes, seconds: float) -> None:
         with opener.open(request, timeout=seconds) as answer:
             answer.read(1 << 16)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
-        raise HookError(f"the webhook failed: {printable(str(e))[:200]}") from e
+        raise HookError(f"the webhook failed: {printable(reason_of(e))[:200]}") from e
 
 
 def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[str]:
@@ -135,12 +136,12 @@ def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[
         try:
             run_hook(path, document, seconds)
         except HookError as e:
-            failures.append(str(e))
+            failures.append(reason_of(e))
     if url:
         try:
             post(url, document, seconds)
         except HookError as e:
-            failures.append(str(e))
+            failures.append(reason_of(e))
     return failures
 
 
@@ -166,7 +167,7 @@ def ask_for_all(address: Path, document: bytes, seconds: float) -> list[str]:
                 answer += data
         failures = json.loads(answer)
     except OSError as e:
-        raise HookError(f"{address} does not run the hooks: {e.strerror or e}") from e
+        raise HookError(f"{address} does not run the hooks: {reason_of(e)}") from e
     except ValueError as e:
         raise HookError(f"{address} did not say what became of the hooks") from e
     if not isinstance(failures, list):

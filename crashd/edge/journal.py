@@ -16,7 +16,7 @@ from pathlib import Path
 from crashd.domain.model import Crash, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 
 SOCKET = Path("/run/systemd/journal/socket")
 MESSAGE_ID = "fc2e22bc6ee647b6b90729ab34a250b1"
@@ -48,7 +48,7 @@ def send(fields: Mapping[str, bytes], path: Path = SOCKET, seconds: float = SEND
                 # too large for a datagram
                 _send_file(sender, raw)
     except OSError as e:
-        raise UnavailableError(f"the journal takes no entry: {e.strerror or e}") from e
+        raise UnavailableError(f"the journal takes no entry: {reason_of(e)}") from e
 
 
 def _encode(name: str, value: bytes) -> bytes:

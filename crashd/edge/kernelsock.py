@@ -21,7 +21,7 @@ from crashd.domain.coredumpsock import (
     parse_request,
 )
 from crashd.edge.process import PidfdInfo, pidfd_info, read_namespaces
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 
 SO_PEERPIDFD = 77  # asm-generic/socket.h, 6.5
 PIDFD_COREDUMPED = 1  # linux/pidfd.h, 6.16
@@ -73,7 +73,7 @@ def accept(server: socket.socket) -> KernelConnection | None:
         try:
             raw = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
         except OSError as e:
-            raise FormatError(f"coredump socket: peer without a pidfd: {e.strerror}") from e
+            raise FormatError(f"coredump socket: peer without a pidfd: {reason_of(e)}") from e
         (pidfd,) = struct.unpack("=i", raw)
         os.set_inheritable(pidfd, False)
         info = pidfd_info(pidfd)
@@ -110,7 +110,7 @@ def shake_hands(fd: int, *, reject: bool) -> None:
             peer.send(build_ack(mask), socket.MSG_NOSIGNAL)
             check_mark(peer.recv(MARK_SIZE, socket.MSG_WAITALL))
         except OSError as e:
-            raise FormatError(f"the coredump handshake broke off: {e.strerror}") from e
+            raise FormatError(f"the coredump handshake broke off: {reason_of(e)}") from e
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 0, 0))
 
 

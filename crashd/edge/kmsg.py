@@ -4,7 +4,7 @@ import errno
 import os
 
 from crashd.domain.kernellog import LogRecord, parse_record
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 
 DEVICE = "/dev/kmsg"
 RECORD_MAX = 8192
@@ -29,7 +29,7 @@ class KernelLog:
         try:
             self._fd = os.open(DEVICE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as e:
-            raise UnavailableError(f"cannot read {DEVICE}: {e.strerror}") from e
+            raise UnavailableError(f"cannot read {DEVICE}: {reason_of(e)}") from e
 
     def fileno(self) -> int:
         """Tell the descriptor, for a selector."""

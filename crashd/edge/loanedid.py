@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, reason_of
 
 IDS = range(60578, 61184)
 """Above the ids of accounts and systemd-homed, below those of DynamicUser=: unused by systemd (its
@@ -68,7 +68,7 @@ def loan(places: Places = HOST) -> LoanedId:
         finally:
             os.close(directory)
     except OSError as e:
-        raise CrashdError(f"cannot reserve a user id in {places.reserved}: {e.strerror}") from e
+        raise CrashdError(f"cannot reserve a user id in {places.reserved}: {reason_of(e)}") from e
     raise CrashdError(f"no free user id between {IDS[0]} and {IDS[-1]}")
 
 

@@ -35,6 +35,10 @@ _ABSENT = (bytes(_SLICE_BYTES), struct.pack("=Q", 1 << 55) * (_SLICE_BYTES // 8)
 class GoneError(Exception):
     """The process is no longer held in its coredump, or was never to be read."""
 
+    def __str__(self) -> str:
+        """Return the one reason there is."""
+        return "the process was gone before its memory was read"
+
 
 class ProcessMemory:
     """Owns descriptors of the process's mem, pagemap and status; all of one and the same address

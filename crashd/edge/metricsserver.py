@@ -21,7 +21,7 @@ from http import HTTPStatus
 from crashd.domain.httphead import accepts_gzip, parse_request
 from crashd.edge.exporter import Exporter
 from crashd.edge.webguard import Guard, Question, Stream, WantsRead, WantsWrite
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 
 CONNECTIONS_MAX = 32
 REQUEST_MAX = 8192
@@ -327,7 +327,7 @@ def listen(address: str) -> list[socket.socket]:
         for server in servers:
             server.close()
         hint = _HINTS.get(e.errno or 0, "see [http] listen in crashd.toml")
-        why = str(e.strerror).partition(" (while")[0]  # create_server() has the address once more
+        why = reason_of(e).partition(" (while")[0]  # create_server() has the address once more
         raise UnavailableError(f"cannot listen on {address!r}: {why}", hint=hint) from e
     return servers
 

@@ -30,6 +30,7 @@ from crashd.domain.modules import (
     path_parts,
     same_image,
 )
+from crashd.errors import reason_of
 
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -73,7 +74,7 @@ class _Place:
         except PermissionError:
             return None, "not readable for the crashed user"
         except OSError as e:
-            return None, f"cannot be opened: {e.strerror}"
+            return None, f"cannot be opened: {reason_of(e)}"
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return None, "not a regular file"
@@ -82,7 +83,7 @@ class _Place:
         except PermissionError:
             return None, "not readable for the crashed user"
         except OSError as e:
-            return None, f"cannot be opened: {e.strerror}"
+            return None, f"cannot be opened: {reason_of(e)}"
         finally:
             os.close(fd)
 

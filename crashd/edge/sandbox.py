@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from crashd.domain.analysis import PEAK_PREFIX, UNSEALED_STATUS
 from crashd.edge import workerlink
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10
@@ -64,7 +64,7 @@ def run_worker(
     try:
         process = _start({**request, "core_fd": core_fd, "parent": os.getpid()}, core_fd)
     except OSError as e:
-        return WorkerResult(b"", f"the worker cannot be started: {e.strerror}")
+        return WorkerResult(b"", f"the worker cannot be started: {reason_of(e)}")
     output, errors = bytearray(), bytearray()
     stopped: str | None = "the daemon stopped waiting"
     try:
@@ -114,9 +114,9 @@ def ask_worker(
     except TimeoutError:
         failure = "it did not end in time"
     except (EOFError, FormatError) as e:
-        failure = f"it broke off: {e}"
+        failure = f"it broke off: {reason_of(e)}"
     except OSError as e:
-        failure = f"the worker cannot be reached: {e.strerror}"
+        failure = f"the worker cannot be reached: {reason_of(e)}"
     if len(output) > OUTPUT_MAX:
         failure = f"it printed more than {OUTPUT_MAX} bytes"
     elif failure is None and not output:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, MutableMapping
 
 from crashd.domain.text import printable
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 from crashd.store.paths import SUN_PATH_MAX
 
 SEND_SECONDS = 0.2
@@ -173,7 +173,7 @@ def _adopt(fd: int, name: str) -> socket.socket:
         passed = socket.socket(fileno=fd)
     except OSError as e:
         raise UnavailableError(
-            f"descriptor {fd}, passed by systemd as {name!r}, is no socket: {e.strerror}"
+            f"descriptor {fd}, passed by systemd as {name!r}, is no socket: {reason_of(e)}"
         ) from e
     passed.setblocking(False)
     return passed

@@ -8,6 +8,12 @@ The file of what stood there before, as `register` writes it:
     core                             kernel.core_pattern; may be empty, and bytes that are not UTF-8
     kernel.core_pipe_limit=0
     fs.suid_dumpable=0
+    set kernel.core_pipe_limit=64    what crashd has set; fs.suid_dumpable is always set to 2
+
+Several roots form a chain: each saves the pattern of the one before it. A root that stops while
+another's pattern stands takes itself out of the chain: it writes what it has saved into the file of
+the root that has saved its pattern. A value that is no longer what crashd set is somebody else's
+choice, and stays.
 """
 
 import contextlib
@@ -16,16 +22,18 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crashd.domain.corepattern import PATTERN_MAX, is_ours
+from crashd.domain.corepattern import PATTERN_MAX, handler_of, is_ours, root_of
 from crashd.errors import (
     CrashdError,
     PermissionDeniedError,
     UnavailableError,
     UnsupportedError,
+    reason_of,
 )
+from crashd.store.paths import Paths
 
 PATTERN = "kernel.core_pattern"
 PIPE_LIMIT = "kernel.core_pipe_limit"
@@ -38,6 +46,8 @@ _DEFAULTS = {PATTERN: "core", PIPE_LIMIT: "0", SUID_DUMPABLE: "0"}  # the kernel
 _LARGEST = {PIPE_LIMIT: 2**31 - 1, SUID_DUMPABLE: 2}
 _VALUE_MAX = 4096
 _PREVIOUS_MAX = 1024
+_CHAIN_MAX = 16  # roots; each of them but the first was registered while another stood
+_SET = f"set {PIPE_LIMIT}="
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,25 @@ class Registration:
     pipe_limit: int
     handler: str
     """The program that would be piped to; it tells our own patterns from others'."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """The file of what stood there before."""
+
+    before: Mapping[str, str]
+    pipe_limit: str | None = None
+    """What crashd has set since; None where the file does not say."""
+
+    def undo(self, present: Mapping[str, str]) -> dict[str, str]:
+        """Return `present`, but with the companions that are still as crashd set them as they were
+        before.
+        """
+        ours = {PIPE_LIMIT: self.pipe_limit, SUID_DUMPABLE: SUID_ROOT_ONLY}
+        return {
+            name: self.before[name] if value == ours.get(name) else value
+            for name, value in present.items()
+        }
 
 
 def _path(name: str, proc: Path) -> Path:
@@ -111,7 +140,7 @@ def write(name: str, value: str, proc: Path = PROC) -> None:
     try:
         _put(name, before, proc)
     except OSError as e:
-        outcome = f"{before!r} could not be put back: {e.strerror}"
+        outcome = f"{before!r} could not be put back: {reason_of(e)}"
     raise UnsupportedError(
         f"{name} was set to {value!r} and then read as {shown}; {outcome}",
         hint="the kernel does not keep such a value, or another program sets it at the same time",
@@ -129,8 +158,8 @@ def owned(handler: str, proc: Path = PROC) -> bool:
 def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bool:
     """Set all three, saving before what stands there; False when all is so already.
 
-    Nothing is saved when the pattern is this handler's already: what stood there before it is in
-    the file, or was never known.
+    The file stays as it is when the pattern is this handler's already: what stood there before it
+    is in the file, or was never known.
 
     Raises:
         CrashdError: nothing could be saved, or one of them not be set; those set before it are
@@ -145,9 +174,15 @@ def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bo
     before = {name: read(name, proc) for name in _ORDER}
     if before == values:
         return False
-    saved = not is_ours(before[PATTERN], wanted.handler)
-    if saved:
-        _save(previous_file, before)
+    old = _load(previous_file)
+    saved = old and replace(old, pipe_limit=values[PIPE_LIMIT])
+    if not is_ours(before[PATTERN], wanted.handler):
+        if old is not None and _hand_over(wanted.handler, before[PATTERN], old):
+            old = None
+        # after somebody else's change of the pattern, the companions may still be crashd's
+        saved = _Saved(old.undo(before) if old else before, values[PIPE_LIMIT])
+    if saved is not None and saved != old:
+        _save(previous_file, saved)
     done: list[str] = []
     try:
         for name in _ORDER:
@@ -158,9 +193,11 @@ def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bo
         left = _put_back(before, list(reversed(done)), proc)
         if left:
             raise UnavailableError(f"{e}; then {left[0]}", hint=e.hint) from e
-        if saved:
-            with contextlib.suppress(OSError):
-                previous_file.unlink(missing_ok=True)
+        with contextlib.suppress(UnavailableError):
+            if old is not None:
+                _save(previous_file, old)
+            elif saved is not None:
+                _remove(previous_file)
         raise
     return True
 
@@ -168,34 +205,129 @@ def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bo
 def restore(handler: str, previous_file: Path, proc: Path = PROC) -> str:
     """Put all three back as `previous_file` has them, where the pattern is still ours.
 
-    Whoever has set another pattern since knew why: then nothing is changed. Without a sound file
-    the kernel's defaults are set. Returns what was done, in words; the file is gone then.
+    Another pattern stays: its owner set it on purpose. If it is another crashd's, that one gets
+    what we saved; if not, the companions that are still as crashd set them are put back. Without a
+    sound file the kernel's defaults are set. Returns what was done, in words; the file is gone
+    then, except where another crashd could not get it.
 
     Raises:
         CrashdError: one of them cannot be set; the others are, and the file is kept.
 
     """
     present = read(PATTERN, proc)
+    saved = _load(previous_file)
     if not is_ours(present, handler):
-        _remove(previous_file)
-        return f"{PATTERN} is {present!r}, not ours: all is left as it is"
-    previous = _load(previous_file)
-    if previous is not None and is_ours(previous[PATTERN], handler):
-        previous = None  # giving it back would leave a handler that is about to go
-    values = previous or _DEFAULTS
+        outcome = _step_aside(handler, present, saved, previous_file, proc)
+        if not owned(handler, proc):
+            return outcome
+        # the other crashd stopped at that moment, and gave back our pattern
+    standing = _find_standing(handler, saved)
+    values = standing or _DEFAULTS
     left = _put_back(values, list(reversed(_ORDER)), proc)
     if left:
         raise left[0]
     _remove(previous_file)
-    source = "" if previous else ", the kernel's default: what stood there before is not known"
+    source = "" if standing else ", the kernel's default: what stood there before is not known"
     return f"{PATTERN} is {values[PATTERN]!r} again{source}"
+
+
+def _step_aside(
+    handler: str, present: str, saved: _Saved | None, previous_file: Path, proc: Path
+) -> str:
+    outcome = f"{PATTERN} is {present!r}, not ours, and stays"
+    if saved is None:
+        pass
+    elif root_of(present) is not None:
+        if not _hand_over(handler, present, saved):
+            return f"{outcome}; what stood there before ours is kept in {previous_file}"
+        outcome += "; what stood there before ours was handed over"
+    else:
+        # fs.suid_dumpable first: the kernel warns of 2 with a relative pattern
+        names = list(reversed(_ORDER[1:]))
+        companions = {name: read(name, proc) for name in names}
+        wanted = saved.undo(companions)
+        left = _put_back(wanted, names, proc)
+        if left:
+            raise left[0]
+        outcome += "".join(
+            f"; {name} is {wanted[name]!r} again"
+            for name in names
+            if wanted[name] != companions[name]
+        )
+    _remove(previous_file)
+    return outcome
+
+
+# -- the chain of roots ----------------------------------------------------------------------------
+
+
+def _hand_over(handler: str, present: str, saved: _Saved) -> bool:
+    """Take the root of `handler` out of the chain that begins with the pattern `present`; False
+    where the chain leads nowhere.
+    """
+    pattern = present
+    for _ in range(_CHAIN_MAX):
+        root = root_of(pattern)
+        if root is None:
+            return False
+        file = Paths(Path(root)).previous_core_pattern
+        other = _load(file) if _is_trusted(file) else None
+        if other is None:
+            return False
+        pattern = other.before[PATTERN]
+        ours = is_ours(pattern, handler)
+        if ours or root_of(pattern) is None:
+            before = saved.undo(other.before)
+            if ours:
+                before[PATTERN] = saved.before[PATTERN]
+            _save(file, replace(other, before=before))
+            return True
+    return False
+
+
+def _find_standing(handler: str, saved: _Saved | None) -> Mapping[str, str] | None:
+    """Find what stood before us and still can: a crashd whose program is gone gives way to what
+    stood before it.
+    """
+    for _ in range(_CHAIN_MAX):
+        if saved is None or is_ours(saved.before[PATTERN], handler):
+            return None  # giving it back would leave a handler that is about to go
+        root = root_of(saved.before[PATTERN])
+        if root is None or not _is_gone(saved.before[PATTERN]):
+            return saved.before
+        file = Paths(Path(root)).previous_core_pattern
+        older = _load(file) if _is_trusted(file) else None
+        if older is not None:
+            before = {**older.undo(saved.before), PATTERN: older.before[PATTERN]}
+            older = replace(older, before=before)
+        saved = older
+    return None
+
+
+def _is_gone(pattern: str) -> bool:
+    return not os.path.exists(handler_of(pattern) or pattern.removeprefix("@@"))
+
+
+def _is_trusted(file: Path) -> bool:
+    """Return whether nobody but root and us can have put `file` there: it is about to become, or
+    to decide, the program that the kernel runs as root.
+    """
+    try:
+        for path in (file, *file.parents):
+            status = path.lstat()
+            shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+            if stat.S_ISLNK(status.st_mode) or shared or status.st_uid not in (0, os.geteuid()):
+                return False
+    except OSError:
+        return False
+    return True
 
 
 # -- errors ----------------------------------------------------------------------------------------
 
 
 def _not_read(name: str, e: OSError) -> CrashdError:
-    message = f"cannot read {name}: {e.strerror}"
+    message = f"cannot read {name}: {reason_of(e)}"
     if e.errno == errno.ENOENT:
         return UnsupportedError(
             message, hint="the kernel was built without CONFIG_COREDUMP, or /proc is not mounted"
@@ -209,7 +341,7 @@ def _not_read(name: str, e: OSError) -> CrashdError:
 
 
 def _not_written(name: str, before: str, value: str, e: OSError) -> CrashdError:
-    message = f"cannot set {name} from {before!r} to {value!r}: {e.strerror}"
+    message = f"cannot set {name} from {before!r} to {value!r}: {reason_of(e)}"
     if e.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(message, hint="run as root on the host itself")
     if e.errno == errno.EROFS:
@@ -261,11 +393,13 @@ def _file_errors(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise UnavailableError(f"cannot {what} {path}: {e.strerror}") from e
+        raise UnavailableError(f"cannot {what} {path}: {reason_of(e)}") from e
 
 
-def _save(previous_file: Path, values: Mapping[str, str]) -> None:
-    lines = [values[PATTERN], *(f"{name}={values[name]}" for name in _ORDER[1:])]
+def _save(previous_file: Path, saved: _Saved) -> None:
+    lines = [saved.before[PATTERN], *(f"{name}={saved.before[name]}" for name in _ORDER[1:])]
+    if saved.pipe_limit is not None:
+        lines.append(_SET + saved.pipe_limit)
     staged = previous_file.with_name(f".{previous_file.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _file_errors("save the present settings in", previous_file):
@@ -300,7 +434,7 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _load(previous_file: Path) -> dict[str, str] | None:
+def _load(previous_file: Path) -> _Saved | None:
     """Read the file; None unless it is whole and sound: half of it could be anybody's."""
     try:
         fd = os.open(previous_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -311,12 +445,21 @@ def _load(previous_file: Path) -> dict[str, str] | None:
     except OSError:
         return None
     lines = os.fsdecode(raw).split("\n")
-    if len(lines) != len(_ORDER) + 1 or lines[-1]:
+    if lines.pop():
+        return None
+    pipe_limit = None
+    if len(lines) == len(_ORDER) + 1:
+        line = lines.pop()
+        pipe_limit = line.removeprefix(_SET)
+        if pipe_limit == line or not _is_value(PIPE_LIMIT, pipe_limit):
+            return None
+    if len(lines) != len(_ORDER):
         return None
     values = {PATTERN: lines[0]}
-    for name, line in zip(_ORDER[1:], lines[1:-1], strict=True):
+    for name, line in zip(_ORDER[1:], lines[1:], strict=True):
         key, _, value = line.partition("=")
         if key != name:
             return None
         values[name] = value
-    return values if all(_is_value(name, value) for name, value in values.items()) else None
+    sound = all(_is_value(name, value) for name, value in values.items())
+    return _Saved(values, pipe_limit) if sound else None

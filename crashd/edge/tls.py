@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crashd.domain.webconfig import ClientCert, Tls
 from crashd.edge.webguard import WantsRead, WantsWrite
-from crashd.errors import ConfigError
+from crashd.errors import ConfigError, reason_of
 
 _VERIFY = {
     ClientCert.NONE: ssl.CERT_NONE,
@@ -62,7 +62,7 @@ def build_context(tls: Tls, directory: Path) -> ssl.SSLContext:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not what OpenSSL can read").lower().replace("_", " ")
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return reason_of(error)
 
 
 class TlsStream:

@@ -16,12 +16,7 @@ from typing import Any
 
 from crashd.domain.match import Query
 from crashd.domain.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
-from crashd.errors import (
-    FormatError,
-    IndexCorruptError,
-    NotFoundError,
-    UnavailableError,
-)
+from crashd.errors import FormatError, IndexCorruptError, NotFoundError, UnavailableError, reason_of
 from crashd.store import corefile, signatures
 from crashd.store.entry import (
     ANALYSIS,
@@ -253,7 +248,7 @@ class Catalog:
         try:
             crash = entry.read()
         except (FormatError, NotFoundError) as e:
-            yield Finding("bad-record", entry.id, str(e))
+            yield Finding("bad-record", entry.id, reason_of(e))
             return None
         status = os.fstat(entry.fd)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
@@ -296,7 +291,7 @@ def _read_through(crash_id: str, fd: int, size_bytes: int) -> Iterator[Finding]:
         for _ in corefile.read_core(fd, size_bytes):
             pass
     except FormatError as e:
-        yield Finding("core-damaged", crash_id, str(e))
+        yield Finding("core-damaged", crash_id, reason_of(e))
     finally:
         os.close(fd)
 

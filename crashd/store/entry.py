@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from crashd.domain.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
 from crashd.domain.model import ID_PATTERN, Crash, from_json
-from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError
+from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store.paths import Paths
 
 RECORD = "crash.json"
@@ -125,7 +125,9 @@ class Entry:
         except FileNotFoundError as e:
             raise NotFoundError(f"crash {self.id} has no {RECORD}") from e
         except OSError as e:
-            raise FormatError(f"{RECORD} of crash {self.id} cannot be opened: {e.strerror}") from e
+            raise FormatError(
+                f"{RECORD} of crash {self.id} cannot be opened: {reason_of(e)}"
+            ) from e
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > RECORD_MAX:
             os.close(fd)
@@ -192,7 +194,7 @@ class Entry:
         try:
             fd = os.open(CORE, _READ, dir_fd=self.fd)
         except OSError as e:
-            raise NotFoundError(f"crash {self.id} has no core: {e.strerror}") from e
+            raise NotFoundError(f"crash {self.id} has no core: {reason_of(e)}") from e
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotFoundError(f"the core of crash {self.id} is not a regular file")
@@ -347,7 +349,7 @@ def open_entry(paths: Paths, crash_id: str) -> Entry:
     except (FileNotFoundError, NotADirectoryError) as e:
         raise NotFoundError(f"no crash {crash_id} in {paths.crashes}") from e
     except OSError as e:
-        raise UnavailableError(f"cannot open {paths.crashes / crash_id}: {e.strerror}") from e
+        raise UnavailableError(f"cannot open {paths.crashes / crash_id}: {reason_of(e)}") from e
 
 
 def record_size(paths: Paths, crash_id: str) -> int:
@@ -364,7 +366,7 @@ def _names(paths: Paths) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as e:
-        raise UnavailableError(f"cannot read {paths.crashes}: {e.strerror}") from e
+        raise UnavailableError(f"cannot read {paths.crashes}: {reason_of(e)}") from e
 
 
 def entry_ids(paths: Paths) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import corehandler
-from crashd.errors import UnavailableError
+from crashd.errors import UnavailableError, reason_of
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
@@ -102,5 +102,5 @@ def _install(target: Path, program: bytes) -> bool:
             os.close(fd)
         os.rename(staged, target)
     except OSError as e:
-        raise UnavailableError(f"cannot install the handler {target}: {e.strerror}") from e
+        raise UnavailableError(f"cannot install the handler {target}: {reason_of(e)}") from e
     return True

@@ -18,7 +18,7 @@ from typing import Any
 from crashd.domain.match import Query
 from crashd.domain.model import LIST_KEYS, Crash, Kind, State, encode, to_json
 from crashd.domain.text import printable
-from crashd.errors import IndexCorruptError, UnavailableError, UsageError
+from crashd.errors import IndexCorruptError, UnavailableError, UsageError, reason_of
 from crashd.store.schema import COLUMNS, MIGRATIONS
 from crashd.store.selection import Selector
 
@@ -110,7 +110,7 @@ class Index:
                 _make_private(path)
             inode = os.stat(path).st_ino
         except OSError as e:
-            raise UnavailableError(f"cannot open the index {path}: {e.strerror}") from e
+            raise UnavailableError(f"cannot open the index {path}: {reason_of(e)}") from e
         with _guard(path):
             connection = _connect_readonly(path) if readonly else _connect(path)
             index = cls(path, connection, inode)

@@ -21,7 +21,7 @@ from crashd.domain.kdumpdir import (
     parse_directory_name,
 )
 from crashd.domain.text import printable
-from crashd.errors import FormatError, NotFoundError, UnavailableError
+from crashd.errors import FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store.trusted import distrust
 
 NAMES_MAX = 200_000
@@ -64,7 +64,7 @@ class DumpRoot:
         except FileNotFoundError as e:
             raise NotFoundError(f"{name} does not exist") from e
         except OSError as e:
-            raise UnavailableError(f"cannot open {name}: {e.strerror}") from e
+            raise UnavailableError(f"cannot open {name}: {reason_of(e)}") from e
         status = os.fstat(self._fd)
         self._device = status.st_dev
         self._trusted = frozenset({0, os.geteuid()})
@@ -172,7 +172,7 @@ class DumpRoot:
         except FileNotFoundError:
             return freed, ()
         except OSError as e:
-            raise FormatError(f"{printable(name)} cannot be removed: {e.strerror}") from e
+            raise FormatError(f"{printable(name)} cannot be removed: {reason_of(e)}") from e
         return freed, ()
 
 

@@ -22,7 +22,7 @@ from crashd.corehandler import (
     pack,
 )
 from crashd.domain.coremeta import parse_fields
-from crashd.errors import FormatError, UnavailableError
+from crashd.errors import FormatError, UnavailableError, reason_of
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
@@ -68,7 +68,7 @@ def ready_names(paths: Paths, now_ns: int) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as e:
-        raise UnavailableError(f"cannot read {paths.spool}: {e.strerror}") from e
+        raise UnavailableError(f"cannot read {paths.spool}: {reason_of(e)}") from e
     for name in found:
         match = _NAME.fullmatch(name)
         if match and (not match[4] or _abandoned(int(match[1]), int(match[2]), now_ns)):

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from crashd.domain.text import printable
-from crashd.errors import ConfigError
+from crashd.errors import ConfigError, reason_of
 
 
 def read_trusted(path: Path, max_bytes: int) -> bytes:
@@ -33,7 +33,7 @@ def read_trusted(path: Path, max_bytes: int) -> bytes:
         finally:
             os.close(fd)
     except OSError as e:
-        raise ConfigError(f"{name}: cannot be read: {e.strerror}") from e
+        raise ConfigError(f"{name}: cannot be read: {reason_of(e)}") from e
     if len(raw) > max_bytes:
         raise ConfigError(f"{name}: is larger than {max_bytes} bytes")
     return raw

@@ -5,9 +5,8 @@ import os
 import signal
 from pathlib import Path
 
-from crashd.cli.verifying import is_daemon_live
+from crashd.store.daemonlock import is_daemon_live
 from crashd.store.handlerfile import install_handler
-from crashd.store.paths import Paths
 from tests.integration.handler import start_handler
 from tests.integration.test_daemon import CORE, SHORT, crash
 from tests.running import Daemon, crashctl, wait_until
@@ -73,7 +72,3 @@ def test_strict_tells_of_what_a_killed_daemon_left_until_the_next_one_runs(short
         assert is_daemon_live(daemon.paths)
         assert daemon.crashctl("verify", "--strict").stdout == ""
     assert daemon.crashctl("verify", "--strict").stdout == ""
-
-
-def test_is_daemon_live_without_a_runtime_directory_is_false(tmp_path: Path) -> None:
-    assert not is_daemon_live(Paths(tmp_path))

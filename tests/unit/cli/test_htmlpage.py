@@ -11,6 +11,7 @@ from tests.unit.cli.rows import HOSTILE, NGINX, TIME_NS, doc_of, row_of
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;" + HOSTILE.decode(
     "utf-8", "backslashreplace"
 )
+EVIL += "\u061c\u202e\u200b\ufeff\u2066"
 DAY_NS = 86400 * 10**9
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from crashd import registration
 from crashd.cli import setup
 from crashd.cli.main import main
 from crashd.domain.corepattern import build_pattern
@@ -19,7 +20,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = proc / "sys" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(value + "\n")
-    monkeypatch.setattr(setup, "PROC", proc)
+    monkeypatch.setattr(registration, "PROC", proc)
     monkeypatch.setattr(setup, "_is_root", lambda: True)
     return proc
 
@@ -83,6 +84,22 @@ def test_uninstall_leaves_anothers_pattern_alone(
     assert main(["--root", root, "uninstall"]) == 0
     assert values(proc)["kernel/core_pattern"] == "|/other %p"
     assert "|/other %p" in capsys.readouterr().out
+
+
+def test_install_of_the_socket_on_a_kernel_without_registers_the_pipe(
+    proc: Path, short_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a kernel takes @@ for a file name: crashes are lost while crashd is down."""
+    paths = Paths(short_tmp / "r")
+    paths.config_file.parent.mkdir(parents=True)
+    paths.config_file.write_text('[capture]\nmode = "socket"\n')
+    monkeypatch.setattr(registration, "kernel_has_socket", lambda: False)
+    assert main(["--root", str(paths.root), "install"]) == 0
+    assert values(proc)["kernel/core_pattern"] == build_pattern(str(paths.handler))
+    assert "no coredump socket" in capsys.readouterr().err
+    monkeypatch.setattr(registration, "kernel_has_socket", lambda: True)
+    assert main(["--root", str(paths.root), "install"]) == 0
+    assert values(proc)["kernel/core_pattern"] == f"@@{paths.kernel_socket}"
 
 
 @pytest.mark.parametrize("verb", ["install", "uninstall"])

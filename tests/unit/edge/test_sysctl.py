@@ -1,14 +1,16 @@
 import errno
 import fcntl
+import itertools
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from crashd.domain.corepattern import build_pattern
+from crashd.domain.corepattern import build_pattern, build_socket_pattern
 from crashd.edge import sysctl
 from crashd.edge.sysctl import (
     PATTERN,
@@ -27,6 +29,7 @@ from crashd.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from crashd.store.paths import Paths
 
 HANDLER = "/usr/libexec/crashd-core"
 OURS = build_pattern(HANDLER)
@@ -64,14 +67,14 @@ def previous(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def file_size_limit() -> Iterator[None]:
-    """Let files grow no further than what `register` saves of the defaults (50 bytes).
+def file_size_limit(size: int = 55) -> Iterator[None]:
+    """Let files grow no further than `size`, which a pattern does.
 
-    The pattern is longer: the kernel cuts the write, as core_pattern itself cuts what is too long.
+    The kernel cuts the write, as core_pattern itself cuts what is too long.
     Only around the call: the test runner writes to files of its own between the steps of a test.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (55, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
@@ -267,6 +270,7 @@ def test_register_sets_all_and_saves_what_was_there(
     assert values(proc) == (OURS, "64", "2")
     assert previous.read_text() == (
         f"{before[0]}\nkernel.core_pipe_limit={before[1]}\nfs.suid_dumpable={before[2]}\n"
+        "set kernel.core_pipe_limit=64\n"
     )
     assert previous.stat().st_mode & 0o777 == 0o600
     assert os.listdir(previous.parent) == [previous.name]
@@ -286,7 +290,7 @@ def test_register_over_an_older_own_pattern_keeps_the_first_file(
     saved = previous.read_bytes()
     assert register(WANTED, previous, proc) is True
     assert values(proc) == (OURS, "64", "2")
-    assert previous.read_bytes() == saved
+    assert previous.read_bytes() == saved.replace(b"limit=16\n", b"limit=64\n")
 
 
 def test_register_own_pattern_of_sysctl_d_saves_nothing(proc: Path, previous: Path) -> None:
@@ -327,8 +331,11 @@ def test_register_failing_half_way_rolls_back(proc: Path, previous: Path, sealed
 
 
 def test_register_failing_at_the_pattern_rolls_back(proc: Path, previous: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"kernel\.core_pattern"), file_size_limit():
-        register(WANTED, previous, proc)
+    handler = "/srv/a-root-of-its-own" + HANDLER
+    wanted = Registration(build_pattern(handler), 64, handler)
+    # room for what is saved of the defaults, 79 bytes
+    with pytest.raises(UnsupportedError, match=r"kernel\.core_pattern"), file_size_limit(80):
+        register(wanted, previous, proc)
     assert values(proc) == ("core", "0", "0")
     assert not previous.exists()
 
@@ -391,7 +398,7 @@ def test_restore_other_tool_s_pattern_is_left_alone(proc: Path, previous: Path) 
     register(WANTED, previous, proc)
     set_values(proc, THEIRS, "64", "2")
     assert "not ours" in restore(HANDLER, previous, proc)
-    assert values(proc) == (THEIRS, "64", "2")
+    assert values(proc) == (THEIRS, "0", "0")
     assert not previous.exists()
 
 
@@ -407,6 +414,7 @@ def test_restore_other_tool_s_pattern_is_left_alone(proc: Path, previous: Path) 
         b"core\nkernel.core_pipe_limit=1\nfs.suid_dumpable=9\n",
         b"core\nkernel.core_pipe_limit=-1\nfs.suid_dumpable=1\n",
         b"core\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\nmore\n",
+        b"core\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\nset kernel.core_pipe_limit=x\n",
         b"x\0y\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\n",
         128 * b"x" + b"\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\n",
         100_000 * b"x",
@@ -454,3 +462,227 @@ def test_restore_one_failing_does_not_keep_the_others(
         restore(HANDLER, previous, proc)
     assert values(proc) == ("core", "4", "0")
     assert previous.exists()
+
+
+# -- another changed the pattern meanwhile
+
+
+@pytest.mark.parametrize("pattern", [THEIRS, "core", ""])
+def test_restore_under_anothers_pattern_puts_the_companions_back(
+    proc: Path, previous: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_values(proc, "core.%p", "3", "1")
+    register(WANTED, previous, proc)
+    set_values(proc, pattern, "64", "2")
+    written: list[str] = []
+
+    def note(name: str, value: str, tree: Path) -> None:
+        written.append(name)
+        write(name, value, tree)
+
+    monkeypatch.setattr(sysctl, "write", note)
+    outcome = restore(HANDLER, previous, proc)
+    assert "fs.suid_dumpable is '1' again; kernel.core_pipe_limit is '3' again" in outcome
+    assert values(proc) == (pattern, "3", "1")
+    assert written == [SUID_DUMPABLE, PIPE_LIMIT]
+    assert not previous.exists()
+
+
+@pytest.mark.parametrize(
+    ("present", "after"), [(("8", "2"), ("8", "1")), (("64", "0"), ("3", "0"))]
+)
+def test_restore_leaves_companions_that_another_changed(
+    proc: Path, previous: Path, present: tuple[str, str], after: tuple[str, str]
+) -> None:
+    set_values(proc, "core.%p", "3", "1")
+    register(WANTED, previous, proc)
+    set_values(proc, THEIRS, *present)
+    restore(HANDLER, previous, proc)
+    assert values(proc) == (THEIRS, *after)
+
+
+def test_register_again_after_anothers_pattern_still_knows_the_first_companions(
+    proc: Path, previous: Path
+) -> None:
+    set_values(proc, "core.%p", "3", "1")
+    register(WANTED, previous, proc)
+    set_values(proc, THEIRS, "64", "2")
+    register(WANTED, previous, proc)
+    restore(HANDLER, previous, proc)
+    assert values(proc) == (THEIRS, "3", "1")
+
+
+def test_register_with_another_limit_is_given_back_under_anothers_pattern(
+    proc: Path, previous: Path
+) -> None:
+    register(WANTED, previous, proc)
+    register(Registration(OURS, 16, HANDLER), previous, proc)
+    set_values(proc, THEIRS, "16", "2")
+    restore(HANDLER, previous, proc)
+    assert values(proc) == (THEIRS, "0", "0")
+
+
+@pytest.mark.parametrize("sealed", [SUID_DUMPABLE], indirect=True)
+def test_register_failing_again_keeps_what_was_saved_first(
+    proc: Path, previous: Path, sealed: str
+) -> None:
+    previous.parent.mkdir()
+    saved = "core\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\nset kernel.core_pipe_limit=9\n"
+    previous.write_text(saved)
+    with pytest.raises(PermissionDeniedError, match=sealed):
+        register(WANTED, previous, proc)
+    assert previous.read_text() == saved
+
+
+# -- several roots
+
+
+class Root:
+    """A crashd with a root of its own, of which only the registration is there."""
+
+    def __init__(self, path: Path, proc: Path, *, socket: bool = False) -> None:
+        self.paths, self._proc = Paths(path), proc
+        self.handler = str(self.paths.handler)
+        self.pattern = build_pattern(self.handler)
+        place = self.paths.handler
+        if socket:
+            place = self.paths.kernel_socket
+            self.pattern = build_socket_pattern(str(place))
+        place.parent.mkdir(parents=True)
+        place.touch()
+        self.place = place
+
+    def start(self, limit: int = 64) -> None:
+        wanted = Registration(self.pattern, limit, self.handler)
+        register(wanted, self.paths.previous_core_pattern, self._proc)
+
+    def stop(self) -> str:
+        return restore(self.handler, self.paths.previous_core_pattern, self._proc)
+
+
+@pytest.fixture(params=[False, True], ids=["pipe", "socket"])
+def roots(short_tmp: Path, proc: Path, request: pytest.FixtureRequest) -> list[Root]:
+    set_values(proc, *BEFORE)
+    return [Root(short_tmp / name, proc, socket=request.param) for name in "abc"]
+
+
+BEFORE = ("core.%p", "3", "1")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_roots_stopped_in_any_order_leave_what_was_before(
+    proc: Path, roots: list[Root], order: tuple[int, ...]
+) -> None:
+    for number, root in enumerate(roots):
+        root.start(64 + number)
+    standing = [0, 1, 2]
+    for number in order:
+        roots[number].stop()
+        standing.remove(number)
+        if standing:
+            assert values(proc)[0] == roots[standing[-1]].pattern
+            assert values(proc)[2] == "2"
+    assert values(proc) == BEFORE
+    assert not any(root.paths.previous_core_pattern.exists() for root in roots)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_roots_registered_in_turns_forget_nothing(
+    proc: Path, roots: list[Root], order: tuple[int, ...]
+) -> None:
+    for number in (0, 1, 0, 1, 1, 0):
+        roots[number].start()
+    for number in order:
+        roots[number].stop()
+    assert values(proc) == BEFORE
+
+
+def test_root_that_is_gone_is_not_given_back(proc: Path, roots: list[Root]) -> None:
+    for root in roots:
+        root.start()
+    for root in roots[:2]:
+        root.place.unlink()
+    roots[2].stop()
+    assert values(proc) == BEFORE
+
+
+def test_root_that_is_gone_with_its_file_gives_way_to_the_default(
+    proc: Path, roots: list[Root]
+) -> None:
+    for root in roots[:2]:
+        root.start()
+    roots[0].place.unlink()
+    roots[0].paths.previous_core_pattern.unlink()
+    assert "default" in roots[1].stop()
+    assert values(proc) == ("core", "0", "0")
+
+
+def test_root_that_still_runs_is_given_back(proc: Path, roots: list[Root]) -> None:
+    for root in roots[:2]:
+        root.start()
+    roots[1].stop()
+    assert values(proc) == (roots[0].pattern, "64", "2")
+
+
+def test_roots_with_another_s_pattern_between_give_the_companions_back(
+    proc: Path, roots: list[Root]
+) -> None:
+    roots[0].start()
+    set_values(proc, THEIRS, "64", "2")
+    roots[1].start()
+    roots[0].stop()
+    assert values(proc) == (roots[1].pattern, "64", "2")
+    roots[1].stop()
+    assert values(proc) == (THEIRS, *BEFORE[1:])
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_root_that_others_may_write_to_is_neither_read_nor_written(
+    proc: Path, roots: list[Root], mode: int
+) -> None:
+    """What such a file says would be run by the kernel as root."""
+    for root in roots[:2]:
+        root.start()
+    theirs = roots[1].paths
+    before = theirs.previous_core_pattern.read_bytes()
+    theirs.root.chmod(mode)
+    assert str(roots[0].paths.previous_core_pattern) in roots[0].stop()
+    assert theirs.previous_core_pattern.read_bytes() == before
+    assert roots[0].paths.previous_core_pattern.exists()
+    roots[1].place.unlink()
+    roots[2].start()
+    roots[1].paths.previous_core_pattern.write_text(
+        "|/evil\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\n"
+    )
+    assert "default" in roots[2].stop()
+    assert values(proc) == ("core", "0", "0")
+
+
+def test_roots_that_name_each_other_come_to_an_end(proc: Path, roots: list[Root]) -> None:
+    for root in roots[:2]:
+        root.start()
+    for root, other in ((roots[0], roots[1]), (roots[1], roots[0])):
+        root.paths.previous_core_pattern.write_text(
+            f"{other.pattern}\nkernel.core_pipe_limit=1\nfs.suid_dumpable=1\n"
+        )
+        other.place.unlink()
+    roots[2].start()
+    assert "default" in roots[2].stop()
+
+
+def test_root_that_stops_at_the_same_moment_does_not_leave_ours(
+    proc: Path, roots: list[Root], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in roots[:2]:
+        root.start()
+    hand_over = sysctl._hand_over
+
+    def stop_first(*given: Any) -> bool:
+        monkeypatch.undo()
+        roots[1].stop()
+        return hand_over(*given)
+
+    monkeypatch.setattr(sysctl, "_hand_over", stop_first)
+    roots[0].stop()
+    assert values(proc) == BEFORE
+    assert not roots[0].paths.previous_core_pattern.exists()

@@ -1,11 +1,11 @@
-"""Holding kernel.core_pattern while the daemon runs, and giving it back.
+"""Registering crashd as the kernel's crash handler, and giving that back; for daemon and crashctl.
 
 Who registered is remembered by `registered-by-daemon` in the runtime directory: what the daemon
 took, it gives back when it stops; what `crashctl install` took stays, so that crashes are spooled
 while the daemon is away.
 """
 
-import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from crashd.domain.corepattern import build_pattern, build_socket_pattern
@@ -17,77 +17,83 @@ from crashd.errors import CrashdError
 from crashd.store.handlerfile import install_handler
 from crashd.store.paths import Paths
 
-log = logging.getLogger("crashd.registration")
-
 PROC = Path("/proc")
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What `register` has done."""
+
+    pattern: str
+    installed: bool
+    """The handler was not there yet, or another version of it."""
+    changed: bool
+    """One of the three sysctls was set."""
+
+
 def choose_mode(configured: str, *, passed: bool) -> Mode:
-    """Choose how the kernel hands over cores; `passed` tells whether systemd holds the socket.
+    """Choose how the kernel hands over cores; `passed` says whether systemd holds the socket.
+
+    A kernel without coredump sockets (before Linux 6.17) gets the pipe, whatever is configured: it
+    would take a pattern with @@ for a file's name.
 
     Without a program started for each crash is faster, but nobody spools what the socket does not
     take: so by itself only where systemd holds it while the daemon is away, and where the kernel
     tells the signal of a crash that is refused.
     """
-    if configured == "pipe":
-        return Mode.PIPE
-    if not kernel_has_socket():
-        if configured == "socket":
-            log.error("this kernel has no coredump socket (Linux 6.17), using the pipe")
+    if configured == "pipe" or not kernel_has_socket():
         return Mode.PIPE
     if configured == "socket" or (passed and signal_is_told()):
         return Mode.SOCKET
     return Mode.PIPE
 
 
-def register(paths: Paths, pipe_limit: int, mode: Mode = Mode.PIPE) -> bool:
-    """Put the handler in place and register it, or the socket; False when this system does not let
-    us.
+def register(
+    paths: Paths, pipe_limit: int, mode: Mode = Mode.PIPE, *, for_good: bool = False
+) -> Registered:
+    """Put the handler in place and register it, or the socket; `for_good` outlives the daemon.
 
     Raises:
         ConfigError: the root makes the pattern too long.
+        CrashdError: this system does not let us.
 
     """
     pattern = build_pattern(str(paths.handler))
     if mode is Mode.SOCKET:
         pattern = build_socket_pattern(str(paths.kernel_socket))
-    ours = is_owned(paths)
-    if not ours:
+    marked = not for_good and not is_owned(paths)
+    if marked:
         paths.registered_marker.touch(mode=0o600)
     try:
-        if install_handler(paths):
-            log.info("handler installed as %s", paths.handler)
+        installed = install_handler(paths)
         changed = sysctl.register(
             sysctl.Registration(pattern, pipe_limit, str(paths.handler)),
             paths.previous_core_pattern,
             PROC,
         )
-    except CrashdError as e:
-        hint = f" ({e.hint})" if e.hint else ""
-        log.warning("not registered as core_pattern: %s%s, ignoring", e, hint)
-        if not ours:
+    except CrashdError:
+        if marked:
             paths.registered_marker.unlink(missing_ok=True)
-        return False
-    if changed:
-        log.info("kernel.core_pattern is %s", pattern)
-    return True
+        raise
+    if for_good:
+        paths.registered_marker.unlink(missing_ok=True)
+    return Registered(pattern, installed, changed)
 
 
-def unregister(paths: Paths) -> None:
-    """Give back what this daemon, or one before it that was killed, took."""
-    if not paths.registered_marker.exists():
-        return
-    try:
-        outcome = sysctl.restore(str(paths.handler), paths.previous_core_pattern, PROC)
-    except CrashdError as e:
-        log.error("kernel.core_pattern was not given back: %s", e)
-        return
+def unregister(paths: Paths) -> str:
+    """Put back what was before, whoever registered; return what was done, in words.
+
+    Raises:
+        CrashdError: something could not be put back.
+
+    """
+    outcome = sysctl.restore(str(paths.handler), paths.previous_core_pattern, PROC)
     paths.registered_marker.unlink(missing_ok=True)
-    log.info("registration given back: %s", outcome)
+    return outcome
 
 
 def is_owned(paths: Paths) -> bool:
-    """Tell whether kernel.core_pattern names our handler."""
+    """Return whether kernel.core_pattern names our handler."""
     try:
         return sysctl.owned(str(paths.handler), PROC)
     except CrashdError:
@@ -97,6 +103,14 @@ def is_owned(paths: Paths) -> bool:
 def current_pattern() -> str:
     """Read kernel.core_pattern; empty where it cannot be read."""
     try:
-        return sysctl.read("kernel.core_pattern", PROC)
+        return sysctl.read(sysctl.PATTERN, PROC)
     except (CrashdError, OSError):
         return ""
+
+
+def read_settings() -> dict[str, str]:
+    """Read the three sysctls; raises as sysctl.read does."""
+    return {
+        name: sysctl.read(name, PROC)
+        for name in (sysctl.PATTERN, sysctl.PIPE_LIMIT, sysctl.SUID_DUMPABLE)
+    }
