@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 from crashd.domain import frames
 from crashd.domain.match import Query
+from crashd.domain.viewer import NOBODY, Viewer
+from crashd.edge.process import is_peer_in_our_user_ns
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -49,7 +51,7 @@ PLAN_MAX = 50_000
 PROGRESS_SECONDS = 0.2
 LIST_BYTES_FOR_OTHERS = 8 << 20
 """The crashed processes chose what is in it, and 48 of their users may ask at once."""
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("iII")  # struct ucred of unix(7)
 _LOG_EVERY_SECONDS = 10.0
 
 
@@ -93,7 +95,7 @@ class _Teller:
 class _Follower:
     """One `follow`: a bounded queue between the indexer and a slow reader."""
 
-    def __init__(self, viewer: int | None) -> None:
+    def __init__(self, viewer: Viewer | None) -> None:
         self.viewer = viewer
         self.queue: queue.Queue[dict[str, Any]] = queue.Queue(FOLLOW_QUEUE)
         self.dropped = 0
@@ -157,9 +159,11 @@ class ControlServer:
         """Show a finished crash to those who follow and may see it; from any thread, never
         waits.
         """
+        gid = document.get("gid")
         with self._lock:
             for follower in self._followers:
-                if follower.viewer is not None and follower.viewer != owner_uid:
+                viewer = follower.viewer
+                if viewer is not None and not viewer.owns(owner_uid, gid):
                     continue
                 try:
                     follower.queue.put_nowait(document)
@@ -184,12 +188,14 @@ class ControlServer:
             self._stopping.wait(1)  # out of descriptors: the listener stays readable
             return
         peer.setblocking(True)
-        uid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, gid = _UCRED.unpack(raw)
         if not self._admit(uid):
             peer.close()
             self._complain(f"uid {uid} on the control socket: too many connections")
             return
-        serve = threading.Thread(target=self._serve, args=(peer, uid), name="control", daemon=True)
+        arguments = (peer, Viewer(uid, gid))
+        serve = threading.Thread(target=self._serve, args=arguments, name="control", daemon=True)
         try:
             serve.start()
         except RuntimeError as e:  # out of threads, or of memory for one
@@ -213,18 +219,18 @@ class ControlServer:
             if not self._open[uid]:
                 del self._open[uid]
 
-    def _serve(self, peer: socket.socket, uid: int) -> None:
+    def _serve(self, peer: socket.socket, user: Viewer) -> None:
         try:
             with peer:
-                self._converse(peer, None if uid in (0, os.geteuid()) else uid)
+                self._converse(peer, _viewer(peer, user))
         except FormatError as e:
-            self._complain(f"uid {uid} on the control socket: {e}")
+            self._complain(f"uid {user.uid} on the control socket: {e}")
         except OSError:
             pass  # the peer went away, or was too slow
         except Exception:  # boundary: one conversation must not take the daemon along
             self._log.exception("control socket: a request failed")
         finally:
-            self._leave(uid)
+            self._leave(user.uid)
 
     def _complain(self, text: str) -> None:
         """Count a connection that was refused, and log it unless another one just was."""
@@ -239,7 +245,7 @@ class ControlServer:
         more = f" (and {others} more since the last such line)" if others else ""
         self._log.warning("%s%s, ignoring", text, more)
 
-    def _converse(self, peer: socket.socket, viewer: int | None) -> None:
+    def _converse(self, peer: socket.socket, viewer: Viewer | None) -> None:
         try:
             request = frames.parse(_receive(peer, time.monotonic() + REQUEST_SECONDS))
         except FormatError as e:
@@ -266,7 +272,7 @@ class ControlServer:
                 os.close(descriptor)
 
     def _answer(
-        self, request: dict[str, Any], viewer: int | None
+        self, request: dict[str, Any], viewer: Viewer | None
     ) -> tuple[dict[str, Any], int | None]:
         verb = request.get("verb")
         if verb == "status":
@@ -300,7 +306,7 @@ class ControlServer:
                 return {"ok": True}, None
             return {"ok": True}, catalog.open_core(crash_id, viewer)
 
-    def _answer_vacuum(self, teller: "_Teller", viewer: int | None, *, dry_run: bool) -> None:
+    def _answer_vacuum(self, teller: "_Teller", viewer: Viewer | None, *, dry_run: bool) -> None:
         """Stream what goes, how far it is, and the result; done even if nobody listens any more."""
         try:
             if viewer is not None:
@@ -324,7 +330,7 @@ class ControlServer:
         with Index.open(self._paths.index, readonly=True) as index:
             yield Catalog(self._paths, index)
 
-    def _follow(self, peer: socket.socket, viewer: int | None) -> None:
+    def _follow(self, peer: socket.socket, viewer: Viewer | None) -> None:
         follower = _Follower(viewer)
         with self._lock:
             self._followers.add(follower)
@@ -350,6 +356,17 @@ class ControlServer:
         if dropped:
             _send(peer, {"dropped": dropped})
         _send(peer, {"crash": document})
+
+
+def _viewer(peer: socket.socket, user: Viewer) -> Viewer | None:
+    """Decide as whom a peer is answered; None sees all.
+
+    A process in a user namespace below the host's is not let into its own user's processes outside
+    of it by ptrace(2) either: it may be there to be kept from them.
+    """
+    if user.uid in (0, os.geteuid()):
+        return None
+    return user if is_peer_in_our_user_ns(peer) else NOBODY
 
 
 def _bounded(query: Query) -> Query:

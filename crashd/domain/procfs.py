@@ -37,9 +37,13 @@ RLIM_INFINITY: Final = 2**64 - 1
 AUXV_ENTRIES_MAX: Final = 256
 """The kernel's own vector is some 25 pairs (AT_VECTOR_SIZE, include/linux/auxvec.h)."""
 
+OWN_NAMESPACE: Final = b"own"
+"""In place of an owner's uid: the user namespace is the reader's own."""
+
 NUMBERS_MAX: Final = 33
 """MAX_PID_NS_LEVEL of include/linux/pid_namespace.h and one: no list read here is longer."""
 
+_HEX = re.compile(rb"[0-9a-f]{1,16}")
 _NUMBER = re.compile(rb"[0-9]{1,20}")
 _UNESCAPED = {b"\\n": b"\n", b"\\\\": b"\\"}
 
@@ -62,6 +66,8 @@ class Status:
     threads: int | None = None
     seccomp: int | None = None
     """0 off, 1 strict, 2 filter: include/uapi/linux/seccomp.h."""
+    permitted: int | None = None
+    """Permitted capabilities, bit by bit (linux/capability.h), in its own user namespace."""
 
 
 def parse_status(raw: bytes) -> Status:
@@ -87,6 +93,7 @@ def parse_status(raw: bytes) -> Status:
         vm_swap_bytes=None if swap is None else swap * 1024,
         threads=_first_number(lines.get(b"Threads")),
         seccomp=_first_number(lines.get(b"Seccomp")),
+        permitted=_hex_number(lines.get(b"CapPrm")),
     )
 
 
@@ -99,6 +106,11 @@ def _numbers(value: bytes | None) -> tuple[int, ...]:
 def _first_number(value: bytes | None) -> int | None:
     words = (value or b"").split(maxsplit=1)
     return int(words[0]) if words and _NUMBER.fullmatch(words[0]) else None
+
+
+def _hex_number(value: bytes | None) -> int | None:
+    word = (value or b"").strip()
+    return int(word, 16) if _HEX.fullmatch(word) else None
 
 
 def _four_ids(value: bytes | None) -> tuple[int, int, int, int] | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from crashd.domain.match import Query
 from crashd.domain.model import ID_PATTERN, Crash, Kind, State, to_json
+from crashd.domain.viewer import Viewer
 from crashd.errors import (
     FormatError,
     IndexCorruptError,
@@ -69,16 +70,16 @@ class Catalog:
         self._index = index
 
     def select(
-        self, query: Query, viewer: int | None, *, max_bytes: int | None = None
+        self, query: Query, viewer: Viewer | None, *, max_bytes: int | None = None
     ) -> list[dict[str, Any]]:
         """Find crashes; see `Index.select`."""
         return self._index.select(query, viewer, max_bytes=max_bytes)
 
-    def top(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+    def top(self, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
         """Count crashes by signature; see `signatures.top`."""
         return signatures.top(self._index, query, viewer)
 
-    def info(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+    def info(self, crash_id: str, viewer: Viewer | None) -> dict[str, Any]:
         """Give all that is known of one crash: crash.json, and how many share its signature.
 
         Raises:
@@ -91,12 +92,12 @@ class Catalog:
                 crash = entry.read()
         except (NotFoundError, FormatError) as e:
             return {**row, "warnings": [f"only the index knows this crash: {e}"]}
-        if viewer is not None and crash.owner_uid != viewer:
+        if viewer is not None and not viewer.owns(crash.owner_uid, crash.gid):
             raise _not_found(crash_id)
         span = signatures.span(self._index, crash.signature, viewer) if crash.signature else {}
         return {**to_json(crash), "count_of_signature": row["count_of_signature"], **span}
 
-    def open_core(self, crash_id: str, viewer: int | None) -> int:
+    def open_core(self, crash_id: str, viewer: Viewer | None) -> int:
         """Open the stored core; the caller owns the descriptor.
 
         Raises:
@@ -105,15 +106,17 @@ class Catalog:
         """
         self._visible(crash_id, viewer)
         with open_entry(self._paths, crash_id) as entry:
-            if viewer is not None and entry.read().owner_uid != viewer:
-                raise _not_found(crash_id)
+            if viewer is not None:
+                crash = entry.read()
+                if not viewer.owns(crash.owner_uid, crash.gid):
+                    raise _not_found(crash_id)
             return entry.open_core()
 
-    def _visible(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+    def _visible(self, crash_id: str, viewer: Viewer | None) -> dict[str, Any]:
         if not ID_PATTERN.fullmatch(crash_id):
             raise _not_found(crash_id)
-        found, owner = self._index.owner_of(crash_id)
-        row = self._index.get(crash_id, viewer) if found and viewer in (None, owner) else None
+        seen = self._index.is_visible(crash_id, viewer)
+        row = self._index.get(crash_id, viewer) if seen else None
         if row is None:
             raise _not_found(crash_id)
         return row
