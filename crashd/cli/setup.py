@@ -21,8 +21,10 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     _require_root("install")
     from crashd import configfiles
     from crashd.store.handlerfile import install_handler
+    from crashd.store.trusted import refuse_untrusted
 
     paths = context.paths
+    refuse_untrusted(paths, handler=True)
     capture = configfiles.load(paths).capture
     pipe_limit = capture.pipe_limit_for(_memory_bytes())
     # as the daemon chooses: the socket by itself only where systemd holds it

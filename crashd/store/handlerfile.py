@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 from crashd import corehandler
-from crashd.errors import UnavailableError
+from crashd.domain.text import printable
+from crashd.errors import UnavailableError, UnsupportedError
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
+from crashd.store.trusted import find_untrusted, untrusted
 
 
 def handler_program() -> bytes:
@@ -30,17 +32,19 @@ def install_handler(paths: Paths) -> bool:
     A kernel that is starting the old one keeps its inode (FAULTS 30).
 
     Raises:
+        ConfigError: others than root can replace it.
+        UnsupportedError: the kernel cannot start it there.
         UnavailableError: it cannot be written.
 
     """
     program = handler_program()
     target = paths.handler
+    _prepare(target.parent)
     try:
         if target.is_file() and not target.is_symlink() and target.read_bytes() == program:
             status = target.stat()
             if status.st_mode & 0o777 == 0o755 and status.st_uid == os.geteuid():
                 return False
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(staged, flags, 0o700)
@@ -54,3 +58,36 @@ def install_handler(paths: Paths) -> bool:
     except OSError as e:
         raise UnavailableError(f"cannot install the handler {target}: {e.strerror}") from e
     return True
+
+
+def _prepare(directory: Path) -> None:
+    """Make the handler's directory, where it is safe and a program can be started from it."""
+    if why := find_untrusted(directory):
+        raise untrusted(why)
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        mount = find_noexec(directory)
+    except OSError as e:
+        raise UnavailableError(f"cannot install the handler in {directory}: {e.strerror}") from e
+    if mount:
+        raise UnsupportedError(
+            f"{directory} is on a file system mounted noexec, {mount}: "
+            "the kernel cannot start the handler",
+            hint=f"mount -o remount,exec {mount}",
+        )
+
+
+def find_noexec(directory: Path) -> str | None:
+    """Return the mount point of the file system that a directory is on, where nothing of it can be
+    executed; None where it can.
+
+    Raises:
+        OSError: it cannot be looked at.
+
+    """
+    if not os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        return None
+    path = os.path.realpath(directory)
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return printable(os.fsencode(path))
