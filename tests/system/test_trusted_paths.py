@@ -11,7 +11,7 @@ import pytest
 
 from crashd.store.paths import Paths
 from crashd.store.trusted import find_untrusted
-from tests.running import DEFAULT_CONFIG, Daemon, crashctl
+from tests.running import DEFAULT_CONFIG, Daemon, crashctl, wait_until
 
 NOBODY = 65534
 PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -154,3 +154,83 @@ def doctors_word(place: Path, daemon: Daemon) -> str:
     said = daemon.crashctl("doctor", check=False).stdout
     assert crashctl(place, "uninstall").returncode == 0
     return said
+
+
+# -- the trial -------------------------------------------------------------------------------------
+
+REPOSITORY = Path(__file__).parents[2]
+TRIAL_FILES = ("crashd", "packaging", "pyproject.toml", "README.md", "LICENSE")
+READY_ENVIRONMENT = f"""
+provide() {{ :; }}
+build_environment() {{ environment={Path(sys.executable).parents[1]}; }}
+"""
+"""For packaging/lib.sh: takes the tests' environment, as building one takes minutes."""
+
+
+@pytest.fixture
+def clone(place: Path) -> Path:
+    """A clone that belongs to a user, and that everybody can write to."""
+    path = place / "clone"
+    path.mkdir()
+    for name in TRIAL_FILES:
+        subprocess.run(["cp", "-R", REPOSITORY / name, path / name], check=True)
+    with (path / "packaging/lib.sh").open("a") as library:
+        library.write(READY_ENVIRONMENT)
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", path], check=True)
+    subprocess.run(["chmod", "-R", "a+rwX", path], check=True)
+    return path
+
+
+def start_trial(clone: Path, trial: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """Start the trial as README says, in the clone."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            ["sh", "packaging/run.sh"],
+            cwd=clone,
+            env={**os.environ, "CRASHD_TRIAL": str(trial)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def test_sec_75_trial_in_a_world_writable_clone_runs_nothing_that_its_user_can_change(
+    place: Path, clone: Path
+) -> None:
+    before, evil, log = PATTERN.read_text(), place / "evil", place / "log"
+    paths = Paths(place / "trial/root")
+    paths.config_file.parent.mkdir(parents=True)
+    paths.config_file.write_text(DEFAULT_CONFIG)
+    running = start_trial(clone, place / "trial", log)
+    try:
+        wait_until(
+            lambda: "crashd is ready and" in log.read_text() or running.poll() is not None, 60
+        )
+        assert str(paths.handler) in PATTERN.read_text(), log.read_text()
+        assert find_untrusted(paths.handler) is None
+        for path in (place / "trial", *(place / "trial/source").rglob("*")):
+            found = path.lstat()
+            assert found.st_uid == 0 and (path.is_symlink() or not found.st_mode & 0o022), path
+        for fd in Path(f"/proc/{running.pid}/fd").iterdir():
+            assert not os.readlink(fd).startswith(str(clone)), "the script that runs is the copy"
+        replace_all = (
+            f"find {clone} -type f | while read -r f; do echo 'touch {evil}' >\"$f\"; done"
+        )
+        subprocess.run(["sh", "-c", replace_all], user=NOBODY, group=NOBODY, check=True)
+        assert "touch" in (clone / "packaging/run.sh").read_text()
+    finally:
+        running.terminate()
+        status = running.wait(90)
+    assert status == 0, log.read_text()
+    assert PATTERN.read_text() == before
+    assert not evil.exists()
+
+
+def test_sec_75_trial_where_others_rule_is_refused(place: Path, clone: Path) -> None:
+    log = place / "log"
+    assert start_trial(clone, clone / "trial", log).wait(60) == 2
+    assert log.read_text() == (
+        f"run.sh: {clone} can be changed by others than root: "
+        "set CRASHD_TRIAL to a directory that cannot\n"
+    )
+    assert not (clone / "trial").exists()
