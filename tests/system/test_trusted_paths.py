@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from crashd.edge.hooks import list_hooks
+from crashd.errors import ConfigError
 from crashd.store.paths import Paths
-from crashd.store.trusted import find_untrusted
+from crashd.store.trusted import find_untrusted, read_trusted
 from tests.running import DEFAULT_CONFIG, Daemon, crashctl, wait_until
 
 NOBODY = 65534
@@ -154,6 +156,25 @@ def doctors_word(place: Path, daemon: Daemon) -> str:
     said = daemon.crashctl("doctor", check=False).stdout
     assert crashctl(place, "uninstall").returncode == 0
     return said
+
+
+def test_sec_75_files_that_root_reads_or_runs_through_a_users_directory_are_refused(
+    place: Path,
+) -> None:
+    """Root's own files, yet a user could put another one in their place between look and use."""
+    hooks = place / "hooks.d"
+    hooks.mkdir()
+    home = users_directory(place).parent
+    for path in (home / "hook", hooks / "sound"):
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    (hooks / "link").symlink_to(home / "hook")
+    found, wrong = list_hooks(hooks)
+    assert found == [hooks / "sound"]
+    assert [f"{home} belongs to uid {NOBODY}" in text for text in wrong] == [True]
+    (home / "r/settings.toml").touch()
+    with pytest.raises(ConfigError, match=f"{home} belongs to uid {NOBODY}"):
+        read_trusted(home / "r/settings.toml", 100)
 
 
 # -- the trial -------------------------------------------------------------------------------------

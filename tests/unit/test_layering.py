@@ -59,6 +59,7 @@ LAYERS = (
             "crashd.errors",
             "crashd.corehandler",
             "crashd.store.paths",
+            "crashd.store.trusted",
         ),
         not_stdlib=frozenset({"logging", "sqlite3"}),
     ),
