@@ -1,12 +1,17 @@
 #!/bin/sh
-# Try crashd out: run it in the foreground on the private root ./var of this clone, as the handler of
-# this machine's crashes, until Ctrl-C; then every kernel setting is what it was.
+# Try crashd out: run a copy of this clone in the foreground, on a private root of its own, as the handler
+# of this machine's crashes, until Ctrl-C; then every kernel setting is what it was.
+#
+# The kernel runs the handler as root. So the copy, its environment and its root lie in a directory that
+# only root can change, and nothing of the clone is read once the copy is made: the clone may be a user's.
 # shellcheck disable=SC2317  # what a trap calls is reachable
 set -eu
 
 program=run.sh
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
+cd / # Python looks for modules where it is started
 . "$here/packaging/lib.sh"
+trial=${CRASHD_TRIAL:-/opt/crashd-trial}
 
 READY_SECONDS=30
 STOP_SECONDS=60
@@ -17,8 +22,9 @@ usage() {
     cat <<EOF
 usage: sudo sh packaging/run.sh [--demo]
 
-Run crashd on the private root $here/var until Ctrl-C.
+Run a copy of this clone on a private root, both below $trial, until Ctrl-C.
 It takes over kernel.core_pattern meanwhile, and gives it back at the end.
+The directory, which only root may be able to change, is \$CRASHD_TRIAL; rm -r it when you are done.
 
   --demo   crash three programs, show what crashd kept of them, check it, and end
   --help   show this help
@@ -42,6 +48,35 @@ for argument in "$@"; do
         ;;
     esac
 done
+
+# ---- the directory of the trial ----
+
+# Refuse a way to $trial that others than root can replace a part of. It has no symbolic link.
+refuse_unsafe() {
+    way=$trial
+    while :; do
+        # a directory like /tmp is safe where the next one is root's
+        if [ -e "$way" ] &&
+            [ -n "$(find "$way" -maxdepth 0 \( ! -uid 0 -o -perm /022 ! -perm -1000 \))" ]; then
+            refuse "$way can be changed by others than root: set CRASHD_TRIAL to a directory that cannot"
+        fi
+        [ "$way" != / ] || return 0
+        way=$(dirname -- "$way")
+    done
+}
+
+# Go on as the copy of this script, which nobody else can change while it runs.
+become_copy() {
+    rm -rf "$trial/source.new"
+    mkdir "$trial/source.new"
+    for name in crashd packaging pyproject.toml README.md LICENSE; do
+        cp -RP "$here/$name" "$trial/source.new/$name"
+    done
+    find "$trial/source.new" -name __pycache__ -prune -exec rm -rf {} +
+    rm -rf "$trial/source"
+    mv "$trial/source.new" "$trial/source"
+    exec sh "$trial/source/packaging/run.sh" "$@"
+}
 
 # ---- the kernel's settings ----
 
@@ -165,14 +200,23 @@ wait_until_ready() {
 # Opened, not tested: root may write everything, but not where /proc is read-only (a container).
 (: >>/proc/sys/kernel/core_pattern) 2>/dev/null ||
     refuse "kernel.core_pattern cannot be written here: a container? Run it on the host"
+have realpath || refuse "realpath is missing (coreutils)"
+trial=$(realpath -m -- "$trial")
+export CRASHD_TRIAL="$trial"
+refuse_unsafe
+mkdir -p "$trial"
+refuse_unsafe # again: in a directory like /tmp another user may have been faster
+exec 9<"$trial"
+flock -n 9 || refuse "packaging/run.sh is running already on $trial"
+[ "$here" = "$trial/source" ] || become_copy "$@"
 provide find_missing
 is_python /usr/bin/python3 || refuse "/usr/bin/python3 must be 3.11 or newer: it runs the crash-time handler"
-build_environment "$here/.venv" requirements.lock
+build_environment "$trial/venv" requirements.lock
 
 # The kernel takes 127 bytes of pattern and splits it at blanks, a socket's path may have 107 bytes: a
-# clone in a long or odd place gets a short name while it runs.
-mkdir -p "$here/var"
-root=$here/var
+# trial in a long or odd place gets a short name while it runs.
+mkdir -p "$trial/root"
+root=$trial/root
 case $root in
 *[!A-Za-z0-9/._-]*) odd=1 ;;
 *) odd= ;;
@@ -183,14 +227,12 @@ if [ -n "$odd" ] || [ "${#root}" -gt 60 ]; then
 fi
 saved=$root/settings-before
 
-exec 9<"$here/var"
-flock -n 9 || refuse "packaging/run.sh is running already on $here/var"
 trap finish EXIT
 trap 'exit "$interrupted"' HUP INT TERM
 trap '' PIPE
-[ -z "$alias" ] || ln -sfn "$here/var" "$alias"
+[ -z "$alias" ] || ln -sfn "$trial/root" "$alias"
 if [ -e "$root/run/crashd/daemon.lock" ] && ! flock -n "$root/run/crashd/daemon.lock" true; then
-    refuse "another crashd runs on $here/var: pid $(cat "$root/run/crashd/daemon.lock")"
+    refuse "another crashd runs on $trial/root: pid $(cat "$root/run/crashd/daemon.lock")"
 fi
 # A trial keeps every core, also of programs started where `ulimit -c` is 0, as it is in most shells (and
 # as faulthandler._sigsegv() sets it): whoever wants the default removes the line.
@@ -199,7 +241,7 @@ if [ ! -e "$root/etc/crashd/crashd.toml" ]; then
     printf '%s\n' '# Written by packaging/run.sh; crashd.toml(5) lists all keys.' '[capture]' \
         'rlimit = "ignore"' >"$root/etc/crashd/crashd.toml"
 fi
-metrics=$("$environment/bin/python" "$here/packaging/demo/demo.py" endpoint --root "$here/var") || exit 2
+metrics=$("$environment/bin/python" "$here/packaging/demo/demo.py" endpoint --root "$trial/root") || exit 2
 
 save_settings
 if [ -n "$demo" ]; then
@@ -222,7 +264,7 @@ fi
 if [ -n "$demo" ]; then
     "$environment/bin/python" "$here/packaging/demo/demo.py" crash --root "$root" \
         --crashctl "$environment/bin/crashctl" --metrics "$metrics" 9<&- && exit 0
-    say "the end of crashd's log, $here/var/demo.log:"
+    say "the end of crashd's log, $trial/root/demo.log:"
     tail -n 25 "$root/demo.log" >&2
     exit 1
 fi

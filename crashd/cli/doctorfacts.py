@@ -23,9 +23,9 @@ from crashd.domain.doctorhost import Clock, Surroundings
 from crashd.domain.procfs import RLIM_INFINITY
 from crashd.edge import hostfacts, sysctl
 from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError, reason_of
-from crashd.store.handlerfile import is_current
+from crashd.store.handlerfile import find_noexec, is_current
 from crashd.store.paths import Paths
-from crashd.store.trusted import distrust
+from crashd.store.trusted import find_untrusted
 
 SETTINGS = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
 
@@ -45,7 +45,7 @@ def read_handler(paths: Paths) -> HandlerFacts:
     """Look at the handler, and at what runs it."""
     handler = paths.handler
     try:
-        status, parent = handler.lstat(), handler.parent.stat()
+        status, noexec = handler.lstat(), find_noexec(handler.parent)
     except OSError as e:
         return HandlerFacts(str(handler), error=reason_of(e), interpreter=None)
     first = hostfacts.read_small(handler).split(b"\n", 1)[0]
@@ -53,19 +53,11 @@ def read_handler(paths: Paths) -> HandlerFacts:
         first = hostfacts.read_small(paths.handler_fallback).split(b"\n", 1)[0]
     words = first[2:].split() if first.startswith(b"#!") else []
     interpreter = os.fsdecode(words[0]) if words else None
-    euid = os.geteuid()
-    loose = next(
-        (
-            f"{path} {why}"
-            for path, found in ((handler, status), (handler.parent, parent))
-            if (why := distrust(found.st_uid, found.st_mode, euid))
-        ),
-        None,
-    )
     return HandlerFacts(
         path=str(handler),
         regular=stat.S_ISREG(status.st_mode),
-        distrust=loose,
+        distrust=find_untrusted(handler),
+        noexec=noexec,
         executable=bool(status.st_mode & stat.S_IXUSR),
         current=is_current(paths),
         interpreter=interpreter,

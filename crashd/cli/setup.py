@@ -17,8 +17,10 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     del arguments
     _require_root("install")
     from crashd import configfiles
+    from crashd.store.trusted import refuse_untrusted
 
     paths = context.paths
+    refuse_untrusted(paths, handler=True)
     capture = configfiles.load(paths).capture
     mode = registration.choose_mode(capture.mode, passed=paths.kernel_socket.is_socket())
     if capture.mode == "socket" and mode is Mode.PIPE:

@@ -193,7 +193,10 @@ def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
     credentials = record.Credentials(info.uids, info.gids, info.coredump_mask) if info else None
     if not with_proc:
         return _Seen({}, credentials, "reading /proc took too long and was given up")
-    return _Seen(incoming.snapshot(), credentials, None)
+    snapshot = incoming.snapshot()
+    if credentials is not None:
+        credentials = replace(credentials, namespace=snapshot.get("user_ns_owner", b""))
+    return _Seen(snapshot, credentials, None)
 
 
 def _conclude(

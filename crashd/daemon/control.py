@@ -24,6 +24,8 @@ from crashd.daemon.answers import Answer, Shares, SlowReaderError
 from crashd.domain import frames
 from crashd.domain.match import Query
 from crashd.domain.model import encode
+from crashd.domain.viewer import NOBODY, Viewer
+from crashd.edge.process import is_peer_in_our_user_ns
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -52,7 +54,7 @@ TOP_MAX = 1000
 PLAN_MAX = 50_000
 """Crashes of a vacuum's plan that are named."""
 PROGRESS_SECONDS = 0.2
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("iII")  # struct ucred of unix(7)
 _LOG_EVERY_SECONDS = 10.0
 
 
@@ -96,7 +98,7 @@ class _Teller:
 class _Follower:
     """One `follow`: a bounded queue between the indexer and a slow reader."""
 
-    def __init__(self, viewer: int | None) -> None:
+    def __init__(self, viewer: Viewer | None) -> None:
         self.viewer = viewer
         self.queue: queue.Queue[bytes] = queue.Queue(FOLLOW_QUEUE)
         self.waiting_bytes = 0
@@ -181,12 +183,14 @@ class ControlServer:
         """Show a finished crash to those who follow and may see it; from any thread, never
         waits.
         """
+        gid = document.get("gid")
         with self._lock:
             if not self._followers:
                 return
             message = frames.pack({"crash": document})  # one for all
             for follower in self._followers:
-                if follower.viewer in (None, owner_uid):
+                viewer = follower.viewer
+                if viewer is None or viewer.owns(owner_uid, gid):
                     follower.put(message)
 
     def _accept_all(self) -> None:
@@ -207,12 +211,14 @@ class ControlServer:
             self._stopping.wait(1)  # out of descriptors: the listener stays readable
             return
         peer.setblocking(True)
-        uid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, gid = _UCRED.unpack(raw)
         if not self._admit(uid):
             peer.close()
             self._complain(f"uid {uid} on the control socket: too many connections")
             return
-        serve = threading.Thread(target=self._serve, args=(peer, uid), name="control", daemon=True)
+        arguments = (peer, Viewer(uid, gid))
+        serve = threading.Thread(target=self._serve, args=arguments, name="control", daemon=True)
         try:
             serve.start()
         except RuntimeError as e:  # out of threads, or of memory for one
@@ -236,20 +242,20 @@ class ControlServer:
             if not self._open[uid]:
                 del self._open[uid]
 
-    def _serve(self, peer: socket.socket, uid: int) -> None:
+    def _serve(self, peer: socket.socket, user: Viewer) -> None:
         try:
             with peer:
-                self._converse(peer, None if uid in (0, os.geteuid()) else uid)
+                self._converse(peer, _viewer(peer, user))
         except FormatError as e:
-            self._complain(f"uid {uid} on the control socket: {e}")
+            self._complain(f"uid {user.uid} on the control socket: {e}")
         except SlowReaderError:
-            self._complain(f"uid {uid} on the control socket: read an answer too slowly")
+            self._complain(f"uid {user.uid} on the control socket: read an answer too slowly")
         except OSError:
             pass  # the peer went away, or the core that it read did
         except Exception:  # boundary: one conversation must not take the daemon along
             self._log.exception("control socket: a request failed")
         finally:
-            self._leave(uid)
+            self._leave(user.uid)
 
     def _complain(self, text: str) -> None:
         """Count a connection that was refused, and log it unless another one just was."""
@@ -264,7 +270,7 @@ class ControlServer:
         more = f" (and {others} more since the last such line)" if others else ""
         self._log.warning("%s%s, ignoring", text, more)
 
-    def _converse(self, peer: socket.socket, viewer: int | None) -> None:
+    def _converse(self, peer: socket.socket, viewer: Viewer | None) -> None:
         try:
             request = frames.parse(_receive(peer, time.monotonic() + REQUEST_SECONDS))
         except FormatError as e:
@@ -289,7 +295,7 @@ class ControlServer:
             answer.send(peer)
 
     def _answer(
-        self, request: dict[str, Any], viewer: int | None, held: contextlib.ExitStack
+        self, request: dict[str, Any], viewer: Viewer | None, held: contextlib.ExitStack
     ) -> Answer:
         """Build an answer; what it holds is counted until `held` is left."""
         verb = request.get("verb")
@@ -297,16 +303,17 @@ class ControlServer:
             return _whole({"ok": True, "status": self._status()})
         if verb not in ("list", "top", "info", "open-core", "analyze"):
             raise UsageError(f"the daemon knows no {str(verb)[:40]!r}")
+        user = None if viewer is None else viewer.uid
         with self._building[viewer is None], self._catalog() as catalog:
             if verb in ("list", "top"):
                 answer = _whole(_found(catalog, verb, request, viewer))
-                held.enter_context(self._shares.held(viewer, len(answer.head)))
+                held.enter_context(self._shares.held(user, len(answer.head)))
                 return answer
             crash_id = request.get("id")
             if not isinstance(crash_id, str):
                 raise UsageError(f"{verb} needs an id")
             if verb == "open-core":
-                held.enter_context(self._shares.core(viewer))
+                held.enter_context(self._shares.core(user))
                 return _core(catalog.open_core(crash_id, viewer))
             answer = _record(*catalog.open_record(crash_id, viewer))
             if verb == "info":
@@ -320,7 +327,7 @@ class ControlServer:
                 )
             return _whole({"ok": True})
 
-    def _answer_vacuum(self, teller: "_Teller", viewer: int | None, *, dry_run: bool) -> None:
+    def _answer_vacuum(self, teller: "_Teller", viewer: Viewer | None, *, dry_run: bool) -> None:
         """Stream what goes, how far it is, and the result; done even if nobody listens any more."""
         try:
             if viewer is not None:
@@ -344,7 +351,7 @@ class ControlServer:
         with Index.open(self._paths.index, readonly=True) as index:
             yield Catalog(self._paths, index)
 
-    def _follow(self, peer: socket.socket, viewer: int | None) -> None:
+    def _follow(self, peer: socket.socket, viewer: Viewer | None) -> None:
         follower = _Follower(viewer)
         with self._lock:
             self._followers.add(follower)
@@ -377,7 +384,7 @@ def _whole(document: dict[str, Any]) -> Answer:
 
 
 def _found(
-    catalog: Catalog, verb: str, request: dict[str, Any], viewer: int | None
+    catalog: Catalog, verb: str, request: dict[str, Any], viewer: Viewer | None
 ) -> dict[str, Any]:
     query = Query.from_json(request.get("query", {}))
     if verb == "list":
@@ -408,6 +415,17 @@ def _core(fd: int) -> Answer:
     """Answer with a core's bytes, behind a message that says how many; owns the file."""
     size = os.fstat(fd).st_size
     return Answer(frames.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
+
+
+def _viewer(peer: socket.socket, user: Viewer) -> Viewer | None:
+    """Decide as whom a peer is answered; None sees all.
+
+    A process in a user namespace below the host's is not let into its own user's processes outside
+    of it by ptrace(2) either: it may be there to be kept from them.
+    """
+    if user.uid in (0, os.geteuid()):
+        return None
+    return user if is_peer_in_our_user_ns(peer) else NOBODY
 
 
 def _bounded(query: Query) -> Query:

@@ -19,6 +19,7 @@ from crashd.edge.process import give_memory_back, make_undumpable, set_oom_score
 from crashd.errors import CrashdError
 from crashd.store.daemonlock import lock_root
 from crashd.store.paths import Paths
+from crashd.store.trusted import refuse_untrusted
 
 DAEMON_OOM_SCORE = -900
 DOCUMENT_MAX = 16 << 20
@@ -97,6 +98,7 @@ def run_hooks(paths: Paths) -> int:
     from crashd import configfiles
     from crashd.edge.hooks import run_all
 
+    refuse_untrusted(paths)
     settings = configfiles.load(paths).hooks
     document = sys.stdin.buffer.read(DOCUMENT_MAX)
     failures = run_all(paths.hooks, settings.url, document, settings.timeout_seconds)
@@ -109,6 +111,7 @@ def run(paths: Paths, *, register: bool) -> int:
     set_up_logging(os.environ)
     make_undumpable()
     give_memory_back()
+    refuse_untrusted(paths, handler=register)
     given = os.environ.get("LISTEN_FDS", "")
     ours = os.environ.get("LISTEN_PID") == str(os.getpid()) and given.isdigit()
     nursery = Nursery(

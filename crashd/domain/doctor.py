@@ -123,7 +123,9 @@ class HandlerFacts:
     """Why it cannot be looked at."""
     regular: bool = True
     distrust: str | None = None
-    """Who else can change it, or its directory."""
+    """What others than root can replace of it, or of the path to it."""
+    noexec: str | None = None
+    """The mount point of its file system, where that is mounted noexec."""
     executable: bool = True
     current: bool = True
     """It is this version's."""
@@ -191,9 +193,11 @@ def check_handler(facts: HandlerFacts) -> Check:
     if not facts.regular:
         return failed(name, f"{path} is not a regular file", f"rm {path}; crashctl install")
     if facts.distrust:
-        directory = path.rpartition("/")[0]
-        hint = f"chown root:root {directory} {path}; chmod go-w {directory} {path}"
+        hint = "make it root's (chown root) and writable by nobody else (chmod go-w)"
         return failed(name, facts.distrust, hint)
+    if facts.noexec:
+        text = f"{path} is on a file system mounted noexec: the kernel cannot start it"
+        return failed(name, text, f"mount -o remount,exec {facts.noexec}")
     if not facts.executable:
         return failed(name, f"{path} is not executable", "crashctl install")
     if not facts.current:

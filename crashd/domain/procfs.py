@@ -37,6 +37,9 @@ RLIM_INFINITY: Final = 2**64 - 1
 AUXV_ENTRIES_MAX: Final = 256
 """The kernel's own vector is some 25 pairs (AT_VECTOR_SIZE, include/linux/auxvec.h)."""
 
+OWN_NAMESPACE: Final = b"own"
+"""In place of an owner's uid: the user namespace is the reader's own."""
+
 NUMBERS_MAX: Final = 33
 """MAX_PID_NS_LEVEL of include/linux/pid_namespace.h and one: no list read here is longer."""
 
@@ -67,6 +70,8 @@ class Status:
     """Supplementary groups, as the reader's user namespace numbers them."""
     effective: int = 0
     """Effective capabilities, bit by bit (linux/capability.h)."""
+    permitted: int | None = None
+    """Permitted capabilities, bit by bit (linux/capability.h), in its own user namespace."""
 
 
 def parse_status(raw: bytes) -> Status:
@@ -93,7 +98,8 @@ def parse_status(raw: bytes) -> Status:
         threads=_first_number(lines.get(b"Threads")),
         seccomp=_first_number(lines.get(b"Seccomp")),
         groups=frozenset(int(w) for w in lines.get(b"Groups", b"").split() if _NUMBER.fullmatch(w)),
-        effective=_hex_number(lines.get(b"CapEff")),
+        effective=_hex_number(lines.get(b"CapEff")) or 0,
+        permitted=_hex_number(lines.get(b"CapPrm")),
     )
 
 
@@ -108,9 +114,9 @@ def _first_number(value: bytes | None) -> int | None:
     return int(words[0]) if words and _NUMBER.fullmatch(words[0]) else None
 
 
-def _hex_number(value: bytes | None) -> int:
+def _hex_number(value: bytes | None) -> int | None:
     word = (value or b"").strip()
-    return int(word, 16) if _HEX.fullmatch(word) else 0
+    return int(word, 16) if _HEX.fullmatch(word) else None
 
 
 def _four_ids(value: bytes | None) -> tuple[int, int, int, int] | None:

@@ -31,6 +31,7 @@ from crashd.domain.procfs import (
     AT_PHDR,
     AT_SECURE,
     AT_UID,
+    OWN_NAMESPACE,
     USER_NS_INIT,
     parse_auxv,
     parse_cmdline,
@@ -50,13 +51,15 @@ THREADS_MAX = 1024
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the kernel says through the pidfd: real, effective, saved, file system ids and the
-    dump's class.
-    """
+    """What the kernel says of the process, whoever has its number now."""
 
     uids: tuple[int, int, int, int] | None
+    """Real, effective, saved, file system user id."""
     gids: tuple[int, int, int, int] | None
     coredump_mask: int | None
+    namespace: bytes = b""
+    """Of its user namespace, as edge/process.py reads it: OWN_NAMESPACE, or the uid that has all
+    capabilities in it; empty where that is not known."""
 
 
 def new_crash(
@@ -305,11 +308,12 @@ def _merge_threads(crash: Crash, head: CoreHead) -> tuple[Mapping[str, Any], ...
 
 
 def owner_of(crash: Crash, head: CoreHead | None, credentials: Credentials | None) -> int | None:
-    """Decide who besides root may read this crash: a user, or None.
+    """Decide who besides root may read this crash: a user, together with the crash's gid, or None.
 
     Every datum must be there and agree (SECURITY B1): dumped as an ordinary process, by the
-    kernel's pidfd, all four uids and gids equal, and the program not started with other rights than
-    its user's.
+    kernel's pidfd, all four uids and gids equal, the program not started with other rights than its
+    user's, and no capabilities that its user does not have. That is what ptrace(2) asks of a reader
+    without privileges, and more; `Viewer` asks the rest, which depends on the reader.
     """
     uid, gid = crash.uid, crash.gid
     if uid is None or gid is None or head is None or credentials is None:
@@ -325,8 +329,20 @@ def owner_of(crash: Crash, head: CoreHead | None, credentials: Credentials | Non
         and auxv.get(AT_SECURE) == 0
         and auxv.get(AT_UID) == uid
         and auxv.get(AT_EUID) == uid
+        and _has_no_more_power(uid, crash.status or b"", credentials.namespace)
     )
     return uid if safe else None
+
+
+def _has_no_more_power(uid: int, status: bytes, namespace: bytes) -> bool:
+    """Return whether a user has all capabilities of a process, as cap_ptrace_access_check() asks.
+
+    In the host's user namespace a user has none. In another one, its owner has them all, and
+    nobody else may attach, even to a process without any (security/commoncap.c).
+    """
+    if namespace == OWN_NAMESPACE:
+        return parse_status(status).permitted == 0
+    return namespace == b"%d" % uid
 
 
 @dataclass(frozen=True, slots=True)

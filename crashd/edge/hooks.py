@@ -19,6 +19,7 @@ from pathlib import Path
 
 from crashd.domain.text import printable
 from crashd.errors import reason_of
+from crashd.store.trusted import find_untrusted
 
 HOOKS_MAX = 32
 _ANSWER_MAX = 1 << 20
@@ -66,7 +67,7 @@ def _distrust(path: Path) -> str | None:
         return f"belongs to uid {status.st_uid} and not to root"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return "can be written by others"
-    return None
+    return find_untrusted(path)  # a link of root's may lead through another user's directory
 
 
 def run_hook(path: Path, document: bytes, seconds: float) -> None:

@@ -9,21 +9,27 @@ import ctypes
 import fcntl
 import os
 import resource
+import socket
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
+from crashd.domain.procfs import OWN_NAMESPACE
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 _MAPPED_FROM_BYTES = 1 << 20
 _ARENAS = 2
+SO_PEERPIDFD = 77  # asm-generic/socket.h, 6.5
 PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, 72 bytes), linux/pidfd.h, 6.13; 72 bytes since 6.16
 _PIDFD_INFO_CREDS, _PIDFD_INFO_CGROUPID, _PIDFD_INFO_COREDUMP = 2, 4, 16
 _PIDFD_INFO_SUPPORTED, _PIDFD_INFO_COREDUMP_SIGNAL = 32, 64
 _PIDFD_GET_INFO_80 = 0xC050FF0B  # the same for the 80 bytes of 6.19
 _PIDFD_INFO = struct.Struct("=QQIIIIIIIIIIIiII")
+NS_GET_PARENT, NS_GET_OWNER_UID = 0xB702, 0xB704  # linux/nsfs.h
+_NAMESPACES_MAX = 33  # the kernel nests 32 user namespaces below the first, user_namespaces(7)
 THREADS_MAX = 4096
 OPEN_FDS_MAX = 256
 _TEXT_MAX = 1 << 16
@@ -161,9 +167,9 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
     """Read what /proc tells of the process, raw and capped; empty when it is not surely the same
     one.
 
-    Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` (the first of `fd_count`) and
-    `threads` (`tid name` lines). May block for as long as a page of the process's memory does: the
-    caller has a deadline.
+    Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` (the first of `fd_count`),
+    `threads` (`tid name` lines) and `user_ns_owner` (see `_user_ns_owner`). May block for as long
+    as a page of the process's memory does: the caller has a deadline.
     """
     pid = pidfd_pid(pidfd)
     if pid is None:
@@ -179,6 +185,7 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
         alive = _with_memory(process, str(pid))
         for name, link in PROC_LINKS.items():
             found[name] = _link(link if link.startswith("/") else alive + link, process)
+        found["user_ns_owner"] = _user_ns_owner(alive + "ns/user", process)
         found["threads"] = _threads(process)
         numbers = _list("fd", process)
         found["open_fds"] = _open_fds(numbers, process)
@@ -239,6 +246,52 @@ def _read(name: str, limit: int, directory: int) -> bytes:
     finally:
         os.close(fd)
     return b"".join(parts)
+
+
+def _user_ns_owner(name: str, directory: int) -> bytes:
+    """Read who, outside of a user namespace, has all capabilities in it: the uid of the owner of
+    the one on the way up to it that is right below ours, ns_capable() in kernel/capability.c.
+
+    OWN_NAMESPACE for ours; empty where the kernel does not say.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return b""
+    try:
+        ours = os.stat("/proc/self/ns/user")
+        if os.path.samestat(os.fstat(fd), ours):
+            return OWN_NAMESPACE
+        for _ in range(_NAMESPACES_MAX):
+            parent = fcntl.ioctl(fd, NS_GET_PARENT)
+            below, fd = fd, parent
+            try:
+                if os.path.samestat(os.fstat(parent), ours):
+                    raw = fcntl.ioctl(below, NS_GET_OWNER_UID, bytes(4))
+                    return b"%d" % int.from_bytes(raw, sys.byteorder)
+            finally:
+                os.close(below)
+    except OSError:
+        pass  # EPERM: it is not below ours
+    finally:
+        os.close(fd)
+    return b""
+
+
+def is_peer_in_our_user_ns(peer: socket.socket) -> bool:
+    """Return whether the process that connected a unix socket is surely in our user namespace."""
+    try:
+        pidfd = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError:
+        return False  # until minimum kernel 6.5
+    try:
+        pid = pidfd_pid(pidfd)
+        theirs = os.stat(f"/proc/{pid}/ns/user")
+        return os.path.samestat(theirs, os.stat("/proc/self/ns/user")) and pidfd_pid(pidfd) == pid
+    except OSError:
+        return False  # it is gone
+    finally:
+        os.close(pidfd)
 
 
 def _link(name: str, directory: int) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 
 from crashd.domain.match import Query
 from crashd.domain.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
+from crashd.domain.viewer import Viewer
 from crashd.errors import FormatError, IndexCorruptError, NotFoundError, UnavailableError, reason_of
 from crashd.store import corefile, signatures
 from crashd.store.entry import (
@@ -67,16 +68,16 @@ class Catalog:
         self._index = index
 
     def select(
-        self, query: Query, viewer: int | None, *, max_bytes: int | None = None
+        self, query: Query, viewer: Viewer | None, *, max_bytes: int | None = None
     ) -> list[dict[str, Any]]:
         """Find crashes; see `Index.select`."""
         return self._index.select(query, viewer, max_bytes=max_bytes)
 
-    def top(self, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+    def top(self, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
         """Count crashes by signature; see `signatures.top`."""
         return signatures.top(self._index, query, viewer)
 
-    def info(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+    def info(self, crash_id: str, viewer: Viewer | None) -> dict[str, Any]:
         """Give all that is known of one crash: crash.json, and how many share its signature.
 
         Raises:
@@ -90,7 +91,9 @@ class Catalog:
             file.seek(0)
             return {**to_json(from_json(json.loads(file.read(RECORD_MAX)))), **more}
 
-    def open_record(self, crash_id: str, viewer: int | None) -> tuple[int | None, dict[str, Any]]:
+    def open_record(
+        self, crash_id: str, viewer: Viewer | None
+    ) -> tuple[int | None, dict[str, Any]]:
         """Open crash.json, which is whole and a record; return beside it how many crashes share its
         signature, and since when. Where it cannot be read it is None, beside what the index knows.
         The caller owns the descriptor.
@@ -105,13 +108,13 @@ class Catalog:
                 fd, crash = entry.open_record()
         except (NotFoundError, FormatError) as e:
             return None, {**row, "warnings": [f"only the index knows this crash: {e}"]}
-        if viewer is not None and crash.owner_uid != viewer:
+        if viewer is not None and not viewer.owns(crash.owner_uid, crash.gid):
             os.close(fd)
             raise _not_found(crash_id)
         span = signatures.span(self._index, crash.signature, viewer) if crash.signature else {}
         return fd, {"count_of_signature": row["count_of_signature"], **span}
 
-    def open_core(self, crash_id: str, viewer: int | None) -> int:
+    def open_core(self, crash_id: str, viewer: Viewer | None) -> int:
         """Open the stored core; the caller owns the descriptor. Retention spares a core that root
         reads: other users' readers must not decide what is kept.
 
@@ -121,15 +124,17 @@ class Catalog:
         """
         self._visible(crash_id, viewer)
         with open_entry(self._paths, crash_id) as entry:
-            if viewer is not None and entry.read().owner_uid != viewer:
-                raise _not_found(crash_id)
+            if viewer is not None:
+                crash = entry.read()
+                if not viewer.owns(crash.owner_uid, crash.gid):
+                    raise _not_found(crash_id)
             return entry.open_core(spared=viewer is None)
 
-    def _visible(self, crash_id: str, viewer: int | None) -> dict[str, Any]:
+    def _visible(self, crash_id: str, viewer: Viewer | None) -> dict[str, Any]:
         if not ID_PATTERN.fullmatch(crash_id):
             raise _not_found(crash_id)
-        found, owner = self._index.owner_of(crash_id)
-        row = self._index.get(crash_id, viewer) if found and viewer in (None, owner) else None
+        seen = self._index.is_visible(crash_id, viewer)
+        row = self._index.get(crash_id, viewer) if seen else None
         if row is None:
             raise _not_found(crash_id)
         return row

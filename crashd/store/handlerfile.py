@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import corehandler
-from crashd.errors import UnavailableError, reason_of
+from crashd.domain.text import printable
+from crashd.errors import UnavailableError, UnsupportedError, reason_of
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths
+from crashd.store.trusted import find_untrusted, untrusted
 
 NATIVE = Path(corehandler.__file__).parent / "native/crashd-core"
 """Built by packaging/lib.sh from the C file beside it."""
@@ -63,9 +65,12 @@ def install_handler(paths: Paths, built: Path = NATIVE) -> bool:
     `built` the Python handler is installed alone.
 
     Raises:
+        ConfigError: others than root can replace it.
+        UnsupportedError: the kernel cannot start it there.
         UnavailableError: it cannot be written.
 
     """
+    _prepare(paths.handler.parent)
     programs = list_programs(paths, native_program(built))
     return any([_install(*wanted) for wanted in programs])
 
@@ -90,7 +95,6 @@ def _install(target: Path, program: bytes) -> bool:
             status = target.stat()
             if status.st_mode & 0o777 == 0o755 and status.st_uid == os.geteuid():
                 return False
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(staged, flags, 0o700)
@@ -104,3 +108,36 @@ def _install(target: Path, program: bytes) -> bool:
     except OSError as e:
         raise UnavailableError(f"cannot install the handler {target}: {reason_of(e)}") from e
     return True
+
+
+def _prepare(directory: Path) -> None:
+    """Make the handler's directory, where it is safe and a program can be started from it."""
+    if why := find_untrusted(directory):
+        raise untrusted(why)
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        mount = find_noexec(directory)
+    except OSError as e:
+        raise UnavailableError(f"cannot install the handler in {directory}: {reason_of(e)}") from e
+    if mount:
+        raise UnsupportedError(
+            f"{directory} is on a file system mounted noexec, {mount}: "
+            "the kernel cannot start the handler",
+            hint=f"mount -o remount,exec {mount}",
+        )
+
+
+def find_noexec(directory: Path) -> str | None:
+    """Return the mount point of the file system that a directory is on, where nothing of it can be
+    executed; None where it can.
+
+    Raises:
+        OSError: it cannot be looked at.
+
+    """
+    if not os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        return None
+    path = os.path.realpath(directory)
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return printable(os.fsencode(path))

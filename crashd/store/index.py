@@ -18,6 +18,7 @@ from typing import Any
 from crashd.domain.match import Query
 from crashd.domain.model import LIST_KEYS, Crash, Kind, State, encode, to_json
 from crashd.domain.text import printable
+from crashd.domain.viewer import Viewer
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError, reason_of
 from crashd.store.schema import COLUMNS, MIGRATIONS
 from crashd.store.selection import Selector
@@ -218,17 +219,17 @@ class Index:
     # -- reading
     # -------------------------------------------------------------------------------------
 
-    def get(self, crash_id: str, viewer: int | None = None) -> dict[str, Any] | None:
+    def get(self, crash_id: str, viewer: Viewer | None = None) -> dict[str, Any] | None:
         """Read one row as `crashctl list --json` shows it, whoever may see it."""
         found = self._documents("WHERE id = ?", [crash_id], 1, viewer)
         return found[0] if found else None
 
-    def owner_of(self, crash_id: str) -> tuple[bool, int | None]:
-        """Tell whether there is such a row, and who besides root may see it."""
+    def is_visible(self, crash_id: str, viewer: Viewer | None) -> bool:
+        """Return whether there is such a row, and `viewer` may see it."""
         with _guard(self._path):
-            sql = "SELECT owner_uid FROM crash WHERE id = ?"
+            sql = "SELECT owner_uid, gid FROM crash WHERE id = ?"
             row = self._db.execute(sql, [crash_id]).fetchone()
-        return row is not None, row[0] if row else None
+        return row is not None and (viewer is None or viewer.owns(*row))
 
     def id_of_token(self, token: str) -> str | None:
         """Find the crash that the handler gave this token."""
@@ -342,13 +343,13 @@ class Index:
         return self._db.execute(sql, [what]).fetchall()
 
     def select(
-        self, query: Query, viewer: int | None, *, max_bytes: int | None = None
+        self, query: Query, viewer: Viewer | None, *, max_bytes: int | None = None
     ) -> list[dict[str, Any]]:
         """Find crashes: the newest `query.limit`, newest first unless `query.reverse`.
 
         Args:
             query: what to find.
-            viewer: a uid, who sees only what is his; None sees all.
+            viewer: sees only what it owns; None sees all.
             max_bytes: of the JSON of what is found, at most.
 
         Raises:
@@ -366,7 +367,7 @@ class Index:
         with _guard(self._path):
             return self._db.execute(sql, values).fetchall()
 
-    def where(self, query: Query, viewer: int | None) -> tuple[str, list[Any]]:
+    def where(self, query: Query, viewer: Viewer | None) -> tuple[str, list[Any]]:
         """Build the WHERE of a query, and its values; see `select`."""
         with _guard(self._path):
             return Selector(self._db, viewer).where(query)
@@ -376,7 +377,7 @@ class Index:
         where: str,
         values: list[Any],
         limit: int,
-        viewer: int | None,
+        viewer: Viewer | None,
         max_bytes: int | None = None,
     ) -> list[dict[str, Any]]:
         sql = (
@@ -405,11 +406,12 @@ class Index:
                 found.append({key: document.get(key) for key in LIST_KEYS})
         return found
 
-    def _count_of(self, signature: Any, viewer: int, known: dict[Any, int]) -> int:
-        """Count a signature among the viewer's own crashes: others' are none of his business."""
+    def _count_of(self, signature: Any, viewer: Viewer, known: dict[Any, int]) -> int:
+        """Count a signature among the viewer's own crashes: others' must not leak."""
         if signature not in known:
-            sql = "SELECT count(*) FROM crash WHERE signature = ? AND owner_uid = ?"
-            (known[signature],) = self._db.execute(sql, [signature, viewer]).fetchone()
+            where, values = Selector(self._db, viewer).where(Query(signature=signature))
+            sql = f"SELECT count(*) FROM crash {where}"
+            (known[signature],) = self._db.execute(sql, values).fetchone()
         return known[signature]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from crashd.domain.match import Alternative, Field, Query, Term, parse_term
 from crashd.domain.model import SHORT_ID_LENGTH
+from crashd.domain.viewer import Viewer
 from crashd.errors import UsageError
 
 CANDIDATES_MAX = 5
@@ -56,9 +57,9 @@ Group = tuple[Condition, ...]
 class Selector:
     """Builds the WHERE of queries in one index for one viewer; not to be kept."""
 
-    def __init__(self, db: sqlite3.Connection, viewer: int | None) -> None:
+    def __init__(self, db: sqlite3.Connection, viewer: Viewer | None) -> None:
         self._db = db
-        self._mine: list[Group] = [] if viewer is None else [(Condition("owner_uid", viewer),)]
+        self._mine: list[Group] = _owned_by(viewer)
 
     def where(self, query: Query) -> tuple[str, list[Any]]:
         """Build the WHERE of a query, and the values of its question marks.
@@ -145,6 +146,13 @@ class Selector:
         where, values = self._join([*self._mine, group])
         rows = self._db.execute(f"SELECT id FROM crash {where} LIMIT {CANDIDATES_MAX + 1}", values)
         return sorted(row[0] for row in rows)
+
+
+def _owned_by(viewer: Viewer | None) -> list[Group]:
+    """Build `Viewer.owns` as conditions that must all hold; everything is root's, who is None."""
+    if viewer is None:
+        return []
+    return [(Condition("owner_uid", viewer.uid),), (Condition("gid", viewer.gid),)]
 
 
 def _conditions(alternative: Alternative) -> Group:

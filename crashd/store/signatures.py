@@ -5,10 +5,11 @@ from typing import Any
 
 from crashd.domain.match import Query
 from crashd.domain.model import time_text
+from crashd.domain.viewer import Viewer
 from crashd.store.index import Index
 
 
-def top(index: Index, query: Query, viewer: int | None) -> list[dict[str, Any]]:
+def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
     """Count the crashes that match by their signature, the most frequent first: `query.limit`.
 
     Each has `signature count first last`, and of its newest crash `title kind exe unit id`.
@@ -35,7 +36,7 @@ def top(index: Index, query: Query, viewer: int | None) -> list[dict[str, Any]]:
     return found
 
 
-def span(index: Index, signature: str, viewer: int | None) -> dict[str, str]:
+def span(index: Index, signature: str, viewer: Viewer | None) -> dict[str, str]:
     """Tell when a signature was `first_of_signature` and `last_of_signature` seen."""
     where, values = index.where(Query(signature=signature), viewer)
     ((first_ns, last_ns),) = index.fetch(

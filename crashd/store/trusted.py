@@ -1,4 +1,4 @@
-"""Reading files that decide what root does."""
+"""What root trusts: files that decide what root does, and the paths that lead to them."""
 
 import os
 import stat
@@ -6,13 +6,17 @@ from pathlib import Path
 
 from crashd.domain.text import printable
 from crashd.errors import ConfigError, reason_of
+from crashd.store.paths import Paths
+
+LINKS_MAX = 40
+"""MAXSYMLINKS of include/linux/namei.h."""
 
 
 def read_trusted(path: Path, max_bytes: int) -> bytes:
     """Read a regular file; as root, only one that nobody else can change. Never blocks.
 
-    Links are followed, for configuration management uses them: what counts is where they end, and
-    the directory that the path names.
+    Links are followed, as configuration management uses them; others must not be able to replace
+    one, nor any directory on the way.
 
     Raises:
         ConfigError: it cannot be read, is something else or too large, or others can change it.
@@ -28,6 +32,8 @@ def read_trusted(path: Path, max_bytes: int) -> bytes:
                 raise ConfigError(f"{name}: is not a regular file")
             _refuse(name, status)
             _refuse(printable(os.fsencode(path.parent)), os.stat(path.parent))
+            if why := find_untrusted(path):
+                raise untrusted(why)
             with open(fd, "rb", closefd=False) as file:
                 raw = file.read(max_bytes + 1)
         finally:
@@ -48,6 +54,12 @@ def _refuse(name: str, status: os.stat_result) -> None:
         )
 
 
+def distrust_of(status: os.stat_result, euid: int) -> str | None:
+    """Say why root must not trust what lstat(2) found; a link's mode means nothing."""
+    mode = status.st_mode
+    return distrust(status.st_uid, 0 if stat.S_ISLNK(mode) else mode, euid)
+
+
 def distrust(owner: int, mode: int, euid: int) -> str | None:
     """Say why root must not trust a file or directory; None where it may, or `euid` is not root."""
     if euid != 0:
@@ -59,3 +71,71 @@ def distrust(owner: int, mode: int, euid: int) -> str | None:
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         return "can be written by others than root"
     return None
+
+
+def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
+    """Return the first component of a path that others than root can replace, and why; None where
+    there is none, or we are not root.
+
+    The path is followed as the kernel does, through every link (path_resolution(7)). Only root can
+    change what the walk has passed. A component that is missing ends it, where only root can make
+    it. Without `itself` the last component is not judged, only the way there. POSIX ACLs need no
+    look: with one, the group bits of a mode are its mask (acl(5)).
+    """
+    euid = os.geteuid()
+    if euid != 0:
+        return None
+    left, links = list(reversed(path.absolute().parts)), 0
+    current = left.pop()
+    if why := distrust_of(os.lstat(current), euid):
+        return f"{current} {why}"
+    while left:
+        if (name := left.pop()) == "..":
+            current = os.path.dirname(current)
+            continue
+        here = os.path.join(current, name)
+        shown = printable(os.fsencode(here))
+        try:
+            status = os.lstat(here)
+        except FileNotFoundError:
+            shared = os.lstat(current).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            return f"{shown} is missing, and others than root can make it" if shared else None
+        except OSError as e:
+            return f"{shown} cannot be looked at: {reason_of(e)}"
+        if (left or itself or stat.S_ISLNK(status.st_mode)) and (why := distrust_of(status, euid)):
+            return f"{shown} {why}"
+        if not stat.S_ISLNK(status.st_mode):
+            current = here
+            continue
+        links += 1
+        if links > LINKS_MAX:
+            return f"{shown} is one link too many"
+        target = os.readlink(here)
+        current = "/" if target.startswith("/") else current
+        left += reversed([part for part in target.split("/") if part not in ("", ".")])
+    return None
+
+
+def refuse_untrusted(paths: Paths, *, handler: bool = False) -> None:
+    """Refuse a root below which others than root can replace what root trusts: configuration,
+    hooks, store and sockets, and with `handler` the program that the kernel starts.
+
+    Raises:
+        ConfigError: one is not safe; the message names the first bad component of its path.
+
+    """
+    whole = [paths.config_file.parent, *([paths.handler.parent] if handler else [])]
+    # These themselves are judged where they are used: the store is closed, hooks are not run.
+    ways = [paths.state_dir, paths.runtime_dir, paths.hooks]
+    for path in (*whole, *ways):
+        if why := find_untrusted(path, itself=path in whole):
+            raise untrusted(why)
+
+
+def untrusted(why: str) -> ConfigError:
+    """Build the error for what `find_untrusted` found."""
+    return ConfigError(
+        f"{why}: root must not rely on it",
+        hint="make it root's (chown root) and writable by nobody else (chmod go-w), or choose "
+        "another root: --root DIR",
+    )

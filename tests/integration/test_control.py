@@ -22,6 +22,7 @@ from crashd.daemon import answers, control
 from crashd.daemon.control import ControlServer
 from crashd.domain import frames
 from crashd.domain.model import Crash, from_json
+from crashd.domain.viewer import Viewer
 from crashd.edge.handoff import listen_unix
 from crashd.store import entry as entries
 from crashd.store.expiry import Outcome
@@ -34,7 +35,7 @@ NOBODY = 65534
 CORE = b"a stored core"
 REPOSITORY = Path(__file__).parents[2]
 
-MINE, ROOTS = build_crash(1, owner_uid=NOBODY), build_crash(2)
+MINE, ROOTS = build_crash(1, owner_uid=NOBODY, gid=NOBODY), build_crash(2)
 UNKNOWN = build_crash(3)
 NO_IDS = (
     "",
@@ -442,11 +443,12 @@ def test_follow_shows_each_his_own(paths: Paths, server: ControlServer) -> None:
         assert peer.say({"verb": "follow"}).hear() == {"ok": True}
         followers(server, 1)
         (follower,) = server._followers
-        follower.viewer = NOBODY
-        server.publish({"id": "another's"}, 1000)
-        server.publish({"id": "root's"}, None)
-        server.publish({"id": "his"}, NOBODY)
-        assert peer.hear() == {"crash": {"id": "his"}}
+        follower.viewer = Viewer(NOBODY, NOBODY)
+        server.publish({"id": "another's", "gid": NOBODY}, 1000)
+        server.publish({"id": "root's", "gid": NOBODY}, None)
+        server.publish({"id": "of a group of others", "gid": 1000}, NOBODY)
+        server.publish({"id": "theirs", "gid": NOBODY}, NOBODY)
+        assert peer.hear() == {"crash": {"id": "theirs", "gid": NOBODY}}
 
 
 def test_follow_tells_how_many_a_slow_reader_missed(

@@ -58,6 +58,7 @@ LAYERS = (
             "crashd.errors",
             "crashd.corehandler",
             "crashd.store.paths",
+            "crashd.store.trusted",
         ),
         not_stdlib=frozenset({"logging", "sqlite3"}),
     ),

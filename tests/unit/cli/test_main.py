@@ -28,6 +28,7 @@ ALLOWED = {
         "domain.signals",
         "domain.text",
         "domain.units",
+        "domain.viewer",
         "errors",
         "store",
         "store.index",

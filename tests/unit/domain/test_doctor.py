@@ -73,6 +73,7 @@ def test_check_core_pattern_of_others_is_a_problem(setting: Setting, text: str) 
         (HandlerFacts(HANDLER, error="gone"), "problem", "gone", "crashctl install"),
         (HandlerFacts(HANDLER, regular=False), "problem", "not a regular file", "rm "),
         (HandlerFacts(HANDLER, distrust="x can be written"), "problem", "x can", "chmod go-w"),
+        (HandlerFacts(HANDLER, noexec="/usr"), "problem", "noexec", "mount -o remount,exec /usr"),
         (HandlerFacts(HANDLER, executable=False), "problem", "not executable", "install"),
         (HandlerFacts(HANDLER, current=False), "warning", "another version", "restart"),
         (SOUND_HANDLER, "ok", HANDLER, ""),

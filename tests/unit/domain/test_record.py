@@ -8,7 +8,7 @@ from crashd.corehandler import PROC_FILES
 from crashd.domain.coremeta import CoreMeta
 from crashd.domain.elfcore import CoreHead, SigInfo, Thread
 from crashd.domain.model import Capture, Crash, Disposition, Identity, Mode, State
-from crashd.domain.procfs import AT_EUID, AT_SECURE, AT_UID
+from crashd.domain.procfs import AT_EUID, AT_SECURE, AT_UID, OWN_NAMESPACE
 from crashd.domain.record import Credentials, add_head, add_process, allow, new_crash, owner_of
 
 UNLIMITED = 2**64 - 1
@@ -24,7 +24,8 @@ SNAPSHOT = {
     "threads": b"100 prog\n101 worker",
     "limits": b"Max core file size        0                    unlimited            bytes     \n",
 }
-CREDENTIALS = Credentials((1000,) * 4, (1001,) * 4, 5)
+CREDENTIALS = Credentials((1000,) * 4, (1001,) * 4, 5, OWN_NAMESPACE)
+PLAIN_STATUS, POWERFUL_STATUS = b"CapPrm:\t%016x\n" % 0, b"CapPrm:\t%016x\n" % (1 << 13)
 AUXV = {AT_SECURE: 0, AT_UID: 1000, AT_EUID: 1000}
 
 
@@ -172,7 +173,30 @@ def test_add_head_signal_of_the_notes_where_the_handler_had_none() -> None:
 
 
 def test_owner_of_ordinary_process_is_its_user() -> None:
-    assert owner_of(crash(), head(), CREDENTIALS) == 1000
+    assert owner_of(replace(crash(), status=PLAIN_STATUS), head(), CREDENTIALS) == 1000
+
+
+@pytest.mark.parametrize(
+    ("status", "namespace", "owner"),
+    [
+        (POWERFUL_STATUS, OWN_NAMESPACE, None),
+        (b"CapPrm:\t00000000000", OWN_NAMESPACE, None),
+        (b"Name:\tCapPrm\n", OWN_NAMESPACE, None),
+        (b"", OWN_NAMESPACE, None),
+        (None, OWN_NAMESPACE, None),
+        (PLAIN_STATUS, b"", None),
+        (PLAIN_STATUS, b"0", None),
+        (PLAIN_STATUS, b"1001", None),
+        (PLAIN_STATUS, b"1000", 1000),
+        (POWERFUL_STATUS, b"1000", 1000),
+        (POWERFUL_STATUS, b"0", None),
+    ],
+)
+def test_owner_of_has_all_capabilities_of_the_process(
+    status: bytes | None, namespace: bytes, owner: int | None
+) -> None:
+    made, credentials = replace(crash(), status=status), replace(CREDENTIALS, namespace=namespace)
+    assert owner_of(made, head(), credentials) == owner
 
 
 @pytest.mark.parametrize(
@@ -199,12 +223,13 @@ def test_owner_of_ordinary_process_is_its_user() -> None:
 def test_owner_of_any_doubt_is_root_only(
     fields: dict[str, bytes], credentials: Credentials | None, auxv: dict[int, int]
 ) -> None:
-    made = crash(has_pidfd=True, **fields)
+    made = replace(crash(has_pidfd=True, **fields), status=PLAIN_STATUS)
     assert owner_of(made, head(auxv=auxv), credentials) is None
 
 
 def test_owner_of_unread_core_is_root_only() -> None:
-    assert owner_of(crash(), None, CREDENTIALS) is None
+    made = replace(crash(), status=PLAIN_STATUS)
+    assert owner_of(made, None, CREDENTIALS) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from crashd.domain.match import Query
 from crashd.domain.model import Core, Crash, State
+from crashd.domain.viewer import Viewer
 from crashd.domain.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.errors import CrashdError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
@@ -19,6 +20,7 @@ from crashd.store.index import Index
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash
 
+USER = Viewer(1000, 0)
 CORE = b"core" * 25_000
 
 
@@ -81,21 +83,22 @@ def test_count_of_a_signature_is_of_what_the_viewer_may_see(
     crash = keep(1, signature="s", owner_uid=1000)
     keep(2, signature="s", owner_uid=1000)
     keep(3, signature="s")
-    assert catalog.info(crash.id, 1000)["count_of_signature"] == 2
-    assert [row["count_of_signature"] for row in catalog.select(Query(), 1000)] == [2, 2]
+    assert catalog.info(crash.id, USER)["count_of_signature"] == 2
+    assert [row["count_of_signature"] for row in catalog.select(Query(), USER)] == [2, 2]
     assert [row["count_of_signature"] for row in catalog.select(Query(), None)] == [3, 3, 3]
 
 
 def test_viewer_may_have_only_his_own(catalog: Catalog, keep: Callable[..., Crash]) -> None:
     mine, roots = keep(1, owner_uid=1000), keep(2)
-    assert [row["id"] for row in catalog.select(Query(), 1000)] == [mine.id]
-    assert catalog.info(mine.id, 1000)["id"] == mine.id
-    os.close(catalog.open_core(mine.id, 1000))
+    assert catalog.info(mine.id, USER)["id"] == mine.id
+    os.close(catalog.open_core(mine.id, USER))
+    of_a_group = keep(4, owner_uid=1000, gid=7)
+    assert [row["id"] for row in catalog.select(Query(), USER)] == [mine.id]
     messages = []
-    for crash_id in (roots.id, build_crash(3).id):
+    for crash_id in (roots.id, build_crash(3).id, of_a_group.id):
         for ask in (catalog.info, catalog.open_core):
             with pytest.raises(NotFoundError) as error:
-                ask(crash_id, 1000)
+                ask(crash_id, USER)
             messages.append(str(error.value).replace(crash_id, "ID"))
     assert set(messages) == {"no crash ID"}, "what is another's looks as what is not there"
 
@@ -107,7 +110,7 @@ def test_row_that_claims_an_owner_does_not_open_what_the_record_denies(
     index.put([replace(crash, owner_uid=1000)])
     for ask in (catalog.info, catalog.open_core):
         with pytest.raises(NotFoundError):
-            ask(crash.id, 1000)
+            ask(crash.id, USER)
 
 
 @pytest.mark.parametrize("crash_id", ["", "../../etc/passwd", "%2e%2e", "a\0", "id\n", "\ud800"])

@@ -13,12 +13,14 @@ import pytest
 
 from crashd.domain.match import Query
 from crashd.domain.model import LIST_KEYS, Core, Kind, State
+from crashd.domain.viewer import Viewer
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
 from crashd.store.index import Index
 from crashd.store.schema import MIGRATIONS, PAST_UNITS_MAX
 from tests.builders.crashes import START_NS, build_crash, build_crashes
 
 COUNT = 60
+USER = Viewer(1000, 0)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def index(path: Path) -> Iterator[Index]:
         yield opened
 
 
-def pids(index: Index, *terms: str, viewer: int | None = None, **more: object) -> list[int]:
+def pids(index: Index, *terms: str, viewer: Viewer | None = None, **more: object) -> list[int]:
     query = Query(terms=terms, **more)  # type: ignore[arg-type]
     return [row["pid"] for row in index.select(query, viewer)]
 
@@ -102,10 +104,10 @@ def test_select_by_time_kind_and_signature(index: Index) -> None:
 
 def test_select_viewer_sees_only_what_is_his(index: Index) -> None:
     index.put([build_crash(7, owner_uid=1000), build_crash(8, owner_uid=1001)])
-    assert pids(index, viewer=1000) == [1007]
-    assert pids(index, "1008", viewer=1000) == []
-    assert pids(index, build_crash(8).id, viewer=1000) == []
-    assert pids(index, "2026", viewer=1000) == [1007], "others' ids make nothing ambiguous for him"
+    assert pids(index, viewer=USER) == [1007]
+    assert pids(index, "1008", viewer=USER) == []
+    assert pids(index, build_crash(8).id, viewer=USER) == []
+    assert pids(index, "2026", viewer=USER) == [1007], "others' ids make nothing ambiguous for him"
 
 
 def test_select_hostile_words_are_data(index: Index) -> None:

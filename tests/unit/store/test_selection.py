@@ -10,6 +10,7 @@ import pytest
 
 from crashd.domain.match import Query
 from crashd.domain.model import Crash
+from crashd.domain.viewer import Viewer
 from crashd.store import selection
 from crashd.store.index import Index
 from crashd.store.selection import BLOBS, LISTED, Selector
@@ -17,6 +18,7 @@ from tests.builders.crashes import START_NS, build_crash, build_crashes
 
 SMALL, LARGE = 300, 3000
 SECOND = 10**9
+USER, STRANGER, IN_A_GROUP = Viewer(1000, 0), Viewer(4242, 0), Viewer(1000, 7)
 EARLY = build_crash(SMALL // 2)
 """In both indexes."""
 
@@ -28,7 +30,7 @@ class Filled:
     db: sqlite3.Connection
     crashes: list[Crash]
 
-    def run(self, query: Query, viewer: int | None) -> tuple[list[int], list[str], int]:
+    def run(self, query: Query, viewer: Viewer | None) -> tuple[list[int], list[str], int]:
         """Give the pids found, the plan, and the steps that SQLite took for all of it."""
         steps = 0
 
@@ -53,6 +55,7 @@ def fill(path: Path, count: int) -> Filled:
             number,
             signature=f"s{number % 10}",
             owner_uid=1000 if number % 3 == 0 else None,
+            gid=7 if number % 2 else 0,
             user_unit="web1.service" if number % 11 == 0 else None,
         )
         for number in range(count)
@@ -77,14 +80,14 @@ def soon_common(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "COMMON", 20)
 
 
-CASES: list[tuple[Query, int | None]] = [
+CASES: list[tuple[Query, Viewer | None]] = [
     (Query(limit=20), None),
-    (Query(limit=20), 1000),
-    (Query(limit=20), 4242),
+    (Query(limit=20), USER),
+    (Query(limit=20), STRANGER),
     (Query((str(EARLY.pid),), limit=20), None),
     (Query((f"PID={EARLY.pid}",), kind="process", limit=20), None),
     (Query(("prog3",), limit=20), None),
-    (Query(("prog3",), limit=20), 1000),
+    (Query(("prog3",), limit=20), USER),
     (Query(("COMM=prog3", "COMM=prog4"), limit=20), None),
     (Query(("nobody",), limit=20), None),
     (Query(("/usr/bin/prog3",), limit=20), None),
@@ -93,7 +96,7 @@ CASES: list[tuple[Query, int | None]] = [
     (Query(("system.slice",), limit=20), None),
     (Query((EARLY.id,), limit=20), None),
     (Query((EARLY.id[:-2],), limit=20), None),
-    (Query((EARLY.id[:-2],), limit=20), 1000),
+    (Query((EARLY.id[:-2],), limit=20), USER),
     (Query((EARLY.short_id,), limit=20), None),
     (Query((EARLY.short_id[:6],), limit=20), None),
     (Query(signature="s3", limit=20), None),
@@ -103,14 +106,14 @@ CASES: list[tuple[Query, int | None]] = [
     (Query(since_ns=START_NS + 100 * SECOND, limit=20), None),
     (Query(until_ns=START_NS + 100 * SECOND, limit=20), None),
     (Query(("prog3",), until_ns=START_NS + 200 * SECOND, limit=20), None),
-    (Query(since_ns=START_NS + SECOND, until_ns=START_NS + 100 * SECOND, limit=20), 1000),
+    (Query(since_ns=START_NS + SECOND, until_ns=START_NS + 100 * SECOND, limit=20), USER),
     (Query(("UID=0",), until_ns=START_NS + 100 * SECOND, limit=20), None),
 ]
 
 
 @pytest.mark.parametrize(("query", "viewer"), CASES, ids=str)
 def test_where_costs_the_same_in_an_index_ten_times_as_large(
-    indexes: tuple[Filled, Filled], query: Query, viewer: int | None
+    indexes: tuple[Filled, Filled], query: Query, viewer: Viewer | None
 ) -> None:
     small, large = indexes
     found, plan, steps = large.run(query, viewer)
@@ -133,7 +136,7 @@ def test_where_finds_exactly_what_matches(
         unit = dice.choice([None, "web1.service", "web9.service"])
         uid = dice.choice([None, None, 0, 7])
         signature = dice.choice([None, None, "s3", "none"])
-        viewer = dice.choice([None, None, 1000, 4242])
+        viewer = dice.choice([None, None, USER, STRANGER, IN_A_GROUP])
         since, until = (START_NS + dice.randrange(SMALL) * SECOND for _ in range(2))
         terms = [*(f"COMM={comm}" for comm in comms), *([unit] if unit else [])]
         terms += [] if uid is None else [f"UID={uid}"]
@@ -147,7 +150,7 @@ def test_where_finds_exactly_what_matches(
             and unit in (None, crash.unit, crash.user_unit)
             and uid in (None, crash.uid)
             and signature in (None, crash.signature)
-            and viewer in (None, crash.owner_uid)
+            and (viewer is None or viewer.owns(crash.owner_uid, crash.gid))
         ][: query.limit]
         assert small.run(query, viewer)[0] == expected, query
 
