@@ -11,7 +11,7 @@ from pathlib import Path
 from crashd.domain.corepattern import build_pattern, build_socket_pattern
 from crashd.domain.model import Mode
 from crashd.edge import sysctl
-from crashd.edge.kernelsock import kernel_has_socket
+from crashd.edge.kernelsock import is_listened_on, kernel_has_socket
 from crashd.edge.process import signal_is_told
 from crashd.errors import CrashdError
 from crashd.store.handlerfile import install_handler
@@ -46,6 +46,11 @@ def choose_mode(configured: str, *, passed: bool) -> Mode:
     if configured == "socket" or (passed and signal_is_told()):
         return Mode.SOCKET
     return Mode.PIPE
+
+
+def is_socket_held(paths: Paths) -> bool:
+    """Return whether the kernel's socket is listened on; its file alone may be a dead one's."""
+    return is_listened_on(paths.kernel_socket)
 
 
 def register(

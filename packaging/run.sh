@@ -112,7 +112,9 @@ restore_settings() {
         return 1
     fi
     if ! is_ours && [ "$(cat /proc/sys/kernel/core_pattern)" != "$(saved_value kernel/core_pattern)" ]; then
-        say "kernel.core_pattern was changed by someone else meanwhile: all settings are left as they are"
+        # the other two are crashd's to give back, where they are as it set them
+        [ ! -e "$root/var/lib/crashd/previous-core-pattern" ] || crashctl uninstall >/dev/null || true
+        say "kernel.core_pattern was changed by someone else meanwhile, and is left as it is"
         rm -f "$saved"
         return 0
     fi
@@ -231,9 +233,9 @@ trap finish EXIT
 trap 'exit "$interrupted"' HUP INT TERM
 trap '' PIPE
 [ -z "$alias" ] || ln -sfn "$trial/root" "$alias"
-if [ -e "$root/run/crashd/daemon.lock" ] && ! flock -n "$root/run/crashd/daemon.lock" true; then
+# asked, not tried by its lock: a daemon that starts at this moment would find that taken
+! crashctl status >/dev/null 2>&1 ||
     refuse "another crashd runs on $trial/root: pid $(cat "$root/run/crashd/daemon.lock")"
-fi
 # A trial keeps every core, also of programs started where `ulimit -c` is 0, as it is in most shells (and
 # as faulthandler._sigsegv() sets it): whoever wants the default removes the line.
 if [ ! -e "$root/etc/crashd/crashd.toml" ]; then

@@ -22,7 +22,7 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     paths = context.paths
     refuse_untrusted(paths, handler=True)
     capture = configfiles.load(paths).capture
-    mode = registration.choose_mode(capture.mode, passed=paths.kernel_socket.is_socket())
+    mode = registration.choose_mode(capture.mode, passed=registration.is_socket_held(paths))
     if capture.mode == "socket" and mode is Mode.PIPE:
         context.warn("this kernel has no coredump socket (Linux 6.17), using the pipe")
     pipe_limit = capture.pipe_limit_for(memory_total_bytes())

@@ -25,6 +25,8 @@ from crashd.errors import FormatError, reason_of
 
 SO_PEERPIDFD = 77  # asm-generic/socket.h, 6.5
 PIDFD_COREDUMPED = 1  # linux/pidfd.h, 6.16
+_UNIX_SOCKETS = Path("/proc/net/unix")
+_ACCEPTCON = 1 << 16  # __SO_ACCEPTCON, linux/net.h
 _CORE_MODES = Path("/proc/sys/kernel/core_modes")
 _ELF = b"\x7fELF"
 HANDSHAKE_SECONDS = 5
@@ -112,6 +114,19 @@ def shake_hands(fd: int, *, reject: bool) -> None:
         except OSError as e:
             raise FormatError(f"the coredump handshake broke off: {reason_of(e)}") from e
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 0, 0))
+
+
+def is_listened_on(path: Path) -> bool:
+    """Return whether a unix socket is listened on in our network namespace (proc_net(5))."""
+    try:
+        lines = _UNIX_SOCKETS.read_bytes().splitlines()
+    except OSError:
+        return False
+    fields = [line.split(maxsplit=7) for line in lines[1:]]
+    return any(
+        len(field) == 8 and field[7] == os.fsencode(path) and int(field[3], 16) & _ACCEPTCON
+        for field in fields
+    )
 
 
 def kernel_has_socket() -> bool:

@@ -20,6 +20,8 @@ from crashd.store.trusted import find_untrusted, untrusted
 NATIVE = Path(corehandler.__file__).parent / "native/crashd-core"
 """Built by packaging/lib.sh from the C file beside it."""
 _EXECUTABLE = Path("/proc/self/exe")
+_INTERPRETER = Path("/usr/bin/python3")
+"""Of the Python handler, by its first line."""
 _SAME_MACHINE_BYTES = 20
 """Of the ELF header: class, byte order, ABI, type and machine (elf(5))."""
 
@@ -71,6 +73,8 @@ def install_handler(paths: Paths, built: Path = NATIVE) -> bool:
 
     """
     _prepare(paths.handler.parent)
+    if why := find_untrusted(_INTERPRETER):
+        raise untrusted(why)
     programs = list_programs(paths, native_program(built))
     return any([_install(*wanted) for wanted in programs])
 

@@ -1,6 +1,7 @@
 """What root trusts: files that decide what root does, and the paths that lead to them."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
         return None
     left, links = list(reversed(path.absolute().parts)), 0
     current = left.pop()
-    if why := distrust_of(os.lstat(current), euid):
+    top = os.lstat(current)
+    device = top.st_dev
+    if why := distrust_of(top, euid):
         return f"{current} {why}"
     while left:
         if (name := left.pop()) == "..":
@@ -104,6 +107,10 @@ def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
             return f"{shown} cannot be looked at: {reason_of(e)}"
         if (left or itself or stat.S_ISLNK(status.st_mode)) and (why := distrust_of(status, euid)):
             return f"{shown} {why}"
+        if status.st_dev != device:
+            device = status.st_dev
+            if why := _distrust_mount(device, euid):
+                return f"{shown} {why}"
         if not stat.S_ISLNK(status.st_mode):
             current = here
             continue
@@ -113,6 +120,22 @@ def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
         target = os.readlink(here)
         current = "/" if target.startswith("/") else current
         left += reversed([part for part in target.split("/") if part not in ("", ".")])
+    return None
+
+
+def _distrust_mount(device: int, euid: int) -> str | None:
+    """Say whose file system it is, where a user mounted it: it can claim any owner (fuse(4))."""
+    if euid != 0:
+        return None
+    number = b"%d:%d" % (os.major(device), os.minor(device))
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields, _, ending = line.partition(b" - ")
+            kind, _, options = ending.partition(b" ")
+            if fields.split()[2] == number and kind.startswith(b"fuse"):
+                users = re.search(rb"\buser_id=(\d+)", options)
+                if users is None or users[1] != b"0":
+                    return f"is a file system of uid {users[1].decode() if users else '?'}"
     return None
 
 

@@ -14,6 +14,7 @@ from crashd.errors import ConfigError
 from crashd.store.paths import Paths
 from crashd.store.trusted import find_untrusted, read_trusted
 from tests.running import DEFAULT_CONFIG, Daemon, crashctl, wait_until
+from tests.system.fusefile import UserDirectory
 
 NOBODY = 65534
 PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -130,6 +131,12 @@ def test_sec_75_roots_own_directory_in_a_sticky_one_is_safe(place: Path) -> None
     assert "others than root can make it" in (find_untrusted(missing) or "")
     (place / "loop").symlink_to("loop")
     assert find_untrusted(place / "loop") is not None
+
+
+def test_sec_75_a_users_own_file_system_is_not_believed(place: Path) -> None:
+    with UserDirectory(place / "theirs", NOBODY) as theirs:
+        assert theirs.stat().st_uid == 0, "it says that it is root's"
+        assert f"is a file system of uid {NOBODY}" in (find_untrusted(theirs / "usr") or "")
 
 
 def test_sec_75_a_handler_on_a_noexec_mount_is_refused(place: Path) -> None:

@@ -1,4 +1,5 @@
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,24 @@ def test_install_of_the_socket_on_a_kernel_without_registers_the_pipe(
     monkeypatch.setattr(registration, "kernel_has_socket", lambda: True)
     assert main(["--root", str(paths.root), "install"]) == 0
     assert values(proc)["kernel/core_pattern"] == f"@@{paths.kernel_socket}"
+
+
+def test_install_by_itself_takes_the_socket_only_where_somebody_listens(
+    proc: Path, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a dead one stays: the kernel finds nobody there, and crashes are lost."""
+    paths = Paths(short_tmp / "r")
+    paths.runtime_dir.mkdir(parents=True)
+    for name in ("kernel_has_socket", "signal_is_told"):
+        monkeypatch.setattr(registration, name, lambda: True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(paths.kernel_socket))
+        server.listen()
+        assert main(["--root", str(paths.root), "install"]) == 0
+        assert values(proc)["kernel/core_pattern"] == f"@@{paths.kernel_socket}"
+    assert paths.kernel_socket.is_socket()
+    assert main(["--root", str(paths.root), "install"]) == 0
+    assert values(proc)["kernel/core_pattern"] == build_pattern(str(paths.handler))
 
 
 @pytest.mark.parametrize("verb", ["install", "uninstall"])
