@@ -64,7 +64,7 @@ INTERACTIVE = """#!/usr/bin/python3
 import os, signal, sys, termios, time
 
 def interrupted(number, frame):
-    print("interrupted", flush=True)
+    os.write(1, b"interrupted\\n")  # a print may be under way
 
 signal.signal(signal.SIGINT, interrupted)
 print("ready", flush=True)
@@ -264,8 +264,8 @@ def test_sec_76_debugger_has_nothing_of_roots_terminal(
         assert terminal not in terminals
         assert all(name.startswith("/dev/pts/") for name in terminals)
         assert outer.expect(r"outer (\w+)\n")[1] == "no"
-        # 0 to 2, the core, a bundle's root, and the list itself
-        assert len(descriptors) == 5 + ("zst" in what)
+        # 0 to 2, the core, the directory of its files, and the list itself
+        assert len(descriptors) == 6
         ids = outer.expect(r"secret None ids (.+)\n")[1].split()
         assert len(set(ids)) == 1
         assert ids[0] == caller.get("SUDO_UID", ids[0])
@@ -352,7 +352,7 @@ def test_debug_of_a_program_with_the_longest_name(place: Path) -> None:
         command(place, crash.id), capture_output=True, text=True, env=variables(place), check=False
     )
     assert done.returncode == 7, done.stderr
-    assert "is not there: no symbols of it" in done.stderr
+    assert "no symbols" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture(autouse=True)
