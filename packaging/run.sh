@@ -73,6 +73,7 @@ become_copy() {
         cp -RP "$here/$name" "$trial/source.new/$name"
     done
     find "$trial/source.new" -name __pycache__ -prune -exec rm -rf {} +
+    rm -f "$trial/source.new/crashd/native/crashd-core" # built from its source, whatever the clone has
     rm -rf "$trial/source"
     mv "$trial/source.new" "$trial/source"
     exec sh "$trial/source/packaging/run.sh" "$@"

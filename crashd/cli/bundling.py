@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import find_files
+from crashd.cli.crashfiles import FILE_MAX, find_files
 from crashd.cli.dumping import open_stored, terminable
 from crashd.cli.pages import render_info
 from crashd.cli.progress import Progress, progress
@@ -130,6 +130,9 @@ class _Packer:
         for number, file in enumerate(found):
             for kind, opened in (("file", file.fd), ("debug", file.debug_fd)):
                 if opened is None:
+                    continue
+                if os.fstat(opened).st_size > FILE_MAX:  # sparse, and the crashed user's own
+                    os.close(opened)
                     continue
                 base = printable(file.module.name.rpartition(b"/")[2])[:200] or "x"
                 member = f"files/{number}/{base}" + (".debug" if kind == "debug" else "")

@@ -12,6 +12,8 @@ from crashd.domain.procfs import AT_PHDR
 from crashd.edge.modulefiles import ModuleFile, open_modules
 from crashd.store.coreread import StoredCore, read_head
 
+FILE_MAX = 4 << 30
+"""Bytes of one: a longer one is not copied."""
 FILES_MAX = 400
 
 

@@ -10,7 +10,6 @@ warns of each that is not there.
 """
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import CrashFiles
+from crashd.cli.crashfiles import FILE_MAX, CrashFiles
+from crashd.cli.scratch import write_core
 from crashd.domain.access import Credentials
 from crashd.domain.modules import path_parts
 from crashd.domain.text import printable
 from crashd.edge.modulefiles import open_as, read_soname
 
-COPY_MAX = 4 << 30
 DATA_MAX = 4096
 _WARNED_MAX = 5
 
@@ -95,7 +94,9 @@ def _make_empty(root: Path, names: Iterable[bytes]) -> None:
     for parts in filter(None, map(path_parts, islice(names, DATA_MAX))):
         target = root.joinpath(*map(os.fsdecode, parts))
         if _make_room(target):
-            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            os.fchmod(fd, 0o644)  # whatever the umask is: the debugger may be another user's
+            os.close(fd)
 
 
 def _make_room(target: Path) -> bool:
@@ -118,7 +119,7 @@ def _place(fd: int, target: Path, reader: Credentials) -> list[Path]:
     large.
     """
     status = os.fstat(fd)
-    if status.st_size > COPY_MAX or not _make_room(target):
+    if status.st_size > FILE_MAX or not _make_room(target):
         return []
     path = os.readlink(b"/proc/self/fd/%d" % fd)
     if status.st_uid in (0, reader.uid) and _is_same(path, status, reader):
@@ -126,7 +127,8 @@ def _place(fd: int, target: Path, reader: Credentials) -> list[Path]:
         return [target]
     made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(made, "wb") as out, open(os.dup(fd), "rb") as source:
-        shutil.copyfileobj(source, out, 1 << 20)
+        # sparse, and no more than there is room for: the file is the crashed user's own
+        write_core(out.fileno(), iter(lambda: source.read(1 << 20), b""))
         if reader.uid != os.geteuid() and reader.uid is not None and reader.gid is not None:
             os.fchown(out.fileno(), reader.uid, reader.gid)
     return [target]

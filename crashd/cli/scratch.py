@@ -16,6 +16,7 @@ from crashd.cli.dumping import write_sparse
 from crashd.cli.foreground import User
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, reason_of
+from crashd.store.trusted import find_untrusted
 
 KEEP_FREE_MAX = 1 << 30
 """What is left free of a file system; of a small one a twentieth."""
@@ -24,7 +25,10 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def _base() -> str:
     # not /tmp, which is often in memory
-    return os.environ.get("TMPDIR") or "/var/tmp"
+    base = os.environ.get("TMPDIR") or "/var/tmp"
+    if why := find_untrusted(Path(base)):  # its owner could put another in its place
+        raise CrashdError(f"TMPDIR: {why}: not for root's files", hint="unset TMPDIR")
+    return base
 
 
 @contextlib.contextmanager

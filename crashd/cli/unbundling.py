@@ -344,7 +344,7 @@ def plan_layout(
         if parts is None or len(parts) > depth:
             continue
         planned[member] = parts
-        if path == crash.get("exe"):
+        if path == str(crash.get("exe")).removesuffix(" (deleted)"):
             exe = "/".join(parts)
     return exe, planned
 

@@ -34,6 +34,7 @@ from crashd.errors import (
     reason_of,
 )
 from crashd.store.paths import Paths
+from crashd.store.trusted import find_untrusted
 
 PATTERN = "kernel.core_pattern"
 PIPE_LIMIT = "kernel.core_pipe_limit"
@@ -305,7 +306,9 @@ def _find_standing(handler: str, saved: _Saved | None) -> Mapping[str, str] | No
 
 
 def _is_gone(pattern: str) -> bool:
-    return not os.path.exists(handler_of(pattern) or pattern.removeprefix("@@"))
+    path = handler_of(pattern) or pattern.removeprefix("@@")
+    # one that others can replace, or make where it was, is gone, too: the kernel would run theirs
+    return not os.path.exists(path) or find_untrusted(Path(path)) is not None
 
 
 def _is_trusted(file: Path) -> bool:
