@@ -355,6 +355,20 @@ def test_debug_of_a_program_with_the_longest_name(place: Path) -> None:
     assert "no symbols" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_sec_73_a_directory_that_its_user_can_rename_takes_no_core_of_roots(place: Path) -> None:
+    write_debugger(place, WAITING.replace("exec sleep 60", "exit 7"))
+    theirs = place / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    env = variables(place) | {"TMPDIR": str(theirs)}
+    done = subprocess.run(
+        command(place, "-1"), capture_output=True, text=True, env=env, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{theirs} belongs to uid 65534" in done.stderr and "unset TMPDIR" in done.stderr
+    assert list(theirs.iterdir()) == []
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     """Each test leaves no process of a loaned id behind; init takes its time to reap them."""
