@@ -358,6 +358,8 @@ def copy_proc(pidfd: int, entry: int, share: "Share") -> None:
         except OSError:
             continue
     for name, limit in PROC_FILES.items():
+        if share.free_bytes(scant=True) < 0 and name not in ("status", "stat", "cgroup"):
+            continue
         data = read_file(name, limit, process)
         if share.left_bytes(scant=True) < SCANT_SHARE * len(data):
             data = data[:SCANT_PROC_BYTES]

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+LOANED_IDS = "/run/crashd/ids"
 HANDLER_COMMS = ("crashd-core", "crashd-core.py")
 _FAN_CLOEXEC, _FAN_UNLIMITED_QUEUE = 0x1, 0x10
 _FAN_REPORT_DFID_NAME = 0xC00
@@ -140,6 +141,8 @@ class Outside:
         path = self._path_of(info)
         if path is None or Path(path).is_relative_to(self._inside):
             return
+        if Path(path).is_relative_to(LOANED_IDS):
+            return  # reserved for the whole host, whatever root a daemon has
         ours = self._is_ours(pid)
         if ours is None:
             self.unknown += 1

@@ -70,7 +70,8 @@ class Admission:
         site = Site.from_json(question["site"])
         most, reason = most_of(site, self._rules, self._default)
         user = None if site.uid is None else self._user_of(site.uid)
-        keys = keys_of(replace(site, uid=user))
+        account = str(user) if site.account == str(site.uid) else site.account
+        keys = keys_of(replace(site, uid=user, account=account))
         verdict = self._limiter.decide(keys, most, time.time_ns())
         self._changed = True
         if verdict.scope is not None:

@@ -22,19 +22,26 @@ class Afterwards:
     """The three threads, and who of them is told of what."""
 
     def __init__(
-        self, paths: Paths, indexer: Indexer, exporter: Exporter, busy: Callable[[], bool]
+        self,
+        paths: Paths,
+        indexer: Indexer,
+        exporter: Exporter,
+        busy: Callable[[], bool],
+        user_of: Callable[[int], int],
     ) -> None:
         """`busy` tells whether captures are under way: these go first."""
         self._paths = paths
+        self._user_of = user_of
         self._indexer = indexer
         self._started = False
-        self._notices = Notices(paths, lambda: exporter.dropped(DropReason.NOTICE))
+        self._notices = Notices(paths, lambda: exporter.dropped(DropReason.NOTICE), user_of)
         self._analyses = AnalysisQueue(
             paths,
             busy=busy,
             changed=self._explained,
             ended=exporter.analysed,
             first=self._notices.notify,
+            user_of=user_of,
         )
 
         def removed(what: Removed) -> None:
@@ -72,7 +79,7 @@ class Afterwards:
         """Take a crash whose record is final."""
         if crash.core.path is not None and not is_only_counted(crash):
             self._notices.expect(crash)  # first: an analysis may end at once
-            if not self._analyses.add(crash.id, account_of(crash) or ""):
+            if not self._analyses.add(crash.id, account_of(crash, self._user_of) or ""):
                 self._notices.notify(crash)  # no more will be known
         else:
             self._notices.notify(crash)

@@ -63,12 +63,14 @@ class AnalysisQueue:
         changed: Callable[[Crash], None],
         ended: Callable[[str, float], None],
         first: Callable[[Crash], None],
+        user_of: Callable[[int], int] = int,
     ) -> None:
         """`busy` tells whether captures are under way, `changed` is told of a record that has more
         in it now, `ended` of every analysis: `done` or `failed`, and its seconds; `first` of a
         crash whose first analysis it was.
         """
         self._first = first
+        self._user_of = user_of
         self._paths = paths
         self._busy = busy
         self._changed = changed
@@ -172,7 +174,7 @@ class AnalysisQueue:
         except CrashdError:
             return
         if before is None or before.get("state") == "running":
-            self.add(crash_id, account_of(crash) or "")
+            self.add(crash_id, account_of(crash, self._user_of) or "")
         elif crash.signature is not None:
             self._changed(crash)  # the daemon was killed before the index knew
 

@@ -61,9 +61,12 @@ class _Notice:
 class Notices:
     """The thread; `expect` and `notify` may be called from any other, and never wait."""
 
-    def __init__(self, paths: Paths, failed: Callable[[], None]) -> None:
+    def __init__(
+        self, paths: Paths, failed: Callable[[], None], user_of: Callable[[int], int] = int
+    ) -> None:
         """`failed` is told of each notice that was not given."""
         self._paths = paths
+        self._user_of = user_of
         self._failed = failed
         self._queue: FairQueue[_Notice] = FairQueue(QUEUE_MAX)
         self._kernel: deque[_Notice] = deque()
@@ -92,8 +95,11 @@ class Notices:
     def expect(self, crash: Crash) -> None:
         """Tell of a crash when `notify` is called for it, or when that takes too long."""
         with self._changed:
-            seconds = self._settings.wait_seconds if len(self._held) < QUEUE_MAX else 0.0
-            self._held[crash.id] = (time.monotonic() + seconds, bounded(crash, NOTICE_BYTES)[0])
+            crash = bounded(crash, NOTICE_BYTES)[0]
+            if len(self._held) < QUEUE_MAX:
+                self._held[crash.id] = (time.monotonic() + self._settings.wait_seconds, crash)
+            else:  # so many are held only where a hook or the journal hangs: the queue is bounded
+                self._tell_early(crash)
             self._changed.notify()
 
     def notify(self, crash: Crash) -> None:
@@ -118,7 +124,7 @@ class Notices:
         if notice.crash.kind is Kind.KERNEL:
             self._kernel.append(notice)
             return
-        for _ in self._queue.put(_owner_of(notice.crash), notice):
+        for _ in self._queue.put(self._owner_of(notice.crash), notice):
             self._failed()
 
     def _run(self) -> None:
@@ -133,7 +139,7 @@ class Notices:
                 self._failed()
             now = time.monotonic()
             with self._changed:
-                self._queue.charge(_owner_of(crash), now - began, now)
+                self._queue.charge(self._owner_of(crash), now - began, now)
 
     def _next(self) -> _Notice | None:
         """Wait for what to tell next; None when all is told and the thread is to end."""
@@ -155,10 +161,13 @@ class Notices:
         for crash_id, (due, crash) in list(self._held.items()):
             if now >= due:
                 del self._held[crash_id]
-                self._told_early[crash_id] = None
-                while len(self._told_early) > EARLY_MAX:
-                    del self._told_early[next(iter(self._told_early))]
-                self._put(_Notice(crash, pending=True))
+                self._tell_early(crash)
+
+    def _tell_early(self, crash: Crash) -> None:
+        self._told_early[crash.id] = None
+        while len(self._told_early) > EARLY_MAX:
+            del self._told_early[next(iter(self._told_early))]
+        self._put(_Notice(crash, pending=True))
 
     def _to_journal(self, crash: Crash) -> None:
         if not journal.SOCKET.exists():
@@ -205,20 +214,19 @@ class Notices:
         except HookError as e:
             return [reason_of(e)]
 
+    def _owner_of(self, crash: Crash) -> str:
+        return account_of(crash, self._user_of) or ""
+
     def _may_run(self, crash: Crash) -> bool:
         if crash.kind is Kind.KERNEL:
             return True
-        owner, now = _owner_of(crash), time.monotonic()
+        owner, now = self._owner_of(crash), time.monotonic()
         if self._budget.take(self._settings.rates, owner, _kind_of(crash), now):
             return True
         if now >= self._muted_until:
             self._muted_until = now + MUTED_SECONDS
             log.warning("crash %s of %s: hooks ran as often as [hooks] allows", crash.id, owner)
         return False
-
-
-def _owner_of(crash: Crash) -> str:
-    return account_of(crash) or ""
 
 
 def _kind_of(crash: Crash) -> str:

@@ -230,8 +230,9 @@ class Pump:
 
     def _start(self) -> threading.Thread:
         if self._storer is None:
-            self._storer = threading.Thread(target=self._run, name="storer", daemon=True)
-            self._storer.start()
+            storer = threading.Thread(target=self._run, name="storer", daemon=True)
+            storer.start()  # may fail: there is none then
+            self._storer = storer
         return self._storer
 
     def _run(self) -> None:

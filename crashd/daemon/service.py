@@ -103,7 +103,8 @@ class Service:
             paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
         )
         self._mode = Mode.PIPE
-        self._afterwards = Afterwards(paths, self._indexer, self._exporter, self._is_busy)
+        after = (self._indexer, self._exporter, self._is_busy, self._users.user_of)
+        self._afterwards = Afterwards(paths, *after)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = self._make_loss_watch()
         self._intake = Intake(

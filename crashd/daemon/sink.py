@@ -3,7 +3,7 @@
 import os
 import time
 
-from crashd.daemon.pump import StopError
+from crashd.daemon.pump import HOLE_COST_SHIFT, StopError
 from crashd.domain.model import Core
 from crashd.errors import reason_of
 from crashd.store import corefile
@@ -14,8 +14,8 @@ FREE_CHECK_BYTES = 1 << 20
 between two of them 2 ms.
 """
 
-HOLE_CHECK_BYTES = 1 << 40
-"""The same for holes, of which so many bytes take 32 MiB."""
+HOLE_CHECK_BYTES = FREE_CHECK_BYTES << HOLE_COST_SHIFT
+"""The same for holes, which take that little."""
 
 CREDIT_SECONDS = 3.0
 """Retention needs so long at most to make the room that a capture was told of."""
@@ -99,12 +99,14 @@ class CoreSink:
         """
         self._spy.skip(size)
         try:
-            while size > HOLE_CHECK_BYTES:
-                self._writer.hole(HOLE_CHECK_BYTES)
-                self._writer.flush()
-                self._check_free()
-                size -= HOLE_CHECK_BYTES
-            self._writer.hole(size)
+            for at in range(0, size, HOLE_CHECK_BYTES):
+                part = min(HOLE_CHECK_BYTES, size - at)
+                self._writer.hole(part)
+                self._unchecked += part >> HOLE_COST_SHIFT
+                if self._unchecked >= FREE_CHECK_BYTES:
+                    self._unchecked = 0
+                    self._writer.flush()
+                    self._check_free()
         except OSError as e:
             raise StopError(f"writing the core failed: {reason_of(e)}") from e
 

@@ -357,11 +357,11 @@ def _spare(
     """
     room = max(0, limit_bytes - around_bytes)
     kept: list[tuple[int, int]] = []
-    if source.mini is None and source.estimate_bytes > limit_bytes:
+    if source.mini is None and source.estimate_bytes + around_bytes > limit_bytes:
         plan = source.plan_mini(min(room, MINI_MAX))
         kept = [(k.source, k.source + k.size) for k in plan.kept] if plan is not None else []
     reserved = sum(end - start for start, end in kept)
-    return memorymap.Spared(pieces, kept, room - reserved)
+    return memorymap.Spared(pieces, kept, max(0, room - reserved))
 
 
 def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:

@@ -1,6 +1,6 @@
 """The crash site: what is known of a crash before its memory is read, and decides what is kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -68,16 +68,17 @@ def place_of(crash: Crash) -> str | None:
     return f"mnt:{crash.mount_ns}"
 
 
-def account_of(crash: Crash) -> str | None:
+def account_of(crash: Crash, user_of: Callable[[int], int] = int) -> str | None:
     """Return whose budgets a crash costs: a user's, or a container's for each user in it.
 
     What is in a user namespace costs the user whom its ids stand for: every user can make those,
     and without end. Other containers are root's making, and their uid 0 is not the host's root.
+    `user_of` gives the user that a subordinate uid counts for.
     """
     if crash.uid is None:
         return None
-    place = place_of(crash)
-    return f"{crash.uid}" if place is None or crash.user_ns is not None else f"{crash.uid}@{place}"
+    place, uid = place_of(crash), user_of(crash.uid)
+    return f"{uid}" if place is None or crash.user_ns is not None else f"{crash.uid}@{place}"
 
 
 def location_of(head: CoreHead | None) -> str | None:

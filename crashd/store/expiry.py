@@ -6,6 +6,7 @@ later that goes too. In this order: the id into `retention.pending`, the record,
 Killed anywhere in between, the next one to delete finishes it first.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from crashd.store.paths import Paths
 from crashd.store.pending import BATCH, Pending, open_pending
 from crashd.store.users import Users
 
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 UNMEASURED_BYTES: Final = 32 << 10
 """Of a record whose row does not tell its size."""
 METADATA_INODES: Final = 2
@@ -226,13 +228,26 @@ def _evict(entry: Entry, crash: Crash, reason: str) -> Removed:
             evicted={"reason": str(reason), "time": time_text(time.time_ns())},
             core=replace(crash.core, path=None, stored_bytes=0, complete=False),
         )
-        crash = entry.write(crash, sync=True)
+        try:
+            crash = entry.write(crash, sync=True)
+        except OSError as e:
+            if e.errno not in _FULL:
+                raise
+            return _evict_on_full_disk(entry, crash, reason)
     stored = entry.stored_bytes()
     if stored is None:
         return Removed(entry.id, None, 0, crash)
     entry.drop_core()
     os.fsync(entry.fd)
     return Removed(entry.id, str(reason), stored, crash)
+
+
+def _evict_on_full_disk(entry: Entry, crash: Crash, reason: str) -> Removed:
+    """Take the space for the tombstone from the core: else nothing would ever come free."""
+    stored = entry.stored_bytes()
+    entry.drop_core()
+    crash = entry.write(crash, sync=True)
+    return Removed(entry.id, str(reason), stored or 0, crash)
 
 
 def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Outcome:
@@ -248,7 +263,12 @@ def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Ou
         _finish(paths, pending, told)
         for start in range(0, len(deletions), BATCH):
             batch = deletions[start : start + BATCH]
-            pending.note(deletion.id for deletion in batch)
+            try:
+                pending.note(deletion.id for deletion in batch)
+            except OSError as e:
+                if e.errno not in _FULL:
+                    raise
+                pending.clear()  # half of it could be read; `verify` finds what is cut short now
             for number, deletion in enumerate(batch, start + 1):
                 _try(paths, deletion, told, outcome)
                 told.progress(number, len(deletions))

@@ -31,11 +31,12 @@ class Users:
         if time.monotonic() >= self._look_s:
             self._look()
         known = self._known
-        if uid not in known:
+        user = known.get(uid)  # another thread may empty it at any moment
+        if user is None:
             if len(known) >= _KNOWN_MAX:
                 known.clear()
-            known[uid] = user_of(uid, self._ranges)
-        return known[uid]
+            user = known[uid] = user_of(uid, self._ranges)
+        return user
 
     def _look(self) -> None:
         self._look_s = time.monotonic() + LOOK_SECONDS

@@ -28,7 +28,7 @@ def small(short_tmp: Path) -> Iterator[Path]:
     """A root on a file system of 300 MiB."""
     root = short_tmp / "s"
     root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", root], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m,mode=755", "tmpfs", root], check=True)
     try:
         yield root
     finally:
@@ -99,7 +99,7 @@ def test_space_that_others_take_is_given_back(small: Path) -> None:
 def test_store_without_inodes_left_loses_records_before_cores(short_tmp: Path) -> None:
     root = short_tmp / "i"
     root.mkdir()
-    options = "size=100m,nr_inodes=400"
+    options = "size=100m,nr_inodes=400,mode=755"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", root], check=True)
     try:
         paths = Paths(root)
