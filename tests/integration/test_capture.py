@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from crashd.daemon.capture import Decision, capture
+from crashd.daemon.pump import StopError
 from crashd.daemon.reader import Reader
 from crashd.daemon.salvage import salvage
+from crashd.daemon.sink import CoreSink
 from crashd.daemon.taking import Options
 from crashd.domain.model import Capture, Crash, Disposition, Engine, Kind, Mode, State
 from crashd.edge.incoming import IncomingCore
@@ -317,3 +319,19 @@ def test_salvage_core_that_was_all_there_is_complete(entry: entries.Entry) -> No
 def test_salvage_nothing_there_is_lost(entry: entries.Entry) -> None:
     final = salvage(a_crash(), entry, "killed before it began")
     assert (final.state, final.capture.reason) == (State.LOST, "killed before it began")
+
+
+def test_sink_of_holes_stops_where_space_is_to_stay_free(entry: entries.Entry) -> None:
+    """Each takes its 4 bytes for 128 KiB: 40 GiB are 1.25 MiB, and none is too small to count."""
+
+    class Small(CoreSink):
+        def _free(self) -> int:
+            return (300 << 20) - os.fstat(self._fd).st_size
+
+    sink = Small(entry, level=1, threads=0, keep_free_bytes=0, wanted=None)
+    with pytest.raises(StopError, match="keep_free"):
+        for _ in range(400):
+            sink.hole(40 << 30)
+            sink.write(memoryview(b"x" * 4096))
+    assert os.fstat(sink._fd).st_size < 50 << 20
+    sink.close()

@@ -1,5 +1,6 @@
 """Retention of process crashes on a real store: the daemon's, crashctl's, that of a day."""
 
+import errno
 import json
 import os
 import random
@@ -204,6 +205,31 @@ def test_pinned_crash_is_not_deleted_altogether_either(paths: Paths, index: Inde
     outcome = carry_out(paths, index, [Deletion(crash.id, Reason.METADATA_MAX_AGE, 1, True)])
     assert outcome.kept == {crash.id}
     assert os.listdir(paths.crashes / crash.id) != []
+
+
+def test_full_disk_gives_the_space_for_the_tombstone_from_the_core(
+    paths: Paths, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written before something is deleted: not the tombstone, nor what is under
+    way.
+    """
+    crash = add(paths, index, 0)
+    before = entries.Entry.write
+
+    def write(entry: entries.Entry, crash: Crash, *, sync: bool) -> Crash:
+        if "core.zst" in entry.file_names():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return before(entry, crash, sync=sync)
+
+    def note(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(entries.Entry, "write", write)
+    monkeypatch.setattr(pending.Pending, "note", note)
+    outcome = carry_out(paths, index, [Deletion(crash.id, Reason.KEEP_FREE, 1, False)])
+    assert (outcome.count, cores(paths)) == (1, [])
+    with open_entry(paths, crash.id) as entry:
+        assert entry.read().state is State.EVICTED
 
 
 def test_eviction_told_of_twice_is_counted_once(paths: Paths, index: Index) -> None:

@@ -56,3 +56,9 @@ def test_place_of_what_is_not_known_is_the_host(mount_ns: bytes) -> None:
 def test_account_of_a_user_namespace_is_the_users() -> None:
     found = place_and_account(user_ns=b"user:[4026532201]")
     assert found == ("mnt:4026532200", "1000")
+
+
+def test_account_of_a_subordinate_uid_is_its_users() -> None:
+    crash = build_crash(uid=100_005)
+    assert account_of(crash) == "100005"
+    assert account_of(crash, lambda uid: 1000) == "1000"
