@@ -12,7 +12,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
@@ -171,6 +171,38 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
     `threads` (`tid name` lines) and `user_ns_owner` (see `_user_ns_owner`). May block for as long
     as a page of the process's memory does: the caller has a deadline.
     """
+
+    def read(process: int, pid: str) -> dict[str, bytes]:
+        found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
+        alive = _with_memory(process, pid)
+        for name, link in PROC_LINKS.items():
+            found[name] = _link(link if link.startswith("/") else alive + link, process)
+        found["user_ns_owner"] = _user_ns_owner(alive + "ns/user", process)
+        found["threads"] = _threads(process)
+        numbers = _list("fd", process)
+        found["open_fds"] = _open_fds(numbers, process)
+        found["fd_count"] = b"%d" % len(numbers)
+        for name, limit in PROC_FILES.items():
+            found[name] = _read(name if name in _OF_PROCESS else alive + name, limit, process)
+        return found
+
+    return _read_surely(pidfd, read)
+
+
+def read_namespaces(pidfd: int) -> Mapping[str, bytes]:
+    """Read those links of PROC_LINKS that name namespaces; empty when the process is not surely the
+    same one. No memory of the process is touched, so this does not block.
+    """
+    links = {name: link for name, link in PROC_LINKS.items() if name.endswith("_ns")}
+    return _read_surely(
+        pidfd, lambda process, _: {name: _link(link, process) for name, link in links.items()}
+    )
+
+
+def _read_surely(pidfd: int, read: Callable[[int, str], dict[str, bytes]]) -> Mapping[str, bytes]:
+    """Return what `read` finds, given the process's directory in /proc and its pid; empty unless
+    the pidfd says before and after that it is the same process.
+    """
     pid = pidfd_pid(pidfd)
     if pid is None:
         return {}
@@ -181,36 +213,7 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
     try:
         if pidfd_pid(pidfd) != pid:
             return {}
-        found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
-        alive = _with_memory(process, str(pid))
-        for name, link in PROC_LINKS.items():
-            found[name] = _link(link if link.startswith("/") else alive + link, process)
-        found["user_ns_owner"] = _user_ns_owner(alive + "ns/user", process)
-        found["threads"] = _threads(process)
-        numbers = _list("fd", process)
-        found["open_fds"] = _open_fds(numbers, process)
-        found["fd_count"] = b"%d" % len(numbers)
-        for name, limit in PROC_FILES.items():
-            found[name] = _read(name if name in _OF_PROCESS else alive + name, limit, process)
-        return found if pidfd_pid(pidfd) == pid else {}
-    finally:
-        os.close(process)
-
-
-def read_namespaces(pidfd: int) -> Mapping[str, bytes]:
-    """Read those links of PROC_LINKS that name namespaces; empty when the process is not surely the
-    same one. No memory of the process is touched, so this does not block.
-    """
-    pid = pidfd_pid(pidfd)
-    if pid is None:
-        return {}
-    try:
-        process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return {}
-    try:
-        links = {name: link for name, link in PROC_LINKS.items() if name.endswith("_ns")}
-        found = {name: _link(link, process) for name, link in links.items()}
+        found = read(process, str(pid))
         return found if pidfd_pid(pidfd) == pid else {}
     finally:
         os.close(process)
