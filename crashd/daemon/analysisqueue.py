@@ -122,9 +122,13 @@ class AnalysisQueue:
             return crash_id in self._known
 
     def add_first(self, crash_id: str) -> bool:
-        """Queue a crash's analysis before all others, unless it is queued; False as for `add`."""
+        """Queue a crash's analysis before all others; False as for `add`.
+
+        One that waits for its turn among others' is moved forward. One that runs is followed by
+        another: its result may be written already, and who asks would wait for a newer one.
+        """
         with self._condition:
-            if crash_id in self._known:
+            if crash_id in self._asked:
                 return True
             if not self._settings.enabled or len(self._asked) >= QUEUE_MAX:
                 return False
@@ -136,7 +140,7 @@ class AnalysisQueue:
     def ids(self) -> frozenset[str]:
         """List what is to be analysed, or being."""
         with self._condition:
-            return frozenset(self._known)
+            return frozenset(self._known.union(self._asked))
 
     def catch_up(self, then: Callable[[], None] = lambda: None) -> None:
         """Queue what was not analysed so far, by a thread of its own: it reads many entries.
@@ -216,6 +220,8 @@ class AnalysisQueue:
                     return "", self._asked.popleft()
                 now = time.monotonic()
                 if number < self._settings.workers and (taken := self._waiting.take(now)):
+                    if taken[1] not in self._known:
+                        continue  # it was asked for, and analysed before its turn came
                     self._waiting.charge(taken[0], BEGUN_SECONDS, now)
                     return taken
                 self._condition.wait()

@@ -63,3 +63,23 @@ def test_sec_84_analyses_that_one_user_queues_take_nobody_elses_place(
     assert analyses.waiting == QUEUE_MAX
     analyses.stop()
     captures.set()
+
+
+def test_an_analysis_that_is_asked_for_begins_after_the_question(
+    analyses: AnalysisQueue, captures: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [build_crash(2000 + number).id for number in range(4)]
+    analyses.configure(QueueSettings(enabled=True, workers=1))
+    with caplog.at_level(logging.INFO, "crashd.analysis"):
+        for crash_id in ids:
+            assert analyses.add(crash_id, "1000")
+        wait_until(lambda: analyses.waiting == 3, 10, "the first one runs")
+        assert analyses.add_first(ids[0]), "its result may be written already"
+        assert analyses.add_first(ids[3])
+        assert analyses.add_first(ids[3])
+        captures.set()
+        wait_until(lambda: not analyses.ids(), 30, "all are done")
+    analyses.stop()
+    told = [str(r.args[0]) for r in caplog.records if isinstance(r.args, tuple) and r.args]
+    order = [crash_id for crash_id in told if crash_id in ids]  # not an earlier test's
+    assert order == [ids[0], ids[0], ids[3], ids[1], ids[2]], "once each after the question"
