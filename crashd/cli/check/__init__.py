@@ -1,0 +1,1 @@
+"""Whether this host is set up: doctor, kdump."""

@@ -1,0 +1,1 @@
+"""What changes the store or the host: delete, pin, vacuum, verify, install, status."""

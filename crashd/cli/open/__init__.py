@@ -1,0 +1,1 @@
+"""What hands out a core: dump, debug, bundle."""

@@ -1,0 +1,1 @@
+"""What shows crashes: list, info, top, stats, report."""

@@ -1,0 +1,1 @@
+"""The configuration: its keys, their values, the files they come from."""

@@ -1,0 +1,1 @@
+"""One crash read and stored, in a worker process of its own."""

@@ -1,0 +1,1 @@
+"""How crashes reach the daemon, and which worker takes them."""

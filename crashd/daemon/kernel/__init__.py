@@ -1,0 +1,1 @@
+"""The kernel's own crashes: kdump directories, pstore, oopses, dropped cores."""

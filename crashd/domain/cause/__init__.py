@@ -1,0 +1,1 @@
+"""Why a process crashed: facts, explanation, title, signature."""

@@ -1,0 +1,1 @@
+"""What a crash is: its record, its parts and where they come from."""

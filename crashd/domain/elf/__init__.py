@@ -1,0 +1,1 @@
+"""Cores and modules as ELF: headers, notes, mappings."""

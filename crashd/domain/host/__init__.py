@@ -1,0 +1,1 @@
+"""What a host must have for crashes to be caught."""

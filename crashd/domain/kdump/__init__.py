@@ -1,0 +1,1 @@
+"""Kernel dumps on disk: formats, directories, kdump's configuration."""

@@ -1,0 +1,1 @@
+"""What is kept: rate limits, retention, fairness between users."""

@@ -1,0 +1,1 @@
+"""Reports in the kernel's log: where they begin, title, signature."""

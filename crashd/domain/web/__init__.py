@@ -1,0 +1,1 @@
+"""HTTP heads and the web configuration."""

@@ -1,0 +1,1 @@
+"""Crashing processes and the sockets that they come by."""

@@ -1,0 +1,1 @@
+"""The host: sysctl, systemd, journal, kmsg, inotify, hooks."""

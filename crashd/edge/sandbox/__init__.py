@@ -1,0 +1,1 @@
+"""Sealed processes: how they are started, confined and asked."""
