@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from crashd.domain.analysis import Facts
-from crashd.domain.printkring import RECORDS_MAX, KernelLog
-from crashd.domain.printkring import TEXT_MAX as LOG_MAX
+from crashd.domain.cause.analysis import Facts
+from crashd.domain.kernellog.printkring import RECORDS_MAX, KernelLog
+from crashd.domain.kernellog.printkring import TEXT_MAX as LOG_MAX
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 

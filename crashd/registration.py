@@ -8,11 +8,11 @@ while the daemon is away.
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashd.domain.corepattern import build_pattern, build_socket_pattern
-from crashd.domain.model import Mode
-from crashd.edge import sysctl
-from crashd.edge.kernelsock import is_listened_on, kernel_has_socket
-from crashd.edge.process import signal_is_told
+from crashd.domain.crash.corepattern import build_pattern, build_socket_pattern
+from crashd.domain.crash.model import Mode
+from crashd.edge.capture.kernelsock import is_listened_on, kernel_has_socket
+from crashd.edge.capture.process import signal_is_told
+from crashd.edge.host import sysctl
 from crashd.errors import CrashdError
 from crashd.store.handlerfile import install_handler
 from crashd.store.paths import Paths

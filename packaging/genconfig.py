@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Make etc/crashd.toml and packaging/man/crashd.toml.5.rst of the model in crashd/config.py.
+"""Make etc/crashd.toml and packaging/man/crashd.toml.5.rst of crashd/configuration/keys.py.
 
 Run it from anywhere after a change of the model; with `--check` it writes nothing and exits 1 where
 a file is not what it would write (tests/unit/test_shipped_config.py checks the same).
@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from crashd import config  # noqa: E402  (needs the path above)
-from crashd.configvalues import Rule  # noqa: E402
+from crashd.configuration import keys as config  # noqa: E402
+from crashd.configuration.values import Rule  # noqa: E402
 
 WIDTH = 79
 
@@ -35,11 +35,11 @@ TOML_HEAD = """\
 # `crashd check-config` tells whether all is well, and `systemctl reload crashd`
 # puts it into effect. A key that crashd does not know is an error.
 #
-# Made by packaging/genconfig.py of crashd/config.py.
+# Made by packaging/genconfig.py of crashd/configuration/keys.py.
 """
 
 MAN_HEAD = """\
-.. Made by packaging/genconfig.py of crashd/config.py; change it there.
+.. Made by packaging/genconfig.py of crashd/configuration/keys.py; change it there.
 
 ===========
 crashd.toml
@@ -249,7 +249,9 @@ def main() -> int:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if arguments.check:
-            print(f"{name}: is not what crashd/config.py says; run {Path(__file__).name}")
+            print(
+                f"{name}: is not what crashd/configuration/keys.py says; run {Path(__file__).name}"
+            )
             status = 1
         else:
             path.write_text(text, encoding="utf-8")

@@ -16,9 +16,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from crashd.daemon.expiring import Expiry
-from crashd.domain.model import Core, Crash, State
-from crashd.domain.retention import Policy
+from crashd.daemon.after.retention import Expiry
+from crashd.domain.crash.model import Core, Crash, State
+from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount
 from crashd.store import entry as entries
 from crashd.store.expiry import Removed, RowWriter, Told

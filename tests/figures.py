@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crashd.corehandler import RECEIPT
-from crashd.domain.model import Core, Crash, Kind, State, build_id_text
+from crashd.domain.crash.model import Core, Crash, Kind, State, build_id_text
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.model import Kind
+from crashd.domain.crash.model import Kind
 from tests.outside import Outside
 from tests.running import Daemon, wait_until
 

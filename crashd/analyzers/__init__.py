@@ -1,1 +1,1 @@
-"""What reads hostile cores, inside the sandbox of crashd.edge.sandbox and nowhere else."""
+"""What reads hostile cores, inside the sandbox of crashd.edge.sandbox.start and nowhere else."""

@@ -7,8 +7,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-from crashd.domain.elfcore import CoreHead, Segment
-from crashd.domain.procfs import AT_SYSINFO_EHDR
+from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
+from crashd.domain.elf.elfcore import CoreHead, Segment
 from crashd.store.coreread import StoredCore
 
 PF_X, PF_W, PF_R = 1, 2, 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import capstone
 
-from crashd.domain.elfnotes import EM_386, EM_AARCH64, EM_ARM, EM_X86_64
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_ARM, EM_X86_64
 
 INSTRUCTION_MAX = 16
 _MACHINES = {

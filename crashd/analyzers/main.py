@@ -1,8 +1,9 @@
-"""The program that analyses one core: started by crashd.edge.sandbox, it opens what it is to read,
-takes everything else away from itself, and prints one JSON object.
+"""The program that analyses one core: started by crashd.edge.sandbox.start, it opens what it is to
+read, takes everything else away from itself, and prints one JSON object.
 
     stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor. Or a
-             socket, as systemd gives it to a unit that is sealed already: crashd.edge.workerlink
+             socket, as systemd gives it to a unit that is sealed already:
+             crashd.edge.sandbox.workerlink
     stdout   the result; its end, and exit status 0, say that it is whole
 
 All that it may need is imported first: behind seal() there are no files to import from.
@@ -20,13 +21,13 @@ from functools import partial
 from typing import Any
 
 from crashd.analyzers import kernel_log, probe, process_core
-from crashd.domain.analysis import UNSEALED_STATUS
-from crashd.domain.filesearch import FileSearch
-from crashd.domain.modules import Module
-from crashd.domain.procfs import AT_PHDR
-from crashd.edge import confine, workerlink
-from crashd.edge.modulefiles import ModuleFile, open_modules
-from crashd.edge.workerlink import FILES_MAX
+from crashd.domain.cause.analysis import UNSEALED_STATUS
+from crashd.domain.crash.filesearch import FileSearch
+from crashd.domain.elf.auxv import AT_PHDR
+from crashd.domain.elf.modules import Module
+from crashd.edge.sandbox import confine, workerlink
+from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
+from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, UnsupportedError, reason_of
 
 REQUEST_MAX = 16 << 20

@@ -8,10 +8,10 @@ from typing import Any
 from crashd.analyzers import instruction, messages
 from crashd.analyzers.coreimage import CoreImage, FilePart
 from crashd.analyzers.stacks import Stacks
-from crashd.domain.elfcore import CoreHead
-from crashd.domain.elfnotes import Layout, split_notes
-from crashd.domain.modules import Module, find_modules
-from crashd.edge.modulefiles import ModuleFile
+from crashd.domain.elf.elfcore import CoreHead
+from crashd.domain.elf.elfnotes import Layout, split_notes
+from crashd.domain.elf.modules import Module, find_modules
+from crashd.edge.sandbox.modulefiles import ModuleFile
 from crashd.errors import FormatError
 from crashd.store.coreread import StoredCore, read_head
 
@@ -162,7 +162,7 @@ def _syscall(raw: bytes, head: CoreHead) -> dict[str, Any]:
 
 
 def _syscall_name(arch: int, number: int) -> str | None:
-    from crashd.edge.confine import syscall_name
+    from crashd.edge.sandbox.confine import syscall_name
 
     return syscall_name(arch, number)
 

@@ -22,7 +22,7 @@ from pystack.errors import PystackError
 from pystack.types import PyThread
 
 from crashd.analyzers.coreimage import CoreImage
-from crashd.domain.modules import Module
+from crashd.domain.elf.modules import Module
 
 FRAMES_MAX = 128
 THREADS_MAX = 256

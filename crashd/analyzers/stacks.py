@@ -17,8 +17,8 @@ import drgn
 import rust_demangler
 
 from crashd.analyzers.coreimage import PF_X, CoreImage
-from crashd.domain.elfnotes import EM_X86_64
-from crashd.domain.modules import Module
+from crashd.domain.elf.elfnotes import EM_X86_64
+from crashd.domain.elf.modules import Module
 
 THREADS_MAX = 1024
 FRAMES_MAX = 128

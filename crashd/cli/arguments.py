@@ -38,29 +38,37 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("list", "list crashes, the newest last", "reading", "list_crashes", "[MATCH...]"),
-        Verb("info", "show all that is known of one crash", "reading", "show", "[MATCH...]"),
-        Verb("dump", "write the core of one crash", "dumping", "dump", "MATCH...", True),
-        Verb("debug", "open the core in a debugger", "debugging", "debug", "MATCH...", True),
-        Verb("bundle", "pack a crash for another machine", "bundling", "bundle", "MATCH...", True),
-        Verb("top", "list signatures, the most frequent first", "analyzing", "top", "[MATCH...]"),
-        Verb("analyze", "have a crash analysed again", "analyzing", "analyze", "MATCH...", True),
-        Verb("delete", "delete crashes and their cores", "changing", "delete", "MATCH...", True),
-        Verb("pin", "keep crashes from being deleted", "changing", "pin", "MATCH...", True),
-        Verb("unpin", "undo pin", "changing", "unpin", "MATCH...", True),
-        Verb("vacuum", "delete what retention gives up", "vacuuming", "vacuum", None),
-        Verb("status", "tell how the daemon is", "health", "status", None),
-        Verb("verify", "compare the store with its index", "verifying", "verify", None),
-        Verb("reindex", "rebuild the index from the store", "changing", "reindex", None),
-        Verb("install", "register as the kernel's crash handler", "setup", "install", None),
-        Verb("uninstall", "give the registration back", "setup", "uninstall", None),
-        Verb("stats", "draw how often what crashed", "stats", "stats", "[MATCH...]"),
-        Verb("report", "write a page about the crashes", "report", "report", "[MATCH...]"),
-        Verb("follow", "print crashes as they happen", "reading", "follow", None),
+        Verb("list", "list crashes, the newest last", "show.listing", "list_crashes", "[MATCH...]"),
+        Verb("info", "show all that is known of one crash", "show.listing", "show", "[MATCH...]"),
+        Verb("dump", "write the core of one crash", "open.dump", "dump", "MATCH...", True),
+        Verb("debug", "open the core in a debugger", "open.debug", "debug", "MATCH...", True),
         Verb(
-            "kdump", "tell whether a crash of the kernel would leave a dump", "kdump", "kdump", None
+            "bundle", "pack a crash for another machine", "open.bundle", "bundle", "MATCH...", True
         ),
-        Verb("doctor", "check that everything is in place", "doctor", "doctor", None),
+        Verb("top", "list signatures, the most frequent first", "show.top", "top", "[MATCH...]"),
+        Verb("analyze", "have a crash analysed again", "show.top", "analyze", "MATCH...", True),
+        Verb(
+            "delete", "delete crashes and their cores", "manage.change", "delete", "MATCH...", True
+        ),
+        Verb("pin", "keep crashes from being deleted", "manage.change", "pin", "MATCH...", True),
+        Verb("unpin", "undo pin", "manage.change", "unpin", "MATCH...", True),
+        Verb("vacuum", "delete what retention gives up", "manage.vacuum", "vacuum", None),
+        Verb("status", "tell how the daemon is", "manage.status", "status", None),
+        Verb("verify", "compare the store with its index", "manage.verify", "verify", None),
+        Verb("reindex", "rebuild the index from the store", "manage.change", "reindex", None),
+        Verb("install", "register as the kernel's crash handler", "manage.setup", "install", None),
+        Verb("uninstall", "give the registration back", "manage.setup", "uninstall", None),
+        Verb("stats", "draw how often what crashed", "show.stats", "stats", "[MATCH...]"),
+        Verb("report", "write a page about the crashes", "show.report", "report", "[MATCH...]"),
+        Verb("follow", "print crashes as they happen", "show.listing", "follow", None),
+        Verb(
+            "kdump",
+            "tell whether a crash of the kernel would leave a dump",
+            "check.kdump",
+            "kdump",
+            None,
+        ),
+        Verb("doctor", "check that everything is in place", "check.doctor", "doctor", None),
     )
 }
 

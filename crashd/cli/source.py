@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crashd.cli.context import Context
-from crashd.domain.match import ID_PREFIX_MIN, Query
-from crashd.domain.model import SHORT_ID_LENGTH, from_json, to_json
+from crashd.domain.crash.match import ID_PREFIX_MIN, Query
+from crashd.domain.crash.model import SHORT_ID_LENGTH, from_json, to_json
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
 from crashd.store.index import Index
 from crashd.store.paths import Paths

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from crashd.config import Settings, ValidationError, known_keys
-from crashd.configvalues import PATTERN_MAX
+from crashd.configuration.keys import Settings, ValidationError, known_keys
+from crashd.configuration.tomltext import locate_keys, show_key, show_value
+from crashd.configuration.values import PATTERN_MAX
 from crashd.domain.text import printable
-from crashd.domain.tomltext import locate_keys, show_key, show_value
 from crashd.errors import ConfigError, reason_of
 from crashd.store.paths import Paths
 from crashd.store.trusted import read_trusted

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from crashd.configvalues import (
+from crashd.configuration.values import (
     AMOUNT,
     AMOUNT_OR_INFINITY,
     DIRECTORIES,
@@ -31,12 +31,12 @@ from crashd.configvalues import (
     whole,
     whole_or_infinity,
 )
-from crashd.domain.kernelretention import KernelPolicy
-from crashd.domain.limiter import Rate, Scope, rates_of
-from crashd.domain.model import Disposition
-from crashd.domain.policy import Rule as PolicyRule
-from crashd.domain.policy import parse_rule
-from crashd.domain.retention import Policy
+from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.kernel import KernelPolicy
+from crashd.domain.keep.limiter import Rate, Scope, rates_of
+from crashd.domain.keep.policy import Rule as PolicyRule
+from crashd.domain.keep.policy import parse_rule
+from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount, parse_bytes, parse_duration
 
 __all__ = ["Section", "Settings", "ValidationError", "known_keys", "split_listen"]

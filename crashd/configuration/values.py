@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
-from crashd.domain.policy import RULES_MAX, parse_rule
-from crashd.domain.tomltext import show_value
+from crashd.configuration.tomltext import show_value
+from crashd.domain.keep.policy import RULES_MAX, parse_rule
 from crashd.domain.units import (
     Amount,
     format_duration,

@@ -5,13 +5,14 @@ reload.
 import logging
 import os
 
-from crashd import config, registration
-from crashd.daemon.admission import Admission
-from crashd.daemon.dispatch import Dispatcher
-from crashd.daemon.ingest import Ingest
-from crashd.daemon.taking import Options
-from crashd.domain.model import Mode
-from crashd.edge.process import memory_total_bytes
+from crashd import registration
+from crashd.configuration import keys as config
+from crashd.daemon.capture.store_core import Options
+from crashd.daemon.intake.admission import Admission
+from crashd.daemon.intake.dispatch import Dispatcher
+from crashd.daemon.intake.ingest import Ingest
+from crashd.domain.crash.model import Mode
+from crashd.edge.capture.process import memory_total_bytes
 from crashd.errors import ConfigError, CrashdError
 from crashd.store import spool
 from crashd.store.paths import Paths

@@ -22,10 +22,10 @@ from typing import Any, Protocol
 
 from crashd.daemon.answers import Answer, Shares, SlowReaderError
 from crashd.domain import frames
-from crashd.domain.match import Query
-from crashd.domain.model import encode
-from crashd.domain.viewer import NOBODY, Viewer
-from crashd.edge.process import is_peer_in_our_user_ns
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import encode
+from crashd.domain.crash.viewer import NOBODY, Viewer
+from crashd.edge.capture.process import is_peer_in_our_user_ns
 from crashd.errors import (
     CrashdError,
     FormatError,

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crashd import __version__
-from crashd.daemon.pool import Nursery
+from crashd.daemon.intake.pool import Nursery
 from crashd.domain.text import printable
-from crashd.edge.process import give_memory_back, make_undumpable, set_oom_score
+from crashd.edge.capture.process import give_memory_back, make_undumpable, set_oom_score
 from crashd.errors import CrashdError
 from crashd.store.daemonlock import lock_root
 from crashd.store.paths import Paths
@@ -85,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_config(paths: Paths, files: Sequence[Path]) -> int:
     """Load the configuration as the daemon would; errors are raised."""
-    from crashd import configfiles
-    from crashd.daemon.webconfig import load_guard
+    from crashd.configuration import files as configfiles
+    from crashd.daemon.web.webconfig import load_guard
 
     settings = configfiles.load_files(files) if files else configfiles.load(paths)
     load_guard(settings.http.web_config)
@@ -95,8 +95,8 @@ def check_config(paths: Paths, files: Sequence[Path]) -> int:
 
 def run_hooks(paths: Paths) -> int:
     """Run the hooks, and print as JSON what failed; for crashd-hooks@.service."""
-    from crashd import configfiles
-    from crashd.edge.hooks import run_all
+    from crashd.configuration import files as configfiles
+    from crashd.edge.host.hooks import run_all
 
     refuse_untrusted(paths)
     settings = configfiles.load(paths).hooks
@@ -118,7 +118,7 @@ def run(paths: Paths, *, register: bool) -> int:
         int(given) if ours else 0
     )  # first: it must hold no lock, no socket, and none of the imports below
     try:
-        from crashd import configfiles
+        from crashd.configuration import files as configfiles
         from crashd.daemon.service import Service
 
         set_oom_score(DAEMON_OOM_SCORE)

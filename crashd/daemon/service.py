@@ -15,29 +15,33 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from crashd import __version__, config, configfiles, registration
-from crashd.daemon.admission import Admission
-from crashd.daemon.afterwards import Afterwards
+from crashd import __version__, registration
+from crashd.configuration import files as configfiles
+from crashd.configuration import keys as config
+from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.applied import (
     apply_settings,
     give_core_pattern_back,
     take_core_pattern,
 )
 from crashd.daemon.control import ControlServer
-from crashd.daemon.dispatch import Dispatcher
 from crashd.daemon.indexer import Indexer, begin_anew, open_index
-from crashd.daemon.ingest import Ingest
-from crashd.daemon.intake import Intake
-from crashd.daemon.kernelside import KernelSide
+from crashd.daemon.intake.admission import Admission
+from crashd.daemon.intake.dispatch import Dispatcher
+from crashd.daemon.intake.ingest import Ingest
+from crashd.daemon.intake.intake import Intake
+from crashd.daemon.intake.pool import Nursery
+from crashd.daemon.intake.spoolwatch import SpoolWatch
+from crashd.daemon.kernel.losses import LossWatch
+from crashd.daemon.kernel.side import KernelSide
 from crashd.daemon.loopclock import LoopClock
-from crashd.daemon.losses import LossWatch
-from crashd.daemon.pool import Nursery
-from crashd.daemon.serving import MetricsFront
-from crashd.daemon.spoolwatch import SpoolWatch
-from crashd.domain.model import LIST_KEYS, Crash, Mode, to_json
-from crashd.edge import exporter, handoff, process, sdaemon
-from crashd.edge.inotify import DirectoryWatch
-from crashd.edge.kmsg import KernelLog
+from crashd.daemon.web.serving import MetricsFront
+from crashd.domain.crash.model import LIST_KEYS, Crash, Mode, to_json
+from crashd.edge.capture import handoff, process
+from crashd.edge.host import sdaemon
+from crashd.edge.host.inotify import DirectoryWatch
+from crashd.edge.host.kmsg import KernelLog
+from crashd.edge.web import exporter
 from crashd.errors import CrashdError, IndexCorruptError, reason_of
 from crashd.store import signatures
 from crashd.store.index import Index

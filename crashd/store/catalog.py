@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.match import Query
-from crashd.domain.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
-from crashd.domain.viewer import Viewer
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
+from crashd.domain.crash.viewer import Viewer
 from crashd.errors import FormatError, IndexCorruptError, NotFoundError, UnavailableError, reason_of
 from crashd.store import corefile, signatures
 from crashd.store.entry import (

@@ -7,7 +7,7 @@ from typing import IO
 
 import zstandard
 
-from crashd.domain.zstdframes import (
+from crashd.domain.elf.zstdframes import (
     EMPTY_LAST_BLOCK,
     FRAME_HEADER_MAX,
     FrameSize,

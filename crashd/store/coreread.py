@@ -1,7 +1,7 @@
 """A stored core as it is read: any byte of it, without what is before it being unpacked.
 
-The seek table at the file's end (crashd.domain.zstdframes) tells where each frame is. A core whose
-writer died has none: then frames are unpacked one after the other to find out how long they are.
+The seek table at the file's end (crashd.domain.elf.zstdframes) tells where each frame is. A core
+whose writer died has none: then frames are unpacked one by one to find out how long they are.
 """
 
 import io
@@ -13,8 +13,8 @@ from typing import Any
 
 import zstandard
 
-from crashd.domain.elfcore import HEAD_MAX, CoreHead, head_size, parse_head
-from crashd.domain.zstdframes import (
+from crashd.domain.elf.elfcore import HEAD_MAX, CoreHead, head_size, parse_head
+from crashd.domain.elf.zstdframes import (
     FRAME_HEADER_MAX,
     SEEK_FOOTER_SIZE,
     FrameSize,

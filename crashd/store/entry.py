@@ -21,8 +21,8 @@ import stat
 import time
 from collections.abc import Callable
 
-from crashd.domain.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
-from crashd.domain.model import ID_PATTERN, Crash, from_json
+from crashd.domain.crash.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
+from crashd.domain.crash.model import ID_PATTERN, Crash, from_json
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store.paths import Paths
 

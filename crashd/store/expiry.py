@@ -14,8 +14,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from crashd.domain.model import Crash, Kind, State, time_text
-from crashd.domain.retention import Deletion, StoredCrash, Usage
+from crashd.domain.crash.model import Crash, Kind, State, time_text
+from crashd.domain.keep.process import Deletion, StoredCrash, Usage
 from crashd.errors import (
     CrashdError,
     FormatError,

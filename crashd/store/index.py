@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.match import Query
-from crashd.domain.model import LIST_KEYS, Crash, Kind, State, encode, to_json
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import LIST_KEYS, Crash, Kind, State, encode, to_json
+from crashd.domain.crash.viewer import Viewer
 from crashd.domain.text import printable
-from crashd.domain.viewer import Viewer
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError, reason_of
 from crashd.store.schema import COLUMNS, MIGRATIONS
 from crashd.store.selection import Selector

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashd.domain.kdumpdir import (
+from crashd.domain.kdump.directory import (
     FILES_MAX,
     DumpDirectory,
     Entry,

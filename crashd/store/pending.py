@@ -10,7 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 
-from crashd.domain.model import ID_PATTERN
+from crashd.domain.crash.model import ID_PATTERN
 from crashd.errors import UnavailableError
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from crashd.domain.pstore import PART_MAX, PARTS_MAX, Part, parse_part
+from crashd.domain.kernellog.pstore import PART_MAX, PARTS_MAX, Part, parse_part
 
 DEPTH_MAX = 3
 """Directories that systemd-pstore makes, one for each event and part of its id."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from crashd.domain.model import (
+from crashd.domain.crash.model import (
     BOOT_UNKNOWN,
     ID_PATTERN,
     SCHEMA,

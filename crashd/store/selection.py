@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from crashd.domain.match import Alternative, Field, Query, Term, parse_term
-from crashd.domain.model import SHORT_ID_LENGTH
-from crashd.domain.viewer import Viewer
+from crashd.domain.crash.match import Alternative, Field, Query, Term, parse_term
+from crashd.domain.crash.model import SHORT_ID_LENGTH
+from crashd.domain.crash.viewer import Viewer
 from crashd.errors import UsageError
 
 CANDIDATES_MAX = 5

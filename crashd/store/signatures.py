@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from crashd.domain.match import Query
-from crashd.domain.model import time_text
-from crashd.domain.viewer import Viewer
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import time_text
+from crashd.domain.crash.viewer import Viewer
 from crashd.store.index import Index
 
 

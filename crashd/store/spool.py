@@ -21,7 +21,7 @@ from crashd.corehandler import (
     VALUE_MAX,
     pack,
 )
-from crashd.domain.coremeta import parse_fields
+from crashd.domain.crash.coremeta import parse_fields
 from crashd.errors import FormatError, UnavailableError, reason_of
 from crashd.store.entry import write_all
 from crashd.store.paths import Paths

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.model import encode
+from crashd.domain.crash.model import encode
 from crashd.store.entry import write_all
 
 STATE_MAX = 16 << 20

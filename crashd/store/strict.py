@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from crashd.corehandler import LIMITS_NAME, PROC_FILES, PROC_LINKS
-from crashd.domain.consistency import contradictions
-from crashd.domain.model import Crash, Kind, State
-from crashd.domain.zstdframes import SEEK_FOOTER_SIZE, parse_seek_table, seek_table_size
+from crashd.domain.crash.consistency import contradictions
+from crashd.domain.crash.model import Crash, Kind, State
+from crashd.domain.elf.zstdframes import SEEK_FOOTER_SIZE, parse_seek_table, seek_table_size
 from crashd.errors import FormatError, NotFoundError
 from crashd.store import spool
 from crashd.store.catalog import Catalog, Finding, Progress, no_progress

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crashd import configfiles
+from crashd.configuration import files as configfiles
 from crashd.errors import CrashdError
 from crashd.store.paths import Paths
 

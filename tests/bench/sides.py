@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crashd.daemon.taking import SMALL_BYTES
-from crashd.domain.model import Crash, State
-from crashd.edge import sysctl
+from crashd.daemon.capture.store_core import SMALL_BYTES
+from crashd.domain.crash.model import Crash, State
+from crashd.edge.host import sysctl
 from crashd.errors import CrashdError
 from crashd.store import entry
 from crashd.store.index import Index

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crashd.edge import sysctl
+from crashd.edge.host import sysctl
 from crashd.errors import CrashdError
 
 LOCK_NAME: Final = "crashd-core-pattern.lock"
@@ -40,7 +40,7 @@ class Sysctls:
 
 
 def read_sysctls() -> Sysctls:
-    """Read all three; raises as `crashd.edge.sysctl.read`."""
+    """Read all three; raises as `crashd.edge.host.sysctl.read`."""
     return Sysctls(
         sysctl.read(sysctl.PATTERN),
         sysctl.read(sysctl.PIPE_LIMIT),

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from crashd.domain.model import Capture, Core, Crash, Disposition, Kind, Mode, State, build_id_text
+from crashd.domain.crash.model import (
+    Capture,
+    Core,
+    Crash,
+    Disposition,
+    Kind,
+    Mode,
+    State,
+    build_id_text,
+)
 
 START_NS = 1_790_000_000 * 10**9
 BOOT_ID = "0123abcd" * 4

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from crashd.domain.analysis import (
+from crashd.domain.cause.analysis import (
     Access,
     Facts,
     Frame,

@@ -9,7 +9,7 @@ from stat import S_IFDIR, S_IFREG
 from struct import pack
 from typing import Literal
 
-from crashd.domain.kdumpdir import Entry
+from crashd.domain.kdump.directory import Entry
 from tests.builders.elfcore import CoreFormat
 
 BLOCK = 4096

@@ -31,7 +31,7 @@ class Image:
         self.number(address, value % (1 << self.bits), self.bits // 8)
 
     def read(self, address: int, size: int) -> bytes:
-        """Read bytes, as crashd.domain.printkring wants it."""
+        """Read bytes, as crashd.domain.kernellog.printkring wants it."""
         try:
             return bytes(self.bytes_at[at] for at in range(address, address + size))
         except KeyError as e:

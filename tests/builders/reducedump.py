@@ -9,7 +9,7 @@ from pathlib import Path
 
 import drgn
 
-from crashd.domain.printkring import Memory, parse_numbers, read_log
+from crashd.domain.kernellog.printkring import Memory, parse_numbers, read_log
 from tests.builders.kdumpdir import BLOCK, flatten
 
 _START_KERNEL_MAP = 0xFFFFFFFF80000000

@@ -11,28 +11,32 @@ from pathlib import Path
 import zstandard
 
 from crashd.analysisresult import parse_log_report, parse_report
-from crashd.cli.scratch import nameless_file
-from crashd.cli.unbundling import parse_document, parse_sums, plan_layout, unpack_tar
+from crashd.cli.open.scratch import nameless_file
+from crashd.cli.open.unbundle import parse_document, parse_sums, plan_layout, unpack_tar
 from crashd.corehandler import pack
-from crashd.domain import cgroup, elfcore, httphead, kdumpconf, kernellog, memorymap, procfs
-from crashd.domain.boundedrecord import LEAST_BYTES, METADATA_BYTES, MINI_BYTES, bounded
-from crashd.domain.coredumpsock import parse_request
-from crashd.domain.coremeta import CoreMeta, parse_fields
-from crashd.domain.crashkernel import parse_crashkernel
-from crashd.domain.kdumpdir import classify, parse_directory_name
-from crashd.domain.match import parse_term, parse_time
-from crashd.domain.memorymap import DoubtError
-from crashd.domain.model import Crash, encode, from_json, to_json
-from crashd.domain.oops import analyse
-from crashd.domain.printkring import Memory, parse_numbers, read_log
-from crashd.domain.pstore import assemble, parse_part
-from crashd.domain.shellconf import parse_shell
+from crashd.domain.crash import cgroup, procfs
+from crashd.domain.crash import losses as kernellog
+from crashd.domain.crash.boundedrecord import LEAST_BYTES, METADATA_BYTES, MINI_BYTES, bounded
+from crashd.domain.crash.coredumpsock import parse_request
+from crashd.domain.crash.coremeta import CoreMeta, parse_fields
+from crashd.domain.crash.match import parse_term, parse_time
+from crashd.domain.crash.model import Crash, encode, from_json, to_json
+from crashd.domain.elf import elfcore, memorymap
+from crashd.domain.elf.memorymap import DoubtError
+from crashd.domain.elf.vmlinux import parse_vmlinux
+from crashd.domain.elf.zstdframes import parse_block_header, parse_frame_header
+from crashd.domain.kdump import conf as kdumpconf
+from crashd.domain.kdump.compressed import find_wrapper, unwrap
+from crashd.domain.kdump.crashkernel import parse_crashkernel
+from crashd.domain.kdump.directory import classify, parse_directory_name
+from crashd.domain.kdump.shellconf import parse_shell
+from crashd.domain.kdump.vmcore import TAIL_SIZE, judge
+from crashd.domain.kernellog.analyse import analyse
+from crashd.domain.kernellog.printkring import Memory, parse_numbers, read_log
+from crashd.domain.kernellog.pstore import assemble, parse_part
 from crashd.domain.tarheaders import BLOCK
 from crashd.domain.text import printable
-from crashd.domain.vmcore import TAIL_SIZE, judge
-from crashd.domain.vmlinux import parse_vmlinux
-from crashd.domain.wrapped import find_wrapper, unwrap
-from crashd.domain.zstdframes import parse_block_header, parse_frame_header
+from crashd.domain.web import httphead
 from crashd.errors import CrashdError
 from crashd.store.corefile import unzstd
 from tests.builders.bundle import MODULES, build_tar, bundle_members, seal_header, sum_up

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.analysisqueue import QUEUE_MAX, AnalysisQueue, QueueSettings
+from crashd.daemon.after.queue import QUEUE_MAX, AnalysisQueue, QueueSettings
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash
 from tests.running import wait_until

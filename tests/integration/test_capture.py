@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.capture import Decision, capture
-from crashd.daemon.pump import StopError
-from crashd.daemon.reader import Reader
-from crashd.daemon.salvage import salvage
-from crashd.daemon.sink import CoreSink
-from crashd.daemon.taking import Options
-from crashd.domain.model import Capture, Crash, Disposition, Engine, Kind, Mode, State
-from crashd.edge.incoming import IncomingCore
+from crashd.daemon.capture.capture import Decision, capture
+from crashd.daemon.capture.pump import StopError
+from crashd.daemon.capture.salvage import salvage
+from crashd.daemon.capture.sink import CoreSink
+from crashd.daemon.capture.store_core import Options
+from crashd.daemon.capture.timedread import Reader
+from crashd.domain.crash.model import Capture, Crash, Disposition, Engine, Kind, Mode, State
+from crashd.edge.capture.incoming import IncomingCore
 from crashd.store import entry as entries
 from crashd.store.corefile import read_core
 from crashd.store.paths import Paths

@@ -21,9 +21,9 @@ from crashd.cli.control import ControlClient
 from crashd.daemon import answers, control
 from crashd.daemon.control import ControlServer
 from crashd.domain import frames
-from crashd.domain.model import Crash, from_json
-from crashd.domain.viewer import Viewer
-from crashd.edge.handoff import listen_unix
+from crashd.domain.crash.model import Crash, from_json
+from crashd.domain.crash.viewer import Viewer
+from crashd.edge.capture.handoff import listen_unix
 from crashd.store import entry as entries
 from crashd.store.expiry import Outcome
 from crashd.store.index import Index

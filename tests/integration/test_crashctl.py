@@ -19,14 +19,13 @@ from typing import Any
 
 import pytest
 
-from crashd.cli import doctor
+from crashd.cli.check import doctor
 from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
 from crashd.cli.source import DaemonSource, open_direct
 from crashd.daemon.control import ControlServer
-from crashd.domain.doctor import Level
-from crashd.domain.match import Query
-from crashd.domain.model import (
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import (
     LIST_KEYS,
     Capture,
     Core,
@@ -36,8 +35,9 @@ from crashd.domain.model import (
     build_id_text,
     to_json,
 )
-from crashd.edge.handoff import listen_unix
-from crashd.edge.loanedid import IDS
+from crashd.domain.host.doctor import Level
+from crashd.edge.capture.handoff import listen_unix
+from crashd.edge.sandbox.loanedid import IDS
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
 from crashd.store.entry import create, open_entry, prepare

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from crashd.cli.crashfiles import CrashFiles
-from crashd.cli.debugroot import lay_out
-from crashd.domain.access import Credentials
-from crashd.domain.modules import Module
-from crashd.edge.modulefiles import ModuleFile
+from crashd.cli.open.crashfiles import CrashFiles
+from crashd.cli.open.debugroot import lay_out
+from crashd.domain.crash.access import Credentials
+from crashd.domain.elf.modules import Module
+from crashd.edge.sandbox.modulefiles import ModuleFile
 
 READER = Credentials(61001, 61001)
 

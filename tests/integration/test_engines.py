@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from crashd.daemon import engines
-from crashd.daemon.pump import Pump, StopError
-from crashd.daemon.reader import Reader, StuckError
-from crashd.domain.memorymap import Backing, DoubtError, Extent, Piece
-from crashd.edge.incoming import DeadlineError
-from crashd.edge.memory import PAGE_BYTES, GoneError, ProcessMemory
+from crashd.daemon.capture import engines
+from crashd.daemon.capture.pump import Pump, StopError
+from crashd.daemon.capture.timedread import Reader, StuckError
+from crashd.domain.elf.memorymap import Backing, DoubtError, Extent, Piece
+from crashd.edge.capture.incoming import DeadlineError
+from crashd.edge.capture.memory import PAGE_BYTES, GoneError, ProcessMemory
 from tests.integration.test_pump import Recorder
 
 NO_LIMIT = 1 << 62

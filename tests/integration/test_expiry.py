@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.model import Core, Crash, State
-from crashd.domain.retention import Deletion, Policy, Reason, plan
+from crashd.domain.crash.model import Core, Crash, State
+from crashd.domain.keep.process import Deletion, Policy, Reason, plan
 from crashd.domain.units import Amount
 from crashd.errors import UnavailableError
 from crashd.store import entry as entries

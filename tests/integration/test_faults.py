@@ -19,8 +19,8 @@ import pytest
 
 from crashd.corehandler import pack
 from crashd.daemon.indexer import Indexer
-from crashd.domain.model import Crash, Kind, State
-from crashd.edge.exporter import Exporter
+from crashd.domain.crash.model import Crash, Kind, State
+from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.catalog import Catalog

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.coremeta import CoreMeta
-from crashd.edge.handoff import Connection, accept, listen_unix
-from crashd.edge.process import pidfd_pid
+from crashd.domain.crash.coremeta import CoreMeta
+from crashd.edge.capture.handoff import Connection, accept, listen_unix
+from crashd.edge.capture.process import pidfd_pid
 from crashd.store import spool
 from crashd.store.handlerfile import NATIVE
 from crashd.store.paths import Paths

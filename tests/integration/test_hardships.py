@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crashd.daemon.indexer import Indexer
-from crashd.edge.exporter import Exporter
+from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.catalog import WAL_ALARM_BYTES, wal_bytes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.edge.inotify import DirectoryWatch
+from crashd.edge.host.inotify import DirectoryWatch
 from crashd.errors import UnavailableError
 
 

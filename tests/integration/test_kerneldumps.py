@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.kdumpdir import DumpDirectory
-from crashd.domain.kernelretention import KernelDump, KernelPolicy, plan_retention
+from crashd.domain.kdump.directory import DumpDirectory
+from crashd.domain.keep.kernel import KernelDump, KernelPolicy, plan_retention
 from crashd.errors import FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumpdir import KdumpFormat, flatten

@@ -11,7 +11,7 @@ import pytest
 
 from crashd.daemon import control
 from crashd.domain import frames
-from crashd.edge import sandbox
+from crashd.edge.sandbox import start as sandbox
 
 LATE = -1.0
 
@@ -54,7 +54,7 @@ def test_sec_82_hook_that_has_ended_is_not_called_late(tmp_path: Path) -> None:
     hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nsleep 1\n")
     hook.chmod(0o755)
     code = (
-        "import pathlib, sys; from crashd.edge.hooks import run_hook; "
+        "import pathlib, sys; from crashd.edge.host.hooks import run_hook; "
         "run_hook(pathlib.Path(sys.argv[1]), b'{}', 3.0)"
     )
     with subprocess.Popen(

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from crashd.edge import metricsserver
-from crashd.edge.exporter import OPENMETRICS, TEXT, Exporter
-from crashd.edge.metricsserver import CONNECTIONS_MAX, REQUEST_MAX, MetricsServer, listen
+from crashd.edge.web import metricsserver
+from crashd.edge.web.exporter import OPENMETRICS, TEXT, Exporter
+from crashd.edge.web.metricsserver import CONNECTIONS_MAX, REQUEST_MAX, MetricsServer, listen
 from crashd.errors import UnavailableError
 from tests.running import wait_until
 

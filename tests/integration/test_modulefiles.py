@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.access import Credentials
-from crashd.domain.elfcore import parse_build_id
-from crashd.domain.filesearch import FileSearch, Root, plan_search
-from crashd.domain.modules import Module
-from crashd.edge.modulefiles import ModuleFile, open_modules, read_debuglink, read_soname
+from crashd.domain.crash.access import Credentials
+from crashd.domain.crash.filesearch import FileSearch, Root, plan_search
+from crashd.domain.elf.elfcore import parse_build_id
+from crashd.domain.elf.modules import Module
+from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules, read_debuglink, read_soname
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import build_image
 

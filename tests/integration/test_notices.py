@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from crashd.daemon.notices import Notices, NoticeSettings
-from crashd.domain.alertbudget import AlertRates
-from crashd.domain.model import Capture, Disposition, Kind, State
-from crashd.edge import journal
-from crashd.edge.hooks import HookError, list_hooks, post, run_hook
+from crashd.daemon.after.notices import Notices, NoticeSettings
+from crashd.domain.crash.model import Capture, Disposition, Kind, State
+from crashd.domain.keep.alertbudget import AlertRates
+from crashd.edge.host import journal
+from crashd.edge.host.hooks import HookError, list_hooks, post, run_hook
 from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from crashd.edge.exporter import OPENMETRICS, UNITS_MAX, Exporter
+from crashd.edge.web.exporter import OPENMETRICS, UNITS_MAX, Exporter
 from crashd.store.index import Index
 from tests.builders.crashes import build_crash
 

@@ -25,7 +25,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 """
 TAKE = """
 import gc, json, os, sys
-from crashd.edge.sdaemon import listen_fds
+from crashd.edge.host.sdaemon import listen_fds
 from crashd.errors import UnavailableError
 before = {n for n in os.environ if n.startswith("LISTEN_")}
 try:
@@ -121,7 +121,7 @@ NOTIFY = """
 import os, sys
 if sys.argv[1] == "absent":
     sys.modules["systemd"] = None  # an import of it fails
-from crashd.edge.sdaemon import Notifier
+from crashd.edge.host.sdaemon import Notifier
 notifier = Notifier(os.environ)
 assert notifier.watchdog_interval_ns == 5 * 10**8
 assert notifier.reloading() and notifier.ready("up") and notifier.watchdog()

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.admission import Admission
-from crashd.daemon.expiring import LEAVE_SHARE, Allotment, Expiry
-from crashd.daemon.pump import BASE_BYTES, StopError
-from crashd.daemon.sink import CoreSink
-from crashd.domain.model import Disposition
-from crashd.domain.retention import Policy
-from crashd.domain.site import Site
+from crashd.daemon.after.retention import LEAVE_SHARE, Allotment, Expiry
+from crashd.daemon.capture.pump import BASE_BYTES, StopError
+from crashd.daemon.capture.sink import CoreSink
+from crashd.daemon.intake.admission import Admission
+from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.process import Policy
+from crashd.domain.keep.site import Site
 from crashd.domain.units import Amount
 from crashd.store import entry as entries
 from crashd.store.expiry import Told, read_usage

@@ -17,12 +17,12 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from crashd.daemon.webconfig import load_guard
-from crashd.edge import basicauth, metricsserver
-from crashd.edge.basicauth import BasicAuth
-from crashd.edge.exporter import Exporter
-from crashd.edge.metricsserver import CONNECTIONS_MAX, MetricsServer, listen
-from crashd.edge.webguard import Question
+from crashd.daemon.web.webconfig import load_guard
+from crashd.edge.web import basicauth, metricsserver
+from crashd.edge.web.basicauth import BasicAuth
+from crashd.edge.web.exporter import Exporter
+from crashd.edge.web.metricsserver import CONNECTIONS_MAX, MetricsServer, listen
+from crashd.edge.web.webguard import Question
 from crashd.errors import ConfigError
 from tests.builders.authority import Authority
 from tests.integration.test_metricsserver import GET, parse, receive

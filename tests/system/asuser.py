@@ -8,8 +8,9 @@ from tests.running import Daemon
 NOBODY = 65534
 AS_NOBODY = """
 import os, sys
-import crashd.cli.main, crashd.cli.reading, crashd.cli.source, crashd.cli.control, crashd.cli.pages
-import crashd.cli.dumping, crashd.cli.changing, crashd.cli.debugging, crashd.store.corefile
+import crashd.cli.main, crashd.cli.show.listing, crashd.cli.source, crashd.cli.control
+import crashd.cli.show.pages
+import crashd.cli.open.dump, crashd.cli.manage.change, crashd.cli.open.debug, crashd.store.corefile
 os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)
 sys.exit(crashd.cli.main.main(sys.argv[1:]))
 """

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashd.daemon import engines
-from crashd.daemon.capture import read_head
-from crashd.daemon.pump import Pump
-from crashd.daemon.reader import Reader
-from crashd.daemon.taking import Options, Source, copy_memory
-from crashd.domain.model import Disposition
-from crashd.domain.record import Allowance
-from crashd.edge import handoff
-from crashd.edge.incoming import IncomingCore
+from crashd.daemon.capture import engines
+from crashd.daemon.capture.capture import read_head
+from crashd.daemon.capture.pump import Pump
+from crashd.daemon.capture.store_core import Options, Source, copy_memory
+from crashd.daemon.capture.timedread import Reader
+from crashd.domain.crash.model import Disposition
+from crashd.domain.crash.record import Allowance
+from crashd.edge.capture import handoff
+from crashd.edge.capture.incoming import IncomingCore
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
 from crashd.store.paths import Paths

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from crashd.daemon.analysis import AnalysisOptions, analyse
-from crashd.domain.analysis import Analysis, AnalysisState, Frame
-from crashd.domain.model import Crash
-from crashd.domain.signature import plain_name
+from crashd.daemon.after.analysis import AnalysisOptions, analyse
+from crashd.domain.cause.analysis import Analysis, AnalysisState, Frame
+from crashd.domain.cause.signature import plain_name
+from crashd.domain.crash.model import Crash
 from crashd.store.corefile import CoreWriter
 from tests.builders.crashes import build_crash
 from tests.conftest import PROC_SYS, own_settings

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.elfcore import executable_range, head_size, parse_head
-from crashd.domain.minicore import plan_mini
-from crashd.domain.vmcore import TAIL_SIZE, judge
-from crashd.domain.zstdframes import BLOCK_MAX, MAGIC, build_hole
+from crashd.domain.elf.elfcore import executable_range, head_size, parse_head
+from crashd.domain.elf.minicore import plan_mini
+from crashd.domain.elf.zstdframes import BLOCK_MAX, MAGIC, build_hole
+from crashd.domain.kdump.vmcore import TAIL_SIZE, judge
 from crashd.errors import CrashdError, FormatError
 from crashd.store.corefile import read_core, repair, unzstd
 from crashd.store.coreread import StoredCore

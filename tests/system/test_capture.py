@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from crashd.edge import kernelsock
+from crashd.edge.capture import kernelsock
 from tests.running import DEFAULT_CONFIG, KEEPING_CONFIG, Daemon, wait_until
 from tests.system.conftest import UNLIMITED, raise_core_limit, run_crasher
 

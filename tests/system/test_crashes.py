@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.corepattern import build_pattern
+from crashd.domain.crash.corepattern import build_pattern
 from tests.running import DEFAULT_CONFIG, PLAIN_CONFIG, Daemon, wait_until
 from tests.system.conftest import PYTHON_CRASH, raise_core_limit, run_crasher
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from crashd.edge.loanedid import IDS
+from crashd.edge.sandbox.loanedid import IDS
 from crashd.store.entry import prepare
 from crashd.store.index import Index
 from crashd.store.paths import Paths

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crashd.config import Settings
-from crashd.domain.webconfig import parse_web_config
+from crashd.configuration.keys import Settings
+from crashd.domain.web.webconfig import parse_web_config
 from tests import guide
 from tests.running import DEFAULT_CONFIG, Daemon
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.boundedrecord import METADATA_BYTES, RECORD_BYTES
-from crashd.domain.model import Core, Crash, State, encode, to_json
+from crashd.domain.crash.boundedrecord import METADATA_BYTES, RECORD_BYTES
+from crashd.domain.crash.model import Core, Crash, State, encode, to_json
 from crashd.store import entry as entries
 from crashd.store.entry import RECORD, RECORD_MAX
 from crashd.store.index import Index

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.analysis import AnalysisOptions
-from crashd.daemon.kernelanalysis import LogFailure, read_log
-from crashd.domain.printkring import KernelLog
+from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.kernel.log import LogFailure, read_log
+from crashd.domain.kernellog.printkring import KernelLog
 from crashd.domain.text import printable
 from tests.builders.kdumpdir import WRAPPERS, KdumpFormat, build_elf_vmcore, flatten
 from tests.builders.reducedump import unflatten

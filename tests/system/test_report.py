@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from crashd.cli.htmlpage import policy
-from crashd.domain.model import Crash, Kind
+from crashd.cli.show.htmlpage import policy
+from crashd.domain.crash.model import Crash, Kind
 from crashd.store.entry import create, prepare
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from tests.builders.crashes import build_crash
 from tests.running import PLAIN_CONFIG, Daemon, crashctl, wait_until
 from tests.system.conftest import raise_core_limit
-from tests.unit.cli.test_htmlpage import Elements
+from tests.unit.cli.show.test_htmlpage import Elements
 
 EVIL = (
     "<script>document.title='owned'<\\script><img src=x onerror=document.title='owned'>\x1b]0;x\x07"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crashd.edge import sysctl
+from crashd.edge.host import sysctl
 from tests.running import Daemon
 
 NAMES = (sysctl.PATTERN, sysctl.PIPE_LIMIT, sysctl.SUID_DUMPABLE)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from crashd.edge.loanedid import IDS
-from crashd.edge.sandbox import OUTPUT_MAX, WorkerResult, run_worker
+from crashd.edge.sandbox.loanedid import IDS
+from crashd.edge.sandbox.start import OUTPUT_MAX, WorkerResult, run_worker
 from tests.running import wait_until
 
 MIB = 1 << 20

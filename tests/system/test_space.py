@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.model import Core, Crash, State
+from crashd.domain.crash.model import Core, Crash, State
 from crashd.store import entry as entries
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.edge.hooks import list_hooks
+from crashd.edge.host.hooks import list_hooks
 from crashd.errors import ConfigError
 from crashd.store.paths import Paths
 from crashd.store.trusted import find_untrusted, read_trusted

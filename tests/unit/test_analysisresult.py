@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from crashd.analysisresult import ITEMS_MAX, OUTPUT_MAX, parse_log_report, parse_report
-from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json
-from crashd.domain.explain import Context, explain
-from crashd.domain.printkring import KernelLog
-from crashd.domain.signature import build_signature, build_title
+from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json
+from crashd.domain.cause.explain import Context, explain
+from crashd.domain.cause.signature import build_signature, build_title
+from crashd.domain.kernellog.printkring import KernelLog
 from crashd.errors import FormatError
 
 

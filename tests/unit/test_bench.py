@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crashd import configfiles
-from crashd.domain.model import Capture, Core, Engine, Mode, State
+from crashd.configuration import files as configfiles
+from crashd.domain.crash.model import Capture, Core, Engine, Mode, State
 from crashd.store.paths import Paths
 from tests.bench import report
 from tests.bench.__main__ import choose, parse_arguments

@@ -10,7 +10,7 @@ import pytest
 
 from crashd.cli.arguments import VERBS, build_parser, build_verb_parser
 from crashd.daemon.main import build_parser as build_daemon_parser
-from crashd.domain.model import LIST_KEYS, State
+from crashd.domain.crash.model import LIST_KEYS, State
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGING = REPOSITORY / "packaging"

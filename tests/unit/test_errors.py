@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.edge.memory import GoneError
+from crashd.edge.capture.memory import GoneError
 from crashd.errors import CrashdError, FormatError, reason_of
 
 SOURCES = Path(__file__).parents[2] / "crashd"

@@ -1,6 +1,7 @@
 """The law of who may import whom; also inside functions and under TYPE_CHECKING."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,9 +69,9 @@ LAYERS = (
             "crashd.analyzers",
             "crashd.domain",
             "crashd.errors",
-            "crashd.edge.confine",
-            "crashd.edge.modulefiles",
-            "crashd.edge.workerlink",
+            "crashd.edge.sandbox.confine",
+            "crashd.edge.sandbox.modulefiles",
+            "crashd.edge.sandbox.workerlink",
             "crashd.store.coreread",
         ),
         not_stdlib=frozenset({"asyncio", "logging", "multiprocessing", "sqlite3", "threading"}),
@@ -81,20 +82,9 @@ LAYERS = (
         not_stdlib=_SYSTEM,
     ),
     Layer(
-        "crashd.configvalues",
-        ("crashd.domain", "crashd.errors"),
-        not_stdlib=_SYSTEM,
-    ),
-    Layer(
-        "crashd.config",
-        ("crashd.configvalues", "crashd.domain", "crashd.errors"),
-        not_stdlib=_SYSTEM,
-    ),
-    Layer(
-        "crashd.configfiles",
+        "crashd.configuration.files",
         (
-            "crashd.config",
-            "crashd.configvalues",
+            "crashd.configuration",
             "crashd.domain",
             "crashd.errors",
             "crashd.store.paths",
@@ -103,12 +93,17 @@ LAYERS = (
         not_stdlib=frozenset({"logging", "socket", "_socket"}),
     ),
     Layer(
+        "crashd.configuration",
+        ("crashd.configuration", "crashd.domain", "crashd.errors"),
+        not_stdlib=_SYSTEM,
+    ),
+    Layer(
         "crashd.registration",
         (
             "crashd.domain",
-            "crashd.edge.kernelsock",
-            "crashd.edge.process",
-            "crashd.edge.sysctl",
+            "crashd.edge.capture.kernelsock",
+            "crashd.edge.capture.process",
+            "crashd.edge.host.sysctl",
             "crashd.errors",
             "crashd.store",
         ),
@@ -120,8 +115,7 @@ LAYERS = (
             "crashd.daemon",
             "crashd.registration",
             "crashd.analysisresult",
-            "crashd.config",
-            "crashd.configfiles",
+            "crashd.configuration",
             "crashd.edge",
             "crashd.store",
             "crashd.domain",
@@ -134,17 +128,16 @@ LAYERS = (
         (
             "crashd.cli",
             "crashd.registration",
-            "crashd.config",
-            "crashd.configfiles",
+            "crashd.configuration",
             "crashd.store",
             "crashd.domain",
             "crashd.errors",
-            "crashd.edge.sysctl",
-            "crashd.edge.process",
-            "crashd.edge.kdumpfacts",
-            "crashd.edge.modulefiles",
-            "crashd.edge.hostfacts",
-            "crashd.edge.loanedid",
+            "crashd.edge.host.sysctl",
+            "crashd.edge.capture.process",
+            "crashd.edge.host.kdumpfacts",
+            "crashd.edge.sandbox.modulefiles",
+            "crashd.edge.host.hostfacts",
+            "crashd.edge.sandbox.loanedid",
         ),
     ),
     Layer("crashd.__main__", ("crashd.daemon.main",)),
@@ -152,28 +145,61 @@ LAYERS = (
 )
 
 ONLY_IN = {
-    "pyinotify": ("crashd.edge.inotify",),
-    "systemd": ("crashd.edge.sdaemon",),
-    "prometheus_client": ("crashd.edge.exporter",),
-    "subprocess": ("crashd.edge.sandbox", "crashd.edge.hooks"),
-    "pyseccomp": ("crashd.edge.confine",),
+    "pyinotify": ("crashd.edge.host.inotify",),
+    "systemd": ("crashd.edge.host.sdaemon",),
+    "prometheus_client": ("crashd.edge.web.exporter",),
+    "subprocess": ("crashd.edge.sandbox.start", "crashd.edge.host.hooks"),
+    "pyseccomp": ("crashd.edge.sandbox.confine",),
     "zstandard": ("crashd.store.corefile", "crashd.store.coreread"),
-    "pydantic": ("crashd.config", "crashd.configvalues", "crashd.analysisresult"),
-    "pydantic_core": ("crashd.configvalues",),
+    "pydantic": (
+        "crashd.configuration.keys",
+        "crashd.configuration.values",
+        "crashd.analysisresult",
+    ),
+    "pydantic_core": ("crashd.configuration.values",),
     "drgn": ("crashd.analyzers.stacks", "crashd.analyzers.kernel_log"),
     "_drgn_util": ("crashd.analyzers.stacks",),
     "rust_demangler": ("crashd.analyzers.stacks",),
     "capstone": ("crashd.analyzers.instruction",),
     "pystack": ("crashd.analyzers.pythonstack",),
-    "yaml": ("crashd.edge.yamltext",),
-    "bcrypt": ("crashd.edge.basicauth",),
+    "yaml": ("crashd.edge.web.yamltext",),
+    "bcrypt": ("crashd.edge.web.basicauth",),
 }
 """Who may import a foreign package (and `subprocess`); packages not named here nobody may. There is
 a second one only where the first is on the other side of the sandbox's wall."""
 
+WINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "crashd.domain": {
+        "elf": (),
+        "crash": ("elf",),
+        "kernellog": ("elf.elfnotes",),
+        "kdump": ("crash", "elf.elfnotes", "kernellog"),
+        "cause": (),
+        "keep": ("crash", "elf"),
+        "host": ("crash", "kdump"),
+        "web": (),
+    },
+    "crashd.edge": {"capture": (), "host": ("capture",), "sandbox": (), "web": ()},
+    "crashd.daemon": {
+        "capture": (),
+        "after": (),
+        "intake": ("after", "capture"),
+        "kernel": ("after",),
+        "web": (),
+    },
+    "crashd.cli": {
+        "show": (),
+        "open": ("show",),
+        "manage": ("show",),
+        "check": ("manage",),
+    },
+}
+"""What a floor's wings are about, and which of its other wings (or modules there) each may import.
+They form no circle. The kernel's crashes know neither processes' cores nor how they are read."""
+
 EXCEPTIONS = {
     (
-        "crashd.edge.inotify",
+        "crashd.edge.host.inotify",
         "logging",
     ): "pyinotify logs what it also raises, and has to be silenced",
 }
@@ -183,7 +209,7 @@ LIGHT = {
     "crashd.cli.main": ("pydantic", "prometheus_client", "systemd", "pyinotify"),
     "crashd.daemon.main": ("pydantic", "prometheus_client", "systemd", "pyinotify", "sqlite3"),
     "crashd.daemon.service": ("yaml", "bcrypt"),
-    "crashd.daemon.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
+    "crashd.daemon.after.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
 }
 """What importing a module must not load: crashctl starts fast, the capture workers are small."""
 
@@ -262,7 +288,23 @@ def judge(module: str, imported: str) -> str | None:
         allowed = allowed and package not in layer.not_stdlib
     else:
         return f"{package} is neither ours nor of the standard library"
-    return None if allowed else f"{layer.name} may not import {imported}"
+    if not allowed:
+        return f"{layer.name} may not import {imported}"
+    return judge_wings(module, imported)
+
+
+def judge_wings(module: str, imported: str) -> str | None:
+    """Say what is wrong with an import between wings of one floor; None when nothing is."""
+    floor = next((name for name in WINGS if is_within(module, name)), None)
+    if floor is None or not is_within(imported, floor):
+        return None
+    own, target = module[len(floor) + 1 :], imported[len(floor) + 1 :]
+    wing, other = own.partition(".")[0], target.partition(".")[0]
+    wings = WINGS[floor]
+    if wing not in wings or other not in wings or wing == other:
+        return None
+    allowed = any(is_within(target, name) for name in wings[wing])
+    return None if allowed else f"{floor}.{wing} may not know {imported}"
 
 
 def find_violations(module: str, source: str, known: frozenset[str]) -> list[str]:
@@ -292,6 +334,21 @@ def test_every_part_of_crashd_has_a_layer() -> None:
     assert parts <= {layer.name for layer in LAYERS}
 
 
+def test_every_package_of_a_floor_is_a_wing() -> None:
+    for floor, wings in WINGS.items():
+        directories = {
+            path.parent.name for path in (ROOT / floor.replace(".", "/")).glob("*/__init__.py")
+        }
+        assert directories == set(wings), floor
+
+
+def test_wings_know_each_other_in_one_direction() -> None:
+    for floor, wings in WINGS.items():
+        known = {wing: {name.partition(".")[0] for name in wings[wing]} for wing in wings}
+        order = graphlib.TopologicalSorter(known)
+        assert len(tuple(order.static_order())) == len(wings), floor
+
+
 @pytest.mark.allow_subprocess
 @pytest.mark.parametrize("module", LIGHT)
 def test_import_of_module_stays_light(module: str) -> None:
@@ -312,11 +369,11 @@ KNOWN = frozenset(
         "crashd",
         "crashd.registration",
         "crashd.cli.main",
-        "crashd.config",
+        "crashd.configuration.keys",
         "crashd.daemon.main",
-        "crashd.edge.sysctl",
+        "crashd.edge.host.sysctl",
     }
-    | {"crashd.edge.inotify", "crashd.store.index", "crashd.store.paths"}
+    | {"crashd.edge.host.inotify", "crashd.store.index", "crashd.store.paths"}
 )
 
 
@@ -333,7 +390,7 @@ KNOWN = frozenset(
         ("crashd.domain.text", "from logging import getLogger"),
         ("crashd.domain.text", "import pydantic"),
         ("crashd.domain.text", "from crashd.store import paths"),
-        ("crashd.domain.text", "from crashd import config"),
+        ("crashd.domain.text", "from crashd.configuration import keys"),
         ("crashd.domain.text", "from . import signals"),
         ("crashd.domain.text", "__import__('os')"),
         ("crashd.domain.text", "import importlib\nimportlib.import_module(text)"),
@@ -343,18 +400,18 @@ KNOWN = frozenset(
         ("crashd.store.index", "import socket"),
         ("crashd.store.index", "import subprocess"),
         ("crashd.store.index", "import zstandard"),
-        ("crashd.store.index", "from crashd.edge import sysctl"),
-        ("crashd.store.index", "from crashd.config import Settings"),
-        ("crashd.edge.process", "import logging"),
-        ("crashd.edge.process", "import subprocess"),
-        ("crashd.edge.process", "import pyinotify"),
-        ("crashd.edge.process", "from systemd import journal"),
-        ("crashd.edge.process", "import prometheus_client.core"),
-        ("crashd.edge.process", "from crashd.store import index"),
-        ("crashd.edge.process", "from crashd.daemon.main import main"),
-        ("crashd.edge.process", "from crashd import config"),
-        ("crashd.config", "from crashd.store import index"),
-        ("crashd.config", "from crashd.edge import sysctl"),
+        ("crashd.store.index", "from crashd.edge.host import sysctl"),
+        ("crashd.store.index", "from crashd.configuration.keys import Settings"),
+        ("crashd.edge.capture.process", "import logging"),
+        ("crashd.edge.capture.process", "import subprocess"),
+        ("crashd.edge.capture.process", "import pyinotify"),
+        ("crashd.edge.capture.process", "from systemd import journal"),
+        ("crashd.edge.capture.process", "import prometheus_client.core"),
+        ("crashd.edge.capture.process", "from crashd.store import index"),
+        ("crashd.edge.capture.process", "from crashd.daemon.main import main"),
+        ("crashd.edge.capture.process", "from crashd.configuration import keys"),
+        ("crashd.configuration.keys", "from crashd.store import index"),
+        ("crashd.configuration.keys", "from crashd.edge.host import sysctl"),
         ("crashd.daemon.service", "from crashd.cli import main"),
         ("crashd.daemon.service", "import crashd.cli"),
         ("crashd.daemon.service", "import pydantic"),
@@ -366,9 +423,13 @@ KNOWN = frozenset(
         ("crashd.__main__", "from crashd.cli.main import main"),
         ("crashd", "from crashd.errors import CrashdError"),
         ("crashd.registration", "import logging"),
-        ("crashd.registration", "from crashd.config import Settings"),
+        ("crashd.registration", "from crashd.configuration.keys import Settings"),
         ("crashd.store.index", "from crashd import registration"),
-        ("crashd.newcomer", "from crashd import config"),
+        ("crashd.domain.kernellog.title", "from crashd.domain.elf import elfcore"),
+        ("crashd.domain.kdump.vmcore", "from crashd.domain.elf.minicore import plan"),
+        ("crashd.domain.elf.minicore", "from crashd.domain.kdump import vmcore"),
+        ("crashd.domain.crash.record", "from crashd.domain.cause import explain"),
+        ("crashd.newcomer", "from crashd.configuration import keys"),
         ("crashd.domain.text", "def f():\n" + "    x = 1\n" * FUNCTION_LINES_MAX),
     ],
 )
@@ -383,12 +444,15 @@ def test_find_violations_of_a_breach_names_it(module: str, source: str) -> None:
         ("crashd.domain.text", "import re\nfrom crashd.domain import signals"),
         ("crashd.domain.text", "from crashd import __version__"),
         ("crashd.store.corefile", "import os, zstandard"),
-        ("crashd.edge.inotify", "import pyinotify\nfrom crashd.store.paths import Paths"),
-        ("crashd.edge.inotify", "from crashd.store import paths"),
-        ("crashd.edge.sandbox", "import subprocess"),
-        ("crashd.config", "from pydantic import BaseModel"),
-        ("crashd.daemon.service", "import logging\nfrom crashd import __version__, config"),
-        ("crashd.cli.main", "from crashd.edge import sysctl\nfrom crashd.store import index"),
+        ("crashd.edge.host.inotify", "import pyinotify\nfrom crashd.store.paths import Paths"),
+        ("crashd.edge.host.inotify", "from crashd.store import paths"),
+        ("crashd.edge.sandbox.start", "import subprocess"),
+        ("crashd.configuration.keys", "from pydantic import BaseModel"),
+        (
+            "crashd.daemon.service",
+            "import logging\nfrom crashd import __version__\nfrom crashd.configuration import keys",
+        ),
+        ("crashd.cli.main", "from crashd.edge.host import sysctl\nfrom crashd.store import index"),
         ("crashd.cli.main", "import_module(f'crashd.cli.{verb}')"),
         ("crashd.domain.text", "def f():\n" + "    x = 1\n" * (FUNCTION_LINES_MAX - 1)),
     ],

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from crashd import registration
-from crashd.domain.corepattern import build_pattern
-from crashd.domain.model import Mode
-from crashd.edge import sysctl
+from crashd.domain.crash.corepattern import build_pattern
+from crashd.domain.crash.model import Mode
+from crashd.edge.host import sysctl
 from crashd.errors import UnavailableError
 from crashd.registration import Registered, choose_mode, is_owned, register, unregister
 from crashd.store.paths import Paths

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from crashd.config import Section, Settings, known_keys
-from crashd.configfiles import load_files
-from crashd.domain.corepattern import build_pattern
+from crashd.configuration.files import load_files
+from crashd.configuration.keys import Section, Settings, known_keys
+from crashd.domain.crash.corepattern import build_pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "etc/crashd.toml"

@@ -74,7 +74,7 @@ test_sealed_unit_lets_nothing_through() {
 		python3 - <<'P'
 import json
 from pathlib import Path
-from crashd.edge.sandbox import ask_worker
+from crashd.edge.sandbox.start import ask_worker
 request = {"task": "probe", "cpu_seconds": 10, "memory_bytes": 256 << 20, "paths": ["/usr/local/secret", "/job/run.sh"]}
 Path("/usr/local/secret").write_text("x")
 Path("/usr/local/secret").chmod(0o600)

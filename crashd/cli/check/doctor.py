@@ -10,17 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from crashd.cli import doctorfacts
+from crashd.cli.check import doctorfacts
 from crashd.cli.context import Context
-from crashd.cli.health import ask_status
+from crashd.cli.manage.status import ask_status
 from crashd.cli.render import DIM, GREEN, RED, YELLOW, json_page, styled
 from crashd.cli.source import Source, open_source
-from crashd.domain.doctor import Check, Level, check_own, failed, passed, warned
-from crashd.domain.doctorhost import check_around, check_kernel_dumps
-from crashd.domain.kdumpready import assess
-from crashd.domain.match import Query
+from crashd.domain.crash.match import Query
+from crashd.domain.host.doctor import Check, Level, check_own, failed, passed, warned
+from crashd.domain.host.doctorhost import check_around, check_kernel_dumps
+from crashd.domain.kdump.ready import assess
 from crashd.domain.text import printable
-from crashd.edge import kdumpfacts
+from crashd.edge.host import kdumpfacts
 from crashd.errors import CrashdError
 from crashd.store.paths import Paths
 
@@ -147,7 +147,7 @@ def analysis_seconds(paths: Paths) -> float | None:
     """Tell how long the analysis of a crash may take by the configuration; None where there is
     none.
     """
-    from crashd import configfiles
+    from crashd.configuration import files as configfiles
 
     try:
         section = configfiles.load(paths).analysis

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.doctor import (
+from crashd.domain.crash.procfs import RLIM_INFINITY
+from crashd.domain.host.doctor import (
     PATTERN,
     PIPE_LIMIT,
     SUID_DUMPABLE,
@@ -19,9 +20,8 @@ from crashd.domain.doctor import (
     Setting,
     StoreFacts,
 )
-from crashd.domain.doctorhost import Clock, Surroundings
-from crashd.domain.procfs import RLIM_INFINITY
-from crashd.edge import hostfacts, sysctl
+from crashd.domain.host.doctorhost import Clock, Surroundings
+from crashd.edge.host import hostfacts, sysctl
 from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError, reason_of
 from crashd.store.handlerfile import find_noexec, is_current
 from crashd.store.paths import Paths
@@ -69,7 +69,7 @@ def read_handler(paths: Paths) -> HandlerFacts:
 
 def read_daemon(paths: Paths, ask: Callable[[], dict[str, Any]]) -> DaemonFacts:
     """Ask the daemon how it is, and read its configuration as it does."""
-    from crashd import configfiles
+    from crashd.configuration import files as configfiles
 
     status, error = None, None
     try:

@@ -6,11 +6,11 @@ from typing import Any
 
 from crashd.cli.context import Context
 from crashd.cli.render import GREEN, RED, YELLOW, json_page, styled
-from crashd.domain.kdumpconf import Finding, Severity
-from crashd.domain.kdumpready import Facts, Readiness, assess
+from crashd.domain.kdump.conf import Finding, Severity
+from crashd.domain.kdump.ready import Facts, Readiness, assess
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.edge.kdumpfacts import read_facts
+from crashd.edge.host.kdumpfacts import read_facts
 
 _WIDTH = 15
 _STYLES = {Severity.FAULT: RED, Severity.WARNING: YELLOW, Severity.NOTICE: None}

@@ -5,10 +5,10 @@ import os
 
 from crashd import registration
 from crashd.cli.context import Context
-from crashd.domain.model import Mode
+from crashd.domain.crash.model import Mode
 from crashd.domain.text import printable
-from crashd.edge import sysctl
-from crashd.edge.process import memory_total_bytes
+from crashd.edge.capture.process import memory_total_bytes
+from crashd.edge.host import sysctl
 from crashd.errors import PermissionDeniedError
 
 
@@ -16,7 +16,7 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     """Put the handler in place and register it, for good: a daemon that stops leaves it so."""
     del arguments
     _require_root("install")
-    from crashd import configfiles
+    from crashd.configuration import files as configfiles
     from crashd.store.trusted import refuse_untrusted
 
     paths = context.paths

@@ -13,7 +13,7 @@ STATUS_SECONDS = 5.0
 
 def status(context: Context, arguments: argparse.Namespace) -> int:
     """Print what the daemon says of itself; 0 where it is ready and registered."""
-    from crashd.cli.pages import render_status
+    from crashd.cli.show.pages import render_status
 
     found = ask_status(context)
     if arguments.json:

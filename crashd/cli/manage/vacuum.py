@@ -12,9 +12,9 @@ from crashd.cli.control import ControlClient
 from crashd.cli.progress import Progress, progress
 from crashd.cli.render import json_page, local_time, value_text
 from crashd.cli.source import open_direct, require_store
-from crashd.domain.retention import plan
+from crashd.domain.keep.process import plan
 from crashd.domain.units import format_size
-from crashd.edge.hostfacts import believed_now_ns
+from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.store.daemonlock import is_daemon_live
 from crashd.store.expiry import (
     RowWriter,
@@ -83,7 +83,7 @@ def _by_daemon(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
 
 
 def _directly(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
-    from crashd.configfiles import load  # pydantic: slow to load, and the daemon has it
+    from crashd.configuration.files import load  # pydantic: slow to load, and the daemon has it
 
     paths, policy = context.paths, load(context.paths).retention.process.policy
     source = open_direct(context, writable=not dry_run)

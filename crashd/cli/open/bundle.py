@@ -7,7 +7,7 @@
     files/N/NAME    these files
     SHA256SUMS      of all that is above
 
-crashd.cli.unbundling opens it.
+crashd.cli.open.unbundle opens it.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import FILE_MAX, find_files
-from crashd.cli.dumping import open_stored, terminable
-from crashd.cli.pages import render_info
+from crashd.cli.open.crashfiles import FILE_MAX, find_files
+from crashd.cli.open.dump import open_stored
+from crashd.cli.output import terminable
 from crashd.cli.progress import Progress, progress
+from crashd.cli.show.pages import render_info
 from crashd.cli.source import newest, open_source
-from crashd.domain.model import from_json
+from crashd.domain.crash.model import from_json
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, UsageError, reason_of

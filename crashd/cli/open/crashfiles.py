@@ -4,12 +4,12 @@ them, whoever calls crashctl, and of the crash's own build-ids.
 
 from typing import NamedTuple
 
-from crashd.domain.elfcore import CoreHead
-from crashd.domain.filesearch import plan_search
-from crashd.domain.model import Crash
-from crashd.domain.modules import find_modules
-from crashd.domain.procfs import AT_PHDR
-from crashd.edge.modulefiles import ModuleFile, open_modules
+from crashd.domain.crash.filesearch import plan_search
+from crashd.domain.crash.model import Crash
+from crashd.domain.elf.auxv import AT_PHDR
+from crashd.domain.elf.elfcore import CoreHead
+from crashd.domain.elf.modules import find_modules
+from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.store.coreread import StoredCore, read_head
 
 FILE_MAX = 4 << 30

@@ -15,19 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import CrashFiles, find_files
-from crashd.cli.debugroot import DebugRoot, lay_out, warn_of_missing
-from crashd.cli.dumping import opened_core
-from crashd.cli.foreground import User, run
-from crashd.cli.scratch import descriptor_path, give, nameless_file, private_directory, write_core
+from crashd.cli.open.crashfiles import CrashFiles, find_files
+from crashd.cli.open.debugroot import DebugRoot, lay_out, warn_of_missing
+from crashd.cli.open.dump import opened_core
+from crashd.cli.open.foreground import User, run
+from crashd.cli.open.scratch import (
+    descriptor_path,
+    give,
+    nameless_file,
+    private_directory,
+    write_core,
+)
 from crashd.cli.source import Source, newest, open_source
-from crashd.domain.access import Credentials
-from crashd.domain.model import from_json
-from crashd.edge.loanedid import loan
+from crashd.domain.crash.access import Credentials
+from crashd.domain.crash.model import from_json
+from crashd.edge.sandbox.loanedid import loan
 from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from crashd.config import Analysis
+    from crashd.configuration.keys import Analysis
 
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
 _DEBUG_DIRECTORY = "/usr/lib/debug"
@@ -59,7 +65,7 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         name = arguments.debugger or ("crash" if row.get("kind") == "kernel" else "gdb")
         program = find_debugger(name)
         if row.get("kind") == "kernel":
-            from crashd.cli.kerneldebug import kernel_command
+            from crashd.cli.open.kerneldebug import kernel_command
 
             # as root: the dump is root's alone, and so were all who could write it
             command = kernel_command(context, arguments, source.info(row["id"]), program)
@@ -81,7 +87,7 @@ def _debug_bundle(
     context: Context, arguments: argparse.Namespace, extra: Sequence[str], settings: "Analysis"
 ) -> int:
     """Run a debugger on what `crashctl bundle` wrote, here or elsewhere."""
-    from crashd.cli.unbundling import unpack
+    from crashd.cli.open.unbundle import unpack
 
     name = arguments.debugger or "gdb"
     program = find_debugger(name)
@@ -165,7 +171,8 @@ def _reader(user: User | None) -> Credentials:
 
 
 def _analysis_settings(context: Context) -> "Analysis":
-    from crashd import config, configfiles  # pydantic: slow to load, and only this verb needs it
+    from crashd.configuration import files as configfiles
+    from crashd.configuration import keys as config
 
     try:
         return configfiles.load(context.paths).analysis

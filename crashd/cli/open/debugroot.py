@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 
 from crashd.cli.context import Context
-from crashd.cli.crashfiles import FILE_MAX, CrashFiles
-from crashd.cli.scratch import write_core
-from crashd.domain.access import Credentials
-from crashd.domain.modules import path_parts
+from crashd.cli.open.crashfiles import FILE_MAX, CrashFiles
+from crashd.cli.open.scratch import write_core
+from crashd.domain.crash.access import Credentials
+from crashd.domain.elf.modules import path_parts
 from crashd.domain.text import printable
-from crashd.edge.modulefiles import open_as, read_soname
+from crashd.edge.sandbox.modulefiles import open_as, read_soname
 
 DATA_MAX = 4096
 _WARNED_MAX = 5

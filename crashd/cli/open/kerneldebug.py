@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from crashd.cli.context import Context
+from crashd.domain.elf.vmlinux import Vmlinux, find_release, parse_vmlinux
 from crashd.domain.text import printable
-from crashd.domain.vmlinux import Vmlinux, find_release, parse_vmlinux
 from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.kerneldumps import DumpRoot
 

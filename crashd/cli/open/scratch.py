@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from crashd.cli.dumping import write_sparse
-from crashd.cli.foreground import User
+from crashd.cli.open.foreground import User
+from crashd.cli.output import write_sparse
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, reason_of
 from crashd.store.trusted import find_untrusted

@@ -1,4 +1,4 @@
-"""Open what `crashctl bundle` wrote, here or elsewhere: crashd.cli.bundling says what is in it.
+"""Open what `crashctl bundle` wrote, here or elsewhere: crashd.cli.open.bundle says what is in it.
 
 A bundle may be anybody's. It is read once, as a stream: nothing is allocated, and nothing written,
 before it was compared with a limit; members have the names that bundles have; the core goes to a
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from crashd.cli.dumping import terminable
-from crashd.cli.scratch import nameless_file, private_directory, write_core
-from crashd.domain.modules import path_parts
+from crashd.cli.open.scratch import nameless_file, private_directory, write_core
+from crashd.cli.output import terminable
+from crashd.domain.elf.modules import path_parts
 from crashd.domain.tarheaders import (
     BLOCK,
     TarHeader,

@@ -11,9 +11,9 @@ from hashlib import sha256
 from html import escape
 from typing import Any, Final
 
-from crashd.cli.htmlstyle import STYLE
 from crashd.cli.render import ABSENT, Row, local_time, local_time_of_ns, value_text
-from crashd.domain.tally import Group, Tally, Timeline, program
+from crashd.cli.show.htmlstyle import STYLE
+from crashd.domain.crash.tally import Group, Tally, Timeline, program
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 

@@ -7,7 +7,7 @@ from typing import Any
 from crashd.cli.context import Context
 from crashd.cli.render import FOLLOW_WIDTHS, Table, json_line, json_page, render_json_list
 from crashd.cli.source import DirectSource, newest, open_source
-from crashd.domain.match import Query, parse_time
+from crashd.domain.crash.match import Query, parse_time
 
 
 def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
@@ -61,7 +61,7 @@ def is_filtered(query: Query) -> bool:
 
 def show(context: Context, arguments: argparse.Namespace) -> int:
     """Print all that is known of the newest crash that matches."""
-    from crashd.cli.pages import render_info
+    from crashd.cli.show.pages import render_info
 
     source = open_source(context)
     try:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crashd.cli.kernelpage import kernel_fields, report_lines
 from crashd.cli.render import (
     ABSENT,
     BOLD,
@@ -15,7 +14,8 @@ from crashd.cli.render import (
     styled,
     value_text,
 )
-from crashd.domain.model import BOOT_UNKNOWN, SHORT_ID_LENGTH
+from crashd.cli.show.kernelpage import kernel_fields, report_lines
+from crashd.domain.crash.model import BOOT_UNKNOWN, SHORT_ID_LENGTH
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from crashd import __version__
 from crashd.cli.context import Context
-from crashd.cli.dumping import write_file
-from crashd.cli.htmlpage import LATEST, TOP, Page, render
+from crashd.cli.output import write_file
 from crashd.cli.render import Row
+from crashd.cli.show.htmlpage import LATEST, TOP, Page, render
+from crashd.cli.show.stats import plan
 from crashd.cli.source import Source, open_source
-from crashd.cli.stats import plan
-from crashd.domain.tally import Tally, tally
+from crashd.domain.crash.tally import Tally, tally
 from crashd.domain.units import format_size
 from crashd.errors import NotFoundError, UsageError
 from crashd.store.entry import write_all

@@ -5,12 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 
-from crashd.cli.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
 from crashd.cli.context import Context
 from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns
+from crashd.cli.show.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
 from crashd.cli.source import open_source
-from crashd.domain.match import Query, parse_time
-from crashd.domain.tally import Tally, Timeline, plan_timeline, tally
+from crashd.domain.crash.match import Query, parse_time
+from crashd.domain.crash.tally import Tally, Timeline, plan_timeline, tally
 from crashd.domain.units import format_duration
 from crashd.errors import UsageError
 

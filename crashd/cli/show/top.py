@@ -7,7 +7,6 @@ from typing import Any
 
 from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
-from crashd.cli.reading import show
 from crashd.cli.render import (
     UNDERLINE,
     cut,
@@ -18,8 +17,9 @@ from crashd.cli.render import (
     value_text,
     what_crashed,
 )
+from crashd.cli.show.listing import show
 from crashd.cli.source import Source, newest, open_source
-from crashd.domain.match import Query, parse_time
+from crashd.domain.crash.match import Query, parse_time
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnavailableError
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
-from crashd import config
-from crashd.daemon.analysis import AnalysisOptions
-from crashd.daemon.analysisqueue import AnalysisQueue, QueueSettings
-from crashd.daemon.expiring import Expiry
+from crashd.configuration import keys as config
+from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.after.notices import Notices, NoticeSettings
+from crashd.daemon.after.queue import AnalysisQueue, QueueSettings
+from crashd.daemon.after.retention import Expiry
 from crashd.daemon.indexer import Indexer
-from crashd.daemon.notices import Notices, NoticeSettings
-from crashd.domain.alertbudget import AlertRates
-from crashd.domain.limiter import is_only_counted
-from crashd.domain.model import Crash, Kind
-from crashd.domain.site import account_of
-from crashd.edge.exporter import DropReason, Exporter
-from crashd.edge.hostfacts import believed_now_ns
+from crashd.domain.crash.model import Crash, Kind
+from crashd.domain.keep.alertbudget import AlertRates
+from crashd.domain.keep.limiter import is_only_counted
+from crashd.domain.keep.site import account_of
+from crashd.edge.host.hostfacts import believed_now_ns
+from crashd.edge.web.exporter import DropReason, Exporter
 from crashd.store.expiry import Removed, Told
 from crashd.store.paths import Paths
 

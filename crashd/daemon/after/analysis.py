@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from crashd.analysisresult import parse_report
-from crashd.domain.analysis import Analysis, AnalysisState, Facts
-from crashd.domain.explain import Context, explain
-from crashd.domain.filesearch import plan_search
-from crashd.domain.model import Crash
-from crashd.domain.signature import build_signature, build_title
+from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
+from crashd.domain.cause.explain import Context, explain
+from crashd.domain.cause.signature import build_signature, build_title
+from crashd.domain.crash.filesearch import plan_search
+from crashd.domain.crash.model import Crash
 from crashd.domain.text import printable
-from crashd.edge.sandbox import ask_worker, run_worker
+from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
 

@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from crashd.domain.alertbudget import AlertBudget, AlertRates
-from crashd.domain.boundedrecord import bounded
-from crashd.domain.fairqueue import FairQueue
-from crashd.domain.limiter import is_only_counted
-from crashd.domain.model import Crash, Kind, to_json
-from crashd.domain.site import account_of
-from crashd.edge import journal
-from crashd.edge.hooks import HookError, ask_for_all, list_hooks, run_all
+from crashd.domain.crash.boundedrecord import bounded
+from crashd.domain.crash.model import Crash, Kind, to_json
+from crashd.domain.keep.alertbudget import AlertBudget, AlertRates
+from crashd.domain.keep.fairqueue import FairQueue
+from crashd.domain.keep.limiter import is_only_counted
+from crashd.domain.keep.site import account_of
+from crashd.edge.host import journal
+from crashd.edge.host.hooks import HookError, ask_for_all, list_hooks, run_all
 from crashd.errors import UnavailableError, reason_of
 from crashd.store.paths import Paths
 

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crashd.daemon.analysis import AnalysisOptions, analyse, analysed
-from crashd.domain.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
-from crashd.domain.fairqueue import FairQueue
-from crashd.domain.model import Crash, Kind, State, encode
-from crashd.domain.site import account_of
+from crashd.daemon.after.analysis import AnalysisOptions, analyse, analysed
+from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
+from crashd.domain.crash.model import Crash, Kind, State, encode
+from crashd.domain.keep.fairqueue import FairQueue
+from crashd.domain.keep.site import account_of
 from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store.entry import ANALYSIS, Entry, open_entry
 from crashd.store.index import Index

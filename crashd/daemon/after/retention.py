@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from crashd.domain.retention import Policy, StoredCrash, Usage, plan, room
+from crashd.domain.keep.process import Policy, StoredCrash, Usage, plan, room
 from crashd.domain.units import Amount, format_size
 from crashd.errors import CrashdError
 from crashd.store import spool

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from crashd.daemon.pump import BASE_BYTES
-from crashd.daemon.reader import Reader
-from crashd.daemon.taking import LATE, Options, Source, Taken, take
-from crashd.domain import elfcore, record
-from crashd.domain.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
-from crashd.domain.model import Core, Crash, Disposition, Engine, Mode, State
-from crashd.edge.incoming import DeadlineError, IncomingCore
+from crashd.daemon.capture.pump import BASE_BYTES
+from crashd.daemon.capture.store_core import LATE, Options, Source, Taken, take
+from crashd.daemon.capture.timedread import Reader
+from crashd.domain.crash import record
+from crashd.domain.crash.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
+from crashd.domain.crash.model import Core, Crash, Disposition, Engine, Mode, State
+from crashd.domain.elf import elfcore
+from crashd.edge.capture.incoming import DeadlineError, IncomingCore
 from crashd.errors import FormatError, reason_of
 from crashd.store.entry import Entry
 

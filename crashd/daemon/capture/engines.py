@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from crashd.daemon.pump import Pump, StopError
-from crashd.daemon.reader import Reader, StuckError
-from crashd.domain.memorymap import Backing, DoubtError, Piece
-from crashd.edge.incoming import DeadlineError, IncomingCore
-from crashd.edge.memory import IOV_MAX, PAGE_BYTES, GoneError, ProcessMemory
+from crashd.daemon.capture.pump import Pump, StopError
+from crashd.daemon.capture.timedread import Reader, StuckError
+from crashd.domain.elf.memorymap import Backing, DoubtError, Piece
+from crashd.edge.capture.incoming import DeadlineError, IncomingCore
+from crashd.edge.capture.memory import IOV_MAX, PAGE_BYTES, GoneError, ProcessMemory
 
 STREAM_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20

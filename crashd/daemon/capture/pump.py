@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from crashd.edge.memory import populate
+from crashd.edge.capture.memory import populate
 
 HOLE_COST_SHIFT = 15
 """A hole counts as what it takes in the store: 4 bytes for each 128 KiB (domain/zstdframes.py)."""

@@ -4,9 +4,10 @@ import errno
 import os
 from dataclasses import replace
 
-from crashd.domain import elfcore, record
-from crashd.domain.boundedrecord import bounded
-from crashd.domain.model import Core, Crash, Engine, State
+from crashd.domain.crash import record
+from crashd.domain.crash.boundedrecord import bounded
+from crashd.domain.crash.model import Core, Crash, Engine, State
+from crashd.domain.elf import elfcore
 from crashd.errors import CrashdError, FormatError, NotFoundError
 from crashd.store import corefile
 from crashd.store.entry import CORE, Entry

@@ -3,8 +3,8 @@
 import os
 import time
 
-from crashd.daemon.pump import HOLE_COST_SHIFT, StopError
-from crashd.domain.model import Core
+from crashd.daemon.capture.pump import HOLE_COST_SHIFT, StopError
+from crashd.domain.crash.model import Core
 from crashd.errors import reason_of
 from crashd.store import corefile
 from crashd.store.entry import CORE, Entry

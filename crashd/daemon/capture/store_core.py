@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from crashd.daemon import engines
-from crashd.daemon.pump import HOLE_COST_SHIFT, Pump, StopError
-from crashd.daemon.reader import Reader, StuckError
-from crashd.daemon.sink import CoreSink
-from crashd.domain import elfcore, memorymap
-from crashd.domain.memorymap import Backing, DoubtError, Extent
-from crashd.domain.minicore import MINI_MAX, MiniCore, plan_mini
-from crashd.domain.model import Core, Engine
-from crashd.domain.procfs import parse_status
-from crashd.domain.record import Allowance
-from crashd.domain.scrub import EnvironMode
-from crashd.edge.incoming import DeadlineError, IncomingCore
-from crashd.edge.memory import GoneError, ProcessMemory, huge_devices
+from crashd.daemon.capture import engines
+from crashd.daemon.capture.pump import HOLE_COST_SHIFT, Pump, StopError
+from crashd.daemon.capture.sink import CoreSink
+from crashd.daemon.capture.timedread import Reader, StuckError
+from crashd.domain.crash.model import Core, Engine
+from crashd.domain.crash.procfs import parse_status
+from crashd.domain.crash.record import Allowance
+from crashd.domain.crash.scrub import EnvironMode
+from crashd.domain.elf import elfcore, memorymap
+from crashd.domain.elf.memorymap import Backing, DoubtError, Extent
+from crashd.domain.elf.minicore import MINI_MAX, MiniCore, plan_mini
+from crashd.edge.capture.incoming import DeadlineError, IncomingCore
+from crashd.edge.capture.memory import GoneError, ProcessMemory, huge_devices
 from crashd.errors import reason_of
 from crashd.store.entry import Entry
 

@@ -16,16 +16,16 @@ import struct
 from dataclasses import replace
 from typing import Any
 
-from crashd.daemon.capture import Decision, capture
-from crashd.daemon.reader import Reader
-from crashd.daemon.salvage import salvage
-from crashd.daemon.taking import Options
-from crashd.domain.elfcore import CoreHead
-from crashd.domain.limiter import is_only_counted
-from crashd.domain.model import Crash, Disposition, State, from_json
-from crashd.domain.site import site_of
-from crashd.edge.handoff import Connection
-from crashd.edge.incoming import IncomingCore
+from crashd.daemon.capture.capture import Decision, capture
+from crashd.daemon.capture.salvage import salvage
+from crashd.daemon.capture.store_core import Options
+from crashd.daemon.capture.timedread import Reader
+from crashd.domain.crash.model import Crash, Disposition, State, from_json
+from crashd.domain.elf.elfcore import CoreHead
+from crashd.domain.keep.limiter import is_only_counted
+from crashd.domain.keep.site import site_of
+from crashd.edge.capture.handoff import Connection
+from crashd.edge.capture.incoming import IncomingCore
 from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
 from crashd.store.spool import SpoolEntry

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from crashd.daemon.expiring import Allotment
-from crashd.daemon.pump import BASE_BYTES
-from crashd.domain.limiter import Limiter, Rate, Scope, Verdict, keys_of
-from crashd.domain.model import Disposition
-from crashd.domain.policy import Rule, most_of
-from crashd.domain.site import Site
-from crashd.edge.process import memory_available_bytes
+from crashd.daemon.after.retention import Allotment
+from crashd.daemon.capture.pump import BASE_BYTES
+from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.limiter import Limiter, Rate, Scope, Verdict, keys_of
+from crashd.domain.keep.policy import Rule, most_of
+from crashd.domain.keep.site import Site
+from crashd.edge.capture.process import memory_available_bytes
 from crashd.errors import reason_of
 from crashd.store.paths import Paths
 from crashd.store.statefile import read_state, write_state

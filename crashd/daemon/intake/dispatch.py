@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crashd.corehandler import RECEIPT_SECONDS
+from crashd.daemon.capture.worker import RECEIPT_AT, receive_message, send_message
+from crashd.daemon.intake.pool import Nursery, Worker
 from crashd.daemon.loopclock import LoopClock
-from crashd.daemon.pool import Nursery, Worker
-from crashd.daemon.worker import RECEIPT_AT, receive_message, send_message
 from crashd.errors import UnavailableError
 from crashd.store.entry import Entry
 

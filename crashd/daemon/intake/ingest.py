@@ -17,20 +17,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from crashd.daemon.dispatch import Dispatcher, Job
-from crashd.domain.boundedrecord import LEAST_BYTES, bounded
-from crashd.domain.coremeta import CoreMeta
-from crashd.domain.kernellog import Loss
-from crashd.domain.model import Capture, Crash, Identity, Mode, State, next_sequence, to_json
-from crashd.domain.record import (
+from crashd.daemon.intake.dispatch import Dispatcher, Job
+from crashd.domain.crash.boundedrecord import LEAST_BYTES, bounded
+from crashd.domain.crash.coremeta import CoreMeta
+from crashd.domain.crash.losses import Loss
+from crashd.domain.crash.model import Capture, Crash, Identity, Mode, State, next_sequence, to_json
+from crashd.domain.crash.record import (
     PIDFD_COREDUMP_USER,
     foreign_mount_ns,
     lost_crash,
     new_crash,
 )
-from crashd.edge.handoff import Connection, Handoff
-from crashd.edge.kernelsock import KernelConnection
-from crashd.edge.process import PidfdInfo, boot_id
+from crashd.edge.capture.handoff import Connection, Handoff
+from crashd.edge.capture.kernelsock import KernelConnection
+from crashd.edge.capture.process import PidfdInfo, boot_id
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store import entry as entries
 from crashd.store import spool

@@ -6,10 +6,10 @@ import selectors
 import socket
 from collections.abc import Callable, Mapping
 
-from crashd.daemon.ingest import Ingest
-from crashd.domain.model import Mode
-from crashd.edge import handoff, kernelsock
-from crashd.edge.exporter import DropReason
+from crashd.daemon.intake.ingest import Ingest
+from crashd.domain.crash.model import Mode
+from crashd.edge.capture import handoff, kernelsock
+from crashd.edge.web.exporter import DropReason
 from crashd.errors import CrashdError, reason_of
 from crashd.registration import choose_mode
 from crashd.store.paths import Paths

@@ -19,8 +19,8 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from crashd.daemon.worker import receive_message, send_message, work
-from crashd.edge.process import set_oom_score
+from crashd.daemon.capture.worker import receive_message, send_message, work
+from crashd.edge.capture.process import set_oom_score
 from crashd.errors import UnavailableError, reason_of
 
 ANSWER_SECONDS = 2.0

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from crashd.edge.inotify import DirectoryWatch
+from crashd.edge.host.inotify import DirectoryWatch
 from crashd.errors import CrashdError
 from crashd.store import spool
 from crashd.store.paths import Paths

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crashd.daemon.analysis import AnalysisOptions
-from crashd.domain.kdumpdir import DumpDirectory
-from crashd.domain.kernelretention import KernelPolicy
-from crashd.domain.model import Crash, State
+from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.domain.crash.model import Crash, State
+from crashd.domain.kdump.directory import DumpDirectory
+from crashd.domain.keep.kernel import KernelPolicy
 from crashd.store.kerneldumps import Seen
 
 SETTLE_NS = 10 * 10**9

@@ -5,10 +5,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-from crashd.domain.kernellog import LogRecord
-from crashd.domain.oops import LogAnalysis, Report, analyse_report, find_reports
-from crashd.domain.oopsheads import find_head
-from crashd.domain.printk import LogLine, parse_lines
+from crashd.domain.crash.losses import LogRecord
+from crashd.domain.kernellog.analyse import LogAnalysis, Report, analyse_report, find_reports
+from crashd.domain.kernellog.heads import find_head
+from crashd.domain.kernellog.printk import LogLine, parse_lines
 
 log = logging.getLogger("crashd.kdump")
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 from crashd.analysisresult import parse_log_report
-from crashd.daemon.analysis import AnalysisOptions
-from crashd.domain.printkring import KernelLog
+from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.domain.kernellog.printkring import KernelLog
 from crashd.domain.text import printable
-from crashd.edge.sandbox import ask_worker, run_worker
+from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
 

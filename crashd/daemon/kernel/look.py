@@ -4,13 +4,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from crashd.daemon.analysis import AnalysisOptions
-from crashd.daemon.kernelanalysis import LogFailure, read_log
-from crashd.domain.kdumpdir import DumpDirectory, readme_is_unfinished
-from crashd.domain.kernelrecord import Look
-from crashd.domain.oops import LogAnalysis, analyse
-from crashd.domain.vmcore import HEAD_SIZE, TAIL_SIZE, Completeness, Verdict, VmcoreHead, judge
-from crashd.domain.wrapped import find_wrapper, unwrap
+from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.kernel.log import LogFailure, read_log
+from crashd.domain.kdump.compressed import find_wrapper, unwrap
+from crashd.domain.kdump.directory import DumpDirectory, readme_is_unfinished
+from crashd.domain.kdump.record import Look
+from crashd.domain.kdump.vmcore import (
+    HEAD_SIZE,
+    TAIL_SIZE,
+    Completeness,
+    Verdict,
+    VmcoreHead,
+    judge,
+)
+from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.errors import FormatError, reason_of
 from crashd.store.corefile import unzstd
 from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen

@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from crashd.domain.kernellog import LogRecord, Loss, find_loss
-from crashd.edge.kmsg import KernelLog
+from crashd.domain.crash.losses import LogRecord, Loss, find_loss
+from crashd.edge.host.kmsg import KernelLog
 from crashd.errors import UnavailableError, reason_of
 from crashd.store.paths import Paths
 from crashd.store.statefile import read_state, write_state

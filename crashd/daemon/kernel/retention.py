@@ -5,16 +5,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from crashd.domain.kernelretention import Deletion, KernelDump, plan_retention
-from crashd.domain.model import State
+from crashd.domain.crash.model import State
+from crashd.domain.keep.kernel import Deletion, KernelDump, plan_retention
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, FormatError, NotFoundError
 from crashd.store.kerneldumps import DumpRoot
 
 if TYPE_CHECKING:
-    from crashd.daemon.dumpstate import Known
-    from crashd.daemon.kdumps import DumpWatch
+    from crashd.daemon.kernel.dumpstate import Known
+    from crashd.daemon.kernel.watch import DumpWatch
 
 log = logging.getLogger("crashd.kdump")
 

@@ -7,22 +7,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crashd import config
-from crashd.daemon.afterwards import analysis_settings
-from crashd.daemon.dumpstate import DumpSettings, Listeners
+from crashd.configuration import keys as config
+from crashd.daemon.after.afterwards import analysis_settings
 from crashd.daemon.indexer import Indexer
-from crashd.daemon.kdumps import DumpWatch
-from crashd.daemon.liveoops import LiveOopses
-from crashd.domain.kdumpready import assess, dump_paths
-from crashd.domain.kernellog import LogRecord
-from crashd.domain.kernelrecord import SAME_EVENT_NS, split_log, survived
-from crashd.domain.match import Query
-from crashd.domain.model import BOOT_UNKNOWN, Crash, Kind, Mode
-from crashd.domain.oops import LogAnalysis, analyse
-from crashd.domain.pstore import PstoreLog, assemble
-from crashd.edge import process
-from crashd.edge.exporter import DropReason, Exporter
-from crashd.edge.kdumpfacts import read_facts
+from crashd.daemon.kernel.dumpstate import DumpSettings, Listeners
+from crashd.daemon.kernel.live import LiveOopses
+from crashd.daemon.kernel.watch import DumpWatch
+from crashd.domain.crash.losses import LogRecord
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, Kind, Mode
+from crashd.domain.kdump.ready import assess, dump_paths
+from crashd.domain.kdump.record import SAME_EVENT_NS, split_log, survived
+from crashd.domain.kernellog.analyse import LogAnalysis, analyse
+from crashd.domain.kernellog.pstore import PstoreLog, assemble
+from crashd.edge.capture import process
+from crashd.edge.host.kdumpfacts import read_facts
+from crashd.edge.web.exporter import DropReason, Exporter
 from crashd.errors import CrashdError, reason_of
 from crashd.store import entry as entries
 from crashd.store.index import Index

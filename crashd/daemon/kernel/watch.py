@@ -18,15 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crashd.daemon.dumplook import is_unfinished, look_into
-from crashd.daemon.dumpretention import expire
-from crashd.daemon.dumpstate import SETTLE_NS, DumpSettings, Known, Listeners
-from crashd.domain.kdumpdir import DumpDirectory
-from crashd.domain.kernelrecord import Look, build_record
-from crashd.domain.model import Crash, State
+from crashd.daemon.kernel.dumpstate import SETTLE_NS, DumpSettings, Known, Listeners
+from crashd.daemon.kernel.look import is_unfinished, look_into
+from crashd.daemon.kernel.retention import expire
+from crashd.domain.crash.model import Crash, State
+from crashd.domain.kdump.directory import DumpDirectory
+from crashd.domain.kdump.record import Look, build_record
+from crashd.domain.kdump.vmcore import Completeness
 from crashd.domain.text import printable
-from crashd.domain.vmcore import Completeness
-from crashd.edge.inotify import DirectoryWatch
+from crashd.edge.host.inotify import DirectoryWatch
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store import entry as entries
 from crashd.store.entry import open_entry

@@ -4,11 +4,11 @@ import logging
 import socket
 from collections.abc import Callable
 
-from crashd import config
-from crashd.daemon.webconfig import load_guard
-from crashd.edge import metricsserver
-from crashd.edge.exporter import Exporter
-from crashd.edge.webguard import Guard
+from crashd.configuration import keys as config
+from crashd.daemon.web.webconfig import load_guard
+from crashd.edge.web import metricsserver
+from crashd.edge.web.exporter import Exporter
+from crashd.edge.web.webguard import Guard
 from crashd.errors import ConfigError, CrashdError
 
 log = logging.getLogger("crashd.service")

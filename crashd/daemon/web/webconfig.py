@@ -7,8 +7,8 @@ from pathlib import Path
 from socket import socket
 
 from crashd.domain.text import printable
-from crashd.domain.webconfig import Tls, WebConfigError, parse_web_config
-from crashd.edge.webguard import Guard, PlainStream, Stream
+from crashd.domain.web.webconfig import Tls, WebConfigError, parse_web_config
+from crashd.edge.web.webguard import Guard, PlainStream, Stream
 from crashd.errors import ConfigError, FormatError
 from crashd.store.trusted import read_trusted
 
@@ -27,8 +27,8 @@ def load_guard(name: str) -> Guard:
     """
     if not name:
         return Guard()
-    from crashd.edge.basicauth import BasicAuth
-    from crashd.edge.yamltext import parse_yaml
+    from crashd.edge.web.basicauth import BasicAuth
+    from crashd.edge.web.yamltext import parse_yaml
 
     path = Path(name)
     shown = printable(os.fsencode(path))
@@ -43,7 +43,7 @@ def load_guard(name: str) -> Guard:
 
 
 def _tls_streams(tls: Tls, directory: Path) -> Callable[[socket], Stream]:
-    from crashd.edge.tls import TlsStream, build_context
+    from crashd.edge.web.tls import TlsStream, build_context
 
     for name in (tls.cert_file, tls.key_file, tls.client_ca_file):
         if name is not None:

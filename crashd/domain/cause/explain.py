@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from crashd.domain.analysis import Cause, Facts, Frame
-from crashd.domain.faults import explain_fault, stack_overflow
+from crashd.domain.cause.analysis import Cause, Facts, Frame
+from crashd.domain.cause.faults import explain_fault, stack_overflow
+from crashd.domain.cause.signature import in_library_source, notable, plain_name
 from crashd.domain.signals import (
     SIGABRT,
     SIGILL,
@@ -19,7 +20,6 @@ from crashd.domain.signals import (
     describe,
     signal_name,
 )
-from crashd.domain.signature import in_library_source, notable, plain_name
 
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b\d{2,}\b")
 _TEXT_MAX = 400

@@ -4,9 +4,9 @@ there. Pure.
 
 import re
 
-from crashd.domain.analysis import Access, Cause, Facts, Region
+from crashd.domain.cause.analysis import Access, Cause, Facts, Region
+from crashd.domain.cause.signature import plain_name
 from crashd.domain.signals import SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, describe
-from crashd.domain.signature import plain_name
 
 NULL_MAX = 0x10000
 """Below it nothing is ever mapped (vm.mmap_min_addr)."""

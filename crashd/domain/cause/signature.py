@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from crashd.domain.analysis import Cause, Facts, Frame
+from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.signals import signal_name
 
 VERSION = "p1"

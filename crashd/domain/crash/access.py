@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from struct import iter_unpack
 from typing import Any
 
-from crashd.domain.procfs import parse_status
+from crashd.domain.crash.procfs import parse_status
 
 SEARCH, READ = 1, 4
 """Permission bits of one class, as chmod(2) has them."""

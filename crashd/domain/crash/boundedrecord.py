@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from crashd.domain.model import Crash, encode, put_bytes, put_bytes_list, to_json
+from crashd.domain.crash.model import Crash, encode, put_bytes, put_bytes_list, to_json
 from crashd.domain.text import shell_join
 
 RECORD_BYTES: Final = 4 << 20

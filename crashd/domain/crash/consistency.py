@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from crashd.domain.model import Crash, Kind, State
+from crashd.domain.crash.model import Crash, Kind, State
 
 _STATES: Final = {
     Kind.PROCESS: frozenset(State) - {State.INCOMPLETE, State.MISSING},

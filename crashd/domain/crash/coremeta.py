@@ -7,7 +7,7 @@ message, a spool entry's `meta`), so that no source is checked less than another
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from crashd.domain.model import Identity
+from crashd.domain.crash.model import Identity
 from crashd.errors import FormatError
 
 _FIELDS_MAX = 64

@@ -7,7 +7,7 @@ from datetime import datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 
-from crashd.domain.model import ID_PATTERN, LIST_KEYS, Kind
+from crashd.domain.crash.model import ID_PATTERN, LIST_KEYS, Kind
 from crashd.domain.signals import signal_number
 from crashd.domain.units import parse_duration
 from crashd.errors import FormatError, UsageError

@@ -5,37 +5,12 @@ own words. No parser here raises: what is missing or damaged comes out as None o
 """
 
 import re
-import sys
 from dataclasses import dataclass
-from struct import Struct
-from typing import Final, Literal
-
-# Entry types of the auxiliary vector, include/uapi/linux/auxvec.h.
-AT_NULL: Final = 0
-AT_PHDR: Final = 3
-AT_PHENT: Final = 4
-AT_PHNUM: Final = 5
-AT_PAGESZ: Final = 6
-AT_BASE: Final = 7
-AT_FLAGS: Final = 8
-AT_ENTRY: Final = 9
-AT_UID: Final = 11
-AT_EUID: Final = 12
-AT_GID: Final = 13
-AT_EGID: Final = 14
-AT_PLATFORM: Final = 15
-AT_HWCAP: Final = 16
-AT_CLKTCK: Final = 17
-AT_SECURE: Final = 23
-AT_RANDOM: Final = 25
-AT_EXECFN: Final = 31
-AT_SYSINFO_EHDR: Final = 33
+from typing import Final
 
 RLIM_INFINITY: Final = 2**64 - 1
 """An unlimited resource limit, include/uapi/asm-generic/resource.h."""
 
-AUXV_ENTRIES_MAX: Final = 256
-"""The kernel's own vector is some 25 pairs (AT_VECTOR_SIZE, include/linux/auxvec.h)."""
 
 OWN_NAMESPACE: Final = b"own"
 """In place of an owner's uid: the user namespace is the reader's own."""
@@ -170,23 +145,3 @@ def parse_namespace(link: bytes) -> int | None:
     """Parse a link of /proc/PID/ns, such as `mnt:[4026531832]`: the inode."""
     match = re.fullmatch(rb"[a-z_]{1,32}:\[([0-9]{1,20})\]", link)
     return int(match.group(1)) if match else None
-
-
-def parse_auxv(
-    raw: bytes,
-    bits: Literal[32, 64] = 64,
-    byteorder: Literal["little", "big"] = sys.byteorder,
-) -> dict[int, int]:
-    """Parse /proc/PID/auxv or NT_AUXV into type and value, up to AT_NULL.
-
-    Of a type that comes twice the first counts, as for getauxval(3). An incomplete last pair and
-    what is past AUXV_ENTRIES_MAX are left out.
-    """
-    pair = Struct(("<" if byteorder == "little" else ">") + ("QQ" if bits == 64 else "II"))
-    whole = min(len(raw) // pair.size, AUXV_ENTRIES_MAX) * pair.size
-    found: dict[int, int] = {}
-    for kind, value in pair.iter_unpack(raw[:whole]):
-        if kind == AT_NULL:
-            break
-        found.setdefault(kind, value)
-    return found

@@ -12,11 +12,10 @@ from typing import Any
 
 from crashd.corehandler import PROC_FILES, SCANT_PROC_BYTES
 from crashd.domain import signals
-from crashd.domain.cgroup import parse_cgroup
-from crashd.domain.coremeta import CoreMeta
-from crashd.domain.elfcore import CoreHead
-from crashd.domain.kernellog import Loss
-from crashd.domain.model import (
+from crashd.domain.crash.cgroup import parse_cgroup
+from crashd.domain.crash.coremeta import CoreMeta
+from crashd.domain.crash.losses import Loss
+from crashd.domain.crash.model import (
     Capture,
     Crash,
     Disposition,
@@ -26,21 +25,18 @@ from crashd.domain.model import (
     State,
     build_id_text,
 )
-from crashd.domain.procfs import (
-    AT_EUID,
-    AT_PHDR,
-    AT_SECURE,
-    AT_UID,
+from crashd.domain.crash.procfs import (
     OWN_NAMESPACE,
     USER_NS_INIT,
-    parse_auxv,
     parse_cmdline,
     parse_core_limit,
     parse_environ,
     parse_namespace,
     parse_status,
 )
-from crashd.domain.scrub import EnvironMode, scrub_environ
+from crashd.domain.crash.scrub import EnvironMode, scrub_environ
+from crashd.domain.elf.auxv import AT_EUID, AT_PHDR, AT_SECURE, AT_UID, parse_auxv
+from crashd.domain.elf.elfcore import CoreHead
 from crashd.domain.text import printable
 
 PAGE_BYTES = 4096

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from crashd.domain.model import time_text
+from crashd.domain.crash.model import time_text
 
 NAMES_MAX: Final = 1000
 """Names of one kind in the JSON."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from crashd.domain.elfnotes import (
+from crashd.domain.elf.auxv import AT_PHDR
+from crashd.domain.elf.elfnotes import (
     Bits,
     ByteOrder,
     Layout,
@@ -27,7 +28,6 @@ from crashd.domain.elfnotes import (
     collect_notes,
     split_notes,
 )
-from crashd.domain.procfs import AT_PHDR
 from crashd.errors import FormatError
 
 __all__ = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, Literal, NamedTuple
 
-from crashd.domain.procfs import parse_auxv
+from crashd.domain.elf.auxv import parse_auxv
 
 NOTES_MAX: Final = 2**18
 PROBLEMS_MAX: Final = 20

@@ -19,7 +19,7 @@ from enum import IntEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-from crashd.domain.elfcore import CoreHead, build_trailer
+from crashd.domain.elf.elfcore import CoreHead, build_trailer
 
 ADDRESS_SPACE_HALF = 1 << 63
 """Above it are the kernel's own addresses, where no mapping of a process is."""

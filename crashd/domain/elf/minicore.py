@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from crashd.domain.elfcore import PT_LOAD, PT_NOTE, CoreHead, Segment
-from crashd.domain.elfnotes import Layout
-from crashd.domain.procfs import AT_PHDR, AT_PHENT, AT_PHNUM, AT_SYSINFO_EHDR
+from crashd.domain.elf.auxv import AT_PHDR, AT_PHENT, AT_PHNUM, AT_SYSINFO_EHDR
+from crashd.domain.elf.elfcore import PT_LOAD, PT_NOTE, CoreHead, Segment
+from crashd.domain.elf.elfnotes import Layout
 
 PAGE: Final = 4096
 MINI_MAX: Final = 64 << 20

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from crashd.domain.elfcore import IMAGE_MAX, CoreHead, parse_build_id
-from crashd.domain.elfnotes import MappedFile
+from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead, parse_build_id
+from crashd.domain.elf.elfnotes import MappedFile
 
 MODULES_MAX = 512
 DEBUG_ROOT = b"usr/lib/debug"

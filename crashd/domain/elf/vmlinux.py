@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout, split_notes
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 

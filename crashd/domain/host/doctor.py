@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from crashd.domain.corepattern import handler_of, is_ours
+from crashd.domain.crash.corepattern import handler_of, is_ours
 from crashd.domain.units import format_size
 
 FREE_MIN_BYTES: Final = 64 << 20

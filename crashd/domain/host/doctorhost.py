@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from shlex import quote
 from typing import Final
 
-from crashd.domain.corepattern import handler_of, is_ours
-from crashd.domain.doctor import (
+from crashd.domain.crash.corepattern import handler_of, is_ours
+from crashd.domain.crash.procfs import RLIM_INFINITY
+from crashd.domain.host.doctor import (
     PATTERN,
     PIPE_LIMIT,
     SUID_DUMPABLE,
@@ -17,12 +18,11 @@ from crashd.domain.doctor import (
     passed,
     warned,
 )
-from crashd.domain.kdumpconf import Severity
-from crashd.domain.kdumpready import Readiness
-from crashd.domain.procfs import RLIM_INFINITY
-from crashd.domain.sysctld import BootSetting
+from crashd.domain.host.sysctld import BootSetting
+from crashd.domain.host.unittimes import NEVER, UnitTimes
+from crashd.domain.kdump.conf import Severity
+from crashd.domain.kdump.ready import Readiness
 from crashd.domain.units import format_duration, format_size
-from crashd.domain.unittimes import NEVER, UnitTimes
 
 NAMED_MAX: Final = 5
 """Units that a finding names."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from crashd.domain.crashkernel import CrashKernel
-from crashd.domain.shellconf import ShellVariables, parse_shell
+from crashd.domain.kdump.crashkernel import CrashKernel
+from crashd.domain.kdump.shellconf import ShellVariables, parse_shell
 from crashd.errors import FormatError
 
 DEFAULT_PATH: Final = "/var/crash"

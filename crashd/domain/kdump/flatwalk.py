@@ -5,7 +5,7 @@ last but one, far behind what a head has.
 from struct import Struct
 from typing import Final
 
-from crashd.domain.diskdump import Read
+from crashd.domain.kdump.diskdump import Read
 
 RECORDS_MAX: Final = 2**20
 """A record of makedumpfile is a page at the least: enough for 4 GiB."""

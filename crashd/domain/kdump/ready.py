@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from crashd.domain.crashkernel import parse_crashkernel
-from crashd.domain.kdumpconf import (
+from crashd.domain.kdump.conf import (
     DEFAULT_PATH,
     Finding,
     KdumpConf,
@@ -18,6 +17,7 @@ from crashd.domain.kdumpconf import (
     SysconfigKdump,
     find_kernel_traps,
 )
+from crashd.domain.kdump.crashkernel import parse_crashkernel
 from crashd.domain.units import format_size
 
 DUMP_SHARE: Final = 10

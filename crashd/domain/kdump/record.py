@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from crashd.domain.kdumpdir import DumpDirectory
-from crashd.domain.model import (
+from crashd.domain.crash.model import (
     BOOT_UNKNOWN,
     Capture,
     Core,
@@ -22,10 +21,11 @@ from crashd.domain.model import (
     State,
     build_id_text,
 )
-from crashd.domain.oops import LogAnalysis
-from crashd.domain.oopskinds import PanicKind
+from crashd.domain.kdump.directory import DumpDirectory
+from crashd.domain.kdump.vmcore import Completeness, Verdict
+from crashd.domain.kernellog.analyse import LogAnalysis
+from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.text import printable
-from crashd.domain.vmcore import Completeness, Verdict
 
 LOG_LINES_MAX: Final = 4000
 LOG_BYTES_MAX: Final = 512 * 1024

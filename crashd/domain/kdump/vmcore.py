@@ -21,7 +21,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from crashd.domain.diskdump import (
+from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.kdump.compressed import (
+    Unwrapped,
+    Unzstd,
+    Wrapper,
+    find_wrapper,
+    is_ended,
+    unwrap,
+)
+from crashd.domain.kdump.diskdump import (
     HEADER_SIZE,
     NOTES_MAX_BYTES,
     SIGNATURE,
@@ -30,11 +39,9 @@ from crashd.domain.diskdump import (
     parse_diskdump,
     size_at_least,
 )
-from crashd.domain.elfnotes import Bits, ByteOrder, Layout, split_notes
-from crashd.domain.flatwalk import walk
-from crashd.domain.nodump import describe
+from crashd.domain.kdump.flatwalk import walk
+from crashd.domain.kdump.nodump import describe
 from crashd.domain.text import printable
-from crashd.domain.wrapped import Unwrapped, Unzstd, Wrapper, find_wrapper, is_ended, unwrap
 from crashd.errors import FormatError
 
 HEAD_SIZE: Final = 2**20

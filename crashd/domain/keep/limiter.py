@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from crashd.domain.model import Crash, Disposition
-from crashd.domain.site import Site
+from crashd.domain.crash.model import Crash, Disposition
+from crashd.domain.keep.site import Site
 from crashd.domain.units import format_duration
 
 BUCKETS_MAX: Final = 4096

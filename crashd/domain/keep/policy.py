@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from crashd.domain.model import Disposition
+from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.site import Site
 from crashd.domain.signals import signal_name
-from crashd.domain.site import Site
 
 FIELDS = ("exe", "unit", "uid", "signal", "comm")
 RULES_MAX = 200

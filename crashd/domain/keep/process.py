@@ -25,9 +25,9 @@ whole one takes the metadata too. Nothing here reads a clock, a disk or the inde
 7. Planning again after the deletions are carried out gives nothing.
 
 Order is that of `sequence`; the wall clock only gives ages, as far as it is believed: see
-crashd/domain/believed.py. The tombstone that a later stamp contradicts stays as long as the crash
-with that stamp. What cannot be seen here is a *now* that runs ahead: whoever calls gives a time
-that is surely not, or None, and nothing goes for its age.
+crashd/domain/keep/believed.py. The tombstone that a later stamp contradicts stays as long as the
+crash with that stamp. What cannot be seen here is a *now* that runs ahead: the caller gives a
+time that is surely not, or None, and nothing goes for its age.
 """
 
 from collections import Counter, defaultdict
@@ -38,8 +38,8 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from crashd.domain.believed import EARLIEST_NS, believe
-from crashd.domain.fairness import (
+from crashd.domain.keep.believed import EARLIEST_NS, believe
+from crashd.domain.keep.fairness import (
     Share,
     Stage,
     by_user,

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from crashd.domain.elfcore import CoreHead
-from crashd.domain.model import Crash
+from crashd.domain.crash.model import Crash
+from crashd.domain.elf.elfcore import CoreHead
 
 
 @dataclass(frozen=True, slots=True)

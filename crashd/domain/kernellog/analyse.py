@@ -20,15 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from crashd.domain.oopshead import Blame
-from crashd.domain.oopskinds import OOPS_KINDS, PanicKind, Severity
-from crashd.domain.oopsregions import parse_regions
-from crashd.domain.oopsreports import Report, find_reports
-from crashd.domain.oopssignature import build_signature
-from crashd.domain.oopsstalls import find_own_stack
-from crashd.domain.oopstitle import judge
-from crashd.domain.oopstrace import TAINTS, Facts, Frame, collect_facts
-from crashd.domain.printk import LogLine, count_lines, is_gap
+from crashd.domain.kernellog.head import Blame
+from crashd.domain.kernellog.kinds import OOPS_KINDS, PanicKind, Severity
+from crashd.domain.kernellog.printk import LogLine, count_lines, is_gap
+from crashd.domain.kernellog.regions import parse_regions
+from crashd.domain.kernellog.reports import Report, find_reports
+from crashd.domain.kernellog.signature import build_signature
+from crashd.domain.kernellog.stalls import find_own_stack
+from crashd.domain.kernellog.title import judge
+from crashd.domain.kernellog.trace import TAINTS, Facts, Frame, collect_facts
 
 __all__ = [
     "TEXT_MAX",

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.oopshead import Blame, Head
-from crashd.domain.oopshelpers import is_entry, is_helper, is_report, skips
-from crashd.domain.oopskinds import PanicKind
-from crashd.domain.oopssignature import normal_name
-from crashd.domain.oopsstalls import find_stall, stalled_frames
-from crashd.domain.oopstrace import Facts, Frame
+from crashd.domain.kernellog.head import Blame, Head
+from crashd.domain.kernellog.helpers import is_entry, is_helper, is_report, skips
+from crashd.domain.kernellog.kinds import PanicKind
+from crashd.domain.kernellog.signature import normal_name
+from crashd.domain.kernellog.stalls import find_stall, stalled_frames
+from crashd.domain.kernellog.trace import Facts, Frame
 
 __all__ = ["Blamed", "blame", "find_panic", "protector_of"]
 

@@ -8,9 +8,9 @@ watchdog,workqueue}.c, lib/, mm/, from 2.6.32 to 6.19.
 import re
 from typing import Final
 
-from crashd.domain.oopshead import FUNCTION, SOURCE, Blame, Head, head
-from crashd.domain.oopskinds import PanicKind
-from crashd.domain.oopssignature import normal_name
+from crashd.domain.kernellog.head import FUNCTION, SOURCE, Blame, Head, head
+from crashd.domain.kernellog.kinds import PanicKind
+from crashd.domain.kernellog.signature import normal_name
 
 __all__ = ["BROKEN", "CHECKS", "specialise"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from crashd.domain.oopskinds import PanicKind
+from crashd.domain.kernellog.kinds import PanicKind
 
 __all__ = ["FUNCTION", "SOURCE", "TRAP", "Blame", "Head", "head"]
 

@@ -12,9 +12,9 @@ Source: the printk()s of kernel/panic.c, lib/bug.c and arch/*/{kernel/traps.c,mm
 import re
 from typing import Final
 
-from crashd.domain.oopschecks import BROKEN, CHECKS, specialise
-from crashd.domain.oopshead import FUNCTION, SOURCE, TRAP, Blame, Head, head
-from crashd.domain.oopskinds import PanicKind
+from crashd.domain.kernellog.checks import BROKEN, CHECKS, specialise
+from crashd.domain.kernellog.head import FUNCTION, SOURCE, TRAP, Blame, Head, head
+from crashd.domain.kernellog.kinds import PanicKind
 
 __all__ = ["HEADS", "Blame", "Head", "find_head"]
 

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from crashd.domain.oopssignature import normal_name
+from crashd.domain.kernellog.signature import normal_name
 
 __all__ = ["is_entry", "is_helper", "is_irq", "is_irq_entry", "is_report", "skips"]
 

@@ -6,7 +6,7 @@ Source: the panic() calls of kernel/, mm/, lib/ and arch/, from 2.6.32 to 6.19.
 import re
 from typing import Final
 
-from crashd.domain.oopskinds import OOPS_KINDS, PanicKind
+from crashd.domain.kernellog.kinds import OOPS_KINDS, PanicKind
 
 __all__ = ["causes_of", "kind_of"]
 

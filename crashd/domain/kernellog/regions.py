@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from crashd.domain.printk import LOG_MAX, LogLine, parse_lines, parse_ranges
+from crashd.domain.kernellog.printk import LOG_MAX, LogLine, parse_lines, parse_ranges
 
 __all__ = ["parse_regions"]
 

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.oopshead import Blame, Head
-from crashd.domain.oopsheads import find_head
-from crashd.domain.oopskinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
-from crashd.domain.oopspanics import causes_of, kind_of
-from crashd.domain.oopstrace import parse_frame
-from crashd.domain.printk import GAP_LINES as GAP_LINES_MAX
-from crashd.domain.printk import LINE_MAX, LogLine, is_boot, is_gap
+from crashd.domain.kernellog.head import Blame, Head
+from crashd.domain.kernellog.heads import find_head
+from crashd.domain.kernellog.kinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
+from crashd.domain.kernellog.panics import causes_of, kind_of
+from crashd.domain.kernellog.printk import GAP_LINES as GAP_LINES_MAX
+from crashd.domain.kernellog.printk import LINE_MAX, LogLine, is_boot, is_gap
+from crashd.domain.kernellog.trace import parse_frame
 
 __all__ = ["REPORTS_MAX", "Report", "find_reports"]
 

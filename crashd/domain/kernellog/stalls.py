@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.oopshelpers import is_entry, is_helper, is_irq, is_irq_entry
-from crashd.domain.oopssignature import normal_name
-from crashd.domain.oopstrace import Facts, Frame, parse_frame
+from crashd.domain.kernellog.helpers import is_entry, is_helper, is_irq, is_irq_entry
+from crashd.domain.kernellog.signature import normal_name
+from crashd.domain.kernellog.trace import Facts, Frame, parse_frame
 
 __all__ = ["Stall", "find_own_stack", "find_stall", "stalled_frames"]
 

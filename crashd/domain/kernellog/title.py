@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.oopsblame import Blamed, blame, find_panic, protector_of
-from crashd.domain.oopshead import Blame, Head
-from crashd.domain.oopskinds import PanicKind
-from crashd.domain.oopssignature import normal_name, normal_words
-from crashd.domain.oopstrace import Facts, Frame
+from crashd.domain.kernellog.blame import Blamed, blame, find_panic, protector_of
+from crashd.domain.kernellog.head import Blame, Head
+from crashd.domain.kernellog.kinds import PanicKind
+from crashd.domain.kernellog.signature import normal_name, normal_words
+from crashd.domain.kernellog.trace import Facts, Frame
 
 __all__ = ["TITLE_MAX", "Verdict", "judge"]
 

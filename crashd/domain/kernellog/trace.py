@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.rustname import demangle
+from crashd.domain.kernellog.rustname import demangle
 
 __all__ = ["FRAMES_MAX", "MODULES_MAX", "TAINTS", "Facts", "Frame", "collect_facts", "parse_frame"]
 

@@ -11,8 +11,8 @@ import struct
 from pathlib import Path
 
 from crashd.corehandler import RECEIPT
-from crashd.domain.coremeta import parse_fields
-from crashd.edge.process import pidfd_pid
+from crashd.domain.crash.coremeta import parse_fields
+from crashd.edge.capture.process import pidfd_pid
 from crashd.errors import FormatError, UnavailableError, reason_of
 from crashd.store.paths import SUN_PATH_MAX
 

@@ -11,10 +11,10 @@ import select
 import time
 from collections.abc import Callable, Mapping
 
-from crashd.domain.model import Mode
-from crashd.edge.kernelsock import shake_hands
-from crashd.edge.memory import ProcessMemory
-from crashd.edge.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
+from crashd.domain.crash.model import Mode
+from crashd.edge.capture.kernelsock import shake_hands
+from crashd.edge.capture.memory import ProcessMemory
+from crashd.edge.capture.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
 from crashd.errors import FormatError
 
 PIPE_BYTES = 1 << 20

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from crashd.domain.coredumpsock import (
+from crashd.domain.crash.coredumpsock import (
     COREDUMP_KERNEL,
     COREDUMP_REJECT,
     COREDUMP_WAIT,
@@ -20,7 +20,7 @@ from crashd.domain.coredumpsock import (
     check_mark,
     parse_request,
 )
-from crashd.edge.process import PidfdInfo, pidfd_info, read_namespaces
+from crashd.edge.capture.process import PidfdInfo, pidfd_info, read_namespaces
 from crashd.errors import FormatError, reason_of
 
 SO_PEERPIDFD = 77  # asm-generic/socket.h, 6.5

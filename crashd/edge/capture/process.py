@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
-from crashd.domain.procfs import OWN_NAMESPACE
+from crashd.domain.crash.procfs import OWN_NAMESPACE
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h

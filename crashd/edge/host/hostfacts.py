@@ -16,19 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from crashd.domain.cgroup import parse_cgroup
-from crashd.domain.doctorhost import Cleaner, Features, Journal, Service
-from crashd.domain.procfs import parse_core_limit
-from crashd.domain.sysctld import FILE_MAX, BootSetting, find_setting, order_files
-from crashd.domain.unittimes import (
+from crashd.domain.crash.cgroup import parse_cgroup
+from crashd.domain.crash.procfs import parse_core_limit
+from crashd.domain.host.doctorhost import Cleaner, Features, Journal, Service
+from crashd.domain.host.sysctld import FILE_MAX, BootSetting, find_setting, order_files
+from crashd.domain.host.unittimes import (
     UnitTimes,
     drop_in_directories,
     fragment_names,
     parse_defaults,
     parse_times,
 )
-from crashd.edge.memory import PAGEMAP_SCAN
-from crashd.edge.process import pidfd_info
+from crashd.edge.capture.memory import PAGEMAP_SCAN
+from crashd.edge.capture.process import pidfd_info
 
 PROC = Path("/proc")
 PROCESSES_MAX: Final = 20_000

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from crashd.domain.model import Crash, State
+from crashd.domain.crash.model import Crash, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
 from crashd.errors import UnavailableError, reason_of

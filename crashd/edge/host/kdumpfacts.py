@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from crashd.domain.kdumpconf import (
+from crashd.domain.kdump.conf import (
     CONF_MAX,
     parse_kdump_conf,
     parse_kdump_tools,
     parse_sysconfig,
 )
-from crashd.domain.kdumpready import SYSCTLS, Facts, Target, dump_paths
+from crashd.domain.kdump.ready import SYSCTLS, Facts, Target, dump_paths
 from crashd.errors import CrashdError
 
 SYS = Path("/sys")

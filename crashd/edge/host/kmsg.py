@@ -3,7 +3,7 @@
 import errno
 import os
 
-from crashd.domain.kernellog import LogRecord, parse_record
+from crashd.domain.crash.losses import LogRecord, parse_record
 from crashd.errors import UnavailableError, reason_of
 
 DEVICE = "/dev/kmsg"

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crashd.domain.corepattern import PATTERN_MAX, handler_of, is_ours, root_of
+from crashd.domain.crash.corepattern import PATTERN_MAX, handler_of, is_ours, root_of
 from crashd.errors import (
     CrashdError,
     PermissionDeniedError,
@@ -56,7 +56,7 @@ class Registration:
     """What is registered; fs.suid_dumpable is always 2."""
 
     pattern: str
-    """As crashd.domain.corepattern.build_pattern makes it."""
+    """As crashd.domain.crash.corepattern.build_pattern makes it."""
     pipe_limit: int
     handler: str
     """The program that would be piped to; it tells our own patterns from others'."""

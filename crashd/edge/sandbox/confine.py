@@ -22,8 +22,8 @@ from typing import NoReturn
 
 import pyseccomp
 
-from crashd.domain.analysis import PEAK_PREFIX
-from crashd.edge.loanedid import LoanedId, loan
+from crashd.domain.cause.analysis import PEAK_PREFIX
+from crashd.edge.sandbox.loanedid import LoanedId, loan
 from crashd.errors import CrashdError, UnsupportedError
 
 VIEW = "/usr/lib/debug"

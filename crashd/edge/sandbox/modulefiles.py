@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from crashd.domain.access import READ, SEARCH, Credentials, is_permitted
-from crashd.domain.elfcore import IMAGE_MAX, NT_GNU_BUILD_ID, parse_build_id
-from crashd.domain.elfnotes import Layout, split_notes
-from crashd.domain.filesearch import FileSearch
-from crashd.domain.modules import (
+from crashd.domain.crash.access import READ, SEARCH, Credentials, is_permitted
+from crashd.domain.crash.filesearch import FileSearch
+from crashd.domain.elf.elfcore import IMAGE_MAX, NT_GNU_BUILD_ID, parse_build_id
+from crashd.domain.elf.elfnotes import Layout, split_notes
+from crashd.domain.elf.modules import (
     Module,
     build_id_names,
     debug_file_names,

@@ -1,5 +1,5 @@
 """Starting the analysis worker: a process of its own that takes everything away from itself
-(crashd.edge.confine), with a deadline and bounded output. Only importer of subprocess.
+(crashd.edge.sandbox.confine), with a deadline and bounded output. Only importer of subprocess.
 
 Where the daemon itself may not make namespaces, as in its own hardened unit, systemd starts the
 same worker behind a socket (Accept=yes), sealed by its unit: `ask_worker` instead of `run_worker`.
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crashd.domain.analysis import PEAK_PREFIX, UNSEALED_STATUS
-from crashd.edge import workerlink
+from crashd.domain.cause.analysis import PEAK_PREFIX, UNSEALED_STATUS
+from crashd.edge.sandbox import workerlink
 from crashd.errors import FormatError, reason_of
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10
-_PACKAGE_DIR = Path(__file__).resolve().parents[2]
+_PACKAGE_DIR = Path(__file__).resolve().parents[3]
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from crashd.analyzers.main import run; run()"
 )

@@ -21,10 +21,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crashd.domain.elfcore import IMAGE_MAX
-from crashd.domain.filesearch import FileSearch
-from crashd.domain.modules import MODULES_MAX, Module
-from crashd.edge.modulefiles import ModuleFile, open_modules
+from crashd.domain.crash.filesearch import FileSearch
+from crashd.domain.elf.elfcore import IMAGE_MAX
+from crashd.domain.elf.modules import MODULES_MAX, Module
+from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.errors import FormatError
 
 FRAME_MAX = 16 << 20

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import bcrypt
 
-from crashd.domain.httphead import parse_basic
-from crashd.edge.webguard import Question
+from crashd.domain.web.httphead import parse_basic
+from crashd.edge.web.webguard import Question
 from crashd.errors import ConfigError
 
 WAITING_MAX = 32

@@ -23,12 +23,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from crashd.domain.httphead import wants_openmetrics
-from crashd.domain.kernelretention import DeletionReason
-from crashd.domain.limiter import Scope, Verdict
-from crashd.domain.model import Disposition, Engine, Kind
-from crashd.domain.retention import Reason
+from crashd.domain.crash.model import Disposition, Engine, Kind
+from crashd.domain.keep.kernel import DeletionReason
+from crashd.domain.keep.limiter import Scope, Verdict
+from crashd.domain.keep.process import Reason
 from crashd.domain.signals import CORE_SIGNALS, signal_name
+from crashd.domain.web.httphead import wants_openmetrics
 
 HOLD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Upper bounds, seconds."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
-from crashd.domain.httphead import accepts_gzip, parse_request
-from crashd.edge.exporter import Exporter
-from crashd.edge.webguard import Guard, Question, Stream, WantsRead, WantsWrite
+from crashd.domain.web.httphead import accepts_gzip, parse_request
+from crashd.edge.web.exporter import Exporter
+from crashd.edge.web.webguard import Guard, Question, Stream, WantsRead, WantsWrite
 from crashd.errors import UnavailableError, reason_of
 
 CONNECTIONS_MAX = 32

@@ -7,8 +7,8 @@ import ssl
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from crashd.domain.webconfig import ClientCert, Tls
-from crashd.edge.webguard import WantsRead, WantsWrite
+from crashd.domain.web.webconfig import ClientCert, Tls
+from crashd.edge.web.webguard import WantsRead, WantsWrite
 from crashd.errors import ConfigError, reason_of
 
 _VERIFY = {

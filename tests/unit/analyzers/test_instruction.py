@@ -3,7 +3,7 @@
 import pytest
 
 from crashd.analyzers.instruction import decode
-from crashd.domain.elfnotes import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64
 
 REGISTERS = {"rax": 0x1000, "rdi": 0, "rcx": 4, "rsp": 0x7000, "fs_base": 0x50000}
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from crashd.domain.model import (
+from crashd.domain.crash.model import (
     LIST_KEYS,
     Capture,
     Core,

@@ -19,16 +19,18 @@ ALLOWED = {
         "cli.arguments",
         "cli.context",
         "cli.main",
-        "cli.reading",
+        "cli.show",
+        "cli.show.listing",
         "cli.render",
         "cli.source",
         "domain",
-        "domain.match",
-        "domain.model",
+        "domain.crash",
+        "domain.crash.match",
+        "domain.crash.model",
+        "domain.crash.viewer",
         "domain.signals",
         "domain.text",
         "domain.units",
-        "domain.viewer",
         "errors",
         "store",
         "store.index",
@@ -159,7 +161,7 @@ def test_main_interrupted_is_status_130_and_silent(
     def interrupt(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crashd.cli.reading.list_crashes", interrupt)
+    monkeypatch.setattr("crashd.cli.show.listing.list_crashes", interrupt)
     assert main(["--root", str(root), "list"]) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -175,7 +177,7 @@ def test_main_system_error_names_the_file(
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setattr("crashd.cli.reading.list_crashes", fail)
+    monkeypatch.setattr("crashd.cli.show.listing.list_crashes", fail)
     assert main(["--root", str(root), "list"]) == status
     message = capsys.readouterr().err
     assert message.startswith(f"crashctl: /some/file: {os.strerror(number)}\n")

@@ -23,7 +23,7 @@ from crashd.cli.render import (
     styled,
     what_crashed,
 )
-from crashd.domain.model import LIST_KEYS, Capture, Core, Kind, State
+from crashd.domain.crash.model import LIST_KEYS, Capture, Core, Kind, State
 
 from .rows import HOSTILE, NGINX, row_of
 

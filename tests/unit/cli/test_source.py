@@ -12,7 +12,7 @@ from crashd.cli.source import (
     open_source,
     refuse_several,
 )
-from crashd.domain.match import Query
+from crashd.domain.crash.match import Query
 from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
 

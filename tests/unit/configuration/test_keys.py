@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from crashd.config import Capture, Http, Settings, known_keys, split_listen
-from crashd.configfiles import ERRORS_MAX, FILE_MAX, find_files, load, load_files
+from crashd.configuration.files import ERRORS_MAX, FILE_MAX, find_files, load, load_files
+from crashd.configuration.keys import Capture, Http, Settings, known_keys, split_listen
 from crashd.domain.units import Amount, parse_size
 from crashd.errors import ConfigError
 from crashd.store.paths import Paths

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.tomltext import locate_keys, show_key, show_value
+from crashd.configuration.tomltext import locate_keys, show_key, show_value
 
 # ~~~ and @@@ stand for three apostrophes and three quotes.
 DOCUMENT = r"""# [no] = 1

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.analysisqueue import RESULT_MAX, encode_result
-from crashd.daemon.ingest import identified
-from crashd.daemon.worker import MESSAGE_MAX, receive_message, send_message
-from crashd.domain.analysis import Analysis, AnalysisState
-from crashd.domain.limiter import BUCKETS_MAX, Limiter, Rate, Scope
-from crashd.domain.model import Disposition, from_json
+from crashd.daemon.after.queue import RESULT_MAX, encode_result
+from crashd.daemon.capture.worker import MESSAGE_MAX, receive_message, send_message
+from crashd.daemon.intake.ingest import identified
+from crashd.domain.cause.analysis import Analysis, AnalysisState
+from crashd.domain.crash.model import Disposition, from_json
+from crashd.domain.keep.limiter import BUCKETS_MAX, Limiter, Rate, Scope
 from crashd.store.statefile import STATE_MAX, read_state, write_state
 from tests.builders.crashes import build_crash
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.match import Query
-from crashd.domain.model import Core, Crash, State
-from crashd.domain.viewer import Viewer
-from crashd.domain.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import Core, Crash, State
+from crashd.domain.crash.viewer import Viewer
+from crashd.domain.elf.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.errors import CrashdError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
 from crashd.store.catalog import Catalog, reindex

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
+from crashd.domain.elf.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.store import corefile
 from crashd.store.corefile import HOLE_MIN, CoreWriter
 from crashd.store.coreread import StoredCore

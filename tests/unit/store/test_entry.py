@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.boundedrecord import LEAST_BYTES, METADATA_BYTES, RECORD_BYTES
-from crashd.domain.model import Crash, Kind, State
+from crashd.domain.crash.boundedrecord import LEAST_BYTES, METADATA_BYTES, RECORD_BYTES
+from crashd.domain.crash.model import Crash, Kind, State
 from crashd.errors import FormatError, NotFoundError, UnavailableError
 from crashd.store import entry as entries
 from crashd.store import statefile

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.match import Query
-from crashd.domain.model import LIST_KEYS, Core, Kind, State
-from crashd.domain.viewer import Viewer
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import LIST_KEYS, Core, Kind, State
+from crashd.domain.crash.viewer import Viewer
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
 from crashd.store.index import Index
 from crashd.store.schema import MIGRATIONS, PAST_UNITS_MAX

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.model import Crash, Disposition, State
+from crashd.domain.crash.model import Crash, Disposition, State
 from crashd.errors import FormatError
 from crashd.store.entry import (
     CORE,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.match import Query
-from crashd.domain.model import Crash
-from crashd.domain.viewer import Viewer
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import Crash
+from crashd.domain.crash.viewer import Viewer
 from crashd.store import selection
 from crashd.store.index import Index
 from crashd.store.selection import BLOBS, LISTED, Selector

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from crashd.corehandler import pack
-from crashd.domain.model import Capture, Core, Crash, Kind, State
-from crashd.domain.zstdframes import FrameSize, build_seek_table
+from crashd.domain.crash.model import Capture, Core, Crash, Kind, State
+from crashd.domain.elf.zstdframes import FrameSize, build_seek_table
 from crashd.store import entry as entries
 from crashd.store import spool, strict
 from crashd.store.catalog import Finding

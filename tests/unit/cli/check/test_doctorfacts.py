@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from crashd.cli import doctor, doctorfacts
-from crashd.domain.corepattern import build_pattern
-from crashd.domain.doctor import Check, Level, check_handler, check_own, failed
-from crashd.domain.kdumpconf import parse_kdump_tools
-from crashd.domain.kdumpready import Facts as KdumpFacts
-from crashd.domain.kdumpready import Target
-from crashd.edge import hostfacts, kdumpfacts
+from crashd.cli.check import doctor, doctorfacts
+from crashd.domain.crash.corepattern import build_pattern
+from crashd.domain.host.doctor import Check, Level, check_handler, check_own, failed
+from crashd.domain.kdump.conf import parse_kdump_tools
+from crashd.domain.kdump.ready import Facts as KdumpFacts
+from crashd.domain.kdump.ready import Target
+from crashd.edge.host import hostfacts, kdumpfacts
 from crashd.errors import UnavailableError
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from crashd import registration
-from crashd.cli import setup
 from crashd.cli.main import main
-from crashd.domain.corepattern import build_pattern
+from crashd.cli.manage import setup
+from crashd.domain.crash.corepattern import build_pattern
 from crashd.store.paths import Paths
 
 BEFORE = {"kernel/core_pattern": "core", "kernel/core_pipe_limit": "0", "fs/suid_dumpable": "0"}

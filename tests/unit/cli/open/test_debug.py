@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from crashd.cli import scratch
-from crashd.cli.debugging import Given, build_command, find_caller, find_debugger
-from crashd.cli.debugroot import DebugRoot
-from crashd.cli.foreground import User, build_environ
-from crashd.cli.scratch import nameless_file, private_directory, write_core
+from crashd.cli.open import scratch
+from crashd.cli.open.debug import Given, build_command, find_caller, find_debugger
+from crashd.cli.open.debugroot import DebugRoot
+from crashd.cli.open.foreground import User, build_environ
+from crashd.cli.open.scratch import nameless_file, private_directory, write_core
 from crashd.errors import CrashdError, UnsupportedError
 
 

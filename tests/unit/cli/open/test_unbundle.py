@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from crashd.cli.scratch import nameless_file, private_directory
-from crashd.cli.unbundling import (
+from crashd.cli.open.scratch import nameless_file, private_directory
+from crashd.cli.open.unbundle import (
     CHUNK,
     DEFAULT,
     Limits,

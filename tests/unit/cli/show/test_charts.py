@@ -1,7 +1,7 @@
 import pytest
 
-from crashd.cli.charts import Canvas, draw_bars, draw_columns
 from crashd.cli.render import display_width
+from crashd.cli.show.charts import Canvas, draw_bars, draw_columns
 from tests.unit.cli.rows import HOSTILE
 
 COUNTS = [("nginx.service", 200), ("web.service", 50), ("x", 1)]

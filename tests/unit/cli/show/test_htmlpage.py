@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from crashd.cli.htmlpage import FRAMES_MAX, LATEST, TOP, Page, policy, render, text
-from crashd.cli.htmlstyle import STYLE
-from crashd.domain.tally import plan_timeline, tally
+from crashd.cli.show.htmlpage import FRAMES_MAX, LATEST, TOP, Page, policy, render, text
+from crashd.cli.show.htmlstyle import STYLE
+from crashd.domain.crash.tally import plan_timeline, tally
 from tests.unit.cli.rows import HOSTILE, NGINX, TIME_NS, doc_of, row_of
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;" + HOSTILE.decode(

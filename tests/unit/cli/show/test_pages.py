@@ -2,10 +2,9 @@ from typing import Any
 
 import pytest
 
-from crashd.cli.pages import THREADS_MAX, age_text, render_info, render_status
-from crashd.domain.model import Capture, Core, Kind, State
-
-from .rows import HOSTILE, TIME_NS, doc_of
+from crashd.cli.show.pages import THREADS_MAX, age_text, render_info, render_status
+from crashd.domain.crash.model import Capture, Core, Kind, State
+from tests.unit.cli.rows import HOSTILE, TIME_NS, doc_of
 
 NOW_NS = TIME_NS + 90 * 10**9
 UNSAFE = set(map(chr, [*range(32), 127, *range(128, 160), 0x202E]))

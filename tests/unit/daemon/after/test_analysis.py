@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.daemon.analysis import analysed, program_name
-from crashd.domain.analysis import Analysis, AnalysisState, Frame
-from crashd.domain.model import from_json, to_json
+from crashd.daemon.after.analysis import analysed, program_name
+from crashd.domain.cause.analysis import Analysis, AnalysisState, Frame
+from crashd.domain.crash.model import from_json, to_json
 from tests.builders.crashes import build_crash
 from tests.builders.facts import build_facts
 

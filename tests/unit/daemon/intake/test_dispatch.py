@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from crashd.daemon.dispatch import Dispatcher, Job
+from crashd.daemon.capture.worker import receive_message, send_message
+from crashd.daemon.intake.dispatch import Dispatcher, Job
 from crashd.daemon.loopclock import LoopClock
-from crashd.daemon.worker import receive_message, send_message
 from crashd.store.entry import Entry
 from tests.builders.crashes import build_crash
 

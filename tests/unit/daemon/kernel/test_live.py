@@ -1,18 +1,18 @@
 import gzip
 from pathlib import Path
 
-from crashd.daemon.liveoops import (
+from crashd.daemon.kernel.live import (
     PER_HOUR_MAX,
     PER_SIGNATURE_MAX,
     SETTLE_NS,
     WINDOW,
     LiveOopses,
 )
-from crashd.domain.kernellog import LogRecord
-from crashd.domain.oops import LogAnalysis
-from crashd.domain.printk import parse_lines
+from crashd.domain.crash.losses import LogRecord
+from crashd.domain.kernellog.analyse import LogAnalysis
+from crashd.domain.kernellog.printk import parse_lines
 
-DATA = Path(__file__).parents[2] / "data" / "dmesg"
+DATA = Path(__file__).parents[3] / "data" / "dmesg"
 
 
 class Heard:

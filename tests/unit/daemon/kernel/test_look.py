@@ -1,8 +1,8 @@
 import pytest
 import zstandard
 
-from crashd.daemon.dumplook import find_missing_part
-from crashd.domain.vmcore import parse_vmcore
+from crashd.daemon.kernel.look import find_missing_part
+from crashd.domain.kdump.vmcore import parse_vmcore
 from tests.builders.kdumpdir import KdumpFormat
 
 

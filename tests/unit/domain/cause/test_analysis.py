@@ -1,6 +1,6 @@
 from typing import Any
 
-from crashd.domain.analysis import knowledge
+from crashd.domain.cause.analysis import knowledge
 
 
 def document(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.explain import Context, explain
+from crashd.domain.cause.explain import Context, explain
 from tests.builders.facts import build_facts, build_frame
 
 SELF = Context(frozenset({42}))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.analysis import Access, Facts
-from crashd.domain.faults import explain_fault
+from crashd.domain.cause.analysis import Access, Facts
+from crashd.domain.cause.faults import explain_fault
 from tests.builders.facts import PC, SP, build_access, build_facts, build_region
 
 DATA = 0x601000

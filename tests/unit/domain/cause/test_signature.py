@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain.analysis import Cause, Frame
-from crashd.domain.signature import (
+from crashd.domain.cause.analysis import Cause, Frame
+from crashd.domain.cause.signature import (
     build_signature,
     build_title,
     frame_key,

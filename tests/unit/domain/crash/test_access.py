@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.domain.access import READ, SEARCH, Credentials, crash_credentials, is_permitted
+from crashd.domain.crash.access import READ, SEARCH, Credentials, crash_credentials, is_permitted
 
 STATUS = b"Name:\tx\nGroups:\t4 27 65534 \nCapEff:\t%s\nEnd:\t\n"
 ALL, NONE = b"000001ffffffffff", b"0000000000000000"

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.boundedrecord import (
+from crashd.domain.crash.boundedrecord import (
     LEAST_BYTES,
     METADATA_BYTES,
     RECORD_BYTES,
     bounded,
     slim,
 )
-from crashd.domain.model import Crash, encode, from_json, to_json
+from crashd.domain.crash.model import Crash, encode, from_json, to_json
 from tests.builders.crashes import build_crash
 
 MIB = 1 << 20

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.cgroup import Placement, parse_cgroup
+from crashd.domain.crash.cgroup import Placement, parse_cgroup
 
 ID = "0123456789abcdef" * 4
 OTHER_ID = "f" * 64

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.consistency import contradictions
-from crashd.domain.model import Capture, Core, Crash, Kind, State
+from crashd.domain.crash.consistency import contradictions
+from crashd.domain.crash.model import Capture, Core, Crash, Kind, State
 from tests.builders.crashes import build_crash
 
 WHOLE = Core("core.zst", 10_000, 1_000, 5_000, 10_000, True)

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from crashd.domain.coredumpsock import build_ack, check_mark, parse_request
+from crashd.domain.crash.coredumpsock import build_ack, check_mark, parse_request
 from crashd.errors import FormatError
 
 

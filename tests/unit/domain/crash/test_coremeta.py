@@ -3,8 +3,8 @@
 import pytest
 
 from crashd import corehandler
-from crashd.domain.coremeta import CoreMeta, parse_fields
-from crashd.domain.model import Identity
+from crashd.domain.crash.coremeta import CoreMeta, parse_fields
+from crashd.domain.crash.model import Identity
 from crashd.errors import FormatError
 
 NOW_NS = 1_800_000_000 * 10**9

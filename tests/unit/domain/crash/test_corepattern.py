@@ -1,7 +1,7 @@
 import pytest
 
 from crashd.corehandler import SPECIFIERS
-from crashd.domain.corepattern import (
+from crashd.domain.crash.corepattern import (
     PATTERN_MAX,
     build_pattern,
     handler_of,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.kernellog import find_loss, parse_record
+from crashd.domain.crash.losses import find_loss, parse_record
 
 
 def test_parse_record_takes_the_kernels_own_words() -> None:

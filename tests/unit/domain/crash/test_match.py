@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.match import Alternative, Field, Query, parse_term, parse_time
+from crashd.domain.crash.match import Alternative, Field, Query, parse_term, parse_time
 from crashd.errors import FormatError, UsageError
 
 ID = "20261123t050209-0123abcd-42-k0000001"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.model import (
+from crashd.domain.crash.model import (
     ID_PATTERN,
     LIST_KEYS,
     SCHEMA,

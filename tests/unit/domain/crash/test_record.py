@@ -5,11 +5,19 @@ from dataclasses import replace
 import pytest
 
 from crashd.corehandler import PROC_FILES
-from crashd.domain.coremeta import CoreMeta
-from crashd.domain.elfcore import CoreHead, SigInfo, Thread
-from crashd.domain.model import Capture, Crash, Disposition, Identity, Mode, State
-from crashd.domain.procfs import AT_EUID, AT_SECURE, AT_UID, OWN_NAMESPACE
-from crashd.domain.record import Credentials, add_head, add_process, allow, new_crash, owner_of
+from crashd.domain.crash.coremeta import CoreMeta
+from crashd.domain.crash.model import Capture, Crash, Disposition, Identity, Mode, State
+from crashd.domain.crash.procfs import OWN_NAMESPACE
+from crashd.domain.crash.record import (
+    Credentials,
+    add_head,
+    add_process,
+    allow,
+    new_crash,
+    owner_of,
+)
+from crashd.domain.elf.auxv import AT_EUID, AT_SECURE, AT_UID
+from crashd.domain.elf.elfcore import CoreHead, SigInfo, Thread
 
 UNLIMITED = 2**64 - 1
 SNAPSHOT = {

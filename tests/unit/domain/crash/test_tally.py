@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.tally import STEPS, parse_time_ns, plan_timeline, program, tally
+from crashd.domain.crash.tally import STEPS, parse_time_ns, plan_timeline, program, tally
 from tests.unit.cli.rows import NGINX, row_of
 
 S, DAY = 10**9, 86400 * 10**9

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.elfcore import (
+from crashd.domain.elf.elfcore import (
     HEAD_MAX,
     CoreHead,
     MappedFile,
@@ -29,7 +29,7 @@ from tests.builders.elfcore import (
     build_notes,
 )
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 X86_64 = CoreFormat()
 I386 = CoreFormat(machine=3, bits=32)
 S390X = CoreFormat(machine=22, byteorder="big")

@@ -2,8 +2,8 @@ from struct import pack
 
 import pytest
 
-from crashd.domain.elfcore import CoreHead, MappedFile, Segment, SigInfo, Thread, parse_head
-from crashd.domain.elfnotes import NOTES_MAX, PATH_MAX, PROBLEMS_MAX, Notes
+from crashd.domain.elf.elfcore import CoreHead, MappedFile, Segment, SigInfo, Thread, parse_head
+from crashd.domain.elf.elfnotes import NOTES_MAX, PATH_MAX, PROBLEMS_MAX, Notes
 from tests.builders.elfcore import (
     REGISTERS,
     CoreFormat,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.elfcore import CoreHead, Segment, build_trailer
-from crashd.domain.memorymap import (
+from crashd.domain.elf.elfcore import CoreHead, Segment, build_trailer
+from crashd.domain.elf.memorymap import (
     Backing,
     DoubtError,
     Extent,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.elfcore import CoreHead, head_size, parse_head
-from crashd.domain.minicore import CRASHED_STACK_BYTES, MINI_MAX, STACK_BYTES, plan_mini
+from crashd.domain.elf.elfcore import CoreHead, head_size, parse_head
+from crashd.domain.elf.minicore import CRASHED_STACK_BYTES, MINI_MAX, STACK_BYTES, plan_mini
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 
 STACK = 0x7F0000000000
@@ -98,7 +98,7 @@ def test_plan_mini_is_bounded_whatever_the_threads_ask() -> None:
     segments = tuple((0x100000000 + n * MIB, 512 << 10) for n in range(2 * MINI_MAX // STACK_BYTES))
     threads = tuple(CoreThread(n + 1, 11, sp=address) for n, (address, _) in enumerate(segments))
     _, raw, head = make([], threads, CoreFormat())
-    from crashd.domain.elfcore import Segment
+    from crashd.domain.elf.elfcore import Segment
 
     offset, found = len(raw), []
     for address, size in segments:

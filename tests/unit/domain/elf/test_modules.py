@@ -2,8 +2,8 @@
 
 import pytest
 
-from crashd.domain.elfcore import parse_head
-from crashd.domain.modules import (
+from crashd.domain.elf.elfcore import parse_head
+from crashd.domain.elf.modules import (
     MODULES_MAX,
     Module,
     build_id_names,

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from crashd.domain.vmlinux import ReadAt, find_release, parse_vmlinux
+from crashd.domain.elf.vmlinux import ReadAt, find_release, parse_vmlinux
 from crashd.errors import FormatError
 
 BUILD_ID = bytes(range(20))

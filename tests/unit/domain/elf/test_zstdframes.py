@@ -3,7 +3,7 @@
 import pytest
 import zstandard
 
-from crashd.domain.zstdframes import (
+from crashd.domain.elf.zstdframes import (
     BLOCK_MAX,
     HOLE_FRAME_MAX,
     SEEK_FOOTER_SIZE,

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain import doctor
-from crashd.domain.corepattern import build_pattern
-from crashd.domain.doctor import (
+from crashd.domain.crash.corepattern import build_pattern
+from crashd.domain.host import doctor
+from crashd.domain.host.doctor import (
     WHY,
     Check,
     DaemonFacts,

@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain import doctorhost
-from crashd.domain.corepattern import build_pattern
-from crashd.domain.doctor import PATTERN, PIPE_LIMIT, SUID_DUMPABLE, WHY, Check, Level
-from crashd.domain.doctorhost import Cleaner, Clock, Features, Journal, Service, Surroundings
-from crashd.domain.kdumpconf import Finding, Severity
-from crashd.domain.kdumpready import Readiness
-from crashd.domain.procfs import RLIM_INFINITY
-from crashd.domain.sysctld import BootSetting
-from crashd.domain.unittimes import UnitTimes
+from crashd.domain.crash.corepattern import build_pattern
+from crashd.domain.crash.procfs import RLIM_INFINITY
+from crashd.domain.host import doctorhost
+from crashd.domain.host.doctor import PATTERN, PIPE_LIMIT, SUID_DUMPABLE, WHY, Check, Level
+from crashd.domain.host.doctorhost import Cleaner, Clock, Features, Journal, Service, Surroundings
+from crashd.domain.host.sysctld import BootSetting
+from crashd.domain.host.unittimes import UnitTimes
+from crashd.domain.kdump.conf import Finding, Severity
+from crashd.domain.kdump.ready import Readiness
 
 HANDLER = "/usr/libexec/crashd-core"
 SYSTEMD = "|/lib/systemd/systemd-coredump %P %u %g %s %t 9223372036854775808 %h"

@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.domain.sysctld import BootSetting, find_setting, order_files
+from crashd.domain.host.sysctld import BootSetting, find_setting, order_files
 
 KEY = "kernel.core_pattern"
 

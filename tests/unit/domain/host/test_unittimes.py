@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.domain.unittimes import (
+from crashd.domain.host.unittimes import (
     NEVER,
     UnitTimes,
     drop_in_directories,

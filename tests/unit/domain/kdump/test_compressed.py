@@ -5,7 +5,14 @@ from struct import pack
 
 import pytest
 
-from crashd.domain.wrapped import TAIL_MIN, Unwrapped, Wrapper, find_wrapper, is_ended, unwrap
+from crashd.domain.kdump.compressed import (
+    TAIL_MIN,
+    Unwrapped,
+    Wrapper,
+    find_wrapper,
+    is_ended,
+    unwrap,
+)
 from crashd.errors import FormatError
 from tests.builders.kdumpdir import WRAPPERS, lz4_frame
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.crashkernel import parse_crashkernel
-from crashd.domain.kdumpconf import (
+from crashd.domain.kdump.conf import (
     CONF_MAX,
     KdumpTools,
     Severity,
@@ -17,9 +16,10 @@ from crashd.domain.kdumpconf import (
     parse_kdump_tools,
     parse_sysconfig,
 )
+from crashd.domain.kdump.crashkernel import parse_crashkernel
 from crashd.errors import FormatError
 
-DATA = Path(__file__).parents[2] / "data/kdump"
+DATA = Path(__file__).parents[3] / "data/kdump"
 MIB = 2**20
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.crashkernel import CrashKernel, MemoryRange, parse_crashkernel
+from crashd.domain.kdump.crashkernel import CrashKernel, MemoryRange, parse_crashkernel
 
 MIB, GIB = 2**20, 2**30
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.kdumpdir import (
+from crashd.domain.kdump.directory import (
     FAULTS_MAX,
     FILES_MAX,
     Entry,

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain.kdumpconf import parse_kdump_conf, parse_kdump_tools, parse_sysconfig
-from crashd.domain.kdumpready import Facts, Target, assess, dump_paths
+from crashd.domain.kdump.conf import parse_kdump_conf, parse_kdump_tools, parse_sysconfig
+from crashd.domain.kdump.ready import Facts, Target, assess, dump_paths
 
 GIB = 1 << 30
 GOOD = Facts(

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain.kdumpdir import classify
-from crashd.domain.kernelrecord import Look, build_record, explain, split_log, token_of
-from crashd.domain.model import Crash, Mode, State, from_json, to_json
-from crashd.domain.oops import analyse
-from crashd.domain.vmcore import Completeness, Verdict, judge
+from crashd.domain.crash.model import Crash, Mode, State, from_json, to_json
+from crashd.domain.kdump.directory import classify
+from crashd.domain.kdump.record import Look, build_record, explain, split_log, token_of
+from crashd.domain.kdump.vmcore import Completeness, Verdict, judge
+from crashd.domain.kernellog.analyse import analyse
 from tests.builders.kdumpdir import KdumpFormat, directory, file, flatten
 from tests.builders.kdumps import kernel_log
-from tests.unit.domain.test_vmcore import unzstd
+from tests.unit.domain.kdump.test_vmcore import unzstd
 
 STAMP = b"202601020304"
 DUMP = flatten(KdumpFormat().build())

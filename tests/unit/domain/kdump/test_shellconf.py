@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.shellconf import PROBLEMS_MAX, TEXT_MAX, parse_shell
+from crashd.domain.kdump.shellconf import PROBLEMS_MAX, TEXT_MAX, parse_shell
 from crashd.errors import FormatError
 
 

@@ -8,7 +8,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.vmcore import (
+from crashd.domain.kdump.compressed import Wrapper
+from crashd.domain.kdump.vmcore import (
     HEAD_SIZE,
     Completeness,
     DumpFormat,
@@ -17,7 +18,6 @@ from crashd.domain.vmcore import (
     parse_vmcore,
     parse_vmcoreinfo,
 )
-from crashd.domain.wrapped import Wrapper
 from crashd.errors import FormatError
 from tests.builders.elfcore import CoreFormat
 from tests.builders.kdumpdir import (
@@ -30,7 +30,7 @@ from tests.builders.kdumpdir import (
     lz4_frame,
 )
 
-DATA = Path(__file__).parents[2] / "data/kdump"
+DATA = Path(__file__).parents[3] / "data/kdump"
 COMPLETE, INCOMPLETE, BOGUS = Completeness
 KDUMP = KdumpFormat().build()
 FLAT = flatten(KDUMP)

@@ -1,4 +1,4 @@
-from crashd.domain.alertbudget import HOUR_SECONDS, OWNERS_MAX, AlertBudget, AlertRates
+from crashd.domain.keep.alertbudget import HOUR_SECONDS, OWNERS_MAX, AlertBudget, AlertRates
 
 RATES = AlertRates(per_owner=20, per_signature=5)
 

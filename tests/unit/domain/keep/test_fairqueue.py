@@ -1,4 +1,4 @@
-from crashd.domain.fairqueue import HALF_LIFE_SECONDS, FairQueue
+from crashd.domain.keep.fairqueue import HALF_LIFE_SECONDS, FairQueue
 
 
 def take_all(queue: "FairQueue[str]", seconds: float = 0.0) -> list[str]:

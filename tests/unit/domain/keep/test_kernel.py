@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.kernelretention import (
+from crashd.domain.keep.kernel import (
     Deletion,
     DeletionReason,
     KernelDump,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.limiter import BUCKETS_MAX, Limiter, Rate, Scope, keys_of
-from crashd.domain.model import Disposition
-from crashd.domain.site import Site
+from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.limiter import BUCKETS_MAX, Limiter, Rate, Scope, keys_of
+from crashd.domain.keep.site import Site
 
 HOUR = 3600 * 10**9
 NOW = 1_800_000_000 * 10**9

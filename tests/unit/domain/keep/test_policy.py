@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain.model import Disposition
-from crashd.domain.policy import most_of, parse_rule
-from crashd.domain.site import Site
+from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.policy import most_of, parse_rule
+from crashd.domain.keep.site import Site
 
 SITE = Site(1000, "web.service", "/usr/bin/x", "x", None, 11, None)
 

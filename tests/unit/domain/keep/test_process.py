@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.believed import EARLIEST_NS, SKEW_NS
-from crashd.domain.retention import (
+from crashd.domain.keep.believed import EARLIEST_NS, SKEW_NS
+from crashd.domain.keep.process import (
     Deletion,
     Policy,
     Reason,

@@ -1,7 +1,7 @@
 import pytest
 
-from crashd.domain.record import add_process
-from crashd.domain.site import account_of, place_of
+from crashd.domain.crash.record import add_process
+from crashd.domain.keep.site import account_of, place_of
 from tests.builders.crashes import build_crash
 
 HOST = b"mnt:[4026531832]"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.domain.oops import (
+from crashd.domain.kernellog.analyse import (
     TEXT_MAX,
     LogAnalysis,
     PanicKind,
@@ -18,11 +18,11 @@ from crashd.domain.oops import (
     analyse_report,
     find_reports,
 )
-from crashd.domain.oopstitle import TITLE_MAX
-from crashd.domain.oopstrace import FRAMES_MAX, MODULES_MAX
-from crashd.domain.printk import parse_lines
+from crashd.domain.kernellog.printk import parse_lines
+from crashd.domain.kernellog.title import TITLE_MAX
+from crashd.domain.kernellog.trace import FRAMES_MAX, MODULES_MAX
 
-DATA = Path(__file__).parents[2] / "data/dmesg"
+DATA = Path(__file__).parents[3] / "data/dmesg"
 CLOUD = "6.1.0-56-cloud-amd64"
 K = PanicKind
 

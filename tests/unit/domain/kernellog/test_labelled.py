@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.oops import LogAnalysis, analyse, analyse_report, find_reports
-from crashd.domain.printk import parse_lines
-from tests.unit.domain.test_oops import CASES
+from crashd.domain.kernellog.analyse import LogAnalysis, analyse, analyse_report, find_reports
+from crashd.domain.kernellog.printk import parse_lines
+from tests.unit.domain.kernellog.test_analyse import CASES
 
-DATA = Path(__file__).parents[2] / "data/dmesg"
+DATA = Path(__file__).parents[3] / "data/dmesg"
 QUIET = "".join(f"[{n / 100:12.6f}] demo: line {n} of a long and quiet boot\n" for n in range(400))
 LABELLED: dict[str, tuple[str, str]] = {
     head.partition(" | ")[0]: (head.partition(" | ")[2], log)

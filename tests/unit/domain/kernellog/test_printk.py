@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.printk import LINE_MAX, LOG_MAX, LogLine, is_boot, parse_lines
+from crashd.domain.kernellog.printk import LINE_MAX, LOG_MAX, LogLine, is_boot, parse_lines
 
 NOV_23 = 1795431600.0  # 2026-11-23T11:00:00Z
 

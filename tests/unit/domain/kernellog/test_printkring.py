@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
-from crashd.domain import printkring
-from crashd.domain.printkring import KernelLog, Memory, parse_numbers, read_log
+from crashd.domain.kernellog import printkring
+from crashd.domain.kernellog.printkring import KernelLog, Memory, parse_numbers, read_log
 from crashd.errors import FormatError
 from tests.builders.printkring import (
     BASE,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.pstore import PARTS_MAX, Part, assemble, parse_part
+from crashd.domain.kernellog.pstore import PARTS_MAX, Part, assemble, parse_part
 
 SECOND = 10**9
 

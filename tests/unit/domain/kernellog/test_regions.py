@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from crashd.domain import oopsregions
-from crashd.domain.oops import analyse
-from crashd.domain.oopsheads import find_head
-from crashd.domain.oopsregions import LINES_MAX, WHOLE_MAX, parse_regions
-from crashd.domain.printk import LOG_MAX, is_gap, parse_lines
-from tests.unit.domain.test_oops import BUG, CASES, CLEAN, PANIC, WARN, log_of
+from crashd.domain.kernellog import regions as oopsregions
+from crashd.domain.kernellog.analyse import analyse
+from crashd.domain.kernellog.heads import find_head
+from crashd.domain.kernellog.printk import LOG_MAX, is_gap, parse_lines
+from crashd.domain.kernellog.regions import LINES_MAX, WHOLE_MAX, parse_regions
+from tests.unit.domain.kernellog.test_analyse import BUG, CASES, CLEAN, PANIC, WARN, log_of
 
 
 def quiet(size: int, start: int = 0) -> str:

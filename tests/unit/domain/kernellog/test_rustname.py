@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.rustname import LENGTH_MAX, demangle
+from crashd.domain.kernellog.rustname import LENGTH_MAX, demangle
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.domain.oopssignature import build_signature, normal_name, normal_words
+from crashd.domain.kernellog.signature import build_signature, normal_name, normal_words
 
 
 @pytest.mark.parametrize(

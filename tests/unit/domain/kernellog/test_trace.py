@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.oopstrace import Frame, collect_facts, parse_frame
+from crashd.domain.kernellog.trace import Frame, collect_facts, parse_frame
 
 
 @pytest.mark.parametrize(

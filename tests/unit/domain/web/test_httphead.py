@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from crashd.domain.httphead import accepts_gzip, parse_basic, parse_request, wants_openmetrics
+from crashd.domain.web.httphead import accepts_gzip, parse_basic, parse_request, wants_openmetrics
 
 PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"

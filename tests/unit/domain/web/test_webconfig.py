@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.domain.webconfig import (
+from crashd.domain.web.webconfig import (
     COST_MAX,
     USERS_MAX,
     ClientCert,

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.doctorhost import Cleaner, Journal
-from crashd.domain.procfs import RLIM_INFINITY
-from crashd.domain.sysctld import BootSetting
-from crashd.domain.unittimes import UnitTimes
-from crashd.edge import hostfacts
+from crashd.domain.crash.procfs import RLIM_INFINITY
+from crashd.domain.host.doctorhost import Cleaner, Journal
+from crashd.domain.host.sysctld import BootSetting
+from crashd.domain.host.unittimes import UnitTimes
+from crashd.edge.host import hostfacts
 
 KEY = "kernel.core_pattern"
 S = 10**9

@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from crashd.edge.inotify import parse_events
+from crashd.edge.host.inotify import parse_events
 
 
 def event(mask: int, name: bytes = b"", padding: int = 0) -> bytes:

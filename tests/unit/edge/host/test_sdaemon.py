@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.edge.sdaemon import STATUS_MAX, Notifier, listen_fds
+from crashd.edge.host.sdaemon import STATUS_MAX, Notifier, listen_fds
 
 
 @pytest.fixture

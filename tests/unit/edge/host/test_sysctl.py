@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.corepattern import build_pattern, build_socket_pattern
-from crashd.edge import sysctl
-from crashd.edge.sysctl import (
+from crashd.domain.crash.corepattern import build_pattern, build_socket_pattern
+from crashd.edge.host import sysctl
+from crashd.edge.host.sysctl import (
     PATTERN,
     PIPE_LIMIT,
     SUID_DUMPABLE,

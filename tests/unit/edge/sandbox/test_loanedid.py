@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.edge.loanedid import (
+from crashd.edge.sandbox.loanedid import (
     IDS,
     LoanedId,
     Places,

@@ -6,9 +6,9 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from crashd.domain.model import Disposition, Engine, Kind
+from crashd.domain.crash.model import Disposition, Engine, Kind
 from crashd.domain.signals import CORE_SIGNALS, SIGSEGV
-from crashd.edge.exporter import (
+from crashd.edge.web.exporter import (
     HOLD_BUCKETS,
     OPENMETRICS,
     TEXT,

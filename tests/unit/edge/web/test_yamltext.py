@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.edge.yamltext import parse_yaml
+from crashd.edge.web.yamltext import parse_yaml
 from crashd.errors import FormatError
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from crashd.domain.access import Credentials
-from crashd.domain.cgroup import is_in_roots_container
-from crashd.domain.filesearch import FileSearch, Root, plan_search
+from crashd.domain.crash.access import Credentials
+from crashd.domain.crash.cgroup import is_in_roots_container
+from crashd.domain.crash.filesearch import FileSearch, Root, plan_search
 from tests.builders.crashes import build_crash
 
 ID = "a1" * 32

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crashd.domain.access import Credentials, crash_credentials
-from crashd.domain.cgroup import is_in_roots_container
-from crashd.domain.model import Crash
-from crashd.domain.modules import file_roots
+from crashd.domain.crash.access import Credentials, crash_credentials
+from crashd.domain.crash.cgroup import is_in_roots_container
+from crashd.domain.crash.model import Crash
+from crashd.domain.elf.modules import file_roots
 
 _ENCODING = "utf-8", "surrogateescape"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.cli import dumping
-from crashd.cli.dumping import SPARSE_BLOCK, terminable, write_file, write_sparse
+from crashd.cli import output
+from crashd.cli.output import SPARSE_BLOCK, terminable, write_file, write_sparse
 from crashd.errors import CrashdError, UsageError
 
 PIECES = st.one_of(
@@ -112,7 +112,7 @@ def test_write_file_full_disk_leaves_nothing(
         del fd, data, position
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dumping, "_write_at", full)
+    monkeypatch.setattr(output, "_write_at", full)
     with pytest.raises(CrashdError, match="No space left on device") as caught:
         write_file(tmp_path / "core", [b"core"], force=force)
     assert caught.value.exit_code == 1
