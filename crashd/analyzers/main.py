@@ -6,7 +6,8 @@ read, takes everything else away from itself, and prints one JSON object.
              crashd.edge.sandbox.workerlink
     stdout   the result; its end, and exit status 0, say that it is whole
 
-All that it may need is imported first: behind seal() there are no files to import from.
+All that a task may need is imported before seal(): behind it there are no files to import from. No
+task imports what only others need, because a dump is judged in less memory than drgn takes.
 """
 
 import contextlib
@@ -18,9 +19,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crashd.analyzers import kernel_log, probe, process_core
 from crashd.domain.cause.analysis import UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.auxv import AT_PHDR
@@ -29,6 +29,9 @@ from crashd.edge.sandbox import confine, workerlink
 from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, UnsupportedError, reason_of
+
+if TYPE_CHECKING:
+    from crashd.analyzers import process_core
 
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = 4 << 20
@@ -86,11 +89,23 @@ def _work(
     seal: Callable[[confine.Limits, list[int]], None],
 ) -> int:
     if request.get("task") == "probe":
+        from crashd.analyzers import probe
+
         seal(_limits(request), [1, 2])
         return _print(probe.probe(request))
+    if request.get("task") == "kernel dump":
+        from crashd.analyzers import kernel_dump
+
+        lz4 = kernel_dump.load_lz4()
+        seal(_limits(request), [1, 2, request["core_fd"]])
+        return _print(kernel_dump.analyse(request["core_fd"], lz4))
     if request.get("task") == "kernel log":
+        from crashd.analyzers import kernel_log
+
         seal(_limits(request), [1, 2, request["core_fd"]])
         return _print(kernel_log.analyse(request["core_fd"]))
+    from crashd.analyzers import process_core
+
     opened = process_core.open_core(request["core_fd"], open_files)
     keep = [1, 2, request["core_fd"], *opened.descriptors]
     python = _prepare_python(opened, request)
@@ -100,8 +115,8 @@ def _work(
 
 
 def _prepare_python(
-    opened: process_core.OpenedCore, request: dict[str, Any]
-) -> tuple[process_core.PythonReader, int] | None:
+    opened: "process_core.OpenedCore", request: dict[str, Any]
+) -> "tuple[process_core.PythonReader, int] | None":
     """Make what reads an interpreter's stacks, and tell the room that it takes; None where there is
     no interpreter, or no room for it.
     """

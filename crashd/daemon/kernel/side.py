@@ -200,6 +200,7 @@ class KernelSide:
             paths=tuple(self._paths.root / path.lstrip("/") for path in named),
             rescan_ns=settings.kdump.rescan_ns,
             analysis=analysis.options if analysis.enabled else None,
+            worker=analysis.options,
             policy=lambda total: kernel.policy(total, count),
         )
 

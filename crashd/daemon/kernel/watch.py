@@ -23,7 +23,7 @@ from crashd.daemon.kernel.look import is_unfinished, look_into
 from crashd.daemon.kernel.retention import expire
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.kdump.directory import DumpDirectory
-from crashd.domain.kdump.record import Look, build_record
+from crashd.domain.kdump.record import DUMP_NOT_KNOWN, Look, build_record
 from crashd.domain.kdump.vmcore import Completeness
 from crashd.domain.text import printable
 from crashd.edge.host.inotify import DirectoryWatch
@@ -283,7 +283,8 @@ class DumpWatch:
         elif known.told != told or known.seen.inode != seen.inode:
             known.told, known.changed_at_ns = told, now_ns
         elif known.seen.stamp == seen.stamp and known.crash_id and not known.growing:
-            if not known.log_pending or now_ns - known.changed_at_ns < SETTLE_NS:
+            log_due = known.log_pending and now_ns - known.changed_at_ns >= SETTLE_NS
+            if not log_due and not known.is_due_again(now_ns):
                 return
         elif known.growing and known.crash_id and now_ns - known.changed_at_ns < SETTLE_NS:
             known.seen = seen
@@ -312,8 +313,10 @@ class DumpWatch:
         crashed = kernel.get("crash_time")
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else known.told.stamp_ns
         known.sure = kernel.get("dump_sure") is True
+        known.maybe = kernel.get("dump_state") == DUMP_NOT_KNOWN
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
-        same = same and "dump_sure" in kernel  # an older crashd judged it by its head alone
+        # an older crashd judged it by its head alone
+        same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
         if same and known.state in (State.COMPLETE, State.INCOMPLETE):
             known.growing = False
             return None
@@ -327,12 +330,16 @@ class DumpWatch:
         if growing and known.crash_id is not None and known.state is State.CAPTURING:
             return
         asked = self.settings.analysis if quiet_ns >= SETTLE_NS else None
-        look = look_into(root, known.seen, known.told, growing=growing, analysis=asked)
+        # Nobody writes to it any more: a compressed dump is worth being read to its end.
+        worker = self.settings.worker if quiet_ns >= SETTLE_NS else None
+        look = look_into(
+            root, known.seen, known.told, growing=growing, analysis=asked, worker=worker
+        )
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):
             growing = True
             look = look_into(root, known.seen, known.told, growing=True)
         known.growing = growing
-        known.sure = look.verdict is not None and look.verdict.sure
+        known.take_verdict(look)
         known.log_pending = asked is None and not growing and _wants_log(look, self.settings)
         try:
             crash = self._write(look, known)
@@ -465,4 +472,4 @@ def _is_whole(look: Look) -> bool:
     """Tell whether a dump of a final name needs no more time."""
     if look.directory.dump is None or look.verdict is None:
         return False
-    return look.verdict.completeness is Completeness.COMPLETE
+    return look.verdict.completeness is Completeness.COMPLETE and look.verdict.sure
