@@ -1,5 +1,6 @@
 import gzip
 import lzma
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from struct import pack
@@ -614,11 +615,13 @@ def test_stream_that_wants_too_much_memory_is_not_known() -> None:
     assert (verdict.completeness, verdict.sure) == (COMPLETE, False)
 
 
+def reader(raw: bytes) -> Callable[[int, int], bytes]:
+    return lambda at, size: raw[at : at + size]
+
+
 def test_memory_full_of_ones_is_no_end_of_a_flattened_dump() -> None:
     """To who sees the last bytes alone, a cut dump's memory looks like the end marker."""
     whole = flatten(KDUMP + b"\xff" * 500)
     for raw, expected in ((whole, COMPLETE), (whole[:-16], INCOMPLETE), (whole[:-30], INCOMPLETE)):
-        verdict = judge(
-            raw, len(raw), raw[-4096:], unzstd, read=lambda at, size, raw=raw: raw[at : at + size]
-        )
+        verdict = judge(raw, len(raw), raw[-4096:], unzstd, read=reader(raw))
         assert verdict.completeness is expected
