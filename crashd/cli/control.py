@@ -1,6 +1,6 @@
 """The daemon's control socket, from crashctl's side: one question, one answer, or a stream.
 
-The daemon is trusted as root is, yet what arrives is still bounded and parsed by domain/frames.py.
+The daemon is trusted as root is, yet what arrives is still bounded and parsed by base/messages.py.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crashd.domain import frames
+from crashd.base import messages
 from crashd.domain.units import format_size
 from crashd.errors import (
     CrashdError,
@@ -85,7 +85,7 @@ class ControlClient:
             connection.settimeout(self._timeout_seconds)
             try:
                 connection.connect(os.fspath(self._path))
-                connection.sendall(frames.pack(request))
+                connection.sendall(messages.pack(request))
             except OSError as e:
                 raise UnavailableError(
                     f"no crashd answers at {self._path}: {reason_of(e)}",
@@ -96,23 +96,11 @@ class ControlClient:
     def _receive(self, connection: socket.socket) -> dict[str, Any]:
         """Receive one message."""
         try:
-            header = _receive_exactly(connection, frames.HEADER_SIZE)
-            size = frames.parse_size(header, frames.ANSWER_MAX)
-            return frames.parse(_receive_exactly(connection, size))
+            return messages.parse(messages.receive(connection, messages.ANSWER_MAX))
         except TimeoutError as e:
             raise UnavailableError(f"the daemon at {self._path} does not answer") from e
-        except (OSError, FormatError) as e:
+        except (OSError, EOFError, FormatError) as e:
             raise UnavailableError(f"the daemon at {self._path}: {reason_of(e)}") from e
-
-
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = connection.recv(min(size - len(data), 1 << 20))
-        if not chunk:
-            raise FormatError("it closed the connection")
-        data += chunk
-    return bytes(data)
 
 
 def _copy(connection: socket.socket, size: int) -> int:
