@@ -14,8 +14,8 @@ from crashd.domain.keep.limiter import is_only_counted
 from crashd.domain.keep.site import account_of
 from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.edge.web.exporter import DropReason, Exporter
-from crashd.store.expiry import Removed, Told
 from crashd.store.paths import Paths
+from crashd.store.retention import Removed, Told
 
 
 class Afterwards:
