@@ -15,14 +15,14 @@ from crashd.daemon.kernel.live import LiveOopses
 from crashd.daemon.kernel.watch import DumpWatch
 from crashd.domain.crash.losses import LogRecord
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, Kind, Mode
+from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, DropReason, Kind, Mode
 from crashd.domain.kdump.ready import assess, dump_paths
 from crashd.domain.kdump.record import SAME_EVENT_NS, split_log, survived
 from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.domain.kernellog.pstore import PstoreLog, assemble
 from crashd.edge.capture import process
 from crashd.edge.host.kdumpfacts import read_facts
-from crashd.edge.web.exporter import DropReason, Exporter
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, reason_of
 from crashd.store import entry as entries
 from crashd.store.index import Index

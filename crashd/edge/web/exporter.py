@@ -23,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from crashd.domain.crash.model import Disposition, Engine, Kind
+from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind
 from crashd.domain.keep.kernel import DeletionReason
 from crashd.domain.keep.limiter import Scope, Verdict
 from crashd.domain.keep.process import Reason
@@ -43,23 +43,6 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,120}\.(service|scope|socket|slice|moun
 _CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
 """Units that a container runtime makes, one for each: they take no host unit's place."""
 _STAGES = ("logical", "resident", "stored")
-
-
-class DropReason(StrEnum):
-    """Why something was dropped, or took the long way."""
-
-    QUEUE_FULL = "queue_full"
-    SPOOL_INVALID = "spool_invalid"
-    STORE_ERROR = "store_error"
-    WORKER_DIED = "worker_died"
-    DEADLINE = "deadline"
-    KERNEL_REFUSED = "kernel_refused"
-    """The kernel did not hand a crash over, as its log says."""
-    MALFORMED_HANDOFF = "malformed_handoff"
-    NOTICE = "notice"
-    """The journal, a hook or the webhook was not told of a crash."""
-    KERNEL_FLOOD = "kernel_flood"
-    """The running kernel reported more trouble than is recorded in an hour."""
 
 
 class AnalysisResult(StrEnum):
