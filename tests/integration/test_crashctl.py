@@ -41,9 +41,9 @@ from crashd.edge.sandbox.loanedid import IDS
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
 from crashd.store.entry import create, open_entry, prepare
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
 from tests.running import wait_until
 from tests.unit.cli.rows import HOSTILE, NGINX, TIME_NS
 
