@@ -38,6 +38,8 @@ _ROOT = Credentials(0, overrides=True)
 _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
+_SEGMENTS_MAX = 256
+_PT_LOAD = 1
 _SECTION_BYTES = 64
 _SHT_DYNAMIC, _SHT_NOTE = 6, 7
 _DT_SONAME = 14
@@ -298,6 +300,35 @@ def read_soname(fd: int) -> bytes | None:
             if tag == _DT_SONAME and at < 1 << 62:
                 return os.pread(fd, _LINK_MAX, at).split(b"\0", 1)[0] or None
     return None
+
+
+def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
+    """Return where sections of a 64-bit little-endian file are linked to: addresses by name."""
+    rows, names = _section_table(fd)
+    if names >= len(rows):
+        return {}
+    strings = _section(fd, rows[names], 1 << 16)
+    found = {strings[row[0] : strings.find(b"\0", row[0])]: row[3] for row in rows}
+    return {name: found[name] for name in wanted if name in found}
+
+
+def link_start(fd: int) -> int:
+    """Return the lowest page that a 64-bit little-endian file's segments are linked to; 0 where it
+    has none.
+    """
+    head = os.pread(fd, 64, 0)
+    if len(head) < 64 or head[:6] != b"\x7fELF\2\1":
+        return 0
+    (phoff,), count = struct.unpack_from("<Q", head, 32), struct.unpack_from("<H", head, 56)[0]
+    if phoff >= 1 << 62:
+        return 0
+    raw = os.pread(fd, 56 * min(count, _SEGMENTS_MAX), phoff)
+    starts = [
+        address
+        for kind, address in struct.iter_unpack("<I12xQ32x", raw[: len(raw) - len(raw) % 56])
+        if kind == _PT_LOAD
+    ]
+    return min(starts, default=0) & ~0xFFF
 
 
 def _build_id_of_sections(fd: int) -> str | None:
