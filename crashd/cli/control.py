@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.base import messages
+from crashd.base.files import read_space
 from crashd.domain.units import format_size
 from crashd.errors import (
     CrashdError,
@@ -107,8 +108,7 @@ def _copy(connection: socket.socket, size: int) -> int:
     """Copy what arrives into a private file without a name; return its descriptor, at its start."""
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     try:
-        disk = os.statvfs(directory)
-        if disk.f_bavail * disk.f_frsize < size:
+        if read_space(Path(directory)).free_bytes < size:
             raise UnavailableError(
                 f"{directory} has no space for a core of {format_size(size)}",
                 hint="set TMPDIR to a directory that has",
