@@ -9,7 +9,7 @@ from crashd.analyzers import instruction, messages
 from crashd.analyzers.coreimage import CoreImage, FilePart
 from crashd.analyzers.stacks import Stacks
 from crashd.domain.elf.elfcore import CoreHead
-from crashd.domain.elf.elfnotes import Layout, split_notes
+from crashd.domain.elf.headers import Layout, split_notes
 from crashd.domain.elf.modules import Module, find_modules
 from crashd.edge.sandbox.modulefiles import ModuleFile
 from crashd.errors import FormatError

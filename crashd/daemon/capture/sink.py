@@ -121,11 +121,10 @@ class CoreSink:
         return self._spy.bytes()
 
     def _check_free(self) -> None:
-        space = read_space(self._fd)
-        share = space.total_bytes // MARGIN_SHARE
+        share = read_space(self._fd).total_bytes // MARGIN_SHARE
         margin = min(MARGIN_MAX, max(MARGIN_MIN, share))
         wanted = self._least_bytes() + max(0, margin - self._leave_bytes)
-        if space.free_bytes < wanted + NEAR_BYTES:
+        if self._free() < wanted + NEAR_BYTES:
             self._writer.flush()
             self._refuse_below(wanted)
 
