@@ -34,9 +34,9 @@ from crashd.errors import (
     reason_of,
 )
 from crashd.store.catalog import Catalog
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
 
 CONNECTIONS_MAX = 64
 CONNECTIONS_FOR_OTHERS = 48

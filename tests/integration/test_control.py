@@ -25,9 +25,9 @@ from crashd.domain.crash.model import Crash, from_json
 from crashd.domain.crash.viewer import Viewer
 from crashd.edge.capture.handoff import listen_unix
 from crashd.store import entry as entries
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
 from tests.builders.crashes import build_crash
 from tests.running import wait_until
 
