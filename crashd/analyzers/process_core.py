@@ -8,7 +8,7 @@ from crashd.analyzers.analyzer import Analyzer
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.stacks import Stacks
 from crashd.domain.elf.elfcore import CoreHead
-from crashd.domain.elf.elfnotes import Layout, split_notes
+from crashd.domain.elf.headers import Layout, split_notes
 from crashd.edge.sandbox.modulefiles import ModuleFile
 
 VERSION = 1

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crashd import __version__, registration
+from crashd.base.files import read_space
 from crashd.configuration import files as configfiles
 from crashd.configuration import keys as config
 from crashd.daemon.after.afterwards import Afterwards
@@ -411,8 +412,7 @@ class Service:
         self._exporter.core_pattern_owned(owned)
 
     def _free_bytes(self) -> int:
-        filesystem = os.statvfs(self._paths.crashes)
-        return filesystem.f_bavail * filesystem.f_frsize
+        return read_space(self._paths.crashes).free_bytes
 
     def _seed(self) -> None:
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.progress import Progress, progress
@@ -16,7 +17,6 @@ from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import FormatError, NotFoundError, UsageError
 from crashd.store.corefile import read_core
-from crashd.store.entry import write_all
 
 _NO_CORE = {
     "capturing": "still being captured",
