@@ -21,9 +21,9 @@ from crashd.domain.crash.model import Core, Crash, State
 from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount
 from crashd.store import entry as entries
-from crashd.store.expiry import Removed, RowWriter, Told
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Removed, RowWriter, Told
 from tests.builders.crashes import build_crash
 
 CRASHES = 43_200

@@ -22,9 +22,9 @@ from crashd.errors import FormatError
 from crashd.store.coreread import unpack_zstd
 
 VERSION: Final = 1
-XZ_MEMORY_MAX: Final = 36 << 20
-"""Bytes; `xz -8` needs 33 MiB. `xz -9` needs 65 MiB, more than judging a dump may take."""
-ZSTD_WINDOW_MAX: Final = 32 << 20
+XZ_MEMORY_MAX: Final = 18 << 20
+"""Bytes; `xz -7` needs 17 MiB, `xz -6`, the default, 9."""
+ZSTD_WINDOW_MAX: Final = 16 << 20
 _PIECE = 1 << 20
 _INPUT = 256 << 10
 _HEAD = 64

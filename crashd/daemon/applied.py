@@ -6,6 +6,7 @@ import logging
 import os
 
 from crashd import registration
+from crashd.base.files import read_space
 from crashd.configuration import keys as config
 from crashd.daemon.capture.store_core import Options
 from crashd.daemon.intake.admission import Admission
@@ -33,9 +34,9 @@ def apply_settings(
         OSError: the store's file system cannot be asked.
 
     """
-    capture, filesystem = settings.capture, os.statvfs(paths.crashes)
+    capture = settings.capture
     cpus = len(os.sched_getaffinity(0))
-    keep_free = settings.retention.process.keep_free.of(filesystem.f_blocks * filesystem.f_frsize)
+    keep_free = settings.retention.process.keep_free.of(read_space(paths.crashes).total_bytes)
     options = Options(
         engine=capture.engine,
         max_core=capture.max_core_bytes,

@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from crashd.domain.crash.boundedrecord import slim
-from crashd.domain.crash.model import Crash, Kind, State
+from crashd.domain.crash.model import Crash, DropReason, Kind, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.edge.web.exporter import DropReason, Exporter
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, IndexCorruptError, NotFoundError
 from crashd.store import signatures
 from crashd.store.catalog import WAL_ALARM_BYTES, set_index_aside, wal_bytes

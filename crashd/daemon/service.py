@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crashd import __version__, registration
+from crashd.base.files import read_space
 from crashd.configuration import files as configfiles
 from crashd.configuration import keys as config
 from crashd.daemon.after.afterwards import Afterwards
@@ -36,7 +37,7 @@ from crashd.daemon.kernel.losses import LossWatch
 from crashd.daemon.kernel.side import KernelSide
 from crashd.daemon.loopclock import LoopClock
 from crashd.daemon.web.serving import MetricsFront
-from crashd.domain.crash.model import LIST_KEYS, Crash, Mode, to_json
+from crashd.domain.crash.model import LIST_KEYS, Crash, DropReason, Mode, to_json
 from crashd.edge.capture import handoff, process
 from crashd.edge.host import sdaemon
 from crashd.edge.host.inotify import DirectoryWatch
@@ -352,7 +353,7 @@ class Service:
         return self._index.id_of_token(token)
 
     def _drop(self, reason: str) -> None:
-        self._exporter.dropped(exporter.DropReason(reason))
+        self._exporter.dropped(DropReason(reason))
 
     def _is_busy(self) -> bool:
         return self._dispatcher.in_flight + self._dispatcher.queued > 0
@@ -411,8 +412,7 @@ class Service:
         self._exporter.core_pattern_owned(owned)
 
     def _free_bytes(self) -> int:
-        filesystem = os.statvfs(self._paths.crashes)
-        return filesystem.f_bavail * filesystem.f_frsize
+        return read_space(self._paths.crashes).free_bytes
 
     def _seed(self) -> None:
         try:

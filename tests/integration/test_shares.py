@@ -13,8 +13,8 @@ from crashd.domain.keep.process import Policy
 from crashd.domain.keep.site import Site
 from crashd.domain.units import Amount
 from crashd.store import entry as entries
-from crashd.store.expiry import Told, read_usage
 from crashd.store.paths import Paths
+from crashd.store.retention import Told, read_usage
 from tests.builders.crashes import build_crash
 
 MIB = 1 << 20

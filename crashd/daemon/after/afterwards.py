@@ -8,14 +8,14 @@ from crashd.daemon.after.notices import Notices, NoticeSettings
 from crashd.daemon.after.queue import AnalysisQueue, QueueSettings
 from crashd.daemon.after.retention import Expiry
 from crashd.daemon.indexer import Indexer
-from crashd.domain.crash.model import Crash, Kind
+from crashd.domain.crash.model import Crash, DropReason, Kind
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.domain.keep.limiter import is_only_counted
 from crashd.domain.keep.site import account_of
 from crashd.edge.host.hostfacts import believed_now_ns
-from crashd.edge.web.exporter import DropReason, Exporter
-from crashd.store.expiry import Removed, Told
+from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
+from crashd.store.retention import Removed, Told
 
 
 class Afterwards:

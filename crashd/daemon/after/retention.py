@@ -20,7 +20,9 @@ from crashd.domain.units import Amount, format_size
 from crashd.errors import CrashdError
 from crashd.store import spool
 from crashd.store.entry import CORE, CORE_PARTIAL
-from crashd.store.expiry import (
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+from crashd.store.retention import (
     Outcome,
     Told,
     carry_out_all,
@@ -30,8 +32,6 @@ from crashd.store.expiry import (
     read_usage,
     unlisted_bytes,
 )
-from crashd.store.index import Index
-from crashd.store.paths import Paths
 from crashd.store.users import Users
 
 log = logging.getLogger("crashd.retention")

@@ -7,9 +7,8 @@ import socket
 from collections.abc import Callable, Mapping
 
 from crashd.daemon.intake.ingest import Ingest
-from crashd.domain.crash.model import Mode
+from crashd.domain.crash.model import DropReason, Mode
 from crashd.edge.capture import handoff, kernelsock
-from crashd.edge.web.exporter import DropReason
 from crashd.errors import CrashdError, reason_of
 from crashd.registration import choose_mode
 from crashd.store.paths import Paths

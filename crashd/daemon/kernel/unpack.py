@@ -11,8 +11,8 @@ from crashd.domain.text import printable
 from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
-MEMORY_BYTES: Final = 44 << 20
-"""Of the worker, beyond the Python that it is: less than 64 MiB in all."""
+MEMORY_BYTES: Final = 26 << 20
+"""Of the worker, beyond what it is itself (some 36 MiB): less than 64 MiB in all."""
 CPU_SECONDS_MIN: Final = 30
 CPU_SECONDS_MAX: Final = 600
 BYTES_PER_SECOND: Final = 2 << 20
