@@ -141,7 +141,7 @@ class _Look:
     def _of_state_directory(self) -> Iterator[Finding]:
         paths = self._paths
         directories = {paths.crashes.name, paths.spool.name}
-        states = {paths.limiter_state.name, paths.kernel_log_state.name}
+        states = {p.name for p in (paths.limiter_state, paths.kernel_log_state, paths.pstore_state)}
         indexes = {paths.index.name, *(paths.index.name + suffix for suffix in COMPANIONS)}
         previous = paths.previous_core_pattern.name
         others = {previous, paths.pending_deletions.name}

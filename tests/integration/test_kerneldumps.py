@@ -296,6 +296,86 @@ def test_pstore_of_a_crash_that_has_a_dump_is_no_second_crash(short_tmp: Path, d
         assert states(daemon) == ["complete"]
 
 
+def put_pstore(root: Path, name: str, data: bytes, time_s: int = 1_700_000_000) -> Path:
+    record = root / "sys/fs/pstore" / name
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_bytes(data)
+    os.utime(record, (time_s, time_s))
+    return record
+
+
+def test_newest_pstore_records_are_read_however_many_there_are(
+    short_tmp: Path, dumps: Path
+) -> None:
+    """systemd-pstore never empties its directory."""
+    archive = short_tmp / "var/lib/systemd/pstore"
+    for event in range(40):
+        directory = archive / str(1_600_000_000 + event * 1000)
+        directory.mkdir(parents=True)
+        for part in range(1, 17):
+            path = directory / f"dmesg-efi-{1_600_000_000 + event * 1000:010}{part:02}001"
+            path.write_bytes(b"Shutdown#1 Part%d\nbye %d\n" % (part, event))
+            os.utime(path, (1_600_000_000 + event * 1000,) * 2)
+    put_pstore(short_tmp, "dmesg-efi-170000000001001", b"Panic#1 Part1\n" + kernel_log("bug"))
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "the newest is recorded")
+        assert daemon.crashes()[0]["title"].startswith("kernel BUG")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "title"),
+    [
+        ("dmesg-efi-1700000000", b"Panic#1\n" + kernel_log("bug"), "kernel BUG"),
+        ("dmesg-efi-1700000000", b"Panic#1", "kernel crash: "),
+        ("dmesg-efi-1700000000.enc.z", b"\x13 lzo", "kernel crash: its records in pstore are"),
+        ("console-ramoops-0", kernel_log("bug"), "kernel BUG"),
+    ],
+)
+def test_pstore_record_of_any_form_is_recorded(
+    short_tmp: Path, dumps: Path, name: str, data: bytes, title: str
+) -> None:
+    put_pstore(short_tmp, name, data)
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "it is recorded")
+        assert daemon.crashes()[0]["title"].startswith(title)
+
+
+def test_oops_panic_and_console_of_one_crash_are_one_record_that_stays_deleted(
+    short_tmp: Path, dumps: Path
+) -> None:
+    words = kernel_log("bug")
+    half = words.rfind(b"\n", 0, len(words) * 3 // 4) + 1
+    put_pstore(short_tmp, "dmesg-ramoops-0", b"Oops#1 Part1\n" + words[:half])
+    put_pstore(short_tmp, "dmesg-ramoops-1", b"Panic#2 Part1\n" + words[1000:], 1_700_000_002)
+    put_pstore(short_tmp, "console-ramoops-0", words, 1_700_090_000)
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "it is recorded")
+        (crash,) = daemon.crashes()
+        assert crash["kernel"]["source"] == "pstore (ramoops, 2 parts)"
+        daemon.crashctl("delete", "-y", crash["id"])
+    with start(short_tmp) as daemon:
+        time.sleep(1)
+        assert daemon.crashes() == []
+        assert daemon.crashctl("verify", "--strict").stdout == ""
+
+
+def test_dump_without_a_log_gets_that_of_pstore_and_keeps_it(short_tmp: Path, dumps: Path) -> None:
+    directory = save(dumps, "202601010101")
+    (directory / "dmesg.202601010101").unlink()
+    make_old(directory)
+    crashed_s = 1_500_000_000 + 202601010101 % 10**8
+    put_pstore(short_tmp, "dmesg-efi-1", b"Panic#1 Part1\n" + kernel_log("bug"), crashed_s + 3)
+    for _ in range(2):
+        with start(short_tmp) as daemon:
+            wait_until(lambda: bool(daemon.crashes()[0]["signature"]), 20, "it has a title")
+            (crash,) = daemon.crashes()
+            assert crash["title"].startswith("kernel BUG")
+            assert crash["state"] == "complete"
+            assert crash["kernel"]["log_source"] == "pstore (efi, 1 parts)"
+        os.chmod(directory / "dump.202601010101", 0o644)  # looked at again
+        (directory / "dump.202601010101").touch()
+
+
 def build_vmlinux(
     path: Path, build_id: str, release: str = "6.1.0-test", debug: str = "-g"
 ) -> None:
