@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from crashd.cli.main import main
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.keep.kernel import KernelDump, KernelPolicy, plan_retention
 from crashd.errors import FormatError, NotFoundError
@@ -690,3 +691,54 @@ def test_kdump_verb_tells_the_trap_that_leaves_no_image(short_tmp: Path) -> None
         assert document["tool_keeps"] == 2
         assert "dump-dmesg" in [finding["code"] for finding in document["findings"]]
         assert metric(daemon, "crashd_kdump_ready") == 0
+
+
+def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps: Path) -> None:
+    directory = dumps / "127.0.0.1-2026-01-02-03:04:05"
+    directory.mkdir()
+    put(directory / "vmcore-incomplete", KdumpFormat().build()[:9000])
+    put(directory / "vmcore-dmesg.txt", kernel_log())
+    put(
+        directory / "kexec-dmesg.log",
+        b"[ 3.0] kdump.sh[3]: makedumpfile: No space left on device\n",
+    )
+    make_old(directory)
+    wait_until(lambda: states(daemon) == ["incomplete"], 20, "it is judged")
+    shown = daemon.crashctl("info", daemon.crashes()[0]["id"]).stdout
+    assert "kexec-dmesg.log: [ 3.0] kdump.sh[3]: makedumpfile: No space left" in shown
+
+
+def test_kdump_allows_deletion_where_the_unit_does_not(
+    short_tmp: Path, dumps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, text in (
+        (
+            "usr/lib/systemd/system/crashd.service",
+            "ProtectSystem=strict\nReadWritePaths=-/var/crash",
+        ),
+        ("etc/default/kdump-tools", "USE_KDUMP=1\nKDUMP_COREDIR='/srv/my dumps'"),
+        ("etc/crashd/crashd.toml", '[kdump]\npaths = ["/data/a", "/srv/b"]'),
+    ):
+        (short_tmp / path).parent.mkdir(parents=True, exist_ok=True)
+        (short_tmp / path).write_text(text + "\n")
+    for path in ("srv/my dumps", "data/a", "srv/b"):
+        (short_tmp / path).mkdir(parents=True)
+
+    def kdump(*arguments: str) -> str:
+        main(["--root", str(short_tmp), "kdump", *arguments])
+        return capsys.readouterr().out
+
+    denied = json.loads(kdump("--json"))["deletion_denied"]
+    assert sorted(denied) == ["/data/a", "/srv/b", "/srv/my dumps"]
+    assert "crashd.service may not write to /srv/my dumps" in kdump()
+    said = kdump("--allow-deletion")
+    assert "systemctl daemon-reload && systemctl restart crashd.service" in said
+    drop_in = short_tmp / "etc/systemd/system/crashd.service.d/50-kernel-dumps.conf"
+    assert 'ReadWritePaths="-/srv/my dumps"' in drop_in.read_text().splitlines()
+    assert drop_in.stat().st_mode & 0o777 == 0o644
+    assert json.loads(kdump("--json"))["deletion_denied"] == []
+    assert "nothing to do" in kdump("--allow-deletion")
+    # a directory more: what was allowed before stays allowed
+    (short_tmp / "etc/crashd/crashd.toml").write_text('[kdump]\npaths = ["/data/a", "/srv"]\n')
+    kdump("--allow-deletion")
+    assert json.loads(kdump("--json"))["deletion_denied"] == []

@@ -54,6 +54,8 @@ class Look:
     """It changed a moment ago, and is not known to be whole."""
     parts: tuple[bytes, ...] = ()
     """The files of a split dump, in the order of their page frames; empty where it is not split."""
+    capture_troubles: tuple[str, ...] = ()
+    """What the capture kernel's own log says of its failure to save the dump."""
     log_pending: bool = False
     """There is no log, and none was taken out of the dump yet."""
     try_again: bool = False
@@ -145,6 +147,9 @@ def _warnings(look: Look) -> tuple[str, ...]:
         told.append("the log was never finished")
     if not look.log and look.log_source not in ("file", "dump"):
         told.append(f"there is no log, and none could be taken out of the dump: {look.log_source}")
+    if look.verdict is None or look.verdict.completeness is not Completeness.COMPLETE:
+        name = printable(directory.capture_log or b"")
+        told += [f"{name}: {line}" for line in look.capture_troubles]
     if directory.unknown:
         names = ", ".join(printable(name[:64]) for name in directory.unknown[:4])
         told.append(f"holds what no maker of dumps puts there: {names}")
