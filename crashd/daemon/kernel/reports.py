@@ -80,6 +80,8 @@ class ReportBook:
         found = [list_records(self._paths.root / name) for name in _PSTORE]
         if found == self._pstore_seen:
             return
+        if any(directory.records for directory in found) and not self._indexer.settle():
+            return  # the scan's own dumps have to be in the index first
         self._tell_left_out(sum(directory.left_out for directory in found))
         events = merge_events(assemble(part for d in found for part in read_parts(d)))
         # What the console showed is the most that it can tell: a record of its own says more.
