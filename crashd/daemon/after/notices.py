@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.boundedrecord import bounded
 from crashd.domain.crash.model import Crash, Kind, to_json
 from crashd.domain.keep.alertbudget import AlertBudget, AlertRates
@@ -240,5 +241,5 @@ def _document(notice: _Notice) -> bytes:
     for key in _BULKY:
         document.pop(key, None)
     if notice.pending:
-        document["analysis"] = {"state": "pending"}
+        document["analysis"] = {"state": AnalysisState.PENDING.value}
     return json.dumps(document, ensure_ascii=True).encode() + b"\n"

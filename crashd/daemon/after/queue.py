@@ -19,7 +19,7 @@ from typing import Any
 
 from crashd.daemon.after.analysis import AnalysisOptions, analyse, analysed
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
-from crashd.domain.crash.model import Crash, Kind, State, encode
+from crashd.domain.crash.model import Crash, Kind, encode
 from crashd.domain.keep.fairqueue import FairQueue
 from crashd.domain.keep.site import account_of
 from crashd.errors import CrashdError, FormatError, reason_of
@@ -37,7 +37,6 @@ BEGUN_SECONDS = 1.0
 """What an analysis counts as from its beginning on: others' are begun before a second one."""
 PATIENCE_SECONDS = 30.0
 """How long captures can make an analysis wait."""
-_ANALYSABLE = frozenset({State.COMPLETE, State.TRUNCATED})
 RESULT_MAX = 8 << 20
 _AROUND_BYTES = 4096
 """What is written around a result that is kept while a new one is made."""
@@ -61,7 +60,7 @@ class AnalysisQueue:
         *,
         busy: Callable[[], bool],
         changed: Callable[[Crash], None],
-        ended: Callable[[str, float], None],
+        ended: Callable[[AnalysisState, float], None],
         first: Callable[[Crash], None],
         user_of: Callable[[int], int] = int,
     ) -> None:
@@ -177,7 +176,7 @@ class AnalysisQueue:
                 before, crash = read_result(entry), entry.read()
         except CrashdError:
             return
-        if before is None or before.get("state") == "running":
+        if before is None or before.get("state") == AnalysisState.RUNNING:
             self.add(crash_id, account_of(crash, self._user_of) or "")
         elif crash.signature is not None:
             self._changed(crash)  # the daemon was killed before the index knew
@@ -205,7 +204,7 @@ class AnalysisQueue:
                 log.info("crash %s was not analysed: %s", crash_id, e)
             except Exception:  # boundary: one crash must not end the analysis of all others
                 log.exception("the analysis of crash %s failed", crash_id)
-                self._ended("failed", 0.0)
+                self._ended(AnalysisState.FAILED, 0.0)
             finally:
                 with self._condition:
                     self._known.discard(crash_id)
@@ -230,7 +229,7 @@ class AnalysisQueue:
     def _analyse(self, crash_id: str) -> None:
         with open_entry(self._paths, crash_id) as entry:
             crash = entry.read()
-            if crash.kind is not Kind.PROCESS or crash.state not in _ANALYSABLE:
+            if crash.kind is not Kind.PROCESS or not crash.state.has_core:
                 return
             attempts = begin_result(entry)
             if attempts > ATTEMPTS_MAX:
@@ -272,7 +271,7 @@ class AnalysisQueue:
         self._changed(crash)
         if before.analysis is None:
             self._first(crash)
-        self._ended(analysis.state.value, analysis.seconds)
+        self._ended(analysis.state, analysis.seconds)
         if "kept" in told:
             log.info("crash %s: an earlier analysis knew more and is kept: %s", crash_id, why)
         elif analysis.state is AnalysisState.DONE:
@@ -321,7 +320,7 @@ def _now() -> float:
 
 def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the last result that was written: this one, or what it was begun over."""
-    if document is None or document.get("state") != "running":
+    if document is None or document.get("state") != AnalysisState.RUNNING:
         return document
     kept = document.get("kept")
     return kept if isinstance(kept, dict) else None
@@ -345,9 +344,13 @@ def begin_result(entry: Entry) -> int:
     The result of one before it stays beside, until it is known which of them knows more.
     """
     before = read_result(entry) or {}
-    attempts = before.get("attempts") if before.get("state") == "running" else 0
+    attempts = before.get("attempts") if before.get("state") == AnalysisState.RUNNING else 0
     number = attempts + 1 if isinstance(attempts, int) else 1
-    document = {"state": "running", "attempts": number, "kept": kept_result(before or None)}
+    document = {
+        "state": AnalysisState.RUNNING.value,
+        "attempts": number,
+        "kept": kept_result(before or None),
+    }
     try:
         entry.write_file(ANALYSIS, encode(document))
     except OSError as e:
