@@ -12,7 +12,6 @@ import os
 import queue
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import Counter
@@ -20,8 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+from crashd.base import messages
 from crashd.daemon.answers import Answer, Shares, SlowReaderError
-from crashd.domain import frames
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import encode
 from crashd.domain.crash.viewer import NOBODY, Viewer
@@ -54,7 +53,6 @@ TOP_MAX = 1000
 PLAN_MAX = 50_000
 """Crashes of a vacuum's plan that are named."""
 PROGRESS_SECONDS = 0.2
-_UCRED = struct.Struct("iII")  # struct ucred of unix(7)
 _LOG_EVERY_SECONDS = 10.0
 
 
@@ -187,7 +185,7 @@ class ControlServer:
         with self._lock:
             if not self._followers:
                 return
-            message = frames.pack({"crash": document})  # one for all
+            message = messages.pack({"crash": document})  # one for all
             for follower in self._followers:
                 viewer = follower.viewer
                 if viewer is None or viewer.owns(owner_uid, gid):
@@ -211,8 +209,7 @@ class ControlServer:
             self._stopping.wait(1)  # out of descriptors: the listener stays readable
             return
         peer.setblocking(True)
-        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        _, uid, gid = _UCRED.unpack(raw)
+        _, uid, gid = messages.read_peer(peer)
         if not self._admit(uid):
             peer.close()
             self._complain(f"uid {uid} on the control socket: too many connections")
@@ -250,7 +247,7 @@ class ControlServer:
             self._complain(f"uid {user.uid} on the control socket: {e}")
         except SlowReaderError:
             self._complain(f"uid {user.uid} on the control socket: read an answer too slowly")
-        except OSError:
+        except (EOFError, OSError):
             pass  # the peer went away, or the core that it read did
         except Exception:  # boundary: one conversation must not take the daemon along
             self._log.exception("control socket: a request failed")
@@ -272,7 +269,8 @@ class ControlServer:
 
     def _converse(self, peer: socket.socket, viewer: Viewer | None) -> None:
         try:
-            request = frames.parse(_receive(peer, time.monotonic() + REQUEST_SECONDS))
+            deadline = time.monotonic() + REQUEST_SECONDS
+            request = messages.parse(messages.receive(peer, messages.REQUEST_MAX, deadline))
         except FormatError as e:
             with contextlib.suppress(OSError):
                 _send(peer, _refusal(UsageError(str(e))))
@@ -380,7 +378,7 @@ class ControlServer:
 
 
 def _whole(document: dict[str, Any]) -> Answer:
-    return Answer(frames.pack(document))
+    return Answer(messages.pack(document))
 
 
 def _found(
@@ -402,7 +400,7 @@ def _record(fd: int | None, more: dict[str, Any]) -> Answer:
         return _whole({"ok": True, "crash": more})
     size = _last_brace(fd)
     head, tail = b'{"ok":true,"crash":', b"," + encode(more)[1:] + b"}"
-    return Answer(frames.pack_size(len(head) + size + len(tail)) + head, fd, size, tail)
+    return Answer(messages.pack_size(len(head) + size + len(tail)) + head, fd, size, tail)
 
 
 def _last_brace(fd: int) -> int:
@@ -414,7 +412,7 @@ def _last_brace(fd: int) -> int:
 def _core(fd: int) -> Answer:
     """Answer with a core's bytes, behind a message that says how many; owns the file."""
     size = os.fstat(fd).st_size
-    return Answer(frames.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
+    return Answer(messages.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
 
 
 def _viewer(peer: socket.socket, user: Viewer) -> Viewer | None:
@@ -436,27 +434,6 @@ def _bounded(query: Query) -> Query:
 
 def _refusal(error: CrashdError) -> dict[str, Any]:
     return {"ok": False, "exit_code": error.exit_code, "error": str(error), "hint": error.hint}
-
-
-def _receive(peer: socket.socket, deadline: float) -> bytes:
-    header = _receive_exactly(peer, frames.HEADER_SIZE, deadline)
-    return _receive_exactly(peer, frames.parse_size(header, frames.REQUEST_MAX), deadline)
-
-
-def _receive_exactly(peer: socket.socket, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        # what has come by now counts, however late we are
-        peer.settimeout(max(0.0, deadline - time.monotonic()))
-        # descriptors that come along are not asked for; the kernel closes what is not received
-        try:
-            chunk = peer.recv(size - len(data))
-        except BlockingIOError as e:
-            raise TimeoutError from e
-        if not chunk:
-            raise FormatError("a request breaks off") if data else ConnectionAbortedError()
-        data += chunk
-    return bytes(data)
 
 
 def _send(peer: socket.socket, document: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ opened. Nothing blocks: no FIFO, no device is opened for read.
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +164,7 @@ class DumpRoot:
             why = self.distrust or (told.faults[0] if told else "it is no kernel dump's")
             raise FormatError(f"{printable(name)} is left alone: {why}")
         with self.open(seen) as directory:
-            freed, left = directory.empty(told.unknown)
+            freed, left = directory.unlink(told.known)
         if left:
             return freed, left
         try:
@@ -249,23 +249,20 @@ class OpenDump:
         finally:
             os.close(fd)
 
-    def empty(self, keep: Collection[bytes]) -> tuple[int, tuple[bytes, ...]]:
-        """Unlink all but directories and what is named in `keep`; return the bytes freed, and the
-        names of what is left.
+    def unlink(self, names: Iterable[bytes]) -> tuple[int, tuple[bytes, ...]]:
+        """Unlink the files that are named and nothing else, so that a file that appears meanwhile
+        stays; return the bytes freed, and the names of what is left.
         """
-        freed, left = 0, []
-        for name in sorted(map(os.fsencode, os.listdir(self._fd))):
+        freed = 0
+        for name in names:
             try:
                 status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-                if name in keep or stat.S_ISDIR(status.st_mode):
-                    left.append(name)
-                    continue
                 os.unlink(name, dir_fd=self._fd)
             except FileNotFoundError:
                 continue
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                 freed += status.st_blocks * 512
-        return freed, tuple(left)
+        return freed, tuple(sorted(map(os.fsencode, os.listdir(self._fd))))
 
 
 def _entry(name: bytes, status: os.stat_result) -> Entry:

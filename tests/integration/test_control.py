@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from crashd.base import messages
 from crashd.cli.control import ControlClient
 from crashd.daemon import answers, control
 from crashd.daemon.control import ControlServer
-from crashd.domain import frames
 from crashd.domain.crash.model import Crash, from_json
 from crashd.domain.crash.viewer import Viewer
 from crashd.edge.capture.handoff import listen_unix
@@ -64,12 +64,12 @@ class Peer:
         self.socket.close()
 
     def say(self, document: dict[str, Any]) -> "Peer":
-        self.socket.sendall(frames.pack(document))
+        self.socket.sendall(messages.pack(document))
         return self
 
     def hear(self) -> dict[str, Any]:
         (size,) = struct.unpack("<I", self._exactly(4))
-        return frames.parse(self._exactly(size))
+        return messages.parse(self._exactly(size))
 
     def is_closed(self) -> bool:
         try:
@@ -243,7 +243,7 @@ def test_list_of_more_than_an_answer_holds_is_refused(
     [
         b"GET / HTTP/1.1\r\n\r\n",
         struct.pack("<I", 0),
-        struct.pack("<I", frames.REQUEST_MAX + 1),
+        struct.pack("<I", messages.REQUEST_MAX + 1),
         struct.pack("<I", 10) + b"not json!!",
         struct.pack("<I", 4) + b"\xff\xfe\0\0",
         struct.pack("<I", 2) + b"[]",
@@ -328,13 +328,13 @@ def test_much_nonsense_is_one_line_that_counts_the_rest(
 
 def test_descriptors_that_come_along_are_not_kept(paths: Paths, server: ControlServer) -> None:
     with Peer(paths) as first:  # by now the accepting thread has all descriptors of its own
-        first.socket.sendall(frames.pack({"verb": "status"}))
+        first.socket.sendall(messages.pack({"verb": "status"}))
         assert first.hear()["ok"]
         assert first.is_closed()
     before = descriptors()
     for _ in range(5):
         with Peer(paths) as peer:
-            socket.send_fds(peer.socket, [frames.pack({"verb": "status"})], [0, 1, 2])
+            socket.send_fds(peer.socket, [messages.pack({"verb": "status"})], [0, 1, 2])
             assert peer.hear()["ok"]
     wait_until(lambda: descriptors() <= before, what="no descriptor is kept")
 
@@ -576,7 +576,7 @@ def test_vacuum_streams_plan_progress_and_result(server: ControlServer, paths: P
 def test_vacuum_goes_on_when_nobody_listens_any_more(server: ControlServer, paths: Paths) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.connect(os.fspath(paths.control_socket))
-        peer.sendall(frames.pack({"verb": "vacuum"}))
+        peer.sendall(messages.pack({"verb": "vacuum"}))
     client = ControlClient(paths.control_socket)
     with client.stream({"verb": "vacuum", "dry_run": True}) as events:
         assert next(events)["count"] == 2

@@ -442,7 +442,7 @@ def test_pin_protects_from_delete(store: Store) -> None:
     assert store.json("info", short)["pinned"] is True
     done = store.run("delete", short, store.ids["old"][-8:])
     assert (done.returncode, done.stdout) == (1, "")
-    assert "is pinned, nothing was deleted" in done.stderr
+    assert "is pinned; nothing was deleted" in done.stderr
     assert len(store.json("list")) == 5
     assert store.run("unpin", short).returncode == 0
     assert store.run("delete", short).returncode == 0
@@ -568,7 +568,7 @@ def test_analyze_of_a_crash_without_core_is_told_at_once(
     server()
     done = store.run("analyze", store.ids["none"])
     assert done.returncode == 1
-    assert "has no core that could be analysed" in done.stderr
+    assert "has no core to analyse" in done.stderr
 
 
 def test_analyze_ends_when_the_core_is_deleted_meanwhile(
@@ -737,7 +737,7 @@ def test_doctor_checks_everything_and_crashes_nothing_elsewhere(store: Store) ->
     assert (found["index"]["level"], found["index"]["text"]) == ("ok", "5 crashes")
     assert all(set(check) == {"name", "level", "text", "why", "hint"} for check in found.values())
     assert all(check["hint"] for check in found.values() if check["level"] != "ok")
-    assert found["test crash"]["text"] == "not tried: core_pattern is not crashd's"
+    assert found["test crash"]["text"] == "not tried: core_pattern does not name crashd's handler"
     lines = store.run("doctor").stdout.splitlines()
     (at,) = [n for n, line in enumerate(lines) if line.startswith("problem  daemon ")]
     assert lines[at + 1 : at + 3] == [
@@ -834,7 +834,7 @@ def test_crash_and_look_tells_what_was_seen_instead(
     monkeypatch.setattr(doctor, "CRASH_SECONDS", 0.2)
     check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.PROBLEM
-    assert check.text.endswith("it was not listed")
+    assert check.text.endswith("it is not listed")
 
 
 # ---- stats and report ----

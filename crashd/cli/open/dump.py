@@ -1,4 +1,4 @@
-"""`dump`: the core of one crash as the kernel would have written it."""
+"""`dump`: writes the core of a crash as the kernel would have written it."""
 
 import argparse
 import contextlib
@@ -23,15 +23,15 @@ from crashd.store.entry import write_all
 def _why_coreless(state: State) -> str:
     match state:
         case State.CAPTURING:
-            return "it is still being captured"
+            return "still being captured"
         case State.METADATA_ONLY:
             return "only its metadata was kept"
         case State.LOST:
             return "it was lost"
         case State.EVICTED:
-            return "it was deleted to make room"
+            return "deleted to free space"
         case State.MISSING:
-            return "it is gone from the disk"
+            return "no longer on disk"
         case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
             return "none was kept"
         case _:
@@ -50,7 +50,7 @@ def dump(context: Context, arguments: argparse.Namespace) -> int:
     if not to_file and os.isatty(1):
         raise UsageError(
             "dump: refusing to write a core to a terminal",
-            hint="name a file by --output, or redirect the output",
+            hint="use --output FILE, or redirect standard output",
         )
     source = open_source(context)
     try:
@@ -71,11 +71,10 @@ def dump(context: Context, arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterator[Iterator[bytes]]:
-    """Open the core of a crash for reading, its own bytes in chunks; warn where it is not whole.
+    """Open the core of a crash, and yield it in uncompressed chunks; warn if it is truncated.
 
     Raises:
         NotFoundError: there is no core; the message says why.
-
     """
     fd = open_stored(context, source, row)
     try:
@@ -88,18 +87,17 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
 
 
 def open_stored(context: Context, source: Source, row: dict[str, Any]) -> int:
-    """Open the stored core of a crash; warn where it is not whole. The caller owns the descriptor.
+    """Open the stored core of a crash; warn if it is truncated. The caller owns the descriptor.
 
     Raises:
         NotFoundError: there is no core; the message says why.
-
     """
     crash_id, core = row["id"], row.get("core") or {}
     reason = (row.get("capture") or {}).get("reason")
     if not core.get("path"):
         limit = (row.get("evicted") or {}).get("reason")
         deleted = f"deleted by retention ({limit})" if limit else None
-        why = deleted or reason or _NO_CORE.get(str(row.get("state")), "none was kept")
+        why = deleted or reason or _NO_CORE.get(str(row.get("state")), "no core was kept")
         raise NotFoundError(f"crash {crash_id} has no core: {printable(str(why))}")
     fd = source.open_core(crash_id)
     if not core.get("complete"):
@@ -122,4 +120,4 @@ def _checked(chunks: Iterator[bytes], crash_id: str) -> Iterator[bytes]:
     try:
         yield from chunks
     except FormatError as e:
-        raise FormatError(f"crash {crash_id}: {e}", hint="crashctl verify --deep tells more") from e
+        raise FormatError(f"crash {crash_id}: {e}", hint="crashctl verify --deep shows more") from e

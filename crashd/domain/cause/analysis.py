@@ -1,4 +1,4 @@
-"""What an analysis found: facts as the sandboxed worker told them, and what they mean.
+"""What an analysis found: the facts that the sandboxed worker reports, and what they mean.
 
 Every text and number in here came out of a hostile core; crashd.analysisresult has bounded them and
 made the texts printable.
@@ -158,8 +158,8 @@ class Facts:
     messages: Mapping[str, str]
     """Last words: `abort`, `glib`, `cxx_type`, `cxx_what`, `rust_panic`, `go_panic` …"""
     problems: tuple[str, ...]
-    python: tuple[ThreadStack, ...] = ()
-    """The interpreter's own stacks."""
+    interpreted: tuple[ThreadStack, ...] = ()
+    """The stacks of interpreted languages; each frame's `kind` names the language."""
 
     @property
     def crashed(self) -> tuple[Frame, ...]:
@@ -167,10 +167,10 @@ class Facts:
         return self.threads[0].frames if self.threads else ()
 
     @property
-    def crashed_python(self) -> tuple[Frame, ...]:
-        """The interpreter's frames of the crashed thread."""
+    def crashed_interpreted(self) -> tuple[Frame, ...]:
+        """The interpreted frames of the crashed thread."""
         tid = self.threads[0].tid if self.threads else None
-        return next((t.frames for t in self.python if t.tid == tid), ())
+        return next((t.frames for t in self.interpreted if t.tid == tid), ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from crashd.base.messages import send_packet
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
@@ -66,7 +67,7 @@ def _send_file(sender: socket.socket, raw: bytes) -> None:
         while view:
             view = view[os.write(fd, view) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        socket.send_fds(sender, [b""], [fd])
+        send_packet(sender, b"", (fd,))
     finally:
         os.close(fd)
 
