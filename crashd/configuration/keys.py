@@ -34,7 +34,7 @@ from crashd.configuration.values import (
 from crashd.domain.crash.model import Disposition
 from crashd.domain.keep.kernel import KernelPolicy
 from crashd.domain.keep.limiter import Rate, Scope, rates_of
-from crashd.domain.keep.policy import Rule as PolicyRule
+from crashd.domain.keep.policy import Rule as Rule
 from crashd.domain.keep.policy import parse_rule
 from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount, parse_bytes, parse_duration
@@ -50,7 +50,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Capture(Section):
+class CaptureSection(Section):
     """How crashes of processes are taken from the kernel."""
 
     mode: Annotated[Literal["auto", "pipe", "socket"], one_of("auto", "pipe", "socket")] = "auto"
@@ -144,7 +144,7 @@ class Capture(Section):
         return parse_bytes(self.buffer)
 
     @property
-    def policy(self) -> tuple[PolicyRule, ...]:
+    def policy(self) -> tuple[Rule, ...]:
         """`rules`, parsed."""
         return tuple(parse_rule(rule) for rule in self.rules)
 
@@ -239,7 +239,7 @@ class LimiterUid(Section):
         return Rate(self.full, self.mini, parse_duration(self.per))
 
 
-class Limiter(Section):
+class LimiterSection(Section):
     """How many crashes of the same kind are kept: a program in a crash loop shall cost neither the
     disk nor other programs' cores. Each crash is recorded in any case, and `crashctl info` says
     what was not kept, and why."""
@@ -340,7 +340,7 @@ class RetentionKernel(Section):
         )
 
 
-class Retention(Section):
+class RetentionSection(Section):
     """What is kept, and for how long."""
 
     process: RetentionProcess = RetentionProcess()
@@ -368,7 +368,7 @@ class Kdump(Section):
         return parse_duration(self.rescan)
 
 
-class Analysis(Section):
+class AnalysisSection(Section):
     """How crashes are explained: by a process of its own for each, which may do nothing but read
     the core and the debug information of what is in it."""
 
@@ -494,11 +494,11 @@ class Log(Section):
 class Settings(Section):
     """The whole configuration: what the operator wants, defaults included."""
 
-    capture: Capture = Capture()
-    limiter: Limiter = Limiter()
-    retention: Retention = Retention()
+    capture: CaptureSection = CaptureSection()
+    limiter: LimiterSection = LimiterSection()
+    retention: RetentionSection = RetentionSection()
     kdump: Kdump = Kdump()
-    analysis: Analysis = Analysis()
+    analysis: AnalysisSection = AnalysisSection()
     hooks: Hooks = Hooks()
     http: Http = Http()
     privacy: Privacy = Privacy()

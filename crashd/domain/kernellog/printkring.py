@@ -97,7 +97,7 @@ def read_log(memory: Memory, numbers: Mapping[str, int]) -> KernelLog:
     """
     try:
         if "SYMBOL(prb)" in numbers:
-            return _collect(_Ring(memory, numbers).records())
+            return _collect(_PrintkRing(memory, numbers).records())
         if "SYMBOL(log_first_idx)" in numbers:
             return _collect(_structured(memory, numbers))
     except KeyError as e:
@@ -134,7 +134,7 @@ def _format(time_ns: int, text: bytes) -> bytes:
     return head + _SPECIAL.sub(lambda m: b"\\x%02x" % m[0][0], text) + b"\n"
 
 
-class _Ring:
+class _PrintkRing:
     """A struct printk_ringbuffer."""
 
     def __init__(self, memory: Memory, numbers: Mapping[str, int]) -> None:
