@@ -108,6 +108,8 @@ class SignalFacts:
     sender_uid: int | None
     syscall: int | None = None
     syscall_name: str | None = None
+    error_code: int | None = None
+    """The processor's own, as x86 has it in a signal's frame or the kernel in its log."""
 
 
 @dataclass(frozen=True, slots=True)
