@@ -60,7 +60,25 @@ def decode(
         "text": f"{instruction.mnemonic} {instruction.op_str}".strip()[:120],
         "mnemonic": instruction.mnemonic[:24],
         "access": access[:4],
+        **_target(instruction, word, access, registers),
     }
+
+
+def _target(
+    instruction: "capstone.CsInsn",
+    mnemonic: str,
+    access: list[dict[str, Any]],
+    registers: Mapping[str, int],
+) -> dict[str, int]:
+    """Return where a call, jump or return goes: `target`, or `target_at`, where that is stored."""
+    if mnemonic not in ("call", "jmp", "ret"):
+        return {}
+    read = next((a["address"] for a in access if a["mode"] == "read"), None)
+    if read is not None:
+        return {"target_at": read}
+    if mnemonic != "ret" and instruction.op_str in registers:
+        return {"target": registers[instruction.op_str]}
+    return {}
 
 
 def _mode(machine: int, mnemonic: str, index: int) -> Mode:

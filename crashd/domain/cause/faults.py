@@ -138,7 +138,7 @@ def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
 
 def stack_overflow(facts: Facts) -> Cause:
     """Tell which recursion filled the stack."""
-    names = [plain_name(f.function) for f in facts.crashed if f.function]
+    names = [plain_name(f.function) for f in facts.blamed if f.function]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) >= 3]
     text = "stack overflow"
     if repeated:
@@ -237,9 +237,28 @@ def _name(region: Region) -> str:
     )
 
 
+def _bad_target(facts: Facts) -> Cause | None:
+    """Judge a call, jump or return to what cannot be an address: it fails where it starts."""
+    target = facts.instruction.target if facts.instruction is not None else None
+    if facts.instruction is None or target is None or _canonical(target, facts.bits):
+        return None
+    text = _ascii(target, facts.bits)
+    what = f"{target:#x}, " + (f'which is the text "{text}"' if text else "which is not an address")
+    if (facts.instruction.mnemonic or "").split(" ")[-1] == "ret":
+        return Cause(
+            "return-address",
+            "return address overwritten",
+            f"a return to {what}: the stack was overwritten",
+        )
+    short = "call through a pointer overwritten by text" if text else "call through a wild pointer"
+    return Cause("wild-target", short, f"a call or jump to {what}")
+
+
 def _general_protection(facts: Facts, access: Access | None) -> Cause:
     """Tell what the processor refused without saying at which address."""
     mnemonic = (facts.instruction.mnemonic if facts.instruction is not None else None) or ""
+    if cause := _bad_target(facts):
+        return cause
     if access is not None:
         if cause := _bad_pointer(facts, access):
             return cause
