@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.base import messages
+from crashd.base.files import read_space
 from crashd.domain.units import format_size
 from crashd.errors import (
     CrashdError,
@@ -108,8 +109,7 @@ def _copy(connection: socket.socket, size: int) -> int:
     """Copy what arrives to a private, unnamed file; return its descriptor, at offset 0."""
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     try:
-        disk = os.statvfs(directory)
-        if disk.f_bavail * disk.f_frsize < size:
+        if read_space(Path(directory)).free_bytes < size:
             raise UnavailableError(
                 f"{directory} has no room for a core of {format_size(size)}",
                 hint="set TMPDIR to a directory with enough room",

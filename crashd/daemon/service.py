@@ -12,6 +12,7 @@ import socket
 import time
 
 from crashd import __version__
+from crashd.base.files import read_space
 from crashd.configuration import files as configfiles
 from crashd.configuration import keys as config
 from crashd.daemon.after.afterwards import Afterwards
@@ -300,9 +301,9 @@ class Service:
             OSError: the store's file system cannot be asked.
 
         """
-        capture, filesystem = settings.capture, os.statvfs(self._paths.crashes)
+        capture, space = settings.capture, read_space(self._paths.crashes)
         keep_free = settings.retention.process.keep_free
-        keep_free_bytes = keep_free.of(filesystem.f_blocks * filesystem.f_frsize)
+        keep_free_bytes = keep_free.of(space.total_bytes)
         cpus = len(os.sched_getaffinity(0))
         options = _options(settings, keep_free_bytes, cpus)
         self._admission.configure(

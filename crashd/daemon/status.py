@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from crashd import __version__, registration
+from crashd.base.files import read_space
 from crashd.daemon.corepattern import CorePattern
 from crashd.daemon.health import Health
 from crashd.daemon.intake.dispatch import Dispatcher
@@ -80,5 +81,4 @@ def free_bytes(paths: Paths) -> int:
         OSError: it cannot be asked.
 
     """
-    filesystem = os.statvfs(paths.crashes)
-    return filesystem.f_bavail * filesystem.f_frsize
+    return read_space(paths.crashes).free_bytes

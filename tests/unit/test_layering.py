@@ -186,8 +186,8 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "crashd.domain": {
         "elf": (),
         "crash": ("elf",),
-        "kernellog": ("elf.elfnotes",),
-        "kdump": ("crash", "elf.elfnotes", "kernellog"),
+        "kernellog": ("elf.headers",),
+        "kdump": ("crash", "elf.headers", "kernellog"),
         "cause": (),
         "keep": ("crash", "elf"),
         "host": ("crash", "kdump"),
@@ -447,6 +447,7 @@ KNOWN = frozenset(
         ("crashd.store.index", "from crashd import registration"),
         ("crashd.domain.kernellog.title", "from crashd.domain.elf import elfcore"),
         ("crashd.domain.kdump.vmcore", "from crashd.domain.elf.minicore import plan"),
+        ("crashd.domain.kdump.vmcore", "from crashd.domain.elf.elfnotes import Notes"),
         ("crashd.domain.elf.minicore", "from crashd.domain.kdump import vmcore"),
         ("crashd.domain.crash.record", "from crashd.domain.cause import explain"),
         ("crashd.newcomer", "from crashd.configuration import keys"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_never
 
+from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.progress import Progress, progress
@@ -17,7 +18,6 @@ from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import FormatError, NotFoundError, UsageError
 from crashd.store.corefile import read_core
-from crashd.store.entry import write_all
 
 
 def _why_coreless(state: State) -> str:

@@ -13,6 +13,7 @@ import socket
 from dataclasses import replace
 from typing import Any
 
+from crashd.base.files import read_space
 from crashd.base.messages import receive_message, send_message
 from crashd.daemon.capture.capture import Decision, capture
 from crashd.daemon.capture.salvage import salvage
@@ -161,8 +162,7 @@ def _capture_spool(job: _Job) -> None:
         if source is None:
             source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         incoming = IncomingCore.from_spool(source, spooled.snapshot)
-        disk = os.fstatvfs(job.entry.fd)
-        free = disk.f_bavail * disk.f_frsize
+        free = read_space(job.entry.fd).free_bytes
         fits = os.fstat(source).st_blocks * 512 <= free
         _capture(job, incoming, ending=spooled.ending(), keep_free_bytes=0 if fits else free // 4)
 

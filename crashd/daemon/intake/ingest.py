@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from crashd.base.files import read_space
 from crashd.daemon.intake.dispatch import Dispatcher, Job
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, bounded
 from crashd.domain.crash.coremeta import CoreMeta
@@ -249,8 +250,7 @@ class Ingest:
         then its copy in the spool goes, so that there is more than before. To wait for space that
         the spool itself takes would be for ever: the largest comes in cut, at the very last.
         """
-        filesystem = os.statvfs(self._paths.state_dir)
-        free = filesystem.f_bavail * filesystem.f_frsize - sum(self._importing.values())
+        free = read_space(self._paths.state_dir).free_bytes - sum(self._importing.values())
         if self._importing and free < self.keep_free_bytes + self._spooled_bytes(self._spooled[0]):
             return None  # asked again when they are in
         for name in self._spooled:
