@@ -25,8 +25,6 @@ RECORDS_MAX: Final = 2**16
 """The newest ones; a log of 2 MiB has half of that."""
 TEXT_MAX: Final = 2_000_000
 """Bytes of text, the newest ones."""
-RECORD_TEXT_MAX: Final = 2**16 - 1
-"""text_len has 16 bits."""
 _COUNT_BITS_MAX = 28
 _SIZE_BITS_MAX = 32
 _LINES_MAX = 4096

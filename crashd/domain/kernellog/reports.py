@@ -62,8 +62,6 @@ _DIED = re.compile(r"\[#\d{1,9}\]")
 _CUT = ("------------[ cut here ]", "8<--- cut here ---")
 _END_TRACE = "---[ end trace"
 _END_PANIC = "---[ end Kernel panic"
-_RULE = "================"
-_PANIC = "Kernel panic - not syncing: "
 _BODY = re.compile(
     r"[ ]|<?\[<?[0-9a-f]{8,}|CPU\d*: |Call |Back|[ER]?(?:IP|SP|AX)\b|R\d\d: |[RE][A-D][XI]:"
     r"|[FC]S: |CR\d|"

@@ -269,11 +269,11 @@ class Exporter(Collector):
         self._set("crashd_kdump_ready", int(ready))
         self._set("crashd_kdump_crashkernel_bytes", crashkernel_bytes)
 
-    def deleted(self, kind: str, reason: str, freed_bytes: int) -> None:
-        """Count what retention deleted."""
+    def deleted(self, kind: Kind, limit: Limit | DumpLimit, freed_bytes: int) -> None:
+        """Count what retention deleted, and for which limit."""
         with self._lock:
-            self._values["crashd_retention_deleted"][(Kind(kind).value, reason)] += 1
-            self._values["crashd_retention_freed_bytes"][(Kind(kind).value,)] += freed_bytes
+            self._values["crashd_retention_deleted"][(kind.value, limit.value)] += 1
+            self._values["crashd_retention_freed_bytes"][(kind.value,)] += freed_bytes
 
     def _set(self, name: str, value: float) -> None:
         with self._lock:
