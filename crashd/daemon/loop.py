@@ -36,7 +36,7 @@ class Readable(Protocol):
 
 
 class Turning(Protocol):
-    """What has work in each turn of the loop, and tells when that is due."""
+    """Has work in each turn of the loop, and knows when that is due."""
 
     def wait_ns(self) -> int | None:
         """Return how long the loop may wait at most; None: nothing is due."""

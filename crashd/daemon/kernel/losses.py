@@ -1,4 +1,4 @@
-"""Crashes that never reached us, from the kernel's own log: each is a record, too."""
+"""Crashes that never reached us, from the kernel's own log: each gets a record, too."""
 
 import logging
 import time
@@ -34,7 +34,7 @@ class LossWatch:
     """Follows the log from where the last daemon of this boot left it."""
 
     def __init__(self, paths: Paths, boot_id: str, kernel: KernelSide) -> None:
-        """`kernel` is told of every record, and says which one the next daemon must hear again."""
+        """`kernel` hears every record, and says which one the next daemon must hear again."""
         self._paths = paths
         self._path = paths.kernel_log_state
         self._boot_id = boot_id

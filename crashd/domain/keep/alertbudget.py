@@ -3,8 +3,8 @@
 Each kind of crash (of one user or container) has a few; repeats have half of what their owner has,
 so that the first of a kind goes out as long as the owner has anything left, which bounds endless
 new kinds. All owners together have OWNERS_MAX times that; system users have as much for themselves,
-and what the kernel tells of itself always goes out. Where all of it is used, whoever had nothing
-has his first: a flood by many does not mute one.
+and what the kernel tells of itself always goes out. Where all of it is used, a user who had
+nothing still gets the first one: a flood by many does not mute one.
 
 Pure: the clock is passed in.
 """
@@ -21,7 +21,7 @@ SYSTEM_UID_MAX: Final = 999  # SYS_UID_MAX of login.defs(5)
 
 @dataclass(frozen=True, slots=True)
 class AlertRates:
-    """How many crashes are told of within an hour."""
+    """For how many crashes hooks run within an hour."""
 
     per_owner: int = 60
     per_signature: int = 10
@@ -45,7 +45,7 @@ class AlertBudget:
         self._of_class: Counter[bool] = Counter()
 
     def take(self, rates: AlertRates, owner: str, kind: str, now: float) -> bool:
-        """Return whether a crash may be told of, and count it if so.
+        """Return whether a crash may be notified, and count it if so.
 
         `owner` is a user id, with `@` and a container where there is one.
         """

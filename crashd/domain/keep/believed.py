@@ -1,7 +1,7 @@
 """Which times of crashes to believe, where the wall clock of a host may be anything.
 
 A crash's time is believed if it is not before EARLIEST_NS, not after now, and not more than SKEW_NS
-behind one that is believed of a crash before it. Any other has the time of the next crash that is
+before one that is believed of a crash before it. Any other has the time of the next crash that is
 believed (it happened before that one), or now. So a crash stamped right never looks too old, nor
 does one stamped too late; one stamped too early does so only if that contradicts no crash before
 it, or contradicts it by less than SKEW_NS.
@@ -20,7 +20,7 @@ SKEW_NS: Final = 3600 * 10**9
 def believe(
     stamps_ns: Sequence[int | None], now_ns: int | None
 ) -> tuple[list[int], list[int | None]]:
-    """Tell when each crash happened, or later, and which crash before it contradicts its stamp.
+    """Return when each crash happened, or later, and which crash before it contradicts its stamp.
 
     Args:
         stamps_ns: what the wall clock said, in the order of the crashes; None: not known any more.

@@ -27,7 +27,7 @@ class Stage(NamedTuple):
     queues: Mapping[Claimant, list[int]]
     """What each has to give, the next at the end; used up."""
     take: Callable[[int], int]
-    """Tells what taking one freed, 0 when it did not."""
+    """Returns what taking one freed, 0 when it did not."""
     spared: Mapping[Claimant, int] = MappingProxyType({})
     """Units from which nothing is taken once they use no more than so much."""
 
@@ -41,7 +41,7 @@ def take_fairly(
     short: int,
     spared: Mapping[str, int] = _NOBODY,
 ) -> int:
-    """Take from whoever uses most, until nothing is short; return what still is.
+    """Take from the user who has most, until nothing is short; return what still is.
 
     Where all that a user has is spared for the sake of the same user's other units, nobody who uses
     less pays for it.
@@ -82,7 +82,7 @@ def by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
 
 
 def most_of_others(uses: Mapping[str, int]) -> Callable[[str], int]:
-    """Give a function that tells what the heaviest of all others than one user uses; -1: nobody."""
+    """Return a function from a user to what the heaviest other one uses; -1: there is no other."""
     heaviest = nlargest(2, uses.items(), key=itemgetter(1))
     return lambda user: next((size for other, size in heaviest if other != user), -1)
 

@@ -1,4 +1,4 @@
-"""A bounded queue in which nobody waits for what another has queued; pure, the clock is passed in.
+"""A bounded queue in which no owner waits for what another has queued; pure, the clock comes in.
 
 The next item is that of the owner who used least lately, and the oldest of theirs. What was used
 counts half after HALF_LIFE_SECONDS.
@@ -32,7 +32,7 @@ class FairQueue(Generic[_T]):
         return (item for items in self._waiting.values() for item in items)
 
     def put(self, owner: str, item: _T) -> list[_T]:
-        """Queue an item; return what has no place (any more): the newest of whoever has most."""
+        """Queue an item; return what has no place any more: the newest of who has most."""
         self._waiting.setdefault(owner, deque()).append(item)
         if len(self) <= self._maximum:
             return []

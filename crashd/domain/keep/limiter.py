@@ -3,7 +3,7 @@ and again.
 
 A token bucket for each crash site, unit and user, each for full and for mini cores: the first
 `full` crashes of a scope are kept whole, then `mini` as mini cores, all others are only counted;
-after `per` without a crash it begins anew. A crash needs a token of every scope that it has. Every
+after `per` without a crash it begins again. A crash needs a token of every scope that it has. Every
 key begins with the user id, so that what one user's programs do costs no other user's crash
 anything; and names the container, so that none costs the host's crashes anything. What can be made
 without end makes no more room without end: a user's own containers count as the user, and those of
@@ -23,7 +23,7 @@ from crashd.domain.keep.site import Site
 from crashd.domain.units import format_duration
 
 BUCKETS_MAX: Final = 4096
-"""Of each scope; the one that was used least recently goes, and begins anew when it comes back."""
+"""Of each scope; the one that was used least recently goes, and begins again when it comes back."""
 CONTAINERS_SHARE: Final = 4
 """How much more than one user all containers with one uid in them may have kept."""
 _KEY_MAX = 400
@@ -133,7 +133,7 @@ class Limiter:
         return Verdict(Disposition.MINI, short, self._reason(short))
 
     def spent(self, scope: Scope, key: str, now_ns: int) -> str | None:
-        """Tell why nothing would be kept of a crash with this key; None when something may be."""
+        """Return why nothing would be kept of a crash with this key; None when something may be."""
         if scope not in self._rates:
             return None
         bucket = self._bucket(scope, key, now_ns)
@@ -167,7 +167,7 @@ class Limiter:
         }
 
     def load_json(self, document: object) -> bool:
-        """Take a state that `to_json` made; False, and no change, when it is none."""
+        """Take a state that `to_json` made; False, and no change, where it is not one."""
         try:
             states = dict(document)  # type: ignore[call-overload]  # what it may raise is below
             states.setdefault(Scope.CONTAINERS.value, [])  # newer than the others

@@ -33,7 +33,7 @@ def parse_rule(text: str) -> Rule:
     """Parse a rule.
 
     Raises:
-        ValueError: it is none; the text says what is wrong with it.
+        ValueError: it is not a rule; the text says what is wrong with it.
 
     """
     if len(text) > RULE_MAX:
@@ -46,7 +46,7 @@ def parse_rule(text: str) -> Rule:
     for word in words[1:]:
         name, equals, pattern = word.partition("=")
         if not equals or name not in FIELDS or not pattern:
-            raise ValueError(f"{word!r} is no condition: FIELD=PATTERN with {', '.join(FIELDS)}")
+            raise ValueError(f"{word!r} is not a condition: FIELD=PATTERN with {', '.join(FIELDS)}")
         conditions.append((name, pattern))
     if not conditions:
         raise ValueError("a rule needs a condition such as exe=/usr/bin/*")
@@ -54,7 +54,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def most_of(site: Site, rules: Sequence[Rule], default: Disposition) -> tuple[Disposition, str]:
-    """Tell how much of a crash may be kept, and by what setting."""
+    """Return how much of a crash may be kept, and by what setting."""
     values = {
         "exe": site.exe,
         "unit": site.unit or "",

@@ -1,6 +1,6 @@
 """Which crashes of processes go, so that the store stays within its limits: decided here, not done.
 
-`plan` turns (crashes, usage, policy, now) into an ordered list of deletions, and `room` tells how
+`plan` turns (crashes, usage, policy, now) into an ordered list of deletions, and `room` returns how
 much a capture may write. A deletion takes the core and leaves a tombstone, the crash's metadata; a
 whole one takes the metadata too. Nothing here reads a clock, a disk or the index. What holds:
 
@@ -18,8 +18,8 @@ whole one takes the metadata too. Nothing here reads a clock, a disk or the inde
 5. While a user has cores that cannot go, captures above all, other users' go for bytes only as far
    as they use more than those; the same holds for the last ones of the units of one user. So it
    does for the newest core of all, as far as nothing but that is what is too much.
-6. Where the cores of 3 do not suffice, metadata goes, the oldest of whoever has most; before them,
-   where metadata has come to use more than half of the store. But history is not burnt for
+6. Where the cores of 3 do not suffice, metadata goes, the oldest of the user who has most; before
+   them, where metadata has come to use more than half of the store. But history is not burnt for
    nothing: for bytes, metadata goes only where the limit is then met; for inodes, of which a core
    has one, metadata goes first, and nothing at all goes unless the limit is then met.
 7. Planning again after the deletions are carried out gives nothing.
@@ -111,7 +111,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The limits; None is no limit."""
+    """The limits; None means no limit."""
 
     max_use: Amount | None = None
     """A share is one of the file system."""
@@ -248,13 +248,13 @@ class _Store:
         )
 
     def drop_old_cores(self, max_age_ns: int | None) -> None:
-        """Evict the cores that are older."""
+        """Delete the cores that are older."""
         for i, older in enumerate(self._list_older(max_age_ns)):
             if older and self.may_lose_core(i):
                 self._delete_core(self.count, Limit.MAX_AGE, i)
 
     def limit_signatures(self, maximum: int | None) -> None:
-        """Evict what a signature has more than so many cores of one user."""
+        """Delete what a signature has more than so many cores of one user."""
         if maximum is None:
             return
         groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -305,7 +305,7 @@ class _Store:
         self._unmet |= short > 0
 
     def shed_cores(self, resource: _Resource, short: int, reason: Limit) -> int:
-        """Evict cores until nothing is short; return what still is."""
+        """Delete cores until nothing is short; return what still is."""
         busy = self._busy_of_shares() if resource is self.bytes else Counter[Claimant]()
         if resource is self.bytes and self._newest is not None:
             newest, share = self.bytes.uses[self._newest], self.shares[self._newest]
@@ -318,7 +318,7 @@ class _Store:
     def _shed(
         self, resource: _Resource, short: int, reason: Limit, busy: Mapping[Claimant, int]
     ) -> int:
-        """Evict cores until nothing is short; `busy` has bytes that cannot go."""
+        """Delete cores until nothing is short; `busy` has bytes that cannot go."""
         if short <= 0:
             return short
         queues, levels = self._queue_cores(), most_by_user(busy)
@@ -398,7 +398,7 @@ class _Store:
         return sum(self.bytes.uses[i] for i in self._list_metadata() if i not in self._evidence)
 
     def _gain(self, resource: _Resource, i: int) -> int:
-        """Work out what evicting a core frees."""
+        """Work out what deleting a core frees."""
         return resource.uses[i] - (0 if self._goes_whole(i) else resource.keeps[i])
 
     def _goes_whole(self, i: int) -> bool:
@@ -425,7 +425,7 @@ class _Store:
         return queues
 
     def reconsider(self) -> bool:
-        """Tell whether what was taken may allow more: a stamp's doubts gone, a limit in reach."""
+        """Return whether what was taken may allow more: a stamp's doubts gone, a limit in reach."""
         nothing_new = self._before == (len(self._reasons), sum(self._gone))
         if nothing_new or not (self._doubted or self._unmet):
             return False
@@ -454,7 +454,7 @@ class _Store:
         return [time_ns < oldest_ns for time_ns in self._times]
 
     def _delete_core(self, resource: _Resource, reason: Limit, i: int) -> int:
-        """Evict a core if that frees anything of `resource`; tell how much."""
+        """Delete a core if that frees anything of `resource`; return how much."""
         gain = self._gain(resource, i) if self.core[i] else 0
         if gain > 0:
             self.core[i] = False
@@ -465,7 +465,7 @@ class _Store:
     def _drop_metadata(
         self, resource: _Resource, short: int, reason: Limit, at_most: int | None = None
     ) -> int:
-        """Delete metadata until nothing is short; tell what still is."""
+        """Delete metadata until nothing is short; return what still is."""
         wanted = short if at_most is None else min(short, at_most)
         if wanted <= 0:
             return short

@@ -37,7 +37,7 @@ class Site:
 
 
 def site_of(crash: Crash, head: CoreHead | None, build_id: str | None) -> Site:
-    """Tell the site of a crash."""
+    """Return the site of a crash."""
     return Site(
         uid=crash.uid,
         unit=crash.user_unit or crash.unit,

@@ -1,8 +1,8 @@
 """Metrics for Prometheus. Only importer of prometheus_client.
 
 A scrape reads memory only. Labels come from closed sets; every combination is there from the first
-scrape on, at 0, so that rate() sees the first crash. Whoever asks for OpenMetrics gets with each
-count of crashes, and each bucket of the hold time, the id of the newest one.
+scrape on, at 0, so that rate() sees the first crash. OpenMetrics has with each count
+of crashes, and each bucket of the hold time, the id of the newest one.
 """
 
 import re
@@ -233,7 +233,7 @@ class Exporter(Collector):
             self._values["crashd_store_bytes"][(Kind(kind).value,)] = size_bytes
 
     def store_usage(self) -> dict[str, tuple[int, int]]:
-        """Tell what the store holds: entries and bytes by kind."""
+        """Return what the store holds: entries and bytes by kind."""
         with self._lock:
             entries, sizes = (self._values[f"crashd_store_{what}"] for what in ("entries", "bytes"))
             return {kind: (int(entries[(kind,)]), int(sizes[(kind,)])) for kind in _KINDS}
