@@ -27,7 +27,7 @@ WAIT_MAX_NS = 60 * 10**9
 Act = Callable[[], object]
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """What has a descriptor to wait for."""
 
     def fileno(self) -> int:
@@ -85,11 +85,11 @@ class Loop:
 
     # -- what is waited for ------------------------------------------------------------------------
 
-    def watch(self, source: Source, act: Act) -> None:
+    def watch(self, source: Readable, act: Act) -> None:
         """Have `act` called whenever a source is readable; it stays the caller's."""
         self._selector.register(source, selectors.EVENT_READ, act)
 
-    def unwatch(self, source: Source) -> None:
+    def unwatch(self, source: Readable) -> None:
         """Wait for a source no more; nothing where it was not waited for."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)

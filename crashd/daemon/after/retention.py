@@ -64,7 +64,7 @@ _SMALL_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _StoreView:
     """The store at one moment."""
 
     crashes: list[StoredCrash]
@@ -323,7 +323,7 @@ class Retention:
     def _unexplained(self) -> frozenset[str]:
         return frozenset() if self._backlog is None else self._backlog.unexplained()
 
-    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _Look:
+    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _StoreView:
         growing, left = self._expect()
         unexplained = self._unexplained()
         crashes = read_stored(
@@ -338,9 +338,9 @@ class Retention:
         usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
         if not everything:  # what inodes are short of is a matter of all entries
             usage = replace(usage, total_inodes=0)
-        return _Look(crashes, usage)
+        return _StoreView(crashes, usage)
 
-    def _room(self, look: _Look, policy: Policy) -> int:
+    def _room(self, look: _StoreView, policy: Policy) -> int:
         """Tell what deletions can give to a capture of somebody who has nothing yet."""
         spare = look.usage.free_bytes - look.usage.reserved_bytes
         keep_free = policy.keep_free.of(look.usage.total_bytes) if policy.keep_free else 0

@@ -39,7 +39,7 @@ OWN_UNITS: Final = ("crashd.service", "crashd.socket", "crashd-analyze")
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class RunningUnit:
     """The processes of one unit, or of one container, that run now."""
 
     unit: str
@@ -116,7 +116,7 @@ class Surroundings:
     collectors: tuple[str, ...] = ()
     """Of `apport` and `abrt` those that register when they are started."""
     cleaners: tuple[Cleaner, ...] = ()
-    services: tuple[Service, ...] = ()
+    services: tuple[RunningUnit, ...] = ()
     processes_left: int = 0
     """Processes that were not looked at, for there are too many."""
 
@@ -187,17 +187,19 @@ def check_cleaners(cleaners: Sequence[Cleaner]) -> Check:
     return warned(name, told, f"chmod -x {quote(first)}")
 
 
-def _watched(services: Sequence[Service]) -> list[Service]:
+def _watched(services: Sequence[RunningUnit]) -> list[RunningUnit]:
     return [s for s in services if not s.unit.startswith(OWN_UNITS)]
 
 
-def _name_units(services: Sequence[Service], tell: Callable[[Service], str] | None = None) -> str:
+def _name_units(
+    services: Sequence[RunningUnit], tell: Callable[[RunningUnit], str] | None = None
+) -> str:
     names = [s.unit + (f" ({tell(s)})" if tell else "") for s in services[:NAMED_MAX]]
     more = len(services) - len(names)
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
-def check_core_limits(services: Sequence[Service], left: int = 0) -> Check:
+def check_core_limits(services: Sequence[RunningUnit], left: int = 0) -> Check:
     """May the services that run leave a core? `left`: processes that were not looked at."""
     name = "core limits"
     watched = [s for s in _watched(services) if s.core_limit is not None]
@@ -215,7 +217,7 @@ def check_core_limits(services: Sequence[Service], left: int = 0) -> Check:
     return passed(name, f"high enough for {len(watched)} units{unseen}")
 
 
-def _limit_hint(service: Service) -> str:
+def _limit_hint(service: RunningUnit) -> str:
     if service.in_container:
         return "run the container with --ulimit core=-1"
     if service.unit.endswith(".service"):
@@ -231,7 +233,7 @@ def _property(unit: str, setting: str) -> str:
     return f"{words}; systemctl daemon-reload"
 
 
-def check_core_filters(services: Sequence[Service]) -> Check:
+def check_core_filters(services: Sequence[RunningUnit]) -> Check:
     """Is what a debugger needs in the cores of the services that run?"""
     name = "core filters"
     watched = [s for s in _watched(services) if s.core_filter is not None]
@@ -249,7 +251,7 @@ def check_core_filters(services: Sequence[Service]) -> Check:
     return passed(name, f"stacks, heap and build-ids of {len(watched)} units")
 
 
-def check_timeouts(services: Sequence[Service]) -> Check:
+def check_timeouts(services: Sequence[RunningUnit]) -> Check:
     """Does systemd leave each service the time that its dump takes?"""
     name = "timeouts"
     watched = [s for s in _watched(services) if s.times is not None]
@@ -257,7 +259,7 @@ def check_timeouts(services: Sequence[Service]) -> Check:
     if not short:
         return passed(name, f"long enough for {len(watched)} services")
 
-    def tell(service: Service) -> str:
+    def tell(service: RunningUnit) -> str:
         allowed, setting = _allowed(service)
         size = format_size(service.size_bytes)
         return f"{setting}={format_duration(allowed)} for {size}"
@@ -269,11 +271,11 @@ def check_timeouts(services: Sequence[Service]) -> Check:
     return warned(name, told, _property(first.unit, setting))
 
 
-def _dump_ns(service: Service) -> int:
+def _dump_ns(service: RunningUnit) -> int:
     return service.size_bytes * 10**9 // DUMP_BYTES_PER_SECOND
 
 
-def _allowed(service: Service) -> tuple[int, str]:
+def _allowed(service: RunningUnit) -> tuple[int, str]:
     return service.times.dump_ns if service.times is not None else (NEVER, "")
 
 

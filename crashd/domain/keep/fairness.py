@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
-class Share(NamedTuple):
+class Claimant(NamedTuple):
     """Whose something is."""
 
     user: str
@@ -24,11 +24,11 @@ class Share(NamedTuple):
 class Stage(NamedTuple):
     """What is taken of a user before anything of the next stage."""
 
-    queues: Mapping[Share, list[int]]
+    queues: Mapping[Claimant, list[int]]
     """What each has to give, the next at the end; used up."""
     take: Callable[[int], int]
     """Tells what taking one freed, 0 when it did not."""
-    spared: Mapping[Share, int] = MappingProxyType({})
+    spared: Mapping[Claimant, int] = MappingProxyType({})
     """Units from which nothing is taken once they use no more than so much."""
 
 
@@ -37,7 +37,7 @@ _NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
 
 def take_fairly(
     stages: Sequence[Stage],
-    uses: dict[Share, int],
+    uses: dict[Claimant, int],
     short: int,
     spared: Mapping[str, int] = _NOBODY,
 ) -> int:
@@ -53,7 +53,7 @@ def take_fairly(
         spared: users from whom nothing is taken once they use no more than so much.
 
     """
-    units: dict[str, set[Share]] = {}
+    units: dict[str, set[Claimant]] = {}
     for share in chain.from_iterable(stage.queues for stage in stages):
         units.setdefault(share.user, set()).add(share)
     givers = {user: _give(own, stages, uses) for user, own in units.items()}
@@ -73,7 +73,7 @@ def take_fairly(
     return short
 
 
-def by_user(uses: Mapping[Share, int]) -> dict[str, int]:
+def by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
     """Add up what all units of each user use."""
     found: dict[str, int] = {}
     for share, size in uses.items():
@@ -87,7 +87,7 @@ def most_of_others(uses: Mapping[str, int]) -> Callable[[str], int]:
     return lambda user: next((size for other, size in heaviest if other != user), -1)
 
 
-def most_by_user(uses: Mapping[Share, int]) -> dict[str, int]:
+def most_by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
     """Find what the unit of each user uses that uses most."""
     found: dict[str, int] = {}
     for share, size in uses.items():
@@ -95,7 +95,9 @@ def most_by_user(uses: Mapping[Share, int]) -> dict[str, int]:
     return found
 
 
-def _give(units: Set[Share], stages: Sequence[Stage], uses: dict[Share, int]) -> Iterator[int]:
+def _give(
+    units: Set[Claimant], stages: Sequence[Stage], uses: dict[Claimant, int]
+) -> Iterator[int]:
     """Take one after another of a user's; yield what each freed, and 0 for what is spared."""
     spares = False
     for queues, take, spared in stages:
@@ -118,12 +120,12 @@ def _give(units: Set[Share], stages: Sequence[Stage], uses: dict[Share, int]) ->
 
 
 def largest_new(
-    new: Share,
+    new: Claimant,
     spare: int,
-    before: Mapping[Share, int],
-    uses: Mapping[Share, int],
-    last: Mapping[Share, int],
-    busy: Mapping[Share, int],
+    before: Mapping[Claimant, int],
+    uses: Mapping[Claimant, int],
+    last: Mapping[Claimant, int],
+    busy: Mapping[Claimant, int],
 ) -> int:
     """Return how large something new may be, for which the others give as `take_fairly` takes.
 

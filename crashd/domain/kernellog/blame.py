@@ -17,7 +17,7 @@ from crashd.domain.kernellog.helpers import is_entry, is_helper, is_report, skip
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name
 from crashd.domain.kernellog.stalls import find_stall, stalled_frames
-from crashd.domain.kernellog.trace import Facts, Frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
 
 __all__ = ["Blamed", "blame", "find_panic", "protector_of"]
 
@@ -62,7 +62,7 @@ _WAITS = re.compile(
 class Blamed:
     """The function to blame, and what tells this crash from others."""
 
-    frame: Frame | None = None
+    frame: TraceFrame | None = None
     """Of an offset only where the log has it."""
     name: str | None = None
     """As a title has it."""
@@ -70,7 +70,7 @@ class Blamed:
     """It and its callers, as they go into the signature."""
 
 
-def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | None) -> Blamed:
+def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: str | None) -> Blamed:
     """Find whom to blame.
 
     Args:
@@ -96,7 +96,7 @@ def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | No
     return _choose(_candidates(sort, facts, texts, named, skip), skip)
 
 
-def find_panic(trace: Sequence[Frame]) -> int:
+def find_panic(trace: Sequence[TraceFrame]) -> int:
     """Find panic() in a trace; -1 when it is not there."""
     functions = [normal_name(frame.function) for frame in trace]
     return next(
@@ -111,8 +111,12 @@ def protector_of(texts: Iterable[str]) -> str | None:
 
 
 def _candidates(
-    sort: Blame, facts: Facts, texts: Sequence[str], named: str | None, skip: re.Pattern[str] | None
-) -> Sequence[Frame]:
+    sort: Blame,
+    facts: ReportFacts,
+    texts: Sequence[str],
+    named: str | None,
+    skip: re.Pattern[str] | None,
+) -> Sequence[TraceFrame]:
     """Order the functions that may be to blame, the likeliest first."""
     if sort is Blame.PC and facts.pc is not None:
         return _from(facts.pc.function, facts)
@@ -132,7 +136,7 @@ def _find(pattern: re.Pattern[str], texts: Sequence[str]) -> str | None:
     return match["f"] if match is not None else None
 
 
-def _reported(facts: Facts) -> Sequence[Frame]:
+def _reported(facts: ReportFacts) -> Sequence[TraceFrame]:
     """Leave out of a trace how the report was made: what reports, and the trap that led there."""
     trace = facts.trace
     start = 0
@@ -149,7 +153,7 @@ def _reported(facts: Facts) -> Sequence[Frame]:
     return trace[start:]
 
 
-def _from(function: str, facts: Facts) -> Sequence[Frame]:
+def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
     """Begin with a function: its callers are what stands below it, sure or not."""
     trace = facts.trace
     places = [n for n, frame in enumerate(trace) if frame.function == function]
@@ -157,8 +161,8 @@ def _from(function: str, facts: Facts) -> Sequence[Frame]:
     known = [f for f in (facts.pc, facts.interrupted) if f is not None and f.function == function]
     first = known[0] if known else trace[places[0]] if places else None
     if first is None:
-        return [Frame(function, None, None, None, True), *_reported(facts)]
-    first = Frame(first.function, first.offset, first.size, first.module, True)
+        return [TraceFrame(function, None, None, None, True), *_reported(facts)]
+    first = TraceFrame(first.function, first.offset, first.size, first.module, True)
     if facts.interrupted in known:
         return [first, *trace[facts.interrupted_at :]]
     at = sure if sure is not None else places[-1] if places else -1
@@ -182,7 +186,7 @@ def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None
     return None
 
 
-def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
+def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:
     protector = protector_of(texts[:8])
     if protector is not None:
         return _from(protector, facts)
@@ -192,7 +196,7 @@ def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
     callers = facts.trace[at + 1 :]
     if not callers or not callers[0].function.startswith("watchdog_"):
         return callers
-    below = Facts(
+    below = ReportFacts(
         interrupted=facts.interrupted,
         interrupted_at=max(0, facts.interrupted_at - at - 1),
         trace=callers,
@@ -200,7 +204,7 @@ def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
     return stalled_frames(below)
 
 
-def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
+def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
     """Blame what a task waits for; for what all wait for, that."""
     trace = _sure(facts.trace)
     for n, frame in enumerate(trace):
@@ -212,7 +216,7 @@ def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
     return _choose(trace, _WAITS)
 
 
-def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
+def _find_recursion(trace: Sequence[TraceFrame]) -> Blamed | None:
     """Find what calls itself without an end: wherever the stack was full, that stays the same."""
     sure = _sure(trace)
     counts = Counter(normal_name(frame.function) for frame in sure)
@@ -224,18 +228,18 @@ def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
     return Blamed(frame, names[0], tuple(names[:BLAMED_MAX]))
 
 
-def _sure(frames: Sequence[Frame]) -> Sequence[Frame]:
+def _sure(frames: Sequence[TraceFrame]) -> Sequence[TraceFrame]:
     return [f for f in frames if f.reliable and not f.inlined] or [
         f for f in frames if not f.inlined
     ]
 
 
-def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
+def _choose(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> Blamed:
     """Choose the first that is no helper; sure frames first, then any, then the very first."""
     frames = [frame for frame in frames if not frame.inlined]
     if not frames:
         return Blamed()
-    tests: tuple[Callable[[Frame], bool], ...] = (
+    tests: tuple[Callable[[TraceFrame], bool], ...] = (
         lambda f: f.reliable and not is_entry(f.function) and not skips(f.function, skip),
         lambda f: not is_entry(f.function) and not skips(f.function, skip),
         lambda f: f.reliable and not is_helper(f.function),
@@ -248,7 +252,7 @@ def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
     )
 
 
-def _callers(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
+def _callers(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
     names = []
     for frame in frames:
         if is_entry(frame.function):

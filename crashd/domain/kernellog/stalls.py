@@ -16,7 +16,7 @@ from typing import Final
 
 from crashd.domain.kernellog.helpers import is_entry, is_helper, is_irq, is_irq_entry
 from crashd.domain.kernellog.signature import normal_name
-from crashd.domain.kernellog.trace import Facts, Frame, parse_frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame, parse_frame
 
 __all__ = ["Stall", "find_own_stack", "find_stall", "stalled_frames"]
 
@@ -100,7 +100,7 @@ class _Stack:
 class Stall:
     """What a CPU does not get on in."""
 
-    frame: Frame
+    frame: TraceFrame
     name: str
     """As a title has it."""
     dispatched: str
@@ -174,7 +174,7 @@ def _split(texts: Sequence[str]) -> list[_Stack]:
     return stacks
 
 
-def stalled_frames(facts: Facts) -> Sequence[Frame]:
+def stalled_frames(facts: ReportFacts) -> Sequence[TraceFrame]:
     """Order the functions of a CPU that does not go on: where it was interrupted first."""
     trace = facts.trace
     if facts.pc is not None and not is_irq_entry(facts.pc.function):
@@ -189,10 +189,10 @@ def stalled_frames(facts: Facts) -> Sequence[Frame]:
     return trace[after:] or trace
 
 
-def find_stall(frames: Sequence[Frame]) -> Stall | None:
+def find_stall(frames: Sequence[TraceFrame]) -> Stall | None:
     """Find what a CPU is in, by the functions from where it stood upwards."""
     sure = [frame for frame in frames if frame.reliable and not frame.inlined] or list(frames)
-    own: list[Frame] = []
+    own: list[TraceFrame] = []
     for frame in sure:
         name = normal_name(frame.function)
         if _IPI.fullmatch(name):
@@ -206,10 +206,10 @@ def find_stall(frames: Sequence[Frame]) -> Stall | None:
     return _named(own[0] if len(own) <= NEAR else own[-1], own[-1])
 
 
-def _named(frame: Frame, dispatched: Frame) -> Stall:
+def _named(frame: TraceFrame, dispatched: TraceFrame) -> Stall:
     return Stall(frame, _without_abi(frame), _without_abi(dispatched))
 
 
-def _without_abi(frame: Frame) -> str:
+def _without_abi(frame: TraceFrame) -> str:
     name = normal_name(frame.function)
     return _SYSCALL.sub("", name) or name

@@ -20,7 +20,15 @@ from typing import Final
 
 from crashd.domain.kernellog.rustname import demangle
 
-__all__ = ["FRAMES_MAX", "MODULES_MAX", "TAINTS", "Facts", "Frame", "collect_facts", "parse_frame"]
+__all__ = [
+    "FRAMES_MAX",
+    "MODULES_MAX",
+    "TAINTS",
+    "ReportFacts",
+    "TraceFrame",
+    "collect_facts",
+    "parse_frame",
+]
 
 FRAMES_MAX: Final = 64
 MODULES_MAX: Final = 512
@@ -129,7 +137,7 @@ _MODULE_NAME = re.compile(r"([\w-]{1,64})(?:\([A-Z+-]{1,8}\))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class TraceFrame:
     """One function of a call trace."""
 
     function: str
@@ -151,16 +159,16 @@ class Frame:
 
 
 @dataclass(slots=True)
-class Facts:
+class ReportFacts:
     """What the lines of one report tell."""
 
-    pc: Frame | None = None
+    pc: TraceFrame | None = None
     """Where the program counter stood in the kernel when it happened."""
-    interrupted: Frame | None = None
+    interrupted: TraceFrame | None = None
     """Where it stood when the interrupt or the trap came that the trace begins in."""
     interrupted_at: int = 0
     """How many frames stand above that."""
-    trace: tuple[Frame, ...] = ()
+    trace: tuple[TraceFrame, ...] = ()
     comm: str | None = None
     pid: int | None = None
     cpu: int | None = None
@@ -171,12 +179,12 @@ class Facts:
     release: str | None = None
 
 
-def parse_frame(text: str) -> Frame | None:
+def parse_frame(text: str) -> TraceFrame | None:
     """Parse a line of a call trace."""
     text = text.lstrip()
     match = _FRAME.match(text)
     if match is not None:
-        return Frame(
+        return TraceFrame(
             _name(match["function"]),
             int(match["offset"], 16),
             int(match["size"], 16),
@@ -187,14 +195,14 @@ def parse_frame(text: str) -> Frame | None:
     if match is not None:
         name = match["function"] or match["short"]
         module = match["module"] or match["its"]
-        return Frame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
+        return TraceFrame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
     match = _FRAME_INLINE.match(text)
     if match is not None:
-        return Frame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
+        return TraceFrame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
     return None
 
 
-def collect_facts(texts: Iterable[str], *, headless: bool = False) -> Facts:
+def collect_facts(texts: Iterable[str], *, headless: bool = False) -> ReportFacts:
     """Collect what the lines of a report tell; of each thing what is told first.
 
     Args:
@@ -209,16 +217,16 @@ class _Collector:
     """What is known at a line of a report."""
 
     def __init__(self, *, headless: bool) -> None:
-        self._facts = Facts()
-        self._frames: list[Frame] = []
-        self._loose: list[Frame] = []
+        self._facts = ReportFacts()
+        self._frames: list[TraceFrame] = []
+        self._loose: list[TraceFrame] = []
         """Frames without a `Call Trace:`; they count where there is none with it."""
         self._headless = self._in_trace = headless
         self._loose_done = False
         self._traces = 0
-        self._late: Frame | None = None
+        self._late: TraceFrame | None = None
 
-    def collect(self, texts: Iterable[str]) -> Facts:
+    def collect(self, texts: Iterable[str]) -> ReportFacts:
         for text in _joined(texts):
             self._take(text)
         facts = self._facts
@@ -257,7 +265,7 @@ class _Collector:
         elif self._loose:
             self._loose_done = True
 
-    def _take_pc(self, pc: Frame) -> None:
+    def _take_pc(self, pc: TraceFrame) -> None:
         facts = self._facts
         above = self._frames if self._in_trace else self._loose
         if (self._in_trace or not self._traces) and above:
@@ -286,12 +294,12 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
         yield torn
 
 
-def _parse_pc(text: str) -> Frame | None:
+def _parse_pc(text: str) -> TraceFrame | None:
     match = _PC.match(text) if text[:1] in "EIRPepNK-" else None
     if match is None:
         return None
     offset, size = _hex(match["offset"]), _hex(match["size"])
-    return Frame(_name(match["function"]), offset, size, match["module"], True)
+    return TraceFrame(_name(match["function"]), offset, size, match["module"], True)
 
 
 def _name(symbol: str) -> str:
@@ -302,7 +310,7 @@ def _hex(digits: str | None) -> int | None:
     return int(digits, 16) if digits is not None else None
 
 
-def _collect_state(text: str, facts: Facts) -> None:
+def _collect_state(text: str, facts: ReportFacts) -> None:
     """Collect what a line that is no frame tells."""
     if text.startswith(_MODULES):
         if not facts.modules:
@@ -323,7 +331,7 @@ def _collect_state(text: str, facts: Facts) -> None:
                 return
 
 
-def _collect_cpu(text: str, facts: Facts) -> None:
+def _collect_cpu(text: str, facts: ReportFacts) -> None:
     match = _CPU.match(text) or _CPU_OLD.match(text)
     if match is None:
         return
@@ -335,7 +343,7 @@ def _collect_cpu(text: str, facts: Facts) -> None:
         facts.pid = int(match["pid"])
 
 
-def _collect_release(match: re.Match[str], facts: Facts) -> None:
+def _collect_release(match: re.Match[str], facts: ReportFacts) -> None:
     if facts.release is None:
         facts.release = match["release"]
         facts.taint = "".join(
