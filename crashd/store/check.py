@@ -53,7 +53,6 @@ ANALYSIS_MAX: Final = 8 << 20
 _LASTING: Final = frozenset({"index-damaged", "core-damaged", "seek-table"})
 """Findings of what nobody changes any more: once is enough."""
 _EXPECTED: Final = frozenset({RECORD, CORE, ANALYSIS})
-_HAS_DUMP: Final = frozenset({State.COMPLETE, State.INCOMPLETE})
 
 _Unread = tuple[int, int]
 """The descriptor of a core, and how many bytes it has to have."""
@@ -325,7 +324,7 @@ def _of_dump(crash: Crash) -> Iterator[Finding]:
         there = os.lstat(path).st_ino == inode
     except (OSError, ValueError):
         there = False
-    if crash.state in _HAS_DUMP and not there:
+    if crash.state.has_core and not there:
         yield Finding("no-dump", crash.id, f"its dump {path} is missing")
     elif crash.state is State.EVICTED and there:
         yield Finding("dump-left", crash.id, f"its dump {path} was deleted, and is still there")

@@ -40,8 +40,6 @@ from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.ingest")
 
-_REOPENED = frozenset({State.CAPTURING, State.LOST})
-"""States of an entry into which the same crash, arriving once more, is taken."""
 _COUNTED_MAX = 100_000
 _RECENT_MAX = 8192
 """Tokens that are remembered here, for the index is written later: twice as many as can wait at the
@@ -345,7 +343,7 @@ class Ingest:
                 crash = entry.read()
             except (NotFoundError, FormatError):
                 return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
-            if crash.state not in _REOPENED:
+            if not crash.state.takes_core:
                 return None
             if not entry.try_lock():
                 raise _NotTakenError

@@ -24,11 +24,14 @@ from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.elfcore import IMAGE_MAX, parse_build_id
 from crashd.domain.elf.headers import (
     HEADER_MAX,
+    PHDR_SIZE,
+    PT_LOAD,
     SHDR_SIZE,
     Layout,
     Shdr,
     find_build_id,
     parse_header,
+    parse_phdrs,
     parse_shdrs,
 )
 from crashd.domain.elf.modules import (
@@ -46,6 +49,7 @@ _ROOT = Credentials(0, overrides=True)
 _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
+_SEGMENTS_MAX = 256
 _SHT_DYNAMIC, _SHT_NOTE = 6, 7
 _DT_SONAME = 14
 _LINK_MAX = 1024
@@ -305,6 +309,28 @@ def read_soname(fd: int) -> bytes | None:
             if tag == _DT_SONAME and at < 1 << 62:
                 return os.pread(fd, _LINK_MAX, at).split(b"\0", 1)[0] or None
     return None
+
+
+def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
+    """Return where sections of a 64-bit little-endian file are linked to: addresses by name."""
+    rows, names = _section_table(fd)
+    if names >= len(rows):
+        return {}
+    strings = _section(fd, rows[names], 1 << 16)
+    found = {strings[row.name : strings.find(b"\0", row.name)]: row.addr for row in rows}
+    return {name: found[name] for name in wanted if name in found}
+
+
+def link_start(fd: int) -> int:
+    """Return the lowest page that a 64-bit little-endian file's segments are linked to; 0 where it
+    has none.
+    """
+    header = parse_header(os.pread(fd, HEADER_MAX, 0))
+    if header is None or header.layout[1:] != (64, "little") or header.phoff >= 1 << 62:
+        return 0
+    raw = os.pread(fd, PHDR_SIZE[64] * min(header.phnum, _SEGMENTS_MAX), header.phoff)
+    starts = [phdr[3] for phdr in parse_phdrs(raw, header.layout) if phdr[0] == PT_LOAD]
+    return min(starts, default=0) & ~0xFFF
 
 
 def _build_id_of_sections(fd: int) -> str | None:

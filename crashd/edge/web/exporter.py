@@ -9,7 +9,6 @@ import re
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
 from itertools import accumulate, product
 
 from prometheus_client import CollectorRegistry
@@ -23,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
+from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind, State
 from crashd.domain.keep.kernel import DeletionReason
 from crashd.domain.keep.limiter import Scope, Verdict
@@ -45,13 +45,6 @@ _CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
 _STAGES = ("logical", "resident", "stored")
 
 
-class AnalysisResult(StrEnum):
-    """How an analysis ended."""
-
-    DONE = "done"
-    FAILED = "failed"
-
-
 # -- the metrics -----------------------------------------------------------------------------------
 
 _KINDS = tuple(kind.value for kind in Kind)
@@ -66,7 +59,7 @@ _DUMP_STATES = tuple(
 )
 _FOREIGN = "foreign"
 """In place of a state: a directory named like a dump's, which is not root's."""
-_RESULTS = tuple(result.value for result in AnalysisResult)
+_RESULTS = tuple(state.value for state in AnalysisState if state.is_over)
 _LIMITS = (*(reason.value for reason in DeletionReason), *(reason.value for reason in Reason))
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
@@ -253,10 +246,10 @@ class Exporter(Collector):
         """Set whether kernel.core_pattern is ours."""
         self._set("crashd_core_pattern_owned", int(owned))
 
-    def analysed(self, result: str, seconds: float) -> None:
-        """Count an analysis that ended, `done` or `failed`."""
+    def analysed(self, result: AnalysisState, seconds: float) -> None:
+        """Count an analysis that ended."""
         with self._lock:
-            self._values["crashd_analysis"][(AnalysisResult(result).value,)] += 1
+            self._values["crashd_analysis"][(AnalysisState(result).value,)] += 1
             self._analysis[bisect_left(ANALYSIS_BUCKETS, seconds)] += 1
             self._analysis_sum += seconds
 
