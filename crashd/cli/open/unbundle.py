@@ -119,7 +119,7 @@ def unpack_tar(
 ) -> str | None:
     """Unpack the archive that `read` returns; return the executable's path below the root.
 
-        The core goes to the file `core`, module files go below `directory`/root.
+    The core goes to the file `core`, module files go below `directory`/root.
 
     Raises:
         FormatError: the archive is not one that `crashctl bundle` writes.
