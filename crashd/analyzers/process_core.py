@@ -1,102 +1,58 @@
-"""The facts of one crashed process, out of its core: JSON for the daemon to judge and explain."""
+"""The native facts of a crashed process: JSON for the daemon to judge and explain."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from crashd.analyzers import instruction, messages
-from crashd.analyzers.coreimage import CoreImage, FilePart
+from crashd.analyzers.analyzer import Analyzer
+from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.stacks import Stacks
 from crashd.domain.elf.elfcore import CoreHead
-from crashd.domain.elf.elfnotes import Layout, split_notes
-from crashd.domain.elf.modules import Module, find_modules
+from crashd.domain.elf.headers import Layout, split_notes
 from crashd.edge.sandbox.modulefiles import ModuleFile
-from crashd.errors import FormatError
-from crashd.store.coreread import StoredCore, read_head
 
 VERSION = 1
 _NT_SIGINFO = 0x53494749
 _SIGSYS = 31
-_PROBLEMS_MAX = 20
-
-PythonReader = Callable[[], tuple[list[dict[str, Any]], str | None]]
-"""Gives the interpreter's stacks, or why there are none."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedCore:
-    """A core, and the files of its modules."""
+class NativeFacts(Analyzer):
+    """What every core has: stacks, registers, the signal, mappings, and last words."""
 
-    core: StoredCore
-    raw_head: bytes
-    image: CoreImage
-    files: list[ModuleFile]
+    name = "native stacks"
 
-    @property
-    def descriptors(self) -> list[int]:
-        """All that has to stay open."""
-        return [fd for file in self.files for fd in (file.fd, file.debug_fd) if fd is not None]
+    def applies(self) -> bool:
+        """Return true."""
+        return True
 
-
-def open_core(fd: int, open_files: Callable[[list[Module]], list[ModuleFile]]) -> OpenedCore:
-    """Open a stored core and what can be found of its modules' files.
-
-    Raises:
-        FormatError: it is no ELF core, or so short that it tells of no thread.
-
-    """
-    core = StoredCore(fd)
-    raw, head = read_head(core)
-    if not head.threads:
-        raise FormatError(f"core tells of no thread: {'; '.join(head.problems)[:200]}")
-    image = CoreImage(core, head)
-    files = open_files(find_modules(head, image.read))
-    image.add_files(
-        [
-            FilePart(mapped.start, mapped.end, mapped.offset_bytes, file.fd)
-            for file in files
-            if file.fd is not None
-            for mapped in file.module.files
-        ]
-    )
-    return OpenedCore(core, raw, image, files)
-
-
-def analyse(opened: OpenedCore, read_python: PythonReader | None) -> dict[str, Any]:
-    """Collect the facts; `read_python` reads the interpreter's stacks, where there is one."""
-    started = time.process_time()
-    image, head = opened.image, opened.image.head
-    stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
-    problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
-    threads = stacks.threads()
-    loaded, more = stacks.load_debug_info(threads)
-    if loaded:
+    def facts(self) -> dict[str, Any]:
+        """Collect the facts."""
+        opened = self.opened
+        image, head = opened.image, opened.image.head
+        stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
+        problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
         threads = stacks.threads()
-    registers = stacks.registers()
-    decoded = _instruction(image, head, registers)
-    frames = threads[0]["frames"] if threads else []
-    out: dict[str, Any] = {
-        "version": VERSION,
-        "machine": head.machine,
-        "bits": head.bits,
-        "threads": threads,
-        "modules": _modules(opened.files, stacks, threads),
-        "registers": registers,
-        "instruction": decoded,
-        "siginfo": _siginfo(opened.raw_head, head),
-        "regions": _regions(image, head, decoded),
-        "messages": messages.collect(
-            image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
-        ),
-        "problems": [*head.problems, *problems, *more][:_PROBLEMS_MAX],
-        "unpacked_bytes": opened.core.unpacked_bytes,
-    }
-    if read_python is not None:
-        out["python"], problem = read_python()
-        out["problems"] += [problem] if problem else []
-    out["cpu_seconds"] = round(time.process_time() - started, 3)
-    return out
+        loaded, more = stacks.load_debug_info(threads)
+        if loaded:
+            threads = stacks.threads()
+        registers = stacks.registers()
+        decoded = _instruction(image, head, registers)
+        frames = threads[0]["frames"] if threads else []
+        return {
+            "version": VERSION,
+            "machine": head.machine,
+            "bits": head.bits,
+            "threads": threads,
+            "modules": _modules(opened.files, stacks, threads),
+            "registers": registers,
+            "instruction": decoded,
+            "siginfo": _siginfo(opened.raw_head, head),
+            "regions": _regions(image, head, decoded),
+            "messages": messages.collect(
+                image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
+            ),
+            "problems": [*head.problems, *problems, *more],
+        }
 
 
 def _modules(

@@ -1,6 +1,6 @@
 """crashctl's side of the daemon's control socket: one request, then one answer or a stream.
 
-crashctl trusts the daemon as it trusts root. Even so, domain/frames.py bounds and parses every
+crashctl trusts the daemon as it trusts root. Even so, base/messages.py bounds and parses every
 message.
 """
 
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crashd.domain import frames
+from crashd.base import messages
+from crashd.base.files import read_space
 from crashd.domain.units import format_size
 from crashd.errors import (
     CrashdError,
@@ -86,7 +87,7 @@ class ControlClient:
             connection.settimeout(self._timeout_seconds)
             try:
                 connection.connect(os.fspath(self._path))
-                connection.sendall(frames.pack(request))
+                connection.sendall(messages.pack(request))
             except OSError as e:
                 raise UnavailableError(
                     f"no crashd answers at {self._path}: {reason_of(e)}",
@@ -97,31 +98,18 @@ class ControlClient:
     def _receive(self, connection: socket.socket) -> dict[str, Any]:
         """Receive one message."""
         try:
-            header = _receive_exactly(connection, frames.HEADER_SIZE)
-            size = frames.parse_size(header, frames.ANSWER_MAX)
-            return frames.parse(_receive_exactly(connection, size))
+            return messages.parse(messages.receive(connection, messages.ANSWER_MAX))
         except TimeoutError as e:
             raise UnavailableError(f"the daemon at {self._path} does not answer") from e
-        except (OSError, FormatError) as e:
+        except (OSError, EOFError, FormatError) as e:
             raise UnavailableError(f"the daemon at {self._path}: {reason_of(e)}") from e
-
-
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = connection.recv(min(size - len(data), 1 << 20))
-        if not chunk:
-            raise FormatError("it closed the connection")
-        data += chunk
-    return bytes(data)
 
 
 def _copy(connection: socket.socket, size: int) -> int:
     """Copy what arrives to a private, unnamed file; return its descriptor, at offset 0."""
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     try:
-        disk = os.statvfs(directory)
-        if disk.f_bavail * disk.f_frsize < size:
+        if read_space(Path(directory)).free_bytes < size:
             raise UnavailableError(
                 f"{directory} has no room for a core of {format_size(size)}",
                 hint="set TMPDIR to a directory with enough room",

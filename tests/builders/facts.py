@@ -77,5 +77,5 @@ def build_facts(
         regions=found | (regions or {}),
         messages=messages or {},
         problems=(),
-        python=(ThreadStack(100, False, python, False),) if python else (),
+        interpreted=(ThreadStack(100, False, python, False),) if python else (),
     )

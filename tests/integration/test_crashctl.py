@@ -1,7 +1,6 @@
 """crashctl as a process of its own, on a real store and a real control socket."""
 
 import json
-import logging
 import os
 import pty
 import resource
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,12 +38,13 @@ from crashd.domain.crash.model import (
 from crashd.domain.host.doctor import Level
 from crashd.edge.capture.handoff import listen_unix
 from crashd.edge.sandbox.loanedid import IDS
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
 from crashd.store.entry import create, open_entry, prepare
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
 from tests.running import wait_until
 from tests.unit.cli.rows import HOSTILE, NGINX, TIME_NS
 
@@ -535,10 +536,9 @@ def server(store: Store) -> Iterator[Callable[..., ControlServer]]:
         server = ControlServer(
             listener,
             store.paths,
-            lambda: status,
-            lambda _: True,
-            lambda **_: Outcome(),
-            logging.getLogger("test"),
+            SimpleNamespace(describe=lambda: status),
+            SimpleNamespace(analyze=lambda _: True, vacuum=lambda *_, **_kwargs: Outcome()),
+            Exporter("0"),
         )
         server.start()
         started.append(server)

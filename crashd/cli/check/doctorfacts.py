@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crashd.base.files import read_space
 from crashd.domain.crash.procfs import RLIM_INFINITY
 from crashd.domain.host.doctor import (
     PATTERN,
@@ -89,7 +90,7 @@ def read_store(paths: Paths, now_ns: int) -> StoreFacts:
     directory = paths.state_dir
     try:
         status = directory.lstat()
-        filesystem = os.statvfs(directory)
+        space = read_space(directory)
     except OSError as e:
         found: dict[str, Any] = {
             "error": reason_of(e),
@@ -105,9 +106,9 @@ def read_store(paths: Paths, now_ns: int) -> StoreFacts:
         is_directory=stat.S_ISDIR(status.st_mode),
         foreign_owner=status.st_uid if foreign else None,
         mode=stat.S_IMODE(status.st_mode),
-        free_bytes=filesystem.f_bavail * filesystem.f_frsize,
-        total_bytes=filesystem.f_blocks * filesystem.f_frsize,
-        free_inodes=filesystem.f_favail if filesystem.f_files else None,
+        free_bytes=space.free_bytes,
+        total_bytes=space.total_bytes,
+        free_inodes=space.free_inodes if space.total_inodes else None,
         spool_path=str(paths.spool),
         spool_waiting=waiting,
         spool_bad=bad,

@@ -16,7 +16,7 @@ from crashd.domain.keep.process import plan
 from crashd.domain.units import format_size
 from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.store.daemonlock import is_daemon_live
-from crashd.store.expiry import (
+from crashd.store.retention import (
     RowWriter,
     Told,
     carry_out_all,

@@ -2,16 +2,18 @@
 
 import argparse
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
+from crashd.base.files import NotRegularError, open_regular
 from crashd.cli.context import Context
+from crashd.domain.crash.model import State
 from crashd.domain.elf.vmlinux import Vmlinux, find_release, parse_vmlinux
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.kerneldumps import DumpRoot
 
+_WITH_DUMP = frozenset(state for state in State if state.has_core)
 PLACES = (
     "usr/lib/debug/boot/vmlinux-{release}",
     "usr/lib/debug/lib/modules/{release}/vmlinux",
@@ -49,7 +51,7 @@ def kernel_command(
 
 def _dump_of(doc: dict[str, Any], kernel: dict[str, Any]) -> Path:
     path, name = kernel.get("path"), kernel.get("dump")
-    if doc.get("state") not in ("complete", "incomplete") or not (path and name):
+    if doc.get("state") not in _WITH_DUMP or not (path and name):
         raise NotFoundError(f"crash {doc.get('id')} has no dump to open")
     if kernel.get("dump_state") == "bogus":
         reason = (doc.get("capture") or {}).get("reason")
@@ -154,12 +156,12 @@ def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None
     """
     name = printable(os.fsencode(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = open_regular(path, follow=True)
+    except NotRegularError as e:
+        raise FormatError(f"{name} is not a regular file") from e
     except OSError as e:
         raise NotFoundError(f"{name}: {reason_of(e)}") from e
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError(f"{name} is not a regular file")
         try:
             found = parse_vmlinux(lambda offset, size: os.pread(fd, size, offset))
             return found, _release(fd, found) if with_release else None

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from crashd.base.files import read_space
 from crashd.cli.open.foreground import User
 from crashd.cli.output import write_sparse
 from crashd.domain.units import format_size
@@ -76,9 +77,9 @@ def leaving_room(fd: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
                 CrashdError: the next chunk would leave less free than KEEP_FREE_MAX allows.
     """
     for chunk in chunks:
-        status = os.fstatvfs(fd)
-        keep = min(KEEP_FREE_MAX, status.f_blocks * status.f_frsize // 20)
-        if status.f_bavail * status.f_frsize - len(chunk) < keep:
+        space = read_space(fd)
+        keep = min(KEEP_FREE_MAX, space.total_bytes // 20)
+        if space.free_bytes - len(chunk) < keep:
             raise CrashdError(
                 f"{_base()} has no room: {format_size(keep)} must stay free",
                 hint="set TMPDIR to a directory with enough room",

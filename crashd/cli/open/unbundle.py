@@ -13,12 +13,12 @@ import io
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from crashd.base.files import NotRegularError, open_regular
 from crashd.cli.open.scratch import nameless_file, private_directory, write_core
 from crashd.cli.output import terminable
 from crashd.domain.elf.modules import path_parts
@@ -105,13 +105,11 @@ def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
 def _open(path: Path) -> IO[bytes]:
     name = printable(os.fsencode(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return open(open_regular(path, follow=True), "rb")
+    except NotRegularError as e:
+        raise FormatError(f"{name} is not a regular file") from e
     except OSError as e:
         raise NotFoundError(f"cannot open {name}: {reason_of(e)}") from e
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise FormatError(f"{name} is not a regular file")
-    return open(fd, "rb")
 
 
 def unpack_tar(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import __version__
+from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.render import Row
@@ -17,7 +18,6 @@ from crashd.cli.source import Source, open_source
 from crashd.domain.crash.tally import Tally, tally
 from crashd.domain.units import format_size
 from crashd.errors import NotFoundError, UsageError
-from crashd.store.entry import write_all
 
 COLUMNS = 96
 """Columns of the timeline."""

@@ -1,4 +1,4 @@
-"""What an analysis found: facts as the sandboxed worker told them, and what they mean.
+"""What an analysis found: the facts that the sandboxed worker reports, and what they mean.
 
 Every text and number in here came out of a hostile core; crashd.analysisresult has bounded them and
 made the texts printable.
@@ -7,7 +7,7 @@ made the texts printable.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 
 SCHEMA = 1
 """Version of analysis.json."""
@@ -19,10 +19,24 @@ PEAK_PREFIX = b"peak KiB: "
 
 
 class AnalysisState(StrEnum):
-    """How an analysis ended."""
+    """How far an analysis is, or how it ended."""
 
+    PENDING = "pending"
+    """Of a notice that does not wait for it any longer."""
+    RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended."""
+        match self:
+            case AnalysisState.DONE | AnalysisState.FAILED:
+                return True
+            case AnalysisState.PENDING | AnalysisState.RUNNING:
+                return False
+            case _:
+                assert_never(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +158,8 @@ class Facts:
     messages: Mapping[str, str]
     """Last words: `abort`, `glib`, `cxx_type`, `cxx_what`, `rust_panic`, `go_panic` …"""
     problems: tuple[str, ...]
-    python: tuple[ThreadStack, ...] = ()
-    """The interpreter's own stacks."""
+    interpreted: tuple[ThreadStack, ...] = ()
+    """The stacks of interpreted languages; each frame's `kind` names the language."""
 
     @property
     def crashed(self) -> tuple[Frame, ...]:
@@ -153,10 +167,10 @@ class Facts:
         return self.threads[0].frames if self.threads else ()
 
     @property
-    def crashed_python(self) -> tuple[Frame, ...]:
-        """The interpreter's frames of the crashed thread."""
+    def crashed_interpreted(self) -> tuple[Frame, ...]:
+        """The interpreted frames of the crashed thread."""
         tid = self.threads[0].tid if self.threads else None
-        return next((t.frames for t in self.python if t.tid == tid), ())
+        return next((t.frames for t in self.interpreted if t.tid == tid), ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,9 @@ def significant(facts: Facts) -> list[Frame]:
     """Give the crashed thread's frames without what libraries and runtimes put around the bug;
     there may be none.
     """
-    if python := facts.crashed_python:
+    if script := facts.crashed_interpreted:
         # Whoever called into the library that crashed is who can mend it.
-        return [f for f in python if not _PYTHON_LIBRARY.search(f.file or "")] or list(python)
+        return [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
     return [frame for frame in facts.crashed if not _is_wrapper(frame)]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 
 from crashd.domain.signals import signal_name
 from crashd.domain.text import shell_join
@@ -53,6 +53,80 @@ class State(StrEnum):
     INCOMPLETE = "incomplete"
     EVICTED = "evicted"
     MISSING = "missing"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nobody is writing the crash any more."""
+        return self is not State.CAPTURING
+
+    @property
+    def has_core(self) -> bool:
+        """Whether there is a core, or a kernel's dump, though perhaps not all of it."""
+        match self:
+            case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
+                return True
+            case State.CAPTURING | State.METADATA_ONLY | State.LOST:
+                return False
+            case State.EVICTED | State.MISSING:
+                return False
+            case _:
+                assert_never(self)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there was a core, and was deleted since."""
+        match self:
+            case State.EVICTED | State.MISSING:
+                return True
+            case State.CAPTURING | State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
+                return False
+            case State.METADATA_ONLY | State.LOST:
+                return False
+            case _:
+                assert_never(self)
+
+    @property
+    def takes_core(self) -> bool:
+        """Whether a core that comes in later, by the spool, is still this crash's."""
+        match self:
+            case State.CAPTURING | State.LOST:
+                return True
+            case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE | State.METADATA_ONLY:
+                return False
+            case State.EVICTED | State.MISSING:
+                return False
+            case _:
+                assert_never(self)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """What may have crashed, of a crash in this state."""
+        match self:
+            case State.TRUNCATED | State.LOST:
+                return frozenset({Kind.PROCESS})
+            case State.INCOMPLETE | State.MISSING:
+                return frozenset({Kind.KERNEL})
+            case State.CAPTURING | State.COMPLETE | State.METADATA_ONLY | State.EVICTED:
+                return frozenset(Kind)
+            case _:
+                assert_never(self)
+
+
+class DropReason(StrEnum):
+    """Why something was dropped, or took the long way."""
+
+    QUEUE_FULL = "queue_full"
+    SPOOL_INVALID = "spool_invalid"
+    STORE_ERROR = "store_error"
+    WORKER_DIED = "worker_died"
+    DEADLINE = "deadline"
+    KERNEL_REFUSED = "kernel_refused"
+    """The kernel did not hand a crash over, as its log says."""
+    MALFORMED_HANDOFF = "malformed_handoff"
+    NOTICE = "notice"
+    """The journal, a hook or the webhook was not told of a crash."""
+    KERNEL_FLOOD = "kernel_flood"
+    """The running kernel reported more trouble than is recorded in an hour."""
 
 
 class Mode(StrEnum):

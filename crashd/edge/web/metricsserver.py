@@ -65,7 +65,7 @@ class MetricsServer:
         ready: Callable[[], bool],
         guard: Guard | None = None,
     ) -> None:
-        """Take over `sock`; its thread calls `health` and `ready`, which are fast and never raise."""
+        """Take over `sock`. `health` and `ready` run in the thread; they are fast, never raise."""
         self.socket = sock
         sock.setblocking(False)
         self.guard = Guard() if guard is None else guard

@@ -21,7 +21,10 @@ from crashd.store import entry as entries
 from crashd.store import pending
 from crashd.store.catalog import reindex
 from crashd.store.entry import open_entry
-from crashd.store.expiry import (
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+from crashd.store.pending import open_pending
+from crashd.store.retention import (
     Outcome,
     Removed,
     RowWriter,
@@ -31,9 +34,6 @@ from crashd.store.expiry import (
     read_stored,
     read_usage,
 )
-from crashd.store.index import Index
-from crashd.store.paths import Paths
-from crashd.store.pending import open_pending
 from tests.builders.crashes import build_crash
 from tests.day import CRASHES, Day, report
 from tests.integration.test_daemon import metric
