@@ -39,7 +39,7 @@ def kernel_command(
 
     Raises:
         NotFoundError: there is no dump, or this host has no vmlinux for it.
-            CrashdError: the given vmlinux belongs to another kernel.
+        CrashdError: the given vmlinux belongs to another kernel.
     """
     kernel = doc.get("kernel") or {}
     dump = _dump_of(doc, kernel)

@@ -84,8 +84,8 @@ def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
 
     Raises:
         NotFoundError: the file does not exist.
-            FormatError: it is not a bundle, is damaged, or exceeds a limit.
-            CrashdError: there is not enough room.
+        FormatError: it is not a bundle, is damaged, or exceeds a limit.
+        CrashdError: there is not enough room.
     """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(_open(path))
@@ -121,7 +121,7 @@ def unpack_tar(
 
     Raises:
         FormatError: the archive is not one that `crashctl bundle` writes.
-            CrashdError: there is not enough room.
+        CrashdError: there is not enough room.
     """
     taken = _Taken(directory, core, limits)
     for member in _members(read, limits):

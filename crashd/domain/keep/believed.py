@@ -25,8 +25,8 @@ def believe(
 
     Args:
         stamps_ns: the wall clock at each crash, in order; None if it is no longer known.
-            now_ns: a time that is certainly not ahead of the true time. None if there is none; then
-            no stamp is contradicted, and every time is 0.
+        now_ns: a time that is certainly not ahead of the true time. None if there is none; then no
+            stamp is contradicted, and every time is 0.
     """
     if now_ns is None:
         return [0] * len(stamps_ns), [None] * len(stamps_ns)

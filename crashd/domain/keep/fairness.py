@@ -48,8 +48,9 @@ def take_fairly(
 
     Args:
         stages: what can be taken.
-            uses: what each unit uses; reduced by what is taken. short: how much is missing. spared:
-            users who give nothing once they use no more than this.
+        uses: what each unit uses; reduced by what is taken.
+        short: how much is missing.
+        spared: users who give nothing once they use no more than this.
     """
     units: dict[str, set[Share]] = {}
     for share in chain.from_iterable(stage.queues for stage in stages):
@@ -127,9 +128,11 @@ def largest_new(
 
     Args:
         new: the owner of the new item.
-            spare: what is available without anybody giving; may be negative. before: what each unit
-            uses. uses: what each unit uses without cores of which it has several. last: what each
-            unit could give of that. busy: what cannot be given now.
+        spare: what is available without anybody giving; may be negative.
+        before: what each unit uses.
+        uses: what each unit uses without cores of which it has several.
+        last: what each unit could give of that.
+        busy: what cannot be given now.
     """
     has, stays = by_user(before), by_user(busy)
     has.setdefault(new.user, 0)

@@ -74,8 +74,9 @@ def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | No
 
     Args:
         head: the first line of the report; None if it is missing.
-            facts: the facts in its lines. texts: its lines. named: the function that the head
-            names.
+        facts: the facts in its lines.
+        texts: its lines.
+        named: the function that the head names.
     """
     sort = head.blame if head is not None else Blame.PC if facts.pc is not None else Blame.PANIC
     if sort is Blame.NONE:

@@ -160,9 +160,9 @@ def find_reports(
     """Yield the reports in a log, in order; at most the last `REPORTS_MAX`.
 
     Args:
-        lines: the log. dead: whether the kernel died after these lines, so that a report at
-        their end is fatal. torn: whether they may begin in the middle of a report; by default
-        the value of `dead`.
+        lines: the log.
+        dead: whether the kernel died after these lines, so that a report at their end is fatal.
+        torn: whether they may begin in the middle of a report; by default the value of `dead`.
     """
     finder = _Finder(torn=dead if torn is None else torn)
     for number, line in enumerate(lines):

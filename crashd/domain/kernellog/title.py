@@ -48,8 +48,10 @@ def judge(
     """Return the title of a report, and the function to blame.
 
     Args:
-        head: the first line of the report; None if it is missing. match: the head's match on
-        that line. facts: the facts in its lines. texts: its lines.
+        head: the first line of the report; None if it is missing.
+        match: the head's match on that line.
+        facts: the facts in its lines.
+        texts: its lines.
     """
     groups = {} if match is None else match.groupdict()
     blamed = blame(head, facts, texts, groups.get("func") or groups.get("only"))

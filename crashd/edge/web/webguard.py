@@ -31,7 +31,7 @@ class Stream(Protocol):
         """Send a part of the data; raises BlockingIOError if there is no room."""
 
     def shutdown(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the sending side."""
 
 
 class PlainStream:
@@ -45,7 +45,7 @@ class PlainStream:
         self.send = peer.send
 
     def shutdown(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the sending side."""
         self.socket.shutdown(socket.SHUT_WR)
 
 
