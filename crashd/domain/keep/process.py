@@ -5,24 +5,26 @@ much a capture may write. A deletion takes the core and leaves a tombstone, the 
 whole deletion takes the metadata too. Nothing here reads a clock, a disk or the index. The rules:
 
 1. Nothing in flight or pinned is deleted, and never the newest core of all, whatever its age,
-unless a newer one is being captured. Otherwise a core that fills the disk would block every later
-one. 2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each by itself. Of one
-user's crashes with a signature, the first and the newest core stay (if only one is allowed, the
-newest); of the others, those of the unit with most of them are deleted first. 3. `max_count`,
-`max_use` and `keep_free` then take cores one by one, always from the user who uses most of what is
-short, pinned crashes not counted. No name that a user can choose (unit, session, container,
-executable, and so the signature) can shift this to another user. 4. Within a user they are taken
-from the unit that uses most. The last core of a signature is taken only when no signature of that
-user has a second core that may be deleted. Within a unit the oldest is taken first, but the first
-core of a signature after those in the middle, and the newest after both. 5. While a user has cores
-that cannot be deleted, above all captures, other users lose cores for bytes only as far as they use
-more than those. The same holds between the units of one user for their last cores, and for the
-newest core of all, as far as that core alone exceeds the limit. 6. If the cores of 3 do not
-suffice, metadata is deleted, the oldest of the user who has most; even before cores, once metadata
-uses more than half of the store. But history is not deleted in vain: for bytes, metadata is deleted
-only if the limit is then met. For inodes, of which a core has only one, metadata comes first, and
-nothing is deleted unless the limit is then met. 7. Planning again after the deletions are carried
-out deletes nothing more.
+   unless a newer one is being captured. Otherwise a core that fills the disk would block every
+   later one.
+2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each by itself. Of one user's
+   crashes with a signature, the first and the newest core stay (if only one is allowed, the
+   newest); of the others, those of the unit with most of them are deleted first.
+3. `max_count`, `max_use` and `keep_free` then take cores one by one, always from the user who uses
+   most of what is short, pinned crashes not counted. No name that a user can choose (unit, session,
+   container, executable, and so the signature) can shift this to another user.
+4. Within a user they are taken from the unit that uses most. The last core of a signature is taken
+   only when no signature of that user has a second core that may be deleted. Within a unit the
+   oldest is taken first, but the first core of a signature after those in the middle, and the
+   newest after both.
+5. While a user has cores that cannot be deleted, above all captures, other users lose cores for
+   bytes only as far as they use more than those. The same holds between the units of one user for
+   their last cores, and for the newest core of all, as far as that core alone exceeds the limit.
+6. If the cores of 3 do not suffice, metadata is deleted, the oldest of the user who has most; even
+   before cores, once metadata uses more than half of the store. But history is not deleted in vain:
+   for bytes, metadata is deleted only if the limit is then met. For inodes, of which a core has
+   only one, metadata comes first, and nothing is deleted unless the limit is then met.
+7. Planning again after the deletions are carried out deletes nothing more.
 
 The order is that of `sequence`; the wall clock only gives ages, as far as it is believed
 (crashd/domain/keep/believed.py). A tombstone that contradicts a later stamp stays as long as the

@@ -2,13 +2,14 @@
 
 These rules choose the report that names the crash:
 
-1. The last boot in the log that has a fatal report, else the last that has any. 2. The last fatal
-report of that boot: the panic, or the report that the panic follows from. If an oops was fatal and
-others came less than `CHAIN_S` before it, the first of those, because it broke what the later ones
-tripped over. The kernel survived everything before that. 3. In a log without a fatal report, the
-last one that is more than a warning, and from there back to the first of the chain: an error less
-than `CHAIN_S` before the next one led to it. 4. A warning only if the kernel logged for at most
-half a minute after it: a warning hours before the end is not the cause.
+1. The last boot in the log that has a fatal report, else the last that has any.
+2. The last fatal report of that boot: the panic, or the report that the panic follows from. If an
+   oops was fatal and others came less than `CHAIN_S` before it, the first of those, because it
+   broke what the later ones tripped over. The kernel survived everything before that.
+3. In a log without a fatal report, the last one that is more than a warning, and from there back to
+   the first of the chain: an error less than `CHAIN_S` before the next one led to it.
+4. A warning only if the kernel logged for at most half a minute after it: a warning hours before
+   the end is not the cause.
 
 The report before the chosen one is kept as `earlier`.
 
