@@ -15,6 +15,7 @@ from crashd.domain.crash.model import Mode
 from crashd.edge.capture.process import memory_total_bytes
 from crashd.errors import ConfigError, CrashdError
 from crashd.store import spool
+from crashd.store.handlerfile import memory_program
 from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.service")
@@ -60,16 +61,22 @@ def apply_settings(
     ingest.queue_max = capture.queue
     ingest.keep_free_bytes = keep_free
     dispatcher.set_workers(capture.worker_count(cpus))
+    _write_limits(paths, options, keep_free)
+    logging.getLogger().setLevel(settings.log.level.upper())
+
+
+def _write_limits(paths: Paths, options: Options, keep_free: int) -> None:
+    """Write what the handler may keep while no daemon answers."""
     try:
         spool.write_limits(
             paths,
             max_core=options.max_core,
             keep_free=keep_free,
             honour_rlimit=options.honour_rlimit,
+            program=memory_program(),
         )
     except OSError as e:
         log.error("the handler's limits cannot be written: %s, ignoring", e)
-    logging.getLogger().setLevel(settings.log.level.upper())
 
 
 def take_core_pattern(paths: Paths, pipe_limit: int, mode: Mode) -> None:

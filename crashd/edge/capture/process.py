@@ -13,7 +13,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
@@ -215,6 +215,16 @@ def _read_all(process: int, pid: str) -> dict[str, bytes]:
             found["open_fds"] = _open_fds(numbers, process)
             found["fd_count"] = b"%d" % len(numbers)
     return found
+
+
+def read_proc_files(pidfd: int, names: Collection[str]) -> Mapping[str, bytes]:
+    """Read some of PROC_FILES, capped; empty when the process is not surely the same one."""
+
+    def read(process: int, pid: str) -> dict[str, bytes]:
+        alive = "" if _read("maps", 1, process) else _with_memory(process, pid)
+        return {name: _read(alive + name, PROC_FILES[name], process) for name in names}
+
+    return _read_surely(pidfd, read)
 
 
 def read_namespaces(pidfd: int) -> Mapping[str, bytes]:
