@@ -100,16 +100,20 @@ def boot_id() -> str:
 
 
 def memory_total_bytes() -> int:
-    """Tell how much memory the machine has."""
+    """Return how much memory the machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_available_bytes() -> int:
-    """Tell how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
-    with open("/proc/meminfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) << 10
+    """Return how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
+    fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(fd, 4096).split(b"\n")
+    finally:
+        os.close(fd)
+    for line in lines:
+        if line.startswith(b"MemAvailable:"):
+            return int(line.split()[1]) << 10
     return 0
 
 
