@@ -112,7 +112,8 @@ def find_own_stack(texts: Sequence[str], cpu: int | None) -> Sequence[str]:
     """Return the lines of the stalled CPU's stack; all lines if no stack is found.
 
     Args:
-        texts: the report's lines. cpu: the CPU that its head names.
+        texts: the report's lines.
+        cpu: the CPU that its head names.
     """
     stalled = {cpu} if cpu is not None else _find_stalled(texts)
     stacks = [stack for stack in _split(texts) if stack.frames]
