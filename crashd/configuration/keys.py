@@ -427,8 +427,7 @@ class Hooks(Section):
     input."""
 
     url: Annotated[str, URL] = ""
-    """The URL that receives the same JSON by HTTP POST; "" disables it. Redirects are not followed.
-    """
+    """The URL that gets the same JSON by HTTP POST; "" disables it. Redirects are not followed."""
 
     timeout: Annotated[str | int, duration(_SECOND_NS, 600 * _SECOND_NS)] = "10s"
     """The longest time that a hook may run before it is killed."""

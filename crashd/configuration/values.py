@@ -33,8 +33,7 @@ class Form:
 
     words: str
     parse: Callable[[Any], Any]
-    """Returns the value to keep; raises ValueError or UsageError for a value that is not allowed.
-    """
+    """Returns the value to keep; raises ValueError or UsageError if it is not allowed."""
 
     def check(self, value: Any) -> Any:
         """Parse `value`, or raise an error that says what it must be.

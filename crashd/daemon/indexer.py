@@ -314,7 +314,7 @@ class Indexer:
         elif size >= self._alarm_bytes:
             self._alarm_bytes = 2 * size
             log.warning(
-                "the index's WAL has %s, a reader is holding a transaction open: fuser -v %s",
+                "the index's WAL has %s, a reader holds it open: fuser -v %s",
                 format_size(size),
                 self._paths.index,
             )

@@ -42,6 +42,7 @@ from crashd.edge.host.kmsg import Kmsg
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, UnavailableError, reason_of
 from crashd.store import spool
+from crashd.store.handlerfile import memory_program
 from crashd.store.paths import Paths
 from crashd.store.users import Users
 
@@ -332,6 +333,7 @@ class Service:
                 max_core=options.max_core,
                 keep_free=options.keep_free_bytes,
                 honour_rlimit=options.honour_rlimit,
+                program=memory_program(),
             )
         except OSError as e:
             log.error("the handler's limits cannot be written: %s, ignoring", e)

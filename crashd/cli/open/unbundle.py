@@ -84,8 +84,8 @@ def unpack(path: Path, limits: BundleLimits = DEFAULT) -> Iterator[Unpacked]:
 
     Raises:
         NotFoundError: the file does not exist.
-            FormatError: it is not a bundle, is damaged, or exceeds a limit.
-            CrashdError: there is not enough room.
+        FormatError: it is not a bundle, is damaged, or exceeds a limit.
+        CrashdError: there is not enough room.
     """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(_open(path))
@@ -117,11 +117,11 @@ def unpack_tar(
 ) -> str | None:
     """Unpack the archive that `read` returns; return the executable's path below the root.
 
-        The core goes to the file `core`, module files go below `directory`/root.
+    The core goes to the file `core`, module files go below `directory`/root.
 
     Raises:
         FormatError: the archive is not one that `crashctl bundle` writes.
-            CrashdError: there is not enough room.
+        CrashdError: there is not enough room.
     """
     taken = _Taken(directory, core, limits)
     for member in _members(read, limits):

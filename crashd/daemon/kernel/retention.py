@@ -86,7 +86,7 @@ def _plan(
             seen_ns=known.first_seen_ns,
             size_bytes=known.told.size_bytes,
             complete=known.state is State.COMPLETE and known.sure,
-            maybe=known.state is State.COMPLETE and not known.sure,
+            maybe=known.maybe,
             pinned=crash_id in pinned,
             capturing=known.growing or not known.state.is_final,
         )

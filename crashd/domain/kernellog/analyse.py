@@ -1,19 +1,19 @@
-"""What a kernel died of, from its log. Pure.
+"""Finds the cause of a kernel's death in its log. Pure.
 
-Which of the reports in a log names the crash:
+These rules choose the report that names the crash:
 
 1. The last boot in the log that has a fatal report, else the last that has any.
-2. Its last fatal report: the panic, or what the panic says that it follows from. Where an oops was
-   fatal, and others came less than `CHAIN_S` before it, the first of those: it broke what the
-   later ones stumbled over. Whatever else the kernel complained of before, it survived.
-3. In a log without a fatal report, its last that is more than a warning, and from there back to
-   the first of the chain: an error less than `CHAIN_S` before the next led to it.
-4. A warning only where nothing came after it that the kernel wrote for half a minute: one that the
-   machine outlived by hours is not what it died of.
+2. The last fatal report of that boot: the panic, or the report that the panic follows from. If an
+   oops was fatal and others came less than `CHAIN_S` before it, the first of those, because it
+   broke what the later ones tripped over. The kernel survived everything before that.
+3. In a log without a fatal report, the last one that is more than a warning, and from there back to
+   the first of the chain: an error less than `CHAIN_S` before the next one led to it.
+4. A warning only if the kernel logged for at most half a minute after it: a warning hours before
+   the end is not the cause.
 
-The complaint before the one that is chosen is kept as `earlier`.
+The report before the chosen one is kept as `earlier`.
 
-Everything here may be hostile; it is bounded, and no input raises.
+All input may be hostile; work is bounded, and no input raises.
 """
 
 from collections.abc import Sequence
@@ -42,18 +42,18 @@ __all__ = [
 ]
 
 TEXT_MAX: Final = 64 * 1024
-"""Bytes of a report's own lines that are kept."""
+"""Bytes kept of a report's own lines."""
 
 CHAIN_S: Final = 30.0
 CHAIN_LINES: Final = 600
-"""Instead, in a log without times."""
+"""Used instead in a log without times."""
 
 COMM_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class LogAnalysis:
-    """What one report of the kernel tells."""
+    """The contents of one report of the kernel."""
 
     kind: PanicKind
     severity: Impact
@@ -62,13 +62,13 @@ class LogAnalysis:
     signature: str
     """k2- and 16 hex digits, the same for the same bug."""
     fatal: bool
-    """The machine stopped here."""
+    """Whether the machine stopped here."""
     panic: str | None
-    """The words of the panic that it led to."""
+    """The message of the panic that it led to."""
     function: str | None
-    """Who is to blame, with what the compiler added to the name."""
+    """The function to blame, with the suffixes that the compiler added."""
     offset: str | None
-    """Where in the function, and its size: 0x1c/0x40."""
+    """The offset in the function, and its size: 0x1c/0x40."""
     module: str | None
     """The module of that function; None for the kernel itself."""
     trace: tuple[TraceFrame, ...]
@@ -76,24 +76,24 @@ class LogAnalysis:
     pid: int | None
     cpu: int | None
     taint: str | None
-    """The letters, without blanks; "" for an untainted kernel, None when not told."""
+    """The letters without blanks; "" for an untainted kernel, None if unknown."""
     taint_words: tuple[str, ...]
     modules: tuple[str, ...]
     hardware: str | None
     release: str | None
     """The kernel's version."""
     time_s: float | None
-    """Of the head, as in `LogLine`."""
+    """Time of the head, as in `LogLine`."""
     offset_bytes: int
-    """Of the report's first line in the log."""
+    """Offset of the report's first line in the log."""
     text: str
     """The report's own lines."""
     earlier: str | None = None
-    """The title of what the kernel complained of before, and survived."""
+    """The title of an earlier report, which the kernel survived."""
 
 
 def analyse(log: bytes) -> LogAnalysis | None:
-    """Analyse the log that a dead kernel left; None when it reports nothing."""
+    """Analyse the log of a dead kernel; None if it contains no report."""
     lines = parse_regions(log)
     reports = list(find_reports(lines, dead=True))
     chosen = _choose(reports, lines)
@@ -109,7 +109,7 @@ def analyse(log: bytes) -> LogAnalysis | None:
 
 
 def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | None:
-    """Choose the report that names the crash which the log ends in."""
+    """Choose the report that names the crash at the end of the log."""
     if not reports:
         return None
     fatal = [report for report in reports if report.fatal]
@@ -128,7 +128,7 @@ def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | Non
 
 
 def _breaks(report: Report) -> bool:
-    """Return whether an oops may come of what this reports."""
+    """Return whether this report may have led to an oops."""
     return report.kind is PanicKind.KASAN or (report.kind in OOPS_KINDS and report.died)
 
 
@@ -190,7 +190,7 @@ def analyse_report(report: Report) -> LogAnalysis:
 
 
 def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]) -> ReportFacts:
-    """Collect what a report's lines say; of a stall, the stack of the CPU that stalls."""
+    """Collect the facts of a report; of a stall, with the stack of the stalled CPU."""
     facts = collect_facts(texts, headless=report.head is None)
     if report.head is None or report.head.blame is not Blame.STALL:
         return facts
@@ -209,7 +209,7 @@ def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]
 
 
 def _join(texts: Sequence[str]) -> str:
-    """Join lines, as many whole ones as there is room for."""
+    """Join as many whole lines as fit."""
     room, kept = TEXT_MAX, []
     for text in texts:
         room -= len(text.encode()) + 1

@@ -1,9 +1,8 @@
-"""Whom to blame for a crash of the kernel. Pure.
+"""Finds the function to blame for a kernel crash. Pure.
 
-The function to blame is the first that is not a helper (`oopshelpers`). What stands above the
-deepest function that reports is how the report was made, whatever it is called. An inlined function
-is never to blame: a log without symbols does not have it, and both have one title. The idea is
-syzkaller's.
+It is the first function that is not a helper (helpers.py). Everything above the deepest reporting
+function only made the report, whatever its name. An inlined function is never to blame: a log
+without symbols does not contain it, and both logs must get the same title. The idea is syzkaller's.
 """
 
 import re
@@ -22,11 +21,11 @@ from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
 __all__ = ["Blamed", "blame", "find_panic", "protector_of"]
 
 BLAMED_MAX: Final = 3
-"""Functions that tell one crash from another in the same function."""
+"""Functions that distinguish crashes in the same function."""
 REPORT_FRAMES: Final = 40
-"""How deep what reports may stand."""
+"""How deep in the trace a reporting function may be."""
 REPEATS: Final = 3
-"""How often a function stands in the trace of an endless recursion."""
+"""How often a function must be in a trace to count as endless recursion."""
 
 _AT = re.compile(
     r"(?:.{0,400}\bat: (?:\[<?[0-9a-fx]{4,18}>?\] )?|\[<?[0-9a-f]{8,16}>?\] )"
@@ -49,7 +48,7 @@ _BUCKETS = (
     (re.compile(r"rtnl_lock\w*"), "rtnl_lock"),
     (re.compile(r"_*synchronize_(?:rcu|srcu|net|sched)\w*"), "synchronize_rcu"),
 )
-"""What half of the kernel waits in when one task does not let go."""
+"""Functions in which half of the kernel waits when one task holds a lock too long."""
 _WAITS = re.compile(
     r"\w*sched\w*|\w*_(?:slow)?lock\w*|down|\w*down_\w*|\w*rwsem\w*|\w*completion\w*|\w*kthread\w*"
     r"|\w*synchronize\w*|context_switch|__switch_to\w*|(?:\w*_)?wait_\w*|bit_wait\w*|do_wait"
@@ -60,25 +59,24 @@ _WAITS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Blamed:
-    """The function to blame, and what tells this crash from others."""
+    """The function to blame, and what distinguishes this crash from others."""
 
     frame: TraceFrame | None = None
-    """Of an offset only where the log has it."""
+    """Has an offset only if the log does."""
     name: str | None = None
-    """As a title has it."""
+    """The name as used in titles."""
     functions: tuple[str, ...] = ()
-    """It and its callers, as they go into the signature."""
+    """The function and its callers, for the signature."""
 
 
 def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: str | None) -> Blamed:
-    """Find whom to blame.
+    """Return the function to blame.
 
     Args:
-        head: how the report begins; None when its first lines are missing.
-        facts: what its lines say.
+        head: the first line of the report; None if it is missing.
+        facts: the facts in its lines.
         texts: its lines.
         named: the function that the head names.
-
     """
     sort = head.blame if head is not None else Blame.PC if facts.pc is not None else Blame.PANIC
     if sort is Blame.NONE:
@@ -97,7 +95,7 @@ def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: st
 
 
 def find_panic(trace: Sequence[TraceFrame]) -> int:
-    """Find panic() in a trace; -1 when it is not there."""
+    """Return the index of panic() in a trace; -1 if it is not there."""
     functions = [normal_name(frame.function) for frame in trace]
     return next(
         (n for n, name in enumerate(functions) if name in ("panic", "vpanic", "nmi_panic")), -1
@@ -105,7 +103,7 @@ def find_panic(trace: Sequence[TraceFrame]) -> int:
 
 
 def protector_of(texts: Iterable[str]) -> str | None:
-    """Find the function whose stack the compiler's protector found corrupted."""
+    """Return the function with the stack that the compiler's stack protector found corrupted."""
     found = next(filter(None, (_PROTECTOR.search(text[:400]) for text in texts)), None)
     return found["f"] if found is not None else None
 
@@ -117,7 +115,7 @@ def _candidates(
     named: str | None,
     skip: re.Pattern[str] | None,
 ) -> Sequence[TraceFrame]:
-    """Order the functions that may be to blame, the likeliest first."""
+    """Return the functions that may be to blame, most likely first."""
     if sort is Blame.PC and facts.pc is not None:
         return _from(facts.pc.function, facts)
     if sort is Blame.PANIC:
@@ -137,7 +135,7 @@ def _find(pattern: re.Pattern[str], texts: Sequence[str]) -> str | None:
 
 
 def _reported(facts: ReportFacts) -> Sequence[TraceFrame]:
-    """Leave out of a trace how the report was made: what reports, and the trap that led there."""
+    """Return the trace without the frames that made the report: reporters, and the trap."""
     trace = facts.trace
     start = 0
     for n, frame in enumerate(trace[:REPORT_FRAMES]):
@@ -154,7 +152,11 @@ def _reported(facts: ReportFacts) -> Sequence[TraceFrame]:
 
 
 def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
-    """Begin with a function: its callers are what stands below it, sure or not."""
+    """Return the trace from a function on, followed by its callers.
+
+    The function may appear several times: as the program counter, as the interrupted function, or
+    on the stack by chance. A reliable frame wins over a chance one.
+    """
     trace = facts.trace
     places = [n for n, frame in enumerate(trace) if frame.function == function]
     sure = next((n for n in places if trace[n].reliable), None)
@@ -170,8 +172,9 @@ def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
 
 
 def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
-    """Find who takes the lock: `at: f` soon after the line that says what is done to it. Where that
-    only locks, who holds the other one.
+    """Return the function that takes the lock: `at: f` soon after the line about the lock.
+
+    If that function only locks, return the one that holds the other lock.
     """
     for start in (_LOCK_TAKEN, _LOCK_HELD):
         begin = next((n for n, text in enumerate(texts[:200]) if start.match(text.lstrip())), None)
@@ -187,6 +190,10 @@ def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None
 
 
 def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:
+    """Return the functions that may be to blame for a panic: the callers of panic().
+
+    For a watchdog's panic these are the functions of the CPU that it interrupted.
+    """
     protector = protector_of(texts[:8])
     if protector is not None:
         return _from(protector, facts)
@@ -205,7 +212,7 @@ def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:
 
 
 def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
-    """Blame what a task waits for; for what all wait for, that."""
+    """Blame the function in which a task waits; for a place where many wait, that place."""
     trace = _sure(facts.trace)
     for n, frame in enumerate(trace):
         if is_entry(frame.function):
@@ -217,7 +224,7 @@ def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
 
 
 def _find_recursion(trace: Sequence[TraceFrame]) -> Blamed | None:
-    """Find what calls itself without an end: wherever the stack was full, that stays the same."""
+    """Find the functions of an endless recursion; the same wherever the stack overflowed."""
     sure = _sure(trace)
     counts = Counter(normal_name(frame.function) for frame in sure)
     names = sorted(name for name, count in counts.items() if count >= REPEATS)
@@ -235,7 +242,7 @@ def _sure(frames: Sequence[TraceFrame]) -> Sequence[TraceFrame]:
 
 
 def _choose(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> Blamed:
-    """Choose the first that is no helper; sure frames first, then any, then the very first."""
+    """Choose the first frame that is not a helper: a reliable one, else any, else frame 0."""
     frames = [frame for frame in frames if not frame.inlined]
     if not frames:
         return Blamed()

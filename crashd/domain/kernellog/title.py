@@ -1,7 +1,6 @@
-"""What to call a crash of the kernel. Pure.
+"""Builds the title of a kernel crash. Pure.
 
-The form of titles is syzkaller's: what happened, and in which function. Whom to blame is asked of
-`oopsblame`.
+Titles have syzkaller's form: what happened, and in which function. blame.py finds that function.
 """
 
 import re
@@ -29,15 +28,15 @@ _PANICKED = re.compile(r"\w{1,64}: panicked at ")
 
 @dataclass(frozen=True, slots=True)
 class ReportTitle:
-    """Title and culprit."""
+    """The title, and the function to blame."""
 
     title: str
     key: str
-    """What of the title goes into the signature."""
+    """The part of the title that goes into the signature."""
     frame: TraceFrame | None
-    """The function to blame; of an offset only where the log has it."""
+    """The function to blame; has an offset only if the log does."""
     blamed: tuple[str, ...]
-    """It and its callers, as they go into the signature."""
+    """The function and its callers, for the signature."""
 
 
 def title_report(
@@ -46,14 +45,13 @@ def title_report(
     facts: ReportFacts,
     texts: Sequence[str],
 ) -> ReportTitle:
-    """Say what to call a report, and whom to blame.
+    """Return the title of a report, and the function to blame.
 
     Args:
-        head: how it begins; None when its first lines are missing.
-        match: its match on that line.
-        facts: what its lines say.
+        head: the first line of the report; None if it is missing.
+        match: the head's match on that line.
+        facts: the facts in its lines.
         texts: its lines.
-
     """
     groups = {} if match is None else match.groupdict()
     blamed = blame(head, facts, texts, groups.get("func") or groups.get("only"))
@@ -71,6 +69,11 @@ def title_report(
 def _build_title(
     head: Head, groups: dict[str, str | None], blamed: Blamed, texts: Sequence[str]
 ) -> str:
+    """Fill in the title of a head.
+
+    The same fault has other first lines on other architectures; a NULL pointer is only recognised
+    by an address in the lines below.
+    """
     words = {
         name: normal_words(value or "")
         for name, value in groups.items()
@@ -92,7 +95,7 @@ def _build_title(
 def _special_words(
     head: Head, groups: dict[str, str | None], blamed: Blamed, texts: Sequence[str]
 ) -> dict[str, str]:
-    """Return the words of a title that are not just those of the head."""
+    """Return the words of a title that differ from those of the head."""
     what = groups.get("what") or ""
     if head.kind is PanicKind.PANIC:
         return {"words": _panic_words(groups.get("words") or "", blamed)}
@@ -104,7 +107,7 @@ def _special_words(
             return {"access": f" {found[1]}"}
     if head.kind is PanicKind.UBSAN and what.lower().startswith("undefined behavio"):
         return {"what": "undefined-behaviour"}
-    if head.kind in (PanicKind.NMI, PanicKind.MCE):  # numbers that tell one fault from another
+    if head.kind in (PanicKind.NMI, PanicKind.MCE):  # these numbers distinguish faults
         return {name: value or "" for name, value in groups.items() if name in ("what", "bank")}
     if "reason" in groups:
         return {"reason": normal_words((groups["reason"] or _panicked_of(texts)).strip("'\""))}
@@ -118,7 +121,7 @@ def _special_words(
 
 
 def _panicked_of(texts: Sequence[str]) -> str:
-    """Find the reason of a Rust panic: the line after the place."""
+    """Return the reason of a Rust panic: the line after the place."""
     for n, text in enumerate(texts[:16]):
         if _PANICKED.match(text):
             return texts[n + 1] if n + 1 < len(texts) and "cut here" not in texts[n + 1] else ""

@@ -1,6 +1,6 @@
-"""What stands in a report of the kernel: frames, program counter, process, taint, modules. Pure.
+"""Collects the facts in a report: frames, program counter, process, taint, modules. Pure.
 
-The same facts in the words of every architecture:
+Each architecture writes the same facts in its own form:
 
     x86      RIP: 0010:f+0x5/0x7 [mod]          Call Trace:  f+0x1/0x2 [mod], [<addr>] ? f+0x1/0x2
     arm64    pc : f+0x5/0x7 [mod]               Call trace:  f+0x1/0x2 [mod]
@@ -10,7 +10,7 @@ The same facts in the words of every architecture:
     arm      PC is at f+0x5/0x7                 Backtrace:   [<addr>] (f) from [<addr>] (g+0x1/0x2)
 
 Source: arch/*/kernel/{traps,process,stacktrace,dumpstack}.c, lib/dump_stack.c, kernel/panic.c.
-Texts are hostile: each pattern is bounded, and there are limits to what is kept.
+Texts are hostile: every pattern is bounded, and so is what is kept.
 """
 
 import re
@@ -88,7 +88,7 @@ _LOOSE_END = re.compile(
     r"|CPU: |other info|Modules linked in|---\[|=====|The buggy|Memory state|Kernel panic"
     r"|\d+ locks? held)"
 )
-"""Lines after which frames without a `Call Trace:` are of another stack."""
+"""Lines after which frames without a `Call Trace:` belong to another stack."""
 
 _TRACE_END = (
     "Modules linked in",
@@ -142,13 +142,13 @@ class TraceFrame:
 
     function: str
     offset: int | None
-    """Bytes into the function; None for one that was inlined."""
+    """Bytes into the function; None if it was inlined."""
     size: int | None
     module: str | None
     reliable: bool
-    """False for what merely stood on the stack (`? f`, `(unreliable)`)."""
+    """False for a mere address on the stack (`? f`, `(unreliable)`)."""
     inlined: bool = False
-    """A log without symbols does not have this frame."""
+    """Whether it was inlined; a log without symbols lacks such frames."""
 
     @property
     def location(self) -> str | None:
@@ -160,14 +160,14 @@ class TraceFrame:
 
 @dataclass(slots=True)
 class ReportFacts:
-    """What the lines of one report tell."""
+    """The facts in the lines of one report."""
 
     pc: TraceFrame | None = None
-    """Where the program counter stood in the kernel when it happened."""
+    """The program counter in the kernel when it happened."""
     interrupted: TraceFrame | None = None
-    """Where it stood when the interrupt or the trap came that the trace begins in."""
+    """The program counter before the interrupt or trap in which the trace begins."""
     interrupted_at: int = 0
-    """How many frames stand above that."""
+    """The number of frames above that."""
     trace: tuple[TraceFrame, ...] = ()
     comm: str | None = None
     pid: int | None = None
@@ -203,24 +203,23 @@ def parse_frame(text: str) -> TraceFrame | None:
 
 
 def collect_facts(texts: Iterable[str], *, headless: bool = False) -> ReportFacts:
-    """Collect what the lines of a report tell; of each thing what is told first.
+    """Collect the facts in the lines of a report; the first mention of each counts.
 
     Args:
-        texts: its lines.
-        headless: it may begin in the middle of its call trace.
-
+        texts: the lines.
+        headless: whether they may begin in the middle of a call trace.
     """
     return _Collector(headless=headless).collect(texts)
 
 
 class _Collector:
-    """What is known at a line of a report."""
+    """The state while the lines of a report are read."""
 
     def __init__(self, *, headless: bool) -> None:
         self._facts = ReportFacts()
         self._frames: list[TraceFrame] = []
         self._loose: list[TraceFrame] = []
-        """Frames without a `Call Trace:`; they count where there is none with it."""
+        """Frames without a `Call Trace:`; used if there are none with one."""
         self._headless = self._in_trace = headless
         self._loose_done = False
         self._traces = 0
@@ -231,11 +230,12 @@ class _Collector:
             self._take(text)
         facts = self._facts
         facts.trace = tuple((self._frames or self._loose)[:FRAMES_MAX])
-        if facts.pc is None and self._headless:  # the registers are printed once more at the end
+        if facts.pc is None and self._headless:  # the registers are printed again at the end
             facts.pc = self._late
         return facts
 
     def _take(self, text: str) -> None:
+        """Process one line: the start of a trace, a program counter, a frame, or other facts."""
         if _TRACE_START.match(text):
             self._in_trace, self._traces = not self._frames, self._traces + 1
             return
@@ -258,7 +258,7 @@ class _Collector:
         _collect_state(text, self._facts)
 
     def _end_loose(self, text: str) -> None:
-        """End the stack without a head, or begin with the one that comes after `CPU:`."""
+        """End the stack without a head, or start again with the one after `CPU:`."""
         if text.startswith(("stack backtrace:", "CPU: ")):
             if text.startswith("stack") or len(self._loose) <= 1:
                 self._loose, self._loose_done = [], False
@@ -266,6 +266,11 @@ class _Collector:
             self._loose_done = True
 
     def _take_pc(self, pc: TraceFrame) -> None:
+        """Note a program counter.
+
+        Within a trace it is where an interrupt or trap came in; before all traces it is where the
+        crash happened; after them it only repeats one of these.
+        """
         facts = self._facts
         above = self._frames if self._in_trace else self._loose
         if (self._in_trace or not self._traces) and above:
@@ -278,9 +283,7 @@ class _Collector:
 
 
 def _joined(texts: Iterable[str]) -> Iterator[str]:
-    """Yield lines without blanks in front; a process's name that has a line break is put together
-    again.
-    """
+    """Yield lines without leading blanks; rejoin those split by a line break in a comm."""
     torn = ""
     for text in texts:
         text = text.lstrip()
@@ -311,7 +314,7 @@ def _hex(digits: str | None) -> int | None:
 
 
 def _collect_state(text: str, facts: ReportFacts) -> None:
-    """Collect what a line that is no frame tells."""
+    """Collect the facts in a line that is not a frame."""
     if text.startswith(_MODULES):
         if not facts.modules:
             facts.modules = _parse_modules(text)

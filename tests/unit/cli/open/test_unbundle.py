@@ -158,14 +158,14 @@ HUGE = build_record("comment", "x" * 100_000)
     [
         (build_header(b"PaxHeaders/x", 8 << 30, b"x"), "extended header of the archive is 85899"),
         (build_header(b"PaxHeaders/x", len(HUGE), b"x") + HUGE, "extended header"),
-        (build_header(b"././@LongLink", 8 << 30, b"L"), "which is no file"),
-        (build_header(b"././@LongLink", 8 << 30, b"K"), "which is no file"),
-        (build_header(b"pax_global_header", 8 << 30, b"g"), "which is no file"),
+        (build_header(b"././@LongLink", 8 << 30, b"L"), "which is not a file"),
+        (build_header(b"././@LongLink", 8 << 30, b"K"), "which is not a file"),
+        (build_header(b"pax_global_header", 8 << 30, b"g"), "which is not a file"),
         (build_header(b"crash.json", 8 << 30), "has 8589934592 bytes"),
         (build_header(b"modules.json", 8 << 30), "has 8589934592 bytes"),
         (build_header(b"SHA256SUMS", 8 << 30), "has 8589934592 bytes"),
         (build_header(b"report.txt", 8 << 30), "has 8589934592 bytes"),
-        (build_header(b"core.zst", 0, b"S"), "which is no file"),
+        (build_header(b"core.zst", 0, b"S"), "which is not a file"),
         (
             build_header(b"h", len(build_record("size", str(1 << 50))), b"x")
             + pad(build_record("size", str(1 << 50)))

@@ -53,7 +53,7 @@ def test_check_around_a_sound_host_is_ok() -> None:
     [
         (Features(MODES), "socket", "ok", "PAGEMAP_SCAN, core socket"),
         (Features(), "auto", "ok", "pidfd"),
-        (Features(("file",)), "auto", "problem", "no pipe"),
+        (Features(("file",)), "auto", "problem", "lack pipe"),
         (Features(("file", "pipe")), "socket", "problem", "Linux 6.17"),
         (Features(("file", "pipe")), "auto", "ok", "pidfd"),
         (Features(MODES, pidfd=False), "auto", "warning", "no pidfd"),
@@ -148,7 +148,7 @@ def test_check_core_limits_quotes_units_for_the_shell() -> None:
 
 
 def test_check_core_limits_tells_what_was_not_looked_at() -> None:
-    assert "7 processes were not looked at" in doctorhost.check_core_limits([SOUND], 7).text
+    assert "7 processes were not examined" in doctorhost.check_core_limits([SOUND], 7).text
 
 
 @pytest.mark.parametrize(

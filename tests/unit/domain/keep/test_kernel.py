@@ -97,7 +97,7 @@ def test_plan_pinned_and_capturing_stay_but_pins_have_a_rank() -> None:
 def test_plan_age_counts_from_the_crash() -> None:
     assert planned(FIVE, KernelPolicy(max_age_ns=30 * DAY)) == [("a", "age"), ("b", "age")]
     (first, *_) = plan_retention(FIVE, 0, KernelPolicy(max_age_ns=30 * DAY), NOW)
-    assert first == DumpDeletion("a", DumpLimit.AGE, "50 days old, 30 are allowed", GIB)
+    assert first == DumpDeletion("a", DumpLimit.AGE, "50 days old, more than the 30 allowed", GIB)
 
 
 def test_plan_use_and_free_take_incomplete_first_and_no_more_than_needed() -> None:
