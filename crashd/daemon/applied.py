@@ -7,7 +7,7 @@ import os
 
 from crashd import registration
 from crashd.configuration import keys as config
-from crashd.daemon.capture.store_core import Options
+from crashd.daemon.capture.options import Options
 from crashd.daemon.intake.admission import Admission
 from crashd.daemon.intake.dispatch import Dispatcher
 from crashd.daemon.intake.ingest import Ingest
@@ -34,8 +34,8 @@ def apply_settings(
 
     """
     capture, filesystem = settings.capture, os.statvfs(paths.crashes)
-    cpus = len(os.sched_getaffinity(0))
-    keep_free = settings.retention.process.keep_free.of(filesystem.f_blocks * filesystem.f_frsize)
+    disk_bytes, cpus = filesystem.f_blocks * filesystem.f_frsize, len(os.sched_getaffinity(0))
+    keep_free = settings.retention.process.keep_free.of(disk_bytes)
     options = Options(
         engine=capture.engine,
         max_core=capture.max_core_bytes,
@@ -53,19 +53,19 @@ def apply_settings(
         capture.policy,
         capture.disposition,
         capture.buffer_bytes(memory_total_bytes()),
+        capture.spill.of(disk_bytes),
     )
     dispatcher.options = options.to_json()
     dispatcher.snapshot_timeout_ns = capture.snapshot_timeout_ns
     dispatcher.capture_deadline_ns = capture.deadline_ns
+    dispatcher.storers_max, dispatcher.threads = max(2, cpus), options.threads
     ingest.queue_max = capture.queue
     ingest.keep_free_bytes = keep_free
     dispatcher.set_workers(capture.worker_count(cpus))
+    honour = options.honour_rlimit
     try:
         spool.write_limits(
-            paths,
-            max_core=options.max_core,
-            keep_free=keep_free,
-            honour_rlimit=options.honour_rlimit,
+            paths, max_core=options.max_core, keep_free=keep_free, honour_rlimit=honour
         )
     except OSError as e:
         log.error("the handler's limits cannot be written: %s, ignoring", e)

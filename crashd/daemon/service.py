@@ -34,9 +34,9 @@ from crashd.daemon.intake.pool import Nursery
 from crashd.daemon.intake.spoolwatch import SpoolWatch
 from crashd.daemon.kernel.losses import LossWatch
 from crashd.daemon.kernel.side import KernelSide
-from crashd.daemon.loopclock import LoopClock
+from crashd.daemon.loopclock import HasFileno, LoopClock
 from crashd.daemon.web.serving import MetricsFront
-from crashd.domain.crash.model import LIST_KEYS, Crash, DropReason, Mode, to_json
+from crashd.domain.crash.model import LIST_KEYS, Crash, Mode, to_json
 from crashd.edge.capture import handoff, process
 from crashd.edge.host import sdaemon
 from crashd.edge.host.inotify import DirectoryWatch
@@ -81,48 +81,27 @@ class Service:
         self._stop_ns: int | None = None
         self._signals: deque[int] = deque()
         self._ready = False
-        self._crashes = 0
         self._notifier = sdaemon.Notifier(os.environ)
         self._exporter = exporter.Exporter(__version__)
         self._users = Users()
-        self._admission = self._make_admission()
-        self._dispatcher = self._make_dispatcher(nursery)
         self._index = open_index(paths)
         self._indexer = Indexer(
             paths, self._exporter, publish=self._publish, unfinished=self._from_indexer
         )
+        after = (self._indexer, self._exporter, self._is_busy, self._users.user_of)
+        self._afterwards = Afterwards(paths, *after)
+        self._admission = Admission(paths, self._exporter, self._afterwards, self._users)
+        self._dispatcher = Dispatcher(nursery, self, self._admission, self._exporter, self._clock)
         self._ingest = Ingest(
-            paths,
-            self._dispatcher,
-            recorded=self._indexer.recorded,
-            dropped=self._drop,
-            id_of_token=self._id_of_token,
-            finished=self._indexer.finished,
-            refuses=self._admission.refuses,
-            user_of=self._users.user_of,
+            paths, self._dispatcher, self, self._exporter, self._admission, self._users
         )
         self._control: ControlServer | None = None
         self._metrics = MetricsFront(self._exporter, self._healthy, lambda: self._ready)
-        self._spool_watch = SpoolWatch(
-            paths, watch=self._watch, unwatch=self._unwatch, look=self._ingest.import_spool
-        )
+        self._spool_watch = SpoolWatch(paths, self, self._ingest)
         self._mode = Mode.PIPE
-        after = (self._indexer, self._exporter, self._is_busy, self._users.user_of)
-        self._afterwards = Afterwards(paths, *after)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = self._make_loss_watch()
-        self._intake = Intake(
-            paths, self._ingest, selector=self._selector, later=self._timer, dropped=self._drop
-        )
-
-    def _make_admission(self) -> Admission:
-        return Admission(
-            self._paths,
-            self._exporter.limited,
-            reserve=lambda *capture: self._afterwards.reserve(*capture),
-            unreserve=lambda crash_id: self._afterwards.unreserve(crash_id),
-            user_of=self._users.user_of,
-        )
+        self._intake = Intake(paths, self._ingest, self, self._exporter)
 
     def _make_loss_watch(self) -> LossWatch:
         return LossWatch(
@@ -132,21 +111,6 @@ class Service:
             lost=self._ingest.add_lost,
             heard=self._kernel.heard,
             pending_from=lambda: self._kernel.pending_from,
-        )
-
-    def _make_dispatcher(self, nursery: Nursery) -> Dispatcher:
-        return Dispatcher(
-            nursery,
-            watch=lambda worker: self._watch(
-                worker.channel, lambda: self._dispatcher.readable(worker)
-            ),
-            unwatch=lambda worker: self._unwatch(worker.channel),
-            done=self._finished,
-            dropped=self._drop,
-            refused=self._handler_keeps_it,
-            decide=self._admission.decide,
-            ended=self._admission.ended,
-            clock=self._clock,
         )
 
     # -- life ------------------------------------------------------------------------------------
@@ -173,7 +137,7 @@ class Service:
     def _open(self, cleanup: contextlib.ExitStack) -> None:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._watch(self._wake_in, self._woken)
+        self.watch(self._wake_in, self._woken)
         previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
         cleanup.callback(self._reset_signals, previous)
@@ -197,13 +161,13 @@ class Service:
         self._metrics.open(self._settings.http, given.get("metrics"))
         kernel_log = self._losses.open(devices.get("kmsg"))
         if kernel_log is not None:
-            self._watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
+            self.watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
         self._spool_watch.renew()
         self._kernel.start()
-        self._timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
-        self._timer("ownership", OWNERSHIP_NS, self._check_ownership)
+        self.timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
+        self.timer("ownership", OWNERSHIP_NS, self._check_ownership)
         if self._notifier.watchdog_interval_ns:
-            self._timer("watchdog", self._notifier.watchdog_interval_ns, self._notifier.watchdog)
+            self.timer("watchdog", self._notifier.watchdog_interval_ns, self._notifier.watchdog)
 
     def _close(self) -> None:
         """Take everything down, in the order that loses nothing."""
@@ -228,16 +192,16 @@ class Service:
 
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _watch(
-        self, source: socket.socket | DirectoryWatch | KernelLog, act: Callable[[], None]
-    ) -> None:
-        self._selector.register(source, selectors.EVENT_READ, act)
+    def watch(self, source: HasFileno, act: Callable[[], None]) -> None:
+        """Have `act` called whenever `source` can be read."""
+        self._selector.register(source.fileno(), selectors.EVENT_READ, act)
 
-    def _unwatch(self, source: _Source) -> None:
+    def unwatch(self, source: HasFileno) -> None:
+        """Look at `source` no more."""
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(source)
+            self._selector.unregister(source.fileno())
 
-    def _timer(self, name: str, every_ns: int, act: Callable[[], object]) -> None:
+    def timer(self, name: str, every_ns: int, act: Callable[[], object]) -> None:
         """Have `act` called every so often; never again with 0."""
         if not every_ns:
             self._timers.pop(name, None)
@@ -269,12 +233,16 @@ class Service:
             self._calls.popleft()()
         self._turned_ns = now_ns = time.monotonic_ns()
         self._dispatcher.tick(heard_ns)
+        if self._ingest.look():
+            self._look_soon()
+        self._intake.resume()
         self._kernel.look()
         for name, (due_ns, every_ns, act) in list(self._timers.items()):
             if now_ns >= due_ns:
                 self._timers[name] = (now_ns + every_ns, every_ns, act)
                 act()
         self._exporter.in_flight(self._dispatcher.in_flight + self._dispatcher.queued)
+        self._exporter.stages(self._dispatcher.holders, self._dispatcher.storers)
 
     def _wait_ns(self) -> int:
         now_ns = time.monotonic_ns()
@@ -332,27 +300,22 @@ class Service:
 
     def _read_kernel_log(self, kernel_log: KernelLog) -> None:
         if not self._losses.readable():
-            self._unwatch(kernel_log)
+            self.unwatch(kernel_log)
 
-    def _finished(self, crash_id: str) -> None:
-        self._crashes += 1
+    def recorded(self, crash: Crash) -> None:
+        """Take a crash that is on record."""
+        self._indexer.recorded(crash)
+
+    def finished(self, crash_id: str) -> None:
+        """Note that a crash's entry is final."""
         self._indexer.finished(crash_id)
-        self._intake.resume()
-        self._ingest.import_more()
 
-    def _handler_keeps_it(self) -> None:
-        """Take in soon what a handler that gave up spools, or note that it did not."""
-        self._call_soon(self._ingest.import_spool)
-        self._look_soon()
-
-    def _id_of_token(self, token: str) -> str | None:
+    def id_of_token(self, token: str) -> str | None:
+        """Return the crash that a handler gave this token; None where it is not known."""
         if not self._index.is_current():  # it was damaged, and is made anew
             self._index.close()
             self._index = Index.open(self._paths.index)
         return self._index.id_of_token(token)
-
-    def _drop(self, reason: str) -> None:
-        self._exporter.dropped(DropReason(reason))
 
     def _is_busy(self) -> bool:
         return self._dispatcher.in_flight + self._dispatcher.queued > 0
@@ -379,7 +342,7 @@ class Service:
 
     def _look_soon(self) -> None:
         if "unfinished" not in self._timers:
-            self._timer("unfinished", HOUSEKEEPING_NS // 30, self._look_again)
+            self.timer("unfinished", HOUSEKEEPING_NS // 30, self._look_again)
 
     def _look_again(self) -> None:
         del self._timers["unfinished"]
@@ -466,9 +429,8 @@ class Service:
 
     def _status_line(self) -> str:
         registered = "registered" if registration.is_owned(self._paths) else "NOT registered"
-        return (
-            f"{registered}, {self._crashes} crashes caught, {self._dispatcher.in_flight} in flight"
-        )
+        caught, in_flight = self._ingest.finished_total, self._dispatcher.in_flight
+        return f"{registered}, {caught} crashes caught, {in_flight} in flight"
 
     def _status(self) -> dict[str, Any]:
         """Answer `crashctl status`; called by the control server's threads."""
@@ -485,9 +447,11 @@ class Service:
             "mode": self._mode.value,
             "workers": self._dispatcher.workers,
             "in_flight": self._dispatcher.in_flight,
+            "holders": self._dispatcher.holders,
+            "storers": self._dispatcher.storers,
             "queued": self._dispatcher.queued,
             "spool_backlog": self._ingest.spool_backlog,
-            "crashes_total": self._crashes,
+            "crashes_total": self._ingest.finished_total,
             "store": {
                 "entries": sum(count for count, _ in usage.values()),
                 "bytes": sum(size for _, size in usage.values()),

@@ -222,6 +222,15 @@ class Entry:
         flags = (_CREATE & ~os.O_WRONLY) | os.O_RDWR
         return os.open(CORE_PARTIAL, flags, 0o600, dir_fd=self.fd)
 
+    def create_spill(self) -> int:
+        """Create a file without a name on the store's file system; the caller owns the descriptor.
+
+        Raises:
+            OSError: the disk is full, or its file system has no such files.
+
+        """
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+
     def open_partial(self) -> int | None:
         """Open a partial core that a dead writer left; the caller owns the descriptor."""
         try:

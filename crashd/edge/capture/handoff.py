@@ -4,13 +4,14 @@ One message a connection: fields and the descriptors [core, pidfd]; one byte bac
 exchange, and why neither side can take a core twice or not at all, are drawn in corehandler.py.
 """
 
+import contextlib
 import os
 import socket
 import stat
 import struct
 from pathlib import Path
 
-from crashd.corehandler import RECEIPT
+from crashd.corehandler import QUEUED, RECEIPT
 from crashd.domain.crash.coremeta import parse_fields
 from crashd.edge.capture.process import pidfd_pid
 from crashd.errors import FormatError, UnavailableError, reason_of
@@ -139,6 +140,11 @@ class Connection:
             os.close(pidfd)  # already reaped, or no pidfd: nothing of /proc can be trusted
             pidfd = None
         return Handoff(fields, descriptors[0], pidfd)
+
+    def send_queued(self) -> None:
+        """Have the handler wait for its receipt for as long as this daemon lives."""
+        with contextlib.suppress(OSError):  # it gave up: so it does when the receipt is sent
+            self._peer.send(QUEUED, socket.MSG_NOSIGNAL)
 
     def send_receipt(self) -> bool:
         """Take the crash over; False when the handler has given up and keeps it."""

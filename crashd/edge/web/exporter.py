@@ -66,6 +66,7 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),
     "crashd_capture_bytes": ("Captured: as dumped, without zeros, on disk.", {"stage": _STAGES}),
+    "crashd_spilled_bytes": ("Of cores, what waited on disk until it was compressed.", {}),
     "crashd_limited": ("Crashes kept less of by the limiter.", {"scope": _SCOPES}),
     "crashd_analysis": ("Analyses that ended.", {"result": _RESULTS}),
     "crashd_retention_deleted": (
@@ -78,6 +79,8 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_captures_in_flight": ("Captures under way or waiting.", {}),
+    "crashd_holders": ("Crashed processes that are held while their cores are read.", {}),
+    "crashd_storers": ("Cores that wait to be stored, or are, their processes let go.", {}),
     "crashd_store_bytes": ("Bytes of stored cores.", {"kind": _KINDS}),
     "crashd_store_entries": ("Crashes in the store.", {"kind": _KINDS}),
     "crashd_store_free_bytes": ("Free on the store's file system.", {}),
@@ -226,6 +229,16 @@ class Exporter(Collector):
     def in_flight(self, count: int) -> None:
         """Set how many captures are under way or waiting."""
         self._set("crashd_captures_in_flight", count)
+
+    def stages(self, holders: int, storers: int) -> None:
+        """Set how many of them are held, and how many stored."""
+        self._set("crashd_holders", holders)
+        self._set("crashd_storers", storers)
+
+    def spilled(self, size_bytes: int) -> None:
+        """Count what a core had on disk until it was compressed."""
+        with self._lock:
+            self._values["crashd_spilled_bytes"][()] += size_bytes
 
     def store(self, kind: str, entries: int, size_bytes: int) -> None:
         """Set what the store holds of one kind."""
