@@ -50,8 +50,10 @@ HELD_NS = 10 * 10**9
 """So long at most a held process keeps cores from being stored: it may be held on purpose."""
 RESPAWN_NS = 10**9
 """At least so long between two attempts to replace workers when forking fails."""
-NURSERY_NS = 2 * 10**9
-"""A fork takes a millisecond: after that crashes are left to their handlers, where no worker is."""
+NURSERY_NS = 3 * 10**9
+"""A fork takes milliseconds: where it takes longer, crashes without a worker are left to their
+handlers.
+"""
 GRACE_NS = 30 * 10**9
 """How long after its own deadline a worker is killed."""
 
@@ -160,7 +162,8 @@ class Dispatcher:
                 self._asked_ns = now_ns
             self._nursing(self._nursery.ask)
         is_silent = self._nursery.asked and now_ns - self._asked_ns >= NURSERY_NS
-        if not self._idle and not self._busy and (is_silent or now_ns < self._retry_ns):
+        is_refused = now_ns < self._retry_ns and not self._busy
+        if not self._idle and (is_silent or is_refused):
             self._give_all_back()
 
     def _idle_wanted(self) -> int:
@@ -471,7 +474,7 @@ class Dispatcher:
         deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
         if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
             deadlines.append(self._retry_ns - now_ns)
-        if self._live and self._nursery.asked and not self._busy:
+        if self._live and self._nursery.asked:
             deadlines.append(self._asked_ns + NURSERY_NS - now_ns)
         now_ns = self._clock.now_ns()
         deadlines += [
