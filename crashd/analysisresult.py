@@ -16,6 +16,9 @@ OUTPUT_MAX = 4 << 20
 TEXT_MAX = 4096
 ITEMS_MAX = 8192
 DEPTH_MAX = 10
+PARTS_MAX = 16
+_LISTS = ("problems", "interpreted")
+"""What several analyzers add to."""
 _NUMBER_MAX = 1 << 64
 _FACTS = TypeAdapter(Facts)
 _LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
@@ -29,7 +32,7 @@ def parse_report(raw: bytes) -> Facts:
             itself that it could not do it; then the message is its own.
 
     """
-    document = _clean(_load(raw), 0)
+    document = _clean(_load_parts(raw), 0)
     _refuse_failed(document)
     if document.get("bits") not in (32, 64):
         raise FormatError("the worker's result is of no known word size")
@@ -64,6 +67,33 @@ def parse_log_report(raw: bytes) -> KernelLog:
     if not 0 <= records <= RECORDS_MAX or not 0 <= skipped <= 4 * RECORDS_MAX:
         raise FormatError("the worker's result has an absurd number")
     return KernelLog(log, records, skipped, cut)
+
+
+def is_started(raw: bytes) -> bool:
+    """Return whether output that broke off has the first analyzer's facts whole."""
+    return b"\n" in raw
+
+
+def is_whole(raw: bytes) -> bool:
+    """Return whether all analyzers came to their end."""
+    return raw.endswith(b'"whole":true}\n')
+
+
+def _load_parts(raw: bytes) -> dict[str, Any]:
+    """Merge the analyzers' lines. A last line that broke off counts for nothing."""
+    lines = raw.split(b"\n", PARTS_MAX)
+    document = _load(lines[0]) if len(raw) <= OUTPUT_MAX else _load(raw)
+    for line in lines[1:]:
+        try:
+            more = _load(line)
+        except FormatError:
+            break
+        for key in _LISTS:
+            if isinstance(document.get(key, []), list) and isinstance(more.get(key, []), list):
+                document[key] = [*document.get(key, []), *more.pop(key, [])]
+        # the first line has the native facts: a later analyzer adds to them, and replaces none
+        document = {**more, **document}
+    return document
 
 
 def _load(raw: bytes) -> dict[str, Any]:
@@ -117,12 +147,12 @@ def _from_worker(document: dict[str, Any]) -> dict[str, Any]:
     modules = {module["start"]: module for module in document["modules"]}
     own = (
         "machine", "bits", "modules", "registers", "instruction", "siginfo", "regions",
-        "messages", "problems",
+        "messages", "problems", "handled",
     )  # fmt: skip
     return {
-        **{key: document[key] for key in own},
+        **{key: document[key] for key in own if key in document},
         "threads": [_thread(thread, modules) for thread in document["threads"]],
-        "python": document.get("python", []),
+        "interpreted": document.get("interpreted", []),
     }
 
 
@@ -131,7 +161,7 @@ def _thread(thread: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[
 
 
 def _frame(frame: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    out = {key: value for key, value in frame.items() if key not in ("start", "sp")}
+    out = {key: value for key, value in frame.items() if key not in ("start", "sp", "interrupted")}
     module = modules.get(frame["start"])
     out["module"] = module["name"] if module else None
     out["build_id"] = module["build_id"] if module else None

@@ -51,10 +51,8 @@ form.
 """
 QUEUED = b"Q"
 RECEIPT = b"R"
-RECEIPT_SECONDS = 3
-"""How long the handler waits for a first answer."""
-QUEUED_SECONDS = 300
-"""How long it waits for its receipt after QUEUED; the daemon gives up then, too."""
+RECEIPT_SECONDS = 3  # for a first answer
+QUEUED_SECONDS = 300  # for the receipt, after QUEUED; the daemon gives up then, too
 VALUE_MAX = 4096
 SPOOL_DEADLINE_SECONDS = 300
 PROC_DEADLINE_SECONDS = 2

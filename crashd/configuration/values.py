@@ -1,7 +1,7 @@
-"""What a value of the configuration may be: the rules that config.py's keys are made of.
+"""The values that configuration keys allow: the rules that keys.py uses.
 
-A rule's words end the sentence "must be …", and stand in the man page. May import domain and
-errors; heavy (pydantic), so import it only where it is needed.
+The words of a rule complete the sentence "must be …", and appear in the man page. May import domain
+and errors. Loads pydantic, which is slow: import this module only where it is needed.
 """
 
 import re
@@ -29,18 +29,18 @@ _PATHS_MAX, _PATH_MAX = 16, 1024
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one key takes: its parser, and the words that end the sentence "must be …"."""
+    """The values of one key: the parser, and the words that complete "must be …"."""
 
     words: str
     parse: Callable[[Any], Any]
-    """Return the value to keep; ValueError or UsageError for what is refused."""
+    """Returns the value to keep; raises ValueError or UsageError for a value that is not allowed.
+    """
 
     def check(self, value: Any) -> Any:
-        """Parse `value`, or say what it should have been.
+        """Parse `value`, or raise an error that says what it must be.
 
         Raises:
-            ValueError: it is refused.
-
+            ValueError: the value is not allowed.
         """
         try:
             return self.parse(value)
@@ -51,16 +51,16 @@ class Rule:
     def __get_pydantic_core_schema__(
         self, _source: Any, _handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Make pydantic use `check`, and nothing of its own that would turn "1" into 1."""
+        """Make pydantic use `check` alone, so that it does not convert "1" to 1."""
         return core_schema.no_info_plain_validator_function(self.check)
 
 
 class _Why(ValueError):
-    """A refusal that has more to say than the rule's words."""
+    """A refusal with a reason beyond the rule's words."""
 
 
 def one_of(*choices: str) -> Rule:
-    """Take one of these words."""
+    """Allow one of these words."""
 
     def parse(value: Any) -> Any:
         if isinstance(value, str) and value in choices:
@@ -72,7 +72,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def whole(low: int, high: int, *, auto: bool = False) -> Rule:
-    """Take a whole number within bounds that are included, or "auto" too."""
+    """Allow a whole number from `low` to `high`, and with `auto` also "auto"."""
 
     def parse(value: Any) -> Any:
         # type(): True is an int.
@@ -84,7 +84,7 @@ def whole(low: int, high: int, *, auto: bool = False) -> Rule:
 
 
 def whole_or_infinity(low: int, high: int) -> Rule:
-    """Take a whole number within bounds that are included, or "infinity"."""
+    """Allow a whole number from `low` to `high`, or "infinity"."""
 
     def parse(value: Any) -> Any:
         if (type(value) is int and low <= value <= high) or value == "infinity":
@@ -95,7 +95,7 @@ def whole_or_infinity(low: int, high: int) -> Rule:
 
 
 def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
-    """Take a duration within bounds that are included, ns, or "infinity" too."""
+    """Allow a duration from `low_ns` to `high_ns`, and with `infinity` also "infinity"."""
 
     def parse(value: Any) -> Any:
         if infinity and value == "infinity":
@@ -117,9 +117,9 @@ def _parse_directories(value: Any) -> tuple[str, ...]:
         raise ValueError
     for path in value:
         if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-            raise _Why(f"{show_value(path)} is no absolute path")
+            raise _Why(f"{show_value(path)} is not an absolute path")
         if len(path) > _PATH_MAX or ".." in path.split("/"):
-            raise _Why(f"{show_value(path)} is too long, or leads up")
+            raise _Why(f"{show_value(path)} is too long, or contains ..")
     return tuple(value)
 
 
@@ -129,7 +129,7 @@ def _parse_path(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise ValueError
     if len(value) > _PATH_MAX or ".." in value.split("/"):
-        raise _Why(f"{show_value(value)} is too long, or leads up")
+        raise _Why(f"{show_value(value)} is too long, or contains ..")
     return value
 
 
@@ -152,7 +152,7 @@ def _parse_rules(value: Any) -> tuple[str, ...]:
         raise ValueError
     for rule in value:
         if not isinstance(rule, str):
-            raise _Why(f"{show_value(rule)} is no rule")
+            raise _Why(f"{show_value(rule)} is not a rule")
         try:
             parse_rule(rule)
         except ValueError as e:
@@ -204,20 +204,19 @@ def _parse_listen(value: Any) -> str:
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """Split `HOST:PORT` or `[IPV6]:PORT`; the brackets go.
+    """Split `HOST:PORT` or `[IPV6]:PORT`; the brackets are removed.
 
     Raises:
-        ValueError: it is neither.
-
+        ValueError: the text is neither.
     """
-    import ipaddress  # only when there is something to check
+    import ipaddress  # imported here: rarely needed
 
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(\d{1,5})", listen, re.ASCII)
     if not match:
-        raise _Why("an IPv6 address stands in brackets") if listen.count(":") > 1 else ValueError
+        raise _Why("an IPv6 address needs brackets") if listen.count(":") > 1 else ValueError
     port = int(match[3])
     if port > 65535:
-        raise _Why("ports end at 65535")
+        raise _Why("the highest port is 65535")
     if match[1]:
         return str(ipaddress.IPv6Address(match[1])), port
     labels = match[2].split(".")
@@ -233,9 +232,9 @@ def _parse_patterns(value: Any) -> tuple[str, ...]:
         raise ValueError
     for pattern in value:
         if not isinstance(pattern, str) or not 0 < len(pattern) <= PATTERN_MAX:
-            raise _Why(f"{show_value(pattern)} is not such a pattern")
+            raise _Why(f"{show_value(pattern)} is not a pattern of that length")
         if "=" in pattern or "\0" in pattern:
-            raise _Why(f"{show_value(pattern)}: no variable's name has such a character")
+            raise _Why(f"{show_value(pattern)}: variable names cannot contain that character")
     return tuple(value)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 SLACK_NS = 250 * 10**6
 """How late a loop may be, and how long it may act on what it heard; more of it does not count."""
@@ -41,23 +40,3 @@ class LoopClock:
         now_ns = self._read_ns()
         self._missed_ns += max(0, now_ns - self._noted_ns - meant_ns - SLACK_NS)
         self._noted_ns = now_ns
-
-
-class HasFileno(Protocol):
-    """What a selector can wait for."""
-
-    def fileno(self) -> int:
-        """Return its descriptor."""
-
-
-class Loop(Protocol):
-    """The daemon's loop, as those see it that it calls."""
-
-    def watch(self, source: HasFileno, act: Callable[[], None]) -> None:
-        """Have `act` called whenever `source` can be read."""
-
-    def unwatch(self, source: HasFileno) -> None:
-        """Look at `source` no more."""
-
-    def timer(self, name: str, every_ns: int, act: Callable[[], object]) -> None:
-        """Have `act` called every so often; never again with 0."""

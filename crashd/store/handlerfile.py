@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import corehandler
+from crashd.base.files import replace_file
 from crashd.domain.text import printable
 from crashd.errors import UnavailableError, UnsupportedError, reason_of
-from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 from crashd.store.trusted import find_untrusted, untrusted
 
@@ -100,15 +100,7 @@ def _install(target: Path, program: bytes) -> bool:
             if status.st_mode & 0o777 == 0o755 and status.st_uid == os.geteuid():
                 return False
         staged = target.with_name(f".{target.name}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(staged, flags, 0o700)
-        try:
-            write_all(fd, program)
-            os.fchmod(fd, 0o755)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(staged, target)
+        replace_file(target, program, staged=staged, mode=0o755, exclusive=True, sync=True)
     except OSError as e:
         raise UnavailableError(f"cannot install the handler {target}: {reason_of(e)}") from e
     return True

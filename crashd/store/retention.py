@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from crashd.base.files import read_space
 from crashd.domain.crash.model import Crash, Kind, State, time_text
 from crashd.domain.keep.process import Deletion, StoredCrash, Usage
 from crashd.errors import (
@@ -167,12 +168,12 @@ def read_usage(paths: Paths, *, reserved_bytes: int = 0, unlisted_bytes: int = 0
 
     """
     spooled_bytes = spool.stored_bytes(paths)  # first: what goes meanwhile counts twice, not never
-    fs = os.statvfs(paths.crashes)
+    space = read_space(paths.crashes)
     return Usage(
-        total_bytes=fs.f_blocks * fs.f_frsize,
-        free_bytes=fs.f_bavail * fs.f_frsize + spooled_bytes,
-        free_inodes=fs.f_favail,
-        total_inodes=fs.f_files,
+        total_bytes=space.total_bytes,
+        free_bytes=space.free_bytes + spooled_bytes,
+        free_inodes=space.free_inodes,
+        total_inodes=space.total_inodes,
         reserved_bytes=reserved_bytes,
         unlisted_bytes=unlisted_bytes,
     )

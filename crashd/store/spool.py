@@ -9,10 +9,10 @@ spool/<...>.bad/                       could not be understood; kept for a human
 import os
 import re
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Mapping
 
+from crashd.base.files import DIRECTORY, NotRegularError, open_regular, read_file, replace_file
 from crashd.corehandler import (
     LIMITS_NAME,
     PROC_FILES,
@@ -23,12 +23,9 @@ from crashd.corehandler import (
 )
 from crashd.domain.crash.coremeta import parse_fields
 from crashd.errors import FormatError, UnavailableError, reason_of
-from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
 _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(?:-(\d{1,10}|-))?(\.tmp)?", re.ASCII)
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _META_MAX = 1 << 18
 ASIDE_MAX = 20
 """Spooled crashes that are kept although they make no sense: who can make one can make many."""
@@ -45,17 +42,7 @@ def write_limits(
         "honour_rlimit": b"%d" % honour_rlimit,
     }
     staged = paths.spool / f".{LIMITS_NAME}.new"
-    fd = os.open(
-        staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
-    try:
-        write_all(fd, pack(fields))
-    except OSError:
-        staged.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-    os.rename(staged, paths.spool / LIMITS_NAME)
+    replace_file(paths.spool / LIMITS_NAME, pack(fields), staged=staged)
 
 
 def ready_names(paths: Paths, now_ns: int) -> list[str]:
@@ -154,7 +141,7 @@ class SpoolEntry:
     @classmethod
     def open(cls, paths: Paths, name: str) -> "SpoolEntry":
         """Open by name, as `ready_names` gave it."""
-        return cls(name, os.open(paths.spool / name, _DIR))
+        return cls(name, os.open(paths.spool / name, DIRECTORY))
 
     def __enter__(self) -> "SpoolEntry":
         return self
@@ -170,16 +157,9 @@ class SpoolEntry:
 
     def _read(self, name: str, limit: int) -> bytes | None:
         try:
-            fd = os.open(name, _READ, dir_fd=self.fd)
-        except FileNotFoundError:
+            return read_file(name, limit, dir_fd=self.fd)
+        except (FileNotFoundError, NotRegularError):
             return None
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            with open(fd, "rb", closefd=False) as file:
-                return file.read(limit)
-        finally:
-            os.close(fd)
 
     def fields(self) -> dict[str, bytes]:
         """Read the handler's fields.
@@ -216,8 +196,8 @@ class SpoolEntry:
     def open_core(self) -> int | None:
         """Open the spooled core; None when there is none. The caller owns the descriptor."""
         try:
-            return os.open("core", _READ, dir_fd=self.fd)
-        except FileNotFoundError:
+            return open_regular("core", dir_fd=self.fd)
+        except (FileNotFoundError, NotRegularError):
             return None
 
 

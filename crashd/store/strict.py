@@ -38,7 +38,6 @@ _LASTING: Final = frozenset({"index-damaged", "core-damaged", "seek-table"})
 _IN_SPOOL: Final = frozenset({"meta", "core", "done", *(f"proc.{n}" for n in PROC_LINKS)}) | {
     f"proc.{name}" for name in PROC_FILES
 }
-_HAS_DUMP: Final = frozenset({State.COMPLETE, State.INCOMPLETE})
 
 _USAGE = """
 SELECT kind, sum(rows), sum(held), sum(told_rows), sum(told_held) FROM (
@@ -299,7 +298,7 @@ def _of_dump(crash: Crash) -> Iterator[Finding]:
         there = os.lstat(path).st_ino == inode
     except (OSError, ValueError):
         there = False
-    if crash.state in _HAS_DUMP and not there:
+    if crash.state.has_core and not there:
         yield Finding("no-dump", crash.id, f"its dump {path} is missing")
     elif crash.state is State.EVICTED and there:
         yield Finding("dump-left", crash.id, f"its dump {path} was deleted, and is still there")

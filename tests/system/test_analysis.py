@@ -359,10 +359,10 @@ def test_analyse_python_shows_the_interpreters_frames(crasher: Crasher, tmp_path
     interpreter = Path("/usr/bin/python3").resolve()
     analysis = analyse_death(crasher.run(interpreter, script))
     assert analysis.facts is not None
-    stack = [(f.function, f.line) for f in analysis.facts.crashed_python]
+    stack = [(f.function, f.line) for f in analysis.facts.crashed_interpreted]
     assert stack[-3:] == [("innermost", 5), ("run", 9), ("<module>", 16)]
-    assert {f.kind for f in analysis.facts.crashed_python} == {"python"}
-    assert any(f.function == "idle" for t in analysis.facts.python for f in t.frames)
+    assert {f.kind for f in analysis.facts.crashed_interpreted} == {"python"}
+    assert any(f.function == "idle" for t in analysis.facts.interpreted for f in t.frames)
     assert analysis.cause == "null-pointer"
     assert (analysis.title or "").endswith("innermost() of job.py: NULL pointer read")
     assert len(analysis.facts.threads) == 2

@@ -1,4 +1,4 @@
-"""`verify`: is the store what the index says, and is each file in it somebody's?"""
+"""`verify`: compares the store with its index; with --strict finds unowned files too."""
 
 import argparse
 
@@ -12,7 +12,7 @@ from crashd.store.daemonlock import is_daemon_live
 
 
 def verify(context: Context, arguments: argparse.Namespace) -> int:
-    """Compare the store with its index; print what is wrong, 1 where anything is."""
+    """Compare the store with its index and print what is wrong; return 1 if anything is."""
     source = open_direct(context)
     try:
         with progress(context, "verifying") as shown:
@@ -35,7 +35,7 @@ def verify(context: Context, arguments: argparse.Namespace) -> int:
         for finding in findings:
             print(_line(finding))
         if not findings:
-            context.note("store and index are sound")
+            context.note("store and index are consistent")
     return 1 if findings else 0
 
 

@@ -8,6 +8,8 @@ stored is cut out behind the reader, so that a core never takes its space twice.
 import ctypes
 import os
 
+from crashd.base.files import read_space
+
 SCRATCH_BYTES = 2 << 20
 """Read and written at once: stays in the CPU's cache between the two."""
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, linux/falloc.h
@@ -37,8 +39,7 @@ class Spill:
     def _has_room(self, size: int) -> bool:
         if self.written_bytes + size > self._most_bytes:
             return False
-        disk = os.fstatvfs(self.fd)
-        return disk.f_bavail * disk.f_frsize >= self._least_free_bytes + size
+        return read_space(self.fd).free_bytes >= self._least_free_bytes + size
 
     def _write(self, offset: int, data: memoryview) -> bool:
         done = 0

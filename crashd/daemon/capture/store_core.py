@@ -284,6 +284,7 @@ def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:
             kept.size,
             backing[kept.segment.offset].backing,
             backing[kept.segment.offset].readable,
+            backing[kept.segment.offset].behind,
         )
         for kept in mini.kept
     ]

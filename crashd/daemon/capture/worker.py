@@ -18,16 +18,15 @@ a).
 """
 
 import contextlib
-import errno
-import json
 import logging
 import os
 import socket
-import struct
 import time
 from dataclasses import replace
 from typing import Any
 
+from crashd.base.files import read_space
+from crashd.base.messages import receive_message, send_message
 from crashd.daemon.capture.capture import Decision, Desk, capture
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pace import POLL_SECONDS, Gate, Pace, lower_threads
@@ -44,8 +43,6 @@ from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
 from crashd.store.spool import SpoolEntry
 
-MESSAGE_MAX = 1 << 16
-_FDS_MAX = 4
 ANSWER_SECONDS = 60.0
 """How long a worker waits for the daemon's word on what to keep; the crashed process waits with it.
 A daemon that has died is noticed at once, and one whose disk stands still has not forgotten: its
@@ -64,41 +61,6 @@ log = logging.getLogger("crashd.worker")
 
 class _RefusedError(Exception):
     """The handler gave up waiting and keeps the crash."""
-
-
-def send_message(
-    channel: socket.socket, document: dict[str, Any], descriptors: tuple[int, ...] = ()
-) -> None:
-    """Send one message with its descriptors, which stay the caller's."""
-    rights = [
-        (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))
-    ]
-    channel.sendmsg([json.dumps(document).encode()], rights if descriptors else [])
-
-
-def receive_message(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one message; the caller owns the descriptors. None at the end.
-
-    Raises:
-        OSError: the channel is broken, or the message is too large.
-
-    """
-    data, ancillary, flags, _ = channel.recvmsg(
-        MESSAGE_MAX, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
-    )
-    descriptors = [
-        fd
-        for level, kind, raw in ancillary
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
-        for (fd,) in struct.iter_unpack("i", raw[: len(raw) - len(raw) % 4])
-    ]
-    if not data:
-        return None, descriptors
-    if flags & socket.MSG_TRUNC:
-        for fd in descriptors:
-            os.close(fd)
-        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    return json.loads(data), descriptors
 
 
 def work(channel: socket.socket, gate: Gate) -> None:
@@ -265,8 +227,7 @@ def _capture_spool(job: _Job) -> None:
         if source is None:
             source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         incoming = IncomingCore.from_spool(source, spooled.snapshot)
-        disk = os.fstatvfs(job.entry.fd)
-        free = disk.f_bavail * disk.f_frsize
+        free = read_space(job.entry.fd).free_bytes
         fits = os.fstat(source).st_blocks * 512 <= free
         _capture(job, incoming, ending=spooled.ending(), keep_free_bytes=0 if fits else free // 4)
 

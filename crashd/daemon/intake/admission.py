@@ -3,12 +3,12 @@ here, in the daemon's one loop.
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from crashd.base.files import read_space
 from crashd.daemon.after.retention import Allotment
 from crashd.daemon.capture.pump import BASE_BYTES
 from crashd.domain.crash.model import Disposition
@@ -123,7 +123,7 @@ class Admission:
             if live:
                 granted = self._grant(crash_id, wanted, user)
             disk = self._disk.reserve(crash_id, wanted, user)
-        total = self._disk_bytes()
+        total = read_space(self._paths.crashes).total_bytes
         return {
             "disposition": verdict.disposition,
             "reason": verdict.reason or (None if most is Disposition.FULL else reason),
@@ -134,10 +134,6 @@ class Admission:
             "credit_bytes": disk.credit_bytes,
             "leave_bytes": disk.leave_bytes,
         }
-
-    def _disk_bytes(self) -> int:
-        filesystem = os.statvfs(self._paths.crashes)
-        return filesystem.f_blocks * filesystem.f_frsize
 
     def refuses(self, uid: int) -> str | None:
         """Return why no core of a user's next crash would be kept; None when one may be.

@@ -30,11 +30,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from crashd.base.messages import receive_message, send_message
 from crashd.corehandler import QUEUED_SECONDS
-from crashd.daemon.capture.worker import RECEIPT_AT, receive_message, send_message
+from crashd.daemon.capture.worker import RECEIPT_AT
 from crashd.daemon.intake.job import Job, Kind, Stage
 from crashd.daemon.intake.pool import Nursery, Worker
-from crashd.daemon.loopclock import Loop, LoopClock
+from crashd.daemon.loop import Loop
 from crashd.domain.crash.model import DropReason
 from crashd.errors import UnavailableError
 
@@ -87,10 +88,8 @@ class Dispatcher:
         loop: Loop,
         allotter: Allotter,
         counters: Counters,
-        clock: LoopClock,
     ) -> None:
-        """`clock` is the loop's: workers are judged by it."""
-        self._clock = clock
+        self._clock = loop.clock
         self._nursery = nursery
         self._loop = loop
         self._allotter = allotter

@@ -4,11 +4,11 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 
-from crashd.daemon.intake.dispatch import Counters
 from crashd.daemon.intake.ingest import Ingest
-from crashd.daemon.loopclock import Loop
+from crashd.daemon.loop import Loop
 from crashd.domain.crash.model import DropReason, Mode
 from crashd.edge.capture import handoff, kernelsock
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, reason_of
 from crashd.registration import choose_mode
 from crashd.store.paths import Paths
@@ -27,12 +27,12 @@ class Intake:
         paths: Paths,
         ingest: Ingest,
         loop: Loop,
-        counters: Counters,
+        exporter: Exporter,
     ) -> None:
         self._paths = paths
         self._ingest = ingest
         self._loop = loop
-        self._counters = counters
+        self._exporter = exporter
         self._handoff: socket.socket | None = None
         self._kernel: socket.socket | None = None
         self._own: list[socket.socket] = []
@@ -110,7 +110,7 @@ class Intake:
         try:
             message = connection.receive()
         except CrashdError as e:
-            self._counters.dropped(DropReason.MALFORMED_HANDOFF)
+            self._exporter.dropped(DropReason.MALFORMED_HANDOFF)
             log.warning("hand-over refused: %s, ignoring", e)
             self._forget(connection)
             return
@@ -142,7 +142,7 @@ class Intake:
                     return
                 self._ingest.take_from_kernel(connection)
         except CrashdError as e:
-            self._counters.dropped(DropReason.MALFORMED_HANDOFF)
+            self._exporter.dropped(DropReason.MALFORMED_HANDOFF)
             log.warning("%s, ignoring", e)
             return
         except OSError as e:
@@ -156,4 +156,4 @@ class Intake:
         if self._paused and self._kernel is not None and not self._ingest.is_full:
             self._paused = False
             self._loop.timer("kernel", 0, self.resume)
-            self._loop.watch(self._kernel, self.accept_from_kernel)
+            self._watch(self._kernel, self.accept_from_kernel)

@@ -3,7 +3,7 @@
 import logging
 from typing import Protocol
 
-from crashd.daemon.loopclock import Loop
+from crashd.daemon.loop import Loop
 from crashd.edge.host.inotify import DirectoryWatch
 from crashd.errors import CrashdError
 from crashd.store import spool

@@ -1,7 +1,8 @@
 """One look into a dump's directory: its head, its end, its log, and what they tell."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from crashd.daemon.after.analysis import AnalysisOptions
@@ -66,10 +67,10 @@ def look_into(
 
     """
     with root.open(seen) as opened:
-        verdict = None if growing else _judge(opened, directory)
+        verdict, parts = (None, ()) if growing else _judge(opened, directory)
         log, source = _read_log(opened, directory.log), "file"
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
-            log, source = _log_of_dump(opened, directory, analysis)
+            log, source = _log_of_dump(opened, parts or (directory.dump or b"",), analysis)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
@@ -79,27 +80,47 @@ def look_into(
         log_source=source,
         analysis=_analyse(log),
         growing=growing,
+        parts=parts,
     )
 
 
-def _judge(opened: OpenDump, directory: DumpDirectory) -> Verdict | None:
+def _judge(opened: OpenDump, directory: DumpDirectory) -> tuple[Verdict | None, tuple[bytes, ...]]:
+    """Judge the dump of a directory; with it go the files of a split dump, in order."""
     if directory.dump is None:
-        return None
+        return None, ()
     unfinished = directory.unfinished or (
         directory.readme is not None and _readme_says_so(opened, directory.readme)
     )
     verdict = _judge_file(opened, directory.dump, unfinished)
     if verdict.head is None or verdict.head.split is None:
-        return verdict
-    # a dump in several files is whole when each of them is
-    parts = [_judge_file(opened, name, unfinished) for name in directory.parts[:_PARTS_MAX]]
+        return verdict, ()
+    files = {name: _judge_file(opened, name, unfinished) for name in directory.parts[:_PARTS_MAX]}
+    return judge_parts(verdict, files), order_parts(files)
+
+
+def order_parts(files: Mapping[bytes, Verdict]) -> tuple[bytes, ...]:
+    """Name the parts of a split dump in the order of their page frames."""
+    found = [
+        (file.head.split, name)
+        for name, file in files.items()
+        if file.head is not None and file.head.split is not None
+    ]
+    return tuple(name for _, name in sorted(found))
+
+
+def judge_parts(newest: Verdict, files: Mapping[bytes, Verdict]) -> Verdict:
+    """Judge a dump in several files by each of them: it is whole when all are, and none is missing.
+
+    A file that is a dump of its own (what makedumpfile --reassemble made of the parts) is no part.
+    """
+    parts = [f for f in files.values() if f.head is None or f.head.split is not None]
     for part in parts:
-        if part.completeness is not Completeness.COMPLETE:
+        if part.completeness in (Completeness.INCOMPLETE, Completeness.BOGUS):
             return part
     missing = find_missing_part([part.head for part in parts if part.head is not None])
     if missing:
-        return replace(verdict, completeness=Completeness.INCOMPLETE, reason=missing, sure=True)
-    return next((part for part in parts if not part.sure), verdict)
+        return replace(newest, completeness=Completeness.INCOMPLETE, reason=missing, sure=True)
+    return next((part for part in parts if not part.sure), newest)
 
 
 def find_missing_part(heads: Sequence[VmcoreHead]) -> str:
@@ -138,19 +159,20 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 
 
 def _log_of_dump(
-    opened: OpenDump, directory: DumpDirectory, options: AnalysisOptions
+    opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions
 ) -> tuple[bytes, str]:
-    """Take the log out of the dump; nothing, and why, where that cannot be."""
-    if directory.dump is None:
-        return b"", "file"
-    try:
-        fd = opened.open_file(directory.dump)
-    except FormatError as e:
-        return b"", reason_of(e)
-    try:
-        found = read_log(fd, options)
-    finally:
-        os.close(fd)
+    """Take the log out of the dump, whose files are named; nothing, and why, where that cannot
+    be.
+    """
+    with contextlib.ExitStack() as files:
+        fds: list[int] = []
+        for name in names:
+            try:
+                fds.append(opened.open_file(name))
+            except FormatError as e:
+                return b"", reason_of(e)
+            files.callback(os.close, fds[-1])
+        found = read_log(fds[0], options)
     return (b"", found.reason) if isinstance(found, LogFailure) else (found.text, "dump")
 
 

@@ -1,24 +1,15 @@
 """What a finished record says that cannot be true together; for `verify --strict`. Pure."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from crashd.domain.crash.model import Crash, Kind, State
-
-_STATES: Final = {
-    Kind.PROCESS: frozenset(State) - {State.INCOMPLETE, State.MISSING},
-    Kind.KERNEL: frozenset(State) - {State.TRUNCATED, State.LOST},
-}
-_CORELESS: Final = frozenset({State.METADATA_ONLY, State.LOST, State.EVICTED})
-"""States of a process's crash that has no core (any more)."""
-_GONE: Final = frozenset({State.EVICTED, State.MISSING})
 
 
 def contradictions(crash: Crash) -> Iterator[str]:
     """Yield what a record contradicts itself in; nothing of one that is being written."""
-    if crash.state is State.CAPTURING:
+    if not crash.state.is_final:
         return
-    if crash.state not in _STATES[crash.kind]:
+    if crash.kind not in crash.state.kinds:
         yield f"a {crash.kind} cannot be {crash.state}"
         return
     if crash.id.split("-")[1] != crash.boot_id[:8]:
@@ -38,13 +29,13 @@ def contradictions(crash: Crash) -> Iterator[str]:
 def _of_kernel(crash: Crash) -> Iterator[str]:
     if crash.core.path is not None:
         yield "a kernel's dump is not in the store, yet it names a core there"
-    if crash.state in _GONE and crash.core.stored_bytes:
+    if crash.state.is_gone and crash.core.stored_bytes:
         yield f"it is {crash.state}, yet has {crash.core.stored_bytes} bytes on disk"
 
 
 def _of_process(crash: Crash) -> Iterator[str]:
     core = crash.core
-    if crash.state in _CORELESS:
+    if not crash.state.has_core:
         if core.path is not None or core.stored_bytes:
             yield f"it is {crash.state}, yet has a core of {core.stored_bytes} bytes"
         return

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Literal
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout
+from crashd.domain.elf.headers import Bits, ByteOrder, Layout
 from crashd.errors import FormatError
 
 SIGNATURE: Final = b"KDUMP   "

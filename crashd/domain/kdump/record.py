@@ -52,6 +52,8 @@ class Look:
     analysis: LogAnalysis | None
     growing: bool
     """It changed a moment ago, and is not known to be whole."""
+    parts: tuple[bytes, ...] = ()
+    """The files of a split dump, in the order of their page frames; empty where it is not split."""
 
 
 def token_of(root: str, name: bytes) -> str:
@@ -152,6 +154,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
         "changed_ns": directory.changed_ns,
         "stamp": directory.stamp,
         "dump": _name(directory.dump),
+        "dump_parts": [_name(name) for name in look.parts] or None,
         "log_file": _name(directory.log),
         "log_source": look.log_source if look.log else None,
         "dump_state": verdict.completeness.value if verdict is not None else None,

@@ -21,7 +21,22 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.elf.headers import (
+    ET_CORE,
+    FILE_END_MAX,
+    HEADER_MAX,
+    MAGIC,
+    PHDR_SIZE,
+    PT_LOAD,
+    PT_NOTE,
+    Bits,
+    ByteOrder,
+    Header,
+    Layout,
+    find_phdrs,
+    parse_header,
+    split_notes,
+)
 from crashd.domain.kdump.compressed import (
     Unwrapped,
     Unzstd,
@@ -59,11 +74,6 @@ NOTE_SEGMENTS_MAX: Final = 16
 PHDRS_MAX: Final = 2**16
 
 # include/uapi/linux/elf.h
-ELF_MAGIC: Final = b"\x7fELF"
-ELF_HEADER_SIZE: Final = 64
-ET_CORE: Final = 4
-PT_LOAD: Final = 1
-PT_NOTE: Final = 4
 NT_PRPSINFO: Final = 3
 DUMP_ELF_INCOMPLETE: Final = 0x1
 """In e_flags, by makedumpfile; crash's netdump.h."""
@@ -206,7 +216,7 @@ def judge(
     try:
         if peeled.wrapper is None and not peeled.flattened:
             peeled = replace(peeled, read=read)
-        elif peeled.wrapper is None and read is not None and peeled.data.startswith(ELF_MAGIC):
+        elif peeled.wrapper is None and read is not None and peeled.data.startswith(MAGIC):
             data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
             peeled = replace(peeled, data=data, ended=ended)
         vmcore = _parse_peeled(peeled)
@@ -247,10 +257,10 @@ def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> Verdict
                 Completeness.INCOMPLETE, f"cut at the start of what {peeled.wrapper} wrote"
             )
         return Verdict(Completeness.BOGUS, f"empty inside {peeled.wrapper}")
-    signed = data.startswith((SIGNATURE, ELF_MAGIC))
+    signed = data.startswith((SIGNATURE, MAGIC))
     if peeled.flattened and not peeled.ended and (signed or not data):
         return Verdict(Completeness.INCOMPLETE, "no end marker of the flattened format")
-    needed = HEADER_SIZE if data.startswith(SIGNATURE) else ELF_HEADER_SIZE
+    needed = HEADER_SIZE if data.startswith(SIGNATURE) else HEADER_MAX
     if signed and peeled.size is not None and peeled.size <= len(data) < needed:
         return Verdict(Completeness.INCOMPLETE, "file ends before its header does")
     size = size_bytes if peeled.size is None else peeled.size
@@ -343,7 +353,7 @@ def _split_flat(raw: bytes, problems: list[str]) -> Iterator[tuple[int, bytes, i
 def _parse_peeled(peeled: _Peeled) -> VmcoreHead:
     if peeled.data.startswith(SIGNATURE):
         return _parse_kdump(peeled)
-    if peeled.data.startswith(ELF_MAGIC):
+    if peeled.data.startswith(MAGIC):
         return _parse_elf(peeled)
     raise FormatError("file does not begin like a kernel dump")
 
@@ -392,15 +402,16 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
 
 def _parse_elf(peeled: _Peeled) -> VmcoreHead:
     data, problems = peeled.data, list(peeled.problems)
-    layout, flags, phoff, phnum = _elf_header(data)
-    least, memory_end = phoff + phnum * (56 if layout.bits == 64 else 32), 0
+    header = _elf_header(data)
+    layout = header.layout
+    least, memory_end = header.phoff + header.phnum * PHDR_SIZE[layout.bits], 0
     if least > len(data):
         problems.append("program headers are cut")
     what = "program headers"
     notes: dict[bytes, bytes] = {}
     segments = 0
-    for kind, offset, paddr, filesz, memsz in _phdrs(data, layout, phoff, phnum):
-        if offset + filesz > 2**63 - 1 or paddr + memsz > 2**64:
+    for kind, _, offset, _, paddr, filesz, memsz, _ in find_phdrs(data, header, header.phnum):
+        if offset + filesz > FILE_END_MAX or paddr + memsz > 2**64:
             problems.append("a segment lies past the end of any file or address space")
             continue
         if filesz and offset + filesz > least:
@@ -427,7 +438,8 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
         machine="ppc64le" if machine == "ppc64" and layout.byteorder == "little" else machine,
         crash_time_ns=_crash_time(vmcoreinfo, 0),
         memory_bytes=memory_end or None,
-        incomplete=bool(flags & DUMP_ELF_INCOMPLETE) and layout.machine not in _FLAGGED_MACHINES,
+        incomplete=bool(header.flags & DUMP_ELF_INCOMPLETE)
+        and layout.machine not in _FLAGGED_MACHINES,
         vmcoreinfo=vmcoreinfo,
         build_id=_build_id(vmcoreinfo),
         size_at_least=least,
@@ -436,37 +448,19 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
     )
 
 
-def _elf_header(data: bytes) -> tuple[Layout, int, int, int]:
-    """Parse the ELF header: layout, flags, offset and number of the program headers."""
-    if len(data) < ELF_HEADER_SIZE:
+def _elf_header(data: bytes) -> Header:
+    """Parse the ELF header of a dump; of its program headers PHDRS_MAX count at most."""
+    if len(data) < HEADER_MAX:
         raise FormatError(f"dump is cut inside its header, at {len(data)} bytes")
-    if data[4:6] not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
+    header = parse_header(data)
+    if header is None:
         raise FormatError("ELF header has an absurd class or byte order")
-    bits: Bits = 64 if data[4] == 2 else 32
-    byteorder: ByteOrder = "little" if data[5] == 1 else "big"
-    layout = Layout(int.from_bytes(data[18:20], byteorder), bits, byteorder)
-    values = layout.struct("16sHHILLLIHHH").unpack_from(data)
-    _, kind, _, _, _, phoff, _, flags, ehsize, phentsize, phnum = values
-    if kind != ET_CORE:
-        raise FormatError(f"ELF file is of type {kind}, not a core")
-    if phentsize != (56 if bits == 64 else 32) or not phnum or not ehsize <= phoff < 2**32:
+    if header.type != ET_CORE:
+        raise FormatError(f"ELF file is of type {header.type}, not a core")
+    sound = header.phentsize == PHDR_SIZE[header.layout.bits] and header.phnum
+    if not sound or not header.ehsize <= header.phoff < 2**32:
         raise FormatError("ELF header has absurd program headers")
-    return layout, flags, phoff, min(phnum, PHDRS_MAX)
-
-
-def _phdrs(
-    data: bytes, layout: Layout, phoff: int, phnum: int
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield type, offset, physical address, size in the file and in memory of each segment."""
-    wide = layout.bits == 64
-    struct = layout.struct("IIQQQQQQ" if wide else "IIIIIIII")
-    there = min(phnum, max(0, len(data) - phoff) // struct.size)
-    for values in struct.iter_unpack(data[phoff : phoff + there * struct.size]):
-        if wide:
-            kind, _, offset, _, paddr, filesz, memsz, _ = values
-        else:
-            kind, offset, _, paddr, filesz, memsz, _, _ = values
-        yield kind, offset, paddr, filesz, memsz
+    return header._replace(phnum=min(header.phnum, PHDRS_MAX))
 
 
 def _notes_of(blob: bytes, layout: Layout) -> dict[bytes, bytes]:

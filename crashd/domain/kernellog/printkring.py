@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder
+from crashd.domain.elf.headers import Bits, ByteOrder
 from crashd.errors import FormatError
 
 RECORDS_MAX: Final = 2**16

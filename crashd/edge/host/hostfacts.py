@@ -7,7 +7,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import stat
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from crashd.base.files import read_file
 from crashd.domain.crash.cgroup import parse_cgroup
 from crashd.domain.crash.procfs import parse_core_limit
 from crashd.domain.host.doctorhost import Cleaner, Features, Journal, Service
@@ -289,15 +289,9 @@ def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -
 def read_small(path: Path) -> bytes:
     """Read a file of bounded size; empty where it cannot be read. Never blocks on a FIFO."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, FILE_MAX) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        return read_file(path, FILE_MAX, follow=True)
     except OSError:
         return b""  # a process that ended
-    finally:
-        os.close(fd)
 
 
 def _text(path: Path) -> str:

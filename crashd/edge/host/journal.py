@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from crashd.base.files import write_all
+from crashd.base.messages import send_packet
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
@@ -62,11 +64,9 @@ def _encode(name: str, value: bytes) -> bytes:
 def _send_file(sender: socket.socket, raw: bytes) -> None:
     fd = os.memfd_create("journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        view = memoryview(raw)
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, raw)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        socket.send_fds(sender, [b""], [fd])
+        send_packet(sender, b"", (fd,))
     finally:
         os.close(fd)
 

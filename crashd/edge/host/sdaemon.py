@@ -12,9 +12,9 @@ import struct
 import time
 from collections.abc import Mapping, MutableMapping
 
+from crashd.domain.crash.corepattern import SUN_PATH_MAX
 from crashd.domain.text import printable
 from crashd.errors import UnavailableError, reason_of
-from crashd.store.paths import SUN_PATH_MAX
 
 SEND_SECONDS = 0.2
 STATUS_MAX = 400

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crashd.base.files import fsync_directory, read_all, read_file, replace_file
 from crashd.domain.crash.corepattern import PATTERN_MAX, handler_of, is_ours, root_of
 from crashd.errors import (
     CrashdError,
@@ -97,9 +98,12 @@ def read(name: str, proc: Path = PROC) -> str:
 
     """
     try:
+        # the kernel's own file, whose errors are told apart
         fd = os.open(_path(name, proc), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            raw = file.read(_VALUE_MAX)
+        try:
+            raw = read_all(fd, _VALUE_MAX)
+        finally:
+            os.close(fd)
     except OSError as e:
         raise _not_read(name, e) from e
     value = os.fsdecode(raw.removesuffix(b"\n"))
@@ -404,20 +408,12 @@ def _save(previous_file: Path, saved: _Saved) -> None:
     if saved.pipe_limit is not None:
         lines.append(_SET + saved.pipe_limit)
     staged = previous_file.with_name(f".{previous_file.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    data = os.fsencode("".join(f"{line}\n" for line in lines))
     with _file_errors("save the present settings in", previous_file):
         previous_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(staged, flags, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(os.fsencode("".join(f"{line}\n" for line in lines)))
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(staged, previous_file)
-        except OSError:
-            staged.unlink(missing_ok=True)
-            raise
-        _sync_directory(previous_file.parent)
+        replace_file(
+            previous_file, data, staged=staged, exclusive=True, sync=True, sync_directory=True
+        )
 
 
 def _remove(previous_file: Path) -> None:
@@ -426,25 +422,13 @@ def _remove(previous_file: Path) -> None:
             previous_file.unlink()
         except FileNotFoundError:
             return
-        _sync_directory(previous_file.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fsync_directory(previous_file.parent)
 
 
 def _load(previous_file: Path) -> _Saved | None:
     """Read the file; None unless it is whole and sound: half of it could be anybody's."""
     try:
-        fd = os.open(previous_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            raw = file.read(_PREVIOUS_MAX + 1)
+        raw = read_file(previous_file, _PREVIOUS_MAX + 1)
     except OSError:
         return None
     lines = os.fsdecode(raw).split("\n")

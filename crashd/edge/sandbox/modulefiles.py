@@ -21,8 +21,19 @@ from dataclasses import dataclass
 
 from crashd.domain.crash.access import READ, SEARCH, Credentials, is_permitted
 from crashd.domain.crash.filesearch import FileSearch
-from crashd.domain.elf.elfcore import IMAGE_MAX, NT_GNU_BUILD_ID, parse_build_id
-from crashd.domain.elf.elfnotes import Layout, split_notes
+from crashd.domain.elf.elfcore import IMAGE_MAX, parse_build_id
+from crashd.domain.elf.headers import (
+    HEADER_MAX,
+    PHDR_SIZE,
+    PT_LOAD,
+    SHDR_SIZE,
+    Layout,
+    Shdr,
+    find_build_id,
+    parse_header,
+    parse_phdrs,
+    parse_shdrs,
+)
 from crashd.domain.elf.modules import (
     Module,
     build_id_names,
@@ -38,7 +49,7 @@ _ROOT = Credentials(0, overrides=True)
 _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
-_SECTION_BYTES = 64
+_SEGMENTS_MAX = 256
 _SHT_DYNAMIC, _SHT_NOTE = 6, 7
 _DT_SONAME = 14
 _LINK_MAX = 1024
@@ -278,8 +289,8 @@ def read_debuglink(fd: int) -> tuple[bytes, int] | None:
         return None
     strings = _section(fd, rows[names], 1 << 16)
     for row in rows:
-        end = strings.find(b"\0", row[0])
-        if strings[row[0] : end] == b".gnu_debuglink":
+        end = strings.find(b"\0", row.name)
+        if strings[row.name : end] == b".gnu_debuglink":
             raw = _section(fd, row, _LINK_MAX)
             name = raw.split(b"\0", 1)[0]
             return (name, int.from_bytes(raw[-4:], "little")) if name and len(raw) > 4 else None
@@ -290,40 +301,60 @@ def read_soname(fd: int) -> bytes | None:
     """Read the name that a 64-bit little-endian library is loaded by."""
     rows, _ = _section_table(fd)
     for row in rows:
-        if row[1] != _SHT_DYNAMIC or row[6] >= len(rows):
+        if row.type != _SHT_DYNAMIC or row.link >= len(rows):
             continue
         raw = _section(fd, row, 1 << 16)
         for tag, value in struct.iter_unpack("<QQ", raw[: len(raw) - len(raw) % 16]):
-            at = rows[row[6]][4] + value
+            at = rows[row.link].offset + value
             if tag == _DT_SONAME and at < 1 << 62:
                 return os.pread(fd, _LINK_MAX, at).split(b"\0", 1)[0] or None
     return None
 
 
+def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
+    """Return where sections of a 64-bit little-endian file are linked to: addresses by name."""
+    rows, names = _section_table(fd)
+    if names >= len(rows):
+        return {}
+    strings = _section(fd, rows[names], 1 << 16)
+    found = {strings[row.name : strings.find(b"\0", row.name)]: row.addr for row in rows}
+    return {name: found[name] for name in wanted if name in found}
+
+
+def link_start(fd: int) -> int:
+    """Return the lowest page that a 64-bit little-endian file's segments are linked to; 0 where it
+    has none.
+    """
+    header = parse_header(os.pread(fd, HEADER_MAX, 0))
+    if header is None or header.layout[1:] != (64, "little") or header.phoff >= 1 << 62:
+        return 0
+    raw = os.pread(fd, PHDR_SIZE[64] * min(header.phnum, _SEGMENTS_MAX), header.phoff)
+    starts = [phdr[3] for phdr in parse_phdrs(raw, header.layout) if phdr[0] == PT_LOAD]
+    return min(starts, default=0) & ~0xFFF
+
+
 def _build_id_of_sections(fd: int) -> str | None:
     """Read the build-id of a 64-bit little-endian debug file, whose segments lie nowhere."""
     for row in _section_table(fd)[0]:
-        if row[1] != _SHT_NOTE:
+        if row.type != _SHT_NOTE:
             continue
         raw = _section(fd, row, _LINK_MAX)
-        for name, kind, desc, whole in split_notes(raw, Layout(0, 64, "little")):
-            if name == b"GNU" and kind == NT_GNU_BUILD_ID and whole:
-                return desc.hex()
+        if found := find_build_id(raw, Layout(0, 64, "little")):
+            return found
     return None
 
 
-def _section_table(fd: int) -> tuple[list[tuple[int, ...]], int]:
+def _section_table(fd: int) -> tuple[list[Shdr], int]:
     """Read the section headers, and which one has their names; empty where there are none."""
-    head = os.pread(fd, 64, 0)
-    if len(head) < 64 or head[:6] != b"\x7fELF\2\1":
+    header = parse_header(os.pread(fd, HEADER_MAX, 0))
+    if header is None or header.layout[1:] != (64, "little"):
         return [], 0
-    shoff, count, names = struct.unpack_from("<40xQ12xHH", head)[0:3]
-    if count == 0 or count > _SECTIONS_MAX or names >= count or shoff >= 1 << 62:
+    count, names = header.shnum, header.shstrndx
+    if count == 0 or count > _SECTIONS_MAX or names >= count or header.shoff >= 1 << 62:
         return [], 0
-    table = os.pread(fd, count * _SECTION_BYTES, shoff)
-    return list(struct.iter_unpack("<IIQQQQIIQQ", table[: len(table) - len(table) % 64])), names
+    table = os.pread(fd, count * SHDR_SIZE[64], header.shoff)
+    return list(parse_shdrs(table, header.layout)), names
 
 
-def _section(fd: int, row: tuple[int, ...], limit: int) -> bytes:
-    offset, size = row[4], row[5]
-    return os.pread(fd, min(size, limit), offset) if offset < 1 << 62 else b""
+def _section(fd: int, row: Shdr, limit: int) -> bytes:
+    return os.pread(fd, min(row.size, limit), row.offset) if row.offset < 1 << 62 else b""

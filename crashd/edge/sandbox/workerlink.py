@@ -4,12 +4,13 @@ core's descriptor one way, the names of the core's modules the other, their file
 The worker has no powers and sees nothing of the host but /usr; the daemon opens for it what the
 crashed user could have read, and only ELF images that are the ones that were mapped.
 
-    frame     u32 big endian, then as many bytes of JSON
-    daemon    frame: the request; the core's descriptor, if any, comes with its first byte
-    worker    frame: [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
-    daemon    frame: [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with
-              each byte, the files in this order
+    daemon    the request; the core's descriptor, if any, comes with its first byte
+    worker    [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
+    daemon    [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with each
+              byte, the files in this order
     worker    its result, up to the end of the stream
+
+All but the result are messages of base/messages.py.
 """
 
 import base64
@@ -17,20 +18,19 @@ import binascii
 import json
 import os
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crashd.base import messages
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.elfcore import IMAGE_MAX
 from crashd.domain.elf.modules import MODULES_MAX, Module
 from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.errors import FormatError
 
-FRAME_MAX = 16 << 20
+MESSAGE_MAX = 16 << 20
 FILES_MAX = 800
 """Descriptors of one core's modules."""
-_LENGTH = struct.Struct(">I")
 _BATCH_MAX = 200  # SCM_MAX_FD is 253
 _NAME_MAX = 4096
 _ID_MAX = 128
@@ -41,8 +41,8 @@ _ID_MAX = 128
 
 def send_request(peer: socket.socket, request: Mapping[str, Any], core_fd: int | None) -> None:
     """Send a request; blocks. A timeout is the socket's own."""
-    raw = _frame(request)
-    sent = socket.send_fds(peer, [raw], [] if core_fd is None else [core_fd])
+    raw = messages.pack(request)
+    sent = messages.send_packet(peer, raw, () if core_fd is None else (core_fd,))
     peer.sendall(raw[sent:])
 
 
@@ -54,13 +54,14 @@ def answer_modules(peer: socket.socket, request: Mapping[str, Any]) -> None:
         EOFError: it ended instead.
 
     """
-    modules = _parse_modules(_receive_frame(peer))
+    modules = _parse_modules(messages.receive(peer, MESSAGE_MAX))
     found = open_modules(modules, FileSearch.from_json(request["search"]), FILES_MAX)
     fds = [fd for file in found for fd in (file.fd, file.debug_fd) if fd is not None]
     try:
-        peer.sendall(_frame([[f.fd is not None, f.debug_fd is not None, f.problem] for f in found]))
+        told = [[f.fd is not None, f.debug_fd is not None, f.problem] for f in found]
+        peer.sendall(messages.pack(told))
         for start in range(0, len(fds), _BATCH_MAX):
-            socket.send_fds(peer, [b"\0"], fds[start : start + _BATCH_MAX])
+            messages.send_packet(peer, b"\0", fds[start : start + _BATCH_MAX])
     finally:
         for fd in fds:
             os.close(fd)
@@ -101,10 +102,13 @@ def receive_request(peer: socket.socket) -> dict[str, Any]:
         EOFError: the daemon has gone.
 
     """
-    raw, fds, _, _ = socket.recv_fds(peer, _LENGTH.size, 1)
-    raw += _receive(peer, _LENGTH.size - len(raw))
-    request: dict[str, Any] = json.loads(_receive(peer, _size(raw)))
-    return {**request, "core_fd": fds[0] if fds else None}
+    first = messages.receive_packet(peer, messages.HEADER_SIZE, 1)
+    header = first.data
+    if len(header) < messages.HEADER_SIZE:
+        header += messages.receive_exactly(peer, messages.HEADER_SIZE - len(header))
+    size = messages.parse_size(header, MESSAGE_MAX)
+    request = messages.parse(messages.receive_exactly(peer, size))
+    return {**request, "core_fd": first.descriptors[0] if first.descriptors else None}
 
 
 def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[ModuleFile]:
@@ -124,15 +128,15 @@ def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[Modu
         }
         for module in modules
     ]
-    peer.sendall(_frame(rows))
-    answers = json.loads(_receive_frame(peer))
+    peer.sendall(messages.pack(rows))
+    answers = json.loads(messages.receive(peer, MESSAGE_MAX))
     wanted = sum(bool(has_file) + bool(has_debug) for has_file, has_debug, _ in answers)
     fds: list[int] = []
     while len(fds) < wanted:
-        raw, more, _, _ = socket.recv_fds(peer, 1, _BATCH_MAX)
-        if not raw or not more:
+        batch = messages.receive_packet(peer, 1, _BATCH_MAX)
+        if not batch.data or not batch.descriptors:
             raise EOFError("the daemon has gone")
-        fds += more
+        fds += batch.descriptors
     given = iter(fds)
     return [
         ModuleFile(
@@ -140,33 +144,3 @@ def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[Modu
         )
         for module, (has_file, has_debug, problem) in zip(modules, answers, strict=True)
     ]
-
-
-# -- frames ----------------------------------------------------------------------------------------
-
-
-def _frame(value: object) -> bytes:
-    raw = json.dumps(value).encode()
-    return _LENGTH.pack(len(raw)) + raw
-
-
-def _receive_frame(peer: socket.socket) -> bytes:
-    return _receive(peer, _size(_receive(peer, _LENGTH.size)))
-
-
-def _size(raw: bytes) -> int:
-    size = int(_LENGTH.unpack(raw)[0])
-    if size > FRAME_MAX:
-        raise FormatError(f"a frame of {size} bytes")
-    return size
-
-
-def _receive(peer: socket.socket, size: int) -> bytes:
-    """Receive exactly so many bytes: one more could have the next descriptors."""
-    parts = bytearray()
-    while len(parts) < size:
-        data = peer.recv(min(size - len(parts), 1 << 16))
-        if not data:
-            raise EOFError("the other side has gone")
-        parts += data
-    return bytes(parts)

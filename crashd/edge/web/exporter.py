@@ -9,7 +9,6 @@ import re
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
 from itertools import accumulate, product
 
 from prometheus_client import CollectorRegistry
@@ -23,7 +22,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind
+from crashd.domain.cause.analysis import AnalysisState
+from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind, State
 from crashd.domain.keep.kernel import DeletionReason
 from crashd.domain.keep.limiter import Scope, Verdict
 from crashd.domain.keep.process import Reason
@@ -45,13 +45,6 @@ _CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
 _STAGES = ("logical", "resident", "stored")
 
 
-class AnalysisResult(StrEnum):
-    """How an analysis ended."""
-
-    DONE = "done"
-    FAILED = "failed"
-
-
 # -- the metrics -----------------------------------------------------------------------------------
 
 _KINDS = tuple(kind.value for kind in Kind)
@@ -59,8 +52,14 @@ _DISPOSITIONS = tuple(kept.value for kept in Disposition)
 _SIGNALS = (*(signal_name(number) for number in sorted(CORE_SIGNALS)), _OTHER)
 _REASONS = tuple(reason.value for reason in DropReason)
 _SCOPES = tuple(scope.value for scope in Scope)
-_DUMP_STATES = ("complete", "incomplete", "capturing", "foreign")
-_RESULTS = tuple(result.value for result in AnalysisResult)
+_DUMP_STATES = tuple(
+    state
+    for state in State
+    if Kind.KERNEL in state.kinds and (state.has_core or not state.is_final)
+)
+_FOREIGN = "foreign"
+"""In place of a state: a directory named like a dump's, which is not root's."""
+_RESULTS = tuple(state.value for state in AnalysisState if state.is_over)
 _LIMITS = (*(reason.value for reason in DeletionReason), *(reason.value for reason in Reason))
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
@@ -89,7 +88,7 @@ _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_signatures": ("Distinct signatures of the crashes in the index.", {}),
     "crashd_kdump_ready": ("1 if the next kernel crash is thought to leave a dump.", {}),
     "crashd_kdump_crashkernel_bytes": ("Memory reserved for the capture kernel.", {}),
-    "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": _DUMP_STATES}),
+    "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": (*_DUMP_STATES, _FOREIGN)}),
 }
 """Text, and each label with all its values; the names of counters get `_total`."""
 
@@ -260,10 +259,10 @@ class Exporter(Collector):
         """Set whether kernel.core_pattern is ours."""
         self._set("crashd_core_pattern_owned", int(owned))
 
-    def analysed(self, result: str, seconds: float) -> None:
-        """Count an analysis that ended, `done` or `failed`."""
+    def analysed(self, result: AnalysisState, seconds: float) -> None:
+        """Count an analysis that ended."""
         with self._lock:
-            self._values["crashd_analysis"][(AnalysisResult(result).value,)] += 1
+            self._values["crashd_analysis"][(AnalysisState(result).value,)] += 1
             self._analysis[bisect_left(ANALYSIS_BUCKETS, seconds)] += 1
             self._analysis_sum += seconds
 
@@ -271,11 +270,12 @@ class Exporter(Collector):
         """Set how many distinct signatures the index has."""
         self._set("crashd_signatures", count)
 
-    def kernel_dumps(self, states: Mapping[str, int]) -> None:
-        """Set how many kernel dumps there are in each state."""
+    def kernel_dumps(self, states: Mapping[State, int], *, foreign: int) -> None:
+        """Set how many kernel dumps there are in each state, and how many are not root's."""
         with self._lock:
             for state in _DUMP_STATES:
                 self._values["crashd_kdump_dumps"][(state,)] = states.get(state, 0)
+            self._values["crashd_kdump_dumps"][(_FOREIGN,)] = foreign
 
     def kdump_ready(self, ready: bool, crashkernel_bytes: int) -> None:
         """Set whether the next kernel crash is thought to leave a dump."""

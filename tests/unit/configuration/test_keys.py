@@ -400,12 +400,12 @@ def test_load_files_right_value_is_taken(tmp_path: Path, key: str, value: str) -
         (
             "[http]\nlisten = '::1:9816'\n",
             '2: http.listen: must be "HOST:PORT", "[IPV6]:PORT" or "off", not "::1:9816" '
-            "(an IPv6 address stands in brackets)",
+            "(an IPv6 address needs brackets)",
         ),
         (
             "[privacy]\npatterns = [\n  'A',\n  3,\n]\n",
             "2: privacy.patterns: must be an array of at most 100 patterns of 1 to 128 "
-            "characters, not an array (3 is not such a pattern)",
+            "characters, not an array (3 is not a pattern of that length)",
         ),
         ("capture = 5\n", "1: capture: must be a table, not 5"),
         ("[[capture]]\n", "1: capture: must be a table, not an array"),

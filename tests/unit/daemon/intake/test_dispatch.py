@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from crashd.daemon.capture.worker import receive_message, send_message
+from crashd.base.messages import receive_message, send_message
 from crashd.daemon.intake.dispatch import (
     HELD_NS,
     PROCESSES_MIN,
@@ -17,7 +17,8 @@ from crashd.daemon.intake.dispatch import (
     Dispatcher,
 )
 from crashd.daemon.intake.job import Job, Kind, Stage
-from crashd.daemon.loopclock import HasFileno, LoopClock
+from crashd.daemon.loop import Source
+from crashd.daemon.loopclock import LoopClock
 from crashd.domain.crash.model import DropReason
 from crashd.errors import UnavailableError
 from crashd.store.entry import Entry
@@ -75,17 +76,15 @@ class FakeNursery:
 class Host:
     """All that a dispatcher knows of the daemon."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: LoopClock) -> None:
+        self.clock = clock
         self.events: list[str] = []
         self.spilled_bytes = 0
 
-    def watch(self, source: HasFileno, act: Callable[[], None]) -> None:
+    def watch(self, source: Source, act: Callable[[], None]) -> None:
         pass
 
-    def unwatch(self, source: HasFileno) -> None:
-        pass
-
-    def timer(self, name: str, every_ns: int, act: Callable[[], object]) -> None:
+    def unwatch(self, source: Source) -> None:
         pass
 
     def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
@@ -117,16 +116,15 @@ class Scene:
         self.directory = directory
         self.time_ns = 1000 * SECOND_NS
         self.clock = LoopClock(lambda: self.time_ns)
-        self.host = Host()
+        self.host = Host(self.clock)
         self.events = self.host.events
         self.nursery = FakeNursery()
         self.number = 0
         self.dispatcher = Dispatcher(
             self.nursery,  # type: ignore[arg-type]  # has what is asked of a nursery
+            self.host,  # type: ignore[arg-type]  # has what is asked of a loop
             self.host,
             self.host,
-            self.host,
-            self.clock,
         )
         self.dispatcher.storers_max = storers
         self.dispatcher.threads = 2
