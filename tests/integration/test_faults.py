@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.corehandler import pack
+from crashd.corehandler import QUEUED, pack
 from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.edge.web.exporter import Exporter
@@ -124,7 +124,7 @@ def test_fault_28_no_descriptors_left_costs_no_crash_and_not_the_daemon(daemon: 
 
 
 def hand_over(daemon: Daemon, fields: dict[str, bytes]) -> bytes:
-    """Hand over a crash of our own making; give what the daemon answers."""
+    """Hand over a crash of our own making; return the daemon's last answer."""
     read_fd, write_fd = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
         peer.settimeout(10)
@@ -132,6 +132,7 @@ def hand_over(daemon: Daemon, fields: dict[str, bytes]) -> bytes:
         socket.send_fds(peer, [pack(fields)], [read_fd])
         os.close(read_fd)
         os.close(write_fd)
+        assert peer.recv(1) == QUEUED
         return peer.recv(1)
 
 

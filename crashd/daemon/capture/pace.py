@@ -45,10 +45,11 @@ class Pace:
 
 
 def lower_threads() -> None:
-    """Let all threads of this process but the first run only where nobody else wants to.
+    """Let all threads of this process but the first give way to everybody else.
 
     Threads that they start inherit it: the compressor's. The first stays as it is: it reads the
-    next core, and a process without CAP_SYS_NICE cannot take it back.
+    next core, and a process without CAP_SYS_NICE cannot take it back. Not SCHED_IDLE: on a host
+    whose CPUs are never idle the cores would stay in memory for ever.
     """
     for name in os.listdir("/proc/self/task"):
         if int(name) != os.getpid():
@@ -57,12 +58,9 @@ def lower_threads() -> None:
 
 def _lower(tid: int) -> None:
     try:
-        os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, tid, STORER_NICE)
     except OSError:
-        try:
-            os.setpriority(os.PRIO_PROCESS, tid, STORER_NICE)
-        except OSError:
-            return  # it ended meanwhile
+        return  # it ended meanwhile
     number = _IOPRIO_SET.get(os.uname().machine)
     if number is not None:
         # may be refused by a seccomp filter: then the disk is shared as before
