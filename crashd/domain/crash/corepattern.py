@@ -6,16 +6,21 @@ values (since 5.3), and cuts a pattern longer than PATTERN_MAX without a word.
 
 from typing import Final
 
+from crashd.corehandler import SPECIFIERS
 from crashd.errors import ConfigError
 
 PATTERN_MAX: Final = 127
 """Bytes: CORENAME_MAX_SIZE of include/linux/binfmts.h less the NUL."""
 
-CONTRACT: Final = ("%p", "%e", "%s", "%t")
+CONTRACT: Final = tuple(f"%{letter}" for letter in SPECIFIERS[:4])
 """The arguments that every pattern of crashd's begins with."""
 
-EXTENDED: Final = ("%P", "%I", "%u", "%g", "%c", "%d", "%F", "%h")
-"""What makes it race-free. A kernel that knows one not passes an empty argument in its place."""
+EXTENDED: Final = tuple(f"%{letter}" for letter in SPECIFIERS[4:])
+"""What makes it race-free. For one that it does not know the kernel passes an empty argument.
+
+A new one goes to the end of SPECIFIERS, in the Python and the C handler; coremeta.py says what it
+means.
+"""
 
 SUN_PATH_MAX: Final = 107
 """Bytes of a unix socket's path, without the NUL: unix(7)."""
