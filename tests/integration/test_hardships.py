@@ -161,7 +161,7 @@ def test_fault_21_wal_that_a_reader_holds_is_told_of_and_shrinks_after_him(
                 indexer.changed(crash_)
                 assert indexer.settle()
             assert reading.execute("SELECT count(*) FROM crash").fetchone() == (1,)
-        assert caplog.text.count(f"somebody reads it without an end: fuser -v {paths.index}") == 1
+        assert caplog.text.count(f"a reader holds it open: fuser -v {paths.index}") == 1
         for _ in range(2):  # the first writes all back, the second begins the WAL again
             indexer.changed(crash_)
             assert indexer.settle()
