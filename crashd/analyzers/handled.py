@@ -157,7 +157,8 @@ def _raised_again(image: CoreImage) -> Handled | None:
     if pattern is None:
         return None
     raw, inside = pattern
-    below = max(0, first.sp - _BELOW_BYTES)
+    stack = image.segment(first.sp)
+    below = max(first.sp - _BELOW_BYTES, stack.vaddr if stack is not None else first.sp)
     for start, size in [(below, first.sp - below), *_writable(image)]:
         memory = image.read(start, size)
         at = memory.find(raw)

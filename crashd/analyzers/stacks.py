@@ -27,6 +27,7 @@ FRAMES_TOTAL_MAX = 6000
 DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
 _NAME_MAX = 400
+_SYMBOL_MAX, _DEMANGLED_MAX = 8 * _NAME_MAX, 64 << 10
 _ERRORS = (LookupError, ValueError, OverflowError, OSError, drgn.FaultError, drgn.BadDataError)
 # struct user_regs_struct, pr_reg of struct elf_prstatus (arch/x86/include/asm/user_64.h)
 _PR_REG = 112
@@ -34,6 +35,9 @@ _USER_REGS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
     "rdi", "orig_rax", "rip", "cs", "rflags", "rsp",
 )  # fmt: skip
+_DOTS_MAX, _SKIPPED_MAX = 8, 4
+_NESTED_MAX = 64
+_TEMPLATE = re.compile(r"(?<!operator)<[^<>]*>")
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
@@ -57,7 +61,7 @@ class Demangler:
         """Demangle a symbol's name; what is none of C++ or Rust stays as it is."""
         found = self._known.get(symbol)
         if found is None:
-            found = self._known[symbol] = self._name(symbol[: 8 * _NAME_MAX])[:_NAME_MAX]
+            found = self._known[symbol] = _shorten(self._name(symbol[:_SYMBOL_MAX]))
         return found
 
     def type(self, mangled: str) -> str:
@@ -70,13 +74,20 @@ class Demangler:
             return _rust_v0(symbol)
         if not symbol.startswith("_Z"):
             return symbol
-        plain, dot, suffix = symbol.partition(".")
+        # A dot may begin a compiler's suffix, or stand within: `vtable.shim`, a coroutine's frame.
+        plain, suffix = symbol, ""
         name = self._cxx(plain)
+        while name is None and "." in plain and plain.count(".") <= _DOTS_MAX:
+            plain, _, last = plain.rpartition(".")
+            suffix = f".{last}{suffix}"
+            name = self._cxx(plain)
         if name is None:
             return symbol
+        name = name.partition(" [clone")[0]
         if _RUST_HASH.search(name):
             return _legacy_rust(name)
-        return f"{name} [.{suffix}]" if dot and not suffix.startswith("llvm") else name
+        suffix = suffix or symbol[len(plain) :]
+        return f"{name} [{suffix}]" if suffix and not suffix.startswith(".llvm") else name
 
     def _cxx(self, mangled: str) -> str | None:
         status = ctypes.c_int(-1)
@@ -104,6 +115,21 @@ def _rust_v0(symbol: str) -> str:
         ValueError,
     ):
         return symbol  # it is the core's, and need not be well-formed
+
+
+def _shorten(name: str) -> str:
+    """Bound a name: of one that is too long, the template arguments go, the innermost first."""
+    if len(name) <= _NAME_MAX:
+        return name
+    name = name[:_DEMANGLED_MAX].replace("\0", "")
+    for _ in range(_NESTED_MAX):
+        shorter = _TEMPLATE.sub("\0", name)
+        if shorter == name:
+            break
+        name = shorter
+        if len(name) + 2 * name.count("\0") <= _NAME_MAX:
+            break
+    return name.replace("\0", "<\N{HORIZONTAL ELLIPSIS}>")[:_NAME_MAX]
 
 
 def _legacy_rust(name: str) -> str:
@@ -335,6 +361,7 @@ class Stacks:
         except (*_ERRORS, NotImplementedError) as e:
             return bare, True, f"the stack cannot be walked: {_text(e)}"
         frames: list[dict[str, Any]] = []
+        skipped = 0
         seen = set[tuple[int, int | None, str | None]]()
         for frame in trace:
             if len(frames) >= limit:
@@ -346,6 +373,9 @@ class Stacks:
             if frames and not address:
                 break
             if frames and not self.image.is_code(address):
+                if skipped < _SKIPPED_MAX and (frames[-1]["function"] or "").startswith("runtime."):
+                    skipped += 1  # where Go changes stacks; it keeps frame pointers
+                    continue
                 return frames, True, f"the next return address would be {self._what(address)}"
             at_fault = frame.interrupted or _follows_fault(frames)
             if self._strayed is not None and not frames and tid == self._crashed:

@@ -10,6 +10,7 @@ SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO SIGPWR SIGSYS
 """
 _NAMES = tuple(_NAMES_TEXT.split())
 SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS = 4, 5, 6, 7, 8, 11, 31
+SIGXCPU, SIGXFSZ = 24, 25
 
 CORE_SIGNALS = frozenset({3, 4, 5, 6, 7, 8, 11, 24, 25, 31})
 """Signals whose default action is to dump core, signal(7): the closed set of the `signal` label."""
