@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -425,6 +426,19 @@ def test_analyse_symtab_only_names_functions(crasher: Crasher, tmp_path: Path) -
     analysis = analyse_death(crasher.run(build_steps(tmp_path, "steps", "-O1")))
     assert names(analysis)[:3] == ["middle", "outer", "main"]
     assert native(analysis)[0].line is None
+
+
+def test_analyse_unwind_section_of_llds_type_is_read(crasher: Crasher, tmp_path: Path) -> None:
+    program = build_steps(tmp_path, "steps", "-O1", "-fomit-frame-pointer")
+    raw = bytearray(program.read_bytes())
+    shoff, count, index = struct.unpack_from("<40xQ12xHH", raw)
+    strings = struct.unpack_from("<24xQ", raw, shoff + 64 * index)[0]
+    for at in range(shoff, shoff + 64 * count, 64):
+        if raw[strings + struct.unpack_from("<I", raw, at)[0] :].startswith(b".eh_frame\0"):
+            struct.pack_into("<I", raw, at + 4, 0x70000001)
+    program.write_bytes(raw)
+    analysis = analyse_death(crasher.run(program))
+    assert names(analysis)[:3] == ["middle", "outer", "main"]
 
 
 @pytest.mark.parametrize("how", ["link", "build-id"])

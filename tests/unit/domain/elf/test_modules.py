@@ -1,5 +1,7 @@
 """Modules out of a core's head, and where their files may be."""
 
+from struct import pack
+
 import pytest
 
 from crashd.domain.elf.elfcore import parse_head
@@ -13,7 +15,13 @@ from crashd.domain.elf.modules import (
     path_parts,
     same_image,
 )
-from tests.builders.elfcore import CoreFormat, build_core, build_image, build_notes
+from tests.builders.elfcore import (
+    CoreFormat,
+    CoreThread,
+    build_core,
+    build_image,
+    build_notes,
+)
 
 IMAGE = build_image()
 BUILD_ID = bytes(range(20)).hex()
@@ -60,6 +68,26 @@ def test_find_modules_the_same_file_twice_is_two_modules() -> None:
 def test_find_modules_has_an_end() -> None:
     files = [(n << 13, (n << 13) + 4096, 0, b"/lib/%d" % n) for n in range(1, 2 * MODULES_MAX)]
     assert len(modules(files, {start: IMAGE for start, *_ in files})) == MODULES_MAX
+
+
+def test_find_modules_of_too_many_has_those_on_the_stack() -> None:
+    """libc is mapped above all that a program loads later."""
+    count = 2 * MODULES_MAX
+    files = [(n << 13, (n << 13) + 4096, 0, b"/lib/%d" % n) for n in range(1, count)]
+    images = {start: IMAGE for start, *_ in files}
+    stack, pc = 1 << 40, (count - 1 << 13) + 16
+    images[stack] = pack("<4Q", 0, (count - 5 << 13) + 7, (count - 9 << 13) + 5000, 1 << 63)
+    threads = [CoreThread(1, pc=pc, sp=stack)]
+    notes = build_notes(
+        CoreFormat(), threads=threads, files=files, auxv={3: (count - 7 << 13) + 64}
+    )
+    head = parse_head(build_core(notes=notes))
+    found = find_modules(head, lambda at, size: images.get(at, b"")[:size])
+    names = [module.name for module in found]
+    assert len(found) == MODULES_MAX
+    assert {b"/lib/%d" % (count - n) for n in (1, 5, 7)} <= set(names)
+    assert b"/lib/%d" % (count - 9) not in names  # the address lies behind its end
+    assert [m.start for m in found] == sorted(m.start for m in found)
 
 
 LINE = b"36 35 98:0 / %s rw - %s overlay rw,lowerdir=/l/1:/l/2,upperdir=/u,workdir=/w\n"
