@@ -28,7 +28,10 @@ DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
 _NAME_MAX = 400
 _SYMBOL_MAX, _DEMANGLED_MAX = 8 * _NAME_MAX, 64 << 10
-_ERRORS = (LookupError, ValueError, OverflowError, OSError, drgn.FaultError, drgn.BadDataError)
+_ERRORS = (
+    LookupError, ValueError, OverflowError, OSError, NotImplementedError, drgn.FaultError,
+    drgn.BadDataError,
+)  # fmt: skip
 # struct user_regs_struct, pr_reg of struct elf_prstatus (arch/x86/include/asm/user_64.h)
 _PR_REG = 112
 _USER_REGS = (
@@ -36,6 +39,7 @@ _USER_REGS = (
     "rdi", "orig_rax", "rip", "cs", "rflags", "rsp",
 )  # fmt: skip
 _DOTS_MAX, _SKIPPED_MAX = 8, 4
+_NOTES_LOOKED_AT = 8
 _NESTED_MAX = 64
 _TEMPLATE = re.compile(r"(?<!operator)<[^<>]*>")
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
@@ -333,7 +337,7 @@ class Stacks:
             if self._strayed is not None and "rsp" in found:
                 found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
             return found
-        except (*_ERRORS, NotImplementedError):
+        except _ERRORS:
             return {}
 
     def walk_from(self, registers: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -358,7 +362,7 @@ class Stacks:
             return bare, True, self.refused
         try:
             trace = self.program.stack_trace(tid)
-        except (*_ERRORS, NotImplementedError) as e:
+        except _ERRORS as e:
             return bare, True, f"the stack cannot be walked: {_text(e)}"
         frames: list[dict[str, Any]] = []
         skipped = 0
@@ -490,17 +494,30 @@ def _with_registers(
     if head.machine != EM_X86_64 or head.bits != 64 or not head.notes:
         return None
     start, size = head.notes[0]
-    # The note of the first thread: its name "CORE", then its prstatus.
-    at = raw_head.find(b"CORE\0\0\0\0", start, start + size) + 8 + _PR_REG
     patched = bytearray(raw_head)
-    for name, known in (("rip", first.pc), ("rsp", first.sp)):
-        here = at + 8 * _USER_REGS.index(name)
-        if known is None or patched[here : here + 8] != known.to_bytes(8, "little"):
+    # The note of the first thread: its name "CORE", then its prstatus. The kernel has it first, gdb
+    # after the process's own.
+    name = start - 1
+    for _ in range(_NOTES_LOOKED_AT):
+        name = raw_head.find(b"CORE\0\0\0\0", name + 1, start + size)
+        at = name + 8 + _PR_REG
+        if name < 0:
             return None
-    for index, name in enumerate(_USER_REGS):
-        if name in registers:
-            patched[at + 8 * index : at + 8 * index + 8] = registers[name].to_bytes(8, "little")
+        if all(_register(patched, at, *known) for known in (("rip", first.pc), ("rsp", first.sp))):
+            break
+    else:
+        return None
+    for index, register in enumerate(_USER_REGS):
+        if register in registers:
+            value = registers[register].to_bytes(8, "little")
+            patched[at + 8 * index : at + 8 * index + 8] = value
     return bytes(patched)
+
+
+def _register(raw: bytearray, at: int, name: str, value: int | None) -> bool:
+    """Return whether a register in a prstatus has a value."""
+    here = at + 8 * _USER_REGS.index(name)
+    return value is not None and raw[here : here + 8] == value.to_bytes(8, "little")
 
 
 def _follows_fault(frames: list[dict[str, Any]]) -> bool:

@@ -97,11 +97,12 @@ C_CASES = (
     Case("causes", "raised_aside", "null-pointer", r"write at .*; a handler .* raised it again"),
     Case("causes", "caught_badly", "null-pointer", r"write at .*; its handler .* crashed"),
     Case("causes", "caught_overflow", "stack-overflow", r"recursion of recurse\(\).*; its handler",
-         place="recurse", more=["caught_overflow"]),
+         place="recurse"),
     Case("causes", "copies_null", "null-pointer", r"NULL pointer: write at address 0x0"),
     Case("causes", "swaps", "null-pointer", r"NULL pointer: write at address 0x18"),
     Case("causes", "large_frame", "stack-overflow", r"a frame larger than what is left"),
     Case("causes", "text_call", "wild-target", r'which is the text "BBBBAAAA"'),
+    Case("causes", "unloaded_call", "wild-call", r"nothing is mapped, in unloaded_call\(\)"),
     Case("causes", "raises_abort", "raised", r"^the program sent SIGABRT to itself"),
     Case("causes", "spent", "limit", r"RLIMIT_CPU"),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import explain_fault, stack_overflow
-from crashd.domain.cause.helpers import in_library_source
+from crashd.domain.cause.helpers import in_library_source, is_failure
 from crashd.domain.cause.names import plain_name
 from crashd.domain.cause.signature import notable
 from crashd.domain.signals import (
@@ -47,6 +47,11 @@ _LOOKED_AT = 24
 _ASSERTION = re.compile(
     r"(?:[^:]*: )?(?P<file>[^:]+):(?P<line>\d+): (?P<function>.*?):? "
     r"Assertion [`'](?P<what>.*)' failed",
+    re.DOTALL,
+)
+_UNEXPECTED = re.compile(
+    r"(?:[^:]*: )?(?P<file>[^:]+):(?P<line>\d+): (?P<function>.*?): "
+    r"Unexpected error: (?P<what>.*)\.",
     re.DOTALL,
 )
 _HEAP_DOUBLE_FREE = re.compile(r"double free|fasttop")
@@ -138,7 +143,7 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         if "rust_panic" in said:
             at = f" at {said['rust_location']}" if "rust_location" in said else ""
             return Cause("rust-panic", "Rust panic", f"Rust panic{at}: {said['rust_panic']}")
-    if signal != SIGABRT and not _ended_itself(facts):
+    if signal != SIGABRT and not _ended_itself(facts, signal):
         text = said.get("abort") or said.get("glib")
         return _abort_message(text) if text and signal in (SIGTRAP, SIGILL) else None
     if "sanitizer" in said:
@@ -155,15 +160,19 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         return Cause("cxx-terminate", short, short + hint)
     if text := said.get("abort") or said.get("glib"):
         return _abort_message(text)
-    if signal != SIGABRT:
+    if signal == SIGSEGV:
         return _trapped(facts)
     return None
 
 
-def _ended_itself(facts: Facts) -> bool:
-    """Return whether abort() gave up on its signal: the first process of a pid namespace ignores
-    SIGABRT, and glibc and musl then execute an instruction that cannot be executed.
+def _ended_itself(facts: Facts, signal: int | None) -> bool:
+    """Return whether the process ended itself by another signal than SIGABRT.
+
+    A failure function may execute a trap (V8, GLib). And the first process of a pid namespace
+    ignores SIGABRT: then abort() of glibc and musl executes what cannot be executed.
     """
+    if signal in (SIGTRAP, SIGILL):
+        return any(is_failure(frame) for frame in facts.blamed[:8])
     mnemonic = facts.instruction.mnemonic if facts.instruction is not None else None
     return mnemonic in _GIVE_UP and bool(facts.blamed) and _in_abort(facts.blamed)
 
@@ -200,6 +209,8 @@ _KNOWN = (
     (r"node::OOMErrorHandler|node::OnOOMError|v8::internal::V8::FatalProcessOutOfMemory"
      r"|v8::(Utils::ReportOOMFailure|internal::Heap::FatalProcessOutOfMemory)",
      "out-of-memory", "JavaScript heap out of memory", "V8: the JavaScript heap is full"),
+    (r"v8::internal::Isolate::CreateMessageOrAbort", "js-exception",
+     "uncaught JavaScript exception", "JavaScript: an exception that nothing caught"),
     (r"report_java_out_of_memory", "out-of-memory", "Java heap out of memory",
      "Java: OutOfMemoryError, with CrashOnOutOfMemoryError"),
     (r"_?Py_FatalError|fatal_error(_exit)?$", "fatal-error", "Fatal Python error",
@@ -236,6 +247,11 @@ def _abort_message(text: str) -> Cause:
             f"assertion `{what[:60]}' failed",
             f"assertion `{what}' failed in {function}() at {file}:{found['line']}",
         )
+    if found := _UNEXPECTED.fullmatch(text):  # assert_perror()
+        what = found["what"]
+        where = f"{plain_name(found['function'])}() at {found['file'].rpartition('/')[2]}"
+        text = f"an unexpected error in {where}:{found['line']}: {what}"
+        return Cause("assertion", f"unexpected error: {what[:60]}", text)
     if "stack smashing" in text:
         return Cause(
             "stack-smashing",

@@ -208,6 +208,14 @@ CASE static void *spent(void)
     setrlimit(RLIMIT_CPU, &limit);
     for (;;) sink = &limit;
 }
+CASE static void unloaded_call(void)
+{
+    void *page = mmap(0, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void (*volatile run)(void) = (void (*)(void))page;
+    munmap(page, PAGE);
+    run();
+    sink = 0;
+}
 static void *fault_in_thread(void *p) { sink = p; null_write(); return 0; }
 CASE static void in_thread(void) {
     pthread_t thread;
@@ -228,7 +236,7 @@ static const struct { const char *name; void (*run)(void); } cases[] = {
     ENTRY(library_fault), ENTRY(callback), ENTRY(in_handler), ENTRY(in_thread),
     ENTRY(caught_abort), ENTRY(caught_raise), ENTRY(caught_aside), ENTRY(raised_aside),
     ENTRY(caught_badly), ENTRY(caught_overflow), ENTRY(copies_null), ENTRY(swaps),
-    ENTRY(large_frame), ENTRY(text_call), ENTRY(raises_abort), ENTRY(spent),
+    ENTRY(large_frame), ENTRY(text_call), ENTRY(raises_abort), ENTRY(spent), ENTRY(unloaded_call),
 };
 
 int main(int argc, char **argv) {

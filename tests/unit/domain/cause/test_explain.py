@@ -21,6 +21,11 @@ SELF = Context(frozenset({42}))
             "assertion",
             "assertion `x > 0' failed in run() at file.c:12",
         ),
+        (
+            {"abort": "prog: /src/a.c:12: run: Unexpected error: Input/output error."},
+            "assertion",
+            "an unexpected error in run() at a.c:12: Input/output error",
+        ),
         ({"abort": "*** stack smashing detected ***: terminated"}, "stack-smashing", "smashing"),
         ({"abort": "*** buffer overflow detected ***: terminated"}, "buffer-overflow", "buffer"),
         ({"abort": "free(): double free detected in tcache 2"}, "double-free", "freed twice"),
@@ -288,3 +293,10 @@ def test_explain_sanitizers_report() -> None:
     assert cause.short == "AddressSanitizer: heap-use-after-free"
     assert report in cause.text
     assert "read_record()" in build_title("p", 6, facts, cause)
+
+
+def test_explain_trap_of_a_failure_function_is_what_it_says() -> None:
+    stack = ["v8::base::OS::Abort()", "v8::internal::Isolate::CreateMessageOrAbort()", "Throw"]
+    cause = explain(build_facts(*stack, signal=5, code=128, mnemonic="int3"), SELF)
+    assert cause.short == "uncaught JavaScript exception"
+    assert explain(build_facts("f", signal=5, code=128), SELF).kind == "breakpoint"
