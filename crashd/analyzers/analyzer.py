@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from crashd.analyzers.coreimage import CoreImage, FilePart
-from crashd.domain.elf.modules import MODULES_MAX, Module, find_modules
+from crashd.domain.elf.modules import MODULES_MAX, Module, find_modules, name_files
 from crashd.edge.sandbox.modulefiles import ModuleFile, copy_with_unwind, foreign_unwind_size
 from crashd.errors import FormatError
 from crashd.store.coreread import StoredCore, read_head
@@ -61,6 +61,8 @@ def open_core(
     raw, head = read_head(core)
     if not head.threads:
         raise FormatError(f"core has no thread: {'; '.join(head.problems)[:200]}")
+    if maps := str(request.get("maps") or ""):
+        head = replace(head, files=name_files(head.files, maps.encode("latin-1", "replace")))
     image = CoreImage(core, head)
     files = open_files(find_modules(head, image.read))
     problems = []

@@ -198,15 +198,28 @@ def _type_name(image: CoreImage, info: int | None) -> bytes:
 
 
 def _has_message(image: CoreImage, info: int | None) -> bool:
-    """Tell whether a type is one of _WITH_MESSAGE or singly derived from one."""
+    """Return whether a type is one of _WITH_MESSAGE, or begins with one as its first base."""
     for _ in range(_BASES_MAX):
         name = _type_name(image, info)
         if name in _WITH_MESSAGE:
             return True
-        info = image.word(info + 16) if info and name else None
+        info = _first_base(image, info) if info and name else None
         if not info:
             return False
     return False
+
+
+def _first_base(image: CoreImage, info: int) -> int | None:
+    """Return the type_info of the base at a type's start.
+
+    With one base (__si_class_type_info) it comes after the name; with several
+    (__vmi_class_type_info) flags and their number do, then type and offset of each: C++ ABI, 2.9.5.
+    """
+    word = image.word(info + 16)
+    if word is not None and word & 0xFFFFFFFF <= 3 and 1 <= word >> 32 <= _BASES_MAX:
+        offset = image.word(info + 32)
+        return image.word(info + 24) if offset is not None and offset >> 8 == 0 else None
+    return word
 
 
 # -- Rust ------------------------------------------------------------------------------------------

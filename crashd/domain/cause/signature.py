@@ -20,6 +20,8 @@ from crashd.domain.signals import signal_name
 
 VERSION = "p2"
 FRAMES = 3
+NAMELESS_FRAMES = 8
+"""Where none of the first has a name, and the process ended itself."""
 RECURSION_MIN = 3
 """Times that a function is on a stack that overflowed, to be part of the recursion."""
 _TITLE_NAME_MAX = 60
@@ -75,7 +77,8 @@ def _basename(path: str | None) -> str:
 
 def build_signature(program: str, facts: Facts, cause: Cause) -> str:
     """Build the signature of a crash of `program`, the executable's name without directories."""
-    keys = [frame_key(frame) for frame in notable(facts, cause)] or [cause.short]
+    frames = notable(facts, cause)
+    keys = [frame_key(frame) for frame in frames] or [cause.short]
     if cause.kind == "stack-overflow":
         counts = Counter(keys)
         repeated = sorted(key for key, count in counts.items() if count >= RECURSION_MIN)
@@ -83,7 +86,18 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
         keys = repeated or keys
     unique = list(dict.fromkeys(keys))
     group = _GROUPS.get(cause.kind, cause.kind)
-    return f"{VERSION}-{_digest([program, group, *unique[: max(FRAMES, 0)]])}"
+    return f"{VERSION}-{_digest([program, group, *unique[: _depth(frames, cause)]])}"
+
+
+def _depth(frames: Sequence[Frame], cause: Cause) -> int:
+    """Return how many functions count.
+
+    In a static program without names the innermost frames are those of abort() for whatever called
+    it: then more of them tell bugs apart.
+    """
+    first = frames[:FRAMES]
+    nameless = bool(first) and all(frame.function is None for frame in first)
+    return NAMELESS_FRAMES if nameless and cause.kind not in FAULT_KINDS else FRAMES
 
 
 _GROUPS = dict.fromkeys(

@@ -5,7 +5,7 @@ be on this host. Pure; every name is the crashed process's own word.
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
 
 from crashd.domain.elf.auxv import AT_BASE, AT_PHDR
@@ -17,6 +17,12 @@ _STACKS_MAX, _STACK_BYTES, _OTHER_STACK_BYTES = 256, 64 << 10, 4 << 10
 """Of the stacks that say which modules matter, where there are more than MODULES_MAX."""
 DEBUG_ROOT = b"usr/lib/debug"
 _DELETED = b" (deleted)"
+_MAPS_LINE = re.compile(
+    rb"([0-9a-f]{1,16})-([0-9a-f]{1,16}) [-rwxsp]{4} ([0-9a-f]{1,16}) "
+    rb"[0-9a-f]+:[0-9a-f]+ [1-9]\d* +(/.{0,4095})",
+    re.DOTALL,
+)
+_MAPS_LINES_MAX = 1 << 17
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _LOWER_MAX = 256
 COMPARED_BYTES = 4096
@@ -75,6 +81,33 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
         if len(found) == MODULES_MAX:
             break
     return sorted(found, key=lambda module: module.start)
+
+
+def name_files(files: Sequence[MappedFile], maps: bytes) -> tuple[MappedFile, ...]:
+    """Return a core's mapped files with the names that /proc/PID/maps has for them.
+
+    The kernel leaves out NT_FILE of a process with very many mappings or long names, and of a file
+    in an overlay it may have the layer's path there. A line that is cut or odd counts for nothing.
+    """
+    named: dict[int, MappedFile] = {}
+    for line in maps.split(b"\n", _MAPS_LINES_MAX)[:_MAPS_LINES_MAX]:
+        found = _MAPS_LINE.fullmatch(line)
+        if found is not None:
+            start, end, offset = (int(found[index], 16) for index in (1, 2, 3))
+            named[start] = MappedFile(start, end, offset, _unescape(found[4]))
+    if not files:
+        return tuple(named.values())
+    return tuple(
+        replace(f, name=named[f.start].name)
+        if f.start in named and named[f.start].end == f.end
+        else f
+        for f in files
+    )
+
+
+def _unescape(name: bytes) -> bytes:
+    """Undo what the kernel does to a newline in a name."""
+    return name.replace(b"\\012", b"\n")
 
 
 def _by_file(head: CoreHead) -> list[list[MappedFile]]:

@@ -282,3 +282,18 @@ def test_collect_rust_message_is_not_the_callers_longer_text(
     memory.push(128, 0, 0)
     found = messages.collect(load(memory), lambda _: None, str, frames, None)
     assert found["rust_panic"] == "panic"
+
+
+@pytest.mark.parametrize(("offset", "has"), [(2, True), (0x1002, False)])
+def test_collect_exception_of_several_bases_has_the_first_ones_message(
+    load: Callable[[Memory], CoreImage], offset: int, has: bool
+) -> None:
+    memory = Memory()
+    base = memory.put(pack("<QQQ", 0, memory.put(b"St13runtime_error\0"), 0))
+    name = memory.put(b"6Nested\0")
+    info = memory.put(pack("<QQIIQQ", 0, name, 0, 2, base, offset))
+    header = pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24)
+    value = pack("<QQ", 0, memory.put(b"startup failed\0"))
+    memory.push(512, memory.put(header + value) + 80)
+    found = collect(load(memory), "std::terminate()")
+    assert found.get("cxx_what") == ("startup failed" if has else None)

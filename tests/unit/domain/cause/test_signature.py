@@ -251,3 +251,14 @@ def test_notable_of_an_overflow_is_the_recursion_and_not_its_leaf() -> None:
 def test_notable_without_any_name_of_its_own_is_below_the_failure() -> None:
     facts = build_facts("raise", "abort", "core::panicking::panic_fmt", "std::thread::start")
     assert [f.function for f in notable(facts, ABORT)] == ["std::thread::start"]
+
+
+def test_signature_of_nameless_aborts_tells_their_callers_apart() -> None:
+    def stack(*offsets: int) -> list[Frame]:
+        return [build_frame(None, offset=offset) for offset in offsets]
+
+    one, two = build_facts(*stack(1, 2, 3, 4, 50)), build_facts(*stack(1, 2, 3, 4, 60))
+    assert build_signature("p", one, ABORT) != build_signature("p", two, ABORT)
+    assert build_signature("p", one, NULL) == build_signature("p", two, NULL)
+    named = [build_facts("f", "g", "h", *stack(n)) for n in (1, 2)]
+    assert len({build_signature("p", facts, ABORT) for facts in named}) == 1

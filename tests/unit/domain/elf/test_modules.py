@@ -4,7 +4,7 @@ from struct import pack
 
 import pytest
 
-from crashd.domain.elf.elfcore import parse_head
+from crashd.domain.elf.elfcore import MappedFile, parse_head
 from crashd.domain.elf.modules import (
     MODULES_MAX,
     Module,
@@ -12,6 +12,7 @@ from crashd.domain.elf.modules import (
     debug_file_names,
     file_roots,
     find_modules,
+    name_files,
     path_parts,
     same_image,
 )
@@ -88,6 +89,34 @@ def test_find_modules_of_too_many_has_those_on_the_stack() -> None:
     assert {b"/lib/%d" % (count - n) for n in (1, 5, 7)} <= set(names)
     assert b"/lib/%d" % (count - 9) not in names  # the address lies behind its end
     assert [m.start for m in found] == sorted(m.start for m in found)
+
+
+MAPS = b"""\
+00400000-00401000 r--p 00000000 00:2a 77                         /usr/bin/my prog
+00401000-00402000 r-xp 00001000 00:2a 77                         /usr/bin/my prog
+7f0000000000-7f0000001000 rw-p 00000000 00:00 0
+7f0000002000-7f0000003000 r--p 00000000 fd:00 9    /lib/od\\012d.so (deleted)
+7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]
+odd line
+7f0000004000-7f00000050"""
+
+
+def test_name_files_without_nt_file_takes_those_of_maps() -> None:
+    assert [(f.start, f.end, f.offset_bytes, f.name) for f in name_files((), MAPS)] == [
+        (0x400000, 0x401000, 0, b"/usr/bin/my prog"),
+        (0x401000, 0x402000, 0x1000, b"/usr/bin/my prog"),
+        (0x7F0000002000, 0x7F0000003000, 0, b"/lib/od\nd.so (deleted)"),
+    ]
+
+
+def test_name_files_of_an_overlay_have_the_users_path() -> None:
+    layer = MappedFile(0x400000, 0x401000, 0, b"/run/extension/bin/prog")
+    moved = MappedFile(0x401000, 0x409000, 0x1000, b"/another")
+    other = MappedFile(0x900000, 0x901000, 0, b"/unknown")
+    names = [f.name for f in name_files((layer, moved, other), MAPS)]
+    assert names == [b"/usr/bin/my prog", b"/another", b"/unknown"]
+    assert name_files((layer,), b"") == (layer,)
+    assert name_files((layer,), b"\xff\0" * 100) == (layer,)
 
 
 LINE = b"36 35 98:0 / %s rw - %s overlay rw,lowerdir=/l/1:/l/2,upperdir=/u,workdir=/w\n"
