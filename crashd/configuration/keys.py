@@ -34,7 +34,7 @@ from crashd.configuration.values import (
 from crashd.domain.crash.model import Disposition
 from crashd.domain.keep.kernel import KernelPolicy
 from crashd.domain.keep.limiter import Rate, Scope, rates_of
-from crashd.domain.keep.policy import Rule as PolicyRule
+from crashd.domain.keep.policy import Rule as Rule
 from crashd.domain.keep.policy import parse_rule
 from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount, parse_bytes, parse_duration
@@ -50,7 +50,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Capture(Section):
+class CaptureSection(Section):
     """How crashd takes process crashes from the kernel."""
 
     mode: Annotated[Literal["auto", "pipe", "socket"], one_of("auto", "pipe", "socket")] = "auto"
@@ -145,7 +145,7 @@ class Capture(Section):
         return parse_bytes(self.buffer)
 
     @property
-    def policy(self) -> tuple[PolicyRule, ...]:
+    def policy(self) -> tuple[Rule, ...]:
         """`rules`, parsed."""
         return tuple(parse_rule(rule) for rule in self.rules)
 
@@ -240,7 +240,7 @@ class LimiterUid(Section):
         return Rate(self.full, self.mini, parse_duration(self.per))
 
 
-class Limiter(Section):
+class LimiterSection(Section):
     """How many crashes of the same kind are kept, so that a program in a crash loop neither fills
     the disk nor displaces the cores of other programs. Each crash is recorded in any case, and
     `crashctl info` shows what was not kept, and why."""
@@ -347,7 +347,7 @@ class RetentionKernel(Section):
         )
 
 
-class Retention(Section):
+class RetentionSection(Section):
     """What is kept, and for how long."""
 
     process: RetentionProcess = RetentionProcess()
@@ -376,7 +376,7 @@ class Kdump(Section):
         return parse_duration(self.rescan)
 
 
-class Analysis(Section):
+class AnalysisSection(Section):
     """How crashes are explained. Each analysis runs in its own sandboxed process, which can only
     read the core and the debug information of the files mapped in it."""
 
@@ -503,11 +503,11 @@ class Log(Section):
 class Settings(Section):
     """The whole configuration, defaults included."""
 
-    capture: Capture = Capture()
-    limiter: Limiter = Limiter()
-    retention: Retention = Retention()
+    capture: CaptureSection = CaptureSection()
+    limiter: LimiterSection = LimiterSection()
+    retention: RetentionSection = RetentionSection()
     kdump: Kdump = Kdump()
-    analysis: Analysis = Analysis()
+    analysis: AnalysisSection = AnalysisSection()
     hooks: Hooks = Hooks()
     http: Http = Http()
     privacy: Privacy = Privacy()

@@ -83,7 +83,7 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
     """Find the vmlinux that matches the dump; a given one must match it."""
     release = str(kernel.get("release") or "")
     if named is not None:
-        why, found = _judge(Path(named), kernel)
+        why, found = _why_unfit(Path(named), kernel)
         if found is None:
             raise CrashdError(f"{named} {why}")
         if not found.has_debug_info:
@@ -100,7 +100,7 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
         if not os.path.isfile(path):  # False also for a name that is too long
             continue
         try:
-            why, found = _judge(path, kernel)
+            why, found = _why_unfit(path, kernel)
         except CrashdError as e:
             others.append(str(e))
             continue
@@ -116,7 +116,7 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
     )
 
 
-def _judge(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
+def _why_unfit(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
     """Decide whether a vmlinux matches the dump.
 
     Return what is unsure about it, and the vmlinux; or why it does not match, and None.

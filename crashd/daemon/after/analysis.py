@@ -66,9 +66,7 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
     cause = explain(facts, Context(own, crash.user_unit or crash.unit))
     program = program_name(crash)
-    signal = crash.signal if crash.signal is not None else None
-    if signal is None and facts.siginfo is not None:
-        signal = facts.siginfo.signal
+    signal = crash.signal if crash.signal is not None else facts.signal
     return replace(
         analysis,
         state=AnalysisState.DONE,

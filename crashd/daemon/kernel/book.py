@@ -16,7 +16,8 @@ from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.domain.kdump.directory import DumpDirectory
-from crashd.domain.kdump.record import Look, build_record
+from crashd.domain.kdump.record import DUMP_NOT_KNOWN, Look, build_record
+from crashd.domain.kdump.vmcore import Completeness
 from crashd.errors import CrashdError
 from crashd.store import entry as entries
 from crashd.store.entry import open_entry
@@ -31,6 +32,9 @@ SETTLE_NS = 10 * 10**9
 WRITER_GONE_NS = 300 * 10**9
 """An unfinished dump that has not changed for so long has no writer any more."""
 KNOWN_MAX = 20_000
+TRY_AGAIN_NS = 600 * 10**9
+TRY_AGAIN_MAX = 6
+"""How often a dump is judged again that no worker could be had for."""
 
 Key = tuple[str, bytes]
 """A dump: the directory that is watched, and the name in it."""
@@ -52,6 +56,12 @@ class Known:
     time_ns: int = 0
     sure: bool = False
     """Its end was seen."""
+    maybe: bool = False
+    """Nothing speaks against it, but its end could not be seen."""
+    try_again: int = 0
+    """How many more times to look whether it can be, TRY_AGAIN_NS after the last look."""
+    judged_at_ns: int = 0
+    """Monotonic; when the dump itself was judged; 0: not by this daemon."""
     removal_failed: bool = False
     log_pending: bool = False
     """There is no log, and the dump was not asked: the log may still be on its way."""
@@ -60,6 +70,27 @@ class Known:
     def key(self) -> Key:
         """What names it in the book."""
         return self.root, self.seen.entry.name
+
+    def take_verdict(self, look: Look) -> None:
+        """Note what a look says of the dump itself."""
+        verdict = look.verdict
+        self.sure = verdict is not None and verdict.sure
+        self.maybe = (
+            verdict is not None
+            and verdict.completeness is Completeness.COMPLETE
+            and not verdict.sure
+        )
+        if not (self.maybe and look.try_again):
+            self.try_again = 0
+        elif self.judged_at_ns:
+            self.try_again = max(0, self.try_again - 1)
+        else:
+            self.try_again = TRY_AGAIN_MAX
+        self.judged_at_ns = time.monotonic_ns()
+
+    def is_due_again(self, now_ns: int) -> bool:
+        """Return whether to judge again a dump that no worker could be had for."""
+        return self.try_again > 0 and now_ns - self.judged_at_ns >= TRY_AGAIN_NS
 
     def is_active(self, now_ns: int) -> bool:
         """Return whether it is worth looking at again before an event says so."""
@@ -137,8 +168,10 @@ class DumpBook:
         crashed = kernel.get("crash_time")
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else told.stamp_ns
         known.sure = kernel.get("dump_sure") is True
+        known.maybe = kernel.get("dump_state") == DUMP_NOT_KNOWN
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
-        same = same and "dump_sure" in kernel  # an older crashd judged it by its head alone
+        # An older crashd judged it by its head alone.
+        same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
         if same and known.state.has_core:
             known.growing = False
         return known

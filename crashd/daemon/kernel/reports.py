@@ -54,7 +54,7 @@ class ReportBook:
         )
 
     def read_pstore(self) -> None:
-        """Record the last words that the firmware kept, where no dump tells of the same crash.
+        """Record the last words that the firmware kept, where there is no dump of the same crash.
 
         Raises:
             CrashdError: the index cannot be read.
@@ -106,7 +106,7 @@ class ReportBook:
             return False
 
     def _find_twin(self, signature: str, time_ns: int) -> str | None:
-        """Find the record of the same crash that a dump told of."""
+        """Find the record of the same crash that was made of a dump."""
         around = Query(
             kind=Kind.KERNEL,
             signature=signature,

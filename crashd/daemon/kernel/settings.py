@@ -20,6 +20,8 @@ class DumpSettings:
     rescan_ns: int = 60 * 10**9
     analysis: AnalysisOptions | None = None
     """How a log is taken out of a dump; None: not at all."""
+    worker: AnalysisOptions | None = None
+    """How a compressed dump is read to its end; None: not at all, and it is not known."""
     retention: config.RetentionKernel = field(default_factory=config.RetentionKernel)
     tool_count: int | None = None
     """How many dumps the tool that saves them is set to keep."""
@@ -55,6 +57,7 @@ class KernelSettings:
             paths=tuple(self._paths.root / path.lstrip("/") for path in named),
             rescan_ns=settings.kdump.rescan_ns,
             analysis=analysis.options if analysis.enabled else None,
+            worker=analysis.options,
             retention=settings.retention.kernel,
             tool_count=facts.tool_count,
         )

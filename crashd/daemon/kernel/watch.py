@@ -281,7 +281,8 @@ class DumpWatch:
         elif known.told != told or known.seen.inode != seen.inode:
             known.told, known.changed_at_ns = told, now_ns
         elif known.seen.stamp == seen.stamp and known.crash_id and not known.growing:
-            if not known.log_pending or now_ns - known.changed_at_ns < SETTLE_NS:
+            log_due = known.log_pending and now_ns - known.changed_at_ns >= SETTLE_NS
+            if not log_due and not known.is_due_again(now_ns):
                 return
         elif known.growing and known.crash_id and now_ns - known.changed_at_ns < SETTLE_NS:
             known.seen = seen
@@ -297,12 +298,16 @@ class DumpWatch:
         if growing and known.crash_id is not None and known.state is State.CAPTURING:
             return
         asked = self._settings.analysis if quiet_ns >= SETTLE_NS else None
-        look = look_into(root, known.seen, known.told, growing=growing, analysis=asked)
+        # Nobody writes to it any more: a compressed dump is worth being read to its end.
+        worker = self._settings.worker if quiet_ns >= SETTLE_NS else None
+        look = look_into(
+            root, known.seen, known.told, growing=growing, analysis=asked, worker=worker
+        )
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):
             growing = True
             look = look_into(root, known.seen, known.told, growing=True)
         known.growing = growing
-        known.sure = look.verdict is not None and look.verdict.sure
+        known.take_verdict(look)
         known.log_pending = asked is None and not growing and _wants_log(look, self._settings)
         try:
             self._book.record(known, look)
@@ -341,4 +346,4 @@ def _is_whole(look: Look) -> bool:
     """Tell whether a dump of a final name needs no more time."""
     if look.directory.dump is None or look.verdict is None:
         return False
-    return look.verdict.completeness is Completeness.COMPLETE
+    return look.verdict.completeness is Completeness.COMPLETE and look.verdict.sure

@@ -102,20 +102,6 @@ def _four_ids(value: bytes | None) -> tuple[int, int, int, int] | None:
             return None
 
 
-def parse_start_time(stat: bytes) -> int | None:
-    """Return the start time in /proc/PID/stat: field 22, clock ticks after boot.
-
-    comm is unescaped between parentheses and may contain both, so the fields are counted from
-    the last `)`.
-    """
-    _, parenthesis, rest = stat.rpartition(b")")
-    fields = rest.split(maxsplit=20)
-    # A field after it shows that it is not cut.
-    if not parenthesis or len(fields) < 21 or not _NUMBER.fullmatch(fields[19]):
-        return None
-    return int(fields[19])
-
-
 def parse_cmdline(raw: bytes) -> tuple[bytes, ...]:
     """Split /proc/PID/cmdline into arguments, including empty ones.
 

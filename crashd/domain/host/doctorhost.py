@@ -40,7 +40,7 @@ OWN_UNITS: Final = ("crashd.service", "crashd.socket", "crashd-analyze")
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class RunningUnit:
     """The running processes of one unit, or of one container."""
 
     unit: str
@@ -117,7 +117,7 @@ class Surroundings:
     collectors: tuple[str, ...] = ()
     """Those of `apport` and `abrt` that register when they start."""
     cleaners: tuple[Cleaner, ...] = ()
-    services: tuple[Service, ...] = ()
+    services: tuple[RunningUnit, ...] = ()
     processes_left: int = 0
     """Processes that were not examined, because there are too many."""
 
@@ -188,17 +188,19 @@ def check_cleaners(cleaners: Sequence[Cleaner]) -> Check:
     return warned(name, told, f"chmod -x {quote(first)}")
 
 
-def _watched(services: Sequence[Service]) -> list[Service]:
+def _watched(services: Sequence[RunningUnit]) -> list[RunningUnit]:
     return [s for s in services if not s.unit.startswith(OWN_UNITS)]
 
 
-def _name_units(services: Sequence[Service], tell: Callable[[Service], str] | None = None) -> str:
+def _name_units(
+    services: Sequence[RunningUnit], tell: Callable[[RunningUnit], str] | None = None
+) -> str:
     names = [s.unit + (f" ({tell(s)})" if tell else "") for s in services[:NAMED_MAX]]
     more = len(services) - len(names)
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
-def check_core_limits(services: Sequence[Service], left: int = 0) -> Check:
+def check_core_limits(services: Sequence[RunningUnit], left: int = 0) -> Check:
     """Check that running services may leave a core; `left` processes were not examined."""
     name = "core limits"
     watched = [s for s in _watched(services) if s.core_limit is not None]
@@ -216,7 +218,7 @@ def check_core_limits(services: Sequence[Service], left: int = 0) -> Check:
     return passed(name, f"high enough for {len(watched)} units{unseen}")
 
 
-def _limit_hint(service: Service) -> str:
+def _limit_hint(service: RunningUnit) -> str:
     if service.in_container:
         return "run the container with --ulimit core=-1"
     if service.unit.endswith(".service"):
@@ -232,7 +234,7 @@ def _property(unit: str, setting: str) -> str:
     return f"{words}; systemctl daemon-reload"
 
 
-def check_core_filters(services: Sequence[Service]) -> Check:
+def check_core_filters(services: Sequence[RunningUnit]) -> Check:
     """Check that the cores of running services contain what a debugger needs."""
     name = "core filters"
     watched = [s for s in _watched(services) if s.core_filter is not None]
@@ -250,7 +252,7 @@ def check_core_filters(services: Sequence[Service]) -> Check:
     return passed(name, f"include stacks, heap and build-ids for {len(watched)} units")
 
 
-def check_timeouts(services: Sequence[Service]) -> Check:
+def check_timeouts(services: Sequence[RunningUnit]) -> Check:
     """Check that systemd gives each service enough time to dump."""
     name = "timeouts"
     watched = [s for s in _watched(services) if s.times is not None]
@@ -258,7 +260,7 @@ def check_timeouts(services: Sequence[Service]) -> Check:
     if not short:
         return passed(name, f"long enough for {len(watched)} services")
 
-    def tell(service: Service) -> str:
+    def tell(service: RunningUnit) -> str:
         allowed, setting = _allowed(service)
         size = format_size(service.size_bytes)
         return f"{setting}={format_duration(allowed)} for {size}"
@@ -270,11 +272,11 @@ def check_timeouts(services: Sequence[Service]) -> Check:
     return warned(name, told, _property(first.unit, setting))
 
 
-def _dump_ns(service: Service) -> int:
+def _dump_ns(service: RunningUnit) -> int:
     return service.size_bytes * 10**9 // DUMP_BYTES_PER_SECOND
 
 
-def _allowed(service: Service) -> tuple[int, str]:
+def _allowed(service: RunningUnit) -> tuple[int, str]:
     return service.times.dump_ns if service.times is not None else (NEVER, "")
 
 

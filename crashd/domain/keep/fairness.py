@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
-class Share(NamedTuple):
+class Claimant(NamedTuple):
     """The user and the unit that something belongs to."""
 
     user: str
@@ -24,11 +24,11 @@ class Share(NamedTuple):
 class Stage(NamedTuple):
     """What a user gives before anything of the next stage."""
 
-    queues: Mapping[Share, list[int]]
+    queues: Mapping[Claimant, list[int]]
     """What each unit can give, the next item at the end; consumed."""
     take: Callable[[int], int]
     """Takes one item and returns how much that freed, or 0."""
-    spared: Mapping[Share, int] = MappingProxyType({})
+    spared: Mapping[Claimant, int] = MappingProxyType({})
     """Units that give nothing once they use no more than this."""
 
 
@@ -37,7 +37,7 @@ _NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
 
 def take_fairly(
     stages: Sequence[Stage],
-    uses: dict[Share, int],
+    uses: dict[Claimant, int],
     short: int,
     spared: Mapping[str, int] = _NOBODY,
 ) -> int:
@@ -52,7 +52,7 @@ def take_fairly(
         short: how much is missing.
         spared: users who give nothing once they use no more than this.
     """
-    units: dict[str, set[Share]] = {}
+    units: dict[str, set[Claimant]] = {}
     for share in chain.from_iterable(stage.queues for stage in stages):
         units.setdefault(share.user, set()).add(share)
     givers = {user: _give(own, stages, uses) for user, own in units.items()}
@@ -72,7 +72,7 @@ def take_fairly(
     return short
 
 
-def by_user(uses: Mapping[Share, int]) -> dict[str, int]:
+def by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
     """Return the total use of each user."""
     found: dict[str, int] = {}
     for share, size in uses.items():
@@ -86,7 +86,7 @@ def most_of_others(uses: Mapping[str, int]) -> Callable[[str], int]:
     return lambda user: next((size for other, size in heaviest if other != user), -1)
 
 
-def most_by_user(uses: Mapping[Share, int]) -> dict[str, int]:
+def most_by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
     """Return the use of each user's largest unit."""
     found: dict[str, int] = {}
     for share, size in uses.items():
@@ -94,7 +94,9 @@ def most_by_user(uses: Mapping[Share, int]) -> dict[str, int]:
     return found
 
 
-def _give(units: Set[Share], stages: Sequence[Stage], uses: dict[Share, int]) -> Iterator[int]:
+def _give(
+    units: Set[Claimant], stages: Sequence[Stage], uses: dict[Claimant, int]
+) -> Iterator[int]:
     """Take a user's items one by one; yield what each freed, and 0 if the rest is spared."""
     spares = False
     for queues, take, spared in stages:
@@ -117,12 +119,12 @@ def _give(units: Set[Share], stages: Sequence[Stage], uses: dict[Share, int]) ->
 
 
 def largest_new(
-    new: Share,
+    new: Claimant,
     spare: int,
-    before: Mapping[Share, int],
-    uses: Mapping[Share, int],
-    last: Mapping[Share, int],
-    busy: Mapping[Share, int],
+    before: Mapping[Claimant, int],
+    uses: Mapping[Claimant, int],
+    last: Mapping[Claimant, int],
+    busy: Mapping[Claimant, int],
 ) -> int:
     """Return how large a new item may be if the others give for it as in `take_fairly`.
 

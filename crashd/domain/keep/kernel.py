@@ -21,7 +21,7 @@ _PLAUSIBLE_NS: Final = 10**18
 """September 2001: an older dump was dated by a clock that had not been set."""
 
 
-class DeletionReason(StrEnum):
+class DumpLimit(StrEnum):
     """The limit that required it; label of crashd_retention_deleted_total."""
 
     AGE = "age"
@@ -69,18 +69,18 @@ class KernelPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Deletion:
+class DumpDeletion:
     """One dump to delete."""
 
     key: str
-    reason: DeletionReason
+    reason: DumpLimit
     why: str
     size_bytes: int
 
 
 def plan_retention(
     dumps: Iterable[KernelDump], free_bytes: int, policy: KernelPolicy, now_ns: int
-) -> tuple[Deletion, ...]:
+) -> tuple[DumpDeletion, ...]:
     """Decide which dumps to delete, in order.
 
     `free_bytes` is the space that the file system has left for root. The order follows the
@@ -93,21 +93,21 @@ def plan_retention(
     maybe = next((d for d in settled if d.maybe and not d.complete), None)
     kept = {d.key for d in (whole, maybe) if d is not None}
     left = {d.key: d for d in ours if not (d.key in kept or d.pinned or d.capturing)}
-    deletions: list[Deletion] = []
+    deletions: list[DumpDeletion] = []
 
-    def delete(dump: KernelDump, reason: DeletionReason, why: str) -> None:
+    def delete(dump: KernelDump, reason: DumpLimit, why: str) -> None:
         del left[dump.key]
-        deletions.append(Deletion(dump.key, reason, why, dump.size_bytes))
+        deletions.append(DumpDeletion(dump.key, reason, why, dump.size_bytes))
 
     if policy.max_age_ns > 0:
         for dump in [d for d in left.values() if now_ns - d.dated_ns > policy.max_age_ns]:
-            delete(dump, DeletionReason.AGE, _age_text(now_ns - dump.dated_ns, policy))
+            delete(dump, DumpLimit.AGE, _age_text(now_ns - dump.dated_ns, policy))
     if policy.max_count > 0:
         for dump in _over_count(ours, policy.max_count):
             if dump.key in left:
                 kind = "complete" if dump.complete or dump.maybe else "incomplete"
                 why = f"older than the newest {policy.max_count} {kind} dumps"
-                delete(dump, DeletionReason.COUNT, why)
+                delete(dump, DumpLimit.COUNT, why)
     use = sum(d.size_bytes for d in ours) - sum(d.size_bytes for d in deletions)
     free = free_bytes + sum(d.size_bytes for d in deletions)
     # Stable sort: oldest first within each kind. Empty dumps would free nothing.
@@ -116,10 +116,10 @@ def plan_retention(
     ):
         if 0 < policy.max_use_bytes < use:
             why = f"kernel dumps use {use} bytes, more than the {policy.max_use_bytes} allowed"
-            delete(dump, DeletionReason.USE, why)
+            delete(dump, DumpLimit.USE, why)
         elif free < policy.keep_free_bytes:
             why = f"{free} bytes are free, less than the {policy.keep_free_bytes} required"
-            delete(dump, DeletionReason.FREE, why)
+            delete(dump, DumpLimit.FREE, why)
         else:
             break
         use -= dump.size_bytes

@@ -42,7 +42,7 @@ from typing import NamedTuple
 
 from crashd.domain.keep.believed import EARLIEST_NS, believe
 from crashd.domain.keep.fairness import (
-    Share,
+    Claimant,
     Stage,
     by_user,
     largest_new,
@@ -53,7 +53,7 @@ from crashd.domain.keep.fairness import (
 from crashd.domain.units import Amount
 
 
-class Reason(StrEnum):
+class Limit(StrEnum):
     """The limit for which a crash was deleted."""
 
     MAX_USE = "max_use"
@@ -135,7 +135,7 @@ class Deletion:
     """One crash that loses its core, or everything; a plan names no crash twice."""
 
     id: str
-    reason: Reason
+    reason: Limit
     frees_bytes: int
     whole: bool
     """Whether its metadata is deleted as well."""
@@ -154,18 +154,18 @@ def plan(
     stored_bytes, inodes = sum(store.bytes.uses), sum(store.inodes.uses)
     max_use, keep_free = _limits(usage, policy)
     while True:
-        store.expire_cores(policy.max_age_ns)
+        store.drop_old_cores(policy.max_age_ns)
         store.limit_signatures(policy.max_per_signature)
-        store.expire_metadata()
+        store.drop_old_metadata()
         if policy.max_count is not None:
             short = sum(store.count.uses) - policy.max_count
-            store.shed_cores(store.count, short, Reason.MAX_COUNT)
+            store.shed_cores(store.count, short, Limit.MAX_COUNT)
         if max_use is not None:
             short = sum(store.bytes.uses) + usage.unlisted_bytes - max_use
-            store.meet_bytes(short, Reason.MAX_USE)
+            store.meet_bytes(short, Limit.MAX_USE)
         if keep_free is not None:
             free = usage.free_bytes - usage.reserved_bytes + stored_bytes - sum(store.bytes.uses)
-            store.meet_bytes(keep_free - free, Reason.KEEP_FREE)
+            store.meet_bytes(keep_free - free, Limit.KEEP_FREE)
             if usage.total_inodes > 0:
                 free = usage.free_inodes + inodes - sum(store.inodes.uses)
                 store.meet_inodes(keep_free * usage.total_inodes // usage.total_bytes - free)
@@ -188,7 +188,7 @@ def room(
     spare = usage.free_bytes - usage.reserved_bytes - (keep_free or 0)
     if max_use is not None:
         spare = min(spare, max_use - sum(store.bytes.uses) - usage.unlisted_bytes)
-    return store.find_room(Share(user, owner), spare)
+    return store.find_room(Claimant(user, owner), spare)
 
 
 class _Resource(NamedTuple):
@@ -212,10 +212,10 @@ class _Store:
         coming: bool = False,
     ) -> None:
         self.crashes = sorted(crashes, key=lambda crash: (crash.sequence, crash.id))
-        self._reasons: dict[int, Reason] = {}
+        self._reasons: dict[int, Limit] = {}
         known = self.crashes
         self.core = [crash.has_core and not crash.in_flight for crash in known]
-        self.shares = [Share(crash.user, crash.owner) for crash in known]
+        self.shares = [Claimant(crash.user, crash.owner) for crash in known]
         self._keys = [(crash.user, crash.signature_key) for crash in known]
         self._pinned = [crash.pinned for crash in known]
         self._gone = [False] * len(known)
@@ -251,14 +251,14 @@ class _Store:
             Deletion(c.id, r, c.stored_bytes - left[i], self._gone[i]) for i, c, r in found
         )
 
-    def expire_cores(self, max_age_ns: int | None) -> None:
-        """Evict the cores that are older than `max_age_ns`."""
+    def drop_old_cores(self, max_age_ns: int | None) -> None:
+        """Delete the cores that are older than `max_age_ns`."""
         for i, older in enumerate(self._list_older(max_age_ns)):
             if older and self.may_lose_core(i):
-                self._evict(self.count, Reason.MAX_AGE, i)
+                self._delete_core(self.count, Limit.MAX_AGE, i)
 
     def limit_signatures(self, maximum: int | None) -> None:
-        """Evict the cores beyond `maximum` per user and signature."""
+        """Delete the cores beyond `maximum` per user and signature."""
         if maximum is None:
             return
         groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -269,11 +269,11 @@ class _Store:
                 continue
             kept = (group[0], group[-1])[2 - min(maximum, 2) :]
             queues = self._queue(i for i in group if self.may_lose_core(i) and i not in kept)
-            take = partial(self._evict, self.count, Reason.MAX_PER_SIGNATURE)
+            take = partial(self._delete_core, self.count, Limit.MAX_PER_SIGNATURE)
             uses = self.uses_of_shares(self.count, group)
             take_fairly([Stage(queues, take)], uses, len(group) - maximum)
 
-    def expire_metadata(self) -> None:
+    def drop_old_metadata(self) -> None:
         """Delete tombstones that are too old, except those that contradict a crash's stamp."""
         if not any(self._expired):
             return
@@ -282,11 +282,11 @@ class _Store:
             if self._gone[i]:
                 continue
             if self._expired[i] and self._is_metadata(i) and i not in self._evidence:
-                self._delete(i, Reason.METADATA_MAX_AGE, whole=True)
+                self._delete(i, Limit.METADATA_MAX_AGE, whole=True)
             elif (contradicted := self._contradicts[i]) is not None:
                 self._evidence.add(contradicted)
 
-    def meet_bytes(self, short: int, reason: Reason) -> None:
+    def meet_bytes(self, short: int, reason: Limit) -> None:
         """Free `short` bytes, or as many as the cores allow."""
         if short <= 0:
             return
@@ -303,14 +303,14 @@ class _Store:
     def meet_inodes(self, short: int) -> None:
         """Free `short` inodes, if that is possible."""
         if 0 < short <= self._all_gains(self.inodes):
-            short = self._drop_metadata(self.inodes, short, Reason.INODES)
-            short = self.shed_cores(self.inodes, short, Reason.INODES)
-            short = self._drop_metadata(self.inodes, short, Reason.INODES)
+            short = self._drop_metadata(self.inodes, short, Limit.INODES)
+            short = self.shed_cores(self.inodes, short, Limit.INODES)
+            short = self._drop_metadata(self.inodes, short, Limit.INODES)
         self._unmet |= short > 0
 
-    def shed_cores(self, resource: _Resource, short: int, reason: Reason) -> int:
-        """Evict cores until enough is freed; return what is still missing."""
-        busy = self._busy_of_shares() if resource is self.bytes else Counter[Share]()
+    def shed_cores(self, resource: _Resource, short: int, reason: Limit) -> int:
+        """Delete cores until enough is freed; return what is still missing."""
+        busy = self._busy_of_shares() if resource is self.bytes else Counter[Claimant]()
         if resource is self.bytes and self._newest is not None:
             newest, share = self.bytes.uses[self._newest], self.shares[self._newest]
             of_user = most_by_user(busy).get(share.user, -1)
@@ -320,16 +320,16 @@ class _Store:
         return self._shed(resource, short, reason, busy)
 
     def _shed(
-        self, resource: _Resource, short: int, reason: Reason, busy: Mapping[Share, int]
+        self, resource: _Resource, short: int, reason: Limit, busy: Mapping[Claimant, int]
     ) -> int:
-        """Evict cores until enough is freed; `busy` are bytes that cannot be freed."""
+        """Delete cores until enough is freed; `busy` are bytes that cannot be freed."""
         if short <= 0:
             return short
         queues, levels = self._queue_cores(), most_by_user(busy)
         spared = {s: levels[s.user] for s in queues if s.user in levels and s not in busy}
         others = most_of_others(by_user(busy))
         several = {share: queue.copy() for share, queue in queues.items()}
-        last = Stage(queues, partial(self._evict, resource, reason), spared)
+        last = Stage(queues, partial(self._delete_core, resource, reason), spared)
         return take_fairly(
             [self._stage_of_several(several, resource, reason), last],
             self.uses_of_shares(resource, range(len(self.crashes))),
@@ -338,30 +338,32 @@ class _Store:
         )
 
     def _stage_of_several(
-        self, queues: dict[Share, list[int]], resource: _Resource, reason: Reason
+        self, queues: dict[Claimant, list[int]], resource: _Resource, reason: Limit
     ) -> Stage:
         """Build the stage that never takes a user's last core of a signature."""
 
         def take(i: int) -> int:
-            return self._evict(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
+            return (
+                self._delete_core(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
+            )
 
         return Stage(queues, take)
 
-    def find_room(self, new: Share, spare: int) -> int:
+    def find_room(self, new: Claimant, spare: int) -> int:
         """Return what a new crash may use: `spare`, and what others give for it."""
         everyone = range(len(self.crashes))
         before = self.uses_of_shares(self.bytes, everyone)
-        several = self._stage_of_several(self._queue_cores(), self.bytes, Reason.MAX_USE)
+        several = self._stage_of_several(self._queue_cores(), self.bytes, Limit.MAX_USE)
         take_fairly([several], before.copy(), sum(before.values()) + 1)
         uses = self.uses_of_shares(self.bytes, everyone)
-        last: dict[Share, int] = defaultdict(int)
+        last: dict[Claimant, int] = defaultdict(int)
         for i in filter(self.may_lose_core, everyone):
             last[self.shares[i]] += self.bytes.uses[i] - self.bytes.keeps[i]
         return largest_new(new, spare, before, uses, last, self._busy_of_shares())
 
-    def _busy_of_shares(self) -> Counter[Share]:
+    def _busy_of_shares(self) -> Counter[Claimant]:
         """Return the bytes of each unit that cannot be freed: being captured, read or locked."""
-        busy: Counter[Share] = Counter()
+        busy: Counter[Claimant] = Counter()
         for i, crash in enumerate(self.crashes):
             if crash.in_flight and not crash.pinned:
                 busy[self.shares[i]] += self.bytes.uses[i]
@@ -370,9 +372,9 @@ class _Store:
     def may_lose_core(self, i: int) -> bool:
         return self.core[i] and not self.fixed[i]
 
-    def uses_of_shares(self, resource: _Resource, among: Iterable[int]) -> dict[Share, int]:
+    def uses_of_shares(self, resource: _Resource, among: Iterable[int]) -> dict[Claimant, int]:
         """Return what each unit uses, without pinned crashes, which are the administrator's."""
-        uses: dict[Share, int] = defaultdict(int)
+        uses: dict[Claimant, int] = defaultdict(int)
         shares, pinned, used = self.shares, self._pinned, resource.uses
         for i in among:
             if not pinned[i]:
@@ -400,13 +402,13 @@ class _Store:
         return sum(self.bytes.uses[i] for i in self._list_metadata() if i not in self._evidence)
 
     def _gain(self, resource: _Resource, i: int) -> int:
-        """Return how much evicting a core frees."""
+        """Return how much deleting a core frees."""
         return resource.uses[i] - (0 if self._goes_whole(i) else resource.keeps[i])
 
     def _goes_whole(self, i: int) -> bool:
         return self._expired[i] and i not in self._evidence
 
-    def _queue_cores(self) -> dict[Share, list[int]]:
+    def _queue_cores(self) -> dict[Claimant, list[int]]:
         """Return the cores that each unit may lose, the next one at the end."""
         cores = self._list_cores()
         newest = {self._keys[i]: i for i in cores}
@@ -417,9 +419,9 @@ class _Store:
             ranked[2 if newest[key] == i else 1 if first[key] == i else 0].append(i)
         return self._queue(chain(*ranked))
 
-    def _queue(self, crashes: Iterable[int]) -> dict[Share, list[int]]:
+    def _queue(self, crashes: Iterable[int]) -> dict[Claimant, list[int]]:
         """Group crashes by unit, reversed: the next one is the last."""
-        queues: dict[Share, list[int]] = defaultdict(list)
+        queues: dict[Claimant, list[int]] = defaultdict(list)
         for i in crashes:
             queues[self.shares[i]].append(i)
         for queue in queues.values():
@@ -457,8 +459,8 @@ class _Store:
         oldest_ns = self._now_ns - limit_ns
         return [time_ns < oldest_ns for time_ns in self._times]
 
-    def _evict(self, resource: _Resource, reason: Reason, i: int) -> int:
-        """Evict a core if that frees any of `resource`; return how much."""
+    def _delete_core(self, resource: _Resource, reason: Limit, i: int) -> int:
+        """Delete a core if that frees any of `resource`; return how much."""
         gain = self._gain(resource, i) if self.core[i] else 0
         if gain > 0:
             self.core[i] = False
@@ -467,7 +469,7 @@ class _Store:
         return gain
 
     def _drop_metadata(
-        self, resource: _Resource, short: int, reason: Reason, at_most: int | None = None
+        self, resource: _Resource, short: int, reason: Limit, at_most: int | None = None
     ) -> int:
         """Delete metadata until enough is freed; return what is still missing."""
         wanted = short if at_most is None else min(short, at_most)
@@ -485,7 +487,7 @@ class _Store:
         uses = self.uses_of_shares(resource, candidates)
         return short - wanted + take_fairly([Stage(queues, take)], uses, wanted)
 
-    def _delete(self, i: int, reason: Reason, *, whole: bool) -> None:
+    def _delete(self, i: int, reason: Limit, *, whole: bool) -> None:
         for uses, keeps in self._resources:
             uses[i] = 0 if whole else keeps[i]
         self._gone[i] = whole

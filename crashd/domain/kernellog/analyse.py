@@ -21,21 +21,21 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from crashd.domain.kernellog.head import Blame
-from crashd.domain.kernellog.kinds import OOPS_KINDS, PanicKind, Severity
+from crashd.domain.kernellog.kinds import OOPS_KINDS, Impact, PanicKind
 from crashd.domain.kernellog.printk import LogLine, count_lines, is_gap
 from crashd.domain.kernellog.regions import parse_regions
 from crashd.domain.kernellog.reports import Report, find_reports
 from crashd.domain.kernellog.signature import build_signature
 from crashd.domain.kernellog.stalls import find_own_stack
-from crashd.domain.kernellog.title import judge
-from crashd.domain.kernellog.trace import TAINTS, Facts, Frame, collect_facts
+from crashd.domain.kernellog.title import title_report
+from crashd.domain.kernellog.trace import TAINTS, ReportFacts, TraceFrame, collect_facts
 
 __all__ = [
     "TEXT_MAX",
+    "Impact",
     "LogAnalysis",
     "PanicKind",
     "Report",
-    "Severity",
     "analyse",
     "analyse_report",
     "find_reports",
@@ -56,7 +56,7 @@ class LogAnalysis:
     """The contents of one report of the kernel."""
 
     kind: PanicKind
-    severity: Severity
+    severity: Impact
     title: str
     """One line, the same for the same bug."""
     signature: str
@@ -71,7 +71,7 @@ class LogAnalysis:
     """The offset in the function, and its size: 0x1c/0x40."""
     module: str | None
     """The module of that function; None for the kernel itself."""
-    trace: tuple[Frame, ...]
+    trace: tuple[TraceFrame, ...]
     comm: str | None
     pid: int | None
     cpu: int | None
@@ -100,7 +100,7 @@ def analyse(log: bytes) -> LogAnalysis | None:
     if chosen is None:
         return None
     before = [r for r in reports if r.boot == chosen.boot and r.at < chosen.at]
-    errors = [report for report in before if report.severity is not Severity.WARNING]
+    errors = [report for report in before if report.severity is not Impact.WARNING]
     earlier = (errors or before)[-1:]
     return replace(
         analyse_report(chosen),
@@ -121,7 +121,7 @@ def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | Non
         first = _first_of_chain(chain, final) if final.kind in OOPS_KINDS else final
         first.fatal, first.panic = True, final.panic
         return first
-    errors = [report for report in boot if report.severity is not Severity.WARNING]
+    errors = [report for report in boot if report.severity is not Impact.WARNING]
     if not errors:
         return boot[-1] if _is_last_word(boot[-1], lines) else None
     return _first_of_chain(errors, errors[-1])
@@ -160,7 +160,7 @@ def analyse_report(report: Report) -> LogAnalysis:
     texts = [line.text for line in report.lines]
     groups = report.match.groupdict() if report.match is not None else {}
     facts = _collect(report, texts, groups)
-    verdict = judge(report.head, report.match, facts, texts)
+    verdict = title_report(report.head, report.match, facts, texts)
     comm, pid, cpu = groups.get("comm"), groups.get("pid"), groups.get("cpu")
     frame = verdict.frame
     taint = facts.taint if facts.release is not None else None
@@ -189,7 +189,7 @@ def analyse_report(report: Report) -> LogAnalysis:
     )
 
 
-def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]) -> Facts:
+def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]) -> ReportFacts:
     """Collect the facts of a report; of a stall, with the stack of the stalled CPU."""
     facts = collect_facts(texts, headless=report.head is None)
     if report.head is None or report.head.blame is not Blame.STALL:

@@ -16,7 +16,7 @@ from crashd.domain.kernellog.helpers import is_entry, is_helper, is_report, skip
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name
 from crashd.domain.kernellog.stalls import find_stall, stalled_frames
-from crashd.domain.kernellog.trace import Facts, Frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
 
 __all__ = ["Blamed", "blame", "find_panic", "protector_of"]
 
@@ -61,7 +61,7 @@ _WAITS = re.compile(
 class Blamed:
     """The function to blame, and what distinguishes this crash from others."""
 
-    frame: Frame | None = None
+    frame: TraceFrame | None = None
     """Has an offset only if the log does."""
     name: str | None = None
     """The name as used in titles."""
@@ -69,7 +69,7 @@ class Blamed:
     """The function and its callers, for the signature."""
 
 
-def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | None) -> Blamed:
+def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: str | None) -> Blamed:
     """Return the function to blame.
 
     Args:
@@ -94,7 +94,7 @@ def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | No
     return _choose(_candidates(sort, facts, texts, named, skip), skip)
 
 
-def find_panic(trace: Sequence[Frame]) -> int:
+def find_panic(trace: Sequence[TraceFrame]) -> int:
     """Return the index of panic() in a trace; -1 if it is not there."""
     functions = [normal_name(frame.function) for frame in trace]
     return next(
@@ -109,8 +109,12 @@ def protector_of(texts: Iterable[str]) -> str | None:
 
 
 def _candidates(
-    sort: Blame, facts: Facts, texts: Sequence[str], named: str | None, skip: re.Pattern[str] | None
-) -> Sequence[Frame]:
+    sort: Blame,
+    facts: ReportFacts,
+    texts: Sequence[str],
+    named: str | None,
+    skip: re.Pattern[str] | None,
+) -> Sequence[TraceFrame]:
     """Return the functions that may be to blame, most likely first."""
     if sort is Blame.PC and facts.pc is not None:
         return _from(facts.pc.function, facts)
@@ -130,7 +134,7 @@ def _find(pattern: re.Pattern[str], texts: Sequence[str]) -> str | None:
     return match["f"] if match is not None else None
 
 
-def _reported(facts: Facts) -> Sequence[Frame]:
+def _reported(facts: ReportFacts) -> Sequence[TraceFrame]:
     """Return the trace without the frames that made the report: reporters, and the trap."""
     trace = facts.trace
     start = 0
@@ -147,7 +151,7 @@ def _reported(facts: Facts) -> Sequence[Frame]:
     return trace[start:]
 
 
-def _from(function: str, facts: Facts) -> Sequence[Frame]:
+def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
     """Return the trace from a function on, followed by its callers.
 
     The function may appear several times: as the program counter, as the interrupted function, or
@@ -159,8 +163,8 @@ def _from(function: str, facts: Facts) -> Sequence[Frame]:
     known = [f for f in (facts.pc, facts.interrupted) if f is not None and f.function == function]
     first = known[0] if known else trace[places[0]] if places else None
     if first is None:
-        return [Frame(function, None, None, None, True), *_reported(facts)]
-    first = Frame(first.function, first.offset, first.size, first.module, True)
+        return [TraceFrame(function, None, None, None, True), *_reported(facts)]
+    first = TraceFrame(first.function, first.offset, first.size, first.module, True)
     if facts.interrupted in known:
         return [first, *trace[facts.interrupted_at :]]
     at = sure if sure is not None else places[-1] if places else -1
@@ -185,7 +189,7 @@ def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None
     return None
 
 
-def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
+def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:
     """Return the functions that may be to blame for a panic: the callers of panic().
 
     For a watchdog's panic these are the functions of the CPU that it interrupted.
@@ -199,7 +203,7 @@ def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
     callers = facts.trace[at + 1 :]
     if not callers or not callers[0].function.startswith("watchdog_"):
         return callers
-    below = Facts(
+    below = ReportFacts(
         interrupted=facts.interrupted,
         interrupted_at=max(0, facts.interrupted_at - at - 1),
         trace=callers,
@@ -207,7 +211,7 @@ def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
     return stalled_frames(below)
 
 
-def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
+def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
     """Blame the function in which a task waits; for a place where many wait, that place."""
     trace = _sure(facts.trace)
     for n, frame in enumerate(trace):
@@ -219,7 +223,7 @@ def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
     return _choose(trace, _WAITS)
 
 
-def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
+def _find_recursion(trace: Sequence[TraceFrame]) -> Blamed | None:
     """Find the functions of an endless recursion; the same wherever the stack overflowed."""
     sure = _sure(trace)
     counts = Counter(normal_name(frame.function) for frame in sure)
@@ -231,18 +235,18 @@ def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
     return Blamed(frame, names[0], tuple(names[:BLAMED_MAX]))
 
 
-def _sure(frames: Sequence[Frame]) -> Sequence[Frame]:
+def _sure(frames: Sequence[TraceFrame]) -> Sequence[TraceFrame]:
     return [f for f in frames if f.reliable and not f.inlined] or [
         f for f in frames if not f.inlined
     ]
 
 
-def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
+def _choose(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> Blamed:
     """Choose the first frame that is not a helper: a reliable one, else any, else frame 0."""
     frames = [frame for frame in frames if not frame.inlined]
     if not frames:
         return Blamed()
-    tests: tuple[Callable[[Frame], bool], ...] = (
+    tests: tuple[Callable[[TraceFrame], bool], ...] = (
         lambda f: f.reliable and not is_entry(f.function) and not skips(f.function, skip),
         lambda f: not is_entry(f.function) and not skips(f.function, skip),
         lambda f: f.reliable and not is_helper(f.function),
@@ -255,7 +259,7 @@ def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
     )
 
 
-def _callers(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
+def _callers(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
     names = []
     for frame in frames:
         if is_entry(frame.function):

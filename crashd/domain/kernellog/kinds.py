@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["OOPS_KINDS", "WARNING_KINDS", "PanicKind", "Severity"]
+__all__ = ["OOPS_KINDS", "WARNING_KINDS", "Impact", "PanicKind"]
 
 
 class PanicKind(StrEnum):
@@ -38,7 +38,7 @@ class PanicKind(StrEnum):
     SYSRQ = "sysrq"
 
 
-class Severity(StrEnum):
+class Impact(StrEnum):
     """What a report means for the machine."""
 
     WARNING = "warning"

@@ -25,8 +25,6 @@ RECORDS_MAX: Final = 2**16
 """The newest records that are read; a log of 2 MiB has half as many."""
 TEXT_MAX: Final = 2_000_000
 """Bytes of the newest text that are read."""
-RECORD_TEXT_MAX: Final = 2**16 - 1
-"""text_len has 16 bits."""
 _COUNT_BITS_MAX = 28
 _SIZE_BITS_MAX = 32
 _LINES_MAX = 4096
@@ -96,7 +94,7 @@ def read_log(memory: Memory, numbers: Mapping[str, int]) -> KernelLog:
     """
     try:
         if "SYMBOL(prb)" in numbers:
-            return _collect(_Ring(memory, numbers).records())
+            return _collect(_PrintkRing(memory, numbers).records())
         if "SYMBOL(log_first_idx)" in numbers:
             return _collect(_structured(memory, numbers))
     except KeyError as e:
@@ -133,7 +131,7 @@ def _format(time_ns: int, text: bytes) -> bytes:
     return head + _SPECIAL.sub(lambda m: b"\\x%02x" % m[0][0], text) + b"\n"
 
 
-class _Ring:
+class _PrintkRing:
     """A struct printk_ringbuffer."""
 
     def __init__(self, memory: Memory, numbers: Mapping[str, int]) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 
 from crashd.domain.kernellog.head import Blame, Head
 from crashd.domain.kernellog.heads import find_head
-from crashd.domain.kernellog.kinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
+from crashd.domain.kernellog.kinds import OOPS_KINDS, WARNING_KINDS, Impact, PanicKind
 from crashd.domain.kernellog.panics import causes_of, kind_of
 from crashd.domain.kernellog.printk import GAP_LINES as GAP_LINES_MAX
 from crashd.domain.kernellog.printk import LINE_MAX, LogLine, is_boot, is_gap
@@ -62,8 +62,6 @@ _DIED = re.compile(r"\[#\d{1,9}\]")
 _CUT = ("------------[ cut here ]", "8<--- cut here ---")
 _END_TRACE = "---[ end trace"
 _END_PANIC = "---[ end Kernel panic"
-_RULE = "================"
-_PANIC = "Kernel panic - not syncing: "
 _BODY = re.compile(
     r"[ ]|<?\[<?[0-9a-f]{8,}|CPU\d*: |Call |Back|[ER]?(?:IP|SP|AX)\b|R\d\d: |[RE][A-D][XI]:"
     r"|[FC]S: |CR\d|"
@@ -147,11 +145,11 @@ class Report:
         return self.head is None or any(_DIED.search(line.text) for line in self.lines[:16])
 
     @property
-    def severity(self) -> Severity:
+    def severity(self) -> Impact:
         """What it means for the machine."""
         if self.fatal:
-            return Severity.FATAL
-        return Severity.WARNING if self.kind in WARNING_KINDS else Severity.ERROR
+            return Impact.FATAL
+        return Impact.WARNING if self.kind in WARNING_KINDS else Impact.ERROR
 
 
 def find_reports(
@@ -164,14 +162,14 @@ def find_reports(
         dead: whether the kernel died after these lines, so that a report at their end is fatal.
         torn: whether they may begin in the middle of a report; by default the value of `dead`.
     """
-    finder = _Finder(torn=dead if torn is None else torn)
+    finder = _ReportFinder(torn=dead if torn is None else torn)
     for number, line in enumerate(lines):
         finder.feed(number, line)
     finder.end_boot(dead=dead)
     yield from sorted(finder.found, key=lambda report: report.at)
 
 
-class _Finder:
+class _ReportFinder:
     """The state between lines."""
 
     def __init__(self, *, torn: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from crashd.domain.kernellog.helpers import is_entry, is_helper, is_irq, is_irq_entry
 from crashd.domain.kernellog.signature import normal_name
-from crashd.domain.kernellog.trace import Facts, Frame, parse_frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame, parse_frame
 
 __all__ = ["Stall", "find_own_stack", "find_stall", "stalled_frames"]
 
@@ -101,7 +101,7 @@ class _Stack:
 class Stall:
     """The function in which a CPU stalls."""
 
-    frame: Frame
+    frame: TraceFrame
     name: str
     """The name as used in titles."""
     dispatched: str
@@ -112,7 +112,8 @@ def find_own_stack(texts: Sequence[str], cpu: int | None) -> Sequence[str]:
     """Return the lines of the stalled CPU's stack; all lines if no stack is found.
 
     Args:
-        texts: the report's lines. cpu: the CPU that its head names.
+        texts: the report's lines.
+        cpu: the CPU that its head names.
     """
     stalled = {cpu} if cpu is not None else _find_stalled(texts)
     stacks = [stack for stack in _split(texts) if stack.frames]
@@ -175,7 +176,7 @@ def _split(texts: Sequence[str]) -> list[_Stack]:
     return stacks
 
 
-def stalled_frames(facts: Facts) -> Sequence[Frame]:
+def stalled_frames(facts: ReportFacts) -> Sequence[TraceFrame]:
     """Return the functions of a stalled CPU, from the interrupted one on."""
     trace = facts.trace
     if facts.pc is not None and not is_irq_entry(facts.pc.function):
@@ -190,10 +191,10 @@ def stalled_frames(facts: Facts) -> Sequence[Frame]:
     return trace[after:] or trace
 
 
-def find_stall(frames: Sequence[Frame]) -> Stall | None:
+def find_stall(frames: Sequence[TraceFrame]) -> Stall | None:
     """Return the function that stalls, given the functions from the interrupted one on."""
     sure = [frame for frame in frames if frame.reliable and not frame.inlined] or list(frames)
-    own: list[Frame] = []
+    own: list[TraceFrame] = []
     for frame in sure:
         name = normal_name(frame.function)
         if _IPI.fullmatch(name):
@@ -207,10 +208,10 @@ def find_stall(frames: Sequence[Frame]) -> Stall | None:
     return _named(own[0] if len(own) <= NEAR else own[-1], own[-1])
 
 
-def _named(frame: Frame, dispatched: Frame) -> Stall:
+def _named(frame: TraceFrame, dispatched: TraceFrame) -> Stall:
     return Stall(frame, _without_abi(frame), _without_abi(dispatched))
 
 
-def _without_abi(frame: Frame) -> str:
+def _without_abi(frame: TraceFrame) -> str:
     name = normal_name(frame.function)
     return _SYSCALL.sub("", name) or name

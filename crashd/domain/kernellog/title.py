@@ -12,9 +12,9 @@ from crashd.domain.kernellog.blame import Blamed, blame, find_panic, protector_o
 from crashd.domain.kernellog.head import Blame, Head
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name, normal_words
-from crashd.domain.kernellog.trace import Facts, Frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
 
-__all__ = ["TITLE_MAX", "Verdict", "judge"]
+__all__ = ["TITLE_MAX", "ReportTitle", "title_report"]
 
 TITLE_MAX: Final = 256
 
@@ -27,24 +27,24 @@ _PANICKED = re.compile(r"\w{1,64}: panicked at ")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReportTitle:
     """The title, and the function to blame."""
 
     title: str
     key: str
     """The part of the title that goes into the signature."""
-    frame: Frame | None
+    frame: TraceFrame | None
     """The function to blame; has an offset only if the log does."""
     blamed: tuple[str, ...]
     """The function and its callers, for the signature."""
 
 
-def judge(
+def title_report(
     head: Head | None,
     match: re.Match[str] | None,
-    facts: Facts,
+    facts: ReportFacts,
     texts: Sequence[str],
-) -> Verdict:
+) -> ReportTitle:
     """Return the title of a report, and the function to blame.
 
     Args:
@@ -63,7 +63,7 @@ def judge(
     key = title
     if head is not None and head.blame is Blame.STALL:
         key = _build_title(head, groups, Blamed(), texts)
-    return Verdict(title[:TITLE_MAX], key[:TITLE_MAX], blamed.frame, blamed.functions)
+    return ReportTitle(title[:TITLE_MAX], key[:TITLE_MAX], blamed.frame, blamed.functions)
 
 
 def _build_title(

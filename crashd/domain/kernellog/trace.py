@@ -20,7 +20,15 @@ from typing import Final
 
 from crashd.domain.kernellog.rustname import demangle
 
-__all__ = ["FRAMES_MAX", "MODULES_MAX", "TAINTS", "Facts", "Frame", "collect_facts", "parse_frame"]
+__all__ = [
+    "FRAMES_MAX",
+    "MODULES_MAX",
+    "TAINTS",
+    "ReportFacts",
+    "TraceFrame",
+    "collect_facts",
+    "parse_frame",
+]
 
 FRAMES_MAX: Final = 64
 MODULES_MAX: Final = 512
@@ -129,7 +137,7 @@ _MODULE_NAME = re.compile(r"([\w-]{1,64})(?:\([A-Z+-]{1,8}\))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class TraceFrame:
     """One function of a call trace."""
 
     function: str
@@ -151,16 +159,16 @@ class Frame:
 
 
 @dataclass(slots=True)
-class Facts:
+class ReportFacts:
     """The facts in the lines of one report."""
 
-    pc: Frame | None = None
+    pc: TraceFrame | None = None
     """The program counter in the kernel when it happened."""
-    interrupted: Frame | None = None
+    interrupted: TraceFrame | None = None
     """The program counter before the interrupt or trap in which the trace begins."""
     interrupted_at: int = 0
     """The number of frames above that."""
-    trace: tuple[Frame, ...] = ()
+    trace: tuple[TraceFrame, ...] = ()
     comm: str | None = None
     pid: int | None = None
     cpu: int | None = None
@@ -171,12 +179,12 @@ class Facts:
     release: str | None = None
 
 
-def parse_frame(text: str) -> Frame | None:
+def parse_frame(text: str) -> TraceFrame | None:
     """Parse a line of a call trace."""
     text = text.lstrip()
     match = _FRAME.match(text)
     if match is not None:
-        return Frame(
+        return TraceFrame(
             _name(match["function"]),
             int(match["offset"], 16),
             int(match["size"], 16),
@@ -187,18 +195,19 @@ def parse_frame(text: str) -> Frame | None:
     if match is not None:
         name = match["function"] or match["short"]
         module = match["module"] or match["its"]
-        return Frame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
+        return TraceFrame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
     match = _FRAME_INLINE.match(text)
     if match is not None:
-        return Frame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
+        return TraceFrame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
     return None
 
 
-def collect_facts(texts: Iterable[str], *, headless: bool = False) -> Facts:
+def collect_facts(texts: Iterable[str], *, headless: bool = False) -> ReportFacts:
     """Collect the facts in the lines of a report; the first mention of each counts.
 
     Args:
-        texts: the lines. headless: whether they may begin in the middle of a call trace.
+        texts: the lines.
+        headless: whether they may begin in the middle of a call trace.
     """
     return _Collector(headless=headless).collect(texts)
 
@@ -207,16 +216,16 @@ class _Collector:
     """The state while the lines of a report are read."""
 
     def __init__(self, *, headless: bool) -> None:
-        self._facts = Facts()
-        self._frames: list[Frame] = []
-        self._loose: list[Frame] = []
+        self._facts = ReportFacts()
+        self._frames: list[TraceFrame] = []
+        self._loose: list[TraceFrame] = []
         """Frames without a `Call Trace:`; used if there are none with one."""
         self._headless = self._in_trace = headless
         self._loose_done = False
         self._traces = 0
-        self._late: Frame | None = None
+        self._late: TraceFrame | None = None
 
-    def collect(self, texts: Iterable[str]) -> Facts:
+    def collect(self, texts: Iterable[str]) -> ReportFacts:
         for text in _joined(texts):
             self._take(text)
         facts = self._facts
@@ -256,7 +265,7 @@ class _Collector:
         elif self._loose:
             self._loose_done = True
 
-    def _take_pc(self, pc: Frame) -> None:
+    def _take_pc(self, pc: TraceFrame) -> None:
         """Note a program counter.
 
         Within a trace it is where an interrupt or trap came in; before all traces it is where the
@@ -288,12 +297,12 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
         yield torn
 
 
-def _parse_pc(text: str) -> Frame | None:
+def _parse_pc(text: str) -> TraceFrame | None:
     match = _PC.match(text) if text[:1] in "EIRPepNK-" else None
     if match is None:
         return None
     offset, size = _hex(match["offset"]), _hex(match["size"])
-    return Frame(_name(match["function"]), offset, size, match["module"], True)
+    return TraceFrame(_name(match["function"]), offset, size, match["module"], True)
 
 
 def _name(symbol: str) -> str:
@@ -304,7 +313,7 @@ def _hex(digits: str | None) -> int | None:
     return int(digits, 16) if digits is not None else None
 
 
-def _collect_state(text: str, facts: Facts) -> None:
+def _collect_state(text: str, facts: ReportFacts) -> None:
     """Collect the facts in a line that is not a frame."""
     if text.startswith(_MODULES):
         if not facts.modules:
@@ -325,7 +334,7 @@ def _collect_state(text: str, facts: Facts) -> None:
                 return
 
 
-def _collect_cpu(text: str, facts: Facts) -> None:
+def _collect_cpu(text: str, facts: ReportFacts) -> None:
     match = _CPU.match(text) or _CPU_OLD.match(text)
     if match is None:
         return
@@ -337,7 +346,7 @@ def _collect_cpu(text: str, facts: Facts) -> None:
         facts.pid = int(match["pid"])
 
 
-def _collect_release(match: re.Match[str], facts: Facts) -> None:
+def _collect_release(match: re.Match[str], facts: ReportFacts) -> None:
     if facts.release is None:
         facts.release = match["release"]
         facts.taint = "".join(

@@ -20,7 +20,7 @@ from typing import Final
 from crashd.base.files import read_file
 from crashd.domain.crash.cgroup import parse_cgroup
 from crashd.domain.crash.procfs import parse_core_limit
-from crashd.domain.host.doctorhost import Cleaner, Features, Journal, Service
+from crashd.domain.host.doctorhost import Cleaner, Features, Journal, RunningUnit
 from crashd.domain.host.sysctld import FILE_MAX, BootSetting, find_setting, order_files
 from crashd.domain.host.unittimes import (
     UnitTimes,
@@ -224,7 +224,7 @@ class _Group:
     size_bytes: int = -1
 
 
-def read_services(root: Path, proc: Path = PROC) -> tuple[tuple[Service, ...], int]:
+def read_services(root: Path, proc: Path = PROC) -> tuple[tuple[RunningUnit, ...], int]:
     """Group the running processes by unit or container; also return how many were left out."""
     groups: dict[str, _Group] = {}
     pids = [name for name in _names_of_processes(proc) if name != str(os.getpid())]
@@ -271,9 +271,9 @@ def _add(groups: dict[str, _Group], process: Path, pid: int) -> None:
         group.size_bytes, group.pid = resident, pid
 
 
-def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -> Service:
+def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -> RunningUnit:
     timed = unit.endswith(".service") and not group.in_container
-    return Service(
+    return RunningUnit(
         unit=unit,
         in_container=group.in_container,
         pid=group.pid,

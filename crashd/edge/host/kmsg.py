@@ -11,7 +11,7 @@ RECORD_MAX = 8192
 """Bytes; the kernel refuses a shorter buffer (CONSOLE_EXT_LOG_MAX)."""
 
 
-class KernelLog:
+class Kmsg:
     """Owns the descriptor; a selector can wait for it."""
 
     def __init__(self, fd: int | None = None) -> None:

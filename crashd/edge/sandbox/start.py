@@ -77,7 +77,7 @@ def run_worker(
         peak_bytes = _take_peak(errors)
     return WorkerResult(
         bytes(output),
-        stopped or _judge(status, bytes(errors)),
+        stopped or _failure_of(status, bytes(errors)),
         round(time.monotonic() - started, 3),
         round(cpu_seconds, 3),
         peak_bytes,
@@ -186,7 +186,7 @@ def _reap(process: "subprocess.Popen[bytes]") -> tuple[int, float]:
     return process.returncode, usage.ru_utime + usage.ru_stime
 
 
-def _judge(status: int, errors: bytes) -> str | None:
+def _failure_of(status: int, errors: bytes) -> str | None:
     """Return why a worker with this status has no result; None if it has one."""
     if status == 0:
         return None

@@ -24,9 +24,9 @@ from prometheus_client.samples import Exemplar
 
 from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind, State
-from crashd.domain.keep.kernel import DeletionReason
+from crashd.domain.keep.kernel import DumpLimit
 from crashd.domain.keep.limiter import Scope, Verdict
-from crashd.domain.keep.process import Reason
+from crashd.domain.keep.process import Limit
 from crashd.domain.signals import CORE_SIGNALS, signal_name
 from crashd.domain.web.httphead import wants_openmetrics
 
@@ -61,7 +61,7 @@ _DUMP_STATES = tuple(
 _FOREIGN = "foreign"
 """In place of a state: a directory named like a dump's, which is not root's."""
 _RESULTS = tuple(state.value for state in AnalysisState if state.is_over)
-_LIMITS = (*(reason.value for reason in DeletionReason), *(reason.value for reason in Reason))
+_LIMITS = (*(reason.value for reason in DumpLimit), *(reason.value for reason in Limit))
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),
@@ -276,11 +276,11 @@ class Exporter(Collector):
         self._set("crashd_kdump_ready", int(ready))
         self._set("crashd_kdump_crashkernel_bytes", crashkernel_bytes)
 
-    def deleted(self, kind: str, reason: str, freed_bytes: int) -> None:
+    def deleted(self, kind: Kind, limit: Limit | DumpLimit, freed_bytes: int) -> None:
         """Count one deletion by retention."""
         with self._lock:
-            self._values["crashd_retention_deleted"][(Kind(kind).value, reason)] += 1
-            self._values["crashd_retention_freed_bytes"][(Kind(kind).value,)] += freed_bytes
+            self._values["crashd_retention_deleted"][(kind.value, limit.value)] += 1
+            self._values["crashd_retention_freed_bytes"][(kind.value,)] += freed_bytes
 
     def _set(self, name: str, value: float) -> None:
         with self._lock:

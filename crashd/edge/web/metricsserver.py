@@ -192,13 +192,13 @@ class MetricsServer:
         connection.request += data
         head, end, _ = connection.request[: REQUEST_MAX + 1].partition(b"\r\n\r\n")
         if end:
-            return self._judge(connection, bytes(head))
+            return self._take_request(connection, bytes(head))
         if len(connection.request) <= REQUEST_MAX:
             return False
         self._tell(connection, 431, b"request is too large\n")
         return True
 
-    def _judge(self, connection: _Connection, head: bytes) -> bool:
+    def _take_request(self, connection: _Connection, head: bytes) -> bool:
         """Answer a request, or have it judged first; return whether an answer is ready."""
         refusal, gate = connection.stream.refusal, connection.guard.gate
         try:

@@ -6,7 +6,14 @@ from crashd.domain.crash.corepattern import build_pattern
 from crashd.domain.crash.procfs import RLIM_INFINITY
 from crashd.domain.host import doctorhost
 from crashd.domain.host.doctor import PATTERN, PIPE_LIMIT, SUID_DUMPABLE, WHY, Check, Level
-from crashd.domain.host.doctorhost import Cleaner, Clock, Features, Journal, Service, Surroundings
+from crashd.domain.host.doctorhost import (
+    Cleaner,
+    Clock,
+    Features,
+    Journal,
+    RunningUnit,
+    Surroundings,
+)
 from crashd.domain.host.sysctld import BootSetting
 from crashd.domain.host.unittimes import UnitTimes
 from crashd.domain.kdump.conf import Finding, Severity
@@ -16,7 +23,7 @@ HANDLER = "/usr/libexec/crashd-core"
 SYSTEMD = "|/lib/systemd/systemd-coredump %P %u %g %s %t 9223372036854775808 %h"
 MODES = ("file", "pipe", "socket")
 SECOND = 10**9
-SOUND = Service(
+SOUND = RunningUnit(
     "web.service", False, 77, 3, RLIM_INFINITY, 0x33, 1 << 30, UnitTimes(watchdog_ns=SECOND)
 )
 AROUND = Surroundings(
