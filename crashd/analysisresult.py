@@ -191,10 +191,10 @@ def _from_worker(document: dict[str, Any]) -> dict[str, Any]:
     modules = {module["start"]: module for module in document["modules"]}
     own = (
         "machine", "bits", "modules", "registers", "instruction", "siginfo", "regions",
-        "messages", "problems",
+        "messages", "problems", "handled",
     )  # fmt: skip
     return {
-        **{key: document[key] for key in own},
+        **{key: document[key] for key in own if key in document},
         "threads": [_thread(thread, modules) for thread in document["threads"]],
         "interpreted": document.get("interpreted", []),
     }
@@ -205,7 +205,7 @@ def _thread(thread: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[
 
 
 def _frame(frame: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    out = {key: value for key, value in frame.items() if key not in ("start", "sp")}
+    out = {key: value for key, value in frame.items() if key not in ("start", "sp", "interrupted")}
     module = modules.get(frame["start"])
     out["module"] = module["name"] if module else None
     out["build_id"] = module["build_id"] if module else None

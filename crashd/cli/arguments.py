@@ -362,8 +362,8 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     """Parse the arguments after the program's name.
 
     Raises:
-                UsageError: an argument is wrong.
-            SystemExit: after the output of `--help` or `--version`.
+        UsageError: an argument is wrong.
+        SystemExit: after the output of `--help` or `--version`.
     """
     values = argparse.Namespace(
         root=os.environ.get("CRASHD_ROOT") or "/",

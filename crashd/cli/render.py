@@ -7,7 +7,7 @@ Pure: rows in, lines out. Every foreign string goes through `printable`. The pag
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from crashd.domain.crash.model import LIST_KEYS, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
@@ -27,17 +27,28 @@ _GIVE_WAY = ("UID", "EXE", "SIGNAL", "SIZE", "PID", "STATE")
 """Columns that a narrow terminal drops, in this order; the title names signal and comm anyway."""
 
 BOLD, DIM, UNDERLINE, RED, GREEN, YELLOW, CYAN = "1", "2", "4", "31", "32", "33", "36"
-_STATE_STYLES: dict[str, str] = {
-    State.CAPTURING: CYAN,
-    State.TRUNCATED: YELLOW,
-    State.METADATA_ONLY: YELLOW,
-    State.LOST: RED,
-    State.INCOMPLETE: YELLOW,
-    State.EVICTED: DIM,
-    State.MISSING: RED,
-}
 
 Row = Mapping[str, Any]
+
+
+def _style_of(state: State) -> str | None:
+    match state:
+        case State.COMPLETE:
+            return None
+        case State.CAPTURING:
+            return CYAN
+        case State.TRUNCATED | State.METADATA_ONLY | State.INCOMPLETE:
+            return YELLOW
+        case State.LOST | State.MISSING:
+            return RED
+        case State.EVICTED:
+            return DIM
+        case _:
+            assert_never(state)
+
+
+_STATE_STYLES: dict[str, str | None] = {state: _style_of(state) for state in State}
+"""By what a row says, which may be a state of a newer crashd."""
 
 
 def styled(text: str, style: str | None) -> str:

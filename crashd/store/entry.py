@@ -19,7 +19,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from crashd.base.files import (
     DIRECTORY,
@@ -45,6 +45,15 @@ more."""
 SPARE_PART = 16
 """A record takes no more than this part of the space above `keep_free`: as many are written at the
 same time."""
+
+Progress = Callable[[int, int], None]
+"""Takes what is done, and the whole."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+    del done, total
+
 
 LOCK_SECONDS = 2.0
 """Whoever looks at an entry, or pins it, has its lock for milliseconds."""
@@ -208,6 +217,15 @@ class Entry:
         """Create the partial core for reading and writing; the caller owns the descriptor."""
         return os.open(CORE_PARTIAL, _CREATE, 0o600, dir_fd=self.fd)
 
+    def create_spill(self) -> int:
+        """Create a file without a name on the store's file system; the caller owns the descriptor.
+
+        Raises:
+            OSError: the disk is full, or its file system has no such files.
+
+        """
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+
     def open_partial(self) -> int | None:
         """Open a partial core that a dead writer left; the caller owns the descriptor."""
         try:
@@ -351,6 +369,27 @@ def _names(paths: Paths) -> list[str]:
 def entry_ids(paths: Paths) -> list[str]:
     """List the ids of all entries, oldest first."""
     return [name for name in _names(paths) if ID_PATTERN.fullmatch(name)]
+
+
+def walk(
+    paths: Paths, progress: Progress = no_progress, ids: Iterable[str] | None = None
+) -> Iterator[Entry]:
+    """Open entry after entry, oldest first, or those of `ids` in their order. One that is deleted
+    meanwhile is passed over; each is closed, where the caller has not, when the next is asked for.
+
+    Raises:
+        UnavailableError: the store cannot be read.
+
+    """
+    wanted = entry_ids(paths) if ids is None else list(ids)
+    for number, crash_id in enumerate(wanted):
+        progress(number, len(wanted))
+        try:
+            entry = open_entry(paths, crash_id)
+        except NotFoundError:
+            continue
+        with entry:
+            yield entry
 
 
 def foreign_names(paths: Paths) -> list[str]:

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from crashd.base.files import DIRECTORY, NotRegularError, open_regular, read_file, replace_file
 from crashd.corehandler import (
@@ -27,20 +28,31 @@ from crashd.store.paths import Paths
 
 _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(?:-(\d{1,10}|-))?(\.tmp)?", re.ASCII)
 _META_MAX = 1 << 18
+DIED = "the handler died while spooling"
+"""Why a core may not be all there; it can be, where only the last sync was missing."""
 ASIDE_MAX = 20
 """Spooled crashes that are kept although they make no sense: who can make one can make many."""
 _HANDLER_COMMS = (b"crashd-core\n", b"crashd-core.py\n")
 
 
 def write_limits(
-    paths: Paths, *, max_core: int | None, keep_free: int, honour_rlimit: bool
+    paths: Paths,
+    *,
+    max_core: int | None,
+    keep_free: int,
+    honour_rlimit: bool,
+    program: Path | None = None,
 ) -> None:
-    """Tell the handler, which reads no configuration, what it may keep by itself (bytes)."""
+    """Write for the handler, which reads no configuration, what it may keep by itself (bytes), and
+    the interpreter that reads a process's memory for it (see corehandler.copy_memory).
+    """
     fields = {
         "max_core": b"%d" % (max_core if max_core is not None else 1 << 62),
         "keep_free": b"%d" % keep_free,
         "honour_rlimit": b"%d" % honour_rlimit,
     }
+    if program is not None:
+        fields["program"] = os.fsencode(program)
     staged = paths.spool / f".{LIMITS_NAME}.new"
     replace_file(paths.spool / LIMITS_NAME, pack(fields), staged=staged)
 
@@ -177,11 +189,11 @@ class SpoolEntry:
         """Tell why the core is not all there; None when it is."""
         raw = self._read("done", VALUE_MAX)
         if raw is None:
-            return "the handler died while spooling"
+            return DIED
         try:
             reason = parse_fields(raw).get("reason", b"")
         except FormatError:
-            return "the handler died while spooling"
+            return DIED
         return reason.decode("utf-8", "backslashreplace") or None
 
     def snapshot(self) -> Mapping[str, bytes]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +20,12 @@ import pytest
 from crashd.base import messages
 from crashd.cli.control import ControlClient
 from crashd.daemon import answers, control
+from crashd.daemon.after.retention import Spectator
 from crashd.daemon.control import ControlServer
 from crashd.domain.crash.model import Crash, from_json
 from crashd.domain.crash.viewer import Viewer
 from crashd.edge.capture.handoff import listen_unix
+from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -109,16 +111,18 @@ def keep(paths: Paths, index: Index, crash: Crash) -> None:
 class Asked(list[str]):
     """Takes the ids of crashes that are to be analysed; has room for one."""
 
-    def append_id(self, crash_id: str) -> bool:
+    def analyze(self, crash_id: str) -> bool:
         self.append(crash_id)
         return len(self) == 1
 
-    def vacuum(self, *, dry_run: bool, planned: Any, progress: Any) -> Outcome:
+    def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
         """Delete one crash of two, the other is in use."""
-        planned([{"id": MINE.id, "reason": "max_use"}, {"id": ROOTS.id, "reason": "max_use"}])
+        spectator.planned(
+            [{"id": MINE.id, "reason": "max_use"}, {"id": ROOTS.id, "reason": "max_use"}]
+        )
         if dry_run:
             return Outcome()
-        progress(1, 2)
+        spectator.progress(1, 2)
         return Outcome(freed_bytes=9, count=1, kept={ROOTS.id})
 
 
@@ -128,10 +132,9 @@ def serve(paths: Paths) -> Iterator[Callable[..., ControlServer]]:
     asked = Asked()
 
     def start(status: Callable[[], dict[str, Any]] = lambda: {"ready": True}) -> ControlServer:
+        told = SimpleNamespace(describe=status)
         listener = listen_unix(paths.control_socket, socket.SOCK_STREAM, 0o666)
-        server = ControlServer(
-            listener, paths, status, asked.append_id, asked.vacuum, logging.getLogger("control")
-        )
+        server = ControlServer(listener, paths, told, asked, Exporter("0"))
         server.start()
         started.append(server)
         return server

@@ -17,17 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from crashd.corehandler import pack
+from crashd.corehandler import QUEUED, pack
 from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.catalog import Catalog
+from crashd.store.check import verify
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from tests.builders.audience import Heard
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import CoreSegment, build_core
 from tests.integration.handler import HandlerRun, start_handler
@@ -123,7 +125,7 @@ def test_fault_28_no_descriptors_left_costs_no_crash_and_not_the_daemon(daemon: 
 
 
 def hand_over(daemon: Daemon, fields: dict[str, bytes]) -> bytes:
-    """Hand over a crash of our own making; give what the daemon answers."""
+    """Hand over a crash of our own making; return the daemon's last answer."""
     read_fd, write_fd = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
         peer.settimeout(10)
@@ -131,6 +133,7 @@ def hand_over(daemon: Daemon, fields: dict[str, bytes]) -> bytes:
         socket.send_fds(peer, [pack(fields)], [read_fd])
         os.close(read_fd)
         os.close(write_fd)
+        assert peer.recv(1) == QUEUED
         return peer.recv(1)
 
 
@@ -143,11 +146,14 @@ def test_times_past_the_end_of_time_do_no_harm(daemon: Daemon, key: str) -> None
     assert "Traceback" not in daemon.log.read_text()
 
 
-def test_crash_that_waits_too_long_is_let_go_when_its_handler_has_it(short_tmp: Path) -> None:
+def test_crash_that_waits_in_vain_is_let_go_when_its_handler_has_it(short_tmp: Path) -> None:
+    """The only worker is taken, and the nursery that would fork another one hangs."""
     config = DEFAULT_CONFIG + "[capture]\nworkers = 1\n"
     with Daemon(short_tmp, "--no-register", config=config) as daemon:
         install_handler(daemon.paths)
-        slow = start_handler(daemon.paths, SHORT)  # keeps the only worker
+        (nursery,) = children(daemon.pid)
+        os.kill(nursery, signal.SIGSTOP)
+        slow = start_handler(daemon.paths, SHORT)
         assert slow.wait() == 0
         waiting = start_handler(daemon.paths, SHORT)
         pipe = os.readlink(f"/proc/self/fd/{waiting.write_fd}")
@@ -156,9 +162,23 @@ def test_crash_that_waits_too_long_is_let_go_when_its_handler_has_it(short_tmp: 
         assert waiting.wait() == 0
         wait_until(lambda: not holds(daemon.pid, pipe), 2, "the crashed process is let go")
         slow.feed(CORE)
+        os.kill(nursery, signal.SIGCONT)
         found = daemon.wait_for(2)
         assert len(found) == 2
         assert {c["capture"]["mode"] for c in found} == {"pipe", "spool"}
+
+
+def test_crash_beside_a_slow_one_waits_for_no_worker(short_tmp: Path) -> None:
+    config = DEFAULT_CONFIG + "[capture]\nworkers = 1\n"
+    with Daemon(short_tmp, "--no-register", config=config) as daemon:
+        install_handler(daemon.paths)
+        slow = [start_handler(daemon.paths, SHORT) for _ in range(4)]
+        assert [run.wait() for run in slow] == [0] * 4, "all have a worker, which waits for cores"
+        crash(daemon, 1)
+        wait_until(lambda: any(c["state"] == "complete" for c in daemon.crashes()), 20, "it is in")
+        for run in slow:
+            run.feed(CORE)
+        assert {c["capture"]["mode"] for c in daemon.wait_for(5)} == {"pipe"}
 
 
 def test_fault_05_index_damaged_within_is_rebuilt_at_the_start(daemon: Daemon) -> None:
@@ -359,13 +379,8 @@ def test_sockets_that_make_no_sense_are_one_line_and_status_4(short_tmp: Path) -
 def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp: Path) -> None:
     paths = Paths(short_tmp)
     prepare(paths)
-    shown: list[str] = []
-    indexer = Indexer(
-        paths,
-        Exporter("0"),
-        publish=lambda found: shown.append(found.id),
-        unfinished=lambda _: None,
-    )
+    heard = Heard()
+    indexer = Indexer(paths, Exporter("0"))
     first = Crash(
         "20261123t050209-0123abcd-42-k0000001", Kind.PROCESS, State.CAPTURING, 1, "0123abcd" * 4
     )
@@ -375,18 +390,13 @@ def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp:
         indexer.finished(first.id)
         indexer.reconcile()
         indexer.finished(first.id)  # by Ingest.recover(), with what it was told before
-    indexer.start()
+    indexer.start(heard)
     indexer.stop()
-    again = Indexer(
-        paths,
-        Exporter("0"),
-        publish=lambda found: shown.append(found.id),
-        unfinished=lambda _: None,
-    )
+    again = Indexer(paths, Exporter("0"))
     again.finished(first.id)
-    again.start()
+    again.start(heard)
     again.stop()
-    assert shown == [first.id]
+    assert heard.shown == [first.id]
 
 
 def test_spooled_crashes_are_taken_in_whole_where_free_space_is_short(short_tmp: Path) -> None:
@@ -414,7 +424,7 @@ def test_row_is_made_of_the_record_as_it_is_by_then(short_tmp: Path) -> None:
     for crash_ in crashes:
         with entries.create(paths, crash_) as entry:
             entry.write(crash_, sync=False)
-    indexer = Indexer(paths, Exporter("0"), publish=lambda found: None, unfinished=lambda ids: None)
+    indexer = Indexer(paths, Exporter("0"))
     for crash_ in crashes:
         indexer.changed(replace(crash_, title="analysed"))
     with Index.open(paths.index) as index:
@@ -422,7 +432,7 @@ def test_row_is_made_of_the_record_as_it_is_by_then(short_tmp: Path) -> None:
         catalog = Catalog(paths, index)
         catalog.set_pinned([crashes[0].id], True)
         catalog.delete([crashes[1].id])
-        indexer.start()
+        indexer.start(Heard())
         indexer.stop()
         assert index.ids() == [crashes[0].id, crashes[2].id]
-        assert {found.kind for found in catalog.verify()} == {"no-core"}
+        assert {found.kind for found in verify(paths, index)} == {"no-core"}

@@ -1,9 +1,11 @@
 """`bundle`: writes one file with everything that another machine needs to debug a crash.
 
-    crash.json      the output of `crashctl info --json` report.txt      the output of `crashctl
-    info --all` core.zst        the core modules.json    the executable and libraries: their paths,
-    build-ids, and members here files/N/NAME    these files SHA256SUMS      checksums of all members
-    above
+    crash.json      the output of `crashctl info --json`
+    report.txt      the output of `crashctl info --all`
+    core.zst        the core
+    modules.json    the executable and libraries: their paths, build-ids, and members here
+    files/N/NAME    these files
+    SHA256SUMS      checksums of all members above
 
 crashd.cli.open.unbundle reads it.
 """

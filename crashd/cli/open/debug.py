@@ -33,7 +33,7 @@ from crashd.edge.sandbox.loanedid import loan
 from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from crashd.configuration.keys import Analysis
+    from crashd.configuration.keys import AnalysisSection
 
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
 _DEBUG_DIRECTORY = "/usr/lib/debug"
@@ -84,7 +84,10 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _debug_bundle(
-    context: Context, arguments: argparse.Namespace, extra: Sequence[str], settings: "Analysis"
+    context: Context,
+    arguments: argparse.Namespace,
+    extra: Sequence[str],
+    settings: "AnalysisSection",
 ) -> int:
     """Run a debugger on a bundle, written here or elsewhere."""
     from crashd.cli.open.unbundle import unpack
@@ -122,7 +125,7 @@ def find_debugger(name: str) -> str:
 
 @contextlib.contextmanager
 def _laid_out(
-    context: Context, source: Source, crash_id: str, settings: "Analysis", user: User | None
+    context: Context, source: Source, crash_id: str, settings: "AnalysisSection", user: User | None
 ) -> Iterator[tuple[Given, int]]:
     """Lay out the files of a crash that the debugger may read; warn about missing ones.
 
@@ -150,7 +153,7 @@ def _laid_out(
 
 
 def _find_files(
-    context: Context, source: Source, crash_id: str, settings: "Analysis"
+    context: Context, source: Source, crash_id: str, settings: "AnalysisSection"
 ) -> CrashFiles:
     stored = source.open_core(crash_id)
     try:
@@ -169,7 +172,7 @@ def _reader(user: User | None) -> Credentials:
     return Credentials(euid, os.getegid(), groups, overrides=euid == 0)
 
 
-def _analysis_settings(context: Context) -> "Analysis":
+def _analysis_settings(context: Context) -> "AnalysisSection":
     from crashd.configuration import files as configfiles
     from crashd.configuration import keys as config
 
@@ -177,7 +180,7 @@ def _analysis_settings(context: Context) -> "Analysis":
         return configfiles.load(context.paths).analysis
     except ConfigError as e:
         context.warn(f"{e}, ignoring")  # must not prevent debugging
-        return config.Analysis()
+        return config.AnalysisSection()
 
 
 def build_command(

@@ -6,25 +6,40 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.progress import Progress, progress
 from crashd.cli.source import Source, newest, open_source
+from crashd.domain.crash.model import State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import FormatError, NotFoundError, UsageError
 from crashd.store.corefile import read_core
 
-_NO_CORE = {
-    "capturing": "still being captured",
-    "metadata-only": "only its metadata was kept",
-    "lost": "it was lost",
-    "evicted": "deleted to free space",
-    "missing": "no longer on disk",
-}
+
+def _why_coreless(state: State) -> str:
+    match state:
+        case State.CAPTURING:
+            return "still being captured"
+        case State.METADATA_ONLY:
+            return "only its metadata was kept"
+        case State.LOST:
+            return "it was lost"
+        case State.EVICTED:
+            return "deleted to free space"
+        case State.MISSING:
+            return "no longer on disk"
+        case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
+            return "none was kept"
+        case _:
+            assert_never(state)
+
+
+_NO_CORE: dict[str, str] = {state: _why_coreless(state) for state in State}
+"""By what a row says, which may be a state of a newer crashd."""
 
 
 def dump(context: Context, arguments: argparse.Namespace) -> int:

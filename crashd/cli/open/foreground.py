@@ -43,8 +43,7 @@ _CHUNK = 64 << 10
 _TYPED_MAX = 1 << 20
 """Typed bytes kept for a debugger that does not read them."""
 _QUIET_SECONDS = 0.5
-"""How long to wait for more output after the debugger's end, if a child of it holds the pty open.
-"""
+"""How long to wait for output after the debugger's end, if a child of it holds the pty open."""
 _CANNOT_RUN, _NOT_FOUND = 126, 127  # as in a shell
 
 

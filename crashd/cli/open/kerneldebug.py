@@ -7,11 +7,13 @@ from typing import Any
 
 from crashd.base.files import NotRegularError, open_regular
 from crashd.cli.context import Context
+from crashd.domain.crash.model import State
 from crashd.domain.elf.vmlinux import Vmlinux, find_release, parse_vmlinux
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.kerneldumps import DumpRoot
 
+_WITH_DUMP = frozenset(state for state in State if state.has_core)
 PLACES = (
     "usr/lib/debug/boot/vmlinux-{release}",
     "usr/lib/debug/lib/modules/{release}/vmlinux",
@@ -37,7 +39,7 @@ def kernel_command(
 
     Raises:
         NotFoundError: there is no dump, or this host has no vmlinux for it.
-            CrashdError: the given vmlinux belongs to another kernel.
+        CrashdError: the given vmlinux belongs to another kernel.
     """
     kernel = doc.get("kernel") or {}
     dump = _dump_of(doc, kernel)
@@ -49,7 +51,7 @@ def kernel_command(
 
 def _dump_of(doc: dict[str, Any], kernel: dict[str, Any]) -> Path:
     path, name = kernel.get("path"), kernel.get("dump")
-    if doc.get("state") not in ("complete", "incomplete") or not (path and name):
+    if doc.get("state") not in _WITH_DUMP or not (path and name):
         raise NotFoundError(f"crash {doc.get('id')} has no dump to open")
     if kernel.get("dump_state") == "bogus":
         reason = (doc.get("capture") or {}).get("reason")
@@ -81,7 +83,7 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
     """Find the vmlinux that matches the dump; a given one must match it."""
     release = str(kernel.get("release") or "")
     if named is not None:
-        why, found = _judge(Path(named), kernel)
+        why, found = _why_unfit(Path(named), kernel)
         if found is None:
             raise CrashdError(f"{named} {why}")
         if not found.has_debug_info:
@@ -98,7 +100,7 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
         if not os.path.isfile(path):  # False also for a name that is too long
             continue
         try:
-            why, found = _judge(path, kernel)
+            why, found = _why_unfit(path, kernel)
         except CrashdError as e:
             others.append(str(e))
             continue
@@ -114,10 +116,10 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
     )
 
 
-def _judge(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
+def _why_unfit(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
     """Decide whether a vmlinux matches the dump.
 
-        Return what is unsure about it, and the vmlinux; or why it does not match, and None.
+    Return what is unsure about it, and the vmlinux; or why it does not match, and None.
 
     Raises:
         NotFoundError: it cannot be read.
@@ -146,7 +148,7 @@ def _warn_unsure(context: Context, why: str) -> None:
 def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None]:
     """Read the identity of a vmlinux, and with `with_release` the release in its banner.
 
-        The banner is somewhere in the loaded segments, so all of them are searched.
+    The banner is somewhere in the loaded segments, so all of them are searched.
 
     Raises:
         NotFoundError: it cannot be read.

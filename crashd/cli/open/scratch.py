@@ -74,7 +74,7 @@ def leaving_room(fd: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Pass on `chunks` while the file system of `fd` has room.
 
     Raises:
-                CrashdError: the next chunk would leave less free than KEEP_FREE_MAX allows.
+        CrashdError: the next chunk would leave less free than KEEP_FREE_MAX allows.
     """
     for chunk in chunks:
         space = read_space(fd)

@@ -62,7 +62,7 @@ def _wait(
 
     Raises:
         CrashdError: the crash has no core, so no analysis will come.
-            UnavailableError: the daemon ended or was restarted, or takes too long.
+        UnavailableError: the daemon ended or was restarted, or takes too long.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     next_look = time.monotonic() + _LOOK_SECONDS

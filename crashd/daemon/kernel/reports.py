@@ -71,7 +71,7 @@ class ReportBook:
         )
 
     def read_pstore(self) -> None:
-        """Record the last words that the firmware kept, where no dump tells of the same crash.
+        """Record the last words that the firmware kept, where there is no dump of the same crash.
 
         Raises:
             CrashdError: the index cannot be read.

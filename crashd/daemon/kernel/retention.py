@@ -10,7 +10,7 @@ from crashd.daemon.kernel.book import DumpBook, Known
 from crashd.daemon.kernel.settings import DumpSettings
 from crashd.domain.crash.model import Kind, State
 from crashd.domain.kdump.ready import ALLOW_HINT
-from crashd.domain.keep.kernel import Deletion, KernelDump, plan_retention
+from crashd.domain.keep.kernel import DumpDeletion, KernelDump, plan_retention
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.web.exporter import Exporter
@@ -44,7 +44,7 @@ class DumpRetention:
         for deletion in plan:
             self._delete(root, by_id[deletion.key], deletion)
 
-    def _delete(self, root: DumpRoot, known: Known, deletion: Deletion) -> None:
+    def _delete(self, root: DumpRoot, known: Known, deletion: DumpDeletion) -> None:
         """Delete one dump; the record first, so that it never names what is no longer there."""
         crash = self._book.read(deletion.key)
         if crash is None:
@@ -81,7 +81,7 @@ class DumpRetention:
 
 def _plan(
     root: DumpRoot, settings: DumpSettings, by_id: Mapping[str, Known], pinned: set[str]
-) -> tuple[Deletion, ...]:
+) -> tuple[DumpDeletion, ...]:
     dumps = [
         KernelDump(
             key=crash_id,

@@ -149,7 +149,7 @@ def _collect_note(kind: int, desc: bytes, layout: Layout, found: Notes) -> None:
     if kind == NT_PRPSINFO:
         _collect_prpsinfo(desc, found)
     elif kind == NT_SIGINFO:
-        found.siginfo = _parse_siginfo(desc, layout)
+        found.siginfo = parse_siginfo(desc, layout)
         if found.siginfo is None:
             found.problem("NT_SIGINFO is too short")
     elif kind == NT_AUXV:
@@ -185,7 +185,8 @@ def _collect_prpsinfo(desc: bytes, found: Notes) -> None:
     found.psargs = desc[at + _FNAME_SIZE :].split(b"\0", 1)[0].rstrip(b" ")
 
 
-def _parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
+def parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
+    """Parse a siginfo_t; None where it is too short."""
     union_at = 16 if layout.bits == 64 else 12
     if len(desc) < union_at + 8:
         return None

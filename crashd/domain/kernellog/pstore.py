@@ -1,4 +1,4 @@
-"""What the firmware kept of a kernel's last words: records of pstore, put together again.
+"""Reassembles records of pstore: the last part of a kernel's log, kept by the firmware.
 
     /sys/fs/pstore/dmesg-BACKEND-ID       a record; its first line says Panic#1 Part3
     /sys/fs/pstore/dmesg-BACKEND-ID.enc.z the same, which the kernel could not decompress
@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 PART_MAX: Final = 1 << 20
-"""Bytes of a record that are read."""
+"""Bytes read of a record."""
 PARTS_MAX: Final = 512
 """Of one event."""
 GROUP_NS: Final = 60 * 10**9
-"""Parts of one event are written within this time."""
+"""All parts of one event are written within this time."""
 
 _BACKEND = r"(?P<backend>[a-z0-9_]{1,32}?)(?:_pstore)?"
 _NAME = re.compile(rf"dmesg-{_BACKEND}-(?P<id>\d{{1,20}})(?P<packed>\.enc\.z)?")
@@ -60,7 +60,7 @@ class PstoreLog:
     backend: str
     reason: str
     time_ns: int
-    """When the newest part was written."""
+    """The time of the newest part."""
     text: bytes
     """Empty where nothing could be decompressed."""
     parts: int
@@ -125,7 +125,7 @@ def _inflate(raw: bytes) -> bytes | None:
 
 
 def assemble(parts: Iterable[Part]) -> list[PstoreLog]:
-    """Put the parts of each event together, the oldest event first."""
+    """Join the parts of each event; return the logs, oldest first."""
     groups: list[list[Part]] = []
     for part in sorted(parts, key=lambda p: (p.backend, p.reason, p.count, p.time_ns, p.part)):
         last = groups[-1] if groups else None
@@ -144,7 +144,7 @@ def _is_same_event(group: list[Part], part: Part) -> bool:
 
 
 def _join(group: list[Part]) -> PstoreLog:
-    ordered = sorted(group, key=lambda part: -part.part)  # part 1 is the end
+    ordered = sorted(group, key=lambda part: -part.part)  # part 1 is the end of the log
     text = b"".join(part.text for part in ordered)
     token = _token(text)
     first = group[0]

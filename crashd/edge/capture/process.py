@@ -13,7 +13,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
@@ -100,16 +100,20 @@ def boot_id() -> str:
 
 
 def memory_total_bytes() -> int:
-    """Tell how much memory the machine has."""
+    """Return how much memory the machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_available_bytes() -> int:
-    """Tell how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
-    with open("/proc/meminfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) << 10
+    """Return how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
+    fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(fd, 4096).split(b"\n")
+    finally:
+        os.close(fd)
+    for line in lines:
+        if line.startswith(b"MemAvailable:"):
+            return int(line.split()[1]) << 10
     return 0
 
 
@@ -215,6 +219,16 @@ def _read_all(process: int, pid: str) -> dict[str, bytes]:
             found["open_fds"] = _open_fds(numbers, process)
             found["fd_count"] = b"%d" % len(numbers)
     return found
+
+
+def read_proc_files(pidfd: int, names: Collection[str]) -> Mapping[str, bytes]:
+    """Read some of PROC_FILES, capped; empty when the process is not surely the same one."""
+
+    def read(process: int, pid: str) -> dict[str, bytes]:
+        alive = "" if _read("maps", 1, process) else _with_memory(process, pid)
+        return {name: _read(alive + name, PROC_FILES[name], process) for name in names}
+
+    return _read_surely(pidfd, read)
 
 
 def read_namespaces(pidfd: int) -> Mapping[str, bytes]:

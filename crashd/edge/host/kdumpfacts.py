@@ -1,4 +1,4 @@
-"""How kernel dumps are set up on this host: /sys, /proc and the makers' own files."""
+"""Reads how kernel dumps are set up on this host: /sys, /proc and the files of the dump tools."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ _T = TypeVar("_T")
 
 
 def read_facts(root: Path = Path("/")) -> Facts:
-    """Read all that decides whether a dump will be left; the makers' files below `root`."""
+    """Read everything that decides whether a panic leaves a dump; `root` holds the tools' files."""
     problems: list[str] = []
     facts = Facts(
         loaded=_flag(SYS / "kernel/kexec_crash_loaded"),
@@ -205,7 +205,7 @@ def _target(root: Path, name: str) -> Target:
     except OSError:
         return Target(name, exists=False)
     loose = status.st_mode & 0o022 and not status.st_mode & 0o1000
-    distrust = "can be written to by others" if loose else None
+    distrust = "can be written by other users" if loose else None
     if status.st_uid not in (0, os.geteuid()):
         distrust = f"belongs to uid {status.st_uid}"
     return Target(name, True, space.root_free_bytes, space.total_bytes, distrust)
