@@ -14,7 +14,7 @@ DEPTH_MAX = 3
 
 
 def read_parts(root: Path) -> list[Part]:
-    """Read all records below a directory, as many as PARTS_MAX; none where there is none."""
+    """Read all records below a directory, PARTS_MAX at most; nothing where it is missing."""
     found: list[Part] = []
     with contextlib.suppress(OSError):
         fd = os.open(root, DIRECTORY)
