@@ -371,7 +371,8 @@ def test_full_queue_makes_the_handler_spool(short_tmp: Path) -> None:
         install_handler(daemon.paths)
         (nursery,) = children(daemon.pid)
         (worker,) = children(nursery)
-        os.kill(worker, signal.SIGSTOP)
+        for pid in (nursery, worker):  # no other one is forked
+            os.kill(pid, signal.SIGSTOP)
         runs = [start_handler(daemon.paths, SHORT) for _ in range(4)]
         for run in runs:
             threading.Thread(target=run.feed, args=(CORE,)).start()
@@ -380,7 +381,8 @@ def test_full_queue_makes_the_handler_spool(short_tmp: Path) -> None:
             10,
             "queue is full",
         )
-        os.kill(worker, signal.SIGCONT)
+        for pid in (nursery, worker):
+            os.kill(pid, signal.SIGCONT)
         assert [run.wait() for run in runs] == [0] * 4
         found = daemon.wait_for(4)
         assert {c["state"] for c in found} == {"complete"}
