@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crashd.daemon.capture.store_core import SMALL_BYTES
+from crashd.daemon.capture.source import SMALL_BYTES
 from crashd.domain.crash.model import Crash, Mode, State
 from crashd.edge.host import sysctl
 from crashd.errors import CrashdError

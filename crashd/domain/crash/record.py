@@ -57,6 +57,19 @@ class Credentials:
     that has all capabilities in it; empty if it is unknown."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the configuration lets be kept of a crash."""
+
+    max_core: int | None
+    """Bytes of a core that are not holes."""
+    honour_rlimit: bool
+    """Whether RLIMIT_CORE of the process counts, too."""
+    environ: EnvironMode
+    patterns: tuple[str, ...]
+    """Of names in the environment whose values are not kept."""
+
+
 def new_crash(
     meta: CoreMeta, *, mode: Mode, boot_id: str, hostname: bytes, has_pidfd: bool, random: int
 ) -> Crash:
@@ -111,6 +124,25 @@ def lost_crash(
         title=title,
         warnings=(where,) if named else (),
     )
+
+
+def describe(
+    crash: Crash,
+    snapshot: Mapping[str, bytes],
+    head: CoreHead | None,
+    credentials: Credentials | None,
+    limits: Limits,
+) -> tuple[Crash, "Allowance"]:
+    """Add all that is known before any memory is read: what /proc and the pidfd told, the core's
+    head, and who may read the crash. Return also how much of the core may be kept.
+    """
+    crash = add_process(
+        crash, snapshot, credentials, environ_mode=limits.environ, patterns=limits.patterns
+    )
+    if head is not None:
+        crash = add_head(crash, head)
+    crash = replace(crash, owner_uid=owner_of(crash, head, credentials))
+    return crash, allow(crash, max_core=limits.max_core, honour_rlimit=limits.honour_rlimit)
 
 
 def add_process(
@@ -342,6 +374,13 @@ class Allowance:
     disposition: Disposition
     reason: str | None
     """Why it is limited, for the record of a core that reaches the limit."""
+
+    def lowered(self, disposition: Disposition, reason: str | None) -> "Allowance":
+        """Return it lowered to what was decided."""
+        if disposition is Disposition.FULL:
+            return self
+        size = 0 if disposition is Disposition.METADATA else self.size_bytes
+        return Allowance(size, disposition, reason or self.reason)
 
 
 def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowance:

@@ -30,6 +30,9 @@ _MADV_POPULATE_WRITE = 23  # linux/mman.h
 _POPULATE_BYTES = 2 << 20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PAGEMAP_BYTES = 1 << 20
+_USERFAULTFD = "anon_inode:[userfaultfd]"
+_FDS_MAX = 4096
+"""Descriptors that are looked through for a userfaultfd."""
 _SMAPS_BYTES = 1 << 17
 _SMAPS_READS_MAX = 1 << 16
 """Of /proc/PID/smaps, which has less than a page a read: a hundred thousand mappings."""
@@ -265,8 +268,11 @@ class ProcessMemory:
         own dump does without such a page, and a reader from outside waits for it.
 
         That is so for pages that the file has (minor faults), and with `missing` also for those
-        that it has not, which nobody reads who can ask the file.
+        that it has not, which nobody reads who can ask the file. A process that gave its
+        userfaultfd to another one is not found: reads of such memory are given up after a while.
         """
+        if not self._has_userfaultfd():
+            return False
         wanted = _VM_FLAGS_BOTH if missing else _VM_FLAG_MINOR
         last = b""
         try:
@@ -286,6 +292,20 @@ class ProcessMemory:
         finally:
             os.close(file)
         return False
+
+    def _has_userfaultfd(self) -> bool:
+        """Return whether there is one among the process's descriptors, or may be.
+
+        smaps walks the whole page table: 40 ms a GiB, which nobody needs to wait for but those few.
+        """
+        directory = f"/proc/self/fd/{self._place}/fd"
+        try:
+            numbers = os.listdir(directory)
+            if len(numbers) > _FDS_MAX:
+                return True
+            return any(os.readlink(f"{directory}/{n}") == _USERFAULTFD for n in numbers)
+        except OSError:
+            return False  # gone, which the next read of its memory finds out
 
     def _walk(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Read pagemap itself, 8 bytes a page."""
