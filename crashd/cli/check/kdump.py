@@ -29,6 +29,7 @@ def kdump(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _document(facts: Facts, verdict: Readiness) -> dict[str, Any]:
+    """Build the JSON object: the verdict, and the facts behind it."""
     return {
         "ready": verdict.ready,
         "loaded": facts.loaded,
