@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from crashd.analyzers import kernel_log, probe
+from crashd.analyzers import kernel_dump, kernel_log, probe
 from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_core
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
@@ -96,6 +96,10 @@ def _work(
     if request.get("task") == "probe":
         seal(_limits(request), [1, 2])
         return _print(probe.probe(request))
+    if request.get("task") == "kernel dump":
+        lz4 = kernel_dump.load_lz4()
+        seal(_limits(request), [1, 2, request["core_fd"]])
+        return _print(kernel_dump.analyse(request["core_fd"], lz4))
     if request.get("task") == "kernel log":
         seal(_limits(request), [1, 2, request["core_fd"]])
         return _print(kernel_log.analyse(request["core_fd"]))

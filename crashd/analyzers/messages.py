@@ -67,7 +67,8 @@ def collect(
     if any("panicking::" in name or name in _RUST_NAMES for name in names):
         found |= _rust_panic(image, frames)
     if any(name.startswith("runtime.") for name in names):
-        found["go_fatal"] = _go_fatal(image, symbol)
+        found["go_fatal"] = _go_fatal(image, symbol) or _go_thrown(image, frames)
+        go_panic = go_panic or _go_arguments(image, frames, ("runtime.gopanic",))
         if go_panic is not None:
             found["go_panic"] = _go_panic(image, symbol, *go_panic)
     return {key: value for key, value in found.items() if value}
@@ -386,3 +387,26 @@ def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
     if value is not None:
         return value
     return f"a value of type {name}" if name else "panic"
+
+
+def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
+    """Read what a stripped program's runtime.throw() was given: a string."""
+    given = _go_arguments(image, frames, ("runtime.throw", "runtime.fatal"))
+    if given is None or not 0 < given[1] <= MESSAGE_MAX:
+        return None
+    raw = image.read(*given)
+    return _text(raw) if len(raw) == given[1] and _PRINTABLE.fullmatch(raw) else None
+
+
+def _go_arguments(
+    image: CoreImage, frames: Frames, names: tuple[str, ...]
+) -> tuple[int, int] | None:
+    """Read the first two words that a Go function was called with, from above its return address:
+    there its caller has left room, and the function spills registers that it needs again
+    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] in names and caller["sp"] is not None:
+            first, second = image.word(caller["sp"]), image.word(caller["sp"] + 8)
+            return None if first is None or second is None else (first, second)
+    return None

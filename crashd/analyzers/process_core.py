@@ -9,7 +9,8 @@ from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.handled import find_handled
 from crashd.analyzers.stacks import FRAMES_MAX, Stacks
 from crashd.domain.elf.elfcore import CoreHead
-from crashd.domain.elf.elfnotes import Layout, SigInfo, split_notes
+from crashd.domain.elf.elfnotes import SigInfo
+from crashd.domain.elf.headers import Layout, split_notes
 from crashd.edge.sandbox.modulefiles import ModuleFile
 
 VERSION = 1

@@ -17,6 +17,7 @@ import drgn
 import rust_demangler
 
 from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.gonames import GoNames
 from crashd.domain.elf.elfnotes import EM_X86_64
 from crashd.domain.elf.modules import Module
 
@@ -172,6 +173,7 @@ class Stacks:
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
         self._loaded: dict[int, int | None] = {}
+        self._go = GoNames(image)
         for segment in image.segments:
             if segment.memsz and self.refused is None:
                 self.program.add_memory_segment(segment.vaddr, segment.memsz, self._read)
@@ -195,6 +197,7 @@ class Stacks:
         known = {module.start: (fd, debug) for module, fd, debug in self._files}
         self._debug = {start: debug for start, (_, debug) in known.items()}
         self._loaded = {start: fd for start, (fd, _) in known.items()}
+        self._go.use(self._loaded)
         try:
             for module, _ in self.program.loaded_modules():
                 self._load_module(module, known, problems)
@@ -446,7 +449,15 @@ class Stacks:
         with contextlib.suppress(LookupError):
             source = frame.source()
             out["file"], out["line"] = source.filename[-1024:] or None, source.line or None
+        if not name:
+            self._name_by_go(out, module, inside)
         return out
+
+    def _name_by_go(self, out: dict[str, Any], module: Module | None, address: int) -> None:
+        found = self._go.function(module, address)
+        if found is not None:
+            out["function"], out["symbol_offset"] = found.name, out["pc"] - found.entry
+            out["file"], out["line"] = found.file, found.line
 
     def _symbol(self, address: int) -> "drgn.Symbol | None":
         """Find the symbol at an address; most threads of a pool stand at the same."""

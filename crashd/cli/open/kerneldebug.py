@@ -1,17 +1,19 @@
-"""`debug` of a kernel's crash: crash(8) or drgn, with the vmlinux that the dump is of."""
+"""`debug` of a kernel crash: crash(8) or drgn, with the vmlinux that matches the dump."""
 
 import argparse
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
+from crashd.base.files import NotRegularError, open_regular
 from crashd.cli.context import Context
+from crashd.domain.crash.model import State
 from crashd.domain.elf.vmlinux import Vmlinux, find_release, parse_vmlinux
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.kerneldumps import DumpRoot
 
+_WITH_DUMP = frozenset(state for state in State if state.has_core)
 PLACES = (
     "usr/lib/debug/boot/vmlinux-{release}",
     "usr/lib/debug/lib/modules/{release}/vmlinux",
@@ -20,7 +22,7 @@ PLACES = (
     "lib/modules/{release}/vmlinux",
     "boot/vmlinux-{release}",
 )
-"""Where distributions and those who build their own kernels have it."""
+"""Where distributions, and people who build their own kernels, keep vmlinux."""
 _CHUNK = 4 << 20
 _OVERLAP = 256
 _HINT = (
@@ -33,12 +35,11 @@ _HINT = (
 def kernel_command(
     context: Context, arguments: argparse.Namespace, doc: dict[str, Any], program: str
 ) -> list[str]:
-    """Build the debugger's command line, without more arguments.
+    """Build the debugger's command line, without the user's extra arguments.
 
     Raises:
-        NotFoundError: there is no dump, or no vmlinux of it on this host.
-        CrashdError: the vmlinux that was named is another kernel's.
-
+        NotFoundError: there is no dump, or this host has no vmlinux for it.
+        CrashdError: the given vmlinux belongs to another kernel.
     """
     kernel = doc.get("kernel") or {}
     dump = _dump_of(doc, kernel)
@@ -50,28 +51,28 @@ def kernel_command(
 
 def _dump_of(doc: dict[str, Any], kernel: dict[str, Any]) -> Path:
     path, name = kernel.get("path"), kernel.get("dump")
-    if doc.get("state") not in ("complete", "incomplete") or not (path and name):
-        raise NotFoundError(f"crash {doc.get('id')} has no dump that could be opened")
+    if doc.get("state") not in _WITH_DUMP or not (path and name):
+        raise NotFoundError(f"crash {doc.get('id')} has no dump to open")
     if kernel.get("dump_state") == "bogus":
         reason = (doc.get("capture") or {}).get("reason")
-        raise NotFoundError(f"the dump of crash {doc.get('id')} is none: {reason}")
+        raise NotFoundError(f"crash {doc.get('id')} has no usable dump: {reason}")
     dump = Path(str(path)) / str(name)
     _check_dump(dump, kernel.get("inode"))
     return dump
 
 
 def _check_dump(dump: Path, inode: object) -> None:
-    """See to it that the dump is still the one of the record, and that no other user made it."""
+    """Check that the dump is still the recorded one, and that only root could have written it."""
     name = printable(os.fsencode(dump))
     try:
         with DumpRoot(dump.parent.parent) as root:
             seen = root.look(os.fsencode(dump.parent.name))
             told = root.classify(seen)
-            faults = "no dump's directory" if told is None else ", ".join(map(str, told.faults))
+            faults = "not a dump directory" if told is None else ", ".join(map(str, told.faults))
             if root.distrust or faults:
-                raise CrashdError(f"{name} is not to be trusted: {root.distrust or faults}")
+                raise CrashdError(f"{name} is not a trusted kernel dump: {root.distrust or faults}")
             if isinstance(inode, int) and inode != seen.inode:
-                raise NotFoundError(f"{name}: its directory is another one now")
+                raise NotFoundError(f"{name}: its directory has been replaced")
             with root.open(seen) as directory:
                 os.close(directory.open_file(os.fsencode(dump.name)))
     except OSError as e:
@@ -79,10 +80,10 @@ def _check_dump(dump: Path, inode: object) -> None:
 
 
 def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> Path:
-    """Find the vmlinux that the dump is of; one that is named must be it."""
+    """Find the vmlinux that matches the dump; a given one must match it."""
     release = str(kernel.get("release") or "")
     if named is not None:
-        why, found = _judge(Path(named), kernel)
+        why, found = _why_unfit(Path(named), kernel)
         if found is None:
             raise CrashdError(f"{named} {why}")
         if not found.has_debug_info:
@@ -90,14 +91,16 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
         _warn_unsure(context, why)
         return Path(named)
     if not release or "/" in release:
-        raise NotFoundError("the dump does not tell its kernel's release", hint="--vmlinux FILE")
+        raise NotFoundError(
+            "the dump does not name its kernel's release", hint="use --vmlinux FILE"
+        )
     others = []
     for place in PLACES:
         path = context.paths.root / place.format(release=release)
         if not os.path.isfile(path):  # False also for a name that is too long
             continue
         try:
-            why, found = _judge(path, kernel)
+            why, found = _why_unfit(path, kernel)
         except CrashdError as e:
             others.append(str(e))
             continue
@@ -107,17 +110,20 @@ def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> 
         others.append(f"{path} {why if found is None else 'has no debug information'}")
     told = f" with build-id {kernel['build_id']}" if kernel.get("build_id") else ""
     raise NotFoundError(
-        f"no vmlinux of {printable(release)}{told} is here" + "".join(f"; {o}" for o in others),
+        f"no vmlinux for {printable(release)}{told} on this host"
+        + "".join(f"; {o}" for o in others),
         hint=_HINT.format(release=printable(release)),
     )
 
 
-def _judge(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
-    """Tell whether a vmlinux is the dump's: it, and what is not sure of that; or why it is not.
+def _why_unfit(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
+    """Decide whether a vmlinux matches the dump.
+
+    Return what is unsure about it, and the vmlinux; or why it does not match, and None.
 
     Raises:
         NotFoundError: it cannot be read.
-        FormatError: it is none.
+        FormatError: it is not a vmlinux.
 
     """
     wanted, release = kernel.get("build_id"), kernel.get("release")
@@ -128,34 +134,34 @@ def _judge(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
         own = f"its build-id is {found.build_id}" if found.build_id else "it has no build-id"
         return f"is of another kernel: {own}, the dump's is {wanted}", None
     if banner is None or not release:
-        return "the dump tells no build-id, and the releases cannot be compared", found
+        return "the dump has no build-id, and the releases cannot be compared", found
     if banner != release:
         return f"is of another kernel: Linux {banner}, the dump's is {printable(release)}", None
-    return f"the dump tells no build-id, only that it is of Linux {banner}", found
+    return f"the dump has no build-id, only the release {banner}", found
 
 
 def _warn_unsure(context: Context, why: str) -> None:
     if why:
-        context.warn(f"{why}: whether the vmlinux is its own is not sure")
+        context.warn(f"{why}: the vmlinux may not match it")
 
 
 def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None]:
-    """Read which kernel a vmlinux is, and if wanted what its banner says of its release: for that
-    all that it loads is searched.
+    """Read the identity of a vmlinux, and with `with_release` the release in its banner.
+
+    The banner is somewhere in the loaded segments, so all of them are searched.
 
     Raises:
         NotFoundError: it cannot be read.
-        FormatError: it is none.
-
+        FormatError: it is not a vmlinux.
     """
     name = printable(os.fsencode(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = open_regular(path, follow=True)
+    except NotRegularError as e:
+        raise FormatError(f"{name} is not a regular file") from e
     except OSError as e:
         raise NotFoundError(f"{name}: {reason_of(e)}") from e
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError(f"{name} is no regular file")
         try:
             found = parse_vmlinux(lambda offset, size: os.pread(fd, size, offset))
             return found, _release(fd, found) if with_release else None

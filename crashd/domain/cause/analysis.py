@@ -7,7 +7,7 @@ made the texts printable.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 
 SCHEMA = 1
 """Version of analysis.json."""
@@ -19,10 +19,24 @@ PEAK_PREFIX = b"peak KiB: "
 
 
 class AnalysisState(StrEnum):
-    """How an analysis ended."""
+    """How far an analysis is, or how it ended."""
 
+    PENDING = "pending"
+    """Of a notice that does not wait for it any longer."""
+    RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended."""
+        match self:
+            case AnalysisState.DONE | AnalysisState.FAILED:
+                return True
+            case AnalysisState.PENDING | AnalysisState.RUNNING:
+                return False
+            case _:
+                assert_never(self)
 
 
 @dataclass(frozen=True, slots=True)

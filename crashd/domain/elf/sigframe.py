@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, Layout, SigInfo, parse_siginfo
+from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo, parse_siginfo
+from crashd.domain.elf.headers import Layout
 
 FRAME_MAX: Final = 640
 """Bytes from a frame's start that parse_frame() needs."""
