@@ -8,9 +8,9 @@ import re
 import rust_demangler
 
 _NAME_MAX = 400
-_SYMBOL_MAX, _DEMANGLED_MAX = 8 * _NAME_MAX, 64 << 10
+_SYMBOL_MAX, _DEMANGLED_MAX = 8 * _NAME_MAX, 16 << 10
 _DOTS_MAX = 8
-_NESTED_MAX = 64
+_NESTED_MAX = 32
 _TEMPLATE = re.compile(r"(?<!operator)<[^<>]*>")
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
