@@ -173,7 +173,7 @@ ONLY_IN = {
     "pydantic_core": ("crashd.configuration.values",),
     "drgn": ("crashd.analyzers.stacks", "crashd.analyzers.kernel_log"),
     "_drgn_util": ("crashd.analyzers.stacks",),
-    "rust_demangler": ("crashd.analyzers.stacks",),
+    "rust_demangler": ("crashd.analyzers.demangle",),
     "capstone": ("crashd.analyzers.instruction",),
     "pystack": ("crashd.analyzers.pythonstack",),
     "yaml": ("crashd.edge.web.yamltext",),
