@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from crashd.domain.cause.analysis import Facts
+from crashd.domain.kdump.symbols import KernelFacts
 from crashd.domain.kernellog.printkring import RECORDS_MAX, KernelLog
 from crashd.domain.kernellog.printkring import TEXT_MAX as LOG_MAX
 from crashd.domain.text import printable
@@ -18,6 +19,7 @@ ITEMS_MAX = 8192
 DEPTH_MAX = 10
 _NUMBER_MAX = 1 << 64
 _FACTS = TypeAdapter(Facts)
+_KERNEL_FACTS = TypeAdapter(KernelFacts)
 _LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
 
 
@@ -64,6 +66,24 @@ def parse_log_report(raw: bytes) -> KernelLog:
     if not 0 <= records <= RECORDS_MAX or not 0 <= skipped <= 4 * RECORDS_MAX:
         raise FormatError("the worker's result has an absurd number")
     return KernelLog(log, records, skipped, cut)
+
+
+def parse_symbols_report(raw: bytes) -> KernelFacts:
+    """Parse and check what the worker found in a kernel's dump by its vmlinux.
+
+    Raises:
+        FormatError: as parse_report().
+
+    """
+    document = _clean(_load(raw), 0)
+    _refuse_failed(document)
+    document.pop("version", None)
+    try:
+        return _KERNEL_FACTS.validate_python(document, extra="forbid")
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"the worker's result is malformed at {where}: {first['msg']}") from e
 
 
 def _load(raw: bytes) -> dict[str, Any]:

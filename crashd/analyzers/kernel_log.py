@@ -1,5 +1,5 @@
-"""The log of a crashed kernel, out of its dump: libkdumpfile, as drgn brings it, reads the pages of
-every format there is, and drgn walks the page tables.
+"""The log of a crashed kernel, out of its dump: libkdumpfile, which drgn brings, reads the pages of
+every format, and drgn walks the page tables.
 """
 
 import os
@@ -26,7 +26,13 @@ def analyse(fd: int) -> dict[str, Any]:
         return {"failed": reason_of(e)}
 
 
-def _analyse(fd: int) -> dict[str, Any]:
+def open_dump(fd: int) -> drgn.Program:
+    """Open the dump of a kernel, without any debug information.
+
+    Raises:
+        FormatError: it is not one that drgn reads.
+
+    """
     wrapper = find_wrapper(os.pread(fd, _HEAD, 0))
     if wrapper is not None:
         raise FormatError(f"{wrapper} compressed the dump as a whole: no page of it can be found")
@@ -34,9 +40,17 @@ def _analyse(fd: int) -> dict[str, Any]:
     program.set_enabled_debug_info_finders([])
     try:
         program.set_core_dump(fd)
-        info = program["VMCOREINFO"].string_()
     except Exception as e:  # boundary: drgn has no narrower class for what libkdumpfile refuses
         raise FormatError(f"the dump cannot be opened: {_text(e)}") from e
+    return program
+
+
+def _analyse(fd: int) -> dict[str, Any]:
+    program = open_dump(fd)
+    try:
+        info = program["VMCOREINFO"].string_()
+    except Exception as e:  # boundary: as above
+        raise FormatError(f"the dump has no VMCOREINFO: {_text(e)}") from e
     if len(info) > _VMCOREINFO_MAX:
         raise FormatError(f"VMCOREINFO has {len(info)} bytes")
     platform = program.platform

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from crashd.analyzers import kernel_log, probe, process_core
+from crashd.analyzers import kernel_core, kernel_log, probe, process_core
 from crashd.domain.cause.analysis import UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.auxv import AT_PHDR
@@ -32,6 +32,8 @@ from crashd.errors import CrashdError, UnsupportedError, reason_of
 
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = 4 << 20
+MAPPED_MAX = 4 << 30
+"""Of a vmlinux, whose file is mapped as a whole."""
 
 
 def main() -> int:
@@ -91,6 +93,12 @@ def _work(
     if request.get("task") == "kernel log":
         seal(_limits(request), [1, 2, request["core_fd"]])
         return _print(kernel_log.analyse(request["core_fd"]))
+    if request.get("task") == "kernel symbols":
+        core_fd, vmlinux_fd = request["core_fd"], request["extra_fd"]
+        # mapped by elfutils: the page cache's, and none that the dump can make it use
+        mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
+        seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
+        return _print(kernel_core.analyse(core_fd, vmlinux_fd))
     opened = process_core.open_core(request["core_fd"], open_files)
     keep = [1, 2, request["core_fd"], *opened.descriptors]
     python = _prepare_python(opened, request)
@@ -120,12 +128,14 @@ def _prepare_python(
     return lambda: pythonstack.python_stacks(opened.image, main, files), wanted
 
 
-def _limits(request: dict[str, Any], scratch: int = 0, file_bytes: int = 0) -> confine.Limits:
+def _limits(
+    request: dict[str, Any], scratch: int = 0, file_bytes: int = 0, mapped_bytes: int = 0
+) -> confine.Limits:
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     return confine.Limits(
         cpu_seconds=int(request["cpu_seconds"]),
-        memory_bytes=now + int(request["memory_bytes"]),
+        memory_bytes=now + int(request["memory_bytes"]) + mapped_bytes,
         scratch_bytes=scratch,
         file_bytes=file_bytes,
     )

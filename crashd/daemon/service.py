@@ -188,7 +188,7 @@ class Service:
             control,
             self._paths,
             self._status,
-            self._afterwards.analyze,
+            self._analyze,
             self._afterwards.vacuum,
             logging.getLogger("crashd.control"),
             self._exporter.control_refused,
@@ -356,6 +356,9 @@ class Service:
 
     def _is_busy(self) -> bool:
         return self._dispatcher.in_flight + self._dispatcher.queued > 0
+
+    def _analyze(self, crash_id: str) -> bool:
+        return self._kernel.analyze(crash_id) or self._afterwards.analyze(crash_id)
 
     def _publish(self, crash: Crash) -> None:
         self._afterwards.captured(crash)

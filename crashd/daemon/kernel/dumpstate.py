@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.kernel.symbols import SymbolState
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.keep.kernel import KernelPolicy
@@ -35,6 +36,8 @@ class Known:
     log_pending: bool = False
     """There is no log, and the dump was not asked: the log may still be on its way."""
 
+    symbols: SymbolState = field(default_factory=SymbolState)
+
     def is_active(self, now_ns: int) -> bool:
         """Tell whether it is worth looking at again before anything says so."""
         return self.growing or self.log_pending or now_ns - self.changed_at_ns < SETTLE_NS
@@ -48,6 +51,8 @@ class DumpSettings:
     rescan_ns: int = 60 * 10**9
     analysis: AnalysisOptions | None = None
     """How a log is taken out of a dump; None: not at all."""
+    vmlinux_dirs: tuple[str, ...] = ()
+    """Where kernels' vmlinux files are looked for, beside the usual places."""
     policy: Callable[[int], KernelPolicy] = field(default=lambda total: KernelPolicy())
     """What is kept on a file system of so many bytes."""
 
@@ -65,6 +70,8 @@ class Listeners:
     """Told how many dumps there are in which state."""
     deleted: Callable[[str, int], None]
     """Told of each dump that retention deleted: the limit that asked for it, and bytes freed."""
+    analysed: Callable[[str, float], None]
+    """Told of each dump that a vmlinux was tried on: `done` or `failed`, and seconds."""
     resolve: Callable[[], DumpSettings]
     """Asked before each scan: the makers' own files decide with, and may have been changed."""
     scanned: Callable[[], None]

@@ -56,6 +56,7 @@ class KernelSide:
                 known=self._known,
                 counted=exporter.kernel_dumps,
                 deleted=self._deleted,
+                analysed=exporter.analysed,
                 resolve=self._resolve,
                 scanned=self._scanned,
             ),
@@ -79,6 +80,12 @@ class KernelSide:
     def stop(self) -> None:
         """End the thread."""
         self._dumps.stop()
+
+    def analyze(self, crash_id: str) -> bool:
+        """Have a dump's symbols looked for (again) before all others; False where it is not one
+        that is here.
+        """
+        return self._dumps.analyze(crash_id)
 
     def heard(self, record: LogRecord) -> None:
         """Take a record of the running kernel's log."""
@@ -200,6 +207,7 @@ class KernelSide:
             paths=tuple(self._paths.root / path.lstrip("/") for path in named),
             rescan_ns=settings.kdump.rescan_ns,
             analysis=analysis.options if analysis.enabled else None,
+            vmlinux_dirs=(*settings.kdump.vmlinux_dirs, *settings.analysis.build_id_dirs),
             policy=lambda total: kernel.policy(total, count),
         )
 

@@ -21,6 +21,8 @@ from typing import Any
 from crashd.daemon.kernel.dumpstate import SETTLE_NS, DumpSettings, Known, Listeners
 from crashd.daemon.kernel.look import is_unfinished, look_into
 from crashd.daemon.kernel.retention import expire
+from crashd.daemon.kernel.symbols import SymbolState
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.kdump.record import Look, build_record
@@ -55,6 +57,7 @@ class DumpWatch:
         self.known: dict[tuple[str, bytes], Known] = {}
         self.settings = DumpSettings()
         self.listeners = listeners
+        self.symbols = SymbolWork(self)
         self._hostname = hostname
         self._foreign: set[tuple[str, bytes]] = set()
         self._foreign_count = 0
@@ -85,6 +88,17 @@ class DumpWatch:
         """Have everything looked at soon, by the settings as they are then."""
         self._dirty = True
         self._wake()
+
+    def analyze(self, crash_id: str) -> bool:
+        """Have a dump's symbols looked for before all others; False where none is known by this id,
+        or nothing is analysed.
+        """
+        known = any(known.crash_id == crash_id for known in tuple(self.known.values()))
+        if not known or self.settings.analysis is None:
+            return False
+        self.symbols.ask(crash_id)
+        self._wake()
+        return True
 
     def stop(self) -> None:
         """End the thread; one that hangs in a network file system is left to itself."""
@@ -125,6 +139,7 @@ class DumpWatch:
         else:
             self._poll_active()
             self._dirty = self._dirty or self._news  # one more: another may have to go
+        self.symbols.next()
         if self._news:
             self._news = False
             self._count()
@@ -140,6 +155,8 @@ class DumpWatch:
             due_ns = self._earliest_ns()
         if any(known.is_active(now_ns) for known in self.known.values()):
             due_ns = min(due_ns, now_ns + POLL_NS)
+        if self.symbols.pending:
+            due_ns = now_ns
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         sources = {w.fileno(): w for w in self._watches.values() if w is not None and w.alive}
@@ -166,6 +183,7 @@ class DumpWatch:
             self._loaded = True
         self._foreign_count = 0
         self.settings = self.listeners.resolve()
+        self.symbols.begin_scan()
         wanted = {os.fspath(path) for path in self.settings.paths}
         for name in [name for name in self._watches if name not in wanted]:
             self._disarm(name)
@@ -312,6 +330,7 @@ class DumpWatch:
         crashed = kernel.get("crash_time")
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else known.told.stamp_ns
         known.sure = kernel.get("dump_sure") is True
+        known.symbols = SymbolState.of(kernel)
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
         same = same and "dump_sure" in kernel  # an older crashd judged it by its head alone
         if same and known.state in (State.COMPLETE, State.INCOMPLETE):
@@ -341,6 +360,7 @@ class DumpWatch:
             known.growing = False  # not before the next scan
             return
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
+        known.symbols = SymbolState.of(crash.kernel or {})
         self._news = True
 
     def read(self, crash_id: str) -> Crash | None:
@@ -357,13 +377,14 @@ class DumpWatch:
         """
 
         def build(before: Crash | None) -> Crash:
-            return build_record(
+            crash = build_record(
                 look,
                 before,
                 hostname=self._hostname,
                 random=secrets.randbits(40),
                 seen_ns=known.first_seen_ns,
             )
+            return self.symbols.carry(crash, before)
 
         if known.crash_id is None or self.read(known.crash_id) is None:
             crash = build(None)

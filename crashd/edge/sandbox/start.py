@@ -52,17 +52,22 @@ class WorkerResult:
 
 
 def run_worker(
-    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float
+    request: Mapping[str, Any],
+    core_fd: int | None,
+    timeout_seconds: float,
+    extra_fd: int | None = None,
 ) -> WorkerResult:
     """Run one worker to its end, or to its deadline. Blocks; whatever becomes of the worker is told
     in the result.
 
-    The descriptor stays the caller's. Nothing of the caller's environment is handed on, and no more
+    The descriptors stay the caller's. Nothing of the caller's environment is handed on, and no more
     than OUTPUT_MAX is taken back.
     """
     started = time.monotonic()
     try:
-        process = _start({**request, "core_fd": core_fd, "parent": os.getpid()}, core_fd)
+        fds = tuple(fd for fd in (core_fd, extra_fd) if fd is not None)
+        given = {"core_fd": core_fd, "extra_fd": extra_fd, "parent": os.getpid()}
+        process = _start({**request, **given}, fds)
     except OSError as e:
         return WorkerResult(b"", f"the worker cannot be started: {reason_of(e)}")
     output, errors = bytearray(), bytearray()
@@ -86,7 +91,11 @@ def run_worker(
 
 
 def ask_worker(
-    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float, address: Path
+    request: Mapping[str, Any],
+    core_fd: int | None,
+    timeout_seconds: float,
+    address: Path,
+    extra_fd: int | None = None,
 ) -> WorkerResult:
     """Have a worker run by whoever listens at `address`, a SOCK_STREAM socket of root's own.
 
@@ -102,7 +111,8 @@ def ask_worker(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout_seconds)
             peer.connect(str(address))
-            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, core_fd)
+            fds = [fd for fd in (core_fd, extra_fd) if fd is not None]
+            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, fds)
             if "task" not in request:  # the tasks beside the analysis need no more files
                 workerlink.answer_modules(peer, request)
             peer.shutdown(socket.SHUT_WR)
@@ -124,7 +134,7 @@ def ask_worker(
     return WorkerResult(bytes(output), failure, round(time.monotonic() - started, 3))
 
 
-def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen[bytes]":
+def _start(request: Mapping[str, Any], fds: tuple[int, ...]) -> "subprocess.Popen[bytes]":
     with open(os.memfd_create("request", os.MFD_CLOEXEC), "w+b") as file:
         file.write(json.dumps(request).encode())
         file.seek(0)
@@ -136,7 +146,7 @@ def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen
             cwd="/",
             env=_ENVIRON,
             start_new_session=True,
-            pass_fds=() if core_fd is None else (core_fd,),
+            pass_fds=fds,
         )
 
 

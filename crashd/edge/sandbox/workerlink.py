@@ -5,7 +5,8 @@ The worker has no powers and sees nothing of the host but /usr; the daemon opens
 crashed user could have read, and only ELF images that are the ones that were mapped.
 
     frame     u32 big endian, then as many bytes of JSON
-    daemon    frame: the request; the core's descriptor, if any, comes with its first byte
+    daemon    frame: the request; the core's descriptor, if any, comes with its first byte, and
+              after it that of a second file (a kernel's vmlinux)
     worker    frame: [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
     daemon    frame: [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with
               each byte, the files in this order
@@ -39,10 +40,10 @@ _ID_MAX = 128
 # -- the daemon's side -----------------------------------------------------------------------------
 
 
-def send_request(peer: socket.socket, request: Mapping[str, Any], core_fd: int | None) -> None:
+def send_request(peer: socket.socket, request: Mapping[str, Any], fds: Sequence[int]) -> None:
     """Send a request; blocks. A timeout is the socket's own."""
     raw = _frame(request)
-    sent = socket.send_fds(peer, [raw], [] if core_fd is None else [core_fd])
+    sent = socket.send_fds(peer, [raw], fds)
     peer.sendall(raw[sent:])
 
 
@@ -95,16 +96,17 @@ def _is_build_id(text: object) -> bool:
 
 
 def receive_request(peer: socket.socket) -> dict[str, Any]:
-    """Take the request; its `core_fd` is the descriptor that came with it.
+    """Take the request; its `core_fd` and `extra_fd` are the descriptors that came with it.
 
     Raises:
         EOFError: the daemon has gone.
 
     """
-    raw, fds, _, _ = socket.recv_fds(peer, _LENGTH.size, 1)
+    raw, fds, _, _ = socket.recv_fds(peer, _LENGTH.size, 2)
     raw += _receive(peer, _LENGTH.size - len(raw))
     request: dict[str, Any] = json.loads(_receive(peer, _size(raw)))
-    return {**request, "core_fd": fds[0] if fds else None}
+    core_fd, extra_fd = [*fds, None, None][:2]
+    return {**request, "core_fd": core_fd, "extra_fd": extra_fd}
 
 
 def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[ModuleFile]:
