@@ -20,6 +20,7 @@ DEPTH_MAX = 10
 _NUMBER_MAX = 1 << 64
 _FACTS = TypeAdapter(Facts)
 _KERNEL_FACTS = TypeAdapter(KernelFacts)
+_BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
 _LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
 
 
@@ -65,7 +66,10 @@ def parse_log_report(raw: bytes) -> KernelLog:
         raise FormatError("the worker's result is malformed at records, skipped or cut")
     if not 0 <= records <= RECORDS_MAX or not 0 <= skipped <= 4 * RECORDS_MAX:
         raise FormatError("the worker's result has an absurd number")
-    return KernelLog(log, records, skipped, cut)
+    build_id = document.get("build_id")
+    if build_id is not None and not (isinstance(build_id, str) and _BUILD_ID.fullmatch(build_id)):
+        raise FormatError("the worker's result has an absurd build-id")
+    return KernelLog(log, records, skipped, cut, build_id)
 
 
 def parse_symbols_report(raw: bytes) -> KernelFacts:

@@ -7,6 +7,7 @@ limit, and no pointer is followed for a local but one to text, for a few bytes.
 
 import contextlib
 import os
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,8 @@ import drgn
 
 # All that is used of drgn is imported before the process is sealed: afterwards it has no files.
 from drgn.helpers.linux.cpumask import for_each_online_cpu
-from drgn.helpers.linux.sched import cpu_curr
+from drgn.helpers.linux.percpu import per_cpu_ptr
+from drgn.helpers.linux.sched import cpu_curr, task_cpu
 
 from crashd.analyzers.kernel_log import open_dump
 from crashd.errors import FormatError, reason_of
@@ -36,6 +38,11 @@ _PROBLEMS_MAX = 20
 _NAME_MAX = 400
 _CPU_SECONDS = 20.0
 """After that much CPU time no more CPUs and locals are looked at."""
+# linux/elf.h; arch/x86/include/asm/elf.h and include/linux/elfcore.h of 64 bits
+_NT_PRSTATUS = 1
+_NOTE = struct.Struct("<III8s")
+_PR_PID, _PR_REG = 32, 112
+_PRSTATUS_BYTES = 336
 _ERRORS = (
     drgn.FaultError,
     drgn.ObjectAbsentError,
@@ -49,10 +56,12 @@ _ERRORS = (
 )
 
 
-def analyse(core_fd: int, vmlinux_fd: int) -> dict[str, Any]:
-    """Read the dump behind one descriptor by the vmlinux behind another; both stay the caller's."""
+def analyse(core_fd: int, vmlinux_fd: int, build_id: str) -> dict[str, Any]:
+    """Read the dump behind one descriptor by the vmlinux behind another, which has that build-id;
+    both stay the caller's.
+    """
     try:
-        return _KernelCore(core_fd, vmlinux_fd).describe()
+        return _KernelCore(open_dump(core_fd, build_id), vmlinux_fd).describe()
     except FormatError as e:
         return {"failed": reason_of(e)}
 
@@ -60,8 +69,8 @@ def analyse(core_fd: int, vmlinux_fd: int) -> dict[str, Any]:
 class _KernelCore:
     """A drgn program of a kernel's dump."""
 
-    def __init__(self, core_fd: int, vmlinux_fd: int) -> None:
-        self._program = open_dump(core_fd)
+    def __init__(self, program: drgn.Program, vmlinux_fd: int) -> None:
+        self._program = program
         self._problems: list[str] = []
         self._load(vmlinux_fd)
 
@@ -112,7 +121,7 @@ class _KernelCore:
             out["tid"] = int(thread.tid)
             with contextlib.suppress(*_ERRORS):
                 out["comm"] = _comm(thread.object)
-            trace = thread.stack_trace()
+            trace = self._trace(thread.object)
         except Exception as e:  # boundary: as above; what else is known stays
             self._problems.append(f"the stack of the task that panicked: {_text(e)}")
             return out
@@ -131,6 +140,35 @@ class _KernelCore:
                 told["locals"] = list(self._locals(frame))
             out["frames"].append(told)
         return out
+
+    def _trace(self, task: drgn.Object) -> drgn.StackTrace:
+        """Walk a task's stack; where drgn finds no registers of its CPU, from those that the kernel
+        itself saved when it died: of a hypervisor's dump drgn looks in the notes alone.
+        """
+        try:
+            return self._program.stack_trace(task)
+        except LookupError:
+            registers = self._saved_registers(task)
+            if registers is None:
+                raise
+            return self._program.stack_trace(registers)
+
+    def _saved_registers(self, task: drgn.Object) -> drgn.Object | None:
+        """Read `crash_notes` (kernel/crash_core.c) of a task's CPU: an ELF note with a struct
+        elf_prstatus of that task.
+        """
+        platform = self._program.platform
+        if platform is None or platform.arch != drgn.Architecture.X86_64:
+            return None  # elsewhere pt_regs are not laid out as the registers in the note
+        note = per_cpu_ptr(self._program["crash_notes"], task_cpu(task))
+        raw: bytes = self._program.read(int(note.value_()), _NOTE.size + _PRSTATUS_BYTES)
+        name_size, size, kind, name = _NOTE.unpack_from(raw)
+        found = name_size == len(b"CORE\0") and name == b"CORE\0\0\0\0" and kind == _NT_PRSTATUS
+        tid = int.from_bytes(raw[_NOTE.size + _PR_PID :][:4], "little")
+        if not found or size < _PRSTATUS_BYTES or tid != int(task.pid):
+            return None
+        registers = raw[_NOTE.size + _PR_REG :]
+        return drgn.Object.from_bytes_(self._program, "struct pt_regs", registers)
 
     def _is_kernel(self, pc: int) -> bool:
         """Return whether an address is in the kernel's half; of 32 bits that cannot be told."""
@@ -243,7 +281,7 @@ class _KernelCore:
     def _top(self, task: drgn.Object) -> tuple[int | None, str | None]:
         """Return where a CPU was: the first frame of its stack."""
         try:
-            for frame in self._program.stack_trace(task):
+            for frame in self._trace(task):
                 if not frame.is_inline:
                     return int(frame.pc), (frame.function_name or "")[:_NAME_MAX] or None
         except Exception:

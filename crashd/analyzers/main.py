@@ -98,7 +98,7 @@ def _work(
         # mapped by elfutils: the page cache's, and none that the dump can make it use
         mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
         seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
-        return _print(kernel_core.analyse(core_fd, vmlinux_fd))
+        return _print(kernel_core.analyse(core_fd, vmlinux_fd, request["build_id"]))
     opened = process_core.open_core(request["core_fd"], open_files)
     keep = [1, 2, request["core_fd"], *opened.descriptors]
     python = _prepare_python(opened, request)

@@ -67,9 +67,9 @@ def look_into(
     """
     with root.open(seen) as opened:
         verdict = None if growing else _judge(opened, directory)
-        log, source = _read_log(opened, directory.log), "file"
+        log, source, build_id = _read_log(opened, directory.log), "file", None
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
-            log, source = _log_of_dump(opened, directory, analysis)
+            log, source, build_id = _log_of_dump(opened, directory, analysis)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
@@ -79,6 +79,7 @@ def look_into(
         log_source=source,
         analysis=_analyse(log),
         growing=growing,
+        build_id=build_id,
     )
 
 
@@ -139,19 +140,23 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 
 def _log_of_dump(
     opened: OpenDump, directory: DumpDirectory, options: AnalysisOptions
-) -> tuple[bytes, str]:
-    """Take the log out of the dump; nothing, and why, where that cannot be."""
+) -> tuple[bytes, str, str | None]:
+    """Take the log out of the dump, and the build-id that its memory has; nothing, and why, where
+    that cannot be.
+    """
     if directory.dump is None:
-        return b"", "file"
+        return b"", "file", None
     try:
         fd = opened.open_file(directory.dump)
     except FormatError as e:
-        return b"", reason_of(e)
+        return b"", reason_of(e), None
     try:
         found = read_log(fd, options)
     finally:
         os.close(fd)
-    return (b"", found.reason) if isinstance(found, LogFailure) else (found.text, "dump")
+    if isinstance(found, LogFailure):
+        return b"", found.reason, None
+    return found.text, "dump", found.build_id
 
 
 def _analyse(log: bytes) -> LogAnalysis | None:

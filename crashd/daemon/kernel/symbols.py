@@ -143,6 +143,7 @@ def read_symbols(
         "task": "kernel symbols",
         "cpu_seconds": max(1, math.ceil(seconds)),
         "memory_bytes": options.memory_bytes,
+        "build_id": kernel.build_id,
     }
     try:
         if options.worker_socket is None:

@@ -52,6 +52,8 @@ class Look:
     analysis: LogAnalysis | None
     growing: bool
     """It changed a moment ago, and is not known to be whole."""
+    build_id: str | None = None
+    """Of the vmlinux, found in the memory of a dump whose head has none."""
 
 
 def token_of(root: str, name: bytes) -> str:
@@ -171,7 +173,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
             "wrapped_by": head.wrapped_by.value if head.wrapped_by is not None else None,
             "compression": head.compression,
             "memory_bytes": head.memory_bytes,
-            "build_id": head.build_id,
+            "build_id": head.build_id or look.build_id,
         }
     return said
 

@@ -61,7 +61,7 @@ def parse_elf_dump(read: ReadAt) -> ElfHead | None:
     byteorder: ByteOrder = "little" if head[5] == 1 else "big"
     layout = Layout(0, bits, byteorder)
     values = layout.struct("16sHHILLLIHHHHHH").unpack_from(head)
-    kind, phoff, entry, count = values[1], values[4], values[8], values[9]
+    kind, phoff, entry, count = values[1], values[5], values[9], values[10]
     phdr = layout.struct("IIQQQQQQ" if bits == 64 else "IIIIIIII")
     if kind != _ET_CORE or entry != phdr.size or not 0 < count <= _LOADS_MAX:
         return None

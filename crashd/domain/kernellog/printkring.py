@@ -53,6 +53,8 @@ class KernelLog:
     """Records that were being written just then, are damaged, or not in the dump."""
     cut: bool = False
     """There were more than fit; the oldest are missing."""
+    build_id: str | None = None
+    """Of the dump's vmlinux, by the VMCOREINFO that the log was found by."""
 
 
 @dataclass(frozen=True, slots=True)
