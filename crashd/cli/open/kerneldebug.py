@@ -71,7 +71,7 @@ def kernel_command(
                 fd = stack.enter_context(plain_copy(fd))
                 path = descriptor_path(fd)
                 keep.append(fd)
-            elif kernel.get("build_id") is None and (found := find_missing_info(fd)):
+            elif found := find_missing_info(fd):
                 info, vmlinux = search.choose(arguments.vmlinux, kernel, found)
                 context.note(f"{printable(name)}: no VMCOREINFO note, found in memory instead")
                 fd = stack.enter_context(copy_with_note(fd, info))
@@ -98,7 +98,10 @@ class _VmlinuxSearch:
     ) -> tuple[FoundInfo, Path]:
         """Choose the VMCOREINFO whose vmlinux is here: a process's memory can look like one."""
         first: NotFoundError | None = None
+        wanted = kernel.get("build_id")
         for info in found:
+            if wanted not in (None, info.build_id):
+                continue
             try:
                 known = {**kernel, "build_id": info.build_id, "release": info.release}
                 return info, self.find(named, known)
