@@ -57,40 +57,60 @@ def kernel_command(
             hint=f"--debugger crash, or makedumpfile --reassemble {paths} FILE",
         )
     with contextlib.ExitStack() as stack:
-        files, keep = [], []
-        info: FoundInfo | None = None
-        search = _VmlinuxSearch(context, directories)
-        vmlinux: Path | None = None
+        opened = _OpenedDump(_VmlinuxSearch(context, directories), arguments.vmlinux, kernel)
         for path, name in zip(dump.paths, dump.names, strict=True):
             fd = open_file(dump, name)
             stack.callback(os.close, fd)
-            if (wrapper := wrapper_of(fd)) is not None:
-                if vmlinux is None:  # first what is quickly found missing
-                    vmlinux = search.find(arguments.vmlinux, kernel)
-                context.note(f"{printable(name)}: unpacking what {wrapper} compressed")
-                fd = stack.enter_context(plain_copy(fd))
-                path = descriptor_path(fd)
-                keep.append(fd)
-            elif found := find_missing_info(fd):
-                info, vmlinux = search.choose(arguments.vmlinux, kernel, found)
-                context.note(f"{printable(name)}: no VMCOREINFO note, found in memory instead")
-                fd = stack.enter_context(copy_with_note(fd, info))
-                path = descriptor_path(fd)
-                keep.append(fd)
-            files.append(str(path))
-        if vmlinux is None:
-            vmlinux = search.find(arguments.vmlinux, kernel)
+            opened.add(path, fd, stack)
+        vmlinux = str(opened.vmlinux())
         if is_drgn:
-            yield [program, "-c", files[0], "-s", str(vmlinux)], keep
+            yield [program, "-c", opened.files[0], "-s", vmlinux], opened.keep
         else:
-            yield [program, str(vmlinux), *files], keep
+            yield [program, vmlinux, *opened.files], opened.keep
+
+
+class _OpenedDump:
+    """The files of a dump as a debugger gets them, and the vmlinux that they are of."""
+
+    def __init__(
+        self, search: "_VmlinuxSearch", named: str | None, kernel: Mapping[str, Any]
+    ) -> None:
+        self.files: list[str] = []
+        self.keep: list[int] = []
+        """Descriptors of the files that have no name."""
+        self._search = search
+        self._named = named
+        self._kernel = kernel
+        self._vmlinux: Path | None = None
+
+    def vmlinux(self) -> Path:
+        """Find the vmlinux, once."""
+        if self._vmlinux is None:
+            self._vmlinux = self._search.find(self._named, self._kernel)
+        return self._vmlinux
+
+    def add(self, path: Path, fd: int, stack: contextlib.ExitStack) -> None:
+        """Take one of the files; where the debugger cannot read it as it is, a copy."""
+        name = printable(os.fsencode(path.name))
+        copy: int | None = None
+        if (wrapper := wrapper_of(fd)) is not None:
+            self.vmlinux()  # that one is missing is said before hours of unpacking
+            self._search.context.note(f"{name}: unpacking what {wrapper} compressed")
+            copy = stack.enter_context(plain_copy(fd))
+        elif found := find_missing_info(fd):
+            info, self._vmlinux = self._search.choose(self._named, self._kernel, found)
+            self._search.context.note(f"{name}: no VMCOREINFO note, found in memory instead")
+            copy = stack.enter_context(copy_with_note(fd, info))
+        if copy is not None:
+            self.keep.append(copy)
+        self.files.append(str(path if copy is None else descriptor_path(copy)))
 
 
 class _VmlinuxSearch:
     """Finds the vmlinux of a dump on this host."""
 
     def __init__(self, context: Context, directories: Iterable[str]) -> None:
-        self._context = context
+        self.context = context
         self._directories = tuple(directories)
 
     def choose(
@@ -126,7 +146,7 @@ class _VmlinuxSearch:
             )
         others = []
         for place in vmlinux_places(release, kernel.get("build_id"), self._directories):
-            path = self._context.paths.root / place
+            path = self.context.paths.root / place
             if not os.path.isfile(path):  # False also for a name that is too long
                 continue
             try:
@@ -151,13 +171,13 @@ class _VmlinuxSearch:
         if found is None:
             raise CrashdError(f"{named} {why}")
         if not found.has_debug_info:
-            self._context.warn(f"{named} has no debug information: the debugger may refuse it")
+            self.context.warn(f"{named} has no debug information: the debugger may refuse it")
         self._warn_unsure(why)
         return Path(named)
 
     def _warn_unsure(self, why: str) -> None:
         if why:
-            self._context.warn(f"{why}: whether the vmlinux is its own is not sure")
+            self.context.warn(f"{why}: whether the vmlinux is its own is not sure")
 
 
 def _judge(path: Path, kernel: Mapping[str, Any]) -> tuple[str, Vmlinux | None]:

@@ -147,9 +147,9 @@ def _frame_text(frame: Mapping[str, Any]) -> str:
     function = value_text(frame.get("function") or frame.get("pc"))
     offset = frame.get("symbol_offset")
     place = f"+{offset:#x}" if isinstance(offset, int) else ""
-    module = value_text(frame.get("module"))
+    module = frame.get("module")
     words = [f"{function}{place}", "(inlined)" if frame.get("inline") else ""]
-    words.append("" if module == "kernel" else f"[{module}]")
+    words.append("" if module in (None, "kernel") else f"[{value_text(module)}]")
     if frame.get("file"):
         line = f":{value_text(frame['line'])}" if frame.get("line") else ""
         words.append(f"at {value_text(frame['file'])}{line}")
