@@ -1,12 +1,15 @@
 """The border to the analysis worker: what it prints is hostile, and becomes Facts here or not."""
 
+import base64
 import json
 import re
+import zlib
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from crashd.domain.cause.analysis import Facts
+from crashd.domain.kdump.stream import HEAD_SIZE, Unpacked
 from crashd.domain.kdump.symbols import KernelFacts
 from crashd.domain.kernellog.printkring import RECORDS_MAX, KernelLog
 from crashd.domain.kernellog.printkring import TEXT_MAX as LOG_MAX
@@ -17,7 +20,11 @@ OUTPUT_MAX = 4 << 20
 TEXT_MAX = 4096
 ITEMS_MAX = 8192
 DEPTH_MAX = 10
+PARTS_MAX = 16
+_LISTS = ("problems", "interpreted")
+"""What several analyzers add to."""
 _NUMBER_MAX = 1 << 64
+_SIZE_MAX = 1 << 63
 _FACTS = TypeAdapter(Facts)
 _KERNEL_FACTS = TypeAdapter(KernelFacts)
 _BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
@@ -32,7 +39,7 @@ def parse_report(raw: bytes) -> Facts:
             itself that it could not do it; then the message is its own.
 
     """
-    document = _clean(_load(raw), 0)
+    document = _clean(_load_parts(raw), 0)
     _refuse_failed(document)
     if document.get("bits") not in (32, 64):
         raise FormatError("the worker's result is of no known word size")
@@ -90,6 +97,73 @@ def parse_symbols_report(raw: bytes) -> KernelFacts:
         raise FormatError(f"the worker's result is malformed at {where}: {first['msg']}") from e
 
 
+def parse_dump_report(raw: bytes) -> Unpacked:
+    """Parse and check what the worker found inside a compressed kernel dump.
+
+    Raises:
+        FormatError: as parse_report().
+
+    """
+    document = _load(raw)
+    head = document.pop("head", "")
+    document = _clean(document, 0)
+    _refuse_failed(document)
+    size, least, why = document.get("size"), document.get("least"), document.get("why")
+    flags = [document.get(key) for key in ("cut", "flattened", "flat_ended")]
+    if type(size) is not int or not 0 <= size < _SIZE_MAX or not isinstance(why, str):
+        raise FormatError("the worker's result has an absurd size or reason")
+    if not all(isinstance(flag, bool) for flag in flags):
+        raise FormatError("the worker's result is malformed at cut, flattened or flat_ended")
+    cut, flattened, flat_ended = map(bool, flags)
+    return Unpacked(cut, why, size, _dump_head(head), flattened, flat_ended, _least(least))
+
+
+def _dump_head(text: object) -> bytes:
+    if not isinstance(text, str) or not text.isascii():
+        raise FormatError("the worker's result has no head of a dump")
+    try:
+        packed = base64.b64decode(text, validate=True)
+        return zlib.decompressobj().decompress(packed, HEAD_SIZE)
+    except (ValueError, zlib.error) as e:
+        raise FormatError("the worker's result has a damaged head of a dump") from e
+
+
+def _least(value: object) -> tuple[int, str, bool] | None:
+    match value:
+        case None:
+            return None
+        case [int(size), str(what), bool(told)] if 0 <= size < _SIZE_MAX:
+            return size, what, told
+    raise FormatError("the worker's result is malformed at least")
+
+
+def is_started(raw: bytes) -> bool:
+    """Return whether output that broke off has the first analyzer's facts whole."""
+    return b"\n" in raw
+
+
+def is_whole(raw: bytes) -> bool:
+    """Return whether all analyzers came to their end."""
+    return raw.endswith(b'"whole":true}\n')
+
+
+def _load_parts(raw: bytes) -> dict[str, Any]:
+    """Merge the analyzers' lines. A last line that broke off counts for nothing."""
+    lines = raw.split(b"\n", PARTS_MAX)
+    document = _load(lines[0]) if len(raw) <= OUTPUT_MAX else _load(raw)
+    for line in lines[1:]:
+        try:
+            more = _load(line)
+        except FormatError:
+            break
+        for key in _LISTS:
+            if isinstance(document.get(key, []), list) and isinstance(more.get(key, []), list):
+                document[key] = [*document.get(key, []), *more.pop(key, [])]
+        # the first line has the native facts: a later analyzer adds to them, and replaces none
+        document = {**more, **document}
+    return document
+
+
 def _load(raw: bytes) -> dict[str, Any]:
     if len(raw) > OUTPUT_MAX:
         raise FormatError(f"the worker printed {len(raw)} bytes")
@@ -141,12 +215,12 @@ def _from_worker(document: dict[str, Any]) -> dict[str, Any]:
     modules = {module["start"]: module for module in document["modules"]}
     own = (
         "machine", "bits", "modules", "registers", "instruction", "siginfo", "regions",
-        "messages", "problems",
+        "messages", "problems", "handled",
     )  # fmt: skip
     return {
-        **{key: document[key] for key in own},
+        **{key: document[key] for key in own if key in document},
         "threads": [_thread(thread, modules) for thread in document["threads"]],
-        "python": document.get("python", []),
+        "interpreted": document.get("interpreted", []),
     }
 
 
@@ -155,7 +229,7 @@ def _thread(thread: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[
 
 
 def _frame(frame: dict[str, Any], modules: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    out = {key: value for key, value in frame.items() if key not in ("start", "sp")}
+    out = {key: value for key, value in frame.items() if key not in ("start", "sp", "interrupted")}
     module = modules.get(frame["start"])
     out["module"] = module["name"] if module else None
     out["build_id"] = module["build_id"] if module else None

@@ -1,27 +1,27 @@
-"""Every error that crashd raises on purpose, and the reason of any; imports nothing.
+"""The errors that crashd raises on purpose; imports nothing.
 
     CrashdError                 exit 1
     ├── UsageError              exit 2   the command line or a MATCH is wrong
     ├── ConfigError             exit 2   the configuration is wrong
-    ├── UnsupportedError        exit 2   this system lacks something that is needed
+    ├── UnsupportedError        exit 2   this system lacks something required
     ├── PermissionDeniedError   exit 3   the caller may not do or see this
     ├── UnavailableError        exit 4   the store or the daemon is not available
     │   ├── BusyError           exit 4   another daemon owns this root
     │   └── IndexCorruptError   exit 4   the index cannot be read; `reindex` rebuilds it
     ├── NotFoundError           exit 1   nothing matched
-    └── FormatError             exit 1   foreign bytes are not what they should be
+    └── FormatError             exit 1   foreign bytes are malformed
         └── NewerError          exit 1   a newer crashd wrote them
 
-The exit statuses are those of crashctl (DESIGN section 8) and sysexits-free on purpose: scripts
-branch on five numbers.
+The exit statuses are those of crashctl (DESIGN section 8). They are not those of sysexits.h, so
+that scripts need to know only five numbers.
 """
 
 
 class CrashdError(Exception):
     """Base of all errors raised on purpose.
 
-    The message says what failed on which object, in one line; `hint`, where there is one, says what
-    the operator can do about it.
+    The message says in one line what failed on which object. `hint`, if given, says what the
+    operator can do about it.
     """
 
     exit_code = 1
@@ -32,7 +32,7 @@ class CrashdError(Exception):
 
 
 class UsageError(CrashdError):
-    """The command line is wrong, or a MATCH names several crashes where one is needed."""
+    """The command line is wrong, or a MATCH selects several crashes where one is required."""
 
     exit_code = 2
 
@@ -44,7 +44,7 @@ class ConfigError(CrashdError):
 
 
 class UnsupportedError(CrashdError):
-    """This system lacks something that the operation needs."""
+    """This system lacks something that the operation requires."""
 
     exit_code = 2
 
@@ -74,17 +74,17 @@ class NotFoundError(CrashdError):
 
 
 class FormatError(CrashdError):
-    """Foreign bytes (a core, a sidecar, a message, a /proc file) are not what they should be."""
+    """Foreign bytes (a core, a sidecar, a message, a /proc file) are malformed."""
 
 
 class NewerError(FormatError):
-    """A newer crashd wrote this, and can read it."""
+    """A newer crashd wrote this; this version cannot read it."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why something failed, never empty: an exception may have neither text nor strerror."""
+    """Return why something failed; never empty, even if the exception has no text."""
     text = str(getattr(error, "strerror", None) or error).strip()
     name = type(error).__name__
     if isinstance(error, KeyError) and text:
-        return f"{name}: {text}"  # whose text is the key alone
+        return f"{name}: {text}"  # its text is only the key
     return text or name

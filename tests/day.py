@@ -16,14 +16,14 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from crashd.daemon.after.retention import Expiry
+from crashd.daemon.after.retention import Retention
 from crashd.domain.crash.model import Core, Crash, State
 from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount
 from crashd.store import entry as entries
-from crashd.store.expiry import Removed, RowWriter, Told
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Removed, RowWriter, Told
 from tests.builders.crashes import build_crash
 
 CRASHES = 43_200
@@ -68,8 +68,8 @@ class Day:
                 self.deleted[removed.reason] += 1
             rows.add(removed)
 
-        expiry = Expiry(self.paths, Told(done, settled=rows.write), lambda: self._now_ns)
-        expiry.configure(
+        retention = Retention(self.paths, Told(done, settled=rows.write), lambda: self._now_ns)
+        retention.configure(
             Policy(
                 max_use=Amount(size_bytes=self.limit_bytes),
                 max_count=10_000,
@@ -84,14 +84,16 @@ class Day:
             if len(fresh) == BATCH or number == self.crashes - 1:
                 self.index.put(fresh)
                 fresh.clear()
-                self._meet(expiry, everything=number % EVERYTHING_EVERY >= EVERYTHING_EVERY - BATCH)
+                self._meet(
+                    retention, everything=number % EVERYTHING_EVERY >= EVERYTHING_EVERY - BATCH
+                )
 
-    def _meet(self, expiry: Expiry, *, everything: bool) -> None:
+    def _meet(self, retention: Retention, *, everything: bool) -> None:
         used = self.index.usage()["process"][1] + self.index.records_bytes()
         self.largest_bytes = max(self.largest_bytes, used)
         begun_s = time.monotonic()
-        if not expiry.meet(everything=everything) and not everything:
-            expiry.meet(everything=True)
+        if not retention.meet(everything=everything) and not everything:
+            retention.meet(everything=True)
         self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begun_s)
 
     def _add(self, number: int) -> Crash:

@@ -35,6 +35,8 @@ class CoreImage:
         self._starts = [segment.vaddr for segment in self._segments]
         self._files: list[FilePart] = []
         self._file_starts: list[int] = []
+        self.stack_pointers = [t.sp for t in head.threads if t.sp is not None]
+        """Where stacks are; what finds another one adds it."""
         self._names = sorted((f.start, f.end, f.name) for f in head.files)
         self._name_starts = [start for start, _, _ in self._names]
 
@@ -55,6 +57,17 @@ class CoreImage:
             return None
         segment = self._segments[index]
         return segment if address < segment.vaddr + segment.memsz else None
+
+    def is_code(self, address: int) -> bool:
+        """Return whether an address is mapped and may be executed.
+
+        gdb's gcore leaves out the mappings of files that were not written to: what is in NT_FILE
+        alone counts as code.
+        """
+        segment = self.segment(address)
+        if segment is None:
+            return bool(self.file_name(address))
+        return bool(segment.flags & PF_X)
 
     def segment_above(self, address: int) -> Segment | None:
         """Find the first segment that begins above an address."""
@@ -139,6 +152,6 @@ class CoreImage:
             return "file"
         if not segment.flags & (PF_R | PF_W | PF_X):
             return "guard"
-        if any(t.sp is not None and segment.vaddr <= t.sp < end for t in self.head.threads):
+        if any(segment.vaddr <= sp < end for sp in self.stack_pointers):
             return "stack"
         return "anonymous"

@@ -1,5 +1,5 @@
-"""The instruction that a thread crashed at: what it is, and which memory it was to touch. Only
-importer of capstone.
+"""The instruction that a thread crashed at: what it is, and which memory it accesses. Only importer
+of capstone, whose word for reads and writes is not taken (crashd.domain.cause.accessmode).
 """
 
 from collections.abc import Mapping
@@ -7,6 +7,14 @@ from typing import Any
 
 import capstone
 
+from crashd.domain.cause.accessmode import (
+    X86_IMPLICIT,
+    Mode,
+    arm64_mode,
+    arm64_zeroed,
+    arm_mode,
+    x86_mode,
+)
 from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_ARM, EM_X86_64
 
 INSTRUCTION_MAX = 16
@@ -23,10 +31,10 @@ _STACK_READS = frozenset({"pop", "ret", "retf", "leave", "popf", "popfq", "iretq
 def decode(
     machine: int, code: bytes, pc: int, registers: Mapping[str, int], bits: int
 ) -> dict[str, Any] | None:
-    """Decode one instruction; None where there is none, or for a machine not known here.
+    """Decode one instruction; None without code, or for a machine not known here.
 
-    `access` lists the memory it touches: `mode` (read, write, read-write), `address`, `size`,
-    `displacement`, and the base register with its value.
+    `access` lists the memory it touches, in the order in which it does: `mode` (read, write,
+    read-write), `address`, `size`, `displacement`, and the base register with its value.
     """
     known = _MACHINES.get(machine)
     if known is None or not code:
@@ -37,23 +45,52 @@ def decode(
     if instruction is None:
         return {"bytes": code[:INSTRUCTION_MAX].hex(), "text": None, "mnemonic": None, "access": []}
     mask = (1 << bits) - 1
+    word = instruction.mnemonic.split(" ")[-1]  # without `lock`, `rep`, `notrack`
     access = [
         found
-        for operand in instruction.operands
-        if (found := _memory(instruction, operand, registers, mask)) is not None
+        for index, operand in enumerate(instruction.operands)
+        if (found := _memory(instruction, operand, _mode(machine, word, index), registers, mask))
     ]
-    access += _implicit(instruction.mnemonic.split(" ")[-1], registers, mask, bits // 8)
+    access += _unnamed(instruction, word, registers, mask)
+    access += _implicit(word, registers, mask, bits // 8)
+    # what is read first faults first: of movs, push and call with an operand in memory
+    access.sort(key=lambda one: one["mode"] != "read")
     return {
         "bytes": bytes(instruction.bytes).hex(),
         "text": f"{instruction.mnemonic} {instruction.op_str}".strip()[:120],
         "mnemonic": instruction.mnemonic[:24],
         "access": access[:4],
+        **_target(instruction, word, access, registers),
     }
+
+
+def _target(
+    instruction: "capstone.CsInsn",
+    mnemonic: str,
+    access: list[dict[str, Any]],
+    registers: Mapping[str, int],
+) -> dict[str, int]:
+    """Return where a call, jump or return goes: `target`, or `target_at`, where that is stored."""
+    if mnemonic not in ("call", "jmp", "ret"):
+        return {}
+    read = next((a["address"] for a in access if a["mode"] == "read"), None)
+    if read is not None:
+        return {"target_at": read}
+    if mnemonic != "ret" and instruction.op_str in registers:
+        return {"target": registers[instruction.op_str]}
+    return {}
+
+
+def _mode(machine: int, mnemonic: str, index: int) -> Mode:
+    if machine in (EM_X86_64, EM_386):
+        return x86_mode(mnemonic, first=index == 0)
+    return arm64_mode(mnemonic) if machine == EM_AARCH64 else arm_mode(mnemonic)
 
 
 def _memory(
     instruction: "capstone.CsInsn",
     operand: Any,
+    mode: Mode,
     registers: Mapping[str, int],
     mask: int,
 ) -> dict[str, Any] | None:
@@ -77,7 +114,7 @@ def _memory(
         start = registers.get(f"{segment}_base", registers.get(f"{segment}base"))
         address = None if start is None or address is None else address + start
     return {
-        "mode": {1: "read", 2: "write", 3: "read-write"}.get(operand.access, "read"),
+        "mode": mode,
         "address": None if address is None else address & mask,
         "size": getattr(operand, "size", 0) or 0,
         "displacement": memory.disp,
@@ -95,26 +132,48 @@ def _register(name: str, registers: Mapping[str, int]) -> int | None:
     return None
 
 
+def _unnamed(
+    instruction: "capstone.CsInsn", mnemonic: str, registers: Mapping[str, int], mask: int
+) -> list[dict[str, Any]]:
+    """Return memory that an instruction touches without an operand that says so, but the stack."""
+    known = X86_IMPLICIT.get(mnemonic)
+    if known is not None:
+        mode, base = known
+    elif zeroed := arm64_zeroed(f"{instruction.mnemonic} {instruction.op_str}"):
+        mode, base = "write", zeroed
+    else:
+        return []
+    value = registers.get(base)
+    if value is not None and mnemonic.startswith("xlat"):
+        value += registers.get("rax", 0) & 0xFF
+    return [_plain(mode, None if value is None else value & mask, 16, base, value)]
+
+
 def _implicit(
     mnemonic: str, registers: Mapping[str, int], mask: int, word: int
 ) -> list[dict[str, Any]]:
     stack = registers.get("rsp", registers.get("esp"))
     if stack is None:
         return []
-    for names, mode, address in (
-        (_STACK_WRITES, "write", stack - word),
-        (_STACK_READS, "read", stack),
-    ):
-        if mnemonic in names:
-            return [
-                {
-                    "mode": mode,
-                    "address": address & mask,
-                    "size": word,
-                    "displacement": 0,
-                    "base": "rsp" if word == 8 else "esp",
-                    "base_value": stack,
-                    "index": None,
-                }
-            ]
+    if mnemonic == "leave":  # the stack pointer becomes the frame pointer first
+        stack = registers.get("rbp", registers.get("ebp", stack))
+    base = "rsp" if word == 8 else "esp"
+    if mnemonic in _STACK_WRITES:
+        return [_plain("write", (stack - word) & mask, word, base, stack)]
+    if mnemonic in _STACK_READS:
+        return [_plain("read", stack & mask, word, base, stack)]
     return []
+
+
+def _plain(
+    mode: Mode, address: int | None, size: int, base: str, value: int | None
+) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        "address": address,
+        "size": size,
+        "displacement": 0,
+        "base": base,
+        "base_value": value,
+        "index": None,
+    }

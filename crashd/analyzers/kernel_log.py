@@ -7,7 +7,7 @@ from typing import Any
 
 import drgn
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder
+from crashd.domain.elf.headers import Bits, ByteOrder
 from crashd.domain.kdump.compressed import find_wrapper
 from crashd.domain.kdump.vmcoreinfo import (
     build_id_in,

@@ -1,12 +1,13 @@
-"""The program that analyses one core: started by crashd.edge.sandbox.start, it opens what it is to
-read, takes everything else away from itself, and prints one JSON object.
+"""The program that analyses one core: started by crashd.edge.sandbox.start, it opens what it has
+to read, takes everything else away from itself, and prints JSON.
 
     stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor. Or a
              socket, as systemd gives it to a unit that is sealed already:
              crashd.edge.sandbox.workerlink
-    stdout   the result; its end, and exit status 0, say that it is whole
+    stdout   the result: a line for each analyzer, one JSON object; the last line has "whole". The
+             lines before stay good when a later analyzer takes the worker down
 
-All that it may need is imported first: behind seal() there are no files to import from.
+Everything needed is imported first: behind seal() there are no files to import from.
 """
 
 import contextlib
@@ -15,23 +16,30 @@ import os
 import socket
 import stat
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from crashd.analyzers import kernel_core, kernel_log, probe, process_core
+from crashd.analyzers import kernel_core, kernel_dump, kernel_log, probe
+from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_core
+from crashd.analyzers.process_core import NativeFacts
+from crashd.analyzers.pythonstack import PythonStacks
 from crashd.domain.cause.analysis import UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
-from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.modules import Module
 from crashd.edge.sandbox import confine, workerlink
 from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, UnsupportedError, reason_of
 
+ANALYZERS: tuple[type[Analyzer], ...] = (NativeFacts, PythonStacks)
+"""In the order of their facts. The first is the one that every analysis needs; another language is
+a module beside crashd.analyzers.pythonstack, and its class in here.
+"""
 REQUEST_MAX = 16 << 20
-OUTPUT_MAX = 4 << 20
+OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong
 MAPPED_MAX = 4 << 30
 """Of a vmlinux, whose file is mapped as a whole."""
 
@@ -48,7 +56,7 @@ def main() -> int:
     except CrashdError as e:
         return _print({"failed": reason_of(e)})
     except (EOFError, ConnectionError):
-        return 0  # the daemon has gone: nobody wants the result any more
+        return 0  # the daemon has gone: nobody waits for the result
 
 
 def _run_alone() -> int:
@@ -90,6 +98,10 @@ def _work(
     if request.get("task") == "probe":
         seal(_limits(request), [1, 2])
         return _print(probe.probe(request))
+    if request.get("task") == "kernel dump":
+        lz4 = kernel_dump.load_lz4()
+        seal(_limits(request), [1, 2, request["core_fd"]])
+        return _print(kernel_dump.analyse(request["core_fd"], lz4))
     if request.get("task") == "kernel log":
         seal(_limits(request), [1, 2, request["core_fd"]])
         return _print(kernel_log.analyse(request["core_fd"]))
@@ -99,33 +111,60 @@ def _work(
         mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
         seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
         return _print(kernel_core.analyse(core_fd, vmlinux_fd, request["build_id"]))
-    opened = process_core.open_core(request["core_fd"], open_files)
+    opened = open_core(request, open_files)
+    chosen, scratch, problems = _prepare(opened, int(request["memory_bytes"]))
     keep = [1, 2, request["core_fd"], *opened.descriptors]
-    python = _prepare_python(opened, request)
-    scratch, size = (python[1], opened.core.size_bytes) if python else (0, 0)
-    seal(_limits(request, scratch, size), keep)
-    return _print(process_core.analyse(opened, python[0] if python else None))
+    seal(_limits(request, scratch, opened.core.size_bytes if scratch else 0), keep)
+    return _print_facts(opened, chosen, problems)
 
 
-def _prepare_python(
-    opened: process_core.OpenedCore, request: dict[str, Any]
-) -> tuple[process_core.PythonReader, int] | None:
-    """Make what reads an interpreter's stacks, and tell the room that it takes; None where there is
-    no interpreter, or no room for it.
-    """
-    if not request.get("python"):
-        return None
-    from crashd.analyzers import pythonstack
+def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int, list[str]]:
+    """Choose the analyzers that apply and have room; return them, their room, and the problems."""
+    chosen: list[Analyzer] = []
+    problems: list[str] = []
+    scratch = 0
+    for kind in ANALYZERS:
+        analyzer = kind(opened)
+        if not analyzer.applies():
+            continue
+        wanted = analyzer.prepare()
+        if scratch + wanted > memory_bytes:
+            problems.append(f"{kind.name}: they take {wanted} bytes of memory")
+            continue
+        scratch += wanted
+        chosen.append(analyzer)
+    return chosen, scratch, problems
 
-    phdr = opened.image.head.auxv.get(AT_PHDR, 0)
-    files = pythonstack.interpreter_files((f.module, f.fd) for f in opened.files)
-    main = next((f.fd for f in opened.files if f.module.start <= phdr < f.module.end), None)
-    if not files or main is None:
-        return None
-    wanted = pythonstack.scratch_bytes(opened.image, files)
-    if wanted > int(request["memory_bytes"]):
-        return lambda: ([], f"Python stacks: they take {wanted} bytes of memory"), 0
-    return lambda: pythonstack.python_stacks(opened.image, main, files), wanted
+
+def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str]) -> int:
+    """Print what each analyzer finds, one line each, so that a later one cannot take it back."""
+    started = time.process_time()
+    room = OUTPUT_MAX
+    for analyzer in chosen:
+        try:
+            found = analyzer.facts()
+        except Exception as e:  # boundary: a library may raise anything on a hostile core
+            if analyzer is chosen[0]:
+                raise
+            found = {"problems": [f"{analyzer.name}: {type(e).__name__}: {str(e)[:200]}"]}
+        found["problems"] = [*found.get("problems", ()), *problems][:PROBLEMS_MAX]
+        problems = []
+        raw = _line(found)
+        if len(raw) > room:
+            reason = f"{analyzer.name}: the result has {len(raw)} bytes"
+            raw = _line({"failed": reason} if analyzer is chosen[0] else {"problems": [reason]})
+        room -= len(raw)
+        _write(raw)
+    _write(
+        _line(
+            {
+                "cpu_seconds": round(time.process_time() - started, 3),
+                "unpacked_bytes": opened.core.unpacked_bytes,
+                "whole": True,
+            }
+        )
+    )
+    return 0
 
 
 def _limits(
@@ -142,23 +181,31 @@ def _limits(
 
 
 def _print(result: dict[str, Any]) -> int:
-    raw = json.dumps(result, ensure_ascii=True, separators=(",", ":")).encode()
+    raw = _line(result)
     if len(raw) > OUTPUT_MAX:
-        raw = json.dumps({"failed": f"the result has {len(raw)} bytes"}).encode()
-    view = memoryview(raw)
-    while view:
-        view = view[os.write(1, view) :]
+        raw = _line({"failed": f"the result has {len(raw)} bytes"})
+    _write(raw)
     return 0
 
 
+def _line(result: dict[str, Any]) -> bytes:
+    return json.dumps(result, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _write(raw: bytes) -> None:
+    view = memoryview(raw)
+    while view:
+        view = view[os.write(1, view) :]
+
+
 def run() -> None:
-    """Run as a program, and end without any more ado."""
+    """Run as a program."""
     status = 70
     try:
         status = main()
     except MemoryError:
         sys.stderr.write("out of memory\n")
-    except Exception:  # boundary: whatever a hostile core provokes is told, and ends here
+    except Exception:  # boundary: what a hostile core provokes is reported, and ends here
         sys.stderr.write(traceback.format_exc(limit=-3)[-2000:])
     with contextlib.suppress(OSError):
         sys.stderr.flush()

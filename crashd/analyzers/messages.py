@@ -56,7 +56,8 @@ def collect(
     if any("panicking::" in name or name in _RUST_NAMES for name in names):
         found |= _rust_panic(image, frames)
     if any(name.startswith("runtime.") for name in names):
-        found["go_fatal"] = _go_fatal(image, symbol)
+        found["go_fatal"] = _go_fatal(image, symbol) or _go_thrown(image, frames)
+        go_panic = go_panic or _go_arguments(image, frames, ("runtime.gopanic",))
         if go_panic is not None:
             found["go_panic"] = _go_value(image, *go_panic) or "panic"
     return {key: value for key, value in found.items() if value}
@@ -241,4 +242,27 @@ def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
     if kind == _GO_STRUCT and second < 1 << 48:  # runtime.boundsError: x and y come first
         signed = first - (1 << 64) if first >> 63 else first
         return f"index out of range [{signed}] with length {second}"
+    return None
+
+
+def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
+    """Read what a stripped program's runtime.throw() was given: a string."""
+    given = _go_arguments(image, frames, ("runtime.throw", "runtime.fatal"))
+    if given is None or not 0 < given[1] <= MESSAGE_MAX:
+        return None
+    raw = image.read(*given)
+    return _text(raw) if len(raw) == given[1] and _PRINTABLE.fullmatch(raw) else None
+
+
+def _go_arguments(
+    image: CoreImage, frames: Frames, names: tuple[str, ...]
+) -> tuple[int, int] | None:
+    """Read the first two words that a Go function was called with, from above its return address:
+    there its caller has left room, and the function spills registers that it needs again
+    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] in names and caller["sp"] is not None:
+            first, second = image.word(caller["sp"]), image.word(caller["sp"] + 8)
+            return None if first is None or second is None else (first, second)
     return None

@@ -1,108 +1,115 @@
-"""The facts of one crashed process, out of its core: JSON for the daemon to judge and explain."""
+"""The native facts of a crashed process: JSON for the daemon to judge and explain."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from crashd.analyzers import instruction, messages
-from crashd.analyzers.coreimage import CoreImage, FilePart
-from crashd.analyzers.stacks import Stacks
+from crashd.analyzers.analyzer import Analyzer, OpenedCore
+from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.handled import find_handled
+from crashd.analyzers.stacks import FRAMES_MAX, Stacks
 from crashd.domain.elf.elfcore import CoreHead
-from crashd.domain.elf.elfnotes import Layout, split_notes
-from crashd.domain.elf.modules import Module, find_modules
+from crashd.domain.elf.elfnotes import SigInfo
+from crashd.domain.elf.headers import Layout, split_notes
 from crashd.edge.sandbox.modulefiles import ModuleFile
-from crashd.errors import FormatError
-from crashd.store.coreread import StoredCore, read_head
 
 VERSION = 1
 _NT_SIGINFO = 0x53494749
 _SIGSYS = 31
-_PROBLEMS_MAX = 20
-
-PythonReader = Callable[[], tuple[list[dict[str, Any]], str | None]]
-"""Gives the interpreter's stacks, or why there are none."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedCore:
-    """A core, and the files of its modules."""
+class NativeFacts(Analyzer):
+    """What every core has: stacks, registers, the signal, mappings, and last words."""
 
-    core: StoredCore
-    raw_head: bytes
-    image: CoreImage
-    files: list[ModuleFile]
+    name = "native stacks"
 
-    @property
-    def descriptors(self) -> list[int]:
-        """All that has to stay open."""
-        return [fd for file in self.files for fd in (file.fd, file.debug_fd) if fd is not None]
+    def applies(self) -> bool:
+        """Return true."""
+        return True
 
-
-def open_core(fd: int, open_files: Callable[[list[Module]], list[ModuleFile]]) -> OpenedCore:
-    """Open a stored core and what can be found of its modules' files.
-
-    Raises:
-        FormatError: it is no ELF core, or so short that it tells of no thread.
-
-    """
-    core = StoredCore(fd)
-    raw, head = read_head(core)
-    if not head.threads:
-        raise FormatError(f"core tells of no thread: {'; '.join(head.problems)[:200]}")
-    image = CoreImage(core, head)
-    files = open_files(find_modules(head, image.read))
-    image.add_files(
-        [
-            FilePart(mapped.start, mapped.end, mapped.offset_bytes, file.fd)
-            for file in files
-            if file.fd is not None
-            for mapped in file.module.files
-        ]
-    )
-    return OpenedCore(core, raw, image, files)
-
-
-def analyse(opened: OpenedCore, read_python: PythonReader | None) -> dict[str, Any]:
-    """Collect the facts; `read_python` reads the interpreter's stacks, where there is one."""
-    started = time.process_time()
-    image, head = opened.image, opened.image.head
-    stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
-    problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
-    threads = stacks.threads()
-    loaded, more = stacks.load_debug_info(threads)
-    if loaded:
+    def facts(self) -> dict[str, Any]:
+        """Collect the facts."""
+        opened = self.opened
+        image, head = opened.image, opened.image.head
+        stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
+        problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
         threads = stacks.threads()
-    registers = stacks.registers()
-    decoded = _instruction(image, head, registers)
-    frames = threads[0]["frames"] if threads else []
-    out: dict[str, Any] = {
-        "version": VERSION,
-        "machine": head.machine,
-        "bits": head.bits,
-        "threads": threads,
-        "modules": _modules(opened.files, stacks, threads),
-        "registers": registers,
+        loaded, more = stacks.load_debug_info(threads)
+        if loaded:
+            threads = stacks.threads()
+        frames = threads[0]["frames"] if threads else []
+        moment = _first_moment(opened, stacks, frames)
+        return {
+            "version": VERSION,
+            "machine": head.machine,
+            "bits": head.bits,
+            "threads": threads,
+            "modules": _modules(opened.files, stacks, threads),
+            **moment,
+            "messages": messages.collect(
+                image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
+            ),
+            "problems": [*head.problems, *problems, *more, *_ends(threads)],
+        }
+
+
+def _ends(threads: list[dict[str, Any]]) -> list[str]:
+    """Say why the crashed thread's stack ended early."""
+    end = threads[0]["end"] if threads else None
+    if end is None or len(threads[0]["frames"]) >= FRAMES_MAX:
+        return []
+    return [f"the stack ends after {len(threads[0]['frames'])} frames: {end}"]
+
+
+def _first_moment(
+    opened: OpenedCore, stacks: Stacks, frames: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Describe the moment of the crash: the signal, the registers, the instruction, and what is
+    mapped where. It is that of the first signal where a handler had caught one.
+    """
+    image, head = opened.image, opened.image.head
+    first = head.threads[0]
+    handled = find_handled(image, frames)
+    if handled is None:
+        registers = stacks.registers()
+        decoded = _instruction(image, first.pc, registers)
+        return {
+            "registers": registers,
+            "instruction": decoded,
+            "siginfo": _siginfo(opened.raw_head, head),
+            "regions": _regions(image, first.pc, first.sp, head.siginfo, decoded),
+        }
+    frame, info = handled.frame, handled.info
+    index = len(frames) if handled.index is None else handled.index
+    if handled.index is None:
+        frames += stacks.walk_from(frame.registers)[: max(0, FRAMES_MAX - index)]
+    image.stack_pointers.append(frame.sp)
+    decoded = _instruction(image, frame.pc, frame.registers)
+    return {
+        "registers": dict(frame.registers),
         "instruction": decoded,
-        "siginfo": _siginfo(opened.raw_head, head),
-        "regions": _regions(image, head, decoded),
-        "messages": messages.collect(
-            image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
-        ),
-        "problems": [*head.problems, *problems, *more][:_PROBLEMS_MAX],
-        "unpacked_bytes": opened.core.unpacked_bytes,
+        "siginfo": {
+            "signal": info.signal,
+            "code": info.code,
+            "address": info.address,
+            "sender_pid": info.sender_pid,
+            "sender_uid": info.sender_uid,
+            "error_code": handled.error_code,
+        },
+        "regions": _regions(image, frame.pc, frame.sp, info, decoded),
+        "handled": {
+            "signal": head.siginfo.signal if head.siginfo else info.signal,
+            "code": head.siginfo.code if head.siginfo else info.code,
+            "frame": index,
+            "again": handled.again,
+        },
     }
-    if read_python is not None:
-        out["python"], problem = read_python()
-        out["problems"] += [problem] if problem else []
-    out["cpu_seconds"] = round(time.process_time() - started, 3)
-    return out
 
 
 def _modules(
     files: list[ModuleFile], stacks: Stacks, threads: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Tell of the modules; those on no stack in short."""
+    """Describe the modules, and which of them are on a stack."""
     used = {frame["start"] for thread in threads for frame in thread["frames"]}
     return [
         {
@@ -124,13 +131,17 @@ def _text(raw: bytes) -> str:
 
 
 def _instruction(
-    image: CoreImage, head: CoreHead, registers: Mapping[str, int]
+    image: CoreImage, pc: int | None, registers: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    pc = head.threads[0].pc if head.threads else None
     if pc is None:
         return None
     code = image.read(pc, instruction.INSTRUCTION_MAX)
-    return instruction.decode(head.machine, code, pc, registers, head.bits)
+    decoded = instruction.decode(image.head.machine, code, pc, registers, image.head.bits)
+    if decoded is not None:
+        target = decoded.pop("target", None)
+        at = decoded.pop("target_at", None)
+        decoded["target"] = image.word(at) if at is not None else target
+    return decoded
 
 
 def _siginfo(raw: bytes, head: CoreHead) -> dict[str, Any] | None:
@@ -167,20 +178,25 @@ def _syscall_name(arch: int, number: int) -> str | None:
     return syscall_name(arch, number)
 
 
-def _regions(image: CoreImage, head: CoreHead, decoded: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Tell what is at the program counter, the stack pointer, the address of the fault, and where a
-    pointer would come from that the allocator left in freed memory.
+def _regions(
+    image: CoreImage,
+    pc: int | None,
+    sp: int | None,
+    info: SigInfo | None,
+    decoded: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Describe what is at the program counter, the stack pointer, the address of the fault, and
+    where a pointer would come from that the allocator left in freed memory.
 
     glibc (2.32) keeps its links as the next one's address, exclusive-or the page of its own: of the
     last in a list nothing but that page is there (malloc.c, PROTECT_PTR).
     """
-    first = head.threads[0] if head.threads else None
     access = decoded["access"] if decoded else []
     base = next((a["base_value"] for a in access if a["base_value"]), None)
     addresses = {
-        "pc": first.pc if first else None,
-        "sp": first.sp if first else None,
-        "fault": head.siginfo.address if head.siginfo else None,
+        "pc": pc,
+        "sp": sp,
+        "fault": info.address if info else None,
         "link": base << 12 if base is not None and base < 1 << 36 else None,
     }
     return {name: image.describe(at) for name, at in addresses.items() if at is not None}

@@ -1,28 +1,30 @@
 """The Python stacks of a crashed interpreter, by pystack. Only importer of pystack.
 
-pystack reads a core by its path, and wants the interpreter's memory whole: its heap is one list of
-objects after the other. So what a core has is unpacked, holes left out, into the sandbox's own
-/work, with copies of the interpreter's files beside it.
+pystack reads a core by its path, and needs all of the interpreter's memory: its heap is linked
+lists of objects. So the core is unpacked without its holes into the sandbox's own /work, and the
+interpreter's files are copied beside it.
 
-Why pystack: it is a library, and so works where nothing can be executed; it tells a thread's tid
-for every version of Python from 3.7 on. py-spy (0.4) reads cores, too, in a fifth of the time, but
-is a program, opens the files that the core names by itself, and below Python 3.11 gives
-pthread_self() instead of the tid, so that nobody can tell which thread crashed.
+Why pystack: it is a library, and so works where nothing can be executed; it gives a thread's tid
+for every version of Python from 3.7 on. py-spy (0.4) also reads cores, in a fifth of the time, but
+it is a program, opens the files that the core names, and below Python 3.11 gives pthread_self()
+instead of the tid, which does not say which thread crashed.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pystack.engine import NativeReportingMode, StackMethod, get_process_threads_for_core
-from pystack.errors import PystackError
-from pystack.types import PyThread
-
+from crashd.analyzers.analyzer import Analyzer
 from crashd.analyzers.coreimage import CoreImage
+from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.modules import Module
+
+if TYPE_CHECKING:
+    from pystack.types import PyThread
 
 FRAMES_MAX = 128
 THREADS_MAX = 256
@@ -32,47 +34,64 @@ _PYTHON = re.compile(rb"(?P<lib>lib)?python(3\.\d+)?[a-z]*(\.so[.\d]*)?")
 _CHUNK = 1 << 20
 
 
-def interpreter_files(
-    files: Iterable[tuple[Module, int | None]],
-) -> list[tuple[Module, int, bool]]:
-    """Find the interpreter's executable and library: module, descriptor, is a library."""
-    found: list[tuple[Module, int, bool]] = []
-    for module, fd in files:
-        match = _PYTHON.fullmatch(module.name.rpartition(b"/")[2])
-        if match is not None and fd is not None:
-            found.append((module, fd, match["lib"] is not None))
-    return found
+class PythonStacks(Analyzer):
+    """The stacks of all threads that run Python."""
 
+    name = "Python stacks"
 
-def scratch_bytes(image: CoreImage, files: Iterable[tuple[Module, int, bool]]) -> int:
-    """Tell how much memory python_stacks() takes of /work."""
-    core = sum(size for _, size in image.core.runs())
-    return core + sum(os.fstat(fd).st_size for _, fd, _ in files) + SLACK_BYTES
+    def applies(self) -> bool:
+        """Return whether an interpreter's files are among the modules, and the main program is."""
+        return bool(self.opened.options.get("python") and self._files) and self._main is not None
 
+    def prepare(self) -> int:
+        """Import pystack; return the bytes of the unpacked core and the copied files."""
+        import pystack.engine
+        import pystack.errors  # noqa: F401
 
-def python_stacks(
-    image: CoreImage, executable: int, files: list[tuple[Module, int, bool]]
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Read the stacks of all threads that run Python, and why there are none. `executable` is the
-    main program's descriptor, which embeds Python where it is not one of `files`.
-    """
-    core = _WORK / "core"
-    try:
-        _unpack(image, core)
-        program = _copy(executable, _WORK / "program")
-        for module, fd, is_library in files:
-            if is_library:
-                _copy(fd, _WORK / os.fsdecode(module.name.rpartition(b"/")[2]))
-        threads = get_process_threads_for_core(
-            core,
-            program,
-            library_search_path=str(_WORK),
-            native_mode=NativeReportingMode.OFF,
-            method=StackMethod.AUTO,
+        core = sum(size for _, size in self.opened.core.runs())
+        copies = sum(os.fstat(fd).st_size for _, fd, _ in self._files)
+        return core + copies + SLACK_BYTES
+
+    def facts(self) -> dict[str, Any]:
+        """Read the stacks, or say why there are none."""
+        from pystack.engine import NativeReportingMode, StackMethod, get_process_threads_for_core
+        from pystack.errors import PystackError
+
+        core = _WORK / "core"
+        try:
+            _unpack(self.opened.image, core)
+            program = _copy(self._main or 0, _WORK / "program")
+            for module, fd, is_library in self._files:
+                if is_library:
+                    _copy(fd, _WORK / os.fsdecode(module.name.rpartition(b"/")[2]))
+            threads = get_process_threads_for_core(
+                core,
+                program,
+                library_search_path=str(_WORK),
+                native_mode=NativeReportingMode.OFF,
+                method=StackMethod.AUTO,
+            )
+            return {"interpreted": [_thread(thread) for thread in threads[:THREADS_MAX]]}
+        except (PystackError, RuntimeError, OSError, ValueError) as e:
+            return {"problems": [f"{self.name}: {str(e).split(chr(10), 1)[0][:200]}"]}
+
+    @property
+    def _main(self) -> int | None:
+        """The main program's descriptor: it embeds Python where it is not the interpreter."""
+        phdr = self.opened.image.head.auxv.get(AT_PHDR, 0)
+        return next(
+            (f.fd for f in self.opened.files if f.module.start <= phdr < f.module.end), None
         )
-        return [_thread(thread) for thread in threads[:THREADS_MAX]], None
-    except (PystackError, RuntimeError, OSError, ValueError) as e:
-        return [], f"Python stacks: {str(e).split(chr(10), 1)[0][:200]}"
+
+    @cached_property
+    def _files(self) -> list[tuple[Module, int, bool]]:
+        """The interpreter's executable and library: module, descriptor, whether a library."""
+        found: list[tuple[Module, int, bool]] = []
+        for file in self.opened.files:
+            match = _PYTHON.fullmatch(file.module.name.rpartition(b"/")[2])
+            if match is not None and file.fd is not None:
+                found.append((file.module, file.fd, match["lib"] is not None))
+        return found
 
 
 def _unpack(image: CoreImage, path: Path) -> None:
@@ -91,7 +110,7 @@ def _copy(fd: int, path: Path) -> Path:
     return path
 
 
-def _thread(thread: PyThread) -> dict[str, Any]:
+def _thread(thread: "PyThread") -> dict[str, Any]:
     frames = list(_frames(thread))[::-1]
     return {
         "tid": thread.tid,
@@ -102,7 +121,7 @@ def _thread(thread: PyThread) -> dict[str, Any]:
     }
 
 
-def _frames(thread: PyThread) -> Iterator[dict[str, Any]]:
+def _frames(thread: "PyThread") -> Iterator[dict[str, Any]]:
     for frame in thread.frames:
         yield {
             "kind": "python",

@@ -7,7 +7,7 @@ import ctypes
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import _drgn_util.elf
@@ -16,7 +16,8 @@ import _drgn_util.typingutils  # noqa: F401  all that drgn would import later, w
 import drgn
 import rust_demangler
 
-from crashd.analyzers.coreimage import PF_X, CoreImage
+from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.gonames import GoNames
 from crashd.domain.elf.elfnotes import EM_X86_64
 from crashd.domain.elf.modules import Module
 
@@ -28,7 +29,12 @@ DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
 _NAME_MAX = 400
 _ERRORS = (LookupError, ValueError, OverflowError, OSError, drgn.FaultError, drgn.BadDataError)
-_PR_REG, _RIP, _RSP = 112, 16 * 8, 19 * 8
+# struct user_regs_struct, pr_reg of struct elf_prstatus (arch/x86/include/asm/user_64.h)
+_PR_REG = 112
+_USER_REGS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
+    "rdi", "orig_rax", "rip", "cs", "rflags", "rsp",
+)  # fmt: skip
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
@@ -117,6 +123,8 @@ class Stacks:
         self.demangler = Demangler()
         self._modules = modules
         self._starts = [module.start for module in modules]
+        self._raw_head = raw_head
+        self._files: list[tuple[Module, int | None, int | None]] = []
         self._fd = os.memfd_create("head", os.MFD_CLOEXEC)
         self._strayed = _return_from_data(raw_head, image)
         """Where the crashed thread was, when that is no code; drgn is told of its caller."""
@@ -135,6 +143,7 @@ class Stacks:
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
         self._loaded: dict[int, int | None] = {}
+        self._go = GoNames(image)
         for segment in image.segments:
             if segment.memsz and self.refused is None:
                 self.program.add_memory_segment(segment.vaddr, segment.memsz, self._read)
@@ -148,15 +157,17 @@ class Stacks:
         return data
 
     def load(self, files: Iterable[tuple[Module, int | None, int | None]]) -> list[str]:
-        """Give drgn the files of the modules, without debug information; tell what went wrong.
+        """Give drgn the files of the modules, without debug information; return what went wrong.
         Takes copies of the descriptors.
         """
+        self._files = list(files)
         if self.refused is not None:
             return [self.refused]
         problems: list[str] = []
-        known = {module.start: (fd, debug) for module, fd, debug in files}
+        known = {module.start: (fd, debug) for module, fd, debug in self._files}
         self._debug = {start: debug for start, (_, debug) in known.items()}
         self._loaded = {start: fd for start, (fd, _) in known.items()}
+        self._go.use(self._loaded)
         try:
             for module, _ in self.program.loaded_modules():
                 self._load_module(module, known, problems)
@@ -276,7 +287,7 @@ class Stacks:
         ]:
             thread = known[index]
             limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
-            frames, cut = self._frames(thread.tid, thread.pc, limit)
+            frames, cut, end = self._frames(thread.tid, thread.pc, limit)
             if index == 0 and self._strayed is not None and limit:
                 frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
             left -= len(frames)
@@ -285,6 +296,7 @@ class Stacks:
                 "crashed": index == 0,
                 "frames": frames,
                 "cut": cut,
+                "end": end,
             }
         return [found[index] for index in sorted(found)]
 
@@ -298,27 +310,46 @@ class Stacks:
             if self._strayed is not None and "rsp" in found:
                 found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
             return found
-        except _ERRORS:
+        except (*_ERRORS, NotImplementedError):
             return {}
 
-    def _frames(self, tid: int, pc: int | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    def walk_from(self, registers: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Walk the crashed thread's stack from other registers than it died with (x86-64)."""
+        patched = _with_registers(self._raw_head, self.image, registers)
+        if patched is None or self._crashed is None:
+            return [self._bare_frame(registers["rip"])]
+        other = Stacks(patched, self.image, self._modules)
+        other.load(self._files)
+        return other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
+
+    def _frames(
+        self, tid: int, pc: int | None, limit: int
+    ) -> tuple[list[dict[str, Any]], bool, str | None]:
+        """Walk a stack; return the frames, whether it goes on, and why it ended where it did.
+
+        Without unwind information drgn follows frame pointers and takes what lies on the stack for
+        return addresses. What is not code is not shown.
+        """
+        bare = [self._bare_frame(pc)] if pc is not None and limit else []
         if self.refused is not None:
-            return ([self._bare_frame(pc)] if pc is not None and limit else []), True
+            return bare, True, self.refused
         try:
             trace = self.program.stack_trace(tid)
-        except _ERRORS:
-            return ([self._bare_frame(pc)] if pc is not None and limit else []), True
+        except (*_ERRORS, NotImplementedError) as e:
+            return bare, True, f"the stack cannot be walked: {_text(e)}"
         frames: list[dict[str, Any]] = []
         seen = set[tuple[int, int | None, str | None]]()
         for frame in trace:
             if len(frames) >= limit:
-                return frames, True
+                return frames, True, "more frames than are shown"
             try:
                 address = frame.pc
             except LookupError:
                 break
             if frames and not address:
                 break
+            if frames and not self.image.is_code(address):
+                return frames, True, f"the next return address would be {self._what(address)}"
             at_fault = frame.interrupted or _follows_fault(frames)
             if self._strayed is not None and not frames and tid == self._crashed:
                 at_fault = False  # it is the return address
@@ -329,7 +360,15 @@ class Stacks:
             if key not in seen:
                 frames.append(found)
             seen.add(key)
-        return frames, False
+        return frames, False, None
+
+    def _what(self, address: int) -> str:
+        """Say why an address cannot be code."""
+        if self.image.head.bits == 64 and 1 << 47 <= address < (1 << 64) - (1 << 47):
+            return f"{address:#x}, which is not an address"
+        if self.image.segment(address) is None:
+            return f"{address:#x}, where nothing is mapped"
+        return f"{address:#x}, which is not code"
 
     def _bare_frame(self, pc: int) -> dict[str, Any]:
         """Tell of a program counter what can be told without its frame."""
@@ -343,6 +382,7 @@ class Stacks:
             "file": None,
             "line": None,
             "inline": False,
+            "interrupted": False,
         }
 
     def _frame(self, frame: "drgn.StackFrame", pc: int, interrupted: bool) -> dict[str, Any]:
@@ -357,9 +397,11 @@ class Stacks:
             "file": None,
             "line": None,
             "inline": False,
+            "interrupted": False,
         }
         out["sp"] = _stack_pointer(frame)
         out["inline"] = frame.is_inline
+        out["interrupted"] = frame.interrupted
         name = frame.function_name
         if not frame.is_inline:
             symbol = self._symbol(inside) or self._symbol(pc)
@@ -373,7 +415,15 @@ class Stacks:
         with contextlib.suppress(LookupError):
             source = frame.source()
             out["file"], out["line"] = source.filename[-1024:] or None, source.line or None
+        if not name:
+            self._name_by_go(out, module, inside)
         return out
+
+    def _name_by_go(self, out: dict[str, Any], module: Module | None, address: int) -> None:
+        found = self._go.function(module, address)
+        if found is not None:
+            out["function"], out["symbol_offset"] = found.name, out["pc"] - found.entry
+            out["file"], out["line"] = found.file, found.line
 
     def _symbol(self, address: int) -> "drgn.Symbol | None":
         """Find the symbol at an address; most threads of a pool stand at the same."""
@@ -391,8 +441,9 @@ class Stacks:
 
 
 def _return_from_data(raw_head: bytes, image: CoreImage) -> tuple[int, bytes] | None:
-    """Give the program counter of a crashed thread that was sent where no code is, and the head of
-    a core in which it has returned from there. None for any other.
+    """Return the program counter of a crashed thread that was sent where no code is (data, or a
+    library that was unloaded), and the head of a core in which it has returned from there. None for
+    any other.
 
     Such a place has no unwind information, and to follow the frame pointer instead would leave out
     its caller.
@@ -401,21 +452,36 @@ def _return_from_data(raw_head: bytes, image: CoreImage) -> tuple[int, bytes] | 
     first = head.threads[0] if head.threads else None
     if head.machine != EM_X86_64 or head.bits != 64 or first is None:
         return None
-    if first.pc is None or first.sp is None or not head.notes:
+    if first.pc is None or first.sp is None:
         return None
-    segment = image.segment(first.pc)
     caller = image.word(first.sp)
-    if segment is None or segment.flags & PF_X or caller is None:
+    if first.pc == 0 or image.is_code(first.pc) or caller is None or not image.is_code(caller):
+        return None  # drgn itself returns from address 0
+    sp = (first.sp + 8) % (1 << 64)
+    patched = _with_registers(raw_head, image, {"rip": caller, "rsp": sp})
+    return None if patched is None else (first.pc, patched)
+
+
+def _with_registers(
+    raw_head: bytes, image: CoreImage, registers: Mapping[str, int]
+) -> bytes | None:
+    """Return the head of a core whose crashed thread has other registers (x86-64)."""
+    head = image.head
+    first = head.threads[0]
+    if head.machine != EM_X86_64 or head.bits != 64 or not head.notes:
         return None
     start, size = head.notes[0]
-    # struct elf_prstatus of the first thread: rip and rsp (arch/x86/include/asm/user_64.h)
-    registers = raw_head.find(b"CORE\0\0\0\0", start, start + size) + 8 + _PR_REG
+    # The note of the first thread: its name "CORE", then its prstatus.
+    at = raw_head.find(b"CORE\0\0\0\0", start, start + size) + 8 + _PR_REG
     patched = bytearray(raw_head)
-    for at, old, new in ((_RIP, first.pc, caller), (_RSP, first.sp, first.sp + 8)):
-        if patched[registers + at : registers + at + 8] != old.to_bytes(8, "little"):
+    for name, known in (("rip", first.pc), ("rsp", first.sp)):
+        here = at + 8 * _USER_REGS.index(name)
+        if known is None or patched[here : here + 8] != known.to_bytes(8, "little"):
             return None
-        patched[registers + at : registers + at + 8] = (new % (1 << 64)).to_bytes(8, "little")
-    return first.pc, bytes(patched)
+    for index, name in enumerate(_USER_REGS):
+        if name in registers:
+            patched[at + 8 * index : at + 8 * index + 8] = registers[name].to_bytes(8, "little")
+    return bytes(patched)
 
 
 def _follows_fault(frames: list[dict[str, Any]]) -> bool:

@@ -1,7 +1,7 @@
-"""The command line of crashctl: its verbs, their options, and how they are parsed.
+"""The command line of crashctl: its verbs and their options, and the parser of both.
 
-Imports argparse only: what a verb needs is imported when it runs. The man page and the completions
-hold the same options; tests/unit/test_docs.py compares them.
+Imports nothing but argparse: a verb's own module is loaded when the verb runs. The man page and the
+completions list the same options; tests/unit/test_docs.py compares them.
 """
 
 import argparse
@@ -24,57 +24,100 @@ _DASHED_VALUES = frozenset(
 
 
 class Verb(NamedTuple):
-    """One verb: its name, what it does, and where the function is that does it."""
+    """One verb: its name, what it does, and the function that does it."""
 
     name: str
     summary: str
     module: str
     function: str
     match: str | None
-    """How MATCH stands in the usage; None where the verb takes none."""
+    """How the usage line shows MATCH; None if the verb takes no MATCH."""
     needs_match: bool = False
 
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("list", "list crashes, the newest last", "show.listing", "list_crashes", "[MATCH...]"),
-        Verb("info", "show all that is known of one crash", "show.listing", "show", "[MATCH...]"),
-        Verb("dump", "write the core of one crash", "open.dump", "dump", "MATCH...", True),
-        Verb("debug", "open the core in a debugger", "open.debug", "debug", "MATCH...", True),
+        Verb("list", "list crashes, newest last", "show.listing", "list_crashes", "[MATCH...]"),
+        Verb("info", "show everything known about a crash", "show.listing", "show", "[MATCH...]"),
         Verb(
-            "bundle", "pack a crash for another machine", "open.bundle", "bundle", "MATCH...", True
+            "dump",
+            "write the core of a crash to a file or a pipe",
+            "open.dump",
+            "dump",
+            "MATCH...",
+            True,
         ),
-        Verb("top", "list signatures, the most frequent first", "show.top", "top", "[MATCH...]"),
-        Verb("analyze", "have a crash analysed again", "show.top", "analyze", "MATCH...", True),
+        Verb("debug", "open a crash in a debugger", "open.debug", "debug", "MATCH...", True),
+        Verb(
+            "bundle",
+            "save a crash with everything needed to debug it elsewhere",
+            "open.bundle",
+            "bundle",
+            "MATCH...",
+            True,
+        ),
+        Verb("top", "list signatures, most frequent first", "show.top", "top", "[MATCH...]"),
+        Verb("analyze", "analyse a crash again", "show.top", "analyze", "MATCH...", True),
         Verb(
             "delete", "delete crashes and their cores", "manage.change", "delete", "MATCH...", True
         ),
-        Verb("pin", "keep crashes from being deleted", "manage.change", "pin", "MATCH...", True),
-        Verb("unpin", "undo pin", "manage.change", "unpin", "MATCH...", True),
-        Verb("vacuum", "delete what retention gives up", "manage.vacuum", "vacuum", None),
-        Verb("status", "tell how the daemon is", "manage.status", "status", None),
-        Verb("verify", "compare the store with its index", "manage.verify", "verify", None),
+        Verb("pin", "protect crashes from deletion", "manage.change", "pin", "MATCH...", True),
+        Verb(
+            "unpin",
+            "allow pinned crashes to be deleted again",
+            "manage.change",
+            "unpin",
+            "MATCH...",
+            True,
+        ),
+        Verb(
+            "vacuum",
+            "delete what exceeds the retention limits now",
+            "manage.vacuum",
+            "vacuum",
+            None,
+        ),
+        Verb("status", "show the daemon's status", "manage.status", "status", None),
+        Verb("verify", "check the store against its index", "manage.verify", "verify", None),
         Verb("reindex", "rebuild the index from the store", "manage.change", "reindex", None),
-        Verb("install", "register as the kernel's crash handler", "manage.setup", "install", None),
-        Verb("uninstall", "give the registration back", "manage.setup", "uninstall", None),
-        Verb("stats", "draw how often what crashed", "show.stats", "stats", "[MATCH...]"),
-        Verb("report", "write a page about the crashes", "show.report", "report", "[MATCH...]"),
+        Verb(
+            "install",
+            "register crashd as the kernel's crash handler",
+            "manage.setup",
+            "install",
+            None,
+        ),
+        Verb("uninstall", "restore the previous crash handler", "manage.setup", "uninstall", None),
+        Verb("stats", "show crash counts over time", "show.stats", "stats", "[MATCH...]"),
+        Verb(
+            "report",
+            "write an HTML report of recent crashes",
+            "show.report",
+            "report",
+            "[MATCH...]",
+        ),
         Verb("follow", "print crashes as they happen", "show.listing", "follow", None),
         Verb(
             "kdump",
-            "tell whether a crash of the kernel would leave a dump",
+            "check whether a kernel crash would leave a dump",
             "check.kdump",
             "kdump",
             None,
         ),
-        Verb("doctor", "check that everything is in place", "check.doctor", "doctor", None),
+        Verb(
+            "doctor",
+            "check that crashes on this host will be caught",
+            "check.doctor",
+            "doctor",
+            None,
+        ),
     )
 }
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """Make a formatter of fixed width: to ask for the terminal's, argparse loads half a library."""
+    """Make a formatter of fixed width; argparse loads several modules to find the terminal's."""
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=HELP_WIDTH)
 
 
@@ -82,7 +125,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError instead of printing and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong."""
+        """Raise a UsageError with argparse's message."""
         verb = self.prog.removeprefix("crashctl").strip()
         raise UsageError(f"{verb}: {message}" if verb else message, hint=f"see {self.prog} --help")
 
@@ -90,21 +133,26 @@ class Parser(argparse.ArgumentParser):
 def _positive(text: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return number
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the options that stand before or after the verb; set ones win over those not set."""
+    """Add the options allowed both before and after the verb.
+
+    They have no default, so that one parser does not undo what the other has set.
+    """
     add = parser.add_argument
     unset = argparse.SUPPRESS
     add("-h", "--help", action="help", default=unset, help="show this help and exit")
     add("--version", action="version", version=f"crashctl {__version__}", help="show the version")
-    add("--root", metavar="DIR", default=unset, help="put every path under DIR ($CRASHD_ROOT)")
-    add("-q", "--quiet", action="store_true", default=unset, help="no notes on stderr")
-    add("--no-legend", action="store_true", default=unset, help="no column headings")
-    add("--color", choices=COLORS, default=unset, help="colours (auto: on a terminal)")
-    add("--debug", action="store_true", default=unset, help="show a traceback with an error")
+    add("--root", metavar="DIR", default=unset, help="root of all paths of crashd ($CRASHD_ROOT)")
+    add(
+        "-q", "--quiet", action="store_true", default=unset, help="print no notes on standard error"
+    )
+    add("--no-legend", action="store_true", default=unset, help="print no column headings")
+    add("--color", choices=COLORS, default=unset, help="use colours (auto: only on a terminal)")
+    add("--debug", action="store_true", default=unset, help="print a traceback with every error")
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -113,23 +161,32 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     add("-U", "--until", metavar="TIME", help="crashes at or before TIME")
     add("--kind", choices=KINDS, help="crashes of this kind only")
     add("--signature", metavar="SIGNATURE", help="crashes with this signature only")
-    add("-n", "--lines", dest="limit", type=_positive, metavar="N", help="the newest N only")
-    add("-1", dest="limit", action="store_const", const=1, help="the newest only")
-    add("-r", "--reverse", action="store_true", help="the newest first")
+    add(
+        "-n", "--lines", dest="limit", type=_positive, metavar="N", help="only the newest N crashes"
+    )
+    add("-1", dest="limit", action="store_const", const=1, help="only the newest crash")
+    add("-r", "--reverse", action="store_true", help="list newest first")
     _add_json(parser)
 
 
 def _add_span(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-S", "--since", metavar="TIME", help="crashes at or after TIME (default: a day before)")
-    add("-U", "--until", metavar="TIME", help="crashes at or before TIME (default: now)")
+    add("-S", "--since", metavar="TIME", help="from TIME on (default: the last 24 hours)")
+    add("-U", "--until", metavar="TIME", help="up to TIME (default: now)")
     add("--kind", choices=KINDS, help="crashes of this kind only")
 
 
 def _add_stats(parser: argparse.ArgumentParser) -> None:
     _add_span(parser)
     add = parser.add_argument
-    add("-n", "--lines", dest="limit", type=_positive, metavar="N", help="N bars of a sort")
+    add(
+        "-n",
+        "--lines",
+        dest="limit",
+        type=_positive,
+        metavar="N",
+        help="show N bars per chart (default: 8)",
+    )
     _add_json(parser)
 
 
@@ -141,32 +198,42 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_newest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-1", dest="newest", action="store_true", help="the newest (of all)")
+    parser.add_argument("-1", dest="newest", action="store_true", help="the newest crash of all")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_newest(parser)
-    parser.add_argument("-a", "--all", action="store_true", help="environment, maps, limits too")
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="also show environment, maps and limits"
+    )
     _add_json(parser)
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     _add_newest(parser)
     add = parser.add_argument
-    add("-o", "--output", metavar="FILE", required=True, help="write to FILE.tar.zst")
+    add("-o", "--output", metavar="FILE", required=True, help="write to FILE, named *.tar.zst")
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
 
 
 def _add_top(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-S", "--since", metavar="TIME", help="crashes at or after TIME only")
-    add("--new-since", metavar="TIME", help="signatures first seen at or after TIME only")
+    add("-S", "--since", metavar="TIME", help="count only crashes at or after TIME")
+    add("--new-since", metavar="TIME", help="only signatures first seen since TIME")
     add("--kind", choices=KINDS, help="crashes of this kind only")
-    add("-n", "--lines", dest="limit", type=_positive, metavar="N", default=20, help="as many (20)")
+    add(
+        "-n",
+        "--lines",
+        dest="limit",
+        type=_positive,
+        metavar="N",
+        default=20,
+        help="show at most N signatures (default: 20)",
+    )
     _add_json(parser)
 
 
@@ -185,32 +252,40 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     _add_newest(parser)
     add = parser.add_argument
-    add("--debugger", choices=DEBUGGERS, help="which one (default: gdb; crash for the kernel's)")
-    add("-A", "--debugger-arguments", metavar="ARGS", default="", help="more arguments for it")
-    add("--vmlinux", metavar="FILE", help="the kernel that a kernel's dump is of")
-    add("--as-root", action="store_true", help="run it as root")
+    add("--debugger", choices=DEBUGGERS, help="debugger (default: gdb; crash for a kernel)")
+    add(
+        "-A",
+        "--debugger-arguments",
+        metavar="ARGS",
+        default="",
+        help="extra arguments for the debugger",
+    )
+    add("--vmlinux", metavar="FILE", help="vmlinux of the kernel that crashed")
+    add("--as-root", action="store_true", help="run the debugger as root")
 
 
 def _add_delete(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-f", "--force", action="store_true", help="delete pinned ones too")
-    add("-y", "--yes", action="store_true", help="do not ask")
+    add("-f", "--force", action="store_true", help="also delete pinned crashes")
+    add("-y", "--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _add_vacuum(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be deleted")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
     _add_json(parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--deep", action="store_true", help="decompress every core, too")
-    add("--strict", action="store_true", help="--deep, and tell of every file that is nobody's")
+    add("--deep", action="store_true", help="also decompress every core")
+    add("--strict", action="store_true", help="like --deep; also report unowned files")
     _add_json(parser)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--crash", action="store_true", help="really crash a process, and check")
+    parser.add_argument(
+        "--crash", action="store_true", help="also crash a test process and follow it"
+    )
     _add_json(parser)
 
 
@@ -235,16 +310,17 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 
 def build_parser() -> Parser:
-    """Build the parser of what stands before the verb."""
+    """Build the parser of the options before the verb."""
     verbs = "\n".join(f"  {verb.name:<10} {verb.summary}" for verb in VERBS.values())
     parser = Parser(
         prog="crashctl",
         usage="crashctl [OPTION...] COMMAND ...",
-        description="Look at and manage the crashes that crashd has caught.",
+        description="Show and manage the crashes that crashd has caught.",
         epilog=f"commands:\n{verbs}\n\n"
-        "MATCH: an id or its beginning, PID, COMM, /path/to/exe, a unit, or FIELD=VALUE.\n"
-        "Exit status: 0 done, 1 nothing matched or a check failed, 2 usage, 3 not permitted,\n"
-        "4 store or daemon not available. More in crashctl(1).",
+        "MATCH selects crashes: an id or its beginning, PID, COMM, /path/to/exe, a unit,\n"
+        "or FIELD=VALUE.\n\n"
+        "Exit status: 0 success, 1 no match or a failed check, 2 usage error,\n"
+        "3 permission denied, 4 store or daemon unavailable. See crashctl(1).",
         formatter_class=_formatter,
         allow_abbrev=False,
         add_help=False,
@@ -254,7 +330,7 @@ def build_parser() -> Parser:
 
 
 def build_verb_parser(verb: Verb) -> Parser:
-    """Build the parser of one verb's own options and MATCHes."""
+    """Build the parser of one verb's own options and of its MATCH arguments."""
     summary = verb.summary[0].upper() + verb.summary[1:] + "."
     usage = " ".join(filter(None, ("crashctl", verb.name, "[OPTION...]", verb.match)))
     parser = Parser(
@@ -277,9 +353,8 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     """Parse the arguments after the program's name.
 
     Raises:
-        UsageError: they are wrong.
-        SystemExit: `--help` or `--version` has been answered.
-
+        UsageError: an argument is wrong.
+        SystemExit: after the output of `--help` or `--version`.
     """
     values = argparse.Namespace(
         root=os.environ.get("CRASHD_ROOT") or "/",
@@ -302,16 +377,16 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     if verb.match:
         values.match = [*values.match, *matches]
         if "" in values.match:
-            parser.error("an empty MATCH")
+            parser.error("empty MATCH")
         if verb.needs_match and not values.match and not getattr(values, "newest", False):
-            parser.error("MATCH is needed")
+            parser.error("MATCH is required")
     elif matches:
         parser.error(f"unrecognized arguments: {' '.join(matches)}")
     return verb, values
 
 
 def _find_verb(argv: Sequence[str]) -> int:
-    """Find the first word that is neither an option nor an option's value."""
+    """Return the index of the first word that is neither an option nor an option's value."""
     place = 0
     while place < len(argv) and argv[place].startswith("-"):
         place += 2 if argv[place] in ("--root", "--color") else 1
@@ -319,7 +394,11 @@ def _find_verb(argv: Sequence[str]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split at `--`; tie values that begin with a dash to their option."""
+    """Split at `--` into options and MATCHes.
+
+    argparse takes a word with a dash for an option. So the value of each option of _DASHED_VALUES
+    is joined to its option: `--since -1h` becomes `--since=-1h`, and `-S -1h` becomes `-S-1h`.
+    """
     options: list[str] = []
     rest = list(arguments)
     while rest:

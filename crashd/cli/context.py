@@ -1,4 +1,4 @@
-"""What every verb of crashctl is given: where to look, and how to print."""
+"""What every verb of crashctl gets: where to look, and how to print."""
 
 import os
 import sys
@@ -22,22 +22,22 @@ class Context:
     quiet: bool
     """No notes on stderr."""
     width: int | None
-    """Columns of the terminal that standard output is; None when it is none."""
+    """Columns of the terminal; None if standard output is not a terminal."""
 
     def note(self, text: str) -> None:
-        """Tell the operator something that is neither data nor an error."""
+        """Print a note on stderr: something that is neither data nor an error."""
         if not self.quiet:
             print(f"crashctl: {printable(text)}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
-        """Tell the operator of something that is not as it should be, quiet or not."""
+        """Print a warning on stderr, even with --quiet."""
         print(f"crashctl: warning: {printable(text)}", file=sys.stderr)
 
 
 def open_context(
     root: str, *, color: str, legend: bool, quiet: bool, out: TextIO, environ: "os._Environ[str]"
 ) -> Context:
-    """Look at the terminal and the environment once, for the whole run."""
+    """Build the context of this run from the options, the terminal and the environment."""
     terminal = out.isatty()
     wanted = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     return Context(

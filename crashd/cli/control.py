@@ -1,6 +1,7 @@
-"""The daemon's control socket, from crashctl's side: one question, one answer, or a stream.
+"""crashctl's side of the daemon's control socket: one request, then one answer or a stream.
 
-The daemon is trusted as root is, yet what arrives is still bounded and parsed by domain/frames.py.
+crashctl trusts the daemon as it trusts root. Even so, base/messages.py bounds and parses every
+message.
 """
 
 import contextlib
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crashd.domain import frames
+from crashd.base import messages
+from crashd.base.files import read_space
 from crashd.domain.units import format_size
 from crashd.errors import (
     CrashdError,
@@ -31,35 +33,33 @@ _ERRORS: dict[int, type[CrashdError]] = {
 
 
 class ControlClient:
-    """Asks the daemon; each question has a connection of its own."""
+    """Sends requests to the daemon, each over its own connection."""
 
     def __init__(self, path: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._path = path
         self._timeout_seconds = timeout_seconds
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask, and give the answer.
+        """Send a request and return the answer.
 
         Raises:
-            UnavailableError: no daemon answers, or it answers nonsense.
-            CrashdError: the daemon's refusal, of the class that its exit status says.
-
+            UnavailableError: no daemon answers, or the answer is malformed.
+            CrashdError: the daemon refuses; the class follows from the exit status it sends.
         """
         with self._conversation(request) as connection:
             return _checked(self._receive(connection))
 
     def fetch(self, request: dict[str, Any]) -> int:
-        """Ask for a file; return a descriptor of a copy without a name, which the caller owns.
+        """Request a file; return the descriptor of an unnamed copy, which the caller owns.
 
         Raises:
             UnavailableError: no daemon answers, it stops halfway, or there is no space for a copy.
-            CrashdError: the daemon's refusal.
-
+            CrashdError: the daemon refuses.
         """
         with self._conversation(request) as connection:
             size = _checked(self._receive(connection)).get("size_bytes")
             if type(size) is not int or size < 0:
-                raise UnavailableError(f"the daemon at {self._path} sends no file")
+                raise UnavailableError(f"the daemon at {self._path} sent no file")
             try:
                 return _copy(connection, size)
             except TimeoutError as e:
@@ -67,8 +67,9 @@ class ControlClient:
 
     @contextlib.contextmanager
     def stream(self, request: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """Ask for a stream of events; they end when the daemon does, by UnavailableError, or by a
-        refusal.
+        """Request a stream of events.
+
+        It ends with UnavailableError when the daemon ends, or with the daemon's refusal.
         """
         with self._conversation(request) as connection:
             _checked(self._receive(connection))
@@ -85,45 +86,32 @@ class ControlClient:
             connection.settimeout(self._timeout_seconds)
             try:
                 connection.connect(os.fspath(self._path))
-                connection.sendall(frames.pack(request))
+                connection.sendall(messages.pack(request))
             except OSError as e:
                 raise UnavailableError(
                     f"no crashd answers at {self._path}: {reason_of(e)}",
-                    hint="systemctl start crashd; crashctl doctor tells more",
+                    hint="systemctl start crashd; crashctl doctor shows more",
                 ) from e
             yield connection
 
     def _receive(self, connection: socket.socket) -> dict[str, Any]:
         """Receive one message."""
         try:
-            header = _receive_exactly(connection, frames.HEADER_SIZE)
-            size = frames.parse_size(header, frames.ANSWER_MAX)
-            return frames.parse(_receive_exactly(connection, size))
+            return messages.parse(messages.receive(connection, messages.ANSWER_MAX))
         except TimeoutError as e:
             raise UnavailableError(f"the daemon at {self._path} does not answer") from e
-        except (OSError, FormatError) as e:
+        except (OSError, EOFError, FormatError) as e:
             raise UnavailableError(f"the daemon at {self._path}: {reason_of(e)}") from e
 
 
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = connection.recv(min(size - len(data), 1 << 20))
-        if not chunk:
-            raise FormatError("it closed the connection")
-        data += chunk
-    return bytes(data)
-
-
 def _copy(connection: socket.socket, size: int) -> int:
-    """Copy what arrives into a private file without a name; return its descriptor, at its start."""
+    """Copy what arrives to a private, unnamed file; return its descriptor, at offset 0."""
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     try:
-        disk = os.statvfs(directory)
-        if disk.f_bavail * disk.f_frsize < size:
+        if read_space(Path(directory)).free_bytes < size:
             raise UnavailableError(
-                f"{directory} has no space for a core of {format_size(size)}",
-                hint="set TMPDIR to a directory that has",
+                f"{directory} has no room for a core of {format_size(size)}",
+                hint="set TMPDIR to a directory with enough room",
             )
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             left = size
@@ -132,7 +120,7 @@ def _copy(connection: socket.socket, size: int) -> int:
                 if not chunk:
                     raise UnavailableError(
                         f"the core ended after {size - left} of {size} bytes",
-                        hint="it was deleted for its space, or read too slowly",
+                        hint="crashd deleted it to free space, or crashctl read it too slowly",
                     )
                 view = memoryview(chunk)
                 while view:
@@ -147,7 +135,7 @@ def _copy(connection: socket.socket, size: int) -> int:
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
-    """Give an answer back, or raise the refusal that it is."""
+    """Return the answer; raise the error if it is a refusal."""
     if answer.get("ok", True):
         return answer
     code, hint = answer.get("exit_code"), answer.get("hint")

@@ -1,6 +1,6 @@
-"""`crashctl`: parse, dispatch, and turn what went wrong into a message and an exit status.
+"""`crashctl`: parses, dispatches, and turns errors into a message and an exit status.
 
-Nothing heavy is imported here: a verb's module, and what that needs, comes in when it runs.
+Imports nothing heavy: a verb's module, and what that module needs, is loaded when the verb runs.
 """
 
 import errno
@@ -14,7 +14,7 @@ from crashd.cli.arguments import parse
 from crashd.errors import CrashdError, reason_of
 
 INTERRUPTED = 130
-"""128 + SIGINT, as a shell says it."""
+"""128 + SIGINT, as in a shell."""
 _NOT_PERMITTED = 3
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Fill closed standard descriptors, so that no file of ours becomes one of them."""
+    """Open /dev/null as each closed standard descriptor, so that no file of ours becomes one."""
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -88,12 +88,12 @@ def _fail(argv: Sequence[str], message: str, hint: str | None, status: int) -> i
             print(f"  {printable(hint)}", file=sys.stderr)
         sys.stderr.flush()
     except OSError:
-        pass  # nobody is left to be told; the exit status still tells
+        pass  # stderr is closed; the exit status still reports the error
     return _leave(status)
 
 
 def _leave(status: int) -> int:
-    """Let the interpreter end without a word about output that nobody reads any more."""
+    """Return `status`; keep the interpreter from complaining about output that nobody reads."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that crashctl writes for its user: whole or not there, sparse, private."""
+"""Files that crashctl writes for its user: complete or absent, sparse, private."""
 
 import contextlib
 import errno
@@ -14,21 +14,20 @@ from crashd.domain.text import printable
 from crashd.errors import CrashdError, UsageError, reason_of
 
 SPARSE_BLOCK = 16 << 10
-"""Zeros are left out of a file in blocks of this size, aligned in the core."""
+"""Aligned blocks of zeros of this size become holes in the file."""
 _ZEROS = bytes(SPARSE_BLOCK)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_file(target: Path, chunks: Iterable[bytes], *, force: bool) -> int:
-    """Write a sparse file, 0600; return its size. What could not be finished is removed.
+    """Write a sparse file, 0600; return its size. An unfinished file is removed.
 
-    Without `force` the file must not exist; with it a regular file, or a link, is replaced at once
-    when the new one is whole.
+    Without `force` the file must not exist. With `force` a regular file or a link is replaced, by
+    one rename once the new file is complete.
 
     Raises:
-        UsageError: `target` exists, or is nothing that may be replaced.
+        UsageError: `target` exists, or must not be replaced.
         CrashdError: the disk is full or broken.
-
     """
     name = printable(os.fsencode(target))
     if force:
@@ -62,8 +61,8 @@ def _check_replaceable(target: Path, name: str) -> None:
         mode = os.lstat(target).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
             raise UsageError(
-                f"{name} is not a regular file and is not replaced",
-                hint="for a pipe or device use standard output",
+                f"{name} is not a regular file and will not be replaced",
+                hint="to write to a pipe or device, use standard output",
             )
 
 
@@ -73,7 +72,7 @@ def _discard(staged: Path) -> None:
 
 
 def write_sparse(fd: int, chunks: Iterable[bytes]) -> int:
-    """Write `chunks` from the start of an empty file, leaving holes for zeros; return the size."""
+    """Write `chunks` to an empty file, with holes in place of zeros; return the size."""
     position = 0
     for chunk in chunks:
         view, start, at = memoryview(chunk), 0, 0
@@ -97,7 +96,7 @@ def _write_at(fd: int, data: memoryview, position: int) -> None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, so that what is half-done is removed."""
+    """Let SIGTERM and SIGHUP unwind the stack, so that unfinished files are removed."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

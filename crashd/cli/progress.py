@@ -1,4 +1,4 @@
-"""A bar on the terminal for work that takes long; nothing at all where nobody would look at it."""
+"""A progress bar for long work, shown only on a terminal."""
 
 import sys
 import time
@@ -10,13 +10,13 @@ from crashd.domain.units import format_duration, format_size
 
 WIDTH = 30
 AFTER_SECONDS = 0.5
-"""What is done sooner shows no bar."""
+"""Work that ends sooner shows no bar."""
 EVERY_SECONDS = 0.1
 _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """Call it with what is done and the whole; a whole of 0 is unknown."""
+    """Callable that gets the amount done and the total; a total of 0 means unknown."""
 
     def __init__(self, label: str, *, shown: bool, sizes: bool) -> None:
         self._label = label
@@ -26,7 +26,7 @@ class Progress:
         self._drawn_s = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        """Draw, if it is time to; leave nothing once all is done."""
+        """Draw the bar, unless it was drawn a moment ago; remove it once all is done."""
         if 0 < total <= done:
             self.end()
             return
@@ -39,14 +39,14 @@ class Progress:
         print(f"{_CLEAR}{text}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Leave the line as it was before."""
+        """Remove the bar."""
         if self._drawn_s:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
         self._drawn_s = 0.0
 
 
 def bar(label: str, done: int, total: int, seconds: float, *, sizes: bool) -> str:
-    """Lay out one line; `sizes` are bytes, others are counted."""
+    """Format the bar; with `sizes` the numbers are bytes, otherwise counts."""
     shown, whole = (format_size(done), format_size(total)) if sizes else (str(done), str(total))
     if total <= 0:
         return f"{label}: {shown}"
@@ -60,7 +60,7 @@ def bar(label: str, done: int, total: int, seconds: float, *, sizes: bool) -> st
 
 @contextmanager
 def progress(context: Context, label: str, *, sizes: bool = False) -> Iterator[Progress]:
-    """Show how far something is, on stderr where that is a terminal; --quiet shows nothing."""
+    """Show progress on stderr, if that is a terminal and --quiet is not given."""
     found = Progress(label, shown=sys.stderr.isatty() and not context.quiet, sizes=sizes)
     try:
         yield found

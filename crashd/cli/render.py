@@ -1,4 +1,4 @@
-"""Crashes as text: the table of `list` and `follow`, and what all output is made of.
+"""Crashes as text: the table of `list` and `follow`, and the pieces that all output shares.
 
 Pure: rows in, lines out. Every foreign string goes through `printable`. The pages of `info` and
 `status` are in pages.py.
@@ -7,7 +7,7 @@ Pure: rows in, lines out. Every foreign string goes through `printable`. The pag
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from crashd.domain.crash.model import LIST_KEYS, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
@@ -16,33 +16,43 @@ from crashd.domain.units import format_size
 ABSENT = "-"
 TITLE_MIN = 26
 TITLE_ENOUGH = 44
-"""Columns of the terminal that the title gets at least, on a narrow and on a wide one; others are
-left out for it: it is the line that explains the crash.
+"""Minimum width of the title, on a narrow and on a wide terminal.
+
+Other columns are dropped to make room, because the title is what explains the crash.
 """
 EXE_MIN = 12
 EXE_PADDED = 40
-"""For a pipe nothing is cut, but one long path shall not push all other titles away."""
+"""Output to a pipe is not cut, but one long path must not push every other title to the right."""
 _GIVE_WAY = ("UID", "EXE", "SIGNAL", "SIZE", "PID", "STATE")
-"""Columns that a narrow terminal does not show, first to go first: the title names signal and
-comm.
-"""
+"""Columns that a narrow terminal drops, in this order; the title names signal and comm anyway."""
 
 BOLD, DIM, UNDERLINE, RED, GREEN, YELLOW, CYAN = "1", "2", "4", "31", "32", "33", "36"
-_STATE_STYLES: dict[str, str] = {
-    State.CAPTURING: CYAN,
-    State.TRUNCATED: YELLOW,
-    State.METADATA_ONLY: YELLOW,
-    State.LOST: RED,
-    State.INCOMPLETE: YELLOW,
-    State.EVICTED: DIM,
-    State.MISSING: RED,
-}
 
 Row = Mapping[str, Any]
 
 
+def _style_of(state: State) -> str | None:
+    match state:
+        case State.COMPLETE:
+            return None
+        case State.CAPTURING:
+            return CYAN
+        case State.TRUNCATED | State.METADATA_ONLY | State.INCOMPLETE:
+            return YELLOW
+        case State.LOST | State.MISSING:
+            return RED
+        case State.EVICTED:
+            return DIM
+        case _:
+            assert_never(state)
+
+
+_STATE_STYLES: dict[str, str | None] = {state: _style_of(state) for state in State}
+"""By what a row says, which may be a state of a newer crashd."""
+
+
 def styled(text: str, style: str | None) -> str:
-    """Wrap `text` in SGR codes; as it is without a style."""
+    """Wrap `text` in SGR codes; without a style return it unchanged."""
     return f"\x1b[{style}m{text}\x1b[0m" if style else text
 
 
@@ -56,7 +66,7 @@ def display_width(text: str) -> int:
 def _char_width(character: str) -> int:
     if character.isascii():
         return 1
-    # needed for the few crashes that have such names only
+    # imported here because few crashes have names that are not ASCII
     from unicodedata import category, east_asian_width
 
     if category(character) in ("Mn", "Me", "Cf"):
@@ -65,7 +75,7 @@ def _char_width(character: str) -> int:
 
 
 def cut(text: str, width: int) -> str:
-    """Cut the end off `text` for it to fit into `width` columns, marked by an ellipsis."""
+    """Cut the end off `text` to fit `width` columns; an ellipsis marks the cut."""
     if display_width(text) <= width:
         return text
     used, kept = 1, 0
@@ -78,7 +88,7 @@ def cut(text: str, width: int) -> str:
 
 
 def cut_path(text: str, width: int) -> str:
-    """Cut the beginning off a path, for its last part tells more."""
+    """Cut the beginning off a path; its last part says more."""
     if display_width(text) <= width:
         return text
     return "…" + cut(text[::-1], width)[:-1][::-1]
@@ -91,7 +101,7 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 
 
 def local_time(text: object) -> str:
-    """Turn the ISO 8601 UTC of a record into local time, to the second."""
+    """Convert a record's time (ISO 8601, UTC) to local time, to the second."""
     try:
         return f"{datetime.fromisoformat(str(text)).astimezone():%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError):
@@ -104,31 +114,31 @@ def local_time_of_ns(time_ns: int) -> str:
 
 
 def value_text(value: object) -> str:
-    """Show one value of a record on one line; ABSENT for none."""
+    """Show one value of a record on one line; ABSENT if it has none."""
     return printable(str(value)) if value not in (None, "") else ABSENT
 
 
 def signal_text(row: Row) -> str:
-    """Name the signal of a crash; ABSENT for a kernel's."""
+    """Return the name of the signal; ABSENT for a kernel crash."""
     return value_text(row.get("signal_name"))
 
 
 def stored_text(row: Row) -> str:
-    """Show the size on disk of a crash's core; ABSENT where there is none."""
+    """Return the size of the core on disk; ABSENT if there is no core."""
     core = row.get("core") or {}
     kept = core.get("path") or (row.get("kind") == "kernel" and core.get("stored_bytes"))
     return format_size(core.get("stored_bytes") or 0) if kept else ABSENT
 
 
 def state_text(row: Row) -> str:
-    """Show the state, and of a core that was deleted the limit."""
+    """Return the state; for a deleted core also the limit that it exceeded."""
     limit = (row.get("evicted") or {}).get("reason")
     state = value_text(row.get("state"))
     return f"{state} ({value_text(limit)})" if limit else state
 
 
 def what_crashed(row: Row) -> str:
-    """Name the executable; the comm where that is not known, the release for a kernel."""
+    """Return the executable, or the comm if that is unknown; for a kernel crash the release."""
     if row.get("kind") == "kernel":
         release = (row.get("kernel") or {}).get("release")
         return f"kernel {value_text(release)}" if release else "kernel"
@@ -155,14 +165,14 @@ COLUMNS = (
 HEADINGS = tuple(column.heading for column in COLUMNS)
 FOLLOW_WIDTHS = {"TIME": 19, "ID": SHORT_ID_LENGTH, "PID": 7, "UID": 5, "SIGNAL": 7, "STATE": 8}
 FOLLOW_WIDTHS |= {"SIZE": 5, "EXE": 24}
-"""What `follow` expects of crashes that have not happened yet."""
+"""Widths that `follow` uses, because it does not know the crashes to come."""
 
 
 class Table:
-    """A table of crashes for a terminal of `width` columns, or unbounded (None) for a pipe.
+    """A table of crashes for a terminal of `width` columns, or of any width (None) for a pipe.
 
-    On a terminal columns give way for the title, and what does not fit is cut; for a pipe nothing
-    is.
+    On a terminal, columns are dropped to make room for the title and long cells are cut. In a pipe
+    nothing is.
     """
 
     def __init__(self, width: int | None, *, color: bool) -> None:
@@ -173,7 +183,7 @@ class Table:
         self.expect({heading: len(heading) for heading in HEADINGS})
 
     def expect(self, widths: Mapping[str, int]) -> None:
-        """Give columns at least these widths."""
+        """Make columns at least this wide."""
         for heading, width in widths.items():
             self._widths[heading] = max(self._widths.get(heading, 0), width)
         if self._width is None:
@@ -182,7 +192,7 @@ class Table:
             self._room = fit(self._widths, self._width)
 
     def lines(self, rows: Sequence[Row], *, legend: bool) -> Iterator[str]:
-        """Lay out all of `rows`, aligned to the widest."""
+        """Yield the lines of `rows`, each column as wide as its widest cell."""
         cells = [[column.cell(row) for column in COLUMNS] for row in rows]
         columns = zip(*cells, strict=True)
         self.expect(
@@ -194,11 +204,11 @@ class Table:
             yield self._line(line, self._styles(row))
 
     def legend(self) -> str:
-        """Make the line of headings."""
+        """Return the line of headings."""
         return self._line(HEADINGS, [UNDERLINE if self._color else None] * len(HEADINGS))
 
     def line(self, row: Row) -> str:
-        """Make the line of one crash, aligned to what was expected."""
+        """Return the line of one crash, aligned to the widths set so far."""
         return self._line([column.cell(row) for column in COLUMNS], self._styles(row))
 
     def _styles(self, row: Row) -> list[str | None]:
@@ -220,8 +230,10 @@ class Table:
 
 
 def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
-    """Choose the columns that a terminal of `width` shows, and the room of each; the title gets the
-    rest.
+    """Choose the columns that a terminal of `width` shows, and their widths.
+
+    Columns of _GIVE_WAY are dropped one by one until the title has its minimum. The executable
+    shrinks first, because the end of a path is enough to recognise it.
     """
     chosen = {name: room for name, room in widths.items() if name != "TITLE"}
     least = min(TITLE_ENOUGH, max(TITLE_MIN, width - 50))
@@ -237,7 +249,7 @@ def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
 
 
 def render_json_list(rows: Iterable[Row]) -> Iterator[str]:
-    """Make the lines of one JSON array, a crash a line, with exactly LIST_KEYS."""
+    """Yield the lines of one JSON array, one crash per line, with exactly LIST_KEYS."""
     separator = "["
     for row in rows:
         yield separator + json_line(row)
@@ -246,10 +258,10 @@ def render_json_list(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def json_line(row: Row) -> str:
-    """Make one crash a JSON object on a line; ASCII only, so that no terminal is fooled."""
+    """Return a crash as one line of JSON; ASCII only, so that it cannot drive a terminal."""
     return json.dumps({key: row.get(key) for key in LIST_KEYS})
 
 
 def json_page(value: object) -> str:
-    """Make JSON for people to read, too; ASCII only."""
+    """Return indented JSON, also for people to read; ASCII only."""
     return json.dumps(value, indent=2)

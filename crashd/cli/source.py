@@ -1,7 +1,7 @@
-"""Where crashctl reads crashes from: the disk itself, or the daemon.
+"""Where crashctl reads crashes from: the disk, or the daemon.
 
-Who may read the state directory (root, or the owner of a trial's root) works on the disk, daemon or
-no daemon; everybody else asks the daemon, which shows each user his own crashes only.
+Users who can read the state directory (root, or the owner of a test root) read the disk, whether
+the daemon runs or not. All others ask the daemon, which shows them only their own crashes.
 """
 
 import os
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 CANDIDATES_MAX = 5
 COUNTED_MAX = 1000
-"""Where the newest of many is wanted, the others are counted up to here."""
+"""Matches that are counted when only the newest is used."""
 
 
 class Source(Protocol):
-    """Something that has crashes."""
+    """A place to read crashes from."""
 
     def select(self, query: Query) -> list[dict[str, Any]]:
-        """Find crashes, the newest first."""
+        """Return the crashes that match, newest first."""
 
     def top(self, query: Query) -> list[dict[str, Any]]:
-        """Count crashes by signature, the most frequent first."""
+        """Count crashes by signature, most frequent first."""
 
     def info(self, crash_id: str) -> dict[str, Any]:
-        """Give all that is known of one crash.
+        """Return everything known about one crash.
 
         Raises:
             NotFoundError: there is no such crash, or the caller may not see it.
@@ -45,16 +45,15 @@ class Source(Protocol):
         """Open the stored, compressed core; the caller owns the descriptor.
 
         Raises:
-            NotFoundError: there is none, or the caller may not see it.
-
+            NotFoundError: the crash has no core, or the caller may not see it.
         """
 
     def close(self) -> None:
-        """Let go of index or connection."""
+        """Close the index or the connection."""
 
 
 class DirectSource:
-    """The store and its index on disk, as their owner sees them: all of it."""
+    """The store and its index on disk; shows every crash."""
 
     def __init__(self, paths: Paths, *, writable: bool) -> None:
         self._paths = paths
@@ -62,21 +61,21 @@ class DirectSource:
 
     @property
     def catalog(self) -> "Catalog":
-        """The store behind the index; `list` does without it, and without loading its code."""
+        """The store behind the index; `list` does not need it and does not load its code."""
         from crashd.store.catalog import Catalog
 
         return Catalog(self._paths, self.index)
 
     def select(self, query: Query) -> list[dict[str, Any]]:
-        """Find crashes, the newest first."""
+        """Return the crashes that match, newest first."""
         return self.index.select(query, None)
 
     def top(self, query: Query) -> list[dict[str, Any]]:
-        """Count crashes by signature, the most frequent first."""
+        """Count crashes by signature, most frequent first."""
         return self.catalog.top(query, None)
 
     def info(self, crash_id: str) -> dict[str, Any]:
-        """Give all that is known of one crash."""
+        """Return everything known about one crash."""
         return self.catalog.info(crash_id, None)
 
     def open_core(self, crash_id: str) -> int:
@@ -89,41 +88,41 @@ class DirectSource:
 
 
 class DaemonSource:
-    """The daemon, by its control socket."""
+    """The daemon, through its control socket."""
 
     def __init__(self, client: "ControlClient") -> None:
         self._client = client
 
     def select(self, query: Query) -> list[dict[str, Any]]:
-        """Find crashes, the newest first."""
+        """Return the crashes that match, newest first."""
         found = self._client.ask({"verb": "list", "query": query.to_json()})["crashes"]
         return [row for row in found if isinstance(row, dict)]
 
     def top(self, query: Query) -> list[dict[str, Any]]:
-        """Count crashes by signature, the most frequent first."""
+        """Count crashes by signature, most frequent first."""
         found = self._client.ask({"verb": "top", "query": query.to_json()})["signatures"]
         return [row for row in found if isinstance(row, dict)]
 
     def info(self, crash_id: str) -> dict[str, Any]:
-        """Give all that is known of one crash."""
+        """Return everything known about one crash."""
         found: dict[str, Any] = self._client.ask({"verb": "info", "id": crash_id})["crash"]
         if "schema" not in found:
-            return found  # only the index knows it
-        return {**found, **to_json(from_json(found))}  # the daemon sends it as it is stored
+            return found  # the record is unreadable; this is what the index has
+        return {**found, **to_json(from_json(found))}  # the daemon sends the record as stored
 
     def open_core(self, crash_id: str) -> int:
-        """Copy the stored core into a private file without a name; the caller owns its descriptor.
+        """Copy the stored core to a private, unnamed file; the caller owns its descriptor.
 
-        The daemon passes none of its own: who holds one holds the disk's space, for ever.
+        The daemon does not pass its own descriptor: its holder could keep the disk space forever.
         """
         return self._client.fetch({"verb": "open-core", "id": crash_id})
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: each request closes its own connection."""
 
 
 def can_read_store(paths: Paths) -> bool:
-    """Tell whether the caller may look into the state directory by himself."""
+    """Return whether the caller may read the state directory directly."""
     return os.access(paths.state_dir, os.R_OK | os.X_OK, effective_ids=True)
 
 
@@ -131,15 +130,14 @@ def open_source(context: Context) -> Source:
     """Choose where to read from.
 
     Raises:
-        UnavailableError: there is neither a store that the caller may read nor a daemon.
-
+        UnavailableError: there is no store that the caller may read, and no daemon.
     """
     if can_read_store(context.paths):
         return open_direct(context)
     if os.geteuid() == 0 or not context.paths.control_socket.exists():
         raise UnavailableError(
-            f"no store in {context.paths.state_dir}, and no crashd runs",
-            hint="start it (systemctl start crashd), or name its root by --root",
+            f"no store in {context.paths.state_dir}, and crashd is not running",
+            hint="start it (systemctl start crashd), or give its root with --root",
         )
     from crashd.cli.control import ControlClient
 
@@ -150,61 +148,57 @@ def open_direct(context: Context, *, writable: bool = False) -> DirectSource:
     """Open store and index on disk.
 
     Raises:
-        PermissionDeniedError: the caller is neither root nor the owner.
+        PermissionDeniedError: the caller is neither root nor the owner of the store.
         UnavailableError: there is no store or index, or it cannot be read.
-
     """
     paths = context.paths
     require_store(paths)
     if not paths.index.exists():
         raise UnavailableError(
             f"the store {paths.state_dir} has no index",
-            hint="crashctl reindex makes one; a running crashd has one",
+            hint="create it with crashctl reindex, or start crashd",
         )
     return DirectSource(paths, writable=writable)
 
 
 def require_store(paths: Paths) -> None:
-    """Check that the caller may work on the store itself.
+    """Check that the caller may use the store directly.
 
     Raises:
-        PermissionDeniedError: he may not.
-        UnavailableError: there is none.
-
+        PermissionDeniedError: the caller may not.
+        UnavailableError: there is no store.
     """
     if can_read_store(paths):
         return
     if os.geteuid() != 0 and paths.state_dir.parent.exists():
         raise PermissionDeniedError(
-            f"not permitted on the store {paths.state_dir}", hint="run as root"
+            f"no permission to read the store {paths.state_dir}", hint="run as root"
         )
     raise UnavailableError(
-        f"no store in {paths.state_dir}", hint="crashd makes it when it starts for the first time"
+        f"no store in {paths.state_dir}", hint="crashd creates it when it starts for the first time"
     )
 
 
 def newest(context: Context, source: Source, match: Sequence[str]) -> dict[str, Any]:
-    """Find the newest crash that matches; tell when there were others.
+    """Return the newest crash that matches; print a note if others match too.
 
     Raises:
-        NotFoundError: none does.
-
+        NotFoundError: no crash matches.
     """
     rows = source.select(Query(terms=tuple(match), limit=COUNTED_MAX + 1 if match else 1))
     if not rows:
         raise not_found(match)
     if len(rows) > 1:
         counted = str(len(rows)) if len(rows) <= COUNTED_MAX else f"more than {COUNTED_MAX}"
-        context.note(f"newest of {counted} matching")
+        context.note(f"newest of {counted} matching crashes")
     return rows[0]
 
 
 def matching(source: Source, match: Sequence[str]) -> list[dict[str, Any]]:
-    """Find all crashes that match, the oldest first.
+    """Return all crashes that match, oldest first.
 
     Raises:
-        NotFoundError: none does.
-
+        NotFoundError: no crash matches.
     """
     rows = source.select(Query(terms=tuple(match)))
     if not rows:
@@ -213,16 +207,18 @@ def matching(source: Source, match: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def not_found(match: Sequence[str]) -> NotFoundError:
-    """Say that nothing matched; the same for what is not there and what the caller may not see."""
+    """Return the error for no match; it must not reveal crashes that the caller may not see."""
     if not match:
         return NotFoundError("no crashes found")
-    return NotFoundError(f"no crash matches {' '.join(match)}", hint="crashctl list shows them")
+    return NotFoundError(
+        f"no crash matches {' '.join(match)}", hint="crashctl list shows all crashes"
+    )
 
 
 def all_named_by_id(rows: Sequence[dict[str, Any]], match: Sequence[str]) -> bool:
-    """Tell whether every one of `rows` was named by its own id, and none by a wider MATCH.
+    """Return whether each of `rows` was named by its own id, and none by a wider MATCH.
 
-    The beginning of an id counts where it is that of one of `rows` only: `2026` is that of many.
+    The beginning of an id counts only if it fits exactly one of `rows`: `2026` fits many.
     """
     named: set[str] = set()
     for term in match:
@@ -239,10 +235,10 @@ def _names(term: str, crash_id: str) -> bool:
 
 
 def refuse_several(rows: Sequence[dict[str, Any]], match: Sequence[str]) -> UsageError:
-    """Say that a MATCH is too wide for what is to be done."""
+    """Return the error for a MATCH that selects several crashes where only one is allowed."""
     named = [row["id"] for row in rows[-CANDIDATES_MAX:]]
     more = f" and {len(rows) - len(named)} more" if len(rows) > len(named) else ""
     return UsageError(
         f"{' '.join(match)} matches {len(rows)} crashes: {', '.join(named)}{more}",
-        hint="give the id of the one that is meant",
+        hint="give the id of one crash",
     )

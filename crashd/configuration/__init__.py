@@ -1,1 +1,1 @@
-"""The configuration: its keys, their values, the files they come from."""
+"""The configuration: its keys, their values, and its files."""

@@ -1,6 +1,4 @@
-"""The files of the configuration, and how they become one `Settings`; what is wrong in them, and
-where.
-"""
+"""Reads and merges the configuration files into one `Settings`; reports errors by line."""
 
 import os
 import re
@@ -21,25 +19,23 @@ FILE_MAX: Final = 1 << 20
 """Bytes of one configuration file."""
 
 ERRORS_MAX: Final = 20
-"""How many errors are told at once."""
+"""How many errors are reported at once."""
 
 
 def load(paths: Paths) -> Settings:
-    """Read the configuration file and its drop-ins; those that do not exist are no error.
+    """Read the configuration file and its drop-ins; a missing file is not an error.
 
     Raises:
-        ConfigError: a file cannot be read, is not safe, or holds what is wrong.
-
+        ConfigError: a file cannot be read, is not safe, or has an error in it.
     """
     return load_files(find_files(paths))
 
 
 def find_files(paths: Paths) -> list[Path]:
-    """List the files that `load` reads, in its order: the later one wins.
+    """List the files that `load` reads, in order: a later file wins.
 
     Raises:
         ConfigError: a directory cannot be read.
-
     """
     try:
         names = sorted(os.listdir(paths.config_dropins))
@@ -50,10 +46,10 @@ def find_files(paths: Paths) -> list[Path]:
     files = [
         paths.config_dropins / name
         for name in names
-        if name.endswith(".toml") and not name.startswith(".")  # what editors leave
+        if name.endswith(".toml") and not name.startswith(".")  # left behind by editors
     ]
     try:
-        os.lstat(paths.config_file)  # a link to nothing is a mistake and not a missing file
+        os.lstat(paths.config_file)  # a dangling link is a mistake, not a missing file
     except FileNotFoundError:
         return files
     except OSError as e:
@@ -62,12 +58,11 @@ def find_files(paths: Paths) -> list[Path]:
 
 
 def load_files(files: Sequence[Path]) -> Settings:
-    """Merge the files, of which each has to be right by itself; a later one wins, key by key.
+    """Merge the files; each must be valid by itself, and a later file wins, key by key.
 
     Raises:
-        ConfigError: a file does not exist, cannot be read, is not safe, or holds what is wrong. The
-            message is about the first error, the hint lists the others.
-
+        ConfigError: a file does not exist, cannot be read, is not safe, or has an error in it. The
+            message reports the first error, the hint lists the others.
     """
     merged: dict[str, Any] = {}
     errors: list[str] = []
@@ -83,11 +78,11 @@ def load_files(files: Sequence[Path]) -> Settings:
     if errors:
         first, *others = errors
         raise ConfigError(first, hint=_list_others(others))
-    return Settings.model_validate(merged)  # cannot fail: no rule is about more than one key
+    return Settings.model_validate(merged)  # cannot fail: every rule concerns one key only
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Put the keys of `over` into `base`; both have been validated and so have the same tables."""
+    """Put the keys of `over` into `base`; both are validated, so their tables match."""
     for key, value in over.items():
         if isinstance(value, dict):
             _merge(base.setdefault(key, {}), value)
@@ -131,7 +126,7 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> list[str]:
-    """Turn pydantic's errors into lines for people, in the order of the file."""
+    """Turn pydantic's errors into messages, in the order of the file."""
     lines = locate_keys(text)
     found = []
     for item in error.errors(include_url=False):
@@ -141,7 +136,7 @@ def _explain(path: Path, text: str, error: ValidationError) -> list[str]:
             message = f"unknown key '{dotted}'{_suggest(key)}"
         elif item["type"] == "value_error":
             message = f"{dotted}: {item['ctx']['error']}"
-        else:  # a section that is none; whatever else is left to pydantic
+        else:  # a key in place of a section; pydantic checks nothing else itself
             message = f"{dotted}: must be a table, not {show_value(item['input'])}"
         line = lines.get(key)
         found.append((line or 0, f"{_name(path)}:{line or ''}".rstrip(":") + f": {message}"))
@@ -149,10 +144,10 @@ def _explain(path: Path, text: str, error: ValidationError) -> list[str]:
 
 
 def _suggest(key: tuple[str, ...]) -> str:
-    """Name the key that is spelled most like it, in its own section or else in any other."""
-    import difflib  # only when there is an error to explain
+    """Suggest the key with the most similar spelling: in the same section, else in any other."""
+    import difflib  # imported here: needed only for errors
 
-    *section, name = ".".join(key).split(".")  # "a.b" in quotes is meant to be a.b
+    *section, name = ".".join(key).split(".")  # "a.b" in quotes was meant as a.b
     known = [dotted.split(".") for dotted in known_keys()]
     here = [other for other in known if other[:-1] == section]
     for pool, cutoff in ((here, 0.6), (known, 0.8)):

@@ -1,4 +1,4 @@
-"""What tomllib leaves out, for error messages: where a key stands, and how keys and values look."""
+"""What tomllib does not report, for error messages: lines of keys, and how keys and values look."""
 
 import re
 import tomllib
@@ -20,7 +20,7 @@ _TOKEN = re.compile(
 
 
 def show_value(value: object) -> str:
-    """Show a value as TOML has it, short enough for an error message."""
+    """Format a value as TOML, short enough for an error message."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -36,14 +36,14 @@ def show_value(value: object) -> str:
 
 
 def show_key(key: tuple[str, ...]) -> str:
-    """Write a key as in a file, quotes included where they are needed."""
+    """Format a key as in a file, with quotes where needed."""
     return ".".join(p if re.fullmatch(r"[\w-]{1,80}", p, re.ASCII) else show_value(p) for p in key)
 
 
 def locate_keys(text: str) -> dict[tuple[str, ...], int]:
-    """Find the lines of the keys and tables of valid TOML, which tomllib does not tell.
+    """Return the lines of the keys and tables of valid TOML, which tomllib does not report.
 
-    A key that stands in several elements of an array is left out: its line would be a guess.
+    A key in several elements of an array is left out, because its line would be a guess.
     """
     locator = _Locator()
     line = 1
@@ -58,20 +58,20 @@ def locate_keys(text: str) -> dict[tuple[str, ...], int]:
 
 
 class _Locator:
-    """Follows the brackets of a TOML document; fed with its tokens."""
+    """Tracks the brackets of a TOML document, token by token."""
 
     def __init__(self) -> None:
-        self.lines: dict[tuple[str, ...], int] = {}  # 0 where there are several
+        self.lines: dict[tuple[str, ...], int] = {}  # 0 if there are several
         self.implied: dict[tuple[str, ...], int] = {}  # the a and a.b of a.b.c
         self._table: tuple[str, ...] = ()
-        self._open: list[tuple[str, tuple[str, ...]]] = []  # brackets, with the key they belong to
-        self._key: tuple[str, ...] = ()  # whose value is being read
+        self._open: list[tuple[str, tuple[str, ...]]] = []  # brackets, each with its key
+        self._key: tuple[str, ...] = ()  # the key of the value being read
         self._parts: list[str] = []
         self._first = 0  # line of the first of _parts
         self._in_value = False
 
     def word(self, token: str, line: int) -> None:
-        """Take a part of a key; values are of no interest."""
+        """Take a part of a key; ignore values."""
         if self._in_value:
             return
         self._first = self._first if self._parts else line
@@ -87,10 +87,10 @@ class _Locator:
         elif token == "=":
             self._key = self._note(self._open[-1][1] if self._open else self._table)
             self._in_value = True
-        elif token == "]" and self._parts:  # of a header
+        elif token == "]" and self._parts:  # end of a header
             self._table = self._note(())
             self._in_value = True  # nothing but a newline can follow
-        elif token == "}":  # of an empty table
+        elif token == "}":  # end of an empty table
             self._close()
 
     def _mark_in_value(self, token: str) -> None:

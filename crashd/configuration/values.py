@@ -1,7 +1,7 @@
-"""What a value of the configuration may be: the rules that config.py's keys are made of.
+"""The values that configuration keys allow: the rules that keys.py uses.
 
-A rule's words end the sentence "must be …", and stand in the man page. May import domain and
-errors; heavy (pydantic), so import it only where it is needed.
+The words of a rule complete the sentence "must be …", and appear in the man page. May import domain
+and errors. Loads pydantic, which is slow: import this module only where it is needed.
 """
 
 import re
@@ -28,19 +28,18 @@ _PATHS_MAX, _PATH_MAX = 16, 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """What one key takes: its parser, and the words that end the sentence "must be …"."""
+class Form:
+    """The values of one key: the parser, and the words that complete "must be …"."""
 
     words: str
     parse: Callable[[Any], Any]
-    """Return the value to keep; ValueError or UsageError for what is refused."""
+    """Returns the value to keep; raises ValueError or UsageError if it is not allowed."""
 
     def check(self, value: Any) -> Any:
-        """Parse `value`, or say what it should have been.
+        """Parse `value`, or raise an error that says what it must be.
 
         Raises:
-            ValueError: it is refused.
-
+            ValueError: the value is not allowed.
         """
         try:
             return self.parse(value)
@@ -51,16 +50,16 @@ class Rule:
     def __get_pydantic_core_schema__(
         self, _source: Any, _handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Make pydantic use `check`, and nothing of its own that would turn "1" into 1."""
+        """Make pydantic use `check` alone, so that it does not convert "1" to 1."""
         return core_schema.no_info_plain_validator_function(self.check)
 
 
 class _Why(ValueError):
-    """A refusal that has more to say than the rule's words."""
+    """A refusal with a reason beyond the rule's words."""
 
 
-def one_of(*choices: str) -> Rule:
-    """Take one of these words."""
+def one_of(*choices: str) -> Form:
+    """Allow one of these words."""
 
     def parse(value: Any) -> Any:
         if isinstance(value, str) and value in choices:
@@ -68,11 +67,11 @@ def one_of(*choices: str) -> Rule:
         raise ValueError
 
     quoted = [f'"{choice}"' for choice in choices]
-    return Rule(" or ".join([", ".join(quoted[:-1]), quoted[-1]]), parse)
+    return Form(" or ".join([", ".join(quoted[:-1]), quoted[-1]]), parse)
 
 
-def whole(low: int, high: int, *, auto: bool = False) -> Rule:
-    """Take a whole number within bounds that are included, or "auto" too."""
+def whole(low: int, high: int, *, auto: bool = False) -> Form:
+    """Allow a whole number from `low` to `high`, and with `auto` also "auto"."""
 
     def parse(value: Any) -> Any:
         # type(): True is an int.
@@ -80,22 +79,22 @@ def whole(low: int, high: int, *, auto: bool = False) -> Rule:
             return value
         raise ValueError
 
-    return Rule(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
+    return Form(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
 
 
-def whole_or_infinity(low: int, high: int) -> Rule:
-    """Take a whole number within bounds that are included, or "infinity"."""
+def whole_or_infinity(low: int, high: int) -> Form:
+    """Allow a whole number from `low` to `high`, or "infinity"."""
 
     def parse(value: Any) -> Any:
         if (type(value) is int and low <= value <= high) or value == "infinity":
             return value
         raise ValueError
 
-    return Rule(f'between {low} and {high}, or "infinity"', parse)
+    return Form(f'between {low} and {high}, or "infinity"', parse)
 
 
-def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
-    """Take a duration within bounds that are included, ns, or "infinity" too."""
+def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Form:
+    """Allow a duration from `low_ns` to `high_ns`, and with `infinity` also "infinity"."""
 
     def parse(value: Any) -> Any:
         if infinity and value == "infinity":
@@ -105,7 +104,7 @@ def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
         raise ValueError
 
     words = f"a duration between {format_duration(low_ns)} and {format_duration(high_ns)}"
-    return Rule(words + (', or "infinity"' if infinity else ""), parse)
+    return Form(words + (', or "infinity"' if infinity else ""), parse)
 
 
 def _parse_paths(value: Any) -> str | tuple[str, ...]:
@@ -117,9 +116,9 @@ def _parse_directories(value: Any) -> tuple[str, ...]:
         raise ValueError
     for path in value:
         if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-            raise _Why(f"{show_value(path)} is no absolute path")
+            raise _Why(f"{show_value(path)} is not an absolute path")
         if len(path) > _PATH_MAX or ".." in path.split("/"):
-            raise _Why(f"{show_value(path)} is too long, or leads up")
+            raise _Why(f"{show_value(path)} is too long, or contains ..")
     return tuple(value)
 
 
@@ -129,7 +128,7 @@ def _parse_path(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise ValueError
     if len(value) > _PATH_MAX or ".." in value.split("/"):
-        raise _Why(f"{show_value(value)} is too long, or leads up")
+        raise _Why(f"{show_value(value)} is too long, or contains ..")
     return value
 
 
@@ -152,7 +151,7 @@ def _parse_rules(value: Any) -> tuple[str, ...]:
         raise ValueError
     for rule in value:
         if not isinstance(rule, str):
-            raise _Why(f"{show_value(rule)} is no rule")
+            raise _Why(f"{show_value(rule)} is not a rule")
         try:
             parse_rule(rule)
         except ValueError as e:
@@ -204,20 +203,19 @@ def _parse_listen(value: Any) -> str:
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """Split `HOST:PORT` or `[IPV6]:PORT`; the brackets go.
+    """Split `HOST:PORT` or `[IPV6]:PORT`; the brackets are removed.
 
     Raises:
-        ValueError: it is neither.
-
+        ValueError: the text is neither.
     """
-    import ipaddress  # only when there is something to check
+    import ipaddress  # imported here: rarely needed
 
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(\d{1,5})", listen, re.ASCII)
     if not match:
-        raise _Why("an IPv6 address stands in brackets") if listen.count(":") > 1 else ValueError
+        raise _Why("an IPv6 address needs brackets") if listen.count(":") > 1 else ValueError
     port = int(match[3])
     if port > 65535:
-        raise _Why("ports end at 65535")
+        raise _Why("the highest port is 65535")
     if match[1]:
         return str(ipaddress.IPv6Address(match[1])), port
     labels = match[2].split(".")
@@ -233,27 +231,27 @@ def _parse_patterns(value: Any) -> tuple[str, ...]:
         raise ValueError
     for pattern in value:
         if not isinstance(pattern, str) or not 0 < len(pattern) <= PATTERN_MAX:
-            raise _Why(f"{show_value(pattern)} is not such a pattern")
+            raise _Why(f"{show_value(pattern)} is not a pattern of that length")
         if "=" in pattern or "\0" in pattern:
-            raise _Why(f"{show_value(pattern)}: no variable's name has such a character")
+            raise _Why(f"{show_value(pattern)}: variable names cannot contain that character")
     return tuple(value)
 
 
-SIZE = Rule('a size from "64M" to "64G"', _parse_work_memory)
-SIZE_OR_INFINITY = Rule('a size such as "64M", or "infinity"', _parse_limit)
-SIZE_OR_AUTO = Rule('"auto" or a size such as "64M"', _parse_auto_size)
-FLAG = Rule("true or false", _parse_flag)
-RULES = Rule(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
-AMOUNT = Rule('a size such as "64M" or a share such as "10%"', _parse_amount)
-AMOUNT_OR_INFINITY = Rule(
+SIZE = Form('a size from "64M" to "64G"', _parse_work_memory)
+SIZE_OR_INFINITY = Form('a size such as "64M", or "infinity"', _parse_limit)
+SIZE_OR_AUTO = Form('"auto" or a size such as "64M"', _parse_auto_size)
+FLAG = Form("true or false", _parse_flag)
+RULES = Form(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
+AMOUNT = Form('a size such as "64M" or a share such as "10%"', _parse_amount)
+AMOUNT_OR_INFINITY = Form(
     'a size such as "64M", a share such as "10%", or "infinity"', _parse_amount_or_infinity
 )
-LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
-URL = Rule('"http://…" or "https://…", or ""', _parse_url)
-PATH = Rule('an absolute path, or ""', _parse_path)
-PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
-DIRECTORIES = Rule(f"an array of at most {_PATHS_MAX} absolute paths", _parse_directories)
-PATTERNS = Rule(
+LISTEN = Form('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
+URL = Form('"http://…" or "https://…", or ""', _parse_url)
+PATH = Form('an absolute path, or ""', _parse_path)
+PATHS = Form(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
+DIRECTORIES = Form(f"an array of at most {_PATHS_MAX} absolute paths", _parse_directories)
+PATTERNS = Form(
     f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",
     _parse_patterns,
 )

@@ -1,7 +1,7 @@
-"""The control socket: crashctl of users who may not read the store, status and follow for all.
+"""The control socket: crashctl for users who may not read the store, `status` and `follow` for all.
 
-Read-only, but that root can have a crash analysed, and retention done at once. Who asks is known by
-SO_PEERCRED: root (and the daemon's own user) sees all, others what is theirs. Bounded: connections
+Read-only, but that root can have a crash analysed, and retention done at once. SO_PEERCRED says who
+asks: root (and the daemon's own user) sees all, others see what is theirs. Bounded: connections
 in all and for each user, seconds for a request and its answer, bytes both ways, and what is held in
 memory for slow readers (`answers.py`).
 """
@@ -12,20 +12,21 @@ import os
 import queue
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+from crashd.base import messages
+from crashd.daemon.after.retention import Spectator
 from crashd.daemon.answers import Answer, Shares, SlowReaderError
-from crashd.domain import frames
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import encode
 from crashd.domain.crash.viewer import NOBODY, Viewer
 from crashd.edge.capture.process import is_peer_in_our_user_ns
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -35,9 +36,11 @@ from crashd.errors import (
     reason_of,
 )
 from crashd.store.catalog import Catalog
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
+
+log = logging.getLogger("crashd.control")
 
 CONNECTIONS_MAX = 64
 CONNECTIONS_FOR_OTHERS = 48
@@ -49,30 +52,36 @@ LIST_MAX = 100_000
 LIST_BYTES = 8 << 20
 """Of the JSON of a list: the crashed processes chose what is in it."""
 FOLLOW_BYTES = 512 << 10
-"""Of what waits for one who follows."""
+"""Of what waits for one reader of `follow`."""
 TOP_MAX = 1000
 PLAN_MAX = 50_000
 """Crashes of a vacuum's plan that are named."""
 PROGRESS_SECONDS = 0.2
-_UCRED = struct.Struct("iII")  # struct ucred of unix(7)
 _LOG_EVERY_SECONDS = 10.0
 
 
-class Vacuum(Protocol):
-    """Retention at once: see `Expiry.vacuum`."""
+class Status(Protocol):
+    """Knows how the daemon is; see daemon/status.py."""
 
-    def __call__(
-        self,
-        *,
-        dry_run: bool,
-        planned: Callable[[list[dict[str, Any]]], None],
-        progress: Callable[[int, int], None],
-    ) -> Outcome:
-        """Do it."""
+    def describe(self) -> dict[str, Any]:
+        """Return what `crashctl status` prints; called by any thread."""
+        ...
 
 
-class _Teller:
-    """Tells a peer of something that goes on without him, too."""
+class Work(Protocol):
+    """Does what root asks for; see daemon/rootwork.py."""
+
+    def analyze(self, crash_id: str) -> bool:
+        """Queue a crash's analysis before all others; False where that cannot be."""
+        ...
+
+    def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
+        """Meet the limits of retention now."""
+        ...
+
+
+class _Teller(Spectator):
+    """Reports to a peer on work that goes on without it, too."""
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
@@ -80,15 +89,19 @@ class _Teller:
         self._told_s = 0.0
 
     def tell(self, document: dict[str, Any]) -> None:
-        """Send, unless he is gone."""
+        """Send, unless it is gone."""
         if not self._gone:
             try:
                 _send(self._peer, document)
             except OSError:
                 self._gone = True
 
+    def planned(self, rows: list[dict[str, Any]]) -> None:
+        """Send what is about to be deleted."""
+        self.tell({"plan": rows[:PLAN_MAX], "count": len(rows)})
+
     def progress(self, done: int, total: int) -> None:
-        """Tell how far it is, now and then."""
+        """Send how far the work is, now and then."""
         now_s = time.monotonic()
         if now_s - self._told_s >= PROGRESS_SECONDS:
             self._told_s = now_s
@@ -130,23 +143,15 @@ class ControlServer:
         self,
         sock: socket.socket,
         paths: Paths,
-        status: Callable[[], dict[str, Any]],
-        analyze: Callable[[str], bool],
-        vacuum: Vacuum,
-        log: logging.Logger,
-        refused: Callable[[], None] = lambda: None,
+        status: Status,
+        work: Work,
+        exporter: Exporter,
     ) -> None:
-        """`status` gives what `crashctl status` prints, `analyze` queues a crash's analysis,
-        `vacuum` does what `crashctl vacuum` asks for; `refused` is called, by any thread, for
-        each connection that is turned away.
-        """
-        self._tell_refused = refused
-        self._vacuum = vacuum
-        self._analyze = analyze
         self._socket = sock
         self._paths = paths
         self._status = status
-        self._log = log
+        self._work = work
+        self._exporter = exporter
         self._logged = -_LOG_EVERY_SECONDS
         self._unlogged = 0
         self._refused = 0
@@ -180,14 +185,14 @@ class ControlServer:
             end.close()
 
     def publish(self, document: dict[str, Any], owner_uid: int | None) -> None:
-        """Show a finished crash to those who follow and may see it; from any thread, never
+        """Show a finished crash to the readers of `follow` who may see it; from any thread, never
         waits.
         """
         gid = document.get("gid")
         with self._lock:
             if not self._followers:
                 return
-            message = frames.pack({"crash": document})  # one for all
+            message = messages.pack({"crash": document})  # one for all
             for follower in self._followers:
                 viewer = follower.viewer
                 if viewer is None or viewer.owns(owner_uid, gid):
@@ -211,8 +216,7 @@ class ControlServer:
             self._stopping.wait(1)  # out of descriptors: the listener stays readable
             return
         peer.setblocking(True)
-        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        _, uid, gid = _UCRED.unpack(raw)
+        _, uid, gid = messages.read_peer(peer)
         if not self._admit(uid):
             peer.close()
             self._complain(f"uid {uid} on the control socket: too many connections")
@@ -250,17 +254,17 @@ class ControlServer:
             self._complain(f"uid {user.uid} on the control socket: {e}")
         except SlowReaderError:
             self._complain(f"uid {user.uid} on the control socket: read an answer too slowly")
-        except OSError:
+        except (EOFError, OSError):
             pass  # the peer went away, or the core that it read did
         except Exception:  # boundary: one conversation must not take the daemon along
-            self._log.exception("control socket: a request failed")
+            log.exception("control socket: a request failed")
         finally:
             self._leave(user.uid)
 
     def _complain(self, text: str) -> None:
         """Count a connection that was refused, and log it unless another one just was."""
         now = time.monotonic()
-        self._tell_refused()
+        self._exporter.control_refused()
         with self._lock:
             self._refused += 1
             if now - self._logged < _LOG_EVERY_SECONDS:
@@ -268,11 +272,12 @@ class ControlServer:
                 return
             others, self._unlogged, self._logged = self._unlogged, 0, now
         more = f" (and {others} more since the last such line)" if others else ""
-        self._log.warning("%s%s, ignoring", text, more)
+        log.warning("%s%s, ignoring", text, more)
 
     def _converse(self, peer: socket.socket, viewer: Viewer | None) -> None:
         try:
-            request = frames.parse(_receive(peer, time.monotonic() + REQUEST_SECONDS))
+            deadline = time.monotonic() + REQUEST_SECONDS
+            request = messages.parse(messages.receive(peer, messages.REQUEST_MAX, deadline))
         except FormatError as e:
             with contextlib.suppress(OSError):
                 _send(peer, _refusal(UsageError(str(e))))
@@ -300,7 +305,7 @@ class ControlServer:
         """Build an answer; what it holds is counted until `held` is left."""
         verb = request.get("verb")
         if verb == "status":
-            return _whole({"ok": True, "status": self._status()})
+            return _whole({"ok": True, "status": self._status.describe()})
         if verb not in ("list", "top", "info", "open-core", "analyze"):
             raise UsageError(f"the daemon knows no {str(verb)[:40]!r}")
         user = None if viewer is None else viewer.uid
@@ -321,23 +326,19 @@ class ControlServer:
             answer.close()
             if viewer is not None:
                 raise PermissionDeniedError("only root may have crashes analysed")
-            if not self._analyze(crash_id):
+            if not self._work.analyze(crash_id):
                 raise UnavailableError(
                     "too many analyses are waiting, or none are made (analysis.enabled)"
                 )
             return _whole({"ok": True})
 
     def _answer_vacuum(self, teller: "_Teller", viewer: Viewer | None, *, dry_run: bool) -> None:
-        """Stream what goes, how far it is, and the result; done even if nobody listens any more."""
+        """Stream what goes, how far it is, and the result; done even if the peer is gone."""
         try:
             if viewer is not None:
                 raise PermissionDeniedError("only root may delete crashes")
             teller.tell({"ok": True})
-            outcome = self._vacuum(
-                dry_run=dry_run,
-                planned=lambda rows: teller.tell({"plan": rows[:PLAN_MAX], "count": len(rows)}),
-                progress=teller.progress,
-            )
+            outcome = self._work.vacuum(teller, dry_run=dry_run)
         except CrashdError as e:
             teller.tell(_refusal(e))
         except OSError as e:
@@ -380,7 +381,7 @@ class ControlServer:
 
 
 def _whole(document: dict[str, Any]) -> Answer:
-    return Answer(frames.pack(document))
+    return Answer(messages.pack(document))
 
 
 def _found(
@@ -402,7 +403,7 @@ def _record(fd: int | None, more: dict[str, Any]) -> Answer:
         return _whole({"ok": True, "crash": more})
     size = _last_brace(fd)
     head, tail = b'{"ok":true,"crash":', b"," + encode(more)[1:] + b"}"
-    return Answer(frames.pack_size(len(head) + size + len(tail)) + head, fd, size, tail)
+    return Answer(messages.pack_size(len(head) + size + len(tail)) + head, fd, size, tail)
 
 
 def _last_brace(fd: int) -> int:
@@ -412,9 +413,9 @@ def _last_brace(fd: int) -> int:
 
 
 def _core(fd: int) -> Answer:
-    """Answer with a core's bytes, behind a message that says how many; owns the file."""
+    """Answer with a message that says how many bytes a core has, and then these; owns the file."""
     size = os.fstat(fd).st_size
-    return Answer(frames.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
+    return Answer(messages.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
 
 
 def _viewer(peer: socket.socket, user: Viewer) -> Viewer | None:
@@ -436,27 +437,6 @@ def _bounded(query: Query) -> Query:
 
 def _refusal(error: CrashdError) -> dict[str, Any]:
     return {"ok": False, "exit_code": error.exit_code, "error": str(error), "hint": error.hint}
-
-
-def _receive(peer: socket.socket, deadline: float) -> bytes:
-    header = _receive_exactly(peer, frames.HEADER_SIZE, deadline)
-    return _receive_exactly(peer, frames.parse_size(header, frames.REQUEST_MAX), deadline)
-
-
-def _receive_exactly(peer: socket.socket, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        # what has come by now counts, however late we are
-        peer.settimeout(max(0.0, deadline - time.monotonic()))
-        # descriptors that come along are not asked for; the kernel closes what is not received
-        try:
-            chunk = peer.recv(size - len(data))
-        except BlockingIOError as e:
-            raise TimeoutError from e
-        if not chunk:
-            raise FormatError("a request breaks off") if data else ConnectionAbortedError()
-        data += chunk
-    return bytes(data)
 
 
 def _send(peer: socket.socket, document: dict[str, Any]) -> None:

@@ -10,15 +10,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Protocol
 
 from crashd.domain.crash.boundedrecord import slim
-from crashd.domain.crash.model import Crash, Kind, State
+from crashd.domain.crash.model import Crash, DropReason, Kind, State
 from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.edge.web.exporter import DropReason, Exporter
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, IndexCorruptError, NotFoundError
 from crashd.store import signatures
 from crashd.store.catalog import WAL_ALARM_BYTES, set_index_aside, wal_bytes
@@ -87,17 +88,17 @@ def open_index(paths: Paths) -> Index:
     try:
         return Index.open(paths.index)
     except IndexCorruptError as e:
-        return begin_anew(paths, e)
+        return replace_index(paths, e)
 
 
-def begin_anew(paths: Paths, error: IndexCorruptError) -> Index:
+def replace_index(paths: Paths, error: IndexCorruptError) -> Index:
     """Set the damaged index aside, and open an empty one."""
     log.error("%s, rebuilding it; the old one is kept as %s", error, set_index_aside(paths.index))
     return Index.open(paths.index)
 
 
 def _written_ns(paths: Paths) -> int:
-    """Tell when the index was written to, 0 where there is none. Its -shm is readers' as well."""
+    """Return when the index was written to, 0 where there is none. Readers write its -shm, too."""
     written_ns = 0
     for suffix in ("", "-wal"):
         with contextlib.suppress(OSError):
@@ -107,32 +108,33 @@ def _written_ns(paths: Paths) -> int:
 
 
 def _changed_ns(paths: Paths, crash_id: str) -> int:
-    """Tell when a file of an entry was put in its place; 0 where it is gone."""
+    """Return when a file of an entry was put in its place; 0 where it is gone."""
     try:
         return os.stat(paths.crashes / crash_id).st_mtime_ns
     except OSError:
         return 0
 
 
+class Audience(Protocol):
+    """Is told by the indexer's thread of what it finds."""
+
+    def finished(self, crash: Crash) -> None:
+        """Take a crash whose record is final; each once."""
+        ...
+
+    def unfinished(self, ids: Sequence[str]) -> None:
+        """Take the ids of all crashes that are being captured, as the index says."""
+        ...
+
+
 class Indexer:
     """Feeds the index from a queue; the daemon's loop only ever appends to it."""
 
-    def __init__(
-        self,
-        paths: Paths,
-        exporter: Exporter,
-        *,
-        publish: Callable[[Crash], None],
-        unfinished: Callable[[list[str]], None],
-    ) -> None:
-        """`publish` is called for each finished crash, `unfinished` with ids in state `capturing`;
-        both in the indexer's thread."""
+    def __init__(self, paths: Paths, exporter: Exporter) -> None:
         self._paths = paths
         self._exporter = exporter
-        self._publish = publish
-        self._unfinished = unfinished
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+        self._thread: threading.Thread | None = None
         self._index: Index | None = None
         self._admitted: set[str] = set()
         """Not finished so far: to be counted then, whenever disk and index are compared."""
@@ -143,10 +145,13 @@ class Indexer:
         self._anew = False
         """Whether what is not in the index was counted before all the same."""
         self._alarm_bytes = WAL_ALARM_BYTES
-        """The size of the WAL that is told of next."""
+        """The size of the WAL that is logged next."""
 
-    def start(self) -> None:
+    def start(self, audience: Audience) -> None:
         """Start the thread."""
+        self._thread = threading.Thread(
+            target=self._run, args=(audience,), name="index", daemon=True
+        )
         self._thread.start()
 
     def recorded(self, crash: Crash) -> None:
@@ -163,8 +168,8 @@ class Indexer:
         self._queue.put(_Removed(crash_id))
 
     def untold(self) -> frozenset[str]:
-        """List the crashes that `publish` was not called for so far."""
-        return frozenset(self._admitted)  # a copy in one step, whoever changes it
+        """List the crashes that are not finished so far, as far as the audience knows."""
+        return frozenset(self._admitted)  # a copy in one step, while other threads change it
 
     def settle(self) -> bool:
         """Wait until all that was told so far is in the index; False where it does not get there.
@@ -183,16 +188,16 @@ class Indexer:
         self._queue.put(_Reconcile())
 
     def look_for_unfinished(self) -> None:
-        """Call `unfinished`, and put right what could not be written before."""
+        """Tell the audience what is unfinished, and write what could not be written before."""
         self._queue.put(_Unfinished())
 
     def stop(self) -> None:
         """Write what is queued, and end; may be called without `start`."""
         self._queue.put(_Stop())
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, audience: Audience) -> None:
         while True:
             items = [self._queue.get()]
             size = self._size_of(items[0])
@@ -200,7 +205,7 @@ class Indexer:
                 items.append(self._queue.get())
                 size += self._size_of(items[-1])
             try:
-                self._apply(self._current(), items)
+                self._apply(self._current(), items, audience)
             except (
                 Exception
             ) as e:  # boundary: the index is a cache; crashes are safe on disk without it
@@ -260,16 +265,16 @@ class Indexer:
         since_ns -= LAG_NS
         self._stale_since_ns = since_ns if known_ns is None else min(since_ns, known_ns)
 
-    def _apply(self, index: Index, items: list[_Item]) -> None:
+    def _apply(self, index: Index, items: list[_Item], audience: Audience) -> None:
         try:
-            self._write(index, items)
+            self._write(index, items, audience)
         except IndexCorruptError as e:
             self._close()
             self._behind = self._anew = True
-            self._index = begin_anew(self._paths, e)
-            self._write(self._index, items)
+            self._index = replace_index(self._paths, e)
+            self._write(self._index, items, audience)
 
-    def _write(self, index: Index, items: list[_Item]) -> None:
+    def _write(self, index: Index, items: list[_Item], audience: Audience) -> None:
         rows: dict[str, Crash] = {}
         final: dict[str, Crash] = {}
         changed: set[str] = set()
@@ -288,28 +293,28 @@ class Indexer:
             index.remove(gone)
         self._look_at_wal()
         for crash in final.values():
-            self._tell(crash)
+            self._tell(crash, audience)
         for item in items:
             if isinstance(item, _Mark):
                 item.passed.set()
         if self._behind or any(isinstance(item, _Reconcile) for item in items):
-            self._compare(index)
+            self._compare(index, audience)
             self._behind = self._anew = False
         elif any(isinstance(item, _Unfinished) for item in items):
-            self._unfinished(index.ids_in_state(State.CAPTURING))
+            audience.unfinished(index.ids_in_state(State.CAPTURING))
         for kind, (count, size) in index.usage().items():
             self._exporter.store(kind, count, size)
         self._exporter.signatures(signatures.count(index))
 
     def _look_at_wal(self) -> None:
-        """Tell of a WAL that only grows, at each doubling; rows go in all the same."""
+        """Log a WAL that only grows, at each doubling; rows go in all the same."""
         size = wal_bytes(self._paths.index)
         if size < WAL_ALARM_BYTES:
             self._alarm_bytes = WAL_ALARM_BYTES
         elif size >= self._alarm_bytes:
             self._alarm_bytes = 2 * size
             log.warning(
-                "the index's WAL has %s, for somebody reads it without an end: fuser -v %s",
+                "the index's WAL has %s, a reader holds it open: fuser -v %s",
                 format_size(size),
                 self._paths.index,
             )
@@ -317,8 +322,8 @@ class Indexer:
     def _to_put(
         self, rows: Mapping[str, Crash], again: Set[str], gone: Collection[str]
     ) -> Iterator[Crash]:
-        """Yield what the rows are made of: those of `again` as their records are by now. Somebody
-        may have pinned or deleted one since, and have put that into the index before us.
+        """Yield what the rows are made of: those of `again` as their records are by now. An
+        administrator may have pinned or deleted one since, and have put that into the index first.
         """
         for crash_id, crash in rows.items():
             if crash_id in gone:
@@ -331,11 +336,11 @@ class Indexer:
                 except NotFoundError:
                     continue
                 except CrashdError:
-                    pass  # `verify` tells of it
+                    pass  # `verify` reports it
             yield crash
 
     def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
-        """Tell whether a crash was not finished so far: the loop may find out twice."""
+        """Return whether a crash was not finished so far: the loop may find out twice."""
         if crash_id in rows and crash_id not in self._admitted:
             return rows[crash_id].state is State.CAPTURING
         row = index.get(crash_id)
@@ -350,7 +355,7 @@ class Indexer:
             log.warning("crash %s: %s, ignoring", crash_id, e)
             return None
 
-    def _compare(self, index: Index) -> None:
+    def _compare(self, index: Index, audience: Audience) -> None:
         """Put rows to entries without one, mark rows without entry, and find what was left
         unfinished.
         """
@@ -359,7 +364,6 @@ class Indexer:
         self._restore(index, {*unfinished, *(i for i in on_disk if i not in rows)})
         on_disk = entry_ids(self._paths)
         missing = [crash_id for crash_id in on_disk if crash_id not in rows]
-        self._measure(index)
         for found in self._batches(missing):
             index.put(found)
             for crash in found:
@@ -375,7 +379,7 @@ class Indexer:
         if gone:
             log.warning("%d crashes in the index are no longer on disk", len(gone))
             index.mark_missing(gone)
-        self._unfinished(index.ids_in_state(State.CAPTURING))
+        audience.unfinished(index.ids_in_state(State.CAPTURING))
 
     def _restore(self, index: Index, ids: Set[str]) -> None:
         for crash_id in sorted(ids):
@@ -386,8 +390,8 @@ class Indexer:
                 log.warning("crash %s: its record cannot be restored: %s, ignoring", crash_id, e)
 
     def _refresh(self, index: Index, ids: Set[str], since_ns: int) -> None:
-        """Make anew the rows whose records changed since; but those of what is not finished, whose
-        end is still to be told.
+        """Rebuild the rows whose records changed since. Unfinished crashes are left alone: their
+        end is still to be counted.
         """
         unfinished = set(index.ids_in_state(State.CAPTURING))
         changed = [
@@ -399,18 +403,6 @@ class Indexer:
             stale = {c.id: c for c in read if index.row(c.id) != Index.row_of(c)}
             index.put(self._to_put(stale, stale.keys(), ()))
 
-    def _measure(self, index: Index) -> None:
-        """Make anew the rows that a daemon before this one wrote with less in them."""
-        while unmeasured := index.fetch(
-            "SELECT id FROM crash WHERE record_bytes IS NULL LIMIT ?", [BATCH_MAX]
-        ):
-            measured = False
-            for read in self._batches(i for (i,) in unmeasured):
-                index.put(read)
-                measured = True
-            if not measured:
-                return  # told of by `verify`
-
     def _count(self, crash: Crash) -> None:
         self._exporter.crash(
             crash.kind,
@@ -421,10 +413,10 @@ class Indexer:
             crash.id,
         )
 
-    def _tell(self, crash: Crash) -> None:
+    def _tell(self, crash: Crash, audience: Audience) -> None:
         self._count(crash)
         self._log(crash)
-        self._publish(crash)
+        audience.finished(crash)
         self._admitted.discard(crash.id)
 
     def _log(self, crash: Crash) -> None:

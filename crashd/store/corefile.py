@@ -7,6 +7,7 @@ from typing import IO
 
 import zstandard
 
+from crashd.base.files import write_all
 from crashd.domain.elf.zstdframes import (
     EMPTY_LAST_BLOCK,
     FRAME_HEADER_MAX,
@@ -18,7 +19,6 @@ from crashd.domain.elf.zstdframes import (
     parse_frame_header,
 )
 from crashd.errors import FormatError
-from crashd.store.entry import write_all
 
 ZERO_BLOCK = 128 << 10
 """Zeros are looked for in blocks of this size, aligned in the core."""

@@ -208,3 +208,24 @@ def _frame_end(fd: int, position: int, stored: int, *, has_checksum: bool) -> in
             return stored
         if parsed[1]:
             return min(stored, position + (4 if has_checksum else 0))
+
+
+def unpack_zstd(fd: int, window_max: int, piece: int) -> Iterator[bytes]:
+    """Unpack any zstd file, all frames of it, in pieces of at most this size. A file that is cut
+    ends early, and nothing says so: zstdframes tells.
+
+    Raises:
+        FormatError: it is damaged, or wants a larger window.
+
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=window_max)
+    source = _open_window(fd, 0, os.fstat(fd).st_size)
+    with decompressor.stream_reader(source, read_across_frames=True) as reader:
+        while True:
+            try:
+                data = reader.read(piece)
+            except zstandard.ZstdError as e:
+                raise FormatError(str(e)) from e
+            if not data:
+                return
+            yield data

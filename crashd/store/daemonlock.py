@@ -3,6 +3,7 @@
 import fcntl
 import os
 
+from crashd.base.files import open_regular
 from crashd.errors import BusyError, UnavailableError, reason_of
 from crashd.store.entry import prepare
 from crashd.store.paths import Paths
@@ -41,7 +42,7 @@ def is_daemon_live(paths: Paths) -> bool:
     at that very moment would give up. Source: proc_locks(5).
     """
     try:
-        fd = os.open(paths.daemon_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_regular(paths.daemon_lock)
     except OSError:
         return False
     try:

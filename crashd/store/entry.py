@@ -19,8 +19,16 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
+from crashd.base.files import (
+    DIRECTORY,
+    NotRegularError,
+    open_regular,
+    read_all,
+    read_space,
+    replace_file,
+)
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
 from crashd.domain.crash.model import ID_PATTERN, Crash, from_json
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
@@ -38,12 +46,19 @@ SPARE_PART = 16
 """A record takes no more than this part of the space above `keep_free`: as many are written at the
 same time."""
 
+Progress = Callable[[int, int], None]
+"""Takes what is done, and the whole."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+    del done, total
+
+
 LOCK_SECONDS = 2.0
 """Whoever looks at an entry, or pins it, has its lock for milliseconds."""
 
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Entry:
@@ -102,9 +117,7 @@ class Entry:
         """Open the record's file, and read it; the caller owns the descriptor. See `read`."""
         fd = self._open_record()
         try:
-            with open(fd, "rb", closefd=False) as file:
-                raw = file.read(RECORD_MAX)
-            return fd, self._parse(raw)
+            return fd, self._parse(read_all(fd, RECORD_MAX))
         except BaseException:
             os.close(fd)
             raise
@@ -120,18 +133,20 @@ class Entry:
         return crash
 
     def _open_record(self) -> int:
+        wrong = FormatError(f"{RECORD} of crash {self.id} is not a regular file of sane size")
         try:
-            fd = os.open(RECORD, _READ, dir_fd=self.fd)
+            fd = open_regular(RECORD, dir_fd=self.fd)
         except FileNotFoundError as e:
             raise NotFoundError(f"crash {self.id} has no {RECORD}") from e
+        except NotRegularError as e:
+            raise wrong from e
         except OSError as e:
             raise FormatError(
                 f"{RECORD} of crash {self.id} cannot be opened: {reason_of(e)}"
             ) from e
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > RECORD_MAX:
+        if os.fstat(fd).st_size > RECORD_MAX:
             os.close(fd)
-            raise FormatError(f"{RECORD} of crash {self.id} is not a regular file of sane size")
+            raise wrong
         return fd
 
     def write(self, crash: Crash, *, sync: bool, max_bytes: int = RECORD_BYTES) -> Crash:
@@ -139,49 +154,31 @@ class Entry:
         return. Returns it as it is there: cut to `max_bytes`.
         """
         crash, raw = bounded(crash, max_bytes)
-        self._stage(RECORD_STAGED, raw, sync=sync)
-        os.rename(RECORD_STAGED, RECORD, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        if sync:
-            os.fsync(self.fd)
+        replace_file(
+            RECORD, raw, staged=RECORD_STAGED, dir_fd=self.fd, sync=sync, sync_directory=sync
+        )
         return crash
 
     def spare_bytes(self, keep_free_bytes: int) -> int:
         """Return how large a record may be that leaves `keep_free_bytes` free."""
-        disk = os.fstatvfs(self.fd)
-        spare = disk.f_bavail * disk.f_frsize - keep_free_bytes
+        spare = read_space(self.fd).free_bytes - keep_free_bytes
         return max(LEAST_BYTES, min(RECORD_BYTES, spare // SPARE_PART))
 
     def write_file(self, name: str, data: bytes) -> None:
         """Replace one more of the entry's files, on disk on return."""
-        staged = name + ".new"
-        self._stage(staged, data, sync=True)
-        os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-
-    def _stage(self, staged: str, data: bytes, *, sync: bool) -> None:
-        """Write a file that is to be renamed; nothing is left of it where the disk refuses."""
-        fd = os.open(staged, _CREATE, 0o600, dir_fd=self.fd)
-        try:
-            write_all(fd, data)
-            if sync:
-                os.fsync(fd)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(staged, dir_fd=self.fd)
-            raise
-        finally:
-            os.close(fd)
+        replace_file(name, data, staged=name + ".new", dir_fd=self.fd, sync=True)
 
     def read_file(self, name: str, max_bytes: int) -> bytes | None:
         """Read one more of the entry's files; None when it is not there, or larger."""
         try:
-            fd = os.open(name, _READ, dir_fd=self.fd)
+            fd = open_regular(name, dir_fd=self.fd)
         except OSError:
             return None
-        with open(fd, "rb", buffering=0) as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
-                return None
-            return file.read(max_bytes)
+        try:
+            raw = read_all(fd, max_bytes + 1)
+        finally:
+            os.close(fd)
+        return raw if len(raw) <= max_bytes else None
 
     def open_core(self, *, spared: bool = True) -> int:
         """Open the committed core for reading; the caller owns the descriptor. Retention leaves one
@@ -192,12 +189,11 @@ class Entry:
 
         """
         try:
-            fd = os.open(CORE, _READ, dir_fd=self.fd)
+            fd = open_regular(CORE, dir_fd=self.fd)
+        except NotRegularError as e:
+            raise NotFoundError(f"the core of crash {self.id} is not a regular file") from e
         except OSError as e:
             raise NotFoundError(f"crash {self.id} has no core: {reason_of(e)}") from e
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise NotFoundError(f"the core of crash {self.id} is not a regular file")
         if spared:
             with contextlib.suppress(OSError):  # nothing but retention asks for it
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -206,7 +202,7 @@ class Entry:
     def is_core_in_use(self) -> bool:
         """Tell whether somebody has the core open, and wants it spared."""
         try:
-            fd = os.open(CORE, _READ, dir_fd=self.fd)
+            fd = open_regular(CORE, dir_fd=self.fd)
         except OSError:
             return False
         try:
@@ -219,8 +215,7 @@ class Entry:
 
     def create_core(self) -> int:
         """Create the partial core for reading and writing; the caller owns the descriptor."""
-        flags = (_CREATE & ~os.O_WRONLY) | os.O_RDWR
-        return os.open(CORE_PARTIAL, flags, 0o600, dir_fd=self.fd)
+        return os.open(CORE_PARTIAL, _CREATE, 0o600, dir_fd=self.fd)
 
     def open_partial(self) -> int | None:
         """Open a partial core that a dead writer left; the caller owns the descriptor."""
@@ -255,13 +250,6 @@ class Entry:
         return sorted(os.listdir(self.fd))
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`: write(2) can be short."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def prepare(paths: Paths) -> None:
     """Make the store's directories, private to their owner; close those that are open to others.
 
@@ -272,7 +260,7 @@ def prepare(paths: Paths) -> None:
     """
     for directory in (paths.state_dir, paths.crashes, paths.spool):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(directory, _DIR & ~os.O_NOFOLLOW)  # a link is the administrator's word
+        fd = os.open(directory, DIRECTORY & ~os.O_NOFOLLOW)  # a link is the administrator's word
         try:
             status = os.fstat(fd)
             if status.st_uid != os.geteuid():
@@ -293,12 +281,12 @@ def create(paths: Paths, crash: Crash) -> Entry:
         OSError: the disk is full, read-only or broken; nothing is left behind.
 
     """
-    parent = os.open(paths.crashes, _DIR)
+    parent = os.open(paths.crashes, DIRECTORY)
     try:
         os.mkdir(crash.id, 0o700, dir_fd=parent)
         entry = Entry(crash.id, -1)
         try:
-            entry.fd = os.open(crash.id, _DIR, dir_fd=parent)
+            entry.fd = os.open(crash.id, DIRECTORY, dir_fd=parent)
             with contextlib.suppress(CrashdError):  # the crash counts for more than its lock
                 entry.lock()  # `verify` may have come across the directory already
             entry.write(crash, sync=False)
@@ -345,7 +333,7 @@ def open_entry(paths: Paths, crash_id: str) -> Entry:
     if not ID_PATTERN.fullmatch(crash_id):
         raise NotFoundError(f"{crash_id!r} is not a crash id")
     try:
-        return Entry(crash_id, os.open(paths.crashes / crash_id, _DIR))
+        return Entry(crash_id, os.open(paths.crashes / crash_id, DIRECTORY))
     except (FileNotFoundError, NotADirectoryError) as e:
         raise NotFoundError(f"no crash {crash_id} in {paths.crashes}") from e
     except OSError as e:
@@ -372,6 +360,27 @@ def _names(paths: Paths) -> list[str]:
 def entry_ids(paths: Paths) -> list[str]:
     """List the ids of all entries, oldest first."""
     return [name for name in _names(paths) if ID_PATTERN.fullmatch(name)]
+
+
+def walk(
+    paths: Paths, progress: Progress = no_progress, ids: Iterable[str] | None = None
+) -> Iterator[Entry]:
+    """Open entry after entry, oldest first, or those of `ids` in their order. One that is deleted
+    meanwhile is passed over; each is closed, where the caller has not, when the next is asked for.
+
+    Raises:
+        UnavailableError: the store cannot be read.
+
+    """
+    wanted = entry_ids(paths) if ids is None else list(ids)
+    for number, crash_id in enumerate(wanted):
+        progress(number, len(wanted))
+        try:
+            entry = open_entry(paths, crash_id)
+        except NotFoundError:
+            continue
+        with entry:
+            yield entry
 
 
 def foreign_names(paths: Paths) -> list[str]:

@@ -7,13 +7,14 @@ Without a native program (a wheel, a machine without a compiler) the first is th
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import corehandler
+from crashd.base.files import replace_file
 from crashd.domain.text import printable
 from crashd.errors import UnavailableError, UnsupportedError, reason_of
-from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 from crashd.store.trusted import find_untrusted, untrusted
 
@@ -51,6 +52,19 @@ def native_program(built: Path = NATIVE, running: Path = _EXECUTABLE) -> bytes |
     # e_type may differ: an interpreter need not be position-independent
     same = (program[:16], program[18:20]) == (own[:16], own[18:_SAME_MACHINE_BYTES])
     return program if same else None
+
+
+def memory_program() -> Path | None:
+    """Return the interpreter that may read a process's memory for the handler: ours; None where
+    others than root can change it, or what it would run.
+
+    The handler runs it as root, for any crash, long after this daemon was started.
+    """
+    interpreter = Path(sys.executable) if sys.executable else None
+    if interpreter is None or not interpreter.is_absolute():
+        return None
+    ours = (interpreter, Path(corehandler.__file__).parent)
+    return None if any(find_untrusted(path) for path in ours) else interpreter
 
 
 def list_programs(paths: Paths, native: bytes | None) -> Iterator[tuple[Path, bytes]]:
@@ -100,15 +114,7 @@ def _install(target: Path, program: bytes) -> bool:
             if status.st_mode & 0o777 == 0o755 and status.st_uid == os.geteuid():
                 return False
         staged = target.with_name(f".{target.name}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(staged, flags, 0o700)
-        try:
-            write_all(fd, program)
-            os.fchmod(fd, 0o755)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(staged, target)
+        replace_file(target, program, staged=staged, mode=0o755, exclusive=True, sync=True)
     except OSError as e:
         raise UnavailableError(f"cannot install the handler {target}: {reason_of(e)}") from e
     return True

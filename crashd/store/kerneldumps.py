@@ -9,10 +9,11 @@ opened. Nothing blocks: no FIFO, no device is opened for read.
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crashd.base.files import DIRECTORY, NotRegularError, open_regular, read_at, read_space
 from crashd.domain.kdump.directory import (
     FILES_MAX,
     DumpDirectory,
@@ -26,9 +27,6 @@ from crashd.store.trusted import distrust
 
 NAMES_MAX = 200_000
 """Names of a directory that are looked at; the rest is told of, and not seen."""
-
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class DumpRoot:
         self.path = path
         name = printable(os.fsencode(path))
         try:
-            self._fd = os.open(path, _DIR & ~os.O_NOFOLLOW)
+            self._fd = os.open(path, DIRECTORY & ~os.O_NOFOLLOW)
         except FileNotFoundError as e:
             raise NotFoundError(f"{name} does not exist") from e
         except OSError as e:
@@ -86,11 +84,8 @@ class DumpRoot:
 
     def space(self) -> tuple[int, int]:
         """Tell the file system's size, and what it has left for root; bytes."""
-        filesystem = os.fstatvfs(self._fd)
-        return (
-            filesystem.f_blocks * filesystem.f_frsize,
-            filesystem.f_bfree * filesystem.f_frsize,
-        )
+        space = read_space(self._fd)
+        return space.total_bytes, space.root_free_bytes
 
     def list(self) -> Iterator[Seen]:
         """List what is named like a dump's directory, whatever it is."""
@@ -133,7 +128,7 @@ class DumpRoot:
             OSError: it is gone, was replaced by something else, or lies on another file system.
 
         """
-        fd = os.open(seen.entry.name, _DIR, dir_fd=self._fd)
+        fd = os.open(seen.entry.name, DIRECTORY, dir_fd=self._fd)
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != (seen.device, seen.inode):
             os.close(fd)
@@ -164,7 +159,7 @@ class DumpRoot:
             why = self.distrust or (told.faults[0] if told else "it is no kernel dump's")
             raise FormatError(f"{printable(name)} is left alone: {why}")
         with self.open(seen) as directory:
-            freed, left = directory.empty(told.unknown)
+            freed, left = directory.unlink(told.known)
         if left:
             return freed, left
         try:
@@ -210,12 +205,15 @@ class OpenDump:
             FormatError: it is no regular file that root alone vouches for.
 
         """
-        fd = os.open(name, _READ, dir_fd=self._fd)
+        wrong = FormatError(f"{printable(name)} is not a file that only root can change")
+        try:
+            fd = open_regular(name, dir_fd=self._fd)
+        except NotRegularError as e:
+            raise wrong from e
         status = os.fstat(fd)
-        sound = stat.S_ISREG(status.st_mode) and status.st_uid in self._trusted
-        if not sound or status.st_nlink != 1 or status.st_mode & 0o022:
+        if status.st_uid not in self._trusted or status.st_nlink != 1 or status.st_mode & 0o022:
             os.close(fd)
-            raise FormatError(f"{printable(name)} is not a file that only root can change")
+            raise wrong
         return fd
 
     def read_ends(self, name: bytes, head: int, tail: int) -> tuple[bytes, bytes, int]:
@@ -229,8 +227,8 @@ class OpenDump:
         fd = self.open_file(name)
         try:
             size = os.fstat(fd).st_size
-            first = _pread(fd, min(head, size), 0)
-            return first, _pread(fd, min(tail, size), max(0, size - tail)), size
+            first = read_at(fd, min(head, size), 0)
+            return first, read_at(fd, min(tail, size), max(0, size - tail)), size
         finally:
             os.close(fd)
 
@@ -245,41 +243,26 @@ class OpenDump:
         """
         fd = self.open_file(name)
         try:
-            yield lambda at, size: _pread(fd, size, at)
+            yield lambda at, size: read_at(fd, size, at)
         finally:
             os.close(fd)
 
-    def empty(self, keep: Collection[bytes]) -> tuple[int, tuple[bytes, ...]]:
-        """Unlink all but directories and what is named in `keep`; return the bytes freed, and the
-        names of what is left.
+    def unlink(self, names: Iterable[bytes]) -> tuple[int, tuple[bytes, ...]]:
+        """Unlink the files that are named and nothing else, so that a file that appears meanwhile
+        stays; return the bytes freed, and the names of what is left.
         """
-        freed, left = 0, []
-        for name in sorted(map(os.fsencode, os.listdir(self._fd))):
+        freed = 0
+        for name in names:
             try:
                 status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-                if name in keep or stat.S_ISDIR(status.st_mode):
-                    left.append(name)
-                    continue
                 os.unlink(name, dir_fd=self._fd)
             except FileNotFoundError:
                 continue
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                 freed += status.st_blocks * 512
-        return freed, tuple(left)
+        return freed, tuple(sorted(map(os.fsencode, os.listdir(self._fd))))
 
 
 def _entry(name: bytes, status: os.stat_result) -> Entry:
     size, mtime_ns = status.st_size, status.st_mtime_ns
     return Entry(name, status.st_mode, status.st_uid, status.st_nlink, size, mtime_ns)
-
-
-def _pread(fd: int, size: int, offset: int) -> bytes:
-    """Read as much as there is, in one piece where the file system gives it."""
-    parts = []
-    while size > 0:
-        part = os.pread(fd, size, offset)
-        if not part:
-            break
-        parts.append(part)
-        size, offset = size - len(part), offset + len(part)
-    return b"".join(parts)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # sizeof(sockaddr_un.sun_path) less the NUL, unix(7).
-SUN_PATH_MAX = 107
 
 
 @dataclass(frozen=True, slots=True)

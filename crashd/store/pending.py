@@ -10,9 +10,9 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 
+from crashd.base.files import write_all
 from crashd.domain.crash.model import ID_PATTERN
 from crashd.errors import UnavailableError
-from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
 BATCH = 64

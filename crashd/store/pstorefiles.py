@@ -6,19 +6,18 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from crashd.base.files import DIRECTORY, open_regular, read_all
 from crashd.domain.kernellog.pstore import PART_MAX, PARTS_MAX, Part, parse_part
 
 DEPTH_MAX = 3
 """Directories that systemd-pstore makes, one for each event and part of its id."""
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def read_parts(root: Path) -> list[Part]:
     """Read all records below a directory, as many as PARTS_MAX; none where there is none."""
     found: list[Part] = []
     with contextlib.suppress(OSError):
-        fd = os.open(root, _DIR)
+        fd = os.open(root, DIRECTORY)
         try:
             for part in _walk(fd, DEPTH_MAX):
                 found.append(part)
@@ -34,7 +33,7 @@ def _walk(directory: int, depth: int) -> Iterator[Part]:
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode) and depth > 0:
-                fd = os.open(name, _DIR, dir_fd=directory)
+                fd = os.open(name, DIRECTORY, dir_fd=directory)
                 try:
                     yield from _walk(fd, depth - 1)
                 finally:
@@ -48,10 +47,8 @@ def _walk(directory: int, depth: int) -> Iterator[Part]:
 
 
 def _read(directory: int, name: str) -> Part | None:
-    fd = os.open(name, _READ, dir_fd=directory)
-    with open(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        raw = file.read(PART_MAX) or b""
-    return parse_part(name, raw, status.st_mtime_ns)
+    fd = open_regular(name, dir_fd=directory)
+    try:
+        return parse_part(name, read_all(fd, PART_MAX), os.fstat(fd).st_mtime_ns)
+    finally:
+        os.close(fd)

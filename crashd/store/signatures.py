@@ -4,9 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import time_text
+from crashd.domain.crash.model import State, time_text
 from crashd.domain.crash.viewer import Viewer
 from crashd.store.index import Index
+
+_WITH_CORE = ", ".join(f"'{state}'" for state in State if state.has_core)
 
 
 def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
@@ -58,7 +60,7 @@ def unexplained(index: Index, limit: int) -> list[str]:
     """List the newest process crashes that have a core and no signature."""
     rows = index.fetch(
         "SELECT id FROM crash WHERE kind = 'process' AND signature IS NULL "
-        "AND state IN ('complete', 'truncated') AND stored_bytes > 0 "
+        f"AND state IN ({_WITH_CORE}) AND stored_bytes > 0 "
         "ORDER BY time_ns DESC, id DESC LIMIT ?",
         [limit],
     )

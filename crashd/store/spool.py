@@ -9,10 +9,11 @@ spool/<...>.bad/                       could not be understood; kept for a human
 import os
 import re
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
+from crashd.base.files import DIRECTORY, NotRegularError, open_regular, read_file, replace_file
 from crashd.corehandler import (
     LIMITS_NAME,
     PROC_FILES,
@@ -23,39 +24,37 @@ from crashd.corehandler import (
 )
 from crashd.domain.crash.coremeta import parse_fields
 from crashd.errors import FormatError, UnavailableError, reason_of
-from crashd.store.entry import write_all
 from crashd.store.paths import Paths
 
 _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(?:-(\d{1,10}|-))?(\.tmp)?", re.ASCII)
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _META_MAX = 1 << 18
+DIED = "the handler died while spooling"
+"""Why a core may not be all there; it can be, where only the last sync was missing."""
 ASIDE_MAX = 20
 """Spooled crashes that are kept although they make no sense: who can make one can make many."""
 _HANDLER_COMMS = (b"crashd-core\n", b"crashd-core.py\n")
 
 
 def write_limits(
-    paths: Paths, *, max_core: int | None, keep_free: int, honour_rlimit: bool
+    paths: Paths,
+    *,
+    max_core: int | None,
+    keep_free: int,
+    honour_rlimit: bool,
+    program: Path | None = None,
 ) -> None:
-    """Tell the handler, which reads no configuration, what it may keep by itself (bytes)."""
+    """Write for the handler, which reads no configuration, what it may keep by itself (bytes), and
+    the interpreter that reads a process's memory for it (see corehandler.copy_memory).
+    """
     fields = {
         "max_core": b"%d" % (max_core if max_core is not None else 1 << 62),
         "keep_free": b"%d" % keep_free,
         "honour_rlimit": b"%d" % honour_rlimit,
     }
+    if program is not None:
+        fields["program"] = os.fsencode(program)
     staged = paths.spool / f".{LIMITS_NAME}.new"
-    fd = os.open(
-        staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
-    try:
-        write_all(fd, pack(fields))
-    except OSError:
-        staged.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-    os.rename(staged, paths.spool / LIMITS_NAME)
+    replace_file(paths.spool / LIMITS_NAME, pack(fields), staged=staged)
 
 
 def ready_names(paths: Paths, now_ns: int) -> list[str]:
@@ -154,7 +153,7 @@ class SpoolEntry:
     @classmethod
     def open(cls, paths: Paths, name: str) -> "SpoolEntry":
         """Open by name, as `ready_names` gave it."""
-        return cls(name, os.open(paths.spool / name, _DIR))
+        return cls(name, os.open(paths.spool / name, DIRECTORY))
 
     def __enter__(self) -> "SpoolEntry":
         return self
@@ -170,16 +169,9 @@ class SpoolEntry:
 
     def _read(self, name: str, limit: int) -> bytes | None:
         try:
-            fd = os.open(name, _READ, dir_fd=self.fd)
-        except FileNotFoundError:
+            return read_file(name, limit, dir_fd=self.fd)
+        except (FileNotFoundError, NotRegularError):
             return None
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            with open(fd, "rb", closefd=False) as file:
-                return file.read(limit)
-        finally:
-            os.close(fd)
 
     def fields(self) -> dict[str, bytes]:
         """Read the handler's fields.
@@ -197,11 +189,11 @@ class SpoolEntry:
         """Tell why the core is not all there; None when it is."""
         raw = self._read("done", VALUE_MAX)
         if raw is None:
-            return "the handler died while spooling"
+            return DIED
         try:
             reason = parse_fields(raw).get("reason", b"")
         except FormatError:
-            return "the handler died while spooling"
+            return DIED
         return reason.decode("utf-8", "backslashreplace") or None
 
     def snapshot(self) -> Mapping[str, bytes]:
@@ -216,8 +208,8 @@ class SpoolEntry:
     def open_core(self) -> int | None:
         """Open the spooled core; None when there is none. The caller owns the descriptor."""
         try:
-            return os.open("core", _READ, dir_fd=self.fd)
-        except FileNotFoundError:
+            return open_regular("core", dir_fd=self.fd)
+        except (FileNotFoundError, NotRegularError):
             return None
 
 

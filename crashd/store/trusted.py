@@ -5,6 +5,7 @@ import re
 import stat
 from pathlib import Path
 
+from crashd.base.files import NotRegularError, open_regular, read_all
 from crashd.domain.text import printable
 from crashd.errors import ConfigError, reason_of
 from crashd.store.paths import Paths
@@ -25,20 +26,17 @@ def read_trusted(path: Path, max_bytes: int) -> bytes:
     """
     name = printable(os.fsencode(path))
     try:
-        # O_NONBLOCK: a FIFO must not hold the daemon.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = open_regular(path, follow=True)
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{name}: is not a regular file")
-            _refuse(name, status)
+            _refuse(name, os.fstat(fd))
             _refuse(printable(os.fsencode(path.parent)), os.stat(path.parent))
             if why := find_untrusted(path):
                 raise untrusted(why)
-            with open(fd, "rb", closefd=False) as file:
-                raw = file.read(max_bytes + 1)
+            raw = read_all(fd, max_bytes + 1)
         finally:
             os.close(fd)
+    except NotRegularError as e:
+        raise ConfigError(f"{name}: is not a regular file") from e
     except OSError as e:
         raise ConfigError(f"{name}: cannot be read: {reason_of(e)}") from e
     if len(raw) > max_bytes:

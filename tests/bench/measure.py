@@ -7,16 +7,17 @@ import resource
 import select
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tests.bench import report
-from tests.bench.cases import Case, Programs, Storm
+from tests.bench.cases import GIB, Act, Case, Programs, Storm
 from tests.bench.report import Machine, Sample
-from tests.bench.sides import Side
+from tests.bench.sides import Outcome, Side
 
 READY_SECONDS: Final = 120
 HOLD_SECONDS_MAX: Final = 900
@@ -25,6 +26,9 @@ QUIET_SECONDS: Final = 5
 """A storm is over when nothing was recorded for so long, and the side is at rest."""
 SETTLE_SECONDS: Final = 0.2
 """What is counted to a crash after it was listed: processes that end, buffers that are freed."""
+SHMEM_SECONDS: Final = 0.002
+"""Between two looks at how much shared memory there is."""
+SHMEM_MAPPED_BYTES: Final = 2 * GIB
 IDLE_WINDOWS: Final = 6
 IDLE_SECONDS: Final = 0.5
 """Of one window."""
@@ -86,12 +90,17 @@ def measure_idle() -> float:
 
 
 @contextlib.contextmanager
-def start_victim(case: Case, programs: Programs) -> Iterator[int]:
-    """Start what is to crash, and wait until it is as the case wants it; give its pid.
+def start_victim(victim: Sequence[str], programs: Programs) -> Iterator[int]:
+    """Start what is to crash, and wait until it is as it shall be; return its pid.
+
+    Args:
+        victim: arguments of victim.c; none for a `sleep`.
+        programs: the compiled programs.
 
     It is ended if it still lives at the end.
+
     """
-    argv = [str(programs.victim), *case.victim] if case.victim else ["/bin/sleep", "1000"]
+    argv = [str(programs.victim), *victim] if victim else ["/bin/sleep", "1000"]
     read_end, write_end = os.pipe()
     try:
         try:
@@ -103,7 +112,7 @@ def start_victim(case: Case, programs: Programs) -> Iterator[int]:
         try:
             unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             resource.prlimit(pid, resource.RLIMIT_CORE, unlimited)
-            _await_ready(pid, read_end if case.victim else None)
+            _await_ready(pid, read_end if victim else None)
             yield pid
         finally:
             # By its pidfd: once it is waited for, its pid may be another's.
@@ -162,6 +171,84 @@ def kill_and_wait(pid: int) -> float:
     return held
 
 
+def crash_all(schedule: Sequence[tuple[float, int]]) -> dict[int, float]:
+    """Crash processes at set times (seconds from now, pid); return for each how long it was held.
+
+    Raises:
+        MeasureError: it takes too long, or something else ended one.
+
+    """
+    held: dict[int, float] = {}
+    killed: dict[int, tuple[int, float]] = {}  # by pidfd: pid and time
+    left = sorted(schedule, reverse=True)
+    start = time.perf_counter()
+    poll = select.poll()
+    try:
+        while left or killed:
+            now = time.perf_counter() - start
+            while left and left[-1][0] <= now:
+                _, pid = left.pop()
+                pidfd = os.pidfd_open(pid)
+                killed[pidfd] = pid, time.perf_counter()
+                poll.register(pidfd, select.POLLIN)
+                os.kill(pid, signal.SIGSEGV)
+            if now > HOLD_SECONDS_MAX:
+                raise MeasureError(f"held for more than {HOLD_SECONDS_MAX} s")
+            wait_seconds = left[-1][0] - now if left else 1.0
+            for pidfd, _ in poll.poll(max(0.0, wait_seconds) * 1e3):
+                poll.unregister(pidfd)
+                pid, since = killed.pop(pidfd)
+                os.close(pidfd)
+                _, status = os.waitpid(pid, 0)
+                held[pid] = time.perf_counter() - since
+                if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGSEGV:
+                    raise MeasureError(f"a victim did not die of SIGSEGV: status {status:#x}")
+    finally:
+        for pidfd in killed:
+            os.close(pidfd)
+    return held
+
+
+class ShmemWatch:
+    """How far the machine's shared memory grows (Shmem of proc_meminfo(5)) while this is open."""
+
+    def __init__(self) -> None:
+        self._before = self._most = 0
+        self.begin()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def begin(self) -> None:
+        """Compare with what it is now: victims have made theirs."""
+        self._before = parse_shmem(Path("/proc/meminfo").read_text())
+
+    def _watch(self) -> None:
+        while not self._over.wait(SHMEM_SECONDS):
+            now = parse_shmem(Path("/proc/meminfo").read_text())
+            self._most = max(self._most, now - self._before)
+
+    def __enter__(self) -> "ShmemWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def grown_bytes(self) -> int:
+        """Return the most that it grew so far."""
+        return self._most
+
+
+def parse_shmem(meminfo: str) -> int:
+    """Find Shmem in /proc/meminfo, in bytes; 0 where the kernel does not tell."""
+    for line in meminfo.splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 # -- one run ---------------------------------------------------------------------------------------
 
 
@@ -174,10 +261,14 @@ def measure(case: Case, side: Side, programs: Programs, idle_rate: float, *, qui
         OSError: the same.
 
     """
+    side.come_back()
+    side.configure(case.capture)
     _rest(side)  # of a run that failed
     side.clear()
     if case.storm is not None:
         sample = _measure_storm(case.storm, side, programs, idle_rate, quick)
+    elif case.acts:
+        sample = _measure_acts(case, side, programs)
     else:
         sample = _measure_crash(case, side, programs, idle_rate)
     side.clear()
@@ -185,12 +276,15 @@ def measure(case: Case, side: Side, programs: Programs, idle_rate: float, *, qui
 
 
 def _measure_crash(case: Case, side: Side, programs: Programs, idle_rate: float) -> Sample:
-    with start_victim(case, programs) as pid:
+    with start_victim(case.victim, programs) as pid:
         side.activate()
+        if case.away:
+            side.leave()
         os.sync()  # what others left to be written is not this run's
         meter = CpuMeter.begin(idle_rate)
         start = time.perf_counter()
         figures = {report.HOLD: kill_and_wait(pid)}
+    side.come_back()
     if side.lists:
         figures[report.LISTED] = _await_listed(side, start) - start
     _finish(side, meter, figures)
@@ -198,7 +292,74 @@ def _measure_crash(case: Case, side: Side, programs: Programs, idle_rate: float)
     if side.lists or outcome.recorded:
         figures[report.STORED] = outcome.stored_bytes
         figures[report.CORE] = outcome.core_bytes
-    return Sample(figures, outcome.note)
+    return Sample(figures, outcome.note, find_failures(case.crashes, case.crashes_away, outcome))
+
+
+def find_failures(crashes: int, away: int, outcome: Outcome) -> tuple[str, ...]:
+    """Say what was lost of so many crashes, `away` of which had no daemon to go to."""
+    found = []
+    if outcome.recorded < crashes:
+        found.append(f"{crashes - outcome.recorded} of {crashes} crashes are not recorded")
+    if outcome.whole is not None and outcome.whole < outcome.recorded:
+        cut = outcome.recorded - outcome.whole
+        found.append(f"{cut} of {outcome.recorded} cores are not whole")
+    if outcome.spooled > away:
+        found.append(f"{outcome.spooled - away} crashes went to the spool, past the daemon")
+    return tuple(found)
+
+
+def _measure_acts(case: Case, side: Side, programs: Programs) -> Sample:
+    """Run the acts of a case; of each kind of crash its worst hold is the figure."""
+    side.activate()
+    os.sync()
+    figures: dict[str, float] = {report.CRASHES: case.crashes}
+    watch = ShmemWatch() if case.watch_shmem else None
+    with watch or contextlib.nullcontext():
+        for act in case.acts:
+            for kind, seconds in _run_act(act, side, programs, watch):
+                name = report.hold_of(kind)
+                figures[name] = max(seconds, figures.get(name, 0.0))
+    _await_all(side, case.crashes)
+    _rest(side)
+    if watch is not None:
+        figures[report.SHMEM] = watch.grown_bytes
+        figures[report.SHMEM_MAPPED] = SHMEM_MAPPED_BYTES
+    outcome = side.outcome()
+    if side.lists or outcome.recorded:
+        figures[report.RECORDED] = outcome.recorded
+        figures[report.SPOOLED] = outcome.spooled
+    if outcome.whole is not None:
+        figures[report.WHOLE] = outcome.whole
+    return Sample(figures, outcome.note, find_failures(case.crashes, case.crashes_away, outcome))
+
+
+def _run_act(
+    act: Act, side: Side, programs: Programs, watch: ShmemWatch | None
+) -> list[tuple[str, float]]:
+    """Make all victims of an act, then crash them; return the kind and the hold of each."""
+    schedule: list[tuple[float, int]] = []
+    kinds: dict[int, str] = {}
+    with contextlib.ExitStack() as stack:
+        for salvo in act.salvos:
+            for at_seconds in salvo.times:
+                pid = stack.enter_context(start_victim(salvo.victim, programs))
+                schedule.append((at_seconds, pid))
+                kinds[pid] = salvo.kind
+        if watch is not None:
+            watch.begin()
+        if act.away:
+            side.leave()
+        held = crash_all(schedule)
+    side.come_back()
+    if act.rest:
+        _rest(side)
+    return [(kinds[pid], seconds) for pid, seconds in held.items()]
+
+
+def _await_all(side: Side, crashes: int) -> None:
+    """Wait until all are recorded, or no more will be."""
+    if side.lists:
+        _await_storm(side, crashes)
 
 
 def _await_listed(side: Side, start: float) -> float:
@@ -256,7 +417,7 @@ def _measure_storm(
         figures[report.STORED_EACH] = figures[report.STORED] / each
     if outcome.whole is not None:
         figures[report.WHOLE] = outcome.whole
-    return Sample(figures, outcome.note)
+    return Sample(figures, outcome.note, find_failures(crashes, 0, outcome))
 
 
 def _run_storm(program: Path, crashes: int, at_once: int) -> float:

@@ -26,8 +26,18 @@ RECORDED: Final = "recorded"
 WHOLE: Final = "whole"
 RELEASED_RATE: Final = "released_per_second"
 RECORDED_RATE: Final = "recorded_per_second"
+SHMEM: Final = "shmem_grown_bytes"
+"""How far the machine's shared memory grew while a victim was held, at most."""
+SHMEM_MAPPED: Final = "shmem_mapped_bytes"
+SPOOLED: Final = "spooled"
 
-FORMAT: Final = 1
+
+def hold_of(kind: str) -> str:
+    """Name the figure of the worst hold of one kind of crash in a case that has several."""
+    return f"{HOLD} {kind}"
+
+
+FORMAT: Final = 2
 """Version of the JSON document."""
 
 
@@ -41,6 +51,8 @@ class Sample:
     figures: Mapping[str, float]
     note: str = ""
     """What was not as expected."""
+    failures: tuple[str, ...] = ()
+    """Crashes that are missing or cut, or were spooled though the daemon was there."""
 
 
 @dataclass(slots=True)
@@ -49,9 +61,16 @@ class Results:
 
     case: str
     storm: bool = False
+    kinds: tuple[str, ...] = ()
+    """Of crashes, where there are several."""
+    watches_shmem: bool = False
+    smaller: str = ""
+    """What was measured instead, with --quick; "" for the case itself."""
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     """Why a side has no samples, or fewer."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Of those, the sides that failed."""
 
     def figure(self, side: str, key: str) -> float | None:
         """Summarise one figure of a side; None where it has none.
@@ -62,6 +81,13 @@ class Results:
         if not values:
             return None
         return statistics.fmean(values) if key in (CPU, CPU_EACH) else statistics.median(values)
+
+    def failures(self) -> list[str]:
+        """Say what crashd lost, a line each; a side that stopped lost all."""
+        found = [f"{self.case}: {side}: {text}" for side, text in self.stopped.items()]
+        for side, samples in self.samples.items():
+            found += [f"{self.case}: {side}: {text}" for s in samples for text in s.failures]
+        return [line for line in found if ": crashd " in line]
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
@@ -104,24 +130,63 @@ def _stored(case: str) -> Target:
     return Target(text, 1.0, CORE, case, MEMORY, (case, SYSTEMD, CORE))
 
 
+def _worst(kind: str, limit: float) -> Target:
+    text = f"burst, {kind}: worst hold / systemd-coredump"
+    return Target(text, limit, hold_of(kind), _BURST, MEMORY, (_BURST, SYSTEMD, hold_of(kind)))
+
+
+def _kinds(case: str, kind: str, limit: float, base: str) -> Target:
+    text = f"{case}: worst hold, {kind} / {base}"
+    return Target(text, limit, hold_of(kind), case, MEMORY, (case, MEMORY, hold_of(base)))
+
+
 _TINY, _SMALL, _LARGE, _ZEROS = "sleep", "256 MiB dense", "1 GiB dense", "1 GiB zeros"
-_MAPPED, _MAPPED_MORE = "16 GiB mapped", "64 GiB mapped"
+_SPILL, _ZEROS_MORE, _SPARSE = "4 GiB dense, buffer 512 MiB", "3 GiB zeros", "2 GiB sparse memfd"
+_MAPPED, _MAPPED_MORE, _STOPPED = "16 GiB mapped", "64 GiB mapped", "16 GiB mapped, daemon stopped"
 _STORM, _STORM_MORE = "storm, 16 at once", "storm, 100 at once"
+_BURST, _LOOP, _BACKLOG = "burst", "loop after a burst", "backlog"
 TARGETS: Final = (
-    _hold("sleep, pipe: hold / systemd-coredump", 0.16, _TINY, MEMORY, (_TINY, SYSTEMD)),
+    _hold("sleep, pipe: hold / systemd-coredump", 0.04, _TINY, MEMORY, (_TINY, SYSTEMD)),
     _hold("sleep, socket: hold / systemd-coredump", 0.04, _TINY, SOCKET, (_TINY, SYSTEMD)),
     _hold("256 MiB dense: hold / systemd-coredump", 0.1, _SMALL, MEMORY, (_SMALL, SYSTEMD)),
     _hold("256 MiB dense: hold / pipe to /dev/null", 1.0, _SMALL, MEMORY, (_SMALL, DRAIN)),
     _hold("1 GiB dense: hold / systemd-coredump", 0.07, _LARGE, MEMORY, (_LARGE, SYSTEMD)),
     _hold("1 GiB dense: hold / pipe to /dev/null", 1.0, _LARGE, MEMORY, (_LARGE, DRAIN)),
+    _hold(f"{_SPILL}: hold / systemd-coredump", 0.15, _SPILL, MEMORY, (_SPILL, SYSTEMD)),
+    _hold("3 GiB zeros: hold / systemd-coredump", 0.1, _ZEROS_MORE, MEMORY, (_ZEROS_MORE, SYSTEMD)),
     _hold("16 GiB mapped: hold / systemd-coredump", 0.003, _MAPPED, MEMORY, (_MAPPED, SYSTEMD)),
+    _hold(f"{_STOPPED}: hold / systemd-coredump", 0.02, _STOPPED, MEMORY, (_STOPPED, SYSTEMD)),
     _hold("64 GiB mapped: hold / 16 GiB mapped", 1.2, _MAPPED_MORE, MEMORY, (_MAPPED, MEMORY)),
+    _worst("tiny", 0.05),
+    _worst("4 GiB mapped", 0.02),
+    _worst("256 MiB dense", 0.05),
+    _worst("1 GiB dense", 0.05),
+    _kinds(_LOOP, "after", 1.5, "alone"),
+    _kinds(_BACKLOG, "waiting", 2.0, "alone"),
+    _kinds(_SPARSE, "memfd", 1.5, "anonymous"),
+    Target(
+        f"{_SPARSE}: growth of shared memory / mapped",
+        0.01,
+        SHMEM,
+        _SPARSE,
+        MEMORY,
+        (_SPARSE, MEMORY, SHMEM_MAPPED),
+    ),
     *(_stored(case) for case in (_TINY, _SMALL, _LARGE, _ZEROS, _MAPPED)),
     Target(
         "storm, 16 at once: recorded per second / systemd-coredump",
         4.0,
         RECORDED_RATE,
         _STORM,
+        MEMORY,
+        (_STORM, SYSTEMD, RECORDED_RATE),
+        at_least=True,
+    ),
+    Target(
+        "storm, 100 at once: recorded per second / systemd-coredump, 16 at once",
+        8.0,
+        RECORDED_RATE,
+        _STORM_MORE,
         MEMORY,
         (_STORM, SYSTEMD, RECORDED_RATE),
         at_least=True,
@@ -229,9 +294,31 @@ _STORM_COLUMNS: Final = (
 )
 
 
+_ACTS_COLUMNS: Final = (
+    Column(CRASHES, "crashes", _count, compared=False),
+    Column(RECORDED, "recorded", _count, compared=False),
+    Column(WHOLE, "whole", _count, compared=False),
+    Column(SPOOLED, "spooled", _count, compared=False),
+)
+_SHMEM_COLUMNS: Final = (
+    Column(SHMEM, "Shmem grown", format_bytes, compared=False),
+    *_ACTS_COLUMNS,
+)
+
+
 def columns_of(results: Results) -> tuple[Column, ...]:
-    """Give the columns of a case's table."""
-    return _STORM_COLUMNS if results.storm else _CRASH_COLUMNS
+    """Return the columns of a case's table."""
+    if results.storm:
+        return _STORM_COLUMNS
+    if not results.kinds:
+        return _CRASH_COLUMNS
+    worst = tuple(Column(hold_of(kind), kind, format_seconds) for kind in results.kinds)
+    return worst + _SHMEM_COLUMNS if results.watches_shmem else worst + _ACTS_COLUMNS
+
+
+def format_failures(failures: Sequence[str]) -> str:
+    """Lay out what crashd lost, a line each."""
+    return "\n".join(failures) or "no crash was lost, cut or spooled past the daemon"
 
 
 def format_results(results: Results) -> str:
@@ -241,7 +328,9 @@ def format_results(results: Results) -> str:
     for column in columns:
         header += [column.title, "ratio"] if column.compared else [column.title]
     rows = [_row(results, side, columns) for side in SIDES if results.samples.get(side)]
-    lines = [results.case, _lay_out([tuple(header)], rows, left=(0,))]
+    name = results.case + (f" (quick: {results.smaller})" if results.smaller else "")
+    name += ": worst hold of each kind" if results.kinds else ""
+    lines = [name, _lay_out([tuple(header)], rows, left=(0,))]
     for side in SIDES:
         notes = [note for note in (results.missing.get(side, ""), _notes(results, side)) if note]
         if notes:
@@ -350,7 +439,9 @@ def _case_document(results: Results) -> dict[str, Any]:
         document[side] = {
             "summary": summary,
             "ratio": {key: ratio(summary[key], results.figure(SYSTEMD, key)) for key in keys},
-            "runs": [{**sample.figures, "note": sample.note or None} for sample in samples],
+            "runs": [
+                {**s.figures, "note": s.note or None, "failures": list(s.failures)} for s in samples
+            ],
             "missing": results.missing.get(side),
         }
     return document

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from crashd.daemon.capture.store_core import SMALL_BYTES
-from crashd.domain.crash.model import Crash, State
+from crashd.domain.crash.model import Crash, Mode, State
 from crashd.edge.host import sysctl
 from crashd.errors import CrashdError
 from crashd.store import entry
 from crashd.store.index import Index
-from tests.bench.cases import Programs
+from tests.bench.cases import UNLIMITED, Programs
 from tests.bench.report import DRAIN, KERNEL, MEMORY, SOCKET, STREAM, SYSTEMD
 from tests.bench.sysctls import Sysctls, read_sysctls
 from tests.running import Daemon
@@ -46,6 +46,8 @@ class Outcome:
     """Of the cores alone: systemd-coredump's metadata is in the journal."""
     whole: int | None = None
     """None where it cannot be told."""
+    spooled: int = 0
+    """How many came by the spool."""
     note: str = ""
 
 
@@ -74,6 +76,20 @@ class Side(ABC):
         """Have the kernel give it the next crash."""
         self.sysctls.apply()
 
+    def configure(self, capture: str) -> None:  # noqa: B027 (most have nothing to configure)
+        """Set what a case wants of crashd's configuration."""
+
+    def leave(self) -> None:  # noqa: B027 (most have no daemon that may be away)
+        """Stop the daemon, if there is one; the kernel's settings stay."""
+
+    def come_back(self) -> None:  # noqa: B027
+        """Start it again after `leave`; does nothing when it is there.
+
+        Raises:
+            MeasureError: it does not start.
+
+        """
+
     @abstractmethod
     def recorded(self) -> int:
         """Count the crashes that are listed as done with."""
@@ -99,13 +115,14 @@ class Crashd(Side):
 
     def __init__(self, name: str, root: Path, mode: str, engine: str) -> None:
         self.name = name
-        self._expected = f"{mode} {engine}"
+        self._mode, self._engine = mode, engine
+        self._capture = UNLIMITED
         self._daemon = Daemon(root, config=build_config(mode, engine))
         self._paths = self._daemon.paths
         self._index: Index | None = None
+        self._away = False
 
-    def start(self) -> None:
-        """Start the daemon, and note what it registers."""
+    def _start_daemon(self) -> None:
         try:
             self._daemon.start()
         except AssertionError as e:
@@ -114,6 +131,10 @@ class Crashd(Side):
             # The root is gone when this is read.
             reason = reason.removeprefix("crashd: ").replace(f"{self._paths.root}/", "")
             raise NotAvailableError(reason) from e
+
+    def start(self) -> None:
+        """Start the daemon, and note what it registers."""
+        self._start_daemon()
         self.sysctls = read_sysctls()
         if str(self._paths.root) not in self.sysctls.pattern:
             raise NotAvailableError(f"not registered: {last_line(self._daemon.log, 'not reg')}")
@@ -126,10 +147,34 @@ class Crashd(Side):
         """End the daemon; it gives back what it registered if that still stands."""
         if self._index is not None:
             self._index.close()
+        self._stop_daemon()
+
+    def _stop_daemon(self) -> None:
         try:
             self._daemon.stop()
         except subprocess.TimeoutExpired:
             self._daemon.stop(signal.SIGKILL)
+
+    def configure(self, capture: str) -> None:
+        """Restart the daemon where a case wants another section [capture] than the last one."""
+        if capture == self._capture:
+            return
+        self._capture = capture
+        self._paths.config_file.write_text(build_config(self._mode, self._engine, capture))
+        self._stop_daemon()
+        self._start_daemon()
+
+    def leave(self) -> None:
+        """Stop the daemon, and register its handler again, which it gave back."""
+        self._stop_daemon()
+        self._away = True
+        self.activate()
+
+    def come_back(self) -> None:
+        """Start the daemon again; it takes in what lies in the spool."""
+        if self._away:
+            self._away = False
+            self._start_daemon()
 
     def _opened(self) -> Index:
         if self._index is None:
@@ -158,8 +203,9 @@ class Crashd(Side):
                 for name in found.file_names():
                     sizes[name] += os.stat(name, dir_fd=found.fd).st_blocks * 512
         whole = sum(crash.state is State.COMPLETE for crash in crashes)
-        note = describe_captures(crashes, self._expected)
-        return Outcome(len(crashes), sizes.total(), sizes[entry.CORE], whole, note)
+        spooled = sum(crash.capture.mode is Mode.SPOOL for crash in crashes)
+        note = describe_captures(crashes, f"{self._mode} {self._engine}")
+        return Outcome(len(crashes), sizes.total(), sizes[entry.CORE], whole, spooled, note)
 
     def clear(self) -> None:
         """Remove every entry, and its row."""
@@ -168,19 +214,14 @@ class Crashd(Side):
         self._opened().remove(self._opened().ids())
 
 
-def build_config(mode: str, engine: str) -> str:
-    """Write a configuration that cuts nothing."""
-    config = f"""
-        [capture]
-        mode = "{mode}"
-        engine = "{engine}"
-        max_core = "infinity"
-        deadline = "1h"
-        [retention.process]
-        keep_free = "1%"
-        [http]
-        listen = "off"
+def build_config(mode: str, engine: str, capture: str = UNLIMITED) -> str:
+    """Write a configuration; `capture` is what its section [capture] has besides mode and engine.
+
+    Nothing is evicted: a case counts what is stored.
     """
+    config = f'[capture]\nmode = "{mode}"\nengine = "{engine}"\n{capture}'
+    config += '[retention.process]\nkeep_free = "1%"\nmax_per_signature = "infinity"\n'
+    config += '[http]\nlisten = "off"\n'
     # A storm is one program crashing again and again: exactly what the limiter is there to stop.
     config += "[limiter]\nenabled = false\n"
     # What captures cost is measured; an analysis comes later, and on top.
@@ -189,7 +230,10 @@ def build_config(mode: str, engine: str) -> str:
 
 
 def describe_captures(crashes: Sequence[Crash], expected: str) -> str:
-    """Say which captures were not `expected` ("mode engine"), and which cores are not whole."""
+    """Say which captures were not `expected` ("mode engine"), and which cores are not whole.
+
+    Cores that came by the spool are only counted: there the handler chose the engine.
+    """
     mode, _, engine = expected.partition(" ")
     ways: Counter[str] = Counter()
     for crash in crashes:

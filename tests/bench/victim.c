@@ -5,6 +5,8 @@
  *     victim zeros BYTES              all of it written, with zeros
  *     victim mapped BYTES RESIDENT    RESIDENT of it written, as dense, in pieces of 1 MiB
  *     victim threads COUNT            stacks of 8 MiB, one page of each written
+ *     victim pages BYTES COUNT        COUNT pages of it written, spread evenly
+ *     victim memfd BYTES COUNT        the same in a shared memfd, whose other pages do not exist
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -16,6 +18,7 @@
 #include <unistd.h>
 
 #define PIECE ((size_t)1 << 20)
+#define PAGE ((size_t)4096)
 #define STACK ((size_t)8 << 20)
 #define HALF 128 /* words: 1 KiB */
 
@@ -65,6 +68,25 @@ static void map_and_touch(size_t size, size_t resident)
         fill((uint64_t *)(memory + i * (size / pieces / PIECE * PIECE)), PIECE);
 }
 
+static void touch_pages(char *memory, size_t size, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        fill((uint64_t *)(memory + size / count * i / PAGE * PAGE), PAGE);
+}
+
+static void *map_memfd(size_t size)
+{
+    void *memory;
+    int fd = memfd_create("sparse", MFD_CLOEXEC);
+
+    if (fd < 0 || ftruncate(fd, size) < 0)
+        fail("memfd_create");
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        fail("mmap");
+    return memory;
+}
+
 static void *idle(void *unused)
 {
     volatile char page[4096];
@@ -102,6 +124,10 @@ int main(int argc, char **argv)
         memset(map(size), 0, size);
     else if (!strcmp(what, "mapped") && argc > 3)
         map_and_touch(size, strtoull(argv[3], NULL, 10));
+    else if (!strcmp(what, "pages") && argc > 3)
+        touch_pages(map(size), size, strtoull(argv[3], NULL, 10));
+    else if (!strcmp(what, "memfd") && argc > 3)
+        touch_pages(map_memfd(size), size, strtoull(argv[3], NULL, 10));
     else if (!strcmp(what, "threads"))
         start_threads(size);
     else

@@ -61,7 +61,7 @@ def build_facts(
 ) -> Facts:
     """Build facts of a crash in these functions, the innermost first."""
     frames = tuple(f if isinstance(f, Frame) else build_frame(f) for f in functions)
-    sender = {key: more.pop(key, None) for key in ("sender_pid", "sender_uid")}
+    sender = {key: more.pop(key, None) for key in ("sender_pid", "sender_uid", "error_code")}
     syscall = {key: more.pop(key) for key in ("syscall", "syscall_name") if key in more}
     found = {"pc": build_region(PC, "file", perms="r-x"), "sp": build_region(SP, "stack")}
     if address is not None:
@@ -77,5 +77,5 @@ def build_facts(
         regions=found | (regions or {}),
         messages=messages or {},
         problems=(),
-        python=(ThreadStack(100, False, python, False),) if python else (),
+        interpreted=(ThreadStack(100, False, python, False),) if python else (),
     )

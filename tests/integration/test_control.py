@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import re
 import socket
@@ -13,21 +12,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from crashd.base import messages
 from crashd.cli.control import ControlClient
 from crashd.daemon import answers, control
+from crashd.daemon.after.retention import Spectator
 from crashd.daemon.control import ControlServer
-from crashd.domain import frames
 from crashd.domain.crash.model import Crash, from_json
 from crashd.domain.crash.viewer import Viewer
 from crashd.edge.capture.handoff import listen_unix
+from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
 from tests.builders.crashes import build_crash
 from tests.running import wait_until
 
@@ -64,12 +66,12 @@ class Peer:
         self.socket.close()
 
     def say(self, document: dict[str, Any]) -> "Peer":
-        self.socket.sendall(frames.pack(document))
+        self.socket.sendall(messages.pack(document))
         return self
 
     def hear(self) -> dict[str, Any]:
         (size,) = struct.unpack("<I", self._exactly(4))
-        return frames.parse(self._exactly(size))
+        return messages.parse(self._exactly(size))
 
     def is_closed(self) -> bool:
         try:
@@ -109,16 +111,18 @@ def keep(paths: Paths, index: Index, crash: Crash) -> None:
 class Asked(list[str]):
     """Takes the ids of crashes that are to be analysed; has room for one."""
 
-    def append_id(self, crash_id: str) -> bool:
+    def analyze(self, crash_id: str) -> bool:
         self.append(crash_id)
         return len(self) == 1
 
-    def vacuum(self, *, dry_run: bool, planned: Any, progress: Any) -> Outcome:
+    def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
         """Delete one crash of two, the other is in use."""
-        planned([{"id": MINE.id, "reason": "max_use"}, {"id": ROOTS.id, "reason": "max_use"}])
+        spectator.planned(
+            [{"id": MINE.id, "reason": "max_use"}, {"id": ROOTS.id, "reason": "max_use"}]
+        )
         if dry_run:
             return Outcome()
-        progress(1, 2)
+        spectator.progress(1, 2)
         return Outcome(freed_bytes=9, count=1, kept={ROOTS.id})
 
 
@@ -128,10 +132,9 @@ def serve(paths: Paths) -> Iterator[Callable[..., ControlServer]]:
     asked = Asked()
 
     def start(status: Callable[[], dict[str, Any]] = lambda: {"ready": True}) -> ControlServer:
+        told = SimpleNamespace(describe=status)
         listener = listen_unix(paths.control_socket, socket.SOCK_STREAM, 0o666)
-        server = ControlServer(
-            listener, paths, status, asked.append_id, asked.vacuum, logging.getLogger("control")
-        )
+        server = ControlServer(listener, paths, told, asked, Exporter("0"))
         server.start()
         started.append(server)
         return server
@@ -243,7 +246,7 @@ def test_list_of_more_than_an_answer_holds_is_refused(
     [
         b"GET / HTTP/1.1\r\n\r\n",
         struct.pack("<I", 0),
-        struct.pack("<I", frames.REQUEST_MAX + 1),
+        struct.pack("<I", messages.REQUEST_MAX + 1),
         struct.pack("<I", 10) + b"not json!!",
         struct.pack("<I", 4) + b"\xff\xfe\0\0",
         struct.pack("<I", 2) + b"[]",
@@ -328,13 +331,13 @@ def test_much_nonsense_is_one_line_that_counts_the_rest(
 
 def test_descriptors_that_come_along_are_not_kept(paths: Paths, server: ControlServer) -> None:
     with Peer(paths) as first:  # by now the accepting thread has all descriptors of its own
-        first.socket.sendall(frames.pack({"verb": "status"}))
+        first.socket.sendall(messages.pack({"verb": "status"}))
         assert first.hear()["ok"]
         assert first.is_closed()
     before = descriptors()
     for _ in range(5):
         with Peer(paths) as peer:
-            socket.send_fds(peer.socket, [frames.pack({"verb": "status"})], [0, 1, 2])
+            socket.send_fds(peer.socket, [messages.pack({"verb": "status"})], [0, 1, 2])
             assert peer.hear()["ok"]
     wait_until(lambda: descriptors() <= before, what="no descriptor is kept")
 
@@ -576,7 +579,7 @@ def test_vacuum_streams_plan_progress_and_result(server: ControlServer, paths: P
 def test_vacuum_goes_on_when_nobody_listens_any_more(server: ControlServer, paths: Paths) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.connect(os.fspath(paths.control_socket))
-        peer.sendall(frames.pack({"verb": "vacuum"}))
+        peer.sendall(messages.pack({"verb": "vacuum"}))
     client = ControlClient(paths.control_socket)
     with client.stream({"verb": "vacuum", "dry_run": True}) as events:
         assert next(events)["count"] == 2

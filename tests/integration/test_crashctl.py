@@ -1,7 +1,6 @@
 """crashctl as a process of its own, on a real store and a real control socket."""
 
 import json
-import logging
 import os
 import pty
 import resource
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,12 +38,13 @@ from crashd.domain.crash.model import (
 from crashd.domain.host.doctor import Level
 from crashd.edge.capture.handoff import listen_unix
 from crashd.edge.sandbox.loanedid import IDS
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store.corefile import CoreWriter
 from crashd.store.entry import create, open_entry, prepare
-from crashd.store.expiry import Outcome
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome
 from tests.running import wait_until
 from tests.unit.cli.rows import HOSTILE, NGINX, TIME_NS
 
@@ -234,7 +235,7 @@ def test_hostile_names_cannot_reach_the_terminal(store: Store, verb: list[str]) 
 def test_info_shows_the_newest_and_says_so(store: Store) -> None:
     done = store.run("info", "nginx")
     assert store.ids["new"] in done.stdout
-    assert done.stderr == "crashctl: newest of 2 matching\n"
+    assert done.stderr == "crashctl: newest of 2 matching crashes\n"
     assert store.run("-q", "info", "nginx").stderr == ""
     assert store.run("info").stderr == ""
 
@@ -442,7 +443,7 @@ def test_pin_protects_from_delete(store: Store) -> None:
     assert store.json("info", short)["pinned"] is True
     done = store.run("delete", short, store.ids["old"][-8:])
     assert (done.returncode, done.stdout) == (1, "")
-    assert "is pinned, nothing was deleted" in done.stderr
+    assert "is pinned; nothing was deleted" in done.stderr
     assert len(store.json("list")) == 5
     assert store.run("unpin", short).returncode == 0
     assert store.run("delete", short).returncode == 0
@@ -535,10 +536,9 @@ def server(store: Store) -> Iterator[Callable[..., ControlServer]]:
         server = ControlServer(
             listener,
             store.paths,
-            lambda: status,
-            lambda _: True,
-            lambda **_: Outcome(),
-            logging.getLogger("test"),
+            SimpleNamespace(describe=lambda: status),
+            SimpleNamespace(analyze=lambda _: True, vacuum=lambda *_, **_kwargs: Outcome()),
+            Exporter("0"),
         )
         server.start()
         started.append(server)
@@ -568,7 +568,7 @@ def test_analyze_of_a_crash_without_core_is_told_at_once(
     server()
     done = store.run("analyze", store.ids["none"])
     assert done.returncode == 1
-    assert "has no core that could be analysed" in done.stderr
+    assert "has no core to analyse" in done.stderr
 
 
 def test_analyze_ends_when_the_core_is_deleted_meanwhile(
@@ -589,7 +589,7 @@ def test_analyze_ends_when_the_daemon_is_another_by_now(
     server()
     waiting = start_analyze(store, store.ids["new"])
     server(pid=2)
-    assert "started anew" in waiting.communicate(timeout=20)[1]
+    assert "crashd was restarted" in waiting.communicate(timeout=20)[1]
     assert waiting.returncode == 4
 
 
@@ -737,7 +737,7 @@ def test_doctor_checks_everything_and_crashes_nothing_elsewhere(store: Store) ->
     assert (found["index"]["level"], found["index"]["text"]) == ("ok", "5 crashes")
     assert all(set(check) == {"name", "level", "text", "why", "hint"} for check in found.values())
     assert all(check["hint"] for check in found.values() if check["level"] != "ok")
-    assert found["test crash"]["text"] == "not tried: core_pattern is not crashd's"
+    assert found["test crash"]["text"] == "not tried: core_pattern does not name crashd's handler"
     lines = store.run("doctor").stdout.splitlines()
     (at,) = [n for n, line in enumerate(lines) if line.startswith("problem  daemon ")]
     assert lines[at + 1 : at + 3] == [
@@ -760,7 +760,7 @@ def test_crash_and_look_waits_until_the_crash_is_whole(
     monkeypatch.setattr(doctor, "crash_child", crash_child)
     check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.OK
-    assert "pid 4242 was caught whole" in check.text
+    assert "pid 4242 was captured completely" in check.text
 
 
 @pytest.mark.parametrize(
@@ -808,7 +808,7 @@ def put_test_crash(store: Store, **changes: Any) -> int:
         ),
         (({"function": None, "pc": "0x1"},), {"state": "done"}, "problem", "no names: gone"),
         ((), {"state": "failed", "reason": "killed"}, "problem", "no names: killed"),
-        ((), None, "problem", "not done within 0 s"),
+        ((), None, "problem", "did not finish within 0 s"),
     ],
 )
 def test_crash_and_look_follows_the_analysis_to_a_stack_with_names(
@@ -834,7 +834,7 @@ def test_crash_and_look_tells_what_was_seen_instead(
     monkeypatch.setattr(doctor, "CRASH_SECONDS", 0.2)
     check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.PROBLEM
-    assert check.text.endswith("it was not listed")
+    assert check.text.endswith("it is not listed")
 
 
 # ---- stats and report ----

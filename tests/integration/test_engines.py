@@ -157,11 +157,42 @@ def test_copy_page_that_never_comes_is_zeros_and_the_rest_is_kept(memory: Memory
     assert f"{PAGE_BYTES} bytes from {BASE + 5 * PAGE_BYTES:#x}" in reason
 
 
-def test_copy_too_many_pages_that_never_come_end_it(memory: Memory) -> None:
-    memory.stuck = set(range(64))
-    pieces = plan(*((n, n + 1) for n in range(0, 40, 2)))
-    with pytest.raises(StopError, match="does not answer"):
-        copy(memory, pieces, timeout_ns=3 * 10**7)
+def mapping(number: int, backing: Backing = Backing.BACKED, count: int = 8) -> list[Piece]:
+    """Make the pages of one mapping of several, each page a piece."""
+    size, offset = count * PAGE_BYTES, number * count * PAGE_BYTES
+    extent = Extent(offset, BASE + offset, size, backing, True)
+    return [
+        Piece(offset + at, PAGE_BYTES, extent.address + at, extent)
+        for at in range(0, size, PAGE_BYTES)
+    ]
+
+
+def test_copy_mapping_that_does_not_answer_is_given_up_alone(memory: Memory) -> None:
+    memory.stuck = set(range(8, 16))
+    data, reason = copy(memory, [*mapping(0), *mapping(1), *mapping(2)], timeout_ns=3 * 10**7)
+    assert pages(data) == [*range(1, 9), *[0] * 8, *range(17, 25)]
+    assert reason is not None and reason.startswith(f"{8 * PAGE_BYTES} bytes from")
+
+
+def test_copy_of_one_piece_a_batch_gives_the_mapping_up_too(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BATCH_BYTES", PAGE_BYTES)
+    memory.stuck = set(range(8, 16))
+    start = time.monotonic()
+    data, _ = copy(memory, [*mapping(0), *mapping(1), *mapping(2)], timeout_ns=10**8)
+    assert pages(data) == [*range(1, 9), *[0] * 8, *range(17, 25)]
+    assert time.monotonic() - start < 1.5, "waited for each page"
+
+
+def test_copy_too_many_that_do_not_answer_cost_no_anonymous_memory(memory: Memory) -> None:
+    memory.stuck = {page for page in range(64) if page // 8 % 2 == 0}
+    kinds = (Backing.BACKED, Backing.ANONYMOUS)
+    plan = [piece for number in range(8) for piece in mapping(number, kinds[number % 2])]
+    data, reason = copy(memory, plan, timeout_ns=3 * 10**7)
+    expected = [0 if page in memory.stuck else page + 1 for page in range(64)]
+    assert pages(data) == expected
+    assert reason is not None and reason.startswith(f"{32 * PAGE_BYTES} bytes from")
 
 
 def test_copy_deadline_ends_it(memory: Memory) -> None:

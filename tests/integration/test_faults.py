@@ -24,10 +24,12 @@ from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.catalog import Catalog
+from crashd.store.check import verify
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from tests.builders.audience import Heard
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import CoreSegment, build_core
 from tests.integration.handler import HandlerRun, start_handler
@@ -359,13 +361,8 @@ def test_sockets_that_make_no_sense_are_one_line_and_status_4(short_tmp: Path) -
 def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp: Path) -> None:
     paths = Paths(short_tmp)
     prepare(paths)
-    shown: list[str] = []
-    indexer = Indexer(
-        paths,
-        Exporter("0"),
-        publish=lambda found: shown.append(found.id),
-        unfinished=lambda _: None,
-    )
+    heard = Heard()
+    indexer = Indexer(paths, Exporter("0"))
     first = Crash(
         "20261123t050209-0123abcd-42-k0000001", Kind.PROCESS, State.CAPTURING, 1, "0123abcd" * 4
     )
@@ -375,18 +372,13 @@ def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp:
         indexer.finished(first.id)
         indexer.reconcile()
         indexer.finished(first.id)  # by Ingest.recover(), with what it was told before
-    indexer.start()
+    indexer.start(heard)
     indexer.stop()
-    again = Indexer(
-        paths,
-        Exporter("0"),
-        publish=lambda found: shown.append(found.id),
-        unfinished=lambda _: None,
-    )
+    again = Indexer(paths, Exporter("0"))
     again.finished(first.id)
-    again.start()
+    again.start(heard)
     again.stop()
-    assert shown == [first.id]
+    assert heard.shown == [first.id]
 
 
 def test_spooled_crashes_are_taken_in_whole_where_free_space_is_short(short_tmp: Path) -> None:
@@ -414,7 +406,7 @@ def test_row_is_made_of_the_record_as_it_is_by_then(short_tmp: Path) -> None:
     for crash_ in crashes:
         with entries.create(paths, crash_) as entry:
             entry.write(crash_, sync=False)
-    indexer = Indexer(paths, Exporter("0"), publish=lambda found: None, unfinished=lambda ids: None)
+    indexer = Indexer(paths, Exporter("0"))
     for crash_ in crashes:
         indexer.changed(replace(crash_, title="analysed"))
     with Index.open(paths.index) as index:
@@ -422,7 +414,7 @@ def test_row_is_made_of_the_record_as_it_is_by_then(short_tmp: Path) -> None:
         catalog = Catalog(paths, index)
         catalog.set_pinned([crashes[0].id], True)
         catalog.delete([crashes[1].id])
-        indexer.start()
+        indexer.start(Heard())
         indexer.stop()
         assert index.ids() == [crashes[0].id, crashes[2].id]
-        assert {found.kind for found in catalog.verify()} == {"no-core"}
+        assert {found.kind for found in verify(paths, index)} == {"no-core"}

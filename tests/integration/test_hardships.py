@@ -22,6 +22,7 @@ from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import WAL_BYTES, Index
 from crashd.store.paths import Paths
+from tests.builders.audience import Heard
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import CoreSegment, build_core
 from tests.builders.kdumps import save
@@ -139,11 +140,11 @@ def test_fault_21_wal_that_a_reader_holds_is_told_of_and_shrinks_after_him(
 ) -> None:
     paths = Paths(short_tmp)
     prepare(paths)
-    indexer = Indexer(paths, Exporter("0"), publish=lambda found: None, unfinished=lambda ids: None)
+    indexer = Indexer(paths, Exporter("0"))
     crash_ = build_crash(0)
     with entries.create(paths, crash_) as entry:
         entry.write(crash_, sync=False)
-    indexer.start()
+    indexer.start(Heard())
     try:
         indexer.recorded(crash_)
         assert indexer.settle()
@@ -160,7 +161,7 @@ def test_fault_21_wal_that_a_reader_holds_is_told_of_and_shrinks_after_him(
                 indexer.changed(crash_)
                 assert indexer.settle()
             assert reading.execute("SELECT count(*) FROM crash").fetchone() == (1,)
-        assert caplog.text.count(f"somebody reads it without an end: fuser -v {paths.index}") == 1
+        assert caplog.text.count(f"a reader holds it open: fuser -v {paths.index}") == 1
         for _ in range(2):  # the first writes all back, the second begins the WAL again
             indexer.changed(crash_)
             assert indexer.settle()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon import control
-from crashd.domain import frames
+from crashd.base import messages
 from crashd.edge.sandbox import start as sandbox
 
 LATE = -1.0
@@ -41,11 +40,11 @@ def test_sec_82_worker_that_says_nothing_is_not_waited_for_after_its_deadline() 
 def test_sec_82_request_that_has_come_is_read_after_its_deadline() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(frames.pack({"verb": "status"}))
-        raw = control._receive(ours, time.monotonic() + LATE)
-        assert frames.parse(raw) == {"verb": "status"}
+        theirs.sendall(messages.pack({"verb": "status"}))
+        raw = messages.receive(ours, messages.REQUEST_MAX, time.monotonic() + LATE)
+        assert messages.parse(raw) == {"verb": "status"}
         with pytest.raises(TimeoutError):
-            control._receive(ours, time.monotonic() + LATE)
+            messages.receive(ours, messages.REQUEST_MAX, time.monotonic() + LATE)
 
 
 def test_sec_82_hook_that_has_ended_is_not_called_late(tmp_path: Path) -> None:

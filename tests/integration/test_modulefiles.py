@@ -60,7 +60,7 @@ def test_open_modules_takes_the_first_root_that_has_it(tmp_path: Path) -> None:
     roots = [os.fsencode(tmp_path / name) for name in ("missing", "upper", "lower")]
     assert open_one(module(b"/a.so"), roots).fd is not None
     assert open_one(module(b"/a.so"), roots[:2]).problem == (
-        f"file is another one now, with build-id {(b'other' * 4).hex()}"
+        f"file has been replaced, with build-id {(b'other' * 4).hex()}"
     )
     assert open_one(module(b"/a.so"), roots[:1]).problem == "file is gone"
 
@@ -120,7 +120,7 @@ def test_sec_71_a_file_that_nothing_vouches_for_is_not_read(tmp_path: Path) -> N
     page = IMAGE.ljust(4096, b"\1")
     (tmp_path / "a.so").write_bytes(page + b"secret")
     roots = [os.fsencode(tmp_path)]
-    why = "nothing in the core tells which file it was"
+    why = "the core does not identify the file"
     for image in (b"", page[:64], page[:4095]):
         unknown = module(b"/a.so", build_id=None, image=image)
         assert open_one(unknown, roots).problem == why
@@ -327,9 +327,9 @@ def test_build_id_directories_give_what_is_no_longer_at_its_path(place: Path) ->
     for target, problem in (
         ("../../../d/old", None),
         (str(place / "d/old"), None),
-        ("../../../d/a.so", "file is another one now"),
-        ("../../../../../../../../../../proc/self/exe", "file is another one now"),
-        (BUILD_ID[2:], "file is another one now"),  # a loop
+        ("../../../d/a.so", "file has been replaced"),
+        ("../../../../../../../../../../proc/self/exe", "file has been replaced"),
+        (BUILD_ID[2:], "file has been replaced"),  # a loop
     ):
         link = ids / BUILD_ID[2:]
         link.unlink(missing_ok=True)

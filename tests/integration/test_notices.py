@@ -16,17 +16,32 @@ from typing import Any
 import pytest
 
 from crashd.daemon.after.notices import Notices, NoticeSettings
-from crashd.domain.crash.model import Capture, Disposition, Kind, State
+from crashd.domain.crash.model import Capture, Disposition, DropReason, Kind, State
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.edge.host import journal
 from crashd.edge.host.hooks import HookError, list_hooks, post, run_hook
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
+from crashd.store.users import Users
 from tests.builders.crashes import build_crash
 from tests.running import wait_until
 
 Told = tuple[Notices, Callable[[], list[dict[str, Any]]], list[int]]
 """Notices whose hook writes all down, what it wrote, and a 1 for each that was not given."""
+
+
+class Counted(Exporter):
+    """Counts the notices that were not given."""
+
+    def __init__(self, failures: list[int]) -> None:
+        super().__init__("0")
+        self.failures = failures
+
+    def dropped(self, reason: DropReason) -> None:
+        """Note one."""
+        assert reason is DropReason.NOTICE
+        self.failures.append(1)
 
 
 def receive(server: socket.socket) -> dict[str, bytes]:
@@ -118,7 +133,7 @@ def test_fault_23_full_journal_is_waited_for_once(
     monkeypatch.setattr(journal, "SOCKET", path)
     hook(tmp_path / "etc/crashd/hooks.d", "a", f"echo >>{tmp_path}/told\n")
     failed: list[int] = []
-    notices = Notices(Paths(tmp_path), lambda: failed.append(1))
+    notices = Notices(Paths(tmp_path), Counted(failed), Users())
     notices.start()
     began = time.monotonic()
     for number in range(20):
@@ -247,11 +262,11 @@ def test_notices_run_hooks_within_their_rate_and_count_what_failed(
     tmp_path: Path, receiver: tuple[str, type[Receiver]]
 ) -> None:
     url, kind = receiver
-    paths, failures = Paths(tmp_path), []
+    paths, failures = Paths(tmp_path), list[int]()
     out = tmp_path / "ran"
     hook(paths.hooks, "10-note", f"cat >>{out}\n")
     hook(paths.hooks, "20-bad", "exit 1\n")
-    notices = Notices(paths, lambda: failures.append(1))
+    notices = Notices(paths, Counted(failures), Users())
     notices.configure(NoticeSettings(url, 5, AlertRates(4, 5)))
     notices.start()
     crash = replace(build_crash(1), maps=b"long")
@@ -270,7 +285,7 @@ def test_notices_run_hooks_within_their_rate_and_count_what_failed(
 def told(tmp_path: Path) -> Iterator[Told]:
     out, failures = tmp_path / "ran", list[int]()
     hook(tmp_path / "etc/crashd/hooks.d", "10-note", f"cat >>{out}\n")
-    notices = Notices(Paths(tmp_path), lambda: failures.append(1))
+    notices = Notices(Paths(tmp_path), Counted(failures), Users())
     notices.configure(NoticeSettings(wait_seconds=0.5))
     yield notices, lambda: [json.loads(line) for line in lines_of(out)], failures
     notices.stop()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.after.retention import LEAVE_SHARE, Allotment, Expiry
+from crashd.daemon.after.retention import LEAVE_SHARE, Allotment, Retention
 from crashd.daemon.capture.pump import BASE_BYTES, StopError
 from crashd.daemon.capture.sink import CoreSink
 from crashd.daemon.intake.admission import Admission
@@ -13,8 +13,8 @@ from crashd.domain.keep.process import Policy
 from crashd.domain.keep.site import Site
 from crashd.domain.units import Amount
 from crashd.store import entry as entries
-from crashd.store.expiry import Told, read_usage
 from crashd.store.paths import Paths
+from crashd.store.retention import Told, read_usage
 from tests.builders.crashes import build_crash
 
 MIB = 1 << 20
@@ -65,23 +65,23 @@ def test_sec_81_buffer_that_one_user_takes_has_room_for_the_next(paths: Paths) -
 
 
 def test_sec_81_what_is_lent_of_keep_free_leaves_some_to_the_next_user(paths: Paths) -> None:
-    expiry = Expiry(paths, Told(lambda removed: None), lambda: None)
+    retention = Retention(paths, Told(lambda removed: None), lambda: None)
     total = read_usage(paths).total_bytes
-    expiry.configure(Policy(keep_free=Amount(size_bytes=total)))
+    retention.configure(Policy(keep_free=Amount(size_bytes=total)))
     lent = [
-        expiry.reserve(f"{number}", 0, user).credit_bytes
+        retention.reserve(f"{number}", 0, user).credit_bytes
         for number, user in enumerate((1, 1, 2, 3))
     ]
     assert lent == [total - (total >> shift) for shift in (1, 1, 2, 3)]
     for number in range(4):
-        expiry.ended(f"{number}")
-    assert expiry.reserve("9", 0, 3).credit_bytes == total - (total >> 1)
+        retention.unreserve(f"{number}")
+    assert retention.reserve("9", 0, 3).credit_bytes == total - (total >> 1)
 
 
 def test_sec_81_capture_leaves_of_the_disk_what_others_may_need(paths: Paths) -> None:
-    expiry = Expiry(paths, Told(lambda removed: None), lambda: None)
-    expiry.configure(Policy(keep_free=Amount(size_bytes=0)))
-    found, usage = expiry.reserve("1", 8 * MIB, 1), read_usage(paths)
+    retention = Retention(paths, Told(lambda removed: None), lambda: None)
+    retention.configure(Policy(keep_free=Amount(size_bytes=0)))
+    found, usage = retention.reserve("1", 8 * MIB, 1), read_usage(paths)
     assert found.credit_bytes == 0
     assert 0 < found.leave_bytes <= usage.total_bytes // LEAVE_SHARE
     crash = build_crash(1)

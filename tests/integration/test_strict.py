@@ -11,7 +11,7 @@ from tests.integration.handler import start_handler
 from tests.integration.test_daemon import CORE, SHORT, crash
 from tests.running import Daemon, crashctl, wait_until
 
-CLEAN = "crashctl: store and index are sound\n"
+CLEAN = "crashctl: store and index are consistent\n"
 
 
 def test_strict_prints_a_line_for_each_finding_and_fails(short_tmp: Path) -> None:

@@ -330,6 +330,20 @@ def test_analyse_known_cause_explains_it(crasher: Crasher, case: Case) -> None:
     assert analysis.warnings == ()
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.program == "causes_go"], ids=str)
+def test_analyse_stripped_go_program_says_the_same(
+    crasher: Crasher, case: Case, tmp_path: Path
+) -> None:
+    program = crasher.program("causes_go")
+    stripped = tmp_path / program.name
+    subprocess.run(["strip", "-o", stripped, program], check=True)
+    whole = analyse_death(crasher.run(program, case.word))
+    analysis = analyse_death(crasher.run(stripped, case.word))
+    assert re.fullmatch(case.cause, analysis.cause or ""), analysis
+    assert re.search(case.text, analysis.explanation or ""), analysis.explanation
+    assert (analysis.title, analysis.signature) == (whole.title, whole.signature)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.program != "causes_go"], ids=str)
 def test_analyse_stack_is_what_gdb_sees(crasher: Crasher, case: Case) -> None:
     died = crasher.run(crasher.program(case.program), case.word)
@@ -359,10 +373,10 @@ def test_analyse_python_shows_the_interpreters_frames(crasher: Crasher, tmp_path
     interpreter = Path("/usr/bin/python3").resolve()
     analysis = analyse_death(crasher.run(interpreter, script))
     assert analysis.facts is not None
-    stack = [(f.function, f.line) for f in analysis.facts.crashed_python]
+    stack = [(f.function, f.line) for f in analysis.facts.crashed_interpreted]
     assert stack[-3:] == [("innermost", 5), ("run", 9), ("<module>", 16)]
-    assert {f.kind for f in analysis.facts.crashed_python} == {"python"}
-    assert any(f.function == "idle" for t in analysis.facts.python for f in t.frames)
+    assert {f.kind for f in analysis.facts.crashed_interpreted} == {"python"}
+    assert any(f.function == "idle" for t in analysis.facts.interpreted for f in t.frames)
     assert analysis.cause == "null-pointer"
     assert (analysis.title or "").endswith("innermost() of job.py: NULL pointer read")
     assert len(analysis.facts.threads) == 2
@@ -683,8 +697,8 @@ def with_library(crasher: Crasher, tmp_path: Path, replace_by: Callable[[Path], 
         (lambda path: os.mknod(path, 0o020666, os.makedev(1, 5)), "not a regular file"),
         (lambda path: path.mkdir(), "not a regular file"),
         (lambda path: shutil.copy("/etc/shadow", path), "not readable for the crashed user"),
-        (lambda path: path.write_text("no ELF"), "file is another one now"),
-        (lambda path: shutil.copy("/usr/bin/true", path), "file is another one now"),
+        (lambda path: path.write_text("no ELF"), "file has been replaced"),
+        (lambda path: shutil.copy("/usr/bin/true", path), "file has been replaced"),
     ],
     ids=["fifo", "link-to-shadow", "device", "directory", "unreadable", "text", "another"],
 )

@@ -68,10 +68,10 @@ def crashctl_as(
 
 ASK = """
 import json, socket, sys
-from crashd.domain import frames
+from crashd.base import messages
 peer = socket.socket(socket.AF_UNIX)
 peer.connect(sys.argv[1])
-peer.sendall(frames.pack(json.loads(sys.argv[2])))
+peer.sendall(messages.pack(json.loads(sys.argv[2])))
 print(peer.recv(65536))
 """
 """Asks the daemon without crashctl, which looks for what there is first."""

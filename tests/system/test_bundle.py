@@ -98,19 +98,19 @@ def test_bundle_that_is_hostile_reaches_nothing_outside(daemon: Daemon, tmp_path
         assert "Traceback" not in done.stderr
 
     rewrite(bad, {**found, "../../escaped": b"x"})
-    refused("which no bundle has")
+    refused("has an unexpected member")
     rewrite(bad, {**found, "/etc/escaped": b"x"})
-    refused("which no bundle has")
+    refused("has an unexpected member")
     rewrite(bad, found, link="files/0/link")
-    refused("which is no file")
+    refused("which is not a file")
     rewrite(bad, {**found, "core.zst": found["core.zst"][:-9] + b"x" * 9})
     refused("core.zst in the bundle is damaged")
     rewrite(bad, {name: data for name, data in found.items() if name != "core.zst"})
     refused("has no core")
     bad.write_bytes(good.read_bytes()[:-1000])
-    refused("is no bundle")
+    refused("is not a bundle")
     bad.write_bytes(b"nonsense")
-    refused("is no bundle")
+    refused("is not a bundle")
     # a path that leads up is laid out nowhere
     modules = json.loads(found["modules.json"])
     modules[0]["path"] = "/../../escaped"

@@ -13,15 +13,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from crashd.domain.crash.coremeta import parse_fields
 from crashd.edge.capture import kernelsock
+from tests.bench.measure import ShmemWatch
 from tests.running import DEFAULT_CONFIG, KEEPING_CONFIG, Daemon, wait_until
 from tests.system.conftest import UNLIMITED, raise_core_limit, run_crasher
+from tests.system.fusefile import SilentFile
 
 SOURCES = Path(__file__).parent / "programs"
 MIB = 1 << 20
@@ -299,6 +302,39 @@ def test_core_that_is_cut_keeps_every_stack(daemon: Daemon, zoo: Path) -> None:
     )  # gdb shows the first by itself, too
 
 
+# -- without a daemon ------------------------------------------------------------------------------
+
+
+def ways_of_spooled(daemon: Daemon) -> list[bytes]:
+    """Return by which engine the handler took each core that waits in the spool."""
+    found = sorted(daemon.paths.spool.glob("[0-9]*/done"))
+    return [parse_fields(done.read_bytes())["engine"] for done in found]
+
+
+@with_config(KEEPING_CONFIG)
+def test_large_core_is_spooled_from_memory(daemon: Daemon, victim: Path, zoo: Path) -> None:
+    daemon.stop(signal.SIGKILL)  # what it registered stands
+    crash_victim(victim, "mapped", 8 << 30, 20 << 20)
+    crash_victim(victim, "memfd", 2 << 30, 2)
+    crash_victim(victim, "dense", 64 << 20, core_limit=40 << 20)
+    crash(zoo, "uffd-minor")
+    crash(zoo, "plain")
+    assert ways_of_spooled(daemon) == [b"memory"] * 3 + [b"stream"] * 2
+    daemon.start()
+    mapped, sparse, cut, minor, plain = sorted(daemon.wait_for(5), key=lambda c: str(c["time"]))
+    assert {c["state"] for c in (mapped, sparse, minor, plain)} == {"complete"}
+    assert mapped["core"]["size_bytes"] > 8 << 30 and mapped["core"]["stored_bytes"] < 30 << 20
+    assert sparse["core"]["size_bytes"] > 2 << 30 and sparse["core"]["stored_bytes"] < 1 << 20
+    assert (cut["state"], cut["capture"]["reason"]) == ("truncated", "spooled: size limit")
+    frames = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", "bt", str(victim), str(unpack(daemon, cut["id"]))],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert " in main " in frames or "main (" in frames, frames
+
+
 # -- the limiter -----------------------------------------------------------------------------------
 
 
@@ -353,17 +389,80 @@ def test_rules_decide_what_is_kept(
 # -- what goes wrong -------------------------------------------------------------------------------
 
 
-@with_config(DEFAULT_CONFIG + '[capture]\npage_timeout = "300ms"\n')
-def test_sec_34_page_that_never_answers_costs_itself_alone(daemon: Daemon, tmp_path: Path) -> None:
-    pid = crash(build(tmp_path, "stuck"))
-    (c,) = daemon.wait_for(1)
+PATIENT_CONFIG = DEFAULT_CONFIG + '[capture]\npage_timeout = "300ms"\n'
+
+
+@with_config(PATIENT_CONFIG)
+def test_sec_34_page_that_never_answers_costs_itself_alone(
+    daemon: Daemon, tmp_path: Path, short_tmp: Path
+) -> None:
+    with SilentFile(short_tmp / "silent") as silent:
+        pid = crash(build(tmp_path, "stuck"), str(silent.path))
+        (c,) = daemon.wait_for(1)
+        assert silent.asked, "nobody read it"
     assert (c["pid"], c["state"]) == (pid, "truncated")
     assert "did not answer before capture.page_timeout" in c["capture"]["reason"]
     core = unpack(daemon, c["id"]).read_bytes()
     assert core.count(b"a" * 4096) >= 4 * MIB // 4096
-    assert core.count(b"b" * 4096) >= 14 * MIB // 4096, "all but the piece with the page"
+    assert core.count(b"b" * 4096) >= 4 * MIB // 4096, "what comes after it"
     crash(build(tmp_path, "zoo"), "plain")
     assert {c["state"] for c in daemon.wait_for(2)} == {"truncated", "complete"}
+
+
+@with_config(PATIENT_CONFIG)
+@pytest.mark.parametrize("case", ["uffd-missing", "uffd-minor"])
+def test_sec_34_pages_that_a_program_brings_are_not_waited_for(
+    daemon: Daemon, zoo: Path, case: str
+) -> None:
+    crash(zoo, case)
+    (c,) = daemon.wait_for(1)
+    assert c["state"] == "complete", c
+    assert c["capture"]["engine"] == ("memory" if case == "uffd-missing" else "stream")
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit_bytes: int) -> Iterator[Path | None]:
+    """Make a cgroup with so much memory, of version 1 or 2; None where there is no such thing."""
+    tries = (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max"),
+    )
+    for base, name in tries:
+        group = Path(base) / f"crashd-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            with contextlib.suppress(OSError):
+                (group / name).write_text(str(limit_bytes))
+            if (group / name).exists():
+                yield group
+                return
+        finally:
+            group.rmdir()
+    yield None
+
+
+def test_sparse_shared_memory_is_not_filled_in(daemon: Daemon, victim: Path) -> None:
+    """A plain read allocates each page that a tmpfs file has not, in the process's own cgroup."""
+    with memory_cgroup(256 * MIB) as group, ShmemWatch() as watch:
+        child = subprocess.Popen(
+            [str(victim), "memfd", str(2 << 30), "2"],
+            stdout=subprocess.PIPE,
+            preexec_fn=raise_core_limit,
+        )
+        with child:
+            assert child.stdout is not None and child.stdout.read(1)
+            if group is not None:
+                (group / "cgroup.procs").write_text(str(child.pid))
+            watch.begin()
+            os.kill(child.pid, signal.SIGSEGV)
+        assert child.returncode == -signal.SIGSEGV, "killed for memory"
+        (c,) = daemon.wait_for(1)
+        assert (c["state"], c["capture"]["engine"]) == ("complete", "memory"), c
+        assert c["core"]["size_bytes"] > 2 << 30
+        assert watch.grown_bytes < 64 * MIB
 
 
 @with_config(DEFAULT_CONFIG + '[capture]\nbuffer = "1M"\ncompression_level = 9\n')

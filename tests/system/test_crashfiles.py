@@ -116,7 +116,7 @@ def test_sec_72_debugger_is_given_what_the_crashed_user_could_read(
     found = crash(daemon, "unshare", "-Urm", "sh", "-c", script)
     done = daemon.crashctl("debug", "--as-root", found["id"], "-A", "-batch -ex bt")
     assert "null_read (" not in done.stdout
-    assert f"no symbols of {path}" in done.stderr
+    assert f"no symbols for {path}" in done.stderr
     assert "not readable for the crashed user" in done.stderr
 
 
@@ -142,16 +142,16 @@ def test_an_upgrade_changes_neither_stack_nor_signature(daemon: Daemon, short_tm
     build(program, "quux", "fred")
     analyzed = daemon.crashctl("analyze", before["id"])
     assert analyzed.stderr.count("\n") == 1
-    assert "knows less than an earlier one, which is kept" in analyzed.stderr
+    assert "found less than an earlier one, which is kept" in analyzed.stderr
     after = info(daemon, before["id"])
     assert (after["frames"], after["signature"]) == (before["frames"], before["signature"])
     assert after["analysis"]["state"] == "done"
     done = daemon.crashctl(*batch)
     for name in ("quux", "fred", "foo", "bar"):
         assert f"{name} (" not in done.stdout
-    (line,) = [line for line in done.stderr.splitlines() if f"no symbols of {program} " in line]
+    (line,) = [line for line in done.stderr.splitlines() if f"no symbols for {program} " in line]
     assert f"build-id {before['build_id']}" in line
-    assert "is another one now, with build-id " in line
+    assert "has been replaced, with build-id " in line
 
     place = ids / ".build-id" / before["build_id"][:2]
     place.mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_an_upgrade_changes_neither_stack_nor_signature(daemon: Daemon, short_tm
     assert "foo (" in done.stdout
     assert "warning: no symbols" not in done.stderr
     analyzed = daemon.crashctl("analyze", before["id"])
-    assert "knows less" not in analyzed.stderr
+    assert "found less" not in analyzed.stderr
     assert info(daemon, before["id"])["signature"] == before["signature"]
 
 

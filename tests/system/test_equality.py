@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def check(found: Comparison) -> None:
 
 
 CASES = ["plain", "threads", "sparse", "shared", "files", "thp", "stack", "dontdump", "protections"]
-CASES += ["mappings", "leader-ended", "dense"]
+CASES += ["mappings", "leader-ended", "dense", "sparse-shared", "guards", "uffd-missing"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,15 +82,27 @@ def test_memory_and_stream_are_the_same(
     if case == "sparse":
         assert found.size_bytes > 2000 * MIB
         assert found.hole_bytes > 1900 * MIB, "read what was never touched"
+    if case == "sparse-shared":
+        assert found.hole_bytes > 1000 * MIB, "read what no file has"
     if case == "mappings":
         assert found.extents > 1000
 
 
-@pytest.mark.parametrize("case", ["sparse", "thp", "protections", "mappings", "shared"])
+SCANNED = ["sparse", "thp", "protections", "mappings", "shared", "sparse-shared", "guards"]
+
+
+@pytest.mark.parametrize("case", SCANNED)
 def test_pagemap_itself_gives_the_same_where_it_cannot_be_scanned(
     impostor: Impostor, zoo: Path, scratch: Path, case: str
 ) -> None:
     check(impostor.crash([str(zoo), case, str(scratch)], scans=False))
+
+
+def test_pages_that_a_program_brings_are_left_to_the_stream(impostor: Impostor, zoo: Path) -> None:
+    start = time.monotonic()
+    found = impostor.crash([str(zoo), "uffd-minor"])
+    assert found.doubt is not None and "userfaultfd" in found.doubt
+    assert time.monotonic() - start < 10, "waited for pages that nobody brings"
 
 
 @pytest.mark.parametrize("bit", [None, *range(9)])

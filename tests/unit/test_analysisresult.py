@@ -10,6 +10,8 @@ import pytest
 from crashd.analysisresult import (
     ITEMS_MAX,
     OUTPUT_MAX,
+    is_started,
+    is_whole,
     parse_log_report,
     parse_report,
     parse_symbols_report,
@@ -68,6 +70,48 @@ def test_parse_report_gives_facts() -> None:
     assert (frame.module, frame.build_id, frame.offset) == ("/usr/bin/p", "ab", 0x1010)
     assert facts.registers["rax"] == (1 << 64) - 1
     assert facts.instruction.access[0].displacement == -8
+
+
+def line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+SCRIPT = {
+    "tid": 7, "crashed": False, "name": None, "cut": False,
+    "frames": [
+        {"kind": "lua", "function": "f", "file": "a.lua", "line": 1, "module": None,
+         "build_id": None, "offset": None, "pc": None}
+    ],
+}  # fmt: skip
+
+
+def test_parse_report_merges_the_lines_of_several_analyzers() -> None:
+    lines = [
+        line(build_report(problems=["one"])),
+        line({"interpreted": [SCRIPT], "problems": ["two"]}),
+        line({"interpreted": [SCRIPT]}),
+        line({"whole": True}),
+    ]
+    raw = b"".join(lines)
+    assert is_whole(raw)
+    facts = parse_report(raw)
+    assert facts.problems == ("one", "two")
+    assert len(facts.interpreted) == 2
+    assert facts.crashed_interpreted[0].kind == "lua"
+    for end in range(len(lines[0]), len(raw) - 1):
+        cut = raw[:end]
+        assert is_started(cut)
+        assert not is_whole(cut)
+        assert parse_report(cut).crashed == facts.crashed
+    assert not is_started(lines[0][:-1])
+
+
+def test_parse_report_later_line_replaces_no_native_fact() -> None:
+    raw = line(build_report()) + line({"threads": [], "machine": 1, "messages": {"abort": "y"}})
+    facts = parse_report(raw)
+    assert facts.machine == 62
+    assert facts.crashed
+    assert facts.messages == {"abort": "x"}
 
 
 def test_parse_report_texts_become_printable() -> None:

@@ -12,8 +12,14 @@ from crashd.domain.crash.model import Capture, Core, Engine, Mode, State
 from crashd.store.paths import Paths
 from tests.bench import report
 from tests.bench.__main__ import choose, parse_arguments
-from tests.bench.cases import CASES, Case
-from tests.bench.measure import parse_busy_ticks, parse_cpu_model, parse_filesystem
+from tests.bench.cases import CASES, Case, Salvo
+from tests.bench.measure import (
+    find_failures,
+    parse_busy_ticks,
+    parse_cpu_model,
+    parse_filesystem,
+    parse_shmem,
+)
 from tests.bench.report import (
     CPU,
     DRAIN,
@@ -34,6 +40,7 @@ from tests.bench.report import (
 )
 from tests.bench.sides import (
     NotAvailableError,
+    Outcome,
     SystemdCoredump,
     build_config,
     describe_captures,
@@ -42,6 +49,7 @@ from tests.bench.sides import (
 )
 from tests.builders.crashes import build_crash
 
+SPARSE = "2 GiB sparse memfd"
 MACHINE = Machine("A CPU", 2, 24 << 30, "6.18", "3.11.2", "ext4", "systemd 252", 0.004, 1.5)
 
 
@@ -126,7 +134,17 @@ def test_targets_name_cases_and_sides_that_there_are() -> None:
 
 def test_targets_have_the_limits_of_the_issue() -> None:
     holds = [target.limit for target in TARGETS if target.figure == HOLD]
-    assert holds == [0.16, 0.04, 0.1, 1.0, 0.07, 1.0, 0.003, 1.2]
+    assert holds == [0.04, 0.04, 0.1, 1.0, 0.07, 1.0, 0.15, 0.1, 0.003, 0.02, 1.2]
+
+
+def test_targets_of_kinds_name_kinds_that_their_case_has() -> None:
+    cases = {case.name: case for case in CASES}
+    prefix = report.hold_of("")
+    named = [t for t in TARGETS if t.figure.startswith(prefix)]
+    assert {t.case for t in named} == {"burst", "loop after a burst", "backlog", SPARSE}
+    for target in named:
+        for figure in (target.figure, target.against[2]):
+            assert figure.removeprefix(prefix) in cases[target.case].kinds
 
 
 def test_format_verdicts_says_what_became_of_each() -> None:
@@ -218,6 +236,55 @@ def test_format_results_of_storm_counts_what_was_recorded() -> None:
     assert "300" in text.split() and "67" in text.split()
 
 
+def test_format_results_of_several_kinds_has_a_column_for_each() -> None:
+    figures = {report.hold_of("tiny"): 0.02, report.hold_of("1 GiB"): 1.5, report.SPOOLED: 2.0}
+    results = Results("burst", kinds=("1 GiB", "tiny"), samples={MEMORY: [Sample(figures)]})
+    lines = report.format_results(results).splitlines()
+    assert lines[0] == "burst: worst hold of each kind"
+    assert lines[1].split()[2:7] == ["1", "GiB", "ratio", "tiny", "ratio"]
+    assert "1.50 s" in lines[2] and "20.0 ms" in lines[2]
+    assert lines[2].split()[-1] == "2"
+
+
+def test_format_results_says_what_was_measured_instead() -> None:
+    assert report.format_results(Results("a", smaller="64 MiB")).startswith("a (quick: 64 MiB)\n")
+
+
+# -- what was lost ---------------------------------------------------------------------------------
+
+
+def test_failures_are_those_of_crashd() -> None:
+    lost = Sample({}, failures=("1 of 2 cores are not whole",))
+    results = Results(
+        "c",
+        samples={MEMORY: [Sample({}), lost], SYSTEMD: [lost]},
+        stopped={STREAM: "it never came to rest", SYSTEMD: "lost"},
+    )
+    assert results.failures() == [
+        f"c: {STREAM}: it never came to rest",
+        f"c: {MEMORY}: 1 of 2 cores are not whole",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (Outcome(12, 0, 0, 12, 6), ()),
+        (Outcome(11, 0, 0, 11, 6), ("1 of 12 crashes are not recorded",)),
+        (Outcome(12, 0, 0, 10, 6), ("2 of 12 cores are not whole",)),
+        (Outcome(12, 0, 0, 12, 7), ("1 crashes went to the spool, past the daemon",)),
+        (Outcome(12, 0, 0, None, 0), ()),
+    ],
+)
+def test_find_failures_says_what_was_lost(outcome: Outcome, words: tuple[str, ...]) -> None:
+    assert find_failures(12, 6, outcome) == words
+
+
+def test_parse_shmem_is_in_bytes() -> None:
+    assert parse_shmem("MemTotal:  9 kB\nShmem:   8200 kB\nShmemHuge: 1 kB\n") == 8200 << 10
+    assert parse_shmem("MemTotal:  9 kB\n") == 0
+
+
 # -- JSON ------------------------------------------------------------------------------------------
 
 
@@ -233,7 +300,7 @@ def test_build_document_is_json_with_runs_medians_and_ratios() -> None:
     assert document["machine"]["cpus"] == 2
     assert document["sides"] == {MEMORY: {"not_available": None}, STREAM: {"not_available": "no"}}
     memory = document["cases"]["sleep"][MEMORY]
-    assert memory["runs"] == [{HOLD: 0.01, "note": None}]
+    assert memory["runs"] == [{HOLD: 0.01, "note": None, "failures": []}]
     assert memory["summary"][HOLD] == 0.01
     assert memory["ratio"][HOLD] == pytest.approx(0.1)
     assert memory["ratio"][STORED] is None
@@ -273,6 +340,36 @@ def test_runs_of_slow_sides_are_few(
         for side in (MEMORY, STREAM, SYSTEMD)
     ]
     assert tuple(runs) == expected
+
+
+def test_cases_count_their_crashes() -> None:
+    backlog = next(case for case in CASES if case.name == "backlog")
+    assert (backlog.crashes, backlog.crashes_away) == (16, 6)
+    assert backlog.quick is not None and backlog.quick.kinds == backlog.kinds
+    stopped = next(case for case in CASES if case.name == "16 GiB mapped, daemon stopped")
+    assert (stopped.crashes, stopped.crashes_away) == (1, 1)
+
+
+def test_cases_leave_out_sides_that_cannot_be_measured() -> None:
+    case = Case("c", 3, only=(MEMORY,))
+    runs = [case.runs_of(side, wanted=None, quick=False, every=True) for side in SIDES]
+    assert runs == [3, 0, 0, 0, 0, 0]
+
+
+def test_quick_cases_keep_the_kinds_of_their_targets() -> None:
+    for case in CASES:
+        if case.quick is not None:
+            assert (case.quick.kinds, case.quick.away) == (case.kinds, case.away), case.name
+
+
+def test_salvo_times_are_from_the_start_of_its_act() -> None:
+    assert Salvo("k", (), 3, 1.0, 0.5).times == [1.0, 1.5, 2.0]
+
+
+def test_parse_arguments_quick_measures_few_sides() -> None:
+    assert parse_arguments(["--quick"]).sides == [MEMORY, SYSTEMD]
+    assert parse_arguments([]).sides == list(SIDES)
+    assert parse_arguments(["--quick", "--sides", "socket"]).sides == [report.SOCKET]
 
 
 def test_parse_arguments_words_choose_cases_and_sides() -> None:
@@ -365,6 +462,14 @@ def test_build_config_cuts_nothing(short_tmp: Path) -> None:
     assert settings.capture.engine == "stream"
     assert settings.capture.max_core_bytes is None
     assert settings.http.address is None
+
+
+@pytest.mark.parametrize("case", [c for case in CASES for c in (case, case.quick) if c])
+def test_build_config_of_each_case_is_one(short_tmp: Path, case: Case) -> None:
+    paths = Paths(short_tmp)
+    paths.config_file.parent.mkdir(parents=True)
+    paths.config_file.write_text(build_config("pipe", "auto", case.capture))
+    assert configfiles.load(paths).capture.engine == "auto"
 
 
 LARGE = Core(size_bytes=2 << 20)

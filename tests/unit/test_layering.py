@@ -42,19 +42,31 @@ LAYERS = (
         stdlib=frozenset({"posix", "sys", "time", "_socket", "errno", "_signal"}),
     ),
     Layer(
+        "crashd.base",
+        ("crashd.base", "crashd.errors"),
+        not_stdlib=frozenset({"asyncio", "logging", "multiprocessing", "sqlite3", "subprocess"}),
+    ),
+    Layer(
         "crashd.domain",
         ("crashd.domain", "crashd.errors", "crashd.corehandler"),
         not_stdlib=_SYSTEM,
     ),
     Layer(
         "crashd.store",
-        ("crashd.store", "crashd.domain", "crashd.errors", "crashd.corehandler"),
+        (
+            "crashd.store",
+            "crashd.base.files",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.corehandler",
+        ),
         not_stdlib=frozenset({"logging", "socket", "_socket"}),
     ),
     Layer(
         "crashd.edge",
         (
             "crashd.edge",
+            "crashd.base",
             "crashd.domain",
             "crashd.errors",
             "crashd.corehandler",
@@ -113,6 +125,7 @@ LAYERS = (
         "crashd.daemon",
         (
             "crashd.daemon",
+            "crashd.base",
             "crashd.registration",
             "crashd.analysisresult",
             "crashd.configuration",
@@ -127,6 +140,7 @@ LAYERS = (
         "crashd.cli",
         (
             "crashd.cli",
+            "crashd.base",
             "crashd.registration",
             "crashd.configuration",
             "crashd.store",
@@ -176,8 +190,8 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "crashd.domain": {
         "elf": (),
         "crash": ("elf",),
-        "kernellog": ("elf.elfnotes",),
-        "kdump": ("crash", "elf.elfnotes", "kernellog"),
+        "kernellog": ("elf.headers",),
+        "kdump": ("crash", "elf.headers", "kernellog"),
         "cause": (),
         "keep": ("crash", "elf"),
         "host": ("crash", "kdump"),
@@ -371,6 +385,8 @@ def test_import_of_module_stays_light(module: str) -> None:
 KNOWN = frozenset(
     {
         "crashd",
+        "crashd.base.files",
+        "crashd.base.messages",
         "crashd.registration",
         "crashd.cli.main",
         "crashd.configuration.keys",
@@ -394,6 +410,10 @@ KNOWN = frozenset(
         ("crashd.domain.text", "from logging import getLogger"),
         ("crashd.domain.text", "import pydantic"),
         ("crashd.domain.text", "from crashd.store import paths"),
+        ("crashd.domain.text", "from crashd.base.files import write_all"),
+        ("crashd.base.files", "from crashd.domain import text"),
+        ("crashd.base.files", "import logging"),
+        ("crashd.store.index", "from crashd.base import messages"),
         ("crashd.domain.text", "from crashd.configuration import keys"),
         ("crashd.domain.text", "from . import signals"),
         ("crashd.domain.text", "__import__('os')"),
@@ -431,6 +451,7 @@ KNOWN = frozenset(
         ("crashd.store.index", "from crashd import registration"),
         ("crashd.domain.kernellog.title", "from crashd.domain.elf import elfcore"),
         ("crashd.domain.kdump.vmcore", "from crashd.domain.elf.minicore import plan"),
+        ("crashd.domain.kdump.vmcore", "from crashd.domain.elf.elfnotes import Notes"),
         ("crashd.domain.elf.minicore", "from crashd.domain.kdump import vmcore"),
         ("crashd.domain.crash.record", "from crashd.domain.cause import explain"),
         ("crashd.newcomer", "from crashd.configuration import keys"),

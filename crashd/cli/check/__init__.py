@@ -1,1 +1,1 @@
-"""Whether this host is set up: doctor, kdump."""
+"""Checks of this host's setup: doctor, kdump."""

@@ -1,4 +1,4 @@
-"""`doctor`: is everything in place for the next crash? With --crash, a real one."""
+"""`doctor`: checks that crashes will be caught; with --crash also makes one and follows it."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ PROC = Path("/proc")
 CRASH_SECONDS = 10.0
 """How long a test crash may take to be listed as complete."""
 QUEUE_SECONDS = 30.0
-"""How long its analysis may wait for others, beyond the time that it may take itself."""
+"""How long its analysis may wait behind others, on top of its own time limit."""
 NAME = "test crash"
 _POLL_SECONDS = 0.05
 _COMM = b"crashctl-doctor"
@@ -37,7 +37,7 @@ _INDENT = " " * 26
 
 
 def doctor(context: Context, arguments: argparse.Namespace) -> int:
-    """Check everything, and say what to do; 1 where there is a problem."""
+    """Print every check, and what to do about faults; return 1 if there is a problem."""
     checks: list[Check] = []
     own = run_checks(context.paths, PROC, lambda: ask_status(context))
     for check in chain(own, _really_crash(context, checks) if arguments.crash else ()):
@@ -50,7 +50,7 @@ def doctor(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> Iterator[Check]:
-    """Look at everything; `ask` gives the daemon's status or raises UnavailableError."""
+    """Yield every check; `ask` returns the daemon's status or raises UnavailableError."""
     now_ns = time.time_ns()
     daemon = doctorfacts.read_daemon(paths, ask)
     settings = doctorfacts.read_settings(proc)
@@ -78,9 +78,11 @@ def _really_crash(context: Context, before: list[Check]) -> Iterator[Check]:
 
 
 def crash_and_look(context: Context, *, registered: bool) -> Check:
-    """Really crash a process, and follow it to its record, its core, and its stack."""
-    if not registered:  # it would leave a core wherever the present pattern says
-        return failed(NAME, "not tried: core_pattern is not crashd's", "crashctl install")
+    """Crash a child process, and follow the crash to its record, its core and its stack."""
+    if not registered:  # its core would go wherever the present pattern says
+        return failed(
+            NAME, "not tried: core_pattern does not name crashd's handler", "crashctl install"
+        )
     started_ns, started = time.time_ns(), time.monotonic()
     pid = crash_child()
     query = Query(terms=(f"PID={pid}",), since_ns=started_ns - 2 * 10**9)
@@ -89,10 +91,10 @@ def crash_and_look(context: Context, *, registered: bool) -> Check:
         try:
             row = _wait_for_record(source, query, started + CRASH_SECONDS)
             took_ms = round((time.monotonic() - started) * 1000)
-            wrong = _judge(row, pid) or _look_into_core(source, row, pid)
+            wrong = _fault_of(row, pid) or _look_into_core(source, row, pid)
             if wrong is not None:
                 return wrong
-            text = f"pid {pid} was caught whole within {took_ms} ms: {row['id']}"
+            text = f"pid {pid} was captured completely within {took_ms} ms: {row['id']}"
             seconds = analysis_seconds(context.paths)
             if seconds is None:
                 return passed(NAME, text)
@@ -104,7 +106,7 @@ def crash_and_look(context: Context, *, registered: bool) -> Check:
 
 
 def _wait_for_record(source: Source, query: Query, deadline: float) -> dict[str, Any]:
-    """Wait until the crash is listed and no longer being captured; as it is then, {} for none."""
+    """Wait until the crash is listed and its capture is over; return its row, {} at `deadline`."""
     while True:
         rows = source.select(query)
         row = rows[0] if rows else {}
@@ -113,15 +115,17 @@ def _wait_for_record(source: Source, query: Query, deadline: float) -> dict[str,
         time.sleep(_POLL_SECONDS)
 
 
-def _judge(row: dict[str, Any], pid: int) -> Check | None:
-    """Say what is wrong with the record; None for a whole one."""
+def _fault_of(row: dict[str, Any], pid: int) -> Check | None:
+    """Return a failed check if the record is not complete, else None."""
     if row.get("state") == "complete" and (row.get("core") or {}).get("path"):
         return None
     capture = row.get("capture") or {}
     if capture.get("disposition") in ("mini", "metadata"):
-        text = f"pid {pid} was caught, but only {capture['disposition']}: {capture.get('reason')}"
-        return warned(NAME, text, "wait: the limiter keeps little of what crashes often")
-    text = f"pid {pid} was not caught whole within {CRASH_SECONDS:.0f} s: it was not listed"
+        text = f"pid {pid} was captured, but only {capture['disposition']}: {capture.get('reason')}"
+        return warned(
+            NAME, text, "try again later: the limiter keeps less of programs that crash often"
+        )
+    text = f"pid {pid} was not captured completely within {CRASH_SECONDS:.0f} s: it is not listed"
     if row:
         reason = capture.get("reason")
         text = text.rpartition(":")[0] + f": its state is {row.get('state')}"
@@ -130,7 +134,7 @@ def _judge(row: dict[str, Any], pid: int) -> Check | None:
 
 
 def _look_into_core(source: Source, row: dict[str, Any], pid: int) -> Check | None:
-    """Read where the stored core begins; None where it is an ELF file."""
+    """Return a failed check if the stored core does not begin as an ELF file, else None."""
     from crashd.store.corefile import read_core
 
     fd = source.open_core(row["id"])
@@ -140,24 +144,24 @@ def _look_into_core(source: Source, row: dict[str, Any], pid: int) -> Check | No
         os.close(fd)
     if first.startswith(b"\x7fELF"):
         return None
-    return failed(NAME, f"what is stored of pid {pid} is no core", "crashctl verify --deep")
+    return failed(
+        NAME, f"the stored core of pid {pid} is not an ELF file", "crashctl verify --deep"
+    )
 
 
 def analysis_seconds(paths: Paths) -> float | None:
-    """Tell how long the analysis of a crash may take by the configuration; None where there is
-    none.
-    """
+    """Return how long an analysis may take by the configuration; None if it is disabled."""
     from crashd.configuration import files as configfiles
 
     try:
         section = configfiles.load(paths).analysis
     except CrashdError:
-        return None  # told by its own check
+        return None  # another check reports it
     return section.timeout_seconds + QUEUE_SECONDS if section.enabled else None
 
 
 def _follow_analysis(source: Source, row: dict[str, Any], text: str, seconds: float) -> Check:
-    """Wait until the stack of the crash has names."""
+    """Wait until the analysis has named the functions on the stack, or has failed."""
     deadline = time.monotonic() + seconds
     while True:
         found = source.info(row["id"])
@@ -168,16 +172,16 @@ def _follow_analysis(source: Source, row: dict[str, Any], text: str, seconds: fl
             return passed(NAME, f"{text}; its stack: {' < '.join(names[:4])}")
         if analysis.get("state") in ("done", "failed"):
             why = analysis.get("reason") or "; ".join(map(str, found.get("warnings") or ()))
-            text += f"; its stack has no names: {why or 'nothing is told of it'}"
+            text += f"; its stack has no names: {why or 'no reason was recorded'}"
             return failed(NAME, text, "journalctl -u crashd")
         if time.monotonic() > deadline:
-            text += f"; its analysis was not done within {seconds:.0f} s"
+            text += f"; its analysis did not finish within {seconds:.0f} s"
             return failed(NAME, text, "journalctl -u crashd")
         time.sleep(_POLL_SECONDS)
 
 
 def crash_child() -> int:
-    """Fork a child that dies of SIGSEGV with as high a core limit as it may have; give its pid."""
+    """Fork a child that dies of SIGSEGV with the highest core limit allowed; return its pid."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,6 +1,6 @@
-"""The facts that `doctor` judges: crashd's own are read here, the host's by edge/hostfacts.py.
+"""Reads the facts that `doctor` judges: crashd's own here, the host's in edge/host/hostfacts.py.
 
-Everything is below `paths` and `proc`, so that tests can give trees of their own.
+Reads only below `paths` and `proc`, so that tests can pass their own trees.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crashd.base.files import read_space
 from crashd.domain.crash.procfs import RLIM_INFINITY
 from crashd.domain.host.doctor import (
     PATTERN,
@@ -31,7 +32,7 @@ SETTINGS = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
 
 
 def read_settings(proc: Path) -> dict[str, Setting]:
-    """Read the sysctls of a crash collector."""
+    """Read the sysctls that a crash collector sets."""
     found = {}
     for name in SETTINGS:
         try:
@@ -42,14 +43,14 @@ def read_settings(proc: Path) -> dict[str, Setting]:
 
 
 def read_handler(paths: Paths) -> HandlerFacts:
-    """Look at the handler, and at what runs it."""
+    """Read the state of the handler and of its interpreter."""
     handler = paths.handler
     try:
         status, noexec = handler.lstat(), find_noexec(handler.parent)
     except OSError as e:
         return HandlerFacts(str(handler), error=reason_of(e), interpreter=None)
     first = hostfacts.read_small(handler).split(b"\n", 1)[0]
-    if first.startswith(b"\x7fELF"):  # which becomes the Python handler on any trouble
+    if first.startswith(b"\x7fELF"):  # the native handler falls back to the Python one
         first = hostfacts.read_small(paths.handler_fallback).split(b"\n", 1)[0]
     words = first[2:].split() if first.startswith(b"#!") else []
     interpreter = os.fsdecode(words[0]) if words else None
@@ -68,7 +69,7 @@ def read_handler(paths: Paths) -> HandlerFacts:
 
 
 def read_daemon(paths: Paths, ask: Callable[[], dict[str, Any]]) -> DaemonFacts:
-    """Ask the daemon how it is, and read its configuration as it does."""
+    """Ask the daemon for its status, and read the configuration as the daemon does."""
     from crashd.configuration import files as configfiles
 
     status, error = None, None
@@ -85,11 +86,11 @@ def read_daemon(paths: Paths, ask: Callable[[], dict[str, Any]]) -> DaemonFacts:
 
 
 def read_store(paths: Paths, now_ns: int) -> StoreFacts:
-    """Look at the state directory, its file system, the spool and the index."""
+    """Read the state of the state directory, its file system, the spool and the index."""
     directory = paths.state_dir
     try:
         status = directory.lstat()
-        filesystem = os.statvfs(directory)
+        space = read_space(directory)
     except OSError as e:
         found: dict[str, Any] = {
             "error": reason_of(e),
@@ -105,9 +106,9 @@ def read_store(paths: Paths, now_ns: int) -> StoreFacts:
         is_directory=stat.S_ISDIR(status.st_mode),
         foreign_owner=status.st_uid if foreign else None,
         mode=stat.S_IMODE(status.st_mode),
-        free_bytes=filesystem.f_bavail * filesystem.f_frsize,
-        total_bytes=filesystem.f_blocks * filesystem.f_frsize,
-        free_inodes=filesystem.f_favail if filesystem.f_files else None,
+        free_bytes=space.free_bytes,
+        total_bytes=space.total_bytes,
+        free_inodes=space.free_inodes if space.total_inodes else None,
         spool_path=str(paths.spool),
         spool_waiting=waiting,
         spool_bad=bad,
@@ -136,7 +137,7 @@ def _index(paths: Paths) -> tuple[int, str | None, str | None]:
     from crashd.store.index import Index
 
     if not paths.index.exists():
-        return 0, "there is none", "systemctl start crashd, or crashctl reindex"
+        return 0, "does not exist", "systemctl start crashd, or crashctl reindex"
     try:
         with Index.open(paths.index, readonly=True) as index:
             return sum(entries for entries, _ in index.usage().values()), None, None
@@ -154,7 +155,7 @@ def _alarming_wal(paths: Paths) -> int:
 
 
 def read_surroundings(paths: Paths, proc: Path, now_ns: int) -> Surroundings:
-    """Look at the host around crashd."""
+    """Read what matters of the host around crashd."""
     services, left = hostfacts.read_services(paths.root, proc)
     soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
     return Surroundings(
@@ -178,7 +179,7 @@ def _clock(paths: Paths, now_ns: int) -> Clock:
         with Index.open(paths.index, readonly=True) as index:
             crash_ns = max(index.totals().last_ns.values(), default=0)
     except CrashdError:
-        crash_ns = 0  # that the index cannot be read is told by its own check
+        crash_ns = 0  # another check reports an unreadable index
     if crash_ns > newest_ns:
         newest_ns, newest = crash_ns, "the newest crash"
     return Clock(now_ns, newest_ns, newest, hostfacts.read_synchronized())

@@ -1,4 +1,4 @@
-"""`kdump`: would the next crash of the kernel leave anything behind?"""
+"""`kdump`: checks whether the next kernel crash would leave a dump."""
 
 import argparse
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _STYLES = {Severity.FAULT: RED, Severity.WARNING: YELLOW, Severity.NOTICE: None}
 
 
 def kdump(context: Context, arguments: argparse.Namespace) -> int:
-    """Print how kernel dumps are set up; 1 where the next panic would leave nothing behind."""
+    """Print how kernel dumps are set up; return 1 if the next panic would leave nothing."""
     facts = read_facts(context.paths.root)
     verdict = assess(facts)
     if arguments.json:
@@ -67,7 +67,7 @@ def _crashkernel(facts: Facts) -> Iterator[str]:
 
 
 def render_readiness(facts: Facts, verdict: Readiness, *, color: bool) -> Iterator[str]:
-    """Lay out whether the next crash of the kernel would leave a dump."""
+    """Yield the lines of the page: whether the next kernel crash would leave a dump, and why."""
     ready = "the next crash of the kernel will leave a dump, as far as can be told"
     not_ready = "the next crash of the kernel will leave no dump"
     style = (GREEN if verdict.ready else RED) if color else None
@@ -82,13 +82,15 @@ def render_readiness(facts: Facts, verdict: Readiness, *, color: bool) -> Iterat
 
 
 def _facts(facts: Facts, verdict: Readiness) -> Iterator[tuple[str, str]]:
-    loaded = {True: "loaded", False: "not loaded", None: "this kernel cannot"}[facts.loaded]
+    loaded = {True: "loaded", False: "not loaded", None: "not supported by this kernel"}[
+        facts.loaded
+    ]
     yield "Capture kernel", loaded
     reserved = facts.reserved_bytes
-    yield "Reserved", "not known" if reserved is None else format_size(reserved)
+    yield "Reserved", "unknown" if reserved is None else format_size(reserved)
     yield "Command line", " ".join(_crashkernel(facts)) or "no crashkernel="
     sysctls = [f"{name}={value}" for name, value in facts.sysctls.items()]
-    yield "Sysctls", " ".join(sysctls) or "not known"
+    yield "Sysctls", " ".join(sysctls) or "unknown"
     yield "Tool", ", ".join(facts.installed) or "none"
     for target in facts.targets:
         free = (

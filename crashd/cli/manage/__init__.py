@@ -1,1 +1,1 @@
-"""What changes the store or the host: delete, pin, vacuum, verify, install, status."""
+"""Verbs that change or check the store or the host: delete, pin, verify, install and others."""

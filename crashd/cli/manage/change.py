@@ -1,4 +1,4 @@
-"""`delete`, `pin`, `unpin` and `reindex`: for who may write the store."""
+"""`delete`, `pin`, `unpin` and `reindex`: for callers who may write to the store."""
 
 import argparse
 import sys
@@ -21,11 +21,11 @@ from crashd.errors import CrashdError, UsageError
 from crashd.store.catalog import reindex as reindex_store
 
 SHOWN_MAX = 20
-"""Crashes that are named before they are deleted; of more the newest."""
+"""Crashes listed before the question whether to delete them; of more, the newest."""
 
 
 def delete(context: Context, arguments: argparse.Namespace) -> int:
-    """Delete the crashes that match; ask first where a MATCH means several."""
+    """Delete the crashes that match; ask first if a MATCH that is not an id selects several."""
     source = open_direct(context, writable=True)
     try:
         rows = matching(source, arguments.match)
@@ -35,7 +35,7 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
             if not sys.stdin.isatty():
                 raise UsageError(
                     f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
-                    hint="--yes deletes them all; crashctl list shows them",
+                    hint="delete them all with --yes; see them with crashctl list",
                 )
             if not _confirm(rows):
                 context.note("nothing was deleted")
@@ -48,23 +48,23 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
 def _delete_one(context: Context, source: DirectSource, row: dict[str, Any]) -> int:
     try:
         source.catalog.delete([row["id"]])
-    except CrashdError as e:  # is being captured, or somebody else deleted it: the others still go
+    except CrashdError as e:  # still being captured, or deleted meanwhile: go on
         context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
         return e.exit_code
     print(f"deleted {_describe(row)}")
     path = (row.get("kernel") or {}).get("path")
     if isinstance(path, str) and Path(path).is_dir():
-        context.note(f"{printable(path)} stays: it holds files that no maker of dumps wrote")
+        context.note(f"{printable(path)} was kept: it holds files that no dump tool wrote")
     return 0
 
 
 def _refuse_pinned(rows: list[dict[str, Any]]) -> None:
     pinned = [row["id"] for row in rows if row.get("pinned")]
     if pinned:
-        others = f" and {len(pinned) - 1} more of these are" if len(pinned) > 1 else " is"
+        others = f" and {len(pinned) - 1} more are" if len(pinned) > 1 else " is"
         raise CrashdError(
-            f"crash {pinned[0]}{others} pinned, nothing was deleted",
-            hint="crashctl unpin first, or --force",
+            f"crash {pinned[0]}{others} pinned; nothing was deleted",
+            hint="unpin first (crashctl unpin), or use --force",
         )
 
 
@@ -82,7 +82,7 @@ def _describe(row: dict[str, Any]) -> str:
 
 
 def pin(context: Context, arguments: argparse.Namespace) -> int:
-    """Pin the crashes that match: nothing but `delete --force` deletes them."""
+    """Pin the crashes that match: only `delete --force` deletes them."""
     return _set_pinned(context, arguments.match, pinned=True)
 
 
@@ -106,7 +106,7 @@ def _set_pinned(context: Context, match: list[str], *, pinned: bool) -> int:
 
 
 def reindex(context: Context, arguments: argparse.Namespace) -> int:
-    """Build the index anew from the store, and put it in the place of the old one."""
+    """Rebuild the index from the store, and replace the old one."""
     del arguments
     require_store(context.paths)
     with progress(context, "reading") as shown:

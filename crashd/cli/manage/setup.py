@@ -1,4 +1,4 @@
-"""`install` and `uninstall`: the kernel's crash handler, registered and given back."""
+"""`install` and `uninstall`: register crashd as the kernel's crash handler, and undo it."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from crashd.errors import PermissionDeniedError
 
 
 def install(context: Context, arguments: argparse.Namespace) -> int:
-    """Put the handler in place and register it, for good: a daemon that stops leaves it so."""
+    """Install the handler and register it permanently: it stays when the daemon stops."""
     del arguments
     _require_root("install")
     from crashd.configuration import files as configfiles
@@ -24,19 +24,19 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     capture = configfiles.load(paths).capture
     mode = registration.choose_mode(capture.mode, passed=registration.is_socket_held(paths))
     if capture.mode == "socket" and mode is Mode.PIPE:
-        context.warn("this kernel has no coredump socket (Linux 6.17), using the pipe")
+        context.warn("this kernel has no coredump socket (new in Linux 6.17), using the pipe")
     pipe_limit = capture.pipe_limit_for(memory_total_bytes())
     before = registration.read_settings()
     done = registration.register(paths, pipe_limit, mode, for_good=True)
     if done.installed:
         print(f"{printable(str(paths.handler))}: installed")
     if not _print_changes(before):
-        print("registered already")
+        print("already registered")
     return 0
 
 
 def uninstall(context: Context, arguments: argparse.Namespace) -> int:
-    """Put back what the kernel's settings were before `install`, or before the daemon."""
+    """Restore the kernel's settings from before `install`, or from before the daemon started."""
     del arguments
     _require_root("uninstall")
     before = registration.read_settings()
@@ -48,7 +48,7 @@ def uninstall(context: Context, arguments: argparse.Namespace) -> int:
 
 def _require_root(verb: str) -> None:
     if not _is_root():
-        raise PermissionDeniedError(f"{verb}: only root may set the kernel's crash handler")
+        raise PermissionDeniedError(f"{verb}: only root can change the kernel's crash handler")
 
 
 def _is_root() -> bool:

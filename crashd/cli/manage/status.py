@@ -1,4 +1,4 @@
-"""`status`: what the daemon says of itself."""
+"""`status`: shows the daemon's status."""
 
 import argparse
 import time
@@ -12,7 +12,7 @@ STATUS_SECONDS = 5.0
 
 
 def status(context: Context, arguments: argparse.Namespace) -> int:
-    """Print what the daemon says of itself; 0 where it is ready and registered."""
+    """Print the daemon's status; return 0 if it is ready and registered."""
     from crashd.cli.show.pages import render_status
 
     found = ask_status(context)
@@ -25,11 +25,10 @@ def status(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def ask_status(context: Context) -> dict[str, Any]:
-    """Ask the daemon what it says of itself.
+    """Ask the daemon for its status.
 
     Raises:
-        UnavailableError: there is none, or it does not answer.
-
+        UnavailableError: no daemon runs, or it does not answer.
     """
     client = ControlClient(context.paths.control_socket, STATUS_SECONDS)
     found = client.ask({"verb": "status"}).get("status")

@@ -1,6 +1,6 @@
-"""`vacuum`: retention of process crashes at once, or what it would do.
+"""`vacuum`: applies retention to process crashes now, or shows what it would delete.
 
-The daemon does it where one runs; without, the same code runs here.
+A running daemon does the work; otherwise the same code runs here.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from crashd.domain.keep.process import plan
 from crashd.domain.units import format_size
 from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.store.daemonlock import is_daemon_live
-from crashd.store.expiry import (
+from crashd.store.retention import (
     RowWriter,
     Told,
     carry_out_all,
@@ -28,19 +28,19 @@ from crashd.store.expiry import (
 
 @dataclass(slots=True)
 class _Done:
-    """What was planned, and what became of it."""
+    """What was planned, and what was done."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """As many as are named."""
+    """The deletions that the daemon lists; there may be more."""
     count: int = 0
-    """Of all."""
+    """The number of all deletions."""
     deleted: int = 0
     freed_bytes: int = 0
     kept: list[str] = field(default_factory=list)
 
 
 def vacuum(context: Context, arguments: argparse.Namespace) -> int:
-    """Delete what the configured limits give up; 1 where something could not be deleted."""
+    """Delete what exceeds the configured limits; return 1 if something could not be deleted."""
     require_store(context.paths)
     with progress(context, "deleting") as shown:
         do = _by_daemon if is_daemon_live(context.paths) else _directly
@@ -59,9 +59,9 @@ def vacuum(context: Context, arguments: argparse.Namespace) -> int:
         context.note("nothing to delete")
     elif arguments.dry_run:
         freed = format_size(sum(row["frees_bytes"] for row in done.rows))
-        context.note(f"{done.count} would be deleted, {freed} freed")
+        context.note(f"would delete {done.count} and free {freed}")
     else:
-        context.note(f"{done.deleted} were deleted, {format_size(done.freed_bytes)} freed")
+        context.note(f"deleted {done.deleted}, freed {format_size(done.freed_bytes)}")
     return 1 if done.kept else 0
 
 
@@ -83,7 +83,7 @@ def _by_daemon(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
 
 
 def _directly(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
-    from crashd.configuration.files import load  # pydantic: slow to load, and the daemon has it
+    from crashd.configuration.files import load  # loads pydantic: slow
 
     paths, policy = context.paths, load(context.paths).retention.process.policy
     source = open_direct(context, writable=not dry_run)

@@ -1,4 +1,4 @@
-"""`verify`: is the store what the index says, and is each file in it somebody's?"""
+"""`verify`: compares the store with its index; with --strict finds unowned files too."""
 
 import argparse
 
@@ -7,26 +7,26 @@ from crashd.cli.progress import progress
 from crashd.cli.render import json_page
 from crashd.cli.source import open_direct
 from crashd.domain.text import printable
-from crashd.store.catalog import Finding
+from crashd.store import check
 from crashd.store.daemonlock import is_daemon_live
 
 
 def verify(context: Context, arguments: argparse.Namespace) -> int:
-    """Compare the store with its index; print what is wrong, 1 where anything is."""
+    """Compare the store with its index and print what is wrong; return 1 if anything is."""
     source = open_direct(context)
     try:
         with progress(context, "verifying") as shown:
             if arguments.strict:
-                from crashd.store.strict import verify_strictly
-
-                findings = verify_strictly(
+                findings = check.verify_strictly(
                     context.paths,
                     source.index,
                     is_live=lambda: is_daemon_live(context.paths),
                     progress=shown,
                 )
             else:
-                findings = source.catalog.verify(deep=arguments.deep, progress=shown)
+                findings = check.verify(
+                    context.paths, source.index, deep=arguments.deep, progress=shown
+                )
     finally:
         source.close()
     if arguments.json:
@@ -35,9 +35,9 @@ def verify(context: Context, arguments: argparse.Namespace) -> int:
         for finding in findings:
             print(_line(finding))
         if not findings:
-            context.note("store and index are sound")
+            context.note("store and index are consistent")
     return 1 if findings else 0
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: check.Finding) -> str:
     return f"{finding.kind}: {printable(finding.subject)}: {printable(finding.text)}"

@@ -1,11 +1,11 @@
-"""`bundle`: one file with all that another machine needs to look at a crash.
+"""`bundle`: writes one file with everything that another machine needs to debug a crash.
 
-    crash.json      what `crashctl info --json` tells
-    report.txt      what `crashctl info` tells
+    crash.json      the output of `crashctl info --json`
+    report.txt      the output of `crashctl info --all`
     core.zst        the core
     modules.json    the executable and libraries: their paths, build-ids, and members here
     files/N/NAME    these files
-    SHA256SUMS      of all that is above
+    SHA256SUMS      checksums of all members above
 
 crashd.cli.open.unbundle opens it. Of a kernel's crash there is instead of the last three:
 
@@ -68,7 +68,7 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
     finally:
         source.close()
     size = format_size(target.stat().st_size)
-    context.note(f"{target}: {size}, the core and {count} files of {row['id']}")
+    context.note(f"{target}: {size}; the core and {count} files of {row['id']}")
     return 0
 
 
@@ -146,7 +146,7 @@ def _private(path: str, flags: int) -> int:
 
 
 class _Packer:
-    """Writes the members, and remembers their checksums."""
+    """Writes the members and collects their checksums."""
 
     def __init__(self, tar: tarfile.TarFile, doc: dict[str, Any], shown: Progress) -> None:
         self._shown = shown
@@ -219,7 +219,7 @@ class _Packer:
             for kind, opened in (("file", file.fd), ("debug", file.debug_fd)):
                 if opened is None:
                     continue
-                if os.fstat(opened).st_size > FILE_MAX:  # sparse, and the crashed user's own
+                if os.fstat(opened).st_size > FILE_MAX:  # the crashed user's, maybe huge
                     os.close(opened)
                     continue
                 base = printable(file.module.name.rpartition(b"/")[2])[:200] or "x"
@@ -235,7 +235,7 @@ class _Packer:
 
 
 class _Summed(io.RawIOBase):
-    """A file that is summed up as it is read."""
+    """A file that is hashed while it is read."""
 
     def __init__(self, file: IO[bytes], counted: Callable[[int], None]) -> None:
         self._counted = counted
@@ -243,7 +243,7 @@ class _Summed(io.RawIOBase):
         self.digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """Read, and sum up."""
+        """Read, hash and count."""
         data = self._file.read(size)
         self.digest.update(data)
         self._counted(len(data))

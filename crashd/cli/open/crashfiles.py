@@ -1,5 +1,7 @@
-"""The files of a crash's modules, for `bundle` and `debug`: as the crash's own user could open
-them, whoever calls crashctl, and of the crash's own build-ids.
+"""Opens the files of a crash's modules for `bundle` and `debug`.
+
+Only files that the crashed user could open are opened, whoever calls crashctl, and only those with
+the build-ids of the crash.
 """
 
 from typing import NamedTuple
@@ -13,26 +15,25 @@ from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.store.coreread import StoredCore, read_head
 
 FILE_MAX = 4 << 30
-"""Bytes of one: a longer one is not copied."""
+"""Bytes of one file; a larger one is not copied."""
 FILES_MAX = 400
 
 
 class CrashFiles(NamedTuple):
-    """The files of a crash's modules; the descriptors are the holder's."""
+    """The files of a crash's modules; the holder owns the descriptors."""
 
     files: list[ModuleFile]
     exe: bytes
-    """The executable's name among them: in a root of its own, not that of the record."""
+    """The executable's name among them; in a container it may differ from the record's `exe`."""
     data: frozenset[bytes]
-    """Names of files that were mapped and are not modules."""
+    """Names of mapped files that are not modules."""
 
 
 def find_files(crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ()) -> CrashFiles:
-    """Open what there is of the modules of a stored core.
+    """Open the files of the modules of a stored core, as far as they exist.
 
     Raises:
-        FormatError: it is not an ELF core.
-
+        FormatError: the file is not an ELF core.
     """
     core = StoredCore(stored)
     _, head = read_head(core)

@@ -1,8 +1,8 @@
-"""`debug`: the core of one crash in a debugger, which does not run as root.
+"""`debug`: opens the core of a crash in a debugger that does not run as root.
 
-A core is hostile input to a debugger: file names, byte code and scripts in it are the crashed
-process's own. So it gets no start-up files, loads nothing by itself, and as root it is run as
-another user (SECURITY B6, B7).
+A core is hostile input: the crashed process chose the file names, byte code and scripts in it. So
+the debugger reads no start-up files, loads nothing automatically, and runs as another user when
+root calls crashctl (SECURITY B6, B7).
 """
 
 import argparse
@@ -33,7 +33,7 @@ from crashd.edge.sandbox.loanedid import loan
 from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from crashd.configuration.keys import Analysis, Settings
+    from crashd.configuration.keys import AnalysisSection, Settings
 
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
 _DEBUG_DIRECTORY = "/usr/lib/debug"
@@ -41,15 +41,15 @@ _NO_ID = 0xFFFFFFFF
 
 
 class Given(NamedTuple):
-    """What the debugger finds."""
+    """What the debugger may use."""
 
     files: DebugRoot
     debuginfod: bool
-    """Whether it may fetch what is missing."""
+    """Whether it may fetch missing files."""
 
 
 def debug(context: Context, arguments: argparse.Namespace) -> int:
-    """Run a debugger on the newest crash that matches; pass its exit status on."""
+    """Run a debugger on the newest crash that matches; return its exit status."""
     try:
         extra = shlex.split(arguments.debugger_arguments)
     except ValueError as e:
@@ -70,7 +70,7 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
 
             directories = (*all_settings.kdump.vmlinux_dirs, *settings.build_id_dirs)
             doc = source.info(row["id"])
-            # as root: the dump is root's alone, and so were all who could write it
+            # as root: nobody else may read the dump, and only root could write it
             with kernel_command(context, arguments, doc, program, directories) as (argv, keep):
                 return run([*argv, *extra], None, keep)
         with (
@@ -87,9 +87,12 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _debug_bundle(
-    context: Context, arguments: argparse.Namespace, extra: Sequence[str], settings: "Analysis"
+    context: Context,
+    arguments: argparse.Namespace,
+    extra: Sequence[str],
+    settings: "AnalysisSection",
 ) -> int:
-    """Run a debugger on what `crashctl bundle` wrote, here or elsewhere."""
+    """Run a debugger on a bundle, written here or elsewhere."""
     from crashd.cli.open.unbundle import unpack
 
     name = arguments.debugger or "gdb"
@@ -99,8 +102,8 @@ def _debug_bundle(
         unpack(Path(arguments.match[0])) as unpacked,
     ):
         if unpacked.exe is None:
-            context.warn("the bundle has no executable: no symbols of it")
-        # the only way in: the directory above is root's alone
+            context.warn("the bundle has no executable: its symbols are missing")
+        # the debugger's only way in: only root can enter the directory above
         root = descriptor_path(unpacked.root)
         exe = None if unpacked.exe is None else root / unpacked.exe
         files = DebugRoot(root, root, root / _DEBUG_DIRECTORY.lstrip("/"), exe, ())
@@ -114,7 +117,6 @@ def find_debugger(name: str) -> str:
 
     Raises:
         UnsupportedError: it is not installed.
-
     """
     program = shutil.which(name)
     if program is None:
@@ -126,12 +128,12 @@ def find_debugger(name: str) -> str:
 
 @contextlib.contextmanager
 def _laid_out(
-    context: Context, source: Source, crash_id: str, settings: "Analysis", user: User | None
+    context: Context, source: Source, crash_id: str, settings: "AnalysisSection", user: User | None
 ) -> Iterator[tuple[Given, int]]:
-    """Lay out what the debugger may be given of a crash's files; warn of what is missing.
+    """Lay out the files of a crash that the debugger may read; warn about missing ones.
 
-    Yields also the descriptor that it reaches them by, as the paths say: the directory above is
-    the caller's alone.
+    Also yields the descriptor of their directory. The paths go through it, because only the caller
+    can enter the directory above.
     """
     found = _find_files(context, source, crash_id, settings)
     with private_directory() as above:
@@ -154,7 +156,7 @@ def _laid_out(
 
 
 def _find_files(
-    context: Context, source: Source, crash_id: str, settings: "Analysis"
+    context: Context, source: Source, crash_id: str, settings: "AnalysisSection"
 ) -> CrashFiles:
     stored = source.open_core(crash_id)
     try:
@@ -180,14 +182,14 @@ def _settings(context: Context) -> "Settings":
     try:
         return configfiles.load(context.paths)
     except ConfigError as e:
-        context.warn(f"{e}, ignoring")  # debugging must be possible when it is wrong, or not ours
+        context.warn(f"{e}, ignoring")  # must not prevent debugging
         return config.Settings()
 
 
 def build_command(
     name: str, program: str, extra: Sequence[str], given: Given, core: Path
 ) -> list[str]:
-    """Build the debugger's command line: it finds the files it is given, and no others."""
+    """Build the debugger's command line, so that it uses the given files and no others."""
     files = given.files
     if name == "gdb":
         fetches = "on" if given.debuginfod else "off"
@@ -208,20 +210,20 @@ def _each(option: str, values: Iterable[str]) -> list[str]:
 
 
 def find_caller(environ: Mapping[str, str]) -> User | None:
-    """Find who called sudo; None where nobody did, or root."""
+    """Return the user who called sudo; None if sudo was not used, or by root."""
     uid, gid = environ.get("SUDO_UID", ""), environ.get("SUDO_GID", "")
     if not all(text.isascii() and text.isdigit() and len(text) <= 10 for text in (uid, gid)):
         return None
-    # -1 means to setresuid(2) that nothing changes
+    # setresuid(2) takes -1 as "do not change"
     possible = 0 < int(uid) < _NO_ID and int(gid) < _NO_ID
     return User(int(uid), int(gid)) if possible else None
 
 
 @contextlib.contextmanager
 def choose_user(*, as_root: bool) -> Iterator[User | None]:
-    """Choose whom the debugger runs as: who called sudo, else a user that nothing else is.
+    """Choose the debugger's user: the one who called sudo, else an id that nothing else has.
 
-    None where crashctl is not root, or is to stay it, and nothing need be changed.
+    Yields None if the user stays the same: crashctl does not run as root, or --as-root is given.
     """
     if as_root or os.geteuid() != 0:
         yield None

@@ -1,12 +1,13 @@
-"""The files that a debugger is given: a private root with what has the crash's own build-ids, so
-that it finds another program's functions nowhere.
+"""Lays out the files that a debugger reads: a private root, only with the build-ids of the crash.
 
-    root/PATH       executable and libraries, at the paths that the core names
-    libraries/NAME  the same ones by name and soname: the loader knew them by a link
+So the debugger cannot take the functions of another version for those that crashed.
+
+    root/PATH       executable and libraries, at the paths in the core
+    libraries/NAME  the same files by name and soname, because the loader may have used a link
     debug/.build-id/AB/CDEF.debug
 
-Data files that were mapped are empty in it: nothing tells whether they are still the same, and gdb
-warns of each that is not there.
+Mapped data files are empty here: nothing shows whether they are still the same, and gdb warns about
+each missing one.
 """
 
 import os
@@ -30,17 +31,17 @@ _WARNED_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class DebugRoot:
-    """Where a crash's files are laid out."""
+    """The paths of a crash's files."""
 
     root: Path
     libraries: Path
     debug: Path
     exe: Path | None
     symbols: tuple[Path, ...]
-    """Each file: what has debug information of its own comes before its module."""
+    """Every file; the debug file of a module comes before the module itself."""
 
     def seen_from(self, directory: Path, other: Path) -> "DebugRoot":
-        """Return the same with other paths: as they are where `directory` is called `other`."""
+        """Return a copy with other paths: `directory` replaced by `other`."""
 
         def moved(path: Path) -> Path:
             return other / path.relative_to(directory)
@@ -55,9 +56,10 @@ class DebugRoot:
 
 
 def lay_out(found: CrashFiles, directory: Path, reader: Credentials) -> DebugRoot:
-    """Lay files out below a private directory, for a debugger that runs as `reader`.
+    """Lay out files below a private directory, for a debugger that runs as `reader`.
 
-    What `reader` can open where it is, and only root or `reader` can change, becomes a link.
+    A file becomes a link if `reader` can open it where it lies, and only root or `reader` can
+    change it. Every other file is copied.
     """
     root, libraries, debug = (directory / name for name in ("root", "libraries", "debug"))
     for made in (root, libraries, debug):
@@ -81,7 +83,7 @@ def lay_out(found: CrashFiles, directory: Path, reader: Credentials) -> DebugRoo
             by_name[name].add(target)
     for name, targets in by_name.items():
         if len(targets) == 1 and path_parts(name) == [name]:
-            # relative: the debugger may reach the directory by another path
+            # relative, because the debugger reaches the directory by another path
             os.symlink(os.path.relpath(targets.pop(), libraries), libraries / os.fsdecode(name))
     _make_empty(root, found.data)
     for made in (root, libraries, debug):
@@ -95,14 +97,14 @@ def _make_empty(root: Path, names: Iterable[bytes]) -> None:
         target = root.joinpath(*map(os.fsdecode, parts))
         if _make_room(target):
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            os.fchmod(fd, 0o644)  # whatever the umask is: the debugger may be another user's
+            os.fchmod(fd, 0o644)  # whatever the umask is: the debugger may run as another user
             os.close(fd)
 
 
 def _make_room(target: Path) -> bool:
-    """Make the directories above a file; return whether it can be made in them.
+    """Create the directories above `target`; return whether `target` can be created there.
 
-    Of names that a core chose, one may lie below another's file, or be too long here.
+    The core chose the names: one may need a directory where another is a file, or be too long.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +117,9 @@ def _make_room(target: Path) -> bool:
 
 
 def _place(fd: int, target: Path, reader: Credentials) -> list[Path]:
-    """Make `target` a link to an open file, or a copy of it; return it unless it is there, or too
-    large.
+    """Make `target` a link to an open file, or a copy of it.
+
+    Return `target` in a list; nothing if it exists already or the file is too large.
     """
     status = os.fstat(fd)
     if status.st_size > FILE_MAX or not _make_room(target):
@@ -127,7 +130,7 @@ def _place(fd: int, target: Path, reader: Credentials) -> list[Path]:
         return [target]
     made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(made, "wb") as out, open(os.dup(fd), "rb") as source:
-        # sparse, and no more than there is room for: the file is the crashed user's own
+        # sparse, and only while there is room: the crashed user chose the file
         write_core(out.fileno(), iter(lambda: source.read(1 << 20), b""))
         if reader.uid != os.geteuid() and reader.uid is not None and reader.gid is not None:
             os.fchown(out.fileno(), reader.uid, reader.gid)
@@ -145,7 +148,7 @@ def _is_same(path: bytes, status: os.stat_result, reader: Credentials) -> bool:
 
 
 def warn_of_missing(context: Context, found: CrashFiles) -> None:
-    """Say in a line each what there is no file of: the executable first, then libraries."""
+    """Print a warning for each missing file: first the executable, then libraries."""
     missing = [
         file for file in found.files if file.fd is None and file.module.name.startswith(b"/")
     ]
@@ -153,8 +156,8 @@ def warn_of_missing(context: Context, found: CrashFiles) -> None:
     for file in missing[:_WARNED_MAX]:
         wanted = f"build-id {file.module.build_id}" if file.module.build_id else "no build-id"
         context.warn(
-            f"no symbols of {printable(file.module.name)} ({wanted}): "
+            f"no symbols for {printable(file.module.name)} ({wanted}): "
             f"{printable(file.problem or 'it is too large')}"
         )
     if len(missing) > _WARNED_MAX:
-        context.warn(f"and of {len(missing) - _WARNED_MAX} more libraries")
+        context.warn(f"and for {len(missing) - _WARNED_MAX} more libraries")

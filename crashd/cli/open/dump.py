@@ -1,4 +1,4 @@
-"""`dump`: the core of one crash as the kernel would have written it, or the dump of the kernel."""
+"""`dump`: writes the core of a crash as the kernel would have written it, or the kernel's dump."""
 
 import argparse
 import contextlib
@@ -6,25 +6,40 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
+from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.progress import Progress, progress
 from crashd.cli.source import Source, newest, open_source
+from crashd.domain.crash.model import State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import FormatError, NotFoundError, UsageError
 from crashd.store.corefile import read_core
-from crashd.store.entry import write_all
 
-_NO_CORE = {
-    "capturing": "it is still being captured",
-    "metadata-only": "only its metadata was kept",
-    "lost": "it was lost",
-    "evicted": "it was deleted to make room",
-    "missing": "it is gone from the disk",
-}
+
+def _why_coreless(state: State) -> str:
+    match state:
+        case State.CAPTURING:
+            return "still being captured"
+        case State.METADATA_ONLY:
+            return "only its metadata was kept"
+        case State.LOST:
+            return "it was lost"
+        case State.EVICTED:
+            return "deleted to free space"
+        case State.MISSING:
+            return "no longer on disk"
+        case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
+            return "none was kept"
+        case _:
+            assert_never(state)
+
+
+_NO_CORE: dict[str, str] = {state: _why_coreless(state) for state in State}
+"""By what a row says, which may be a state of a newer crashd."""
 
 
 def dump(context: Context, arguments: argparse.Namespace) -> int:
@@ -35,7 +50,7 @@ def dump(context: Context, arguments: argparse.Namespace) -> int:
     if not to_file and os.isatty(1):
         raise UsageError(
             "dump: refusing to write a core to a terminal",
-            hint="name a file by --output, or redirect the output",
+            hint="use --output FILE, or redirect standard output",
         )
     source = open_source(context)
     try:
@@ -73,11 +88,10 @@ def _opened(context: Context, source: Source, row: dict[str, Any]) -> Iterator[I
 
 @contextlib.contextmanager
 def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterator[Iterator[bytes]]:
-    """Open the core of a crash for reading, its own bytes in chunks; warn where it is not whole.
+    """Open the core of a crash, and yield it in uncompressed chunks; warn if it is truncated.
 
     Raises:
         NotFoundError: there is no core; the message says why.
-
     """
     fd = open_stored(context, source, row)
     try:
@@ -90,18 +104,17 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
 
 
 def open_stored(context: Context, source: Source, row: dict[str, Any]) -> int:
-    """Open the stored core of a crash; warn where it is not whole. The caller owns the descriptor.
+    """Open the stored core of a crash; warn if it is truncated. The caller owns the descriptor.
 
     Raises:
         NotFoundError: there is no core; the message says why.
-
     """
     crash_id, core = row["id"], row.get("core") or {}
     reason = (row.get("capture") or {}).get("reason")
     if not core.get("path"):
         limit = (row.get("evicted") or {}).get("reason")
         deleted = f"deleted by retention ({limit})" if limit else None
-        why = deleted or reason or _NO_CORE.get(str(row.get("state")), "none was kept")
+        why = deleted or reason or _NO_CORE.get(str(row.get("state")), "no core was kept")
         raise NotFoundError(f"crash {crash_id} has no core: {printable(str(why))}")
     fd = source.open_core(crash_id)
     if not core.get("complete"):
@@ -124,4 +137,4 @@ def _checked(chunks: Iterator[bytes], crash_id: str) -> Iterator[bytes]:
     try:
         yield from chunks
     except FormatError as e:
-        raise FormatError(f"crash {crash_id}: {e}", hint="crashctl verify --deep tells more") from e
+        raise FormatError(f"crash {crash_id}: {e}", hint="crashctl verify --deep shows more") from e

@@ -1,12 +1,13 @@
-"""Run a debugger in the foreground, in a session of its own, and as another user if asked.
+"""Runs a debugger in the foreground, in its own session, and as another user if asked.
 
     terminal ── crashctl ── pty ── debugger
                    └── socket ── monitor (leads the session, waits for the debugger)
 
-What a core can make of a debugger must not reach the terminal of root's shell: who has that as
-controlling terminal can type into it (TIOCSTI). So crashctl relays between the terminal and a pty,
-as sudo does with use_pty. Where standard input or output is not a terminal, the debugger has no
-controlling terminal at all, and pipes in place of a standard descriptor that is one.
+A core can take over its debugger, and the debugger must then not reach the terminal of root's
+shell: a process with that controlling terminal can type into it (TIOCSTI). So crashctl relays
+between the terminal and a pty, as sudo does with use_pty. If standard input or output is not a
+terminal, the debugger gets no controlling terminal, and a pipe in place of each standard descriptor
+that is a terminal.
 """
 
 import contextlib
@@ -28,8 +29,10 @@ from crashd.domain.text import printable
 from crashd.errors import UnsupportedError, reason_of
 
 _KEPT_VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "DEBUGINFOD_URLS")
-"""What another user's debugger gets of root's environment, with LC_*: no secrets, no paths. The
-last is there where the administrator lets missing files be fetched (analysis.debuginfod).
+"""What the debugger of another user inherits of root's environment, besides LC_*: no secrets, no
+paths.
+
+DEBUGINFOD_URLS is set only if the administrator allows fetching files (analysis.debuginfod).
 """
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
@@ -38,35 +41,34 @@ _RESET = (*_PASSED_ON, *_OF_JOBS, signal.SIGPIPE, signal.SIGXFSZ)
 _STATUS = struct.Struct("i")
 _CHUNK = 64 << 10
 _TYPED_MAX = 1 << 20
-"""What is kept for a debugger that reads nothing."""
+"""Typed bytes kept for a debugger that does not read them."""
 _QUIET_SECONDS = 0.5
-"""How long output is waited for after the debugger ended, where a child of it keeps the pty."""
-_CANNOT_RUN, _NOT_FOUND = 126, 127  # as a shell says it
+"""How long to wait for output after the debugger's end, if a child of it holds the pty open."""
+_CANNOT_RUN, _NOT_FOUND = 126, 127  # as in a shell
 
 
 class User(NamedTuple):
-    """Whom a program runs as."""
+    """The user that a program runs as."""
 
     uid: int
     gid: int
 
 
 class _Streams(NamedTuple):
-    """The standard descriptors of the debugger, and what is relayed to ours."""
+    """The debugger's standard descriptors, and those relayed to ours."""
 
     given: tuple[int, int, int]
     routes: dict[int, int]
-    """From a pipe's or the pty's end to our standard descriptor."""
+    """Maps our end of a pipe or of the pty to our standard descriptor."""
     master: int | None
-    """Of the pty; None where there is none."""
+    """Our end of the pty; None without a pty."""
 
 
 def run(argv: Sequence[str], user: User | None, keep: Sequence[int] = ()) -> int:
-    """Run a program that also gets the descriptors `keep`; return its status as a shell would.
+    """Run a program that inherits the descriptors `keep`; return its exit status as a shell would.
 
     Raises:
-        UnsupportedError: there is no pty to be had.
-
+        UnsupportedError: no pty can be opened.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -81,7 +83,7 @@ def run(argv: Sequence[str], user: User | None, keep: Sequence[int] = ()) -> int
                 ours.close()
                 _monitor(theirs, streams, before, argv, user, keep)
         stack.callback(os.waitpid, monitor, 0)
-        stack.callback(ours.close)  # comes first, and ends the monitor
+        stack.callback(ours.close)  # runs before waitpid, and makes the monitor end
         for fd in {*streams.given} - {0, 1, 2}:
             os.close(fd)
         status = _Relay(ours, streams, before).run()
@@ -90,7 +92,7 @@ def run(argv: Sequence[str], user: User | None, keep: Sequence[int] = ()) -> int
 
 
 def _open_streams(stack: contextlib.ExitStack, user: User | None, *, terminal: bool) -> _Streams:
-    """Choose what stands in for each standard descriptor that is a terminal."""
+    """Replace each standard descriptor that is a terminal: by the pty, a pipe or /dev/null."""
     given, routes, master = [0, 1, 2], {}, None
     if terminal:
         try:
@@ -127,8 +129,10 @@ def _copy_size(fd: int) -> None:
 
 
 def _restore(before: list[Any]) -> None:
-    """Put the terminal's settings back, also from the background; what was typed last is dropped,
-    since answers to what a hostile program wrote there may be in it.
+    """Restore the terminal's settings, even from the background, and drop pending input.
+
+    The input may hold the terminal's answers to escape sequences that a hostile program wrote;
+    the shell must not get them.
     """
     previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
@@ -173,7 +177,7 @@ class _Relay:
 
         wanted = {number: pass_on for number in _PASSED_ON} | {signal.SIGWINCH: resize}
         if self._before is not None:
-            wanted[signal.SIGTSTP] = pass_on  # that the debugger stops then stops us
+            wanted[signal.SIGTSTP] = pass_on  # the debugger's stop then stops us
         previous = {number: signal.signal(number, act) for number, act in wanted.items()}
         try:
             yield
@@ -182,7 +186,7 @@ class _Relay:
                 signal.signal(number, handler)
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the monitor has ended
             self._control.send(bytes([number]))
 
     def _make_raw(self) -> None:
@@ -209,7 +213,7 @@ class _Relay:
                     self._type(None)
 
     def _hear(self) -> int | None:
-        """Take a message of the monitor; the wait status where that says that it is over."""
+        """Receive a message of the monitor; return the wait status if the debugger has ended."""
         try:
             raw = self._control.recv(_STATUS.size)
         except ConnectionError:
@@ -224,7 +228,7 @@ class _Relay:
         return None
 
     def _suspend(self, before: list[Any]) -> None:
-        """Stop our whole job, as Ctrl-Z does; go on with the debugger when it is continued."""
+        """Stop our whole job, as Ctrl-Z does; once continued, continue the debugger."""
         _restore(before)
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(0, signal.SIGTSTP)
@@ -235,7 +239,7 @@ class _Relay:
         self._signal(signal.SIGCONT)
 
     def _type(self, typed: bytes | None) -> None:
-        """Pass on what was typed, now or earlier, as far as the pty takes it."""
+        """Write typed bytes, new and pending, to the pty as far as it accepts them."""
         if self._master is None:
             return
         if typed == b"":
@@ -246,25 +250,25 @@ class _Relay:
         try:
             del self._typed[: os.write(self._master, self._typed)]
         except BlockingIOError:
-            pass  # its queue is full
+            pass  # the pty's queue is full
         except OSError:
-            self._typed.clear()  # nobody reads it any more
-        del self._typed[_TYPED_MAX:]  # as a terminal does whose queue is full
+            self._typed.clear()  # the debugger has closed the pty
+        del self._typed[_TYPED_MAX:]  # a terminal with a full queue drops input too
         waiting = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._typed else 0)
         with contextlib.suppress(KeyError):
             self._selector.modify(self._master, waiting)
 
     def _show(self, fd: int) -> bool:
-        """Pass on output; False at its end."""
+        """Copy available output; return False at the end of the stream."""
         data = memoryview(_read(fd))
         more = bool(data)
-        with contextlib.suppress(OSError):  # the terminal is gone: what is left is dropped
+        with contextlib.suppress(OSError):  # the terminal is gone: drop the rest
             while data:
                 data = data[os.write(self._routes[fd], data) :]
         return more
 
     def _drain(self) -> None:
-        """Show what is still under way."""
+        """Copy the output that is still in the pipes or the pty."""
         poll = select.poll()
         for fd in self._routes:
             poll.register(fd, select.POLLIN)
@@ -279,7 +283,7 @@ class _Relay:
 def _read(fd: int) -> bytes:
     try:
         return os.read(fd, _CHUNK)
-    except OSError:  # EIO: the other side of a pty is closed
+    except OSError:  # EIO: the other side of the pty is closed
         return b""
 
 
@@ -294,9 +298,10 @@ def _monitor(
     user: User | None,
     keep: Sequence[int],
 ) -> NoReturn:
-    """Lead the session: start the debugger, report how it stops and ends; never returns.
+    """Lead the session: start the debugger and report its stops and its end; never returns.
 
-    Ends only when crashctl has seen the end: a session that loses its leader loses output.
+    The monitor ends after crashctl has seen the debugger's end, because a session that loses its
+    leader loses output.
     """
     try:
         for number in _RESET:
@@ -312,7 +317,7 @@ def _monitor(
         child = os.fork()
         if child == 0:
             _exec(argv, user, streams.given, keep, terminal)
-        with contextlib.suppress(OSError):  # it has done so itself, and runs
+        with contextlib.suppress(OSError):  # the child was faster
             os.setpgid(child, child)
         for fd in {*streams.given, *streams.routes} - {0, 1, 2}:
             os.close(fd)
@@ -321,12 +326,12 @@ def _monitor(
         _complain(argv, e)
     finally:
         if before is not None:
-            _restore(before)  # crashctl may have been killed
+            _restore(before)  # in case crashctl was killed
         os._exit(0)
 
 
 def _watch(control: socket.socket, child: int, woken: int) -> None:
-    """Report stops and the end of the debugger, and pass signals on; end it where crashctl ends."""
+    """Report the debugger's stops and end, pass signals on, and kill it if crashctl ends."""
     over = False
     with contextlib.suppress(ConnectionError):  # crashctl was killed
         while True:
@@ -353,7 +358,7 @@ def _signal_group(child: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, number)
         if number != signal.SIGTSTP:
-            os.killpg(child, signal.SIGCONT)  # a stopped one does not see the first
+            os.killpg(child, signal.SIGCONT)  # a stopped process does not act on the first
 
 
 def _exec(
@@ -363,7 +368,7 @@ def _exec(
     keep: Sequence[int],
     terminal: int | None,
 ) -> NoReturn:
-    """Become the debugger; never returns to the code of the parent."""
+    """Become the debugger; never returns."""
     try:
         os.setpgid(0, 0)
         if terminal is not None:
@@ -382,7 +387,7 @@ def _exec(
             _enter_again()
         for fd in map(int, os.listdir("/proc/self/fd")):
             if fd > 2 and fd not in keep:
-                with contextlib.suppress(OSError):  # that of the list itself
+                with contextlib.suppress(OSError):  # the listing's own descriptor
                     os.close(fd)
         for fd in keep:
             os.set_inheritable(fd, True)
@@ -400,7 +405,7 @@ def _complain(argv: Sequence[str], error: OSError) -> None:
 
 
 def _enter_again() -> None:
-    """Leave a directory that this user could not have entered."""
+    """Change to / if this user may not enter the current directory."""
     try:
         os.chdir(os.getcwd())
     except OSError:
@@ -408,7 +413,7 @@ def _enter_again() -> None:
 
 
 def build_environ(environ: Mapping[str, str], name: str | None, home: str) -> dict[str, str]:
-    """Build the environment of another user's program from root's."""
+    """Build the environment of another user's program out of root's."""
     kept = {k: v for k, v in environ.items() if k in _KEPT_VARIABLES or k.startswith("LC_")}
     who = {} if name is None else {"USER": name, "LOGNAME": name}
     return {**kept, **who, "HOME": home, "PATH": _PATH}

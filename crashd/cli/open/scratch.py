@@ -1,8 +1,8 @@
-"""Files for a debugger or a bundle, below $TMPDIR: readable by nobody else, and gone at the end.
+"""Temporary files for a debugger or a bundle, below $TMPDIR: private, and removed at the end.
 
-A core gets no name at all, so that nothing of it stays whatever ends crashctl, and no other process
-can open it: the debugger gets its descriptor. What has to have names lies in a directory of root's
-own, which the debugger's user reaches by a descriptor, and others do not.
+A core gets no name at all. So nothing of it stays, however crashctl ends, and no other process can
+open it: the debugger gets its descriptor. Files that need names lie in a directory that only root
+can enter; the debugger's user reaches it through a descriptor.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from crashd.base.files import read_space
 from crashd.cli.open.foreground import User
 from crashd.cli.output import write_sparse
 from crashd.domain.units import format_size
@@ -19,21 +20,21 @@ from crashd.errors import CrashdError, reason_of
 from crashd.store.trusted import find_untrusted
 
 KEEP_FREE_MAX = 1 << 30
-"""What is left free of a file system; of a small one a twentieth."""
+"""Space left free on the file system: at most this, and at most a twentieth of it."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _base() -> str:
-    # not /tmp, which is often in memory
+    # not /tmp, which is often a tmpfs
     base = os.environ.get("TMPDIR") or "/var/tmp"
-    if why := find_untrusted(Path(base)):  # its owner could put another in its place
-        raise CrashdError(f"TMPDIR: {why}: not for root's files", hint="unset TMPDIR")
+    if why := find_untrusted(Path(base)):  # its owner could replace it
+        raise CrashdError(f"TMPDIR is not safe for root's files: {why}", hint="unset TMPDIR")
     return base
 
 
 @contextlib.contextmanager
 def private_directory() -> Iterator[Path]:
-    """Make a directory of our own, 0700, and remove it at the end."""
+    """Create a private directory (0700), and remove it at the end."""
     directory = Path(tempfile.mkdtemp(prefix="crashctl-", dir=_base()))
     try:
         yield directory
@@ -43,8 +44,8 @@ def private_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def nameless_file() -> Iterator[int]:
-    """Make a file without a name, 0600; yield its descriptor, which is closed at the end."""
-    # in a directory of its own first: in a shared one others could give the file a second name
+    """Create an unnamed file (0600); yield its descriptor, and close it at the end."""
+    # created in a private directory: in a shared one others could link it under a second name
     with private_directory() as directory:
         path = directory / "core"
         fd = os.open(path, _CREATE, 0o600)
@@ -57,10 +58,10 @@ def nameless_file() -> Iterator[int]:
 
 
 def write_core(fd: int, chunks: Iterable[bytes]) -> None:
-    """Write a core to a file of nameless_file(), and leave some of the disk free.
+    """Write a core to an unnamed file, and leave some space free on the disk.
 
     Raises:
-        CrashdError: there is no room for it.
+        CrashdError: there is not enough room.
 
     """
     try:
@@ -70,25 +71,24 @@ def write_core(fd: int, chunks: Iterable[bytes]) -> None:
 
 
 def leaving_room(fd: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass on what still fits on the file system of `fd`.
+    """Pass on `chunks` while the file system of `fd` has room.
 
     Raises:
-        CrashdError: it would be full.
-
+        CrashdError: the next chunk would leave less free than KEEP_FREE_MAX allows.
     """
     for chunk in chunks:
-        status = os.fstatvfs(fd)
-        keep = min(KEEP_FREE_MAX, status.f_blocks * status.f_frsize // 20)
-        if status.f_bavail * status.f_frsize - len(chunk) < keep:
+        space = read_space(fd)
+        keep = min(KEEP_FREE_MAX, space.total_bytes // 20)
+        if space.free_bytes - len(chunk) < keep:
             raise CrashdError(
-                f"{_base()} has no room: {format_size(keep)} stay free",
-                hint="TMPDIR names another directory",
+                f"{_base()} has no room: {format_size(keep)} must stay free",
+                hint="set TMPDIR to a directory with enough room",
             )
         yield chunk
 
 
 def give(fd: int, user: User | None) -> Path:
-    """Let the debugger's user open a file without a name; return its path there."""
+    """Let the debugger's user open an unnamed file; return the path that the debugger uses."""
     if user is not None:
         os.fchown(fd, user.uid, user.gid)
     return descriptor_path(fd)

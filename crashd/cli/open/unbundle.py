@@ -1,9 +1,9 @@
-"""Open what `crashctl bundle` wrote, here or elsewhere: crashd.cli.open.bundle says what is in it.
+"""Reads a bundle, written here or elsewhere; crashd.cli.open.bundle documents its contents.
 
-A bundle may be anybody's. It is read once, as a stream: nothing is allocated, and nothing written,
-before it was compared with a limit; members have the names that bundles have; the core goes to a
-file without a name, documents stay in memory, and the files of modules get the paths of
-modules.json below a private directory, or none.
+A bundle may come from anybody. It is read once, as a stream. Every size is compared with a limit
+before anything is allocated or written. Only member names that bundles use are accepted. The core
+goes to an unnamed file, documents stay in memory, and module files get the paths of modules.json
+below a private directory, or are left out.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import io
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from crashd.base.files import NotRegularError, open_regular
 from crashd.cli.open.scratch import nameless_file, private_directory, write_core
 from crashd.cli.output import terminable
 from crashd.domain.elf.modules import path_parts
@@ -39,54 +39,53 @@ _DOCUMENTS = ("crash.json", "modules.json")
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 _NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-"""Links to those below /usr, on a host that has them merged."""
+"""Links to the directories below /usr, as on a host with a merged /usr."""
 
 
-class Limits(NamedTuple):
-    """What a bundle may ask for."""
+class BundleLimits(NamedTuple):
+    """The limits that a bundle must not exceed."""
 
     members: int = 1024
     records_bytes: int = 64 << 10
-    """Of an extended header."""
+    """Size of an extended header."""
     document_bytes: int = 32 << 20
-    """Of crash.json and modules.json: the former is a record, of at most as many."""
+    """Size of crash.json and of modules.json; a record is never larger."""
     values: int = 1 << 20
-    """In such a document: each takes about 100 bytes of memory."""
+    """JSON values in such a document; each takes about 100 bytes of memory."""
     sums_bytes: int = 1 << 20
     report_bytes: int = 64 << 20
     member_bytes: int = 64 << 30
-    """Of the stored core, or of a file."""
+    """Size of the stored core, or of one file."""
     files_bytes: int = 64 << 30
-    """Of all files together; and they may not fill the disk."""
+    """Size of all files together; in addition, they must not fill the disk."""
     core_bytes: int = 1 << 40
-    """Of the core, holes included."""
+    """Size of the unpacked core, holes included."""
     depth: int = 64
-    """Directories that one file lies in."""
+    """Directories above one file."""
 
 
-DEFAULT = Limits()
+DEFAULT = BundleLimits()
 
 
 class Unpacked(NamedTuple):
-    """An opened bundle; gone with the context that gave it."""
+    """An unpacked bundle; removed when its context ends."""
 
     core: int
-    """The core, unpacked, in a file without a name."""
+    """The unpacked core, in an unnamed file."""
     root: int
-    """The directory that the files of modules lie below, as the core names them."""
+    """The directory that holds the module files, at the paths in the core."""
     exe: str | None
-    """The executable below it."""
+    """The executable's path below it."""
 
 
 @contextlib.contextmanager
-def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
-    """Unpack a bundle for as long as the context lasts.
+def unpack(path: Path, limits: BundleLimits = DEFAULT) -> Iterator[Unpacked]:
+    """Unpack a bundle; it exists until the context ends.
 
     Raises:
-        NotFoundError: there is no such file.
-        FormatError: it is no bundle, damaged, or larger than bundles are.
-        CrashdError: there is no room for it.
-
+        NotFoundError: the file does not exist.
+        FormatError: it is not a bundle, is damaged, or exceeds a limit.
+        CrashdError: there is not enough room.
     """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(_open(path))
@@ -97,7 +96,7 @@ def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
             exe = unpack_tar(zstd_reader(raw), directory, core, limits)
         except FormatError as e:
             name = printable(os.fsencode(path))
-            raise FormatError(f"{name} is no bundle, or damaged: {e}") from e
+            raise FormatError(f"{name} is not a bundle, or is damaged: {e}") from e
         root = os.open(directory / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
         yield Unpacked(core, root, exe)
@@ -106,25 +105,23 @@ def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
 def _open(path: Path) -> IO[bytes]:
     name = printable(os.fsencode(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return open(open_regular(path, follow=True), "rb")
+    except NotRegularError as e:
+        raise FormatError(f"{name} is not a regular file") from e
     except OSError as e:
         raise NotFoundError(f"cannot open {name}: {reason_of(e)}") from e
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise FormatError(f"{name} is not a regular file")
-    return open(fd, "rb")
 
 
 def unpack_tar(
-    read: Callable[[int], bytes], directory: Path, core: int, limits: Limits = DEFAULT
+    read: Callable[[int], bytes], directory: Path, core: int, limits: BundleLimits = DEFAULT
 ) -> str | None:
-    """Unpack the archive that `read` gives: the core to the file `core`, the files of modules below
-    `directory`/root. Return the executable's path below that.
+    """Unpack the archive that `read` returns; return the executable's path below the root.
+
+    The core goes to the file `core`, module files go below `directory`/root.
 
     Raises:
-        FormatError: it is not what `crashctl bundle` writes.
-        CrashdError: there is no room for it.
-
+        FormatError: the archive is not one that `crashctl bundle` writes.
+        CrashdError: there is not enough room.
     """
     taken = _Taken(directory, core, limits)
     for member in _members(read, limits):
@@ -142,7 +139,7 @@ def unpack_tar(
 
 
 class _Member(io.RawIOBase):
-    """One file in the archive, summed up as it is read."""
+    """One file in the archive, hashed while it is read."""
 
     def __init__(self, header: TarHeader, read: Callable[[int], bytes]) -> None:
         self.name = header.name
@@ -152,7 +149,7 @@ class _Member(io.RawIOBase):
         self._read = read
 
     def read(self, size: int = -1) -> bytes:
-        """Read at most so much, of what is left of it."""
+        """Read at most `size` bytes of the rest."""
         wanted = self._left if size < 0 else min(size, self._left)
         if not wanted:
             return b""
@@ -164,13 +161,13 @@ class _Member(io.RawIOBase):
         return data
 
     def chunks(self) -> Iterator[bytes]:
-        """Read what is left of it."""
+        """Yield the rest."""
         while data := self.read(CHUNK):
             yield data
 
 
-def _members(read: Callable[[int], bytes], limits: Limits) -> Iterator[_Member]:
-    """Read the members; each is done with before the next one comes."""
+def _members(read: Callable[[int], bytes], limits: BundleLimits) -> Iterator[_Member]:
+    """Yield the members; each must be used before the next one is read."""
     for _ in range(limits.members):
         header = _read_header(read, limits)
         if header is None:
@@ -178,17 +175,17 @@ def _members(read: Callable[[int], bytes], limits: Limits) -> Iterator[_Member]:
         member = _Member(header, read)
         yield member
         for _ in member.chunks():
-            pass  # what was not wanted is summed up too
+            pass  # the unused rest belongs to the checksum too
         _exactly(read, -member.size_bytes % BLOCK)
     raise FormatError(f"the archive has more than {limits.members} files")
 
 
-def _read_header(read: Callable[[int], bytes], limits: Limits) -> TarHeader | None:
+def _read_header(read: Callable[[int], bytes], limits: BundleLimits) -> TarHeader | None:
     header = parse_tar_header(_exactly(read, BLOCK))
     if header is None or not header.is_extended:
         return header
     if header.size_bytes > limits.records_bytes:
-        raise FormatError(f"an extended header of the archive has {header.size_bytes} bytes")
+        raise FormatError(f"an extended header of the archive is {header.size_bytes} bytes long")
     records = parse_records(_exactly(read, header.size_bytes))
     _exactly(read, -header.size_bytes % BLOCK)
     header = parse_tar_header(_exactly(read, BLOCK))
@@ -213,11 +210,11 @@ def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
 
 @dataclass(slots=True)
 class _Taken:
-    """What has been taken from the archive."""
+    """The members read so far."""
 
     directory: Path
     core: int
-    limits: Limits
+    limits: BundleLimits
     documents: dict[str, bytes] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     members: dict[str, _Member] = field(default_factory=dict)
@@ -225,7 +222,7 @@ class _Taken:
     files_bytes: int = 0
 
     def take(self, member: _Member) -> None:
-        """Take a member, or what of it is wanted."""
+        """Read a member and keep what is needed of it."""
         name, limits = member.name, self.limits
         if name == "kernel.json":
             raise FormatError(
@@ -233,7 +230,7 @@ class _Taken:
                 " (kernel.json says which vmlinux)"
             )
         if name in self.members or not (name == "SHA256SUMS" or _MEMBER.fullmatch(name)):
-            raise FormatError(f"the bundle has {printable(name)}, which no bundle has")
+            raise FormatError(f"the bundle has an unexpected member {printable(name)}")
         self.members[name] = member
         if name == "SHA256SUMS":
             self.sums = parse_sums(self._whole(member, limits.sums_bytes))
@@ -254,7 +251,7 @@ class _Taken:
         if member.size_bytes > limit:
             raise FormatError(
                 f"{printable(member.name)} in the bundle has {member.size_bytes} bytes,"
-                f" {limit} are allowed"
+                f" more than the {limit} allowed"
             )
 
     def _whole(self, member: _Member, limit: int) -> bytes:
@@ -266,17 +263,16 @@ class _Taken:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             write_core(fd, member.chunks())
-            os.fchmod(fd, 0o644)  # for the debugger's user; others cannot enter the directory
+            os.fchmod(fd, 0o644)  # for the debugger's user; nobody else can enter the directory
         finally:
             os.close(fd)
         return path
 
     def check(self) -> None:
-        """See to it that all is there, and undamaged.
+        """Check that all members are present and undamaged.
 
         Raises:
-            FormatError: it is not.
-
+            FormatError: one is missing or damaged.
         """
         if not {"core.zst", *_DOCUMENTS} <= self.members.keys():
             raise FormatError("the bundle has no core, no crash.json or no modules.json")
@@ -298,8 +294,7 @@ def parse_sums(raw: bytes) -> dict[str, str]:
     """Parse SHA256SUMS: digests by name.
 
     Raises:
-        FormatError: it is damaged.
-
+        FormatError: a line is malformed.
     """
     found = {}
     for line in raw.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n"):
@@ -311,13 +306,12 @@ def parse_sums(raw: bytes) -> dict[str, str]:
 
 
 def parse_document(name: str, raw: bytes, values_max: int) -> Any:
-    """Parse a JSON document of no more values than that.
+    """Parse a JSON document with at most `values_max` values.
 
     Raises:
-        FormatError: it has more, or is none.
-
+        FormatError: it has more, or is not JSON.
     """
-    # each value but the first comes after one of these; in strings there are more, never fewer
+    # every value but the first follows one of these; strings can only add to the count
     if sum(map(raw.count, (b",", b"[", b"{", b":"))) > values_max:
         raise FormatError(f"{name} in the bundle has too many values")
     try:
@@ -329,11 +323,10 @@ def parse_document(name: str, raw: bytes, values_max: int) -> Any:
 def plan_layout(
     crash: Any, modules: Any, depth: int
 ) -> tuple[str | None, Mapping[str, tuple[str, ...]]]:
-    """Plan at which path below the root each member goes; return the executable's, too.
+    """Plan the path of each member below the root; return it, and the executable's path.
 
     Raises:
-        FormatError: the documents are not what they should be.
-
+        FormatError: the documents do not have the expected form.
     """
     if not isinstance(crash, dict) or not isinstance(modules, list):
         raise FormatError("crash.json or modules.json in the bundle is damaged")
@@ -365,7 +358,7 @@ def _parts_of(path: object) -> tuple[str, ...] | None:
 def _lay_out(
     directory: Path, files: Mapping[str, Path], planned: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Move the files to their paths; one whose path cannot be made here stays out."""
+    """Move the files to their paths; leave out those with a path that cannot exist here."""
     root = directory / "root"
     before = os.umask(0o022)
     try:
@@ -380,7 +373,7 @@ def _lay_out(
                 if e.errno not in _NO_PATH:
                     raise CrashdError(f"cannot write to {directory}: {reason_of(e)}") from e
         for name in _MERGED:
-            # the core's list of libraries has the names by which they were loaded
+            # the core lists libraries under the names they were loaded by
             if (root / "usr" / name).is_dir() and not os.path.lexists(root / name):
                 (root / name).symlink_to(f"usr/{name}")
     finally:

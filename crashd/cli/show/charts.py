@@ -1,6 +1,6 @@
-"""Bars and columns in a terminal, in eighths of a character where it can show them, else in ASCII.
+"""Draws bars and columns on a terminal: in eighths of a character, or in ASCII without UTF-8.
 
-Pure: numbers in, lines out. Labels are made harmless here.
+Pure: numbers in, lines out. Labels are foreign strings and are escaped here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from crashd.cli.render import CYAN, DIM, cut, cut_path, display_width, pad, styl
 from crashd.domain.text import printable
 
 WIDTH_MIN = 30
-"""Columns; what is narrower gets lines that are too long."""
+"""Columns; on a narrower terminal the lines are too long."""
 _ROWS = " ▁▂▃▄▅▆▇█"
 _BARS = " ▏▎▍▌▋▊▉█"
 _ASCII_ROWS = " ...::::#"
@@ -20,16 +20,16 @@ _LABEL_SHARE = 3
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """What is drawn on."""
+    """The terminal to draw on."""
 
     width: int
     """Columns."""
     unicode: bool
-    """Blocks and lines can be shown."""
+    """Whether it shows block and line characters."""
     color: bool
 
     def label(self, text: str, width: int) -> str:
-        """Make a name fit and harmless; of a path the end is kept."""
+        """Escape a name and cut it to `width`; of a path keep the end."""
         shown = printable(text)
         if self.unicode:
             return (cut_path if shown.startswith("/") else cut)(shown, width)
@@ -39,12 +39,12 @@ class Canvas:
         return "~" + shown[1 - width :] if shown.startswith("/") else shown[: width - 1] + "~"
 
     def paint(self, text: str, style: str) -> str:
-        """Colour it, where colours are wanted."""
+        """Return `text` in `style`, if colours are used."""
         return styled(text, style if self.color else None)
 
 
 def draw_bars(canvas: Canvas, counts: Sequence[tuple[str, int]], lines_max: int) -> Iterator[str]:
-    """Draw a bar for each count, the largest first; what is beyond `lines_max` in one line."""
+    """Draw a bar for each count, largest first; sum up those beyond `lines_max` in one line."""
     shown = list(counts[:lines_max])
     rest = counts[lines_max:]
     if not shown:
@@ -65,7 +65,7 @@ def draw_bars(canvas: Canvas, counts: Sequence[tuple[str, int]], lines_max: int)
 
 def _bar(canvas: Canvas, count: int, most: int, width: int) -> str:
     glyphs = _BARS if canvas.unicode else _ASCII_BARS
-    eighths = -(-count * width * 8 // max(most, 1))  # one at least, for what is there at all
+    eighths = -(-count * width * 8 // max(most, 1))  # rounded up, so that 1 is visible
     if not canvas.unicode:
         eighths = -(-eighths // 8) * 8
     whole, part = divmod(eighths, 8)
@@ -80,8 +80,9 @@ def draw_columns(
     ends: tuple[str, str],
     marks: Mapping[int, str],
 ) -> Iterator[str]:
-    """Draw a column for each value above an axis with words at its ends; `marks` stand below
-    columns, by their index.
+    """Draw a column for each value, above an axis labelled at both ends.
+
+    `marks` maps the index of a column to a character drawn below it.
     """
     most = max(values, default=0)
     margin = len(str(most)) + 1

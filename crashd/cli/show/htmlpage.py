@@ -1,7 +1,7 @@
-"""The page of `crashctl report`: HTML that needs nothing beside itself, and runs nothing.
+"""The page of `crashctl report`: one HTML file that fetches nothing and runs nothing.
 
-Pure: counts and records in, lines out. Every foreign string goes through `text`; widths and heights
-are attributes of SVG, so that the page's policy can forbid every style but its own.
+Pure: counts and records in, lines out. Every foreign string goes through `text`. Widths and heights
+are SVG attributes, so that the page's Content-Security-Policy can forbid every style but its own.
 """
 
 from base64 import b64encode
@@ -18,14 +18,14 @@ from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 
 TOP: Final = 20
-"""Signatures that are shown, each with its newest stack."""
+"""Signatures on the page, each with its newest stack."""
 OPEN: Final = 3
-"""Of them, those whose stack is unfolded."""
+"""Signatures with an unfolded stack."""
 BARS: Final = 8
 LATEST: Final = 100
 FRAMES_MAX: Final = 48
 LINES_MAX: Final = 120
-"""Of a kernel's report."""
+"""Lines of a kernel's report."""
 TEXT_MAX: Final = 400
 """Characters of one foreign string."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 1000, 220, 48, 24
@@ -40,37 +40,37 @@ _SUBJECTS = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the page tells."""
+    """The contents of the page."""
 
     host: str
     made_ns: int
     version: str
     tally: Tally
     stacks: Mapping[int, Row]
-    """All that is known of the newest crash of each top signature, by its rank from 0."""
+    """The whole record of the newest crash of each top signature; the key is its rank, from 0."""
     latest: Sequence[Row]
-    """The newest first."""
+    """Newest first."""
 
 
 def text(value: object) -> str:
-    """Make a foreign string harmless: for terminals that may show the page's source, then HTML."""
+    """Escape a foreign string: for a terminal that shows the page's source, then for HTML."""
     shown = printable(str(value))
     return escape(shown if len(shown) <= TEXT_MAX else shown[:TEXT_MAX] + "…")
 
 
 def known(value: object) -> str:
-    """Make a value of a record harmless; ABSENT for none."""
+    """Escape a value of a record; ABSENT if it has none."""
     return text(value) if value not in (None, "") else ABSENT
 
 
 def policy() -> str:
-    """Build the page's Content-Security-Policy: no source of anything but its one style."""
+    """Build the page's Content-Security-Policy: it allows the page's own style and nothing else."""
     digest = b64encode(sha256(STYLE.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
 def render(page: Page) -> Iterator[str]:
-    """Lay out the page, a piece a line."""
+    """Yield the lines of the page."""
     title = f"Crashes on {text(page.host)}"
     yield "<!DOCTYPE html>"
     yield '<html lang="en"><head><meta charset="utf-8">'
@@ -90,7 +90,7 @@ def render(page: Page) -> Iterator[str]:
         yield from _stacks(top, page.stacks)
         yield from _latest(page.latest, page.tally.total)
     else:
-        yield '<section id="none"><p>No crashes in this time.</p></section>'
+        yield '<section id="none"><p>No crashes in this period.</p></section>'
     made = f"Made by crashctl {page.version}, {local_time_of_ns(page.made_ns)}."
     yield f"</main><footer>{text(made)} Nothing on this page is fetched or run.</footer>"
     yield "</body></html>"
@@ -101,10 +101,10 @@ def _cards(page: Page) -> Iterator[str]:
     kernel = names["kinds"].get("kernel", 0)
     cards = (
         ("Crashes", page.tally.total, ""),
-        ("Different ones", len(page.tally.groups), ""),
-        ("Of the kernel", kernel, "bad" if kernel else ""),
+        ("Distinct crashes", len(page.tally.groups), ""),
+        ("Kernel crashes", kernel, "bad" if kernel else ""),
         ("Units", len(names["units"]), ""),
-        ("Kept whole", names["dispositions"].get("full", 0), ""),
+        ("Full cores", names["dispositions"].get("full", 0), ""),
         ("Lost", names["states"].get("lost", 0), "bad" if names["states"].get("lost") else ""),
     )
     yield '<section id="summary" class="cards">'
@@ -119,8 +119,8 @@ def _timeline(line: Timeline) -> Iterator[str]:
     height = _HEIGHT - _BOTTOM - 10
     each = (_WIDTH - _LEFT) / len(line)
     step = format_duration(line.step_ns)
-    yield f'<section id="timeline"><h2>When</h2><p class="note">A column is {step}.'
-    yield '<span class="key process"></span>processes<span class="key kernel"></span>the kernel</p>'
+    yield f'<section id="timeline"><h2>When</h2><p class="note">Each column covers {step}.'
+    yield '<span class="key process"></span>processes<span class="key kernel"></span>kernel</p>'
     yield f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Crashes over time">'
     for value in sorted({0, most // 2, most}):
         y = 10 + height - height * value / most
@@ -146,7 +146,7 @@ def _timeline(line: Timeline) -> Iterator[str]:
 
 
 def _hours(line: Timeline) -> Iterator[str]:
-    """Write five times below the columns."""
+    """Yield five times along the axis."""
     for part in range(5):
         when = local_time_of_ns(line.start_ns + (line.end_ns - line.start_ns) * part // 4)
         x = _LEFT + (_WIDTH - _LEFT) * part / 4
@@ -194,7 +194,7 @@ def _signatures(top: Sequence[Group]) -> Iterator[str]:
 
 
 def _stacks(top: Sequence[Group], stacks: Mapping[int, Row]) -> Iterator[str]:
-    yield '<section id="stacks"><h2>Their newest crashes</h2>'
+    yield '<section id="stacks"><h2>Newest crash of each</h2>'
     for rank, group in enumerate(top[:TOP]):
         doc = stacks.get(rank, group.newest)
         unfolded = " open" if rank < OPEN else ""

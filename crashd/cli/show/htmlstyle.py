@@ -1,4 +1,4 @@
-"""The style of the page that `crashctl report` writes: a constant, for the page names its hash."""
+"""The style of the page of `crashctl report`: a constant, because the page states its hash."""
 
 from typing import Final
 

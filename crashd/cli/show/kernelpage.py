@@ -11,20 +11,20 @@ from crashd.domain.units import format_size
 
 _Field = tuple[str, str | None]
 _LAST_WORDS = 40
-"""Lines of a log that no report was found in."""
+"""Lines shown of a log without a report."""
 _MODULES_SHOWN = 12
 _FRAMES_SHOWN = 20
 _CPUS_SHOWN = 16
 
 
 def kernel_fields(doc: Row) -> Iterator[_Field]:
-    """Lay out a crash's `kernel`."""
+    """Yield labels and texts of a crash's `kernel`."""
     kernel = doc.get("kernel")
     if not isinstance(kernel, Mapping):
         return
     yield "Kernel", _joined(kernel, "release", "machine", "version")
     yield "Panic", _text(kernel, "panic")
-    yield "Before", _text(kernel, "earlier")
+    yield "Earlier", _text(kernel, "earlier")
     yield "Function", _function(kernel)
     yield "CPU", _text(kernel, "cpu")
     words = kernel.get("taint_words") or []
@@ -32,7 +32,7 @@ def kernel_fields(doc: Row) -> Iterator[_Field]:
     yield "Tainted", f"{letters} ({', '.join(map(value_text, words))})" if letters else None
     yield "Hardware", _text(kernel, "hardware")
     yield "Modules", _modules(kernel.get("modules") or [])
-    yield "Known from", _source(kernel)
+    yield "Source", _source(kernel)
     yield "Dump", _dump(kernel)
     yield "Log", _text(kernel, "log_file")
     yield "Memory", _memory(kernel)
@@ -186,7 +186,7 @@ def _cpu_lines(doc: Row, show_all: bool) -> Iterator[str]:
 
 
 def report_lines(doc: Row, *, show_all: bool) -> Iterator[str]:
-    """Show the lines that tell of the crash; with `show_all` the whole log that was kept."""
+    """Yield the lines of the report; with `show_all`, the whole log that was kept."""
     report, log = doc.get("report") or [], doc.get("log") or []
     lines = log if show_all and log else report or log[-_LAST_WORDS:]
     if not lines:

@@ -11,7 +11,7 @@ from crashd.domain.crash.match import Query, parse_time
 
 
 def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
-    """Print a line for each crash that matches; 1 where something was asked for and not found."""
+    """Print a line for each crash that matches; return 1 if a filter matches nothing."""
     query = build_query(arguments, time.time_ns())
     source = open_source(context)
     try:
@@ -19,7 +19,7 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
     finally:
         source.close()
     if not arguments.reverse:
-        rows.reverse()  # the newest last: next to the prompt
+        rows.reverse()  # newest last, next to the prompt
     if arguments.json:
         for line in render_json_list(rows):
             print(line)
@@ -36,11 +36,12 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
-    """Build the query of `list`'s options; always newest first, so that a limit keeps the newest.
+    """Build the query from the options of `list`.
+
+    It asks for the newest crashes first, so that a limit keeps the newest.
 
     Raises:
-        UsageError: a time or a MATCH makes no sense.
-
+        UsageError: a time or a MATCH is not valid.
     """
     since, until = arguments.since, arguments.until
     return Query(
@@ -54,13 +55,13 @@ def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
 
 
 def is_filtered(query: Query) -> bool:
-    """Tell whether a query asks for something, and not just for all there is."""
+    """Return whether a query filters anything."""
     wanted = (query.since_ns, query.until_ns, query.kind, query.signature)
     return bool(query.terms) or any(value is not None for value in wanted)
 
 
 def show(context: Context, arguments: argparse.Namespace) -> int:
-    """Print all that is known of the newest crash that matches."""
+    """Print everything known about the newest crash that matches."""
     from crashd.cli.show.pages import render_info
 
     source = open_source(context)
@@ -109,4 +110,4 @@ def _print_event(context: Context, as_json: bool, table: Table, event: dict[str,
     if isinstance(crash, dict):
         print(json_line(crash) if as_json else table.line(crash), flush=True)
     elif event.get("dropped"):
-        context.warn(f"{event['dropped']} crashes were not shown: too many at once")
+        context.warn(f"{event['dropped']} crashes are not shown: too many at once")

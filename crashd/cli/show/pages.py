@@ -1,4 +1,4 @@
-"""The pages of `info` and `status`, as lines. Pure, like render.py."""
+"""The pages of `info` and `status`. Pure, like render.py: records in, lines out."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from crashd.domain.units import format_duration, format_size
 
 LABEL_WIDTH = 15
 TEXT_MAX = 2000
-"""Characters of one value that are shown without --all."""
+"""Characters shown of one value without --all."""
 THREADS_MAX = 16
 FRAMES_MAX = 64
 
@@ -39,7 +39,7 @@ _Field = tuple[str, str | None]
 def render_info(
     doc: Row, *, now_ns: int, show_all: bool, color: bool, core_file: str | None
 ) -> Iterator[str]:
-    """Lay out all that is known of one crash; `core_file` is where its core is stored."""
+    """Yield the lines of one crash's page; `core_file` is the path of its stored core."""
     yield styled(value_text(doc.get("title")), BOLD if color else None)
     limit = None if show_all else TEXT_MAX
     for number, group in enumerate(
@@ -56,7 +56,7 @@ def render_info(
         if lines:
             yield ""
             yield from lines
-        if number == 0:  # what happened, and where, before all else
+        if number == 0:  # what happened, and where, comes first
             yield from _frames(doc, show_all)
     yield from _warnings(doc)
     yield from symbol_lines(doc, show_all=show_all)
@@ -73,7 +73,7 @@ def _labelled(label: str, text: str) -> str:
 def _shorten(text: str, limit: int | None) -> str:
     if limit is None or len(text) <= limit:
         return text
-    return f"{text[:limit]}… ({len(text) - limit} more characters, see --all)"
+    return f"{text[:limit]}… ({len(text) - limit} more characters with --all)"
 
 
 def _known(value: object) -> str | None:
@@ -82,7 +82,7 @@ def _known(value: object) -> str | None:
 
 
 def age_text(then_ns: int, now_ns: int) -> str:
-    """Say how long ago something was, in words."""
+    """Return how long ago something happened, in words."""
     if then_ns > now_ns:
         return f"{format_duration(then_ns - now_ns)} in the future"
     age_ns = now_ns - then_ns
@@ -161,7 +161,7 @@ def _readers(doc: Row) -> str | None:
     if owner not in (None, 0):
         return f"root and uid {value_text(owner)}"
     set_id = doc.get("dumpable") not in (None, 1)
-    return "root only (it had privileges of another)" if set_id else "root only"
+    return "root only (set-id, or otherwise not dumpable)" if set_id else "root only"
 
 
 def _where(doc: Row) -> Iterator[_Field]:
@@ -192,13 +192,13 @@ def _capture(doc: Row) -> Iterator[_Field]:
     if capture.get("disposition") not in (None, "full"):
         words.append(f"kept: {value_text(capture['disposition'])}")
     yield "Captured", ", ".join(words) if capture else None
-    yield "Not whole", _known(capture.get("reason"))
+    yield "Incomplete", _known(capture.get("reason"))
     evicted = doc.get("evicted") or {}
     limit, when = value_text(evicted.get("reason")), local_time(evicted.get("time"))
     yield "Core deleted", f"{when}, by retention ({limit})" if evicted else None
     yield (
         "Identity",
-        "unsure: nothing was read from /proc"
+        "uncertain: nothing was read from /proc"
         if capture.get("identity") == "none" and doc.get("kind") == "process"
         else None,
     )
@@ -218,7 +218,7 @@ def _core(doc: Row, core_file: str | None) -> Iterator[_Field]:
         whole += f" (of {format_size(expected)})"
     yield (
         "Core",
-        f"{format_size(size)}{whole}, {format_size(core.get('resident_bytes') or 0)} of it memory, "
+        f"{format_size(size)}{whole}, {format_size(core.get('resident_bytes') or 0)} resident, "
         f"{format_size(stored)} on disk",
     )
     yield "Stored as", printable(core_file) if core_file else None
@@ -283,7 +283,7 @@ def _raw(doc: Row) -> Iterator[str]:
 
 
 def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
-    """Lay out what the daemon says of itself."""
+    """Yield the lines of the daemon's status."""
     store: Mapping[str, Any] = status.get("store") or {}
     yield styled(f"crashd {value_text(status.get('version'))}", BOLD if color else None)
     started_ns = status.get("started_ns")
@@ -302,7 +302,7 @@ def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
         ("Workers", _known(status.get("workers"))),
         ("Captures", f"{_count(status, 'in_flight')} in flight, {_count(status, 'queued')} queued"),
         ("Spool", _spool(status)),
-        ("Crashes", f"{_count(status, 'crashes_total')} since the start"),
+        ("Crashes", f"{_count(status, 'crashes_total')} since start"),
         (
             "Store",
             f"{_count(store, 'entries')} crashes, {format_size(_count(store, 'bytes'))}; "
@@ -321,7 +321,7 @@ def _count(numbers: Mapping[str, Any], key: str) -> int:
 
 def _spool(status: Row) -> str | None:
     waiting = _count(status, "spool_backlog")
-    return f"{waiting} crashes waiting to be taken in" if waiting else None
+    return f"{waiting} crashes waiting to be ingested" if waiting else None
 
 
 def _yes_or_no(value: object, color: bool) -> str:

@@ -1,4 +1,4 @@
-"""`report`: one HTML page about the crashes of a time."""
+"""`report`: writes one HTML page about the crashes of a period."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crashd import __version__
+from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.render import Row
@@ -17,14 +18,13 @@ from crashd.cli.source import Source, open_source
 from crashd.domain.crash.tally import Tally, tally
 from crashd.domain.units import format_size
 from crashd.errors import NotFoundError, UsageError
-from crashd.store.entry import write_all
 
 COLUMNS = 96
-"""Of the timeline."""
+"""Columns of the timeline."""
 
 
 def report(context: Context, arguments: argparse.Namespace) -> int:
-    """Write the page; one without crashes says so."""
+    """Write the page, even if there are no crashes."""
     to_file = arguments.output not in (None, "-")
     if arguments.force and not to_file:
         raise UsageError("report: --force needs --output FILE")
@@ -35,7 +35,7 @@ def report(context: Context, arguments: argparse.Namespace) -> int:
     if to_file:
         target = Path(arguments.output)
         size_bytes = write_file(target, lines, force=arguments.force)
-        context.note(f"{page.tally.total} crashes, {format_size(size_bytes)} written to {target}")
+        context.note(f"{page.tally.total} crashes; {format_size(size_bytes)} written to {target}")
     else:
         sys.stdout.flush()
         for line in lines:
@@ -44,11 +44,10 @@ def report(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def read_page(context: Context, arguments: argparse.Namespace, now_ns: int) -> Page:
-    """Read all that the page tells.
+    """Read the contents of the page.
 
     Raises:
-        UsageError: a time or a MATCH makes no sense.
-
+        UsageError: a time or a MATCH is not valid.
     """
     query, timeline = plan(arguments, now_ns, COLUMNS)
     source = open_source(context)
@@ -63,9 +62,9 @@ def read_page(context: Context, arguments: argparse.Namespace, now_ns: int) -> P
 
 
 def _read_stacks(source: Source, found: Tally) -> Iterator[tuple[int, Row]]:
-    """Read the records of the newest crash of each top signature."""
+    """Read the record of the newest crash of each top signature."""
     for rank, group in enumerate(found.top()[:TOP]):
         try:
             yield rank, source.info(str(group.newest.get("id")))
         except NotFoundError:
-            continue  # deleted meanwhile: what is in its row is shown
+            continue  # deleted meanwhile: the page shows its row instead

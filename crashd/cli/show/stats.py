@@ -1,4 +1,4 @@
-"""`stats`: how often what crashed, drawn."""
+"""`stats`: draws crash counts over time, and by kind, signal, unit and more."""
 
 import argparse
 import sys
@@ -18,12 +18,12 @@ DAY_NS = 86400 * 10**9
 COLUMNS_MAX = 120
 JSON_COLUMNS = 96
 LINES = 8
-"""Bars of one subject."""
+"""Bars per chart."""
 PIPE_WIDTH = 80
 HEIGHT = 6
 _CHARTS = (
     ("kinds", "Kind"),
-    ("signals", "Signal, or the kernel's panic"),
+    ("signals", "Signal, or kernel panic"),
     ("units", "Unit"),
     ("programs", "Program"),
     ("dispositions", "Kept"),
@@ -32,7 +32,7 @@ _CHARTS = (
 
 
 def stats(context: Context, arguments: argparse.Namespace) -> int:
-    """Draw what crashed; 1 where nothing did."""
+    """Draw the charts; return 1 if there are no crashes."""
     canvas = Canvas(context.width or PIPE_WIDTH, can_draw(sys.stdout.encoding), context.color)
     columns = JSON_COLUMNS if arguments.json else min(canvas.width - 8, COLUMNS_MAX)
     found = count_crashes(context, arguments, max(columns, WIDTH_MIN - 8))
@@ -47,16 +47,15 @@ def stats(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def can_draw(encoding: str | None) -> bool:
-    """Tell whether blocks and lines can be written in this encoding."""
+    """Return whether this encoding has the block and line characters."""
     return (encoding or "").lower().replace("-", "") == "utf8"
 
 
 def count_crashes(context: Context, arguments: argparse.Namespace, columns_max: int) -> Tally:
-    """Count what the options select: the last day, unless they say otherwise.
+    """Count the crashes that the options select, by default those of the last 24 hours.
 
     Raises:
-        UsageError: a time or a MATCH makes no sense.
-
+        UsageError: a time or a MATCH is not valid.
     """
     query, timeline = plan(arguments, time.time_ns(), columns_max)
     source = open_source(context)
@@ -67,19 +66,19 @@ def count_crashes(context: Context, arguments: argparse.Namespace, columns_max: 
 
 
 def plan(arguments: argparse.Namespace, now_ns: int, columns_max: int) -> tuple[Query, Timeline]:
-    """Build query and timeline of the options."""
+    """Build query and timeline from the options."""
     until_ns = now_ns if arguments.until is None else parse_time(arguments.until, now_ns)
     since = arguments.since
     since_ns = until_ns - DAY_NS if since is None else parse_time(since, now_ns)
     if since_ns >= until_ns:
         raise UsageError("--since is not before --until")
     timeline = plan_timeline(since_ns, until_ns, columns_max)
-    # the first column whole: what is drawn is what is counted
+    # from the start of the first column, so that the chart draws exactly what is counted
     return Query(tuple(arguments.match), timeline.start_ns, until_ns, arguments.kind), timeline
 
 
 def render(found: Tally, canvas: Canvas, lines_max: int) -> Iterator[str]:
-    """Lay out timeline and bars."""
+    """Yield the lines of the timeline and the bars."""
     line = found.timeline
     crashes = "1 crash" if found.total == 1 else f"{found.total} crashes"
     span = f"{local_time_of_ns(line.start_ns)} to {local_time_of_ns(line.end_ns)}"
@@ -93,7 +92,7 @@ def render(found: Tally, canvas: Canvas, lines_max: int) -> Iterator[str]:
         ends=(local_time_of_ns(line.start_ns)[5:16], local_time_of_ns(line.end_ns)[5:16]),
         marks=dict.fromkeys(kernel, "K"),
     )
-    legend = f"  a column: {format_duration(line.step_ns)}"
+    legend = f"  each column: {format_duration(line.step_ns)}"
     yield legend + (canvas.paint("; K: the kernel crashed", RED) if kernel else "")
     for subject, heading in _CHARTS:
         yield ""

@@ -1,4 +1,4 @@
-"""`analyze` and `top`: what crashes are about."""
+"""`analyze` and `top`: the analysis of one crash, and counts by signature."""
 
 import argparse
 import time
@@ -21,19 +21,20 @@ from crashd.cli.show.kernelpage import symbols_text
 from crashd.cli.show.listing import show
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.crash.match import Query, parse_time
+from crashd.domain.crash.model import State
 from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnavailableError
 
 WAIT_SECONDS = 3700.0
-"""Longer than any analysis may take by the configuration."""
+"""Longer than the longest analysis that can be configured."""
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
 _COUNT_WIDTH, _TIME_WIDTH, _WHAT_WIDTH = 5, 19, 24
 
 
 def analyze(context: Context, arguments: argparse.Namespace) -> int:
-    """Have the newest crash that matches analysed (again), wait, and show it."""
+    """Have the daemon analyse the newest crash that matches, wait, and show the crash."""
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
@@ -46,7 +47,7 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
         source.close()
     if found.get("kept"):
         why = printable(str(found["kept"]))
-        context.warn(f"this analysis knows less than an earlier one, which is kept: {why}")
+        context.warn(f"this analysis found less than an earlier one, which is kept: {why}")
     if found.get("state") == "none":
         raise CrashdError(f"no symbols: {symbols_text(found)}")
     if found.get("state") != "done":
@@ -69,12 +70,11 @@ def _daemon_pid(client: ControlClient) -> object:
 def _wait(
     source: Source, crash_id: str, before: object, is_same: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Wait for another analysis than `before`; `is_same` tells whether who was asked still runs.
+    """Wait for an analysis other than `before`; `is_same` says whether the asked daemon still runs.
 
     Raises:
-        CrashdError: none will come: there is no core, or no longer.
-        UnavailableError: the daemon went, or takes too long.
-
+        CrashdError: the crash has no core, so no analysis will come.
+        UnavailableError: the daemon ended or was restarted, or takes too long.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     next_look = time.monotonic() + _LOOK_SECONDS
@@ -84,22 +84,22 @@ def _wait(
         if found.get("time") not in (None, before):
             return dict(found)
         if doc.get("kind") == "kernel":
-            if doc.get("state") not in ("capturing", "complete", "incomplete"):
-                raise CrashdError(f"crash {crash_id} has no dump that could be analysed")
+            if State(doc["state"]).is_gone:
+                raise CrashdError(f"crash {crash_id} has no dump to analyse")
         elif not (doc.get("core") or {}).get("path"):
-            raise CrashdError(f"crash {crash_id} has no core that could be analysed")
+            raise CrashdError(f"crash {crash_id} has no core to analyse")
         if now >= next_look:
             next_look = now + _LOOK_SECONDS
             if not is_same():
                 raise UnavailableError(
-                    "crashd was started anew before it had analysed this", hint="ask again"
+                    "crashd was restarted before it had analysed this", hint="try again"
                 )
         time.sleep(_POLL_SECONDS)
-    raise UnavailableError("the daemon did not analyse it", hint="journalctl -u crashd tells why")
+    raise UnavailableError("the daemon did not analyse it", hint="see journalctl -u crashd")
 
 
 def top(context: Context, arguments: argparse.Namespace) -> int:
-    """Print signatures by how often they crashed; 1 where something was asked for and not found."""
+    """Print signatures, most frequent first; return 1 if a filter matches nothing."""
     now_ns = time.time_ns()
     since, fresh = arguments.since, arguments.new_since
     query = Query(
@@ -126,14 +126,14 @@ def top(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _only_new(rows: list[dict[str, Any]], since_ns: int) -> list[dict[str, Any]]:
-    """Keep the signatures that were first seen since then."""
+    """Return the signatures first seen since then."""
     return [row for row in rows if parse_time(str(row["first"]), 0) >= since_ns]
 
 
 def render_top(
     rows: list[dict[str, Any]], width: int | None, *, legend: bool, color: bool
 ) -> Iterator[str]:
-    """Lay out a line for each signature."""
+    """Yield a line for each signature."""
     wide = max([_COUNT_WIDTH, *(len(str(row["count"])) for row in rows)])
     if legend and rows:
         heading = _line(wide, "COUNT", "FIRST", "LAST", "WHAT", "TITLE", width)

@@ -1,110 +1,95 @@
-"""What comes after a capture, when nobody waits any more: analysis, notices, retention."""
-
-from collections.abc import Callable
+"""What comes after a capture, when no process waits any more: analysis, notices, retention."""
 
 from crashd.configuration import keys as config
 from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.after.backlog import Backlog
+from crashd.daemon.after.captures import Captures
 from crashd.daemon.after.notices import Notices, NoticeSettings
 from crashd.daemon.after.queue import AnalysisQueue, QueueSettings
-from crashd.daemon.after.retention import Expiry
+from crashd.daemon.after.retention import Retention, Spectator
 from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.domain.keep.limiter import is_only_counted
-from crashd.domain.keep.site import account_of
 from crashd.edge.host.hostfacts import believed_now_ns
-from crashd.edge.web.exporter import DropReason, Exporter
-from crashd.store.expiry import Removed, Told
+from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
+from crashd.store.retention import Outcome, Removed, Told
+from crashd.store.users import Users
 
 
 class Afterwards:
-    """The three threads, and who of them is told of what."""
+    """The three threads, and which of them a crash goes to."""
 
     def __init__(
         self,
         paths: Paths,
         indexer: Indexer,
         exporter: Exporter,
-        busy: Callable[[], bool],
-        user_of: Callable[[int], int],
+        captures: Captures,
+        users: Users,
     ) -> None:
-        """`busy` tells whether captures are under way: these go first."""
         self._paths = paths
-        self._user_of = user_of
         self._indexer = indexer
+        self._exporter = exporter
         self._started = False
-        self._notices = Notices(paths, lambda: exporter.dropped(DropReason.NOTICE), user_of)
+        backlog = Backlog(indexer)
+        told = Told(self._removed, settled=indexer.settle)
+        self.retention = Retention(paths, told, believed_now_ns, backlog)
+        self._notices = Notices(paths, exporter, users)
         self._analyses = AnalysisQueue(
-            paths,
-            busy=busy,
-            changed=self._explained,
-            ended=exporter.analysed,
-            first=self._notices.notify,
-            user_of=user_of,
+            paths, captures, indexer, exporter, self._notices, self.retention, backlog, users
         )
-
-        def removed(what: Removed) -> None:
-            if what.reason is not None:
-                exporter.deleted(Kind.PROCESS, what.reason, what.freed_bytes)
-            if what.tombstone is not None:
-                indexer.changed(what.tombstone)
-            else:
-                indexer.removed(what.id)
-
-        self._expiry = Expiry(
-            paths,
-            Told(removed, settled=indexer.settle),
-            believed_now_ns,
-            lambda: indexer.untold() | self._analyses.ids(),
-        )
-        self.vacuum = self._expiry.vacuum
-        self.reserve = self._expiry.reserve
-        self.unreserve = self._expiry.ended
 
     def configure(self, settings: config.Settings) -> None:
         """Take new settings."""
         self._analyses.configure(analysis_settings(settings, self._paths))
         self._notices.configure(notice_settings(settings))
-        self._expiry.configure(settings.retention.process.policy)
+        self.retention.configure(settings.retention.process.policy)
 
     def begin(self) -> None:
         """Begin, with what was left undone: the index knows all that is on disk. Once."""
         if not self._started:
             self._started = True
             self._notices.start()
-            self._analyses.catch_up(then=self._expiry.start)
+            self._analyses.begin()
 
     def captured(self, crash: Crash) -> None:
         """Take a crash whose record is final."""
         if crash.core.path is not None and not is_only_counted(crash):
             self._notices.expect(crash)  # first: an analysis may end at once
-            if not self._analyses.add(crash.id, account_of(crash, self._user_of) or ""):
+            if not self._analyses.add(crash):
                 self._notices.notify(crash)  # no more will be known
         else:
             self._notices.notify(crash)
         if crash.core.path is not None:
-            self._expiry.captured()
+            self.retention.captured()
 
     def analyze(self, crash_id: str) -> bool:
         """Analyse a crash (again) before all others; False where that cannot be."""
         return self._analyses.add_first(crash_id)
 
+    def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
+        """Meet the limits of retention now; see `Retention.vacuum`."""
+        return self.retention.vacuum(spectator, dry_run=dry_run)
+
     def look_again(self) -> None:
         """Take up what there was no room for."""
-        if self._analyses.overflowed:
-            self._analyses.catch_up()
+        self._analyses.look_again()
 
     def stop(self) -> None:
-        """End the threads; an analysis that runs dies with the daemon, and is made anew."""
+        """End the threads; an analysis that runs dies with the daemon, and is made again."""
         self._analyses.stop()
         self._notices.stop()
-        self._expiry.stop()
+        self.retention.stop()
 
-    def _explained(self, crash: Crash) -> None:
-        self._indexer.changed(crash)
-        self._indexer.settle()  # before it counts as analysed: retention goes by signatures
-        self._expiry.captured()
+    def _removed(self, what: Removed) -> None:
+        if what.reason is not None:
+            self._exporter.deleted(Kind.PROCESS, what.reason, what.freed_bytes)
+        if what.tombstone is not None:
+            self._indexer.changed(what.tombstone)
+        else:
+            self._indexer.removed(what.id)
 
 
 def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:

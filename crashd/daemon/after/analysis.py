@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crashd.analysisresult import parse_report
+from crashd.analysisresult import is_started, is_whole, parse_report
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.cause.explain import Context, explain
 from crashd.domain.cause.signature import build_signature, build_title
@@ -52,19 +52,21 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
         cpu_seconds=result.cpu_seconds,
         peak_bytes=result.peak_bytes,
     )
-    if result.failure is not None:
+    if result.failure is not None and not is_started(result.output):
         return replace(analysis, reason=printable(result.failure))
     try:
         facts = parse_report(result.output)
     except FormatError as e:
         return replace(analysis, reason=printable(reason_of(e)))
+    if not is_whole(result.output):  # it has the native facts: a later analyzer took it down
+        why = printable(result.failure or "the worker broke off")
+        problem = f"the analysis is incomplete: {why}"
+        facts = replace(facts, problems=(*facts.problems, problem))
     facts = _with_names(facts, crash)
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
     cause = explain(facts, Context(own, crash.user_unit or crash.unit))
     program = program_name(crash)
-    signal = crash.signal if crash.signal is not None else None
-    if signal is None and facts.siginfo is not None:
-        signal = facts.siginfo.signal
+    signal = crash.signal if crash.signal is not None else facts.signal
     return replace(
         analysis,
         state=AnalysisState.DONE,
@@ -99,7 +101,7 @@ def analysed(crash: Crash, analysis: Analysis) -> Crash:
         threads=tuple(threads) or crash.threads,
         frames=tuple(
             {**asdict(frame), "pc": _hex(frame.pc), "offset": _hex(frame.offset)}
-            for frame in (*facts.crashed_python, *facts.crashed)
+            for frame in (*facts.crashed_interpreted, *facts.crashed)
         ),
     )
 

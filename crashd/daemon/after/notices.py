@@ -1,8 +1,8 @@
-"""Telling others of a crash, once it is known what there is to know: journal, hooks, webhook.
+"""Notices of a crash, once its analysis is known: to the journal, hooks and the webhook.
 
-In a thread of its own with a bounded queue: a journal or a hook that hangs holds up nothing. The
-queue is fair: nobody waits for what another's crash loop has queued, and an analysis that takes
-long, whosesoever, is not waited for.
+Runs in a thread of its own with a bounded queue, so that a journal or a hook that hangs holds up
+nothing. The queue is fair: no user waits for what another's crash loop has queued, and no notice
+waits for an analysis that takes long.
 """
 
 import json
@@ -10,19 +10,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.boundedrecord import bounded
-from crashd.domain.crash.model import Crash, Kind, to_json
+from crashd.domain.crash.model import Crash, DropReason, Kind, to_json
 from crashd.domain.keep.alertbudget import AlertBudget, AlertRates
 from crashd.domain.keep.fairqueue import FairQueue
 from crashd.domain.keep.limiter import is_only_counted
 from crashd.domain.keep.site import account_of
 from crashd.edge.host import journal
 from crashd.edge.host.hooks import HookError, ask_for_all, list_hooks, run_all
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import UnavailableError, reason_of
 from crashd.store.paths import Paths
+from crashd.store.users import Users
 
 log = logging.getLogger("crashd.notices")
 
@@ -61,13 +63,10 @@ class _Notice:
 class Notices:
     """The thread; `expect` and `notify` may be called from any other, and never wait."""
 
-    def __init__(
-        self, paths: Paths, failed: Callable[[], None], user_of: Callable[[int], int] = int
-    ) -> None:
-        """`failed` is told of each notice that was not given."""
+    def __init__(self, paths: Paths, exporter: Exporter, users: Users) -> None:
         self._paths = paths
-        self._user_of = user_of
-        self._failed = failed
+        self._exporter = exporter
+        self._users = users
         self._queue: FairQueue[_Notice] = FairQueue(QUEUE_MAX)
         self._kernel: deque[_Notice] = deque()
         """What crashed is the kernel: told first, and always."""
@@ -93,7 +92,7 @@ class Notices:
         self._settings = settings
 
     def expect(self, crash: Crash) -> None:
-        """Tell of a crash when `notify` is called for it, or when that takes too long."""
+        """Give notice of a crash when `notify` is called for it, or when that takes too long."""
         with self._changed:
             crash = bounded(crash, NOTICE_BYTES)[0]
             if len(self._held) < QUEUE_MAX:
@@ -103,7 +102,7 @@ class Notices:
             self._changed.notify()
 
     def notify(self, crash: Crash) -> None:
-        """Tell of a crash, soon, unless `expect` has told of it already."""
+        """Give notice of a crash, soon, unless that was done early after `expect`."""
         with self._changed:
             if crash.id in self._told_early:
                 del self._told_early[crash.id]
@@ -113,7 +112,7 @@ class Notices:
             self._changed.notify()
 
     def stop(self) -> None:
-        """End the thread once all that is queued is told, as far as that takes but a moment."""
+        """End the thread after what is queued, as far as that takes only a moment."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -125,7 +124,7 @@ class Notices:
             self._kernel.append(notice)
             return
         for _ in self._queue.put(self._owner_of(notice.crash), notice):
-            self._failed()
+            self._exporter.dropped(DropReason.NOTICE)
 
     def _run(self) -> None:
         while (notice := self._next()) is not None:
@@ -136,13 +135,13 @@ class Notices:
                 self._to_hooks(notice)
             except Exception:  # boundary: what one notice did must not cost the others
                 log.exception("crash %s: a notice failed", crash.id)
-                self._failed()
+                self._exporter.dropped(DropReason.NOTICE)
             now = time.monotonic()
             with self._changed:
                 self._queue.charge(self._owner_of(crash), now - began, now)
 
     def _next(self) -> _Notice | None:
-        """Wait for what to tell next; None when all is told and the thread is to end."""
+        """Wait for the next notice; None when all are given and the thread is to end."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -181,7 +180,7 @@ class Notices:
         except UnavailableError as e:
             if seconds:
                 self._deaf_until = time.monotonic() + DEAF_SECONDS
-            self._failed()
+            self._exporter.dropped(DropReason.NOTICE)
             if not self._journal_told:
                 log.warning("%s, ignoring", e)
             self._journal_told = True
@@ -198,10 +197,10 @@ class Notices:
         if not hooks and not settings.url:
             return
         if not self._may_run(notice.crash):
-            self._failed()
+            self._exporter.dropped(DropReason.NOTICE)
             return
         for failure in self._run_hooks(settings, len(hooks) + 1, _document(notice)):
-            self._failed()
+            self._exporter.dropped(DropReason.NOTICE)
             log.warning("%s, ignoring", failure)
 
     def _run_hooks(self, settings: NoticeSettings, most: int, document: bytes) -> list[str]:
@@ -215,7 +214,7 @@ class Notices:
             return [reason_of(e)]
 
     def _owner_of(self, crash: Crash) -> str:
-        return account_of(crash, self._user_of) or ""
+        return account_of(crash, self._users.user_of) or ""
 
     def _may_run(self, crash: Crash) -> bool:
         if crash.kind is Kind.KERNEL:
@@ -240,5 +239,5 @@ def _document(notice: _Notice) -> bytes:
     for key in _BULKY:
         document.pop(key, None)
     if notice.pending:
-        document["analysis"] = {"state": "pending"}
+        document["analysis"] = {"state": AnalysisState.PENDING.value}
     return json.dumps(document, ensure_ascii=True).encode() + b"\n"

@@ -1,10 +1,10 @@
 """Analyses, one after another, when nothing more urgent is to be done: captures go first.
 
-Whose analyses took least lately comes next, so that nobody waits for all that another's crash loop
-has queued.
+The owner whose analyses took least lately comes next, so that no user waits for all that another's
+crash loop has queued.
 
-What has been analysed is told by `analysis.json` in the crash's own entry: so a daemon that is
-killed goes on with what is left, and what kills an analysis again and again is given up.
+`analysis.json` in the crash's own entry says what has been analysed: a daemon that was killed goes
+on with what is left, and gives up a crash that kills its analysis again and again.
 """
 
 import json
@@ -12,32 +12,32 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crashd.daemon.after.analysis import AnalysisOptions, analyse, analysed
+from crashd.daemon.after.backlog import QUEUE_MAX, Backlog
+from crashd.daemon.after.captures import Captures
+from crashd.daemon.after.notices import Notices
+from crashd.daemon.after.retention import Retention
+from crashd.daemon.indexer import Indexer
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
-from crashd.domain.crash.model import Crash, Kind, State, encode
-from crashd.domain.keep.fairqueue import FairQueue
+from crashd.domain.crash.model import Crash, Kind, encode
 from crashd.domain.keep.site import account_of
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store.entry import ANALYSIS, Entry, open_entry
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from crashd.store.signatures import unexplained
+from crashd.store.users import Users
 
 log = logging.getLogger("crashd.analysis")
 
-QUEUE_MAX = 1000
 ATTEMPTS_MAX = 2
 """An analysis that the daemon did not survive so often is given up."""
-BEGUN_SECONDS = 1.0
-"""What an analysis counts as from its beginning on: others' are begun before a second one."""
 PATIENCE_SECONDS = 30.0
 """How long captures can make an analysis wait."""
-_ANALYSABLE = frozenset({State.COMPLETE, State.TRUNCATED})
 RESULT_MAX = 8 << 20
 _AROUND_BYTES = 4096
 """What is written around a result that is kept while a new one is made."""
@@ -58,143 +58,97 @@ class AnalysisQueue:
     def __init__(
         self,
         paths: Paths,
-        *,
-        busy: Callable[[], bool],
-        changed: Callable[[Crash], None],
-        ended: Callable[[str, float], None],
-        first: Callable[[Crash], None],
-        user_of: Callable[[int], int] = int,
+        captures: Captures,
+        indexer: Indexer,
+        exporter: Exporter,
+        notices: Notices,
+        retention: Retention,
+        backlog: Backlog,
+        users: Users,
     ) -> None:
-        """`busy` tells whether captures are under way, `changed` is told of a record that has more
-        in it now, `ended` of every analysis: `done` or `failed`, and its seconds; `first` of a
-        crash whose first analysis it was.
-        """
-        self._first = first
-        self._user_of = user_of
         self._paths = paths
-        self._busy = busy
-        self._changed = changed
-        self._ended = ended
+        self._captures = captures
+        self._indexer = indexer
+        self._exporter = exporter
+        self._notices = notices
+        self._retention = retention
+        self._backlog = backlog
+        self._users = users
         self._settings = QueueSettings(enabled=False)
-        self._waiting: FairQueue[str] = FairQueue(QUEUE_MAX)
-        self._asked: deque[str] = deque()
-        """By root, who waits for it: these are first."""
-        self._known: set[str] = set()
-        self._condition = threading.Condition()
-        self._stopping = False
         self._threads: list[threading.Thread] = []
-        self.overflowed = False
-        """Some did not fit: look for them later."""
 
     def configure(self, settings: QueueSettings) -> None:
         """Take new settings; more workers are started, fewer end after what they do."""
-        with self._condition:
-            self._settings = settings
-            wanted = settings.workers if settings.enabled else 0
-            while len(self._threads) < wanted:
-                number = len(self._threads)
-                thread = threading.Thread(
-                    target=self._run, args=(number,), name=f"analysis-{number}", daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
-            self._condition.notify_all()
+        self._settings = settings
+        wanted = settings.workers if settings.enabled else 0
+        self._backlog.open_for(wanted)
+        while len(self._threads) < wanted:
+            number = len(self._threads)
+            thread = threading.Thread(
+                target=self._run, args=(number,), name=f"analysis-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """How many analyses are to be done."""
-        return len(self._waiting) + len(self._asked)
-
-    def add(self, crash_id: str, owner: str) -> bool:
+    def add(self, crash: Crash) -> bool:
         """Queue a crash's analysis, unless it is queued; False where there is no room for more of
-        that owner's, or where analyses are turned off.
+        its owner's, or where analyses are turned off.
         """
-        with self._condition:
-            if crash_id in self._known:
-                return True
-            if not self._settings.enabled:
-                return False
-            self._known.add(crash_id)
-            for dropped in self._waiting.put(owner, crash_id):
-                self._known.discard(dropped)
-                self.overflowed = True
-            self._condition.notify()
-            return crash_id in self._known
+        return self._backlog.put(account_of(crash, self._users.user_of) or "", crash.id)
 
     def add_first(self, crash_id: str) -> bool:
-        """Queue a crash's analysis before all others; False as for `add`.
+        """Queue a crash's analysis before all others; False as for `add`."""
+        return self._backlog.put_first(crash_id)
 
-        One that waits for its turn among others' is moved forward. One that runs is followed by
-        another: its result may be written already, and who asks would wait for a newer one.
-        """
-        with self._condition:
-            if crash_id in self._asked:
-                return True
-            if not self._settings.enabled or len(self._asked) >= QUEUE_MAX:
-                return False
-            self._known.add(crash_id)
-            self._asked.append(crash_id)
-            self._condition.notify()
-        return True
+    def begin(self) -> None:
+        """Queue what was not analysed so far, and start retention when its signatures are known."""
+        self._catch_up()
 
-    def ids(self) -> frozenset[str]:
-        """List what is to be analysed, or being."""
-        with self._condition:
-            return frozenset(self._known.union(self._asked))
-
-    def catch_up(self, then: Callable[[], None] = lambda: None) -> None:
-        """Queue what was not analysed so far, by a thread of its own: it reads many entries.
-        `then` is called after.
-        """
-        if not self._settings.enabled:
-            then()
-            return
-
-        def run() -> None:
-            try:
-                self._catch_up()
-            finally:
-                then()
-
-        threading.Thread(target=run, name="analysis-start", daemon=True).start()
+    def look_again(self) -> None:
+        """Queue what there was no room for."""
+        if self._backlog.overflowed:
+            self._catch_up()
 
     def _catch_up(self) -> None:
-        self.overflowed = False
+        """Do so in a thread of its own, because it reads many entries."""
+        if self._settings.enabled:
+            threading.Thread(target=self._read_left, name="analysis-start", daemon=True).start()
+        else:
+            self._retention.start()
+
+    def _read_left(self) -> None:
+        self._backlog.overflowed = False
         try:
             with Index.open(self._paths.index) as index:
                 left = unexplained(index, QUEUE_MAX)
+            for crash_id in left:
+                if not self._backlog.is_closed:
+                    self._add_if_new(crash_id)
         except CrashdError as e:
-            log.warning("%s: crashes of before are not analysed, ignoring", e)
-            return
-        for crash_id in left:
-            if not self._stopping:
-                self._add_if_new(crash_id)
+            log.warning("%s: earlier crashes will not be analysed, ignoring", e)
+        finally:
+            self._retention.start()
 
     def _add_if_new(self, crash_id: str) -> None:
-        """Queue a crash that no analysis is known of, by what its entry holds."""
+        """Queue a crash whose entry has no analysis."""
         try:
             with open_entry(self._paths, crash_id) as entry:
                 before, crash = read_result(entry), entry.read()
         except CrashdError:
             return
-        if before is None or before.get("state") == "running":
-            self.add(crash_id, account_of(crash, self._user_of) or "")
+        if before is None or before.get("state") == AnalysisState.RUNNING:
+            self.add(crash)
         elif crash.signature is not None:
-            self._changed(crash)  # the daemon was killed before the index knew
+            self._explained(crash)  # the daemon was killed before the index knew
 
     def stop(self) -> None:
         """Let the threads end; a worker that runs dies with the daemon."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify_all()
+        self._backlog.close()
 
     # -- the threads' ----------------------------------------------------------------------------
 
     def _run(self, number: int) -> None:
-        while True:
-            taken = self._next(number)
-            if taken is None:
-                return
+        while (taken := self._backlog.take(number)) is not None:
             owner, crash_id = taken
             started = time.monotonic()
             try:
@@ -205,32 +159,22 @@ class AnalysisQueue:
                 log.info("crash %s was not analysed: %s", crash_id, e)
             except Exception:  # boundary: one crash must not end the analysis of all others
                 log.exception("the analysis of crash %s failed", crash_id)
-                self._ended("failed", 0.0)
+                self._exporter.analysed(AnalysisState.FAILED, 0.0)
             finally:
-                with self._condition:
-                    self._known.discard(crash_id)
-                    now = time.monotonic()
-                    self._waiting.charge(owner, max(0.0, now - started - BEGUN_SECONDS), now)
+                self._backlog.done(owner, crash_id, time.monotonic() - started)
 
-    def _next(self, number: int) -> tuple[str, str] | None:
-        """Wait for the next crash to analyse, and tell whose it is; None at the end."""
-        with self._condition:
-            while not self._stopping:
-                if number < self._settings.workers and self._asked:
-                    return "", self._asked.popleft()
-                now = time.monotonic()
-                if number < self._settings.workers and (taken := self._waiting.take(now)):
-                    if taken[1] not in self._known:
-                        continue  # it was asked for, and analysed before its turn came
-                    self._waiting.charge(taken[0], BEGUN_SECONDS, now)
-                    return taken
-                self._condition.wait()
-        return None
+    def _explained(self, crash: Crash) -> None:
+        """Have the index take a record that says more now, before it counts as analysed: retention
+        goes by signatures.
+        """
+        self._indexer.changed(crash)
+        self._indexer.settle()
+        self._retention.captured()
 
     def _analyse(self, crash_id: str) -> None:
         with open_entry(self._paths, crash_id) as entry:
             crash = entry.read()
-            if crash.kind is not Kind.PROCESS or crash.state not in _ANALYSABLE:
+            if crash.kind is not Kind.PROCESS or not crash.state.has_core:
                 return
             attempts = begin_result(entry)
             if attempts > ATTEMPTS_MAX:
@@ -246,11 +190,13 @@ class AnalysisQueue:
 
     def _let_captures_go_first(self) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
-        while self._busy() and time.monotonic() < until and not self._stopping:
+        while self._captures.are_under_way and time.monotonic() < until:
+            if self._backlog.is_closed:
+                return
             time.sleep(0.1)
 
     def _finish(self, crash_id: str, analysis: Analysis) -> None:
-        """Write down what was found; the result last, for it says that all is written.
+        """Write down what was found; the result last, because it says that all is written.
 
         What an earlier analysis found stays where this one knows less: a program may be replaced
         meanwhile, debug information removed.
@@ -269,10 +215,10 @@ class AnalysisQueue:
                 crash = replace(analysed(before, analysis), analysis=told)
             crash = entry.write(crash, sync=True)
             entry.write_file(ANALYSIS, result)
-        self._changed(crash)
+        self._explained(crash)
         if before.analysis is None:
-            self._first(crash)
-        self._ended(analysis.state.value, analysis.seconds)
+            self._notices.notify(crash)
+        self._exporter.analysed(analysis.state, analysis.seconds)
         if "kept" in told:
             log.info("crash %s: an earlier analysis knew more and is kept: %s", crash_id, why)
         elif analysis.state is AnalysisState.DONE:
@@ -306,7 +252,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
 
 
 def encode_result(analysis: Analysis) -> tuple[Analysis, bytes]:
-    """Encode a result, and return it; one that nobody could read again is a failure."""
+    """Encode a result, and return it; one that is too large to be read again is a failure."""
     raw = encode(analysis_to_json(analysis))
     if len(raw) > RESULT_MAX:
         why = f"the result has {len(raw)} bytes, and {RESULT_MAX} are kept"
@@ -321,14 +267,14 @@ def _now() -> float:
 
 def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the last result that was written: this one, or what it was begun over."""
-    if document is None or document.get("state") != "running":
+    if document is None or document.get("state") != AnalysisState.RUNNING:
         return document
     kept = document.get("kept")
     return kept if isinstance(kept, dict) else None
 
 
 def read_result(entry: Entry) -> dict[str, Any] | None:
-    """Read what an entry's analysis.json says; None where there is none that can be read."""
+    """Read what an entry's analysis.json says; None where it cannot be read."""
     raw = entry.read_file(ANALYSIS, RESULT_MAX + _AROUND_BYTES)
     if raw is None:
         return None
@@ -345,9 +291,13 @@ def begin_result(entry: Entry) -> int:
     The result of one before it stays beside, until it is known which of them knows more.
     """
     before = read_result(entry) or {}
-    attempts = before.get("attempts") if before.get("state") == "running" else 0
+    attempts = before.get("attempts") if before.get("state") == AnalysisState.RUNNING else 0
     number = attempts + 1 if isinstance(attempts, int) else 1
-    document = {"state": "running", "attempts": number, "kept": kept_result(before or None)}
+    document = {
+        "state": AnalysisState.RUNNING.value,
+        "attempts": number,
+        "kept": kept_result(before or None),
+    }
     try:
         entry.write_file(ANALYSIS, encode(document))
     except OSError as e:

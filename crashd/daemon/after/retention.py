@@ -11,16 +11,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from crashd.daemon.after.backlog import Backlog
 from crashd.domain.keep.process import Policy, StoredCrash, Usage, plan, room
 from crashd.domain.units import Amount, format_size
 from crashd.errors import CrashdError
 from crashd.store import spool
 from crashd.store.entry import CORE, CORE_PARTIAL
-from crashd.store.expiry import (
+from crashd.store.index import Index
+from crashd.store.paths import Paths
+from crashd.store.retention import (
     Outcome,
     Told,
     carry_out_all,
@@ -30,8 +32,6 @@ from crashd.store.expiry import (
     read_usage,
     unlisted_bytes,
 )
-from crashd.store.index import Index
-from crashd.store.paths import Paths
 from crashd.store.users import Users
 
 log = logging.getLogger("crashd.retention")
@@ -58,13 +58,13 @@ what has more is dealt with once it is there."""
 _EXPECTED_MIN: Final = 64 << 10
 LEAVE_SHARE: Final = 20
 """A user's captures leave to others' half of what is free, but no more than a twentieth of the file
-system: a large core on an idle host is not cut for nobody."""
+system: a large core on an idle host is not cut for users who have no crash."""
 _SMALL_BYTES: Final = 1 << 20
 """A core of so little is stored first, and made up for afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _StoreView:
     """The store at one moment."""
 
     crashes: list[StoredCrash]
@@ -81,7 +81,19 @@ class Allotment:
     """So much more than `keep_free` it leaves to the crashes of other users."""
 
 
-class Expiry:
+class Spectator(Protocol):
+    """Follows what `vacuum` does."""
+
+    def planned(self, rows: list[dict[str, Any]]) -> None:
+        """Take what is about to be deleted."""
+        ...
+
+    def progress(self, done: int, total: int) -> None:
+        """Take how many deletions are done, of how many."""
+        ...
+
+
+class Retention:
     """The thread; its methods may be called from any other, and only `vacuum` and `stop` wait."""
 
     def __init__(
@@ -89,16 +101,16 @@ class Expiry:
         paths: Paths,
         told: Told,
         now_ns: Callable[[], int | None],
-        unexplained: Callable[[], AbstractSet[str]] = frozenset,
+        backlog: Backlog | None = None,
         users: Users | None = None,
     ) -> None:
-        """`now_ns` gives None where the clock may be wrong: then nothing goes for its age.
-        `unexplained` lists those whose analysis is still to come: their like is not known so far.
+        """`now_ns` is a clock that gives None where the host's may be wrong: then nothing goes for
+        its age.
         """
         self._paths = paths
         self._told = replace(told, failed=self._failed)
         self._now_ns = now_ns
-        self._unexplained = unexplained
+        self._backlog = backlog
         self._users = users or Users()
         self._policy = Policy()
         self._fresh = self._urgent = self._stopping = False
@@ -110,7 +122,7 @@ class Expiry:
         """Captures that write no more, and when that was: the index will know soon."""
         self._credits: dict[str, int] = {}
         """What they may take of what is to stay free, since it is being made up for."""
-        self._evictable_bytes = 0
+        self._deletable_bytes = 0
         """What a capture may count on: that so much can be deleted for it."""
         self._condition = threading.Condition()
         self._deleting = threading.Lock()
@@ -174,7 +186,7 @@ class Expiry:
                     own += size
                 else:
                     others.add(self._whose.get(other))
-            left = self._evictable_bytes - sum(self._credits.values())
+            left = self._deletable_bytes - sum(self._credits.values())
             most = keep_free - (keep_free >> min(1 + len(others), 8))
             if wanted_bytes <= _SMALL_BYTES:
                 self._credits[crash_id] = 0
@@ -182,7 +194,7 @@ class Expiry:
             self._credits[crash_id] = max(0, min((left - own) // 2, most))
             return self._credits[crash_id]
 
-    def ended(self, crash_id: str) -> None:
+    def unreserve(self, crash_id: str) -> None:
         """Note that a capture writes no more."""
         with self._condition:
             self._credits.pop(crash_id, None)
@@ -202,23 +214,18 @@ class Expiry:
         if self._thread.ident is not None:
             self._thread.join(10)
 
-    def vacuum(
-        self,
-        *,
-        dry_run: bool,
-        planned: Callable[[list[dict[str, Any]]], None],
-        progress: Callable[[int, int], None],
-    ) -> Outcome:
-        """Meet all limits now, in the caller's thread; `planned` is told what goes."""
+    def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
+        """Meet all limits now, in the caller's thread."""
         with self._deleting:
             with Index.open(self._paths.index) as index:
                 look = self._look(index, everything=True, kept=set())
                 deletions = plan(look.crashes, look.usage, self._policy, self._now_ns())
                 rows = describe(index, deletions)
-            planned(rows)
+            spectator.planned(rows)
             if dry_run:
                 return Outcome()
-            return carry_out_all(self._paths, deletions, replace(self._told, progress=progress))
+            told = replace(self._told, progress=spectator.progress)
+            return carry_out_all(self._paths, deletions, told)
 
     def meet(self, *, everything: bool) -> bool:
         """Meet the limits, in the caller's thread: by a plan of the cores alone, where that does,
@@ -235,7 +242,7 @@ class Expiry:
                 kept |= outcome.kept
             with Index.open(self._paths.index) as index:
                 look = self._look(index, everything=False, kept=kept)
-            self._evictable_bytes = self._room(look, policy)
+            self._deletable_bytes = self._room(look, policy)
         over = used_bytes(look.crashes, look.usage) > _use(policy, look.usage)
         return not over and not lacks_space(read_usage(self._paths), policy)
 
@@ -288,7 +295,7 @@ class Expiry:
             self._fresh = self._urgent = False
 
     def _is_pressed(self) -> bool:
-        """Tell whether others took the space that is to stay free, or captures are about to."""
+        """Return whether others took the space that is to stay free, or captures are about to."""
         try:
             usage = read_usage(self._paths, reserved_bytes=self._expect()[1])
         except OSError:
@@ -296,7 +303,7 @@ class Expiry:
         return lacks_space(usage, self._policy)
 
     def _expect(self) -> tuple[dict[str, int], int]:
-        """Tell what captures under way may come to have on disk, and what of it is not there yet.
+        """Return what captures under way may come to have on disk, and what of it is not there yet.
 
         One that compresses badly is found out as it grows: it may have as much again.
         """
@@ -313,7 +320,10 @@ class Expiry:
             growing.setdefault(crash_id, written_bytes(self._paths, crash_id))
         return growing, left
 
-    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _Look:
+    def _unexplained(self) -> frozenset[str]:
+        return frozenset() if self._backlog is None else self._backlog.unexplained()
+
+    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _StoreView:
         growing, left = self._expect()
         unexplained = self._unexplained()
         crashes = read_stored(
@@ -328,10 +338,10 @@ class Expiry:
         usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
         if not everything:  # what inodes are short of is a matter of all entries
             usage = replace(usage, total_inodes=0)
-        return _Look(crashes, usage)
+        return _StoreView(crashes, usage)
 
-    def _room(self, look: _Look, policy: Policy) -> int:
-        """Tell what deletions can give to a capture of somebody who has nothing yet."""
+    def _room(self, look: _StoreView, policy: Policy) -> int:
+        """Return what deletions can give to a capture of a user who has nothing yet."""
         spare = look.usage.free_bytes - look.usage.reserved_bytes
         keep_free = policy.keep_free.of(look.usage.total_bytes) if policy.keep_free else 0
         return max(0, room(look.crashes, look.usage, policy, "", "new") - max(0, spare - keep_free))
@@ -346,7 +356,7 @@ class Expiry:
 
 
 def written_bytes(paths: Paths, crash_id: str) -> int:
-    """Tell how much of a core that is coming in, or just came, is on disk."""
+    """Return how much of a core that is coming in, or just came, is on disk."""
     for name in (CORE_PARTIAL, CORE):
         with contextlib.suppress(OSError):
             return os.stat(paths.crashes / crash_id / name).st_blocks * 512
@@ -359,7 +369,7 @@ def used_bytes(crashes: Sequence[StoredCrash], usage: Usage) -> int:
 
 
 def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> bool:
-    """Tell whether a limit is reached, or will be by what is captured next."""
+    """Return whether a limit is reached, or will be by what is captured next."""
     cores = sum(crash.has_core or crash.in_flight for crash in crashes)
     if policy.max_count is not None and cores > policy.max_count:
         return True
@@ -373,7 +383,7 @@ def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> boo
 
 
 def lacks_space(usage: Usage, policy: Policy) -> bool:
-    """Tell whether less is free than is to stay so: bytes, or inodes."""
+    """Return whether less is free than is to stay so: bytes, or inodes."""
     if policy.keep_free is None or usage.total_bytes <= 0:
         return False
     keep_free = policy.keep_free.of(usage.total_bytes)
@@ -382,7 +392,7 @@ def lacks_space(usage: Usage, policy: Policy) -> bool:
 
 
 def headroom(usage: Usage) -> int:
-    """Tell how much more than `keep_free` is kept: what the next capture writes to."""
+    """Return how much more than `keep_free` is kept: what the next capture writes to."""
     return min(1 << 30, usage.total_bytes // 100)
 
 

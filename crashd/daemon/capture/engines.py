@@ -7,7 +7,7 @@ still there.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +21,9 @@ STREAM_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
 """Read from memory at once: a few milliseconds."""
 STUCK_MAX = 4
-"""Reads that never end, each with a thread, until the core is cut there."""
+"""Reads that never end, each with a thread: after so many nothing more is read that may not."""
+STUCK_OF_MAPPING = 2
+"""The same for one mapping: the rest of it is zeros, and others are still read."""
 
 
 class ShortError(StopError):
@@ -181,17 +183,25 @@ class _Copier:
         self._page_timeout_ns = page_timeout_ns
         self._wait = _waiting(deadline_ns)
         self._reader = reader
+        self._stuck: Counter[int] = Counter()
+        """Reads that never ended, by the place of the mapping in the core."""
         self.blanks = Blanks()
 
     def take(self, batch: list[Piece]) -> None:
         """Put a batch into the pump."""
         left = deque(batch)
         while left:
+            if self._is_given_up(left[0]):
+                self._blank(left.popleft())
+                continue
             if left[0].address is None:
                 self._pump.hole(left.popleft().size)
                 continue
             view = self._pump.room(sum(p.size for p in left if p.address is not None), self._wait)
             group, size = _fitting(left, len(view))
+            if any(self._is_given_up(piece) for piece in group):
+                self._one_by_one(group)
+                continue
             try:
                 self._read(group, view[:size])
             except StuckError:
@@ -213,19 +223,37 @@ class _Copier:
         self._pump.put(run)
 
     def _one_by_one(self, group: list[Piece]) -> None:
-        """Find out which piece does not answer, and put zeros in its place."""
+        """Find out which pieces do not answer, and put zeros in their places."""
         for piece in group:
             if piece.address is None:
                 self._pump.hole(piece.size)
+                continue
+            if self._is_given_up(piece):
+                self._blank(piece)
                 continue
             data = bytearray(piece.size)
             try:
                 self._read([piece], memoryview(data))
             except StuckError:
-                self.blanks.add(piece.address, piece.size)
-                self._pump.hole(piece.size)
+                self._stuck[piece.extent.offset if piece.extent else 0] += 1
+                self._blank(piece)
             else:
                 self._pump.put_bytes(bytes(data))
+
+    def _is_given_up(self, piece: Piece) -> bool:
+        """Return whether a piece is of a mapping that did not answer often enough.
+
+        Anonymous memory always answers: the stacks are read whatever else does not.
+        """
+        extent = piece.extent
+        if piece.address is None or extent is None or extent.backing is Backing.ANONYMOUS:
+            return False
+        return self._reader.stuck > STUCK_MAX or self._stuck[extent.offset] >= STUCK_OF_MAPPING
+
+    def _blank(self, piece: Piece) -> None:
+        """Put zeros in the place of a piece that is not read."""
+        self.blanks.add(piece.address or 0, piece.size)
+        self._pump.hole(piece.size)
 
     def _read(self, group: list[Piece], view: memoryview) -> None:
         """Fill `view`, and make sure that the process was held all the while."""
@@ -240,8 +268,6 @@ class _Copier:
         except StuckError:
             if time.monotonic_ns() >= self._deadline_ns:
                 raise DeadlineError from None
-            if self._reader.stuck > STUCK_MAX:
-                raise StopError("more of the memory does not answer than is waited for") from None
             raise
         if not self._memory.held():
             raise GoneError

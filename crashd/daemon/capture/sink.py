@@ -3,6 +3,7 @@
 import os
 import time
 
+from crashd.base.files import read_space
 from crashd.daemon.capture.pump import HOLE_COST_SHIFT, StopError
 from crashd.domain.crash.model import Core
 from crashd.errors import reason_of
@@ -120,8 +121,7 @@ class CoreSink:
         return self._spy.bytes()
 
     def _check_free(self) -> None:
-        filesystem = os.fstatvfs(self._fd)
-        share = filesystem.f_blocks * filesystem.f_frsize // MARGIN_SHARE
+        share = read_space(self._fd).total_bytes // MARGIN_SHARE
         margin = min(MARGIN_MAX, max(MARGIN_MIN, share))
         wanted = self._least_bytes() + max(0, margin - self._leave_bytes)
         if self._free() < wanted + NEAR_BYTES:
@@ -134,8 +134,7 @@ class CoreSink:
         return max(0, self._keep_free_bytes - credit + self._leave_bytes)
 
     def _free(self) -> int:
-        filesystem = os.fstatvfs(self._fd)
-        return filesystem.f_bavail * filesystem.f_frsize
+        return read_space(self._fd).free_bytes
 
     def _refuse_below(self, wanted: int) -> None:
         free = self._free()

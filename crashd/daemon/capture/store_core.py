@@ -19,7 +19,7 @@ from crashd.domain.elf import elfcore, memorymap
 from crashd.domain.elf.memorymap import Backing, DoubtError, Extent
 from crashd.domain.elf.minicore import MINI_MAX, MiniCore, plan_mini
 from crashd.edge.capture.incoming import DeadlineError, IncomingCore
-from crashd.edge.capture.memory import GoneError, ProcessMemory, huge_devices
+from crashd.edge.capture.memory import GoneError, ProcessMemory, huge_devices, shmem_devices
 from crashd.errors import reason_of
 from crashd.store.entry import Entry
 
@@ -105,6 +105,8 @@ class Source:
         self.extents: list[Extent] = []
         self.estimate_bytes = 0
         """Of what is to be read of the memory, from above."""
+        self._shared_bytes: dict[int, int | None] = {}
+        """What the file behind each shared extent has, by its place in the core."""
         self.mini: MiniCore | None = None
         """What is taken instead of the whole."""
         self.memory: ProcessMemory | None = None
@@ -146,10 +148,23 @@ class Source:
             self.memory = self.incoming.memory()
             if self.memory is not None:
                 self.extents = memorymap.plan_extents(
-                    self.head, self.memory.maps(), huge_devices(mountinfo)
+                    self.head, self.memory.maps(), huge_devices(mountinfo), shmem_devices(mountinfo)
                 )
+                self._look_behind(self.memory)
         except (DoubtError, OSError, GoneError) as e:
             self.give_up(reason_of(e))
+
+    def _look_behind(self, memory: ProcessMemory) -> None:
+        """Estimate what files behind shared memory have.
+
+        Raises:
+            DoubtError: a program brings its pages when it likes.
+
+        """
+        sizes = {e.offset: memory.shared_bytes(e.behind) for e in self.extents if e.behind}
+        if sizes and memory.faults_to_a_program(missing=None in sizes.values()):
+            raise DoubtError("userfaultfd brings pages of shared memory")
+        self._shared_bytes = sizes
 
     def give_up(self, why: str) -> None:
         """Do without the memory."""
@@ -166,9 +181,16 @@ class Source:
             return self.head.expected_size if spooled is None else spooled
         known = parse_status(status)
         resident = (known.vm_rss_bytes or 0) + (known.vm_swap_bytes or 0)
-        backed = sum(e.size for e in self.extents if e.backing is not Backing.ANONYMOUS)
+        backed = sum(self._most_of(e) for e in self.extents)
         self.estimate_bytes = min(self.head.expected_size, resident + backed) + _SLACK_BYTES
         return self.estimate_bytes
+
+    def _most_of(self, extent: Extent) -> int:
+        """Return how much there may be of an extent besides what is counted as resident."""
+        if extent.backing is Backing.ANONYMOUS:
+            return 0
+        known = self._shared_bytes.get(extent.offset)
+        return extent.size if known is None else min(extent.size, known)
 
     def make_mini(self) -> None:
         """Take no more than a mini core, where the head lets one be made."""
@@ -374,6 +396,7 @@ def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:
             kept.size,
             backing[kept.segment.offset].backing,
             backing[kept.segment.offset].readable,
+            backing[kept.segment.offset].behind,
         )
         for kept in mini.kept
     ]

@@ -7,15 +7,14 @@ a).
 """
 
 import contextlib
-import errno
-import json
 import logging
 import os
 import socket
-import struct
 from dataclasses import replace
 from typing import Any
 
+from crashd.base.files import read_space
+from crashd.base.messages import receive_message, send_message
 from crashd.daemon.capture.capture import Decision, capture
 from crashd.daemon.capture.salvage import salvage
 from crashd.daemon.capture.store_core import Options
@@ -28,10 +27,8 @@ from crashd.edge.capture.handoff import Connection
 from crashd.edge.capture.incoming import IncomingCore
 from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
-from crashd.store.spool import SpoolEntry
+from crashd.store.spool import DIED, SpoolEntry
 
-MESSAGE_MAX = 1 << 16
-_FDS_MAX = 4
 ANSWER_SECONDS = 60.0
 """How long a worker waits for the daemon's word on what to keep; the crashed process waits with it.
 A daemon that has died is noticed at once, and one whose disk stands still has not forgotten: its
@@ -46,41 +43,6 @@ log = logging.getLogger("crashd.worker")
 
 class _RefusedError(Exception):
     """The handler gave up waiting and keeps the crash."""
-
-
-def send_message(
-    channel: socket.socket, document: dict[str, Any], descriptors: tuple[int, ...] = ()
-) -> None:
-    """Send one message with its descriptors, which stay the caller's."""
-    rights = [
-        (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))
-    ]
-    channel.sendmsg([json.dumps(document).encode()], rights if descriptors else [])
-
-
-def receive_message(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one message; the caller owns the descriptors. None at the end.
-
-    Raises:
-        OSError: the channel is broken, or the message is too large.
-
-    """
-    data, ancillary, flags, _ = channel.recvmsg(
-        MESSAGE_MAX, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
-    )
-    descriptors = [
-        fd
-        for level, kind, raw in ancillary
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
-        for (fd,) in struct.iter_unpack("i", raw[: len(raw) - len(raw) % 4])
-    ]
-    if not data:
-        return None, descriptors
-    if flags & socket.MSG_TRUNC:
-        for fd in descriptors:
-            os.close(fd)
-        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    return json.loads(data), descriptors
 
 
 def work(channel: socket.socket) -> None:
@@ -200,8 +162,7 @@ def _capture_spool(job: _Job) -> None:
         if source is None:
             source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         incoming = IncomingCore.from_spool(source, spooled.snapshot)
-        disk = os.fstatvfs(job.entry.fd)
-        free = disk.f_bavail * disk.f_frsize
+        free = read_space(job.entry.fd).free_bytes
         fits = os.fstat(source).st_blocks * 512 <= free
         _capture(job, incoming, ending=spooled.ending(), keep_free_bytes=0 if fits else free // 4)
 
@@ -230,8 +191,14 @@ def _capture(
         )
     finally:
         incoming.release()
-    if ending and final.state is not State.COMPLETE and not is_only_counted(final):
+    if final.state is State.COMPLETE and (
+        ending == DIED or final.capture.disposition is not Disposition.FULL
+    ):
+        return  # what was wanted of it is there
+    if ending and not is_only_counted(final):
         final = replace(final, capture=replace(final.capture, reason=f"spooled: {ending}"))
+        if final.state is State.COMPLETE:  # of full length, but the handler left a part out
+            final = replace(final, state=State.TRUNCATED, core=replace(final.core, complete=False))
         if final.state is State.LOST:  # the handler kept the crash, and chose to keep no core of it
             final = replace(final, state=State.METADATA_ONLY)
         job.entry.write(final, sync=True)

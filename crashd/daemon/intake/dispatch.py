@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from crashd.base.messages import receive_message, send_message
 from crashd.corehandler import RECEIPT_SECONDS
-from crashd.daemon.capture.worker import RECEIPT_AT, receive_message, send_message
+from crashd.daemon.capture.worker import RECEIPT_AT
 from crashd.daemon.intake.pool import Nursery, Worker
 from crashd.daemon.loopclock import LoopClock
 from crashd.errors import UnavailableError

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from crashd.base.files import read_space
 from crashd.daemon.intake.dispatch import Dispatcher, Job
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, bounded
 from crashd.domain.crash.coremeta import CoreMeta
@@ -39,8 +40,6 @@ from crashd.store.paths import Paths
 
 log = logging.getLogger("crashd.ingest")
 
-_REOPENED = frozenset({State.CAPTURING, State.LOST})
-"""States of an entry into which the same crash, arriving once more, is taken."""
 _COUNTED_MAX = 100_000
 _RECENT_MAX = 8192
 """Tokens that are remembered here, for the index is written later: twice as many as can wait at the
@@ -251,8 +250,7 @@ class Ingest:
         then its copy in the spool goes, so that there is more than before. To wait for space that
         the spool itself takes would be for ever: the largest comes in cut, at the very last.
         """
-        filesystem = os.statvfs(self._paths.state_dir)
-        free = filesystem.f_bavail * filesystem.f_frsize - sum(self._importing.values())
+        free = read_space(self._paths.state_dir).free_bytes - sum(self._importing.values())
         if self._importing and free < self.keep_free_bytes + self._spooled_bytes(self._spooled[0]):
             return None  # asked again when they are in
         for name in self._spooled:
@@ -345,7 +343,7 @@ class Ingest:
                 crash = entry.read()
             except (NotFoundError, FormatError):
                 return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
-            if crash.state not in _REOPENED:
+            if not crash.state.takes_core:
                 return None
             if not entry.try_lock():
                 raise _NotTakenError

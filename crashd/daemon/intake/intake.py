@@ -1,15 +1,14 @@
 """The sockets on which crashes come in: from the handler, and from the kernel itself."""
 
-import contextlib
 import logging
-import selectors
 import socket
 from collections.abc import Callable, Mapping
 
 from crashd.daemon.intake.ingest import Ingest
-from crashd.domain.crash.model import Mode
+from crashd.daemon.loop import Loop
+from crashd.domain.crash.model import DropReason, Mode
 from crashd.edge.capture import handoff, kernelsock
-from crashd.edge.web.exporter import DropReason
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, reason_of
 from crashd.registration import choose_mode
 from crashd.store.paths import Paths
@@ -27,17 +26,13 @@ class Intake:
         self,
         paths: Paths,
         ingest: Ingest,
-        *,
-        selector: selectors.BaseSelector,
-        later: Callable[[str, int, Callable[[], object]], None],
-        dropped: Callable[[str], None],
+        loop: Loop,
+        exporter: Exporter,
     ) -> None:
-        """`later(name, ns, act)` has `act` called every so many ns, until it is called with 0."""
         self._paths = paths
         self._ingest = ingest
-        self._selector = selector
-        self._later = later
-        self._dropped = dropped
+        self._loop = loop
+        self._exporter = exporter
         self._handoff: socket.socket | None = None
         self._kernel: socket.socket | None = None
         self._own: list[socket.socket] = []
@@ -80,7 +75,7 @@ class Intake:
         ):
             if server is None:
                 continue
-            self._unwatch(server)
+            self._loop.unwatch(server)
             server.close()
             if server in self._own:
                 path.unlink(missing_ok=True)
@@ -89,11 +84,7 @@ class Intake:
 
     def _watch(self, server: socket.socket, act: Callable[[], None]) -> None:
         server.setblocking(False)
-        self._selector.register(server, selectors.EVENT_READ, act)
-
-    def _unwatch(self, server: socket.socket) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(server)
+        self._loop.watch(server, act)
 
     # -- from the handler --------------------------------------------------------------------------
 
@@ -107,11 +98,11 @@ class Intake:
                 self._receive(connection)
         except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
             log.error("cannot accept hand-overs: %s, trying again", reason_of(e))
-            self._unwatch(server)
-            self._later("accept", AGAIN_NS, lambda: self._accept_again(server))
+            self._loop.unwatch(server)
+            self._loop.timer("accept", AGAIN_NS, lambda: self._accept_again(server))
 
     def _accept_again(self, server: socket.socket) -> None:
-        self._later("accept", 0, self.accept)
+        self._loop.timer("accept", 0, self.accept)
         self._watch(server, self.accept)
 
     def _receive(self, connection: handoff.Connection) -> None:
@@ -119,23 +110,21 @@ class Intake:
         try:
             message = connection.receive()
         except CrashdError as e:
-            self._dropped(DropReason.MALFORMED_HANDOFF)
+            self._exporter.dropped(DropReason.MALFORMED_HANDOFF)
             log.warning("hand-over refused: %s, ignoring", e)
             self._forget(connection)
             return
         if message is None:
             if connection.fileno() not in self._waiting:
                 self._waiting[connection.fileno()] = connection
-                self._selector.register(
-                    connection.fileno(), selectors.EVENT_READ, lambda: self._receive(connection)
-                )
+                self._loop.watch(connection, lambda: self._receive(connection))
             return
         self._forget(connection, close=False)
         self._ingest.take(connection, message)
 
     def _forget(self, connection: handoff.Connection, *, close: bool = True) -> None:
         if self._waiting.pop(connection.fileno(), None) is not None:
-            self._selector.unregister(connection.fileno())
+            self._loop.unwatch(connection)
         if close:
             connection.close()
 
@@ -153,18 +142,18 @@ class Intake:
                     return
                 self._ingest.take_from_kernel(connection)
         except CrashdError as e:
-            self._dropped(DropReason.MALFORMED_HANDOFF)
+            self._exporter.dropped(DropReason.MALFORMED_HANDOFF)
             log.warning("%s, ignoring", e)
             return
         except OSError as e:
             log.error("cannot accept crashes from the kernel: %s, trying again", reason_of(e))
-        self._unwatch(server)
+        self._loop.unwatch(server)
         self._paused = True
-        self._later("kernel", AGAIN_NS, self.resume)
+        self._loop.timer("kernel", AGAIN_NS, self.resume)
 
     def resume(self) -> None:
         """Listen to the kernel again, where there was no room for more."""
         if self._paused and self._kernel is not None:
             self._paused = False
-            self._later("kernel", 0, self.resume)
+            self._loop.timer("kernel", 0, self.resume)
             self._watch(self._kernel, self.accept_from_kernel)

@@ -19,7 +19,8 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from crashd.daemon.capture.worker import receive_message, send_message, work
+from crashd.base.messages import receive_message, send_message
+from crashd.daemon.capture.worker import work
 from crashd.edge.capture.process import set_oom_score
 from crashd.errors import UnavailableError, reason_of
 

@@ -1,16 +1,14 @@
 """Oopses, warnings, lockups and machine checks that the running kernel survived, out of its log."""
 
-import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from crashd.domain.crash.losses import LogRecord
 from crashd.domain.kernellog.analyse import LogAnalysis, Report, analyse_report, find_reports
 from crashd.domain.kernellog.heads import find_head
 from crashd.domain.kernellog.printk import LogLine, parse_lines
-
-log = logging.getLogger("crashd.kdump")
 
 WINDOW = 1500
 """Records that are looked at around a report."""
@@ -22,23 +20,26 @@ PER_SIGNATURE_MAX, PER_HOUR_MAX = 3, 30
 HOUR_NS = 3600 * 10**9
 
 
+@dataclass(frozen=True, slots=True)
+class LiveReport:
+    """A report that the running kernel survived."""
+
+    analysis: LogAnalysis
+    sequence: int
+    """Of its first record in the kernel's log."""
+    time_ns: int
+    """CLOCK_MONOTONIC."""
+    is_flood: bool
+    """It is one of too many in this hour: to be counted, and not recorded."""
+
+
 class LiveOopses:
     """Collects the kernel's lines, and analyses them once a report seems to be at its end.
 
     For the daemon's one loop: `add` each record, call `look` when `due_ns` has come.
     """
 
-    def __init__(
-        self,
-        *,
-        found: Callable[[LogAnalysis, int, int], None],
-        flooded: Callable[[], None],
-    ) -> None:
-        """`found` is told of an analysis, the sequence number of its first record, and its time
-        (CLOCK_MONOTONIC ns); `flooded` of each that is too many.
-        """
-        self._found = found
-        self._flooded = flooded
+    def __init__(self) -> None:
         self._records: deque[LogRecord] = deque(maxlen=WINDOW)
         self._begun_ns: int | None = None
         self._last_ns = 0
@@ -69,31 +70,30 @@ class LiveOopses:
             (r.sequence for r in self._records if _is_head(r) and r.sequence > self._told), None
         )
 
-    def look(self, now_ns: int) -> None:
-        """Analyse what has come, where it is time to."""
+    def look(self, now_ns: int) -> Iterator[LiveReport]:
+        """Analyse what has come, where it is time to; the caller takes all that is yielded."""
         due_ns = self.due_ns
         if due_ns is None or now_ns < due_ns:
             return
         self._begun_ns = None
         times = {record.sequence: record.monotonic_ns for record in self._records}
+        last = self._records[-1].sequence
         for report in find_reports(_lines(self._records)):
             sequence = report.lines[0].seq
-            if sequence is None or sequence <= self._told:
-                continue
-            self._tell(report, sequence, times.get(sequence, now_ns))
-        self._told = self._records[-1].sequence
+            if sequence is not None and sequence > self._told:
+                yield self._analyse(report, sequence, times.get(sequence, now_ns))
+        self._told = last
 
-    def _tell(self, report: Report, sequence: int, time_ns: int) -> None:
+    def _analyse(self, report: Report, sequence: int, time_ns: int) -> LiveReport:
+        """Analyse a report, and count it: a kernel that reports without end fills no disk."""
         now_ns = time.monotonic_ns()
         if now_ns - self._hour_ns >= HOUR_NS:
             self._hour_ns, self._counts = now_ns, Counter()
         analysis = analyse_report(report)
         self._counts[analysis.signature] += 1
         seldom = self._counts[analysis.signature] <= PER_SIGNATURE_MAX
-        if seldom and sum(self._counts.values()) <= PER_HOUR_MAX:
-            self._found(analysis, sequence, time_ns)
-        else:
-            self._flooded()
+        flood = not seldom or sum(self._counts.values()) > PER_HOUR_MAX
+        return LiveReport(analysis, sequence, time_ns, flood)
 
 
 def _is_head(record: LogRecord) -> bool:

@@ -1,11 +1,13 @@
 """One look into a dump's directory: its head, its end, its log, and what they tell."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.kernel.log import LogFailure, read_log
+from crashd.daemon.kernel.unpack import NotJudged, unpack
 from crashd.domain.kdump.compressed import find_wrapper, unwrap
 from crashd.domain.kdump.directory import DumpDirectory, readme_is_unfinished
 from crashd.domain.kdump.record import Look
@@ -57,19 +59,23 @@ def look_into(
     *,
     growing: bool,
     analysis: AnalysisOptions | None = None,
+    worker: AnalysisOptions | None = None,
 ) -> Look:
     """Read what a trusted directory holds; while it is `growing`, no more than its log. Where there
-    is no log, and `analysis` says how, it is taken out of the dump.
+    is no log, and `analysis` says how, it is taken out of the dump. A compressed dump is read to
+    its end where `worker` says how.
 
     Raises:
         OSError: the directory is gone, or cannot be read.
 
     """
     with root.open(seen) as opened:
-        verdict = None if growing else _judge(opened, directory)
+        judging = _Judging(opened, worker)
+        verdict, parts = (None, ()) if growing else judging.judge(directory)
         log, source, build_id = _read_log(opened, directory.log), "file", None
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
-            log, source, build_id = _log_of_dump(opened, directory, analysis)
+            names = parts or (directory.dump or b"",)
+            log, source, build_id = _log_of_dump(opened, names, analysis)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
@@ -79,28 +85,80 @@ def look_into(
         log_source=source,
         analysis=_analyse(log),
         growing=growing,
+        parts=parts,
         build_id=build_id,
+        try_again=judging.try_again,
     )
 
 
-def _judge(opened: OpenDump, directory: DumpDirectory) -> Verdict | None:
-    if directory.dump is None:
-        return None
-    unfinished = directory.unfinished or (
-        directory.readme is not None and _readme_says_so(opened, directory.readme)
-    )
-    verdict = _judge_file(opened, directory.dump, unfinished)
-    if verdict.head is None or verdict.head.split is None:
-        return verdict
-    # a dump in several files is whole when each of them is
-    parts = [_judge_file(opened, name, unfinished) for name in directory.parts[:_PARTS_MAX]]
+class _Judging:
+    """Judges the files of one dump."""
+
+    def __init__(self, opened: OpenDump, worker: AnalysisOptions | None) -> None:
+        self._opened = opened
+        self._worker = worker
+        self.try_again = False
+        """What is not known now may be another time."""
+
+    def judge(self, directory: DumpDirectory) -> tuple[Verdict | None, tuple[bytes, ...]]:
+        """Judge a directory's dump; with it go the files of a split dump, in order."""
+        if directory.dump is None:
+            return None, ()
+        unfinished = directory.unfinished or (
+            directory.readme is not None and _readme_says_so(self._opened, directory.readme)
+        )
+        verdict = self._judge_file(directory.dump, unfinished)
+        if verdict.head is None or verdict.head.split is None:
+            return verdict, ()
+        files = {directory.dump: verdict}
+        for name in directory.parts[:_PARTS_MAX]:
+            if name not in files:
+                files[name] = self._judge_file(name, unfinished)
+        return judge_parts(verdict, files), order_parts(files)
+
+    def _judge_file(self, name: bytes, unfinished: bool) -> Verdict:
+        try:
+            head, tail, size = self._opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
+            with self._opened.reader(name) as read:
+                verdict = judge(head, size, tail, unzstd, unfinished=unfinished, read=read)
+            if verdict.sure or find_wrapper(head) is None or self._worker is None:
+                return verdict
+            fd = self._opened.open_file(name)
+            try:
+                found = unpack(fd, self._worker)
+            finally:
+                os.close(fd)
+        except FormatError as e:
+            return Verdict(Completeness.BOGUS, reason_of(e))
+        if isinstance(found, NotJudged):
+            self.try_again = self.try_again or found.try_again
+            return judge(head, size, tail, unzstd, unfinished=unfinished, unpacked=found.reason)
+        return judge(head, size, tail, unzstd, unfinished=unfinished, unpacked=found)
+
+
+def order_parts(files: Mapping[bytes, Verdict]) -> tuple[bytes, ...]:
+    """Name the parts of a split dump in the order of their page frames."""
+    found = [
+        (file.head.split, name)
+        for name, file in files.items()
+        if file.head is not None and file.head.split is not None
+    ]
+    return tuple(name for _, name in sorted(found))
+
+
+def judge_parts(newest: Verdict, files: Mapping[bytes, Verdict]) -> Verdict:
+    """Judge a dump in several files by each of them: it is whole when all are, and none is missing.
+
+    A file that is a dump of its own (what makedumpfile --reassemble made of the parts) is no part.
+    """
+    parts = [f for f in files.values() if f.head is None or f.head.split is not None]
     for part in parts:
-        if part.completeness is not Completeness.COMPLETE:
+        if part.completeness in (Completeness.INCOMPLETE, Completeness.BOGUS):
             return part
     missing = find_missing_part([part.head for part in parts if part.head is not None])
     if missing:
-        return replace(verdict, completeness=Completeness.INCOMPLETE, reason=missing, sure=True)
-    return next((part for part in parts if not part.sure), verdict)
+        return replace(newest, completeness=Completeness.INCOMPLETE, reason=missing, sure=True)
+    return next((part for part in parts if not part.sure), newest)
 
 
 def find_missing_part(heads: Sequence[VmcoreHead]) -> str:
@@ -112,15 +170,6 @@ def find_missing_part(heads: Sequence[VmcoreHead]) -> str:
         at = max(at, end)
     frames = max((head.page_frames for head in heads), default=0)
     return f"a part is missing: no file has the page frame {at} of {frames}" if at < frames else ""
-
-
-def _judge_file(opened: OpenDump, name: bytes, unfinished: bool) -> Verdict:
-    try:
-        head, tail, size = opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
-        with opened.reader(name) as read:
-            return judge(head, size, tail, unzstd, unfinished=unfinished, read=read)
-    except FormatError as e:
-        return Verdict(Completeness.BOGUS, reason_of(e))
 
 
 def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
@@ -139,21 +188,20 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 
 
 def _log_of_dump(
-    opened: OpenDump, directory: DumpDirectory, options: AnalysisOptions
+    opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions
 ) -> tuple[bytes, str, str | None]:
-    """Take the log out of the dump, and the build-id that its memory has; nothing, and why, where
-    that cannot be.
+    """Take the log out of the dump, whose files are named, and the build-id that its memory has;
+    nothing, and why, where that cannot be.
     """
-    if directory.dump is None:
-        return b"", "file", None
-    try:
-        fd = opened.open_file(directory.dump)
-    except FormatError as e:
-        return b"", reason_of(e), None
-    try:
-        found = read_log(fd, options)
-    finally:
-        os.close(fd)
+    with contextlib.ExitStack() as files:
+        fds: list[int] = []
+        for name in names:
+            try:
+                fds.append(opened.open_file(name))
+            except FormatError as e:
+                return b"", reason_of(e), None
+            files.callback(os.close, fds[-1])
+        found = read_log(fds[0], options)
     if isinstance(found, LogFailure):
         return b"", found.reason, None
     return found.text, "dump", found.build_id

@@ -1,5 +1,5 @@
 """Which dump gets symbols next, and its record with them: one at a time, between looks at the
-directories, for a dump that is being written must be seen meanwhile.
+directories, because a dump that is being written must be seen meanwhile.
 """
 
 import logging
@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel.settings import DumpSettings
 from crashd.daemon.kernel.symbols import (
     SymbolState,
     VmlinuxFinder,
@@ -16,6 +18,7 @@ from crashd.daemon.kernel.symbols import (
     not_readable,
     read_symbols,
 )
+from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.kdump.symbols import (
     DONE,
@@ -25,14 +28,15 @@ from crashd.domain.kdump.symbols import (
     add_symbols,
     keep_symbols,
 )
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store import entry as entries
 from crashd.store.kerneldumps import DumpRoot
+from crashd.store.paths import Paths
 from crashd.store.vmlinuxfiles import VmlinuxSearch
 
 if TYPE_CHECKING:
-    from crashd.daemon.kernel.dumpstate import Known
-    from crashd.daemon.kernel.watch import DumpWatch
+    from crashd.daemon.kernel.book import DumpBook, Known
 
 log = logging.getLogger("crashd.kdump")
 
@@ -42,11 +46,14 @@ ASKED_MAX = 1000
 
 
 class SymbolWork:
-    """The part of the dumps' thread that looks for symbols; others only `ask`."""
+    """The part of the dumps' thread that looks for symbols; other threads only `ask`."""
 
-    def __init__(self, watch: "DumpWatch") -> None:
-        self._watch = watch
-        self._finder = VmlinuxFinder(watch.paths.root, ())
+    def __init__(self, paths: Paths, indexer: Indexer, exporter: Exporter) -> None:
+        self._paths = paths
+        self._indexer = indexer
+        self._exporter = exporter
+        self._settings = DumpSettings()
+        self._finder = VmlinuxFinder(paths.root, ())
         self._lock = threading.Lock()
         self._asked: dict[str, None] = {}
         self._untried: list[tuple[str, bytes]] | None = None
@@ -64,45 +71,44 @@ class SymbolWork:
         with self._lock:
             return bool(self._asked) or bool(self._untried)
 
-    def begin_scan(self) -> None:
+    def begin_scan(self, settings: DumpSettings) -> None:
         """Look for every vmlinux again: one may have arrived."""
+        self._settings = settings
         self._finder = self._new_finder()
         self._untried = None
 
     def _new_finder(self) -> VmlinuxFinder:
-        return VmlinuxFinder(self._watch.paths.root, self._watch.settings.vmlinux_dirs)
+        return VmlinuxFinder(self._paths.root, self._settings.vmlinux_dirs)
 
     def carry(self, crash: Crash, before: Crash | None) -> Crash:
         """Put into a new record what is known of its symbols without opening the dump."""
         crash = keep_symbols(crash, before)
         state = SymbolState.of(crash.kernel or {})
-        if self._watch.settings.analysis is None or state.kernel is None:
+        if self._settings.analysis is None or state.kernel is None:
             return crash
         search = self._finder.find(state.kernel)
         if crash.state not in _HERE or not state.is_news(search):
             return crash
         return add_symbols(crash, no_symbols(state.kernel, search), state.kernel.build_id)
 
-    def next(self) -> None:
-        """Do what takes longest, for one dump at most: that which was asked for, or the next one
+    def next(self, book: "DumpBook") -> None:
+        """Do what takes longest, for one dump at most: the one that was asked for, or the next one
         whose vmlinux is there.
         """
-        if self._watch.settings.analysis is None:
+        if self._settings.analysis is None:
             return
         with self._lock:
             asked = next(iter(self._asked), None)
             self._asked.pop(asked or "", None)
         if asked is not None:
             self._finder = self._new_finder()
-            for known in self._watch.known.values():
-                if known.crash_id == asked:
-                    self._symbolise(known)
-                    break
+            if (known := book.find_id(asked)) is not None:
+                self._symbolise(known)
             return
         if self._untried is None:
-            self._untried = list(self._watch.known)
+            self._untried = [known.key for known in book.list_all()]
         while self._untried:
-            found = self._watch.known.get(self._untried.pop(0))
+            found = book.find(self._untried.pop(0))
             if found is not None and self._is_ready(found) and self._try(found):
                 return
 
@@ -135,13 +141,13 @@ class SymbolWork:
         search = self._finder.find(kernel)
         symbols = self._read(known, kernel, search)
         if symbols.state != NONE:
-            self._watch.listeners.analysed(symbols.state, symbols.seconds)
+            self._exporter.analysed(AnalysisState(symbols.state), symbols.seconds)
         if symbols.state == FAILED:
             log.warning("crash %s: no symbols: %s", known.crash_id, symbols.reason)
         self._write(known, symbols)
 
     def _read(self, known: "Known", kernel: WantedKernel, search: VmlinuxSearch) -> Symbols:
-        options, name = self._watch.settings.analysis, known.told.dump
+        options, name = self._settings.analysis, known.told.dump
         if options is None or name is None or search.path is None:
             return no_symbols(kernel, search)
         if known.symbols.is_split:
@@ -165,11 +171,11 @@ class SymbolWork:
         known.symbols.state, known.symbols.reason = symbols.state, symbols.reason
         known.symbols.stamp = symbols.stamp
         try:
-            _, changed = entries.change(self._watch.paths, known.crash_id or "", how)
+            _, changed = entries.change(self._paths, known.crash_id or "", how)
         except (OSError, CrashdError) as e:
             log.error("crash %s: its symbols cannot be recorded: %s", known.crash_id, e)
             return
         known.symbols = SymbolState.of(changed.kernel or {})
-        self._watch.listeners.changed(changed)
+        self._indexer.changed(changed)
         if symbols.state == DONE:
             log.info("crash %s: symbols by %s", known.crash_id, symbols.vmlinux)

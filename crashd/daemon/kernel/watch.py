@@ -1,5 +1,5 @@
-"""Kernel dumps: watched for, read, recorded and expired, in a thread of their own, for a network
-file system may be slow, or never answer.
+"""Kernel dumps are watched for, read, recorded and deleted. All of it runs in a thread of its own
+because a network file system may be slow or hang.
 
 inotify says when to look, a scan says what there is: so nothing is missed where events get lost
 (overflow, NFS, a mount over the directory). A directory that is being written is looked at every
@@ -9,29 +9,26 @@ POLL_NS until it is whole, or has not changed for so long that nobody writes it 
 import contextlib
 import logging
 import os
-import secrets
 import select
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from crashd.daemon.kernel.dumpstate import SETTLE_NS, DumpSettings, Known, Listeners
+from crashd.daemon.kernel.book import SETTLE_NS, WRITER_GONE_NS, DumpBook, Key, Known
 from crashd.daemon.kernel.look import is_unfinished, look_into
-from crashd.daemon.kernel.retention import expire
-from crashd.daemon.kernel.symbols import SymbolState
+from crashd.daemon.kernel.reports import ReportBook
+from crashd.daemon.kernel.retention import DumpRetention
+from crashd.daemon.kernel.settings import DumpSettings, KernelSettings
 from crashd.daemon.kernel.symbolwork import SymbolWork
-from crashd.domain.crash.model import Crash, State
-from crashd.domain.kdump.directory import DumpDirectory
-from crashd.domain.kdump.record import Look, build_record
+from crashd.domain.crash.model import State
+from crashd.domain.kdump.ready import assess
+from crashd.domain.kdump.record import Look
 from crashd.domain.kdump.vmcore import Completeness
 from crashd.domain.text import printable
 from crashd.edge.host.inotify import DirectoryWatch
+from crashd.edge.host.kdumpfacts import read_facts
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
-from crashd.store import entry as entries
-from crashd.store.entry import open_entry
 from crashd.store.kerneldumps import DumpRoot, Seen
 from crashd.store.paths import Paths
 
@@ -39,30 +36,36 @@ log = logging.getLogger("crashd.kdump")
 
 POLL_NS = 400 * 10**6
 """Between two looks at a dump that is being written."""
-WRITER_GONE_NS = 300 * 10**9
-"""An unfinished dump that has not changed for so long is nobody's."""
 SCAN_SHARE = 10
 """Scans take a tenth of the time at most, whatever is going on in the directory."""
 SCAN_MIN_NS = 200 * 10**6
 FOREIGN_TOLD_MAX = 20
 """Names that are not to be trusted and are told of, one line each; the rest is a number."""
-KNOWN_MAX = 20_000
 
 
 class DumpWatch:
     """The thread. `start` it, `allow` it to begin, `stop` it."""
 
-    def __init__(self, paths: Paths, hostname: bytes, listeners: Listeners) -> None:
-        self.paths = paths
-        self.known: dict[tuple[str, bytes], Known] = {}
-        self.settings = DumpSettings()
-        self.listeners = listeners
-        self.symbols = SymbolWork(self)
-        self._hostname = hostname
-        self._foreign: set[tuple[str, bytes]] = set()
+    def __init__(
+        self,
+        paths: Paths,
+        book: DumpBook,
+        symbols: SymbolWork,
+        reports: ReportBook,
+        kernel_settings: KernelSettings,
+        exporter: Exporter,
+    ) -> None:
+        self._paths = paths
+        self._book = book
+        self._symbols = symbols
+        self._reports = reports
+        self._kernel_settings = kernel_settings
+        self._exporter = exporter
+        self._retention = DumpRetention(book, exporter)
+        self._settings = DumpSettings()
+        self._foreign: set[Key] = set()
         self._foreign_count = 0
         self._watches: dict[str, DirectoryWatch | None] = {}
-        self._before: dict[tuple[str, bytes], Mapping[str, Any]] = {}
         self._dirty = True
         self._loaded = False
         self._news = False
@@ -93,10 +96,9 @@ class DumpWatch:
         """Have a dump's symbols looked for before all others; False where none is known by this id,
         or nothing is analysed.
         """
-        known = any(known.crash_id == crash_id for known in tuple(self.known.values()))
-        if not known or self.settings.analysis is None:
+        if self._book.find_id(crash_id) is None or self._settings.analysis is None:
             return False
-        self.symbols.ask(crash_id)
+        self._symbols.ask(crash_id)
         self._wake()
         return True
 
@@ -135,11 +137,11 @@ class DumpWatch:
             self._scan_all()
             self._scan_took_ns = time.monotonic_ns() - now_ns
             self._scanned_ns = time.monotonic_ns()
-            self._next_scan_ns = self._scanned_ns + self.settings.rescan_ns
+            self._next_scan_ns = self._scanned_ns + self._settings.rescan_ns
         else:
             self._poll_active()
             self._dirty = self._dirty or self._news  # one more: another may have to go
-        self.symbols.next()
+        self._symbols.next(self._book)
         if self._news:
             self._news = False
             self._count()
@@ -153,9 +155,9 @@ class DumpWatch:
         due_ns = self._next_scan_ns
         if self._dirty:
             due_ns = self._earliest_ns()
-        if any(known.is_active(now_ns) for known in self.known.values()):
+        if self._book.list_active(now_ns):
             due_ns = min(due_ns, now_ns + POLL_NS)
-        if self.symbols.pending:
+        if self._symbols.pending:
             due_ns = now_ns
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
@@ -179,27 +181,23 @@ class DumpWatch:
 
     def _scan_all(self) -> None:
         if not self._loaded:
-            self._load()
+            self._book.load()
             self._loaded = True
         self._foreign_count = 0
-        self.settings = self.listeners.resolve()
-        self.symbols.begin_scan()
-        wanted = {os.fspath(path) for path in self.settings.paths}
+        self._settings = self._kernel_settings.resolve()
+        self._symbols.begin_scan(self._settings)
+        wanted = {os.fspath(path) for path in self._settings.paths}
         for name in [name for name in self._watches if name not in wanted]:
             self._disarm(name)
-        for path in self.settings.paths:
+        for path in self._settings.paths:
             self._scan(path)
         self._count()
-        self.listeners.scanned()
+        self._tell_readiness()
+        self._reports.read_pstore()  # after the scan, so that dumps of the same crash are known
 
-    def _load(self) -> None:
-        """Learn from the index what was known before this daemon started."""
-        for row in self.listeners.known():
-            kernel = row.get("kernel")
-            path = kernel.get("path") if isinstance(kernel, dict) else None
-            if isinstance(path, str):
-                root, _, name = path.rpartition("/")
-                self._before[(root, os.fsencode(name))] = row
+    def _tell_readiness(self) -> None:
+        readiness = assess(read_facts(self._paths.root))
+        self._exporter.kdump_ready(readiness.ready, readiness.crashkernel_bytes)
 
     def _scan(self, path: Path) -> None:
         root_name = os.fspath(path)
@@ -208,7 +206,7 @@ class DumpWatch:
             root = DumpRoot(path)
         except NotFoundError:
             self._disarm(root_name)
-            self._forget(root_name, set())
+            self._book.keep_present(root_name, ())
             return
         except UnavailableError as e:
             if root_name not in self._missing_told:
@@ -221,12 +219,10 @@ class DumpWatch:
                 if self._stopping.is_set():
                     return
                 self._meet(root, seen)
-            self._forget(root_name, {seen.entry.name for seen in found})
+            self._book.keep_present(root_name, (seen.entry.name for seen in found))
             self._tell_foreign()
             if root.distrust is None:
-                expire(
-                    self, root, [known for known in self.known.values() if known.root == root_name]
-                )
+                self._retention.meet(root, self._settings)
             elif root_name not in self._missing_told:
                 self._missing_told.add(root_name)
                 log.warning("%s %s: no dump in it is ever deleted", root_name, root.distrust)
@@ -242,7 +238,7 @@ class DumpWatch:
                 self._watches[name] = DirectoryWatch(path, self._event, self._overflow)
             except CrashdError as e:
                 if name not in self._watches:
-                    seconds = self.settings.rescan_ns // 10**9
+                    seconds = self._settings.rescan_ns // 10**9
                     log.warning("%s: looked at every %d s instead, ignoring", e, seconds)
                 self._watches[name] = None
 
@@ -253,7 +249,7 @@ class DumpWatch:
 
     def _meet(self, root: DumpRoot, seen: Seen) -> None:
         key = (os.fspath(root.path), seen.entry.name)
-        known = self.known.get(key)
+        known = self._book.find(key)
         now_ns = time.monotonic_ns()
         unchanged = known is not None and known.seen.stamp == seen.stamp and known.crash_id
         # A file that grows changes its own stamp, and not its directory's.
@@ -270,7 +266,7 @@ class DumpWatch:
 
     def _poll_active(self) -> None:
         now_ns = time.monotonic_ns()
-        active = [known for known in self.known.values() if known.is_active(now_ns)]
+        active = self._book.list_active(now_ns)
         for name in {known.root for known in active}:
             try:
                 root = DumpRoot(Path(name))
@@ -284,59 +280,32 @@ class DumpWatch:
                     except FileNotFoundError:
                         self._dirty = True
 
-    def _examine(
-        self, root: DumpRoot, seen: Seen, key: tuple[str, bytes], known: Known | None
-    ) -> None:
+    def _examine(self, root: DumpRoot, seen: Seen, key: Key, known: Known | None) -> None:
         told = root.classify(seen)
         if told is None or told.faults:
-            self.known.pop(key, None)
+            self._book.drop(key)
             if told is not None:
                 self._distrust(key, told.faults[0])
             return
         now_ns = time.monotonic_ns()
         if known is None:
-            known = self._begin(root, seen, told, key)
-            if known is None:
+            if self._book.is_full:
+                self._foreign_count += 1
                 return
+            known = self._book.begin(root, seen, told)
+            if not known.growing:
+                return  # its record says all that there is
         elif known.told != told or known.seen.inode != seen.inode:
             known.told, known.changed_at_ns = told, now_ns
         elif known.seen.stamp == seen.stamp and known.crash_id and not known.growing:
-            if not known.log_pending or now_ns - known.changed_at_ns < SETTLE_NS:
+            log_due = known.log_pending and now_ns - known.changed_at_ns >= SETTLE_NS
+            if not log_due and not known.is_due_again(now_ns):
                 return
         elif known.growing and known.crash_id and now_ns - known.changed_at_ns < SETTLE_NS:
             known.seen = seen
             return  # nothing new since the last look
         known.seen = seen
         self._record(root, known, now_ns)
-
-    def _begin(
-        self, root: DumpRoot, seen: Seen, told: DumpDirectory, key: tuple[str, bytes]
-    ) -> Known | None:
-        """Make what is known of a directory that is met for the first time."""
-        if len(self.known) >= KNOWN_MAX:
-            self._foreign_count += 1
-            return None
-        known = Known(os.fspath(root.path), seen, told, time.monotonic_ns())
-        if abs(time.time_ns() - told.changed_ns) > WRITER_GONE_NS:
-            known.changed_at_ns -= WRITER_GONE_NS  # nobody has written to it for long
-        known.first_seen_ns = time.time_ns()
-        self.known[key] = known
-        row = self._before.pop(key, None)
-        if row is None:
-            return known
-        kernel = row["kernel"]
-        known.crash_id, known.state = row["id"], State(row["state"])
-        known.first_seen_ns = kernel.get("first_seen_ns") or known.first_seen_ns
-        crashed = kernel.get("crash_time")
-        known.time_ns = crashed * 10**9 if isinstance(crashed, int) else known.told.stamp_ns
-        known.sure = kernel.get("dump_sure") is True
-        known.symbols = SymbolState.of(kernel)
-        same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
-        same = same and "dump_sure" in kernel  # an older crashd judged it by its head alone
-        if same and known.state in (State.COMPLETE, State.INCOMPLETE):
-            known.growing = False
-            return None
-        return known
 
     def _record(self, root: DumpRoot, known: Known, now_ns: int) -> None:
         """Look into the directory, and write down what is there."""
@@ -345,117 +314,29 @@ class DumpWatch:
         growing = unfinished and quiet_ns < WRITER_GONE_NS
         if growing and known.crash_id is not None and known.state is State.CAPTURING:
             return
-        asked = self.settings.analysis if quiet_ns >= SETTLE_NS else None
-        look = look_into(root, known.seen, known.told, growing=growing, analysis=asked)
+        asked = self._settings.analysis if quiet_ns >= SETTLE_NS else None
+        # Nobody writes to it any more: a compressed dump is worth being read to its end.
+        worker = self._settings.worker if quiet_ns >= SETTLE_NS else None
+        look = look_into(
+            root, known.seen, known.told, growing=growing, analysis=asked, worker=worker
+        )
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):
             growing = True
             look = look_into(root, known.seen, known.told, growing=True)
         known.growing = growing
-        known.sure = look.verdict is not None and look.verdict.sure
-        known.log_pending = asked is None and not growing and _wants_log(look, self.settings)
+        known.take_verdict(look)
+        known.log_pending = asked is None and not growing and _wants_log(look, self._settings)
         try:
-            crash = self._write(look, known)
+            self._book.record(known, look)
         except (OSError, CrashdError) as e:
             log.error("a kernel dump cannot be recorded: %s, trying again later", e)
             known.growing = False  # not before the next scan
             return
-        known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
-        known.symbols = SymbolState.of(crash.kernel or {})
         self._news = True
 
-    def read(self, crash_id: str) -> Crash | None:
-        """Read a record; None where it was deleted by hand."""
-        try:
-            with open_entry(self.paths, crash_id) as entry:
-                return entry.read()
-        except CrashdError:
-            return None
+    # -- what is not ours --------------------------------------------------------------------------
 
-    def _write(self, look: Look, known: Known) -> Crash:
-        """Write down what was seen, and tell of it; under the record's lock, for somebody may pin
-        it meanwhile.
-        """
-
-        def build(before: Crash | None) -> Crash:
-            crash = build_record(
-                look,
-                before,
-                hostname=self._hostname,
-                random=secrets.randbits(40),
-                seen_ns=known.first_seen_ns,
-            )
-            return self.symbols.carry(crash, before)
-
-        if known.crash_id is None or self.read(known.crash_id) is None:
-            crash = build(None)
-            with entries.create(self.paths, crash) as entry:
-                entry.write(crash, sync=True)
-            self.listeners.recorded(crash)
-            if crash.state is not State.CAPTURING:
-                self.listeners.finished(crash.id)
-            return crash
-        before, crash = entries.change(self.paths, known.crash_id, build)
-        # told also where it is as it was: who wrote it may have been killed before the index knew
-        if crash.state is not State.CAPTURING and State.CAPTURING in (before.state, known.state):
-            self.listeners.finished(crash.id)
-        else:
-            self.listeners.changed(crash)
-        return crash
-
-    # -- what is not there, or not ours ------------------------------------------------------------
-
-    def _forget(self, root: str, present: set[bytes]) -> None:
-        """Mark what is gone: kdump-tools, Apport or the administrator deleted it."""
-        gone = [key for key in self.known if key[0] == root and key[1] not in present]
-        for key in gone:
-            self.forget(key)
-            self._mark_missing(key)
-        for key in [key for key in self._before if key[0] == root and key[1] not in present]:
-            if self._before[key].get("state") not in (State.EVICTED, State.MISSING):
-                self._mark_missing(key)
-
-    def forget(self, key: tuple[str, bytes]) -> None:
-        """Take a dump for one that is no longer there, but may come back: a file system can."""
-        known = self.known.pop(key)
-        if known.crash_id is not None:
-            kernel = {"first_seen_ns": known.first_seen_ns}
-            row = {"id": known.crash_id, "state": known.state, "kernel": kernel}
-            self._before[key] = row
-
-    def _mark_missing(self, key: tuple[str, bytes]) -> None:
-        row = self._before.get(key)
-        crash = self.read(row["id"]) if row is not None else None
-        if row is None or crash is None or crash.state in (State.EVICTED, State.MISSING):
-            return
-        why = "the dump's directory was deleted, not by crashd"
-        log.info("crash %s: %s", crash.id, why)
-        self.write_state(crash.id, State.MISSING, why)
-        self._before[key] = {**row, "state": State.MISSING}
-
-    def write_state(self, crash_id: str, state: State, why: str | None) -> None:
-        """Give a record another state; what is no longer on disk uses no space.
-
-        Raises:
-            CrashdError: it is to be evicted, and was pinned meanwhile; or it cannot be read.
-            OSError: the disk does not take it.
-
-        """
-
-        def how(crash: Crash) -> Crash:
-            if state is State.EVICTED and crash.pinned:
-                raise CrashdError(f"crash {crash_id} was pinned")
-            size = 0 if state in (State.EVICTED, State.MISSING) else crash.core.size_bytes
-            return replace(
-                crash,
-                state=state,
-                capture=replace(crash.capture, reason=why),
-                core=replace(crash.core, stored_bytes=size, complete=state is State.COMPLETE),
-            )
-
-        _, changed = entries.change(self.paths, crash_id, how)
-        self.listeners.changed(changed)
-
-    def _distrust(self, key: tuple[str, bytes], why: str) -> None:
+    def _distrust(self, key: Key, why: str) -> None:
         self._foreign_count += 1
         if key in self._foreign:
             return
@@ -470,11 +351,7 @@ class DumpWatch:
             log.warning("%d more directories are no dumps of root's, ignoring", more)
 
     def _count(self) -> None:
-        states = {"complete": 0, "incomplete": 0, "capturing": 0, "foreign": self._foreign_count}
-        for known in self.known.values():
-            if known.state.value in states:
-                states[known.state.value] += 1
-        self.listeners.counted(states)
+        self._exporter.kernel_dumps(self._book.count(), foreign=self._foreign_count)
 
 
 def _wants_log(look: Look, settings: DumpSettings) -> bool:
@@ -486,4 +363,4 @@ def _is_whole(look: Look) -> bool:
     """Tell whether a dump of a final name needs no more time."""
     if look.directory.dump is None or look.verdict is None:
         return False
-    return look.verdict.completeness is Completeness.COMPLETE
+    return look.verdict.completeness is Completeness.COMPLETE and look.verdict.sure

@@ -2,9 +2,9 @@
 
 import logging
 import socket
-from collections.abc import Callable
 
 from crashd.configuration import keys as config
+from crashd.daemon.health import Health
 from crashd.daemon.web.webconfig import load_guard
 from crashd.edge.web import metricsserver
 from crashd.edge.web.exporter import Exporter
@@ -18,15 +18,12 @@ class MetricsFront:
     """All servers of the metrics, and the guard before them.
 
     Where the guard's file is wrong they do not serve: crashes are caught all the same, and nobody
-    reads what he should not.
+    reads what is not for them.
     """
 
-    def __init__(
-        self, exporter: Exporter, healthy: Callable[[], bool], ready: Callable[[], bool]
-    ) -> None:
+    def __init__(self, exporter: Exporter, health: Health) -> None:
         self._exporter = exporter
-        self._healthy = healthy
-        self._ready = ready
+        self._health = health
         self._given: socket.socket | None = None
         self._guard = Guard()
         self._servers: list[metricsserver.MetricsServer] = []
@@ -53,7 +50,7 @@ class MetricsFront:
         sockets = [given] if given else metricsserver.listen(http.listen) if http.listen else []
         for server in sockets:
             metrics = metricsserver.MetricsServer(
-                server, self._exporter, self._healthy, self._ready, self._guard
+                server, self._exporter, self._health.is_alive, self._health.is_ready, self._guard
             )
             metrics.start()
             self._servers.append(metrics)

@@ -1,4 +1,4 @@
-"""What an analysis found: facts as the sandboxed worker told them, and what they mean.
+"""What an analysis found: the facts that the sandboxed worker reports, and what they mean.
 
 Every text and number in here came out of a hostile core; crashd.analysisresult has bounded them and
 made the texts printable.
@@ -7,7 +7,7 @@ made the texts printable.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, assert_never
 
 SCHEMA = 1
 """Version of analysis.json."""
@@ -19,10 +19,24 @@ PEAK_PREFIX = b"peak KiB: "
 
 
 class AnalysisState(StrEnum):
-    """How an analysis ended."""
+    """How far an analysis is, or how it ended."""
 
+    PENDING = "pending"
+    """Of a notice that does not wait for it any longer."""
+    RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended."""
+        match self:
+            case AnalysisState.DONE | AnalysisState.FAILED:
+                return True
+            case AnalysisState.PENDING | AnalysisState.RUNNING:
+                return False
+            case _:
+                assert_never(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,8 @@ class ThreadStack:
     cut: bool
     """Whether there are more frames, or the stack could not be walked on."""
     name: str | None = None
+    end: str | None = None
+    """Why there are no more frames, where the stack did not come to its own end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +111,8 @@ class Instruction:
     text: str | None
     mnemonic: str | None
     access: tuple[Access, ...]
+    target: int | None = None
+    """Where it goes, if it is a call, jump or return through a register or memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +126,21 @@ class SignalFacts:
     sender_uid: int | None
     syscall: int | None = None
     syscall_name: str | None = None
+    error_code: int | None = None
+    """The processor's own, as x86 has it in a signal's frame or the kernel in its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """That the signal of Facts.siginfo was caught by a handler, and what became of it."""
+
+    signal: int
+    """What killed the process then."""
+    code: int
+    frame: int
+    """Which of the crashed thread's frames the interrupted code begins at."""
+    again: bool
+    """Whether the handler raised the same signal again, and returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +177,11 @@ class Facts:
     messages: Mapping[str, str]
     """Last words: `abort`, `glib`, `cxx_type`, `cxx_what`, `rust_panic`, `go_panic` …"""
     problems: tuple[str, ...]
-    python: tuple[ThreadStack, ...] = ()
-    """The interpreter's own stacks."""
+    interpreted: tuple[ThreadStack, ...] = ()
+    """The stacks of interpreted languages; each frame's `kind` names the language."""
+    handled: Handled | None = None
+    """Set where `siginfo`, `registers`, `instruction` and `regions` are those of a signal that was
+    caught first, and not those of the one that killed the process."""
 
     @property
     def crashed(self) -> tuple[Frame, ...]:
@@ -153,10 +189,22 @@ class Facts:
         return self.threads[0].frames if self.threads else ()
 
     @property
-    def crashed_python(self) -> tuple[Frame, ...]:
-        """The interpreter's frames of the crashed thread."""
+    def signal(self) -> int | None:
+        """The signal that killed the process."""
+        if self.handled is not None:
+            return self.handled.signal
+        return self.siginfo.signal if self.siginfo is not None else None
+
+    @property
+    def blamed(self) -> tuple[Frame, ...]:
+        """The crashed thread's frames without those of a signal's handler."""
+        return self.crashed[self.handled.frame :] if self.handled is not None else self.crashed
+
+    @property
+    def crashed_interpreted(self) -> tuple[Frame, ...]:
+        """The interpreted frames of the crashed thread."""
         tid = self.threads[0].tid if self.threads else None
-        return next((t.frames for t in self.python if t.tid == tid), ())
+        return next((t.frames for t in self.interpreted if t.tid == tid), ())
 
 
 @dataclass(frozen=True, slots=True)

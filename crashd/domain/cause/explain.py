@@ -1,7 +1,8 @@
 """From the facts of a crash to its cause, in one line that an operator understands. Pure.
 
 What a program or its runtime said itself counts first; then who sent the signal; then what the
-instruction was to do, with which pointer, and what is mapped there.
+instruction accesses, with which pointer, and what is mapped there. Where a handler had caught a
+signal, the facts are of that one, and what the handler did is a consequence.
 """
 
 import re
@@ -64,13 +65,28 @@ def explain(facts: Facts, context: Context) -> Cause:
             words = describe(info.signal, info.code, info.address, None, None)
         name = signal_name(signal) if signal is not None else "a crash"
         cause = Cause("unknown", words or name, words or f"{name} without a known cause")
-    return _bounded(cause, _where(notable(facts, cause)))
+    return _bounded(cause, _where(notable(facts, cause)), _consequence(facts))
 
 
-def _bounded(cause: Cause, where: str) -> Cause:
+def _consequence(facts: Facts) -> str:
+    """Say what a handler made of the signal, where one had caught it."""
+    if facts.handled is None or facts.siginfo is None:
+        return ""
+    first, last = signal_name(facts.siginfo.signal), signal_name(facts.handled.signal)
+    if facts.handled.again:
+        return f"; a handler caught {first} and raised it again"
+    if facts.handled.code > 0:
+        return f"; its handler for {first} then crashed itself ({last})"
+    if facts.handled.signal == SIGABRT:
+        return f"; its handler for {first} then aborted the process"
+    return f"; its handler for {first} then ended the process by {last}"
+
+
+def _bounded(cause: Cause, where: str, consequence: str) -> Cause:
     text = cause.text.replace("\n", " ")[:_TEXT_MAX]
     if where and where not in text:
         text += f", in {where}"
+    text += consequence
     return Cause(cause.kind, cause.short.replace("\n", " ")[:120], text)
 
 

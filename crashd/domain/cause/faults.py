@@ -15,7 +15,8 @@ _STACK_REACH = 1 << 20
 _GAP_MAX = 1 << 20
 _SI_KERNEL = 0x80
 _BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
-_SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 4, 9, 10
+_SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
+_ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
 _ALIGNED = re.compile(r"v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$")
 _DIVISIONS = frozenset({"div", "idiv", "sdiv", "udiv"})
 _POISONS = {
@@ -31,16 +32,17 @@ _WORDS = {0xDEADBEEF, 0xFEEDFACE, 0xBAADF00D, 0xCAFEBABE, 0xDEADDEAD, 0xFEEEFEEE
 
 
 def _access(facts: Facts) -> Access | None:
-    """Find the access that failed: the one at the address of the fault, or to no address at all."""
+    """Return the access that failed: at the address of the fault, or to no address at all."""
     access = facts.instruction.access if facts.instruction is not None else ()
     fault = facts.siginfo.address if facts.siginfo is not None else None
-    for one in access:
-        if fault is not None and one.address is not None:
-            # a large copy faults behind its first byte
-            if one.address <= fault < one.address + max(one.size, 1) + 4096:
+    # Exactly there first; then, since a large copy faults after its first byte, a little before.
+    for reach in (0, 4096):
+        for one in access:
+            if fault is not None and one.address is not None:
+                if one.address <= fault < one.address + max(one.size, 1) + reach:
+                    return one
+            elif one.address is not None and not _canonical(one.address, facts.bits):
                 return one
-        elif one.address is not None and not _canonical(one.address, facts.bits):
-            return one
     if fault is None and facts.siginfo is not None and facts.siginfo.code == _SI_KERNEL:
         return None
     return next((one for one in access if one.address is None), None)
@@ -50,10 +52,20 @@ def _canonical(address: int, bits: int) -> bool:
     return bits == 32 or address < 1 << 47 or address >= (1 << 64) - (1 << 47)
 
 
-def _verb(access: Access | None) -> str:
-    return {"read": "read", "write": "write", "read-write": "write"}.get(
-        access.mode if access is not None else "", "access"
-    )
+def _verb(facts: Facts, access: Access | None) -> str:
+    """Return `read`, `write` or `access`, by the best witness.
+
+    The processor's error code is a fact. So is a page that may be read: only a write fails there.
+    The instruction comes last, because the access found may not be the one that failed.
+    """
+    info, region = facts.siginfo, facts.regions.get("fault")
+    if info is not None and info.error_code is not None:
+        return "write" if info.error_code & _ERROR_WRITE else "read"
+    refused = info is not None and (info.signal, info.code) == (SIGSEGV, _SEGV_ACCERR)
+    if refused and region is not None and region.perms.startswith("r-"):
+        return "write"
+    mode = access.mode if access is not None else ""
+    return {"read": "read", "write": "write", "read-write": "write"}.get(mode, "access")
 
 
 def _segv(facts: Facts) -> Cause | None:
@@ -78,10 +90,10 @@ def _segv(facts: Facts) -> Cause | None:
     if pc is not None and pc.address == fault:
         return _execute(fault, region)
     if fault < NULL_MAX:
-        return _null(fault, access)
+        return _null(facts, fault, access)
     if _is_overflow(facts, fault, region):
         return stack_overflow(facts)
-    return _bad_pointer(facts, access) or _wrong_kind(fault, access, region)
+    return _bad_pointer(facts, access) or _wrong_kind(facts, access, region)
 
 
 def _execute(fault: int, region: Region | None) -> Cause:
@@ -104,8 +116,8 @@ def _execute(fault: int, region: Region | None) -> Cause:
     )
 
 
-def _null(fault: int, access: Access | None) -> Cause:
-    verb = _verb(access)
+def _null(facts: Facts, fault: int, access: Access | None) -> Cause:
+    verb = _verb(facts, access)
     text = f"NULL pointer: {verb} at address {fault:#x}"
     if access is not None and access.base_value == 0 and access.displacement > 0:
         text += f" (likely the member at offset {access.displacement} of a NULL structure)"
@@ -126,7 +138,7 @@ def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
 
 def stack_overflow(facts: Facts) -> Cause:
     """Tell which recursion filled the stack."""
-    names = [plain_name(f.function) for f in facts.crashed if f.function]
+    names = [plain_name(f.function) for f in facts.blamed if f.function]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) >= 3]
     text = "stack overflow"
     if repeated:
@@ -140,7 +152,7 @@ def _bad_pointer(facts: Facts, access: Access | None) -> Cause | None:
     """Tell what a pointer was before it became one, by its value."""
     if access is None:
         return None
-    verb = _verb(access)
+    verb = _verb(facts, access)
     for value in (access.base_value, access.address):
         if value is None or not NULL_MAX <= value < 1 << facts.bits:
             continue
@@ -189,8 +201,9 @@ def _ascii(value: int, bits: int) -> str | None:
     return "".join(chr(b) if 0x20 <= b < 0x7F else "?" for b in raw)
 
 
-def _wrong_kind(fault: int, access: Access | None, region: Region | None) -> Cause:
-    verb = _verb(access)
+def _wrong_kind(facts: Facts, access: Access | None, region: Region | None) -> Cause:
+    fault = (facts.siginfo.address if facts.siginfo is not None else None) or 0
+    verb = _verb(facts, access)
     if region is None or region.kind == "none":
         return Cause(
             "wild-pointer",
@@ -224,13 +237,32 @@ def _name(region: Region) -> str:
     )
 
 
+def _bad_target(facts: Facts) -> Cause | None:
+    """Judge a call, jump or return to what cannot be an address: it fails where it starts."""
+    target = facts.instruction.target if facts.instruction is not None else None
+    if facts.instruction is None or target is None or _canonical(target, facts.bits):
+        return None
+    text = _ascii(target, facts.bits)
+    what = f"{target:#x}, " + (f'which is the text "{text}"' if text else "which is not an address")
+    if (facts.instruction.mnemonic or "").split(" ")[-1] == "ret":
+        return Cause(
+            "return-address",
+            "return address overwritten",
+            f"a return to {what}: the stack was overwritten",
+        )
+    short = "call through a pointer overwritten by text" if text else "call through a wild pointer"
+    return Cause("wild-target", short, f"a call or jump to {what}")
+
+
 def _general_protection(facts: Facts, access: Access | None) -> Cause:
     """Tell what the processor refused without saying at which address."""
     mnemonic = (facts.instruction.mnemonic if facts.instruction is not None else None) or ""
+    if cause := _bad_target(facts):
+        return cause
     if access is not None:
         if cause := _bad_pointer(facts, access):
             return cause
-        verb = _verb(access)
+        verb = _verb(facts, access)
         return Cause(
             "non-canonical",
             f"{verb} through a non-canonical pointer",
@@ -256,7 +288,7 @@ def _bus(facts: Facts) -> Cause | None:
     info, region = facts.siginfo, facts.regions.get("fault")
     if info is None:
         return None
-    verb, at = _verb(_access(facts)), f"{info.address or 0:#x}"
+    verb, at = _verb(facts, _access(facts)), f"{info.address or 0:#x}"
     if info.code == _BUS_ADRALN:
         return Cause("unaligned", "unaligned access", f"unaligned {verb} at {at}")
     if info.code in (_BUS_MCEERR_AR, _BUS_MCEERR_AO):

@@ -104,18 +104,18 @@ def significant(facts: Facts) -> list[Frame]:
     """Give the crashed thread's frames without what libraries and runtimes put around the bug;
     there may be none.
     """
-    if python := facts.crashed_python:
+    if script := facts.crashed_interpreted:
         # Whoever called into the library that crashed is who can mend it.
-        return [f for f in python if not _PYTHON_LIBRARY.search(f.file or "")] or list(python)
-    return [frame for frame in facts.crashed if not _is_wrapper(frame)]
+        return [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
+    return [frame for frame in facts.blamed if not _is_wrapper(frame)]
 
 
 def notable(facts: Facts, cause: Cause) -> list[Frame]:
     """Give the frames to name first: the significant ones, or where there are none all of them;
     but a language's runtime that gave up is no place of a bug.
     """
-    frames = significant(facts) or ([] if cause.kind == "go-fatal" else list(facts.crashed))
-    if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.crashed[0]:
+    frames = significant(facts) or ([] if cause.kind == "go-fatal" else list(facts.blamed))
+    if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.blamed[0]:
         return frames[1:]  # who called it has the bug
     return frames
 

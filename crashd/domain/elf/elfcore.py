@@ -11,22 +11,36 @@ Source: elf(5), core(5), include/uapi/linux/elf.h. Every byte here may be hostil
 are compared with the bytes at hand, and work is linear in them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final
 
 from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.elfnotes import (
-    Bits,
-    ByteOrder,
-    Layout,
     MappedFile,
     Notes,
     SigInfo,
     Thread,
     collect_notes,
-    split_notes,
+)
+from crashd.domain.elf.headers import (
+    ET_CORE,
+    FILE_END_MAX,
+    HEADER_SIZE,
+    PHDR_SIZE,
+    PN_XNUM,
+    PT_LOAD,
+    PT_NOTE,
+    Bits,
+    ByteOrder,
+    Header,
+    Layout,
+    Shdr,
+    build_shdr,
+    find_build_id,
+    find_phdrs,
+    parse_header,
 )
 from crashd.errors import FormatError
 
@@ -52,23 +66,6 @@ IMAGE_MAX: Final = 64 * 1024
 
 IMAGE_PHDRS_MAX: Final = 64
 NOTE_SEGMENTS_MAX: Final = 16
-BUILD_ID_MAX: Final = 64
-
-# include/uapi/linux/elf.h
-ET_CORE: Final = 4
-PT_LOAD: Final = 1
-PT_NOTE: Final = 4
-PN_XNUM: Final = 0xFFFF
-NT_GNU_BUILD_ID: Final = 3
-
-_EHDR = {64: "16sHHIQQQIHHHHHH", 32: "16sHHIIIIIHHHHHH"}
-_EHDR_SIZE = {64: 64, 32: 52}
-_PHDR_SIZE = {64: 56, 32: 32}
-_FILE_END_MAX = 2**63 - 1  # loff_t
-
-# p_type, p_flags, p_offset, p_vaddr, p_filesz, p_memsz, p_align. No class: there may be 65,000, and
-# the crashed process waits.
-_Phdr = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +109,6 @@ class CoreHead:
     """What was missing, damaged or absurd: a line each, without any text from the core."""
 
 
-class _Header(NamedTuple):
-    layout: Layout
-    type: int
-    phoff: int
-    phnum: int
-    sections_end: int
-
-
 def head_size(head: bytes) -> int:
     """Tell how many bytes from the start of a core its head has, as far as `head` tells.
 
@@ -138,7 +127,7 @@ def head_size(head: bytes) -> int:
         return end
     data_start = HEAD_MAX + 1
     notes: list[tuple[int, int]] = []
-    for kind, _, offset, _, filesz, _, _ in _phdrs(head, header, count):
+    for kind, _, offset, _, _, filesz, _, _ in find_phdrs(head, header, count):
         if kind == PT_LOAD and filesz and offset < data_start:
             data_start = offset
         elif kind == PT_NOTE:
@@ -149,9 +138,9 @@ def head_size(head: bytes) -> int:
     return end
 
 
-def _parse_header(head: bytes) -> _Header:
+def _parse_header(head: bytes) -> Header:
     """Parse and check the ELF header of a core."""
-    header = _elf_header(head)
+    header = _sound_header(head)
     if header is None:
         raise FormatError("core does not begin with a sound ELF header")
     if header.type != ET_CORE:
@@ -161,34 +150,27 @@ def _parse_header(head: bytes) -> _Header:
     return header
 
 
-def _elf_header(image: bytes) -> _Header | None:
-    magic, class_and_data = image[:4], image[4:6]
-    if magic != b"\x7fELF" or class_and_data not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
-        return None
-    bits: Bits = 64 if class_and_data[0] == 2 else 32
-    byteorder: ByteOrder = "little" if class_and_data[1] == 1 else "big"
-    if len(image) < _EHDR_SIZE[bits]:
-        return None
-    # The machine is at the same place in both classes.
-    layout = Layout(int.from_bytes(image[18:20], byteorder), bits, byteorder)
-    values = layout.struct(_EHDR[bits]).unpack_from(image)
-    _, kind, _, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = values
-    if phnum and (phentsize != _PHDR_SIZE[bits] or phoff < _EHDR_SIZE[bits]):
-        return None
-    return _Header(layout, kind, phoff, phnum, shoff + shentsize * shnum)
+def _sound_header(image: bytes) -> Header | None:
+    """Parse an ELF header whose program headers, if there are any, can be where it says."""
+    header = parse_header(image)
+    if header is None or not header.phnum:
+        return header
+    bits = header.layout.bits
+    sound = header.phentsize == PHDR_SIZE[bits] and header.phoff >= HEADER_SIZE[bits]
+    return header if sound else None
 
 
-def _phdr_table(head: bytes, header: _Header) -> tuple[int | None, int]:
+def _phdr_table(head: bytes, header: Header) -> tuple[int | None, int]:
     """Find the number of program headers, None when `head` is too short to tell, and their end.
 
     From PN_XNUM on the ELF header does not tell, but in what the kernel writes the PT_NOTE's header
     is the first, and the notes themselves come right after the last: their offset tells.
     """
-    size = _PHDR_SIZE[header.layout.bits]
+    size = PHDR_SIZE[header.layout.bits]
     count: int | None = header.phnum
     end = header.phoff + header.phnum * size
     if header.phnum == PN_XNUM:
-        first_two = list(_phdrs(head, header, 2))
+        first_two = list(find_phdrs(head, header, 2))
         if len(first_two) == 2:
             (kind, _, end, *_), (_, _, load_offset, *_) = first_two
             count, rest = divmod(end - header.phoff, size)
@@ -199,22 +181,6 @@ def _phdr_table(head: bytes, header: _Header) -> tuple[int | None, int]:
     if end > HEAD_MAX:
         raise FormatError(f"core has program headers up to byte {end}, more than {HEAD_MAX}")
     return count, end
-
-
-def _phdrs(image: bytes, header: _Header, count: int) -> Iterator[_Phdr]:
-    """Parse up to `count` program headers: those that `image` holds completely."""
-    bits = header.layout.bits
-    size = _PHDR_SIZE[bits]
-    there = max(0, min(count, (len(image) - header.phoff) // size))
-    table = image[header.phoff : header.phoff + there * size]
-    if bits == 64:
-        struct = header.layout.struct("IIQQQQQQ")
-        for kind, flags, offset, vaddr, _, filesz, memsz, align in struct.iter_unpack(table):
-            yield kind, flags, offset, vaddr, filesz, memsz, align
-    else:
-        struct = header.layout.struct("IIIIIIII")
-        for kind, offset, vaddr, _, filesz, memsz, flags, align in struct.iter_unpack(table):
-            yield kind, flags, offset, vaddr, filesz, memsz, align
 
 
 def parse_head(head: bytes) -> CoreHead:
@@ -237,9 +203,9 @@ def parse_head(head: bytes) -> CoreHead:
     # The section header that the kernel adds for PN_XNUM stands behind all memory.
     expected = header.sections_end if header.phnum == PN_XNUM else end
     memory_end = 2**header.layout.bits
-    for kind, flags, offset, vaddr, filesz, memsz, _ in _phdrs(head, header, count or 0):
+    for kind, flags, offset, vaddr, _, filesz, memsz, _ in find_phdrs(head, header, count or 0):
         stop = offset + filesz
-        if stop > _FILE_END_MAX or vaddr + memsz > memory_end:
+        if stop > FILE_END_MAX or vaddr + memsz > memory_end:
             found.problem("a segment lies past the end of any file or address space")
             continue
         if stop > expected:
@@ -255,7 +221,7 @@ def parse_head(head: bytes) -> CoreHead:
         bits=header.layout.bits,
         byteorder=header.layout.byteorder,
         segments=tuple(segments),
-        expected_size=min(expected, _FILE_END_MAX),
+        expected_size=min(expected, FILE_END_MAX),
         threads=tuple(found.threads),
         siginfo=found.siginfo,
         auxv=found.auxv,
@@ -301,8 +267,8 @@ def build_trailer(head: CoreHead) -> bytes:
     if head.phdr_count < PN_XNUM:
         return b""
     layout = Layout(head.machine, head.bits, head.byteorder)
-    codes = "IIQQQQIIQQ" if head.bits == 64 else "IIIIIIIIII"
-    return layout.struct(codes).pack(0, 0, 0, 0, 0, 1, 0, head.phdr_count, 0, 0)
+    # sh_size counts the section headers, of which this is the only one
+    return build_shdr(layout, Shdr(0, 0, 0, 0, 0, 1, 0, head.phdr_count, 0, 0))
 
 
 def executable_range(head: CoreHead) -> tuple[int, int] | None:
@@ -333,7 +299,7 @@ def _executable_start(head: CoreHead, phdr: int) -> int:
     starts = [
         f.start for f in head.files if f.name == name and not f.offset_bytes and f.start <= phdr
     ]
-    return max(starts, default=phdr - _EHDR_SIZE[head.bits])
+    return max(starts, default=phdr - HEADER_SIZE[head.bits])
 
 
 def parse_build_id(image: bytes) -> str | None:
@@ -341,18 +307,17 @@ def parse_build_id(image: bytes) -> str | None:
 
     None when there is none, or it lies past the end of `image`.
     """
-    header = _elf_header(image)
+    header = _sound_header(image)
     if header is None:
         return None
-    phdrs = list(_phdrs(image, header, header.phnum))
+    phdrs = list(find_phdrs(image, header, header.phnum))
     base = next((vaddr - at for kind, _, at, vaddr, *_ in phdrs if kind == PT_LOAD), None)
     if base is None:
         return None
-    for kind, _, _, vaddr, filesz, _, align in phdrs[:IMAGE_PHDRS_MAX]:
+    for kind, _, _, vaddr, _, filesz, _, align in phdrs[:IMAGE_PHDRS_MAX]:
         if kind != PT_NOTE or vaddr < base:
             continue
         blob = image[vaddr - base : vaddr - base + filesz]
-        for name, note, desc, whole in split_notes(blob, header.layout, 8 if align == 8 else 4):
-            if name == b"GNU" and note == NT_GNU_BUILD_ID and whole and len(desc) <= BUILD_ID_MAX:
-                return desc.hex() or None
+        if found := find_build_id(blob, header.layout, 8 if align == 8 else 4):
+            return found
     return None

@@ -5,12 +5,12 @@ comm, psargs, file names and (by PR_SET_MM_MAP) the auxiliary vector are the pro
 Work is linear in the bytes given, and nothing raises: damage goes into `Notes.problems`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from struct import Struct
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from crashd.domain.elf.auxv import parse_auxv
+from crashd.domain.elf.headers import FILE_END_MAX, Layout, split_notes
 
 NOTES_MAX: Final = 2**18
 PROBLEMS_MAX: Final = 20
@@ -31,11 +31,6 @@ EM_ARM: Final = 40
 EM_X86_64: Final = 62
 EM_AARCH64: Final = 183
 EM_RISCV: Final = 243
-
-Bits = Literal[32, 64]
-ByteOrder = Literal["little", "big"]
-
-_FILE_END_MAX = 2**63 - 1  # loff_t
 
 # Offsets in struct elf_prstatus, include/linux/elfcore.h: pr_cursig, pr_pid, pr_reg.
 _PR_CURSIG = 12
@@ -101,19 +96,6 @@ class MappedFile:
     """PATH_MAX bytes at most."""
 
 
-class Layout(NamedTuple):
-    """What the ELF header says about all structures in the file."""
-
-    machine: int
-    bits: Bits
-    byteorder: ByteOrder
-
-    def struct(self, codes: str) -> Struct:
-        """Make a Struct of this byte order, unpadded; `L` becomes the word of this class."""
-        codes = codes.replace("L", "Q" if self.bits == 64 else "I")
-        return Struct(("<" if self.byteorder == "little" else ">") + codes)
-
-
 @dataclass(slots=True)
 class Notes:
     """What the notes gave so far."""
@@ -132,25 +114,6 @@ class Notes:
         """Add a line to `problems`, unless it is there or there are PROBLEMS_MAX."""
         if len(self.problems) < PROBLEMS_MAX and text not in self.problems:
             self.problems.append(text)
-
-
-def split_notes(
-    blob: bytes, layout: Layout, align: int = 4
-) -> Iterator[tuple[bytes, int, bytes, bool]]:
-    """Split a PT_NOTE segment into name, type, descriptor, and whether that is all there."""
-    head = layout.struct("III")
-    at = 0
-    while at + head.size <= len(blob):
-        namesz, descsz, kind = head.unpack_from(blob, at)
-        name = blob[at + head.size : at + head.size + min(namesz, 32)].rstrip(b"\0")
-        start = _align(at + head.size + namesz, align)
-        desc = blob[start : start + descsz]
-        yield name, kind, desc, len(desc) == descsz
-        at = _align(start + descsz, align)
-
-
-def _align(value: int, align: int) -> int:
-    return (value + align - 1) & -align
 
 
 def collect_notes(blob: bytes, layout: Layout, found: Notes) -> None:
@@ -186,7 +149,7 @@ def _collect_note(kind: int, desc: bytes, layout: Layout, found: Notes) -> None:
     if kind == NT_PRPSINFO:
         _collect_prpsinfo(desc, found)
     elif kind == NT_SIGINFO:
-        found.siginfo = _parse_siginfo(desc, layout)
+        found.siginfo = parse_siginfo(desc, layout)
         if found.siginfo is None:
             found.problem("NT_SIGINFO is too short")
     elif kind == NT_AUXV:
@@ -222,7 +185,8 @@ def _collect_prpsinfo(desc: bytes, found: Notes) -> None:
     found.psargs = desc[at + _FNAME_SIZE :].split(b"\0", 1)[0].rstrip(b" ")
 
 
-def _parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
+def parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
+    """Parse a siginfo_t; None where it is too short."""
     union_at = 16 if layout.bits == 64 else 12
     if len(desc) < union_at + 8:
         return None
@@ -254,7 +218,7 @@ def _parse_files(desc: bytes, layout: Layout, found: Notes) -> tuple[MappedFile,
     ranges = triple.iter_unpack(desc[pair.size : names_at])
     for (start, end, pages), name in zip(ranges, names, strict=False):
         offset = pages * page_size  # gdb writes a page size of 1
-        if end < start or offset > _FILE_END_MAX:
+        if end < start or offset > FILE_END_MAX:
             found.problem("NT_FILE has an absurd entry")
             continue
         if len(name) > PATH_MAX:

@@ -1,31 +1,39 @@
-"""What of a process stands where in its core: the memory engine's plan, made before a byte of
+"""The memory engine's plan: which part of a process stands where in its core, made before any
 memory is read.
 
 The kernel writes a core's memory as elf_core_dump() finds it (fs/binfmt_elf.c, fs/coredump.c,
-6.18): each page of a segment is copied, and one that is not there, or that cannot be faulted in,
-becomes a page of zeros. For anonymous memory "not there" is what the page table says (FOLL_DUMP
-never faults such a page in), for anything with a file behind it the page is brought in. So:
+6.18): it copies each page of a segment, and writes zeros for a page that is not there or cannot be
+faulted in. For anonymous memory the page table says what is there (FOLL_DUMP never faults such a
+page in); anything with a file behind it is faulted in. So:
 
     ANONYMOUS   only pages that the page table has; zeros between them
+    SHMEM       what the tmpfs file behind it has (memfd, shm_open, SysV, MAP_SHARED|MAP_ANONYMOUS);
+                a private mapping has what the page table has, too; zeros between them, which the
+                kernel allocates page by page and then writes
     BACKED      every page, as the kernel does; one that cannot be read is zeros
     GATE        the vsyscall page, which is in no mapping
 
-Whatever fits none of these is a doubt, and a doubt means: drain the kernel's own stream instead.
+In all but the last, guard regions (MADV_GUARD_INSTALL) are zeros.
+
+Anything that fits none of these is a doubt, and then the kernel's own stream is drained instead.
 """
 
+import heapq
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-from crashd.domain.elf.elfcore import CoreHead, build_trailer
+from crashd.domain.elf.elfcore import CoreHead, Segment, build_trailer
 
 ADDRESS_SPACE_HALF = 1 << 63
 """Above it are the kernel's own addresses, where no mapping of a process is."""
 _NAMES_OF_ANONYMOUS = (b"[heap]", b"[stack]")
 _NAMES_BEFORE_COLON = (b"[anon:", b"[stack:")
 _PF_R = 4
+_GUARDS_BYTES_MIN = 1 << 20
+"""From here on a mapping with a file behind it is asked for guard regions."""
 
 
 class DoubtError(Exception):
@@ -38,6 +46,20 @@ class Backing(IntEnum):
     ANONYMOUS = 0
     BACKED = 1
     GATE = 2
+    SHMEM = 3
+
+
+class Behind(NamedTuple):
+    """Where a mapping's file is to be found, and which part of it the mapping shows."""
+
+    name: str
+    """In /proc/PID/map_files: `START-END`, hexadecimal."""
+    address: int
+    """Of the mapping's first byte."""
+    file_offset: int
+    """Of the same byte, in the file."""
+    private: bool
+    """Whether pages that the process wrote are its own and not the file's."""
 
 
 class Extent(NamedTuple):
@@ -50,11 +72,22 @@ class Extent(NamedTuple):
     backing: Backing
     readable: bool
     """Whether the process itself may read it: if not, a failing read proves nothing."""
+    behind: Behind | None = None
+    """Of SHMEM: its file."""
 
     @property
     def end(self) -> int:
         """The first address behind it."""
         return self.address + self.size
+
+
+class Range(NamedTuple):
+    """Addresses of which only a part is to be read: the kernel is asked which."""
+
+    start: int
+    end: int
+    backing: Backing = Backing.ANONYMOUS
+    behind: Behind | None = None
 
 
 class Mapping(NamedTuple):
@@ -63,6 +96,7 @@ class Mapping(NamedTuple):
     start: int
     end: int
     shared: bool
+    file_offset: int
     device: bytes
     """`major:minor`, hex."""
     inode: int
@@ -81,7 +115,7 @@ def parse_maps(raw: bytes) -> list[Mapping]:
         raise DoubtError("/proc/PID/maps is missing or was cut")
     try:
         for line in raw[:-1].split(b"\n"):
-            addresses, perms, _, device, rest = line.split(b" ", 4)
+            addresses, perms, file_offset, device, rest = line.split(b" ", 4)
             start, _, end = addresses.partition(b"-")
             inode, _, name = rest.partition(b" ")
             found.append(
@@ -89,6 +123,7 @@ def parse_maps(raw: bytes) -> list[Mapping]:
                     int(start, 16),
                     int(end, 16),
                     perms[3:4] == b"s",
+                    int(file_offset, 16),
                     device,
                     int(inode),
                     name.lstrip(b" "),
@@ -99,10 +134,16 @@ def parse_maps(raw: bytes) -> list[Mapping]:
     return found
 
 
-def plan_extents(head: CoreHead, maps: bytes, huge_devices: Collection[bytes]) -> list[Extent]:
-    """Tell for each segment with memory what is behind it, in the order of the core's file.
+def plan_extents(
+    head: CoreHead,
+    maps: bytes,
+    huge_devices: Collection[bytes],
+    shmem_devices: Collection[bytes] = (),
+) -> list[Extent]:
+    """Plan for each segment with memory what is behind it, in the order of the core's file.
 
-    `huge_devices` are the devices of hugetlbfs, as /proc/PID/maps names them.
+    `huge_devices` are the devices of hugetlbfs, `shmem_devices` those of tmpfs, as /proc/PID/maps
+    names them.
 
     Raises:
         DoubtError: the head is damaged, has segments of a kind not known here, or does not agree
@@ -120,14 +161,18 @@ def plan_extents(head: CoreHead, maps: bytes, huge_devices: Collection[bytes]) -
         if segment.offset < position:
             raise DoubtError("segments of the core overlap in the file")
         position = segment.offset + segment.filesz
-        readable = bool(segment.flags & _PF_R)
+        mapping = _mapping_of(segment, mappings)
+        backing = (
+            Backing.GATE if mapping is None else _backing(mapping, huge_devices, shmem_devices)
+        )
         extents.append(
             Extent(
                 segment.offset,
                 segment.vaddr,
                 segment.filesz,
-                _backing(segment.vaddr, segment.memsz, segment.filesz, mappings, huge_devices),
-                readable,
+                backing,
+                bool(segment.flags & _PF_R),
+                _behind(mapping) if mapping is not None and backing is Backing.SHMEM else None,
             )
         )
     if position + len(build_trailer(head)) != head.expected_size:
@@ -135,21 +180,28 @@ def plan_extents(head: CoreHead, maps: bytes, huge_devices: Collection[bytes]) -
     return extents
 
 
+def _mapping_of(segment: Segment, mappings: dict[int, Mapping]) -> Mapping | None:
+    """Find the mapping of a segment; None for the vsyscall page."""
+    if segment.vaddr >= ADDRESS_SPACE_HALF:
+        return None
+    mapping = mappings.get(segment.vaddr)
+    if (
+        mapping is None
+        or mapping.end - mapping.start != segment.memsz
+        or segment.filesz > segment.memsz
+    ):
+        raise DoubtError(f"no mapping at {segment.vaddr:#x} of {segment.memsz} bytes")
+    return mapping
+
+
 def _backing(
-    address: int,
-    memsz: int,
-    filesz: int,
-    mappings: dict[int, Mapping],
-    huge_devices: Collection[bytes],
+    mapping: Mapping, huge_devices: Collection[bytes], shmem_devices: Collection[bytes]
 ) -> Backing:
-    if address >= ADDRESS_SPACE_HALF:
-        return Backing.GATE
-    mapping = mappings.get(address)
-    if mapping is None or mapping.end - mapping.start != memsz or filesz > memsz:
-        raise DoubtError(f"no mapping at {address:#x} of {memsz} bytes")
     if mapping.device in huge_devices:
         # a page of it that is missing may still be in the page cache, and to ask brings one in
-        raise DoubtError(f"huge pages of hugetlbfs at {address:#x}")
+        raise DoubtError(f"huge pages of hugetlbfs at {mapping.start:#x}")
+    if mapping.inode and mapping.device in shmem_devices:
+        return Backing.SHMEM
     # a special mapping ([vdso] and the like) has no inode and is not anonymous either
     anonymous = not mapping.inode and (
         not mapping.name
@@ -159,23 +211,76 @@ def _backing(
     return Backing.ANONYMOUS if anonymous and not mapping.shared else Backing.BACKED
 
 
-def scan_ranges(extents: Iterable[Extent]) -> list[tuple[int, int]]:
-    """Join the anonymous extents into ranges of addresses to scan, ascending.
+def _behind(mapping: Mapping) -> Behind:
+    name = f"{mapping.start:x}-{mapping.end:x}"
+    return Behind(name, mapping.start, mapping.file_offset, not mapping.shared)
 
-    Two with nothing but unmapped or undumped memory between them become one, so that 65,000 small
-    mappings take a few system calls.
+
+def scan_ranges(extents: Iterable[Extent]) -> list[Range]:
+    """List the addresses of which the kernel is asked what is there, ascending.
+
+    Two anonymous extents with nothing but unmapped or undumped memory between them become one
+    range, so that 65,000 small mappings take a few system calls.
     """
-    ranges: list[tuple[int, int]] = []
+    ranges: list[Range] = []
     joined = False
     for extent in sorted(extents, key=lambda e: e.address):
         if extent.backing is not Backing.ANONYMOUS:
             joined = False
+            if _is_asked_for(extent):
+                ranges.append(Range(extent.address, extent.end, extent.backing, extent.behind))
         elif joined:
-            ranges[-1] = (ranges[-1][0], extent.end)
+            ranges[-1] = ranges[-1]._replace(end=extent.end)
         else:
-            ranges.append((extent.address, extent.end))
+            ranges.append(Range(extent.address, extent.end))
             joined = True
     return ranges
+
+
+def _is_asked_for(extent: Extent) -> bool:
+    """Return whether the kernel is asked which part of an extent there is.
+
+    Of a small one with a file behind it every page is read: it may have guard regions, but to try a
+    few pages in vain costs less than to ask for each of thousands of libraries.
+    """
+    if extent.backing is Backing.BACKED:
+        return extent.size >= _GUARDS_BYTES_MIN
+    return extent.backing is not Backing.GATE
+
+
+Runs = Iterable[tuple[int, int]]
+"""Ranges of addresses [start, end), ascending, none empty."""
+
+
+def overlap(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
+    """Give what lies in both; takes no more of either than it needs."""
+    others = iter(second)
+    other = next(others, None)
+    for start, end in first:
+        while other is not None and other[1] <= start:
+            other = next(others, None)
+        if other is None:
+            return
+        while other is not None and other[0] < end:
+            yield max(start, other[0]), min(end, other[1])
+            if other[1] > end:
+                break
+            other = next(others, None)
+
+
+def union(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
+    """Give what lies in one or both, runs that touch as one."""
+    run: tuple[int, int] | None = None
+    for start, end in heapq.merge(first, second):
+        if run is None:
+            run = start, end
+        elif start <= run[1]:
+            run = run[0], max(run[1], end)
+        else:
+            yield run
+            run = start, end
+    if run is not None:
+        yield run
 
 
 class Piece(NamedTuple):
@@ -188,13 +293,13 @@ class Piece(NamedTuple):
 
 
 def pieces(
-    extents: Sequence[Extent], resident: Iterable[tuple[int, int]], start: int, piece_max: int
+    extents: Sequence[Extent], resident: Runs, start: int, piece_max: int
 ) -> Iterator[Piece]:
     """Cut the core from `start` on into pieces, in the order of the file and without a gap.
 
-    `resident` are the ranges of addresses that the page table has, ascending; it is taken as it
-    comes when the extents ascend, too, and held as a whole otherwise. No piece with bytes is larger
-    than `piece_max`.
+    `resident` is what there is of `scan_ranges`, ascending; it is taken as it comes when the
+    extents ascend, too, and held as a whole otherwise. No piece with bytes is larger than
+    `piece_max`.
     """
     ascending = all(a.end <= b.address for a, b in pairwise(extents))
     runs = _Ascending(resident) if ascending else _Sorted(resident)
@@ -207,7 +312,7 @@ def pieces(
         position = extent.offset + extent.size
         known = (
             runs.inside(extent.address, extent.end)
-            if extent.backing is Backing.ANONYMOUS
+            if _is_asked_for(extent)
             else ((extent.address, extent.end),)
         )
         yield from _pieces_of(extent, known, piece_max)
@@ -269,7 +374,7 @@ class Spared:
 class _Ascending:
     """Runs asked for in ascending order: holds one at a time."""
 
-    def __init__(self, resident: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, resident: Runs) -> None:
         self._source = iter(resident)
         self._run = next(self._source, None)
 
@@ -287,7 +392,7 @@ class _Ascending:
 class _Sorted:
     """Runs asked for in any order (kernel.core_sort_vma): holds them all."""
 
-    def __init__(self, resident: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, resident: Runs) -> None:
         self._runs = list(resident)
 
     def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -12,8 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from crashd.domain.elf.auxv import AT_PHDR, AT_PHENT, AT_PHNUM, AT_SYSINFO_EHDR
-from crashd.domain.elf.elfcore import PT_LOAD, PT_NOTE, CoreHead, Segment
-from crashd.domain.elf.elfnotes import Layout
+from crashd.domain.elf.elfcore import CoreHead, Segment
+from crashd.domain.elf.headers import (
+    HEADER_SIZE,
+    PHDR_SIZE,
+    PN_XNUM,
+    PT_DYNAMIC,
+    PT_LOAD,
+    PT_NOTE,
+    PT_PHDR,
+    Layout,
+    Phdr,
+    build_header,
+    build_phdrs,
+    parse_phdrs,
+)
 
 PAGE: Final = 4096
 MINI_MAX: Final = 64 << 20
@@ -28,8 +41,8 @@ _AROUND_BYTES = 2 * PAGE
 _LINK_MAPS_MAX = 4096
 _NAME_BYTES = 512
 _DYNAMIC_MAX = 512
-_DT_DEBUG, _PT_DYNAMIC = 21, 2
-_PHNUM_MAX = 0xFFFE
+_DT_DEBUG = 21
+_PHNUM_MAX = PN_XNUM - 1
 _PF_W = 2
 
 ReadMemory = Callable[[int, int], bytes]
@@ -157,17 +170,14 @@ def _link_maps(head: CoreHead, read: ReadMemory) -> Iterator[tuple[int, int]]:
 def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> int:
     """Find the address of r_debug, 0 when there is none: static, or not started yet."""
     phdr, count = head.auxv.get(AT_PHDR, 0), min(head.auxv.get(AT_PHNUM, 0), 64)
-    size = 56 if head.bits == 64 else 32
+    size = PHDR_SIZE[head.bits]
     if not phdr or head.auxv.get(AT_PHENT) != size:
         return 0
-    table = read(phdr, count * size)
-    codes = "IIQQQQQQ" if head.bits == 64 else "IIIIIIII"
     base = dynamic = 0
-    for row in layout.struct(codes).iter_unpack(table[: len(table) - len(table) % size]):
-        vaddr = row[3] if head.bits == 64 else row[2]
-        if row[0] == 6:  # PT_PHDR
+    for kind, _, _, vaddr, *_ in parse_phdrs(read(phdr, count * size), layout):
+        if kind == PT_PHDR:
             base = phdr - vaddr
-        elif row[0] == _PT_DYNAMIC:
+        elif kind == PT_DYNAMIC:
             dynamic = vaddr
     if not dynamic:
         return 0
@@ -219,27 +229,23 @@ def _lay_out(head: CoreHead, raw: bytes, ranges: list[tuple[int, int]]) -> MiniC
     if 1 + sum(len(pieces) for _, pieces in parts) > _PHNUM_MAX:
         parts = [(s, [p for p in pieces if p[2]]) for s, pieces in parts]
     notes = [raw[offset : offset + size] for offset, size in head.notes]
-    ehdr_size, phdr_size = (64, 56) if head.bits == 64 else (52, 32)
     count = 1 + sum(len(pieces) for _, pieces in parts)
-    notes_at = ehdr_size + count * phdr_size
+    notes_at = HEADER_SIZE[head.bits] + count * PHDR_SIZE[head.bits]
     notes_size = sum(map(len, notes))
     position = notes_at + notes_size
     if any(there for _, pieces in parts for _, _, there in pieces):
         position = -(-position // PAGE) * PAGE
-    table = [_phdr(layout, PT_NOTE, 0, notes_at, 0, notes_size, 0, 4)]
+    table: list[Phdr] = [(PT_NOTE, 0, notes_at, 0, 0, notes_size, 0, 4)]
     kept: list[Kept] = []
     for segment, pieces in parts:
         for start, end, there in pieces:
             filesz = end - start if there else 0
-            table.append(
-                _phdr(layout, PT_LOAD, segment.flags, position, start, filesz, end - start, PAGE)
-            )
+            table.append((PT_LOAD, segment.flags, position, start, 0, filesz, end - start, PAGE))
             if there:
                 source = segment.offset + start - segment.vaddr
                 kept.append(Kept(position, source, start, filesz, segment))
                 position += filesz
-    start_of_file = _ehdr(raw[:ehdr_size], layout, ehdr_size, count)
-    head_bytes = b"".join([start_of_file, *table, *notes])
+    head_bytes = b"".join([build_header(raw, layout, count), build_phdrs(layout, table), *notes])
     return MiniCore(head_bytes, tuple(kept), position)
 
 
@@ -261,23 +267,3 @@ def _cut(segment: Segment, ranges: list[tuple[int, int]]) -> list[tuple[int, int
     if at < end:
         pieces.append((at, end, False))
     return pieces
-
-
-def _phdr(
-    layout: Layout, kind: int, flags: int, offset: int, vaddr: int, filesz: int, memsz: int,
-    align: int,
-) -> bytes:  # fmt: skip
-    if layout.bits == 64:
-        values = (kind, flags, offset, vaddr, 0, filesz, memsz, align)
-        return layout.struct("IIQQQQQQ").pack(*values)
-    return layout.struct("IIIIIIII").pack(kind, offset, vaddr, 0, filesz, memsz, flags, align)
-
-
-def _ehdr(original: bytes, layout: Layout, phoff: int, phnum: int) -> bytes:
-    """Write the ELF header anew: as it was, but for the tables."""
-    codes = "16sHHIQQQIHHHHHH" if layout.bits == 64 else "16sHHIIIIIHHHHHH"
-    fields = list(layout.struct(codes).unpack(original))
-    fields[5], fields[6] = phoff, 0
-    fields[10] = phnum
-    fields[12] = fields[13] = 0
-    return layout.struct(codes).pack(*fields)

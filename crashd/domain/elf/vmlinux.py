@@ -10,7 +10,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.elf.headers import (
+    ET_DYN,
+    ET_EXEC,
+    HEADER_MAX,
+    MAGIC,
+    PHDR_SIZE,
+    PT_LOAD,
+    PT_NOTE,
+    SHDR_SIZE,
+    Header,
+    Shdr,
+    find_build_id,
+    parse_header,
+    parse_phdrs,
+    parse_shdrs,
+)
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 
@@ -18,22 +33,17 @@ NOTES_MAX: Final = 2**20
 SECTIONS_MAX: Final = 4096
 NAMES_MAX: Final = 2**18
 PHDRS_MAX: Final = 128
-BUILD_ID_MAX: Final = 64
 BANNER: Final = re.compile(rb"Linux version ([\x21-\x7e]{1,64}) \(")
 """linux_banner of init/version.c; the group is what uname -r says."""
 
-# include/uapi/linux/elf.h
-_HEADER_SIZE = 64
-_ET_EXEC, _ET_DYN = 2, 3
-_PT_LOAD, _PT_NOTE = 1, 4
 _SHT_NOTE, _SHT_NOBITS = 7, 8
 _NOTE_SECTIONS_MAX = 16
-_NT_GNU_BUILD_ID = 3
 _OFFSET_MAX = 2**62
 _LOADED_MAX = 2**28
 
 ReadAt = Callable[[int, int], bytes]
 """From offset and size in the file; short at its end."""
+
 
 _RELEASE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.+~@:-]{0,64}")
 _BUILD_ID = re.compile(r"(?:[0-9a-f]{2}){2,64}")
@@ -84,42 +94,36 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
         FormatError: it is no ELF file that is executed.
 
     """
-    head = read(0, _HEADER_SIZE)
-    if len(head) < _HEADER_SIZE or not head.startswith(b"\x7fELF"):
+    head = read(0, HEADER_MAX)
+    if len(head) < HEADER_MAX or not head.startswith(MAGIC):
         raise FormatError("is no ELF file: neither vmlinux nor its debug information")
-    if head[4:6] not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
+    header = parse_header(head)
+    if header is None:
         raise FormatError("has an absurd ELF header")
-    bits: Bits = 64 if head[4] == 2 else 32
-    byteorder: ByteOrder = "little" if head[5] == 1 else "big"
-    layout = Layout(int.from_bytes(head[18:20], byteorder), bits, byteorder)
-    values = layout.struct("16sHHILLLIHHHHHH").unpack_from(head)
-    _, kind, _, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, names = values
-    if kind not in (_ET_EXEC, _ET_DYN) or max(phoff, shoff) > _OFFSET_MAX:
+    layout = header.layout
+    if header.type not in (ET_EXEC, ET_DYN) or max(header.phoff, header.shoff) > _OFFSET_MAX:
         raise FormatError("is no program, so no vmlinux")
     build_id: str | None = None
     loaded: list[tuple[int, int]] = []
-    phdr = layout.struct("IIQQQQQQ" if bits == 64 else "IIIIIIII")
-    for row in _rows(read, phoff, phentsize, min(phnum, PHDRS_MAX), phdr.size):
-        fields = phdr.unpack_from(row)
-        offset, size = (fields[2], fields[5]) if bits == 64 else (fields[1], fields[4])
+    phdrs = _rows(
+        read, header.phoff, header.phentsize, min(header.phnum, PHDRS_MAX), PHDR_SIZE[layout.bits]
+    )
+    for kind, _, offset, _, _, size, _, _ in parse_phdrs(phdrs, layout):
         if offset > _OFFSET_MAX:
             continue
-        if fields[0] == _PT_LOAD and size:
+        if kind == PT_LOAD and size:
             loaded.append((offset, min(size, _LOADED_MAX)))
-        elif fields[0] == _PT_NOTE and build_id is None:
-            build_id = _find_build_id(read(offset, min(size, NOTES_MAX)), layout)
-    shdr = layout.struct("IILLLLIILL")
-    rows = _rows(read, shoff, shentsize, min(shnum, SECTIONS_MAX), shdr.size)
-    sections = [shdr.unpack_from(row) for row in rows]
-    kept = _section_names(read, sections, names)
-    debug = b".debug_info" in kept or b".zdebug_info" in kept
+        elif kind == PT_NOTE and build_id is None:
+            build_id = find_build_id(read(offset, min(size, NOTES_MAX)), layout)
+    sections = _sections(read, header)
+    names = _section_names(read, header, sections)
+    debug = b".debug_info" in names or b".zdebug_info" in names
     if build_id is None:
         # `objcopy --only-keep-debug` keeps the notes; its program headers no longer point to them.
-        notes = [(row[4], row[5]) for row in sections if row[1] == _SHT_NOTE]
+        notes = [s for s in sections if s.type == _SHT_NOTE and s.offset <= _OFFSET_MAX]
         found = (
-            _find_build_id(read(at, min(size, NOTES_MAX)), layout)
-            for at, size in notes[:_NOTE_SECTIONS_MAX]
-            if at <= _OFFSET_MAX
+            find_build_id(read(section.offset, min(section.size, NOTES_MAX)), layout)
+            for section in notes[:_NOTE_SECTIONS_MAX]
         )
         build_id = next((text for text in found if text is not None), None)
     return Vmlinux(build_id, debug, tuple(loaded))
@@ -171,25 +175,26 @@ def find_release(image: bytes) -> str | None:
     return printable(found[1]) if found else None
 
 
-def _rows(read: ReadAt, offset: int, size: int, count: int, least: int) -> list[bytes]:
+def _rows(read: ReadAt, offset: int, size: int, count: int, least: int) -> bytes:
+    """Read a table of rows of `size` bytes; return the first `least` bytes of each."""
     if size < least or not count:
-        return []
+        return b""
     table = read(offset, size * count)
-    return [table[at : at + size] for at in range(0, len(table) - size + 1, size)]
+    return b"".join(table[at : at + least] for at in range(0, len(table) - size + 1, size))
 
 
-def _find_build_id(notes: bytes, layout: Layout) -> str | None:
-    for name, kind, desc, whole in split_notes(notes, layout):
-        if (name, kind) == (b"GNU", _NT_GNU_BUILD_ID) and whole and len(desc) <= BUILD_ID_MAX:
-            return desc.hex() or None
-    return None
+def _sections(read: ReadAt, header: Header) -> list[Shdr]:
+    layout, count = header.layout, min(header.shnum, SECTIONS_MAX)
+    table = _rows(read, header.shoff, header.shentsize, count, SHDR_SIZE[layout.bits])
+    return list(parse_shdrs(table, layout))
 
 
-def _section_names(read: ReadAt, sections: list[tuple[int, ...]], names: int) -> frozenset[bytes]:
+def _section_names(read: ReadAt, header: Header, sections: list[Shdr]) -> frozenset[bytes]:
     """Return the names of the sections whose bytes are in the file."""
-    if names >= len(sections) or sections[names][4] > _OFFSET_MAX:
+    if header.shstrndx >= len(sections) or sections[header.shstrndx].offset > _OFFSET_MAX:
         return frozenset()
-    strings = read(sections[names][4], min(sections[names][5], NAMES_MAX))
-    starts = [row[0] for row in sections if row[1] != _SHT_NOBITS]
+    names = sections[header.shstrndx]
+    strings = read(names.offset, min(names.size, NAMES_MAX))
+    starts = [section.name for section in sections if section.type != _SHT_NOBITS]
     ends = ((start, strings.find(b"\0", start)) for start in starts)
     return frozenset(strings[start:end] for start, end in ends if end > start)

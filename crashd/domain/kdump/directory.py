@@ -146,6 +146,8 @@ class DumpDirectory:
     """Kernel memory that every user may read."""
     log_world_readable: bool = False
     """A kernel's log that every user may read, whatever dmesg_restrict says."""
+    known: tuple[bytes, ...] = ()
+    """The files that a maker puts there: what goes when the dump is deleted."""
     unknown: tuple[bytes, ...] = ()
     """What no maker puts there."""
     faults: tuple[str, ...] = ()
@@ -244,6 +246,7 @@ def classify(
         changed_ns=changed_ns,
         world_readable=_is_open(directory, [*finished, *unfinished]),
         log_world_readable=_is_open(directory, [*by_role[Role.LOG], *by_role[Role.UNFINISHED_LOG]]),
+        known=tuple(file.name for file in known),
         unknown=unknown,
         faults=tuple(faults[:FAULTS_MAX]),
     )

@@ -54,6 +54,10 @@ class Look:
     """It changed a moment ago, and is not known to be whole."""
     build_id: str | None = None
     """Of the vmlinux, found in the memory of a dump whose head has none."""
+    parts: tuple[bytes, ...] = ()
+    """The files of a split dump, in the order of their page frames; empty where it is not split."""
+    try_again: bool = False
+    """What is not known of the dump may be known at another look."""
 
 
 def token_of(root: str, name: bytes) -> str:
@@ -111,9 +115,11 @@ def _judge(look: Look) -> tuple[State, str | None]:
         )
     if verdict is None:
         return State.INCOMPLETE, "there is no memory image, only the log"
-    if verdict.completeness is Completeness.COMPLETE:
-        return State.COMPLETE, verdict.reason or None
     name = printable(directory.dump or b"")
+    if verdict.completeness is Completeness.COMPLETE:
+        if verdict.sure:
+            return State.COMPLETE, verdict.reason or None
+        return State.INCOMPLETE, f"whether {name} is whole is not known: {verdict.reason}"
     return State.INCOMPLETE, f"{name}: {verdict.reason}"
 
 
@@ -154,9 +160,10 @@ def _of_dump(look: Look) -> dict[str, Any]:
         "changed_ns": directory.changed_ns,
         "stamp": directory.stamp,
         "dump": _name(directory.dump),
+        "dump_parts": [_name(name) for name in look.parts] or None,
         "log_file": _name(directory.log),
         "log_source": look.log_source if look.log else None,
-        "dump_state": verdict.completeness.value if verdict is not None else None,
+        "dump_state": _dump_state(verdict),
         "dump_sure": verdict.sure if verdict is not None else None,
         "world_readable": directory.world_readable or directory.log_world_readable,
     }
@@ -176,6 +183,18 @@ def _of_dump(look: Look) -> dict[str, Any]:
             "build_id": head.build_id or look.build_id,
         }
     return said
+
+
+DUMP_NOT_KNOWN: Final = "not known"
+"""`dump_state` where nothing speaks against the dump, but its end could not be seen."""
+
+
+def _dump_state(verdict: Verdict | None) -> str | None:
+    if verdict is None:
+        return None
+    if verdict.completeness is Completeness.COMPLETE and not verdict.sure:
+        return DUMP_NOT_KNOWN
+    return verdict.completeness.value
 
 
 def _name(name: bytes | None) -> str | None:

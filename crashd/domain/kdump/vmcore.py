@@ -7,8 +7,9 @@
     (wrapped.py)       be64 size, data …
                        … 16 bytes 0xff
 
-Either or both of the outer layers may be missing. Nothing but the head and the tail is ever read,
-and no name is believed: kdump-tools calls a dump finished that is a copy of the log, an error
+Either or both of the outer layers may be missing. Of a plain file the head, the tail and what says
+where it ends are read; a compressed one has to be read to its end (stream.py), elsewhere. No name
+is believed: kdump-tools calls a dump finished that is a copy of the log, an error
 message, empty, or cut (TESTBED.md). Every byte may be hostile; work is linear in the head.
 
 Source: makedumpfile IMPLEMENTATION, makedumpfile.h, libkdumpfile flatmap.c,
@@ -21,8 +22,24 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout, split_notes
+from crashd.domain.elf.headers import (
+    ET_CORE,
+    FILE_END_MAX,
+    HEADER_MAX,
+    MAGIC,
+    PHDR_SIZE,
+    PT_LOAD,
+    PT_NOTE,
+    Bits,
+    ByteOrder,
+    Header,
+    Layout,
+    find_phdrs,
+    parse_header,
+    split_notes,
+)
 from crashd.domain.kdump.compressed import (
+    MemoryWantedError,
     Unwrapped,
     Unzstd,
     Wrapper,
@@ -41,16 +58,14 @@ from crashd.domain.kdump.diskdump import (
 )
 from crashd.domain.kdump.flatwalk import walk
 from crashd.domain.kdump.nodump import describe
+from crashd.domain.kdump.stream import FLAT_HEADER_SIZE, FLAT_MAGIC, Unpacked
+from crashd.domain.kdump.stream import HEAD_SIZE as HEAD_SIZE
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 
-HEAD_SIZE: Final = 2**20
-"""Bytes from the start of a dump that are worth reading; fewer tell less, never wrong."""
 TAIL_SIZE: Final = 4096
 """Bytes from the end of a dump; 16 are enough for all but padded xz."""
 
-FLAT_MAGIC: Final = b"makedumpfile\0"  # "makedumpfile Failed." is what its error texts begin with
-FLAT_HEADER_SIZE: Final = 4096
 FLAT_END: Final = b"\xff" * 16
 """A record with offset and size -1: makedumpfile -F writes it last."""
 VMCOREINFO_LINES_MAX: Final = 4096
@@ -59,11 +74,6 @@ NOTE_SEGMENTS_MAX: Final = 16
 PHDRS_MAX: Final = 2**16
 
 # include/uapi/linux/elf.h
-ELF_MAGIC: Final = b"\x7fELF"
-ELF_HEADER_SIZE: Final = 64
-ET_CORE: Final = 4
-PT_LOAD: Final = 1
-PT_NOTE: Final = 4
 NT_PRPSINFO: Final = 3
 DUMP_ELF_INCOMPLETE: Final = 0x1
 """In e_flags, by makedumpfile; crash's netdump.h."""
@@ -170,6 +180,10 @@ class _Peeled:
     problems: tuple[str, ...] = ()
     read: Read | None = None
     """Reads the dump itself beyond `data`; None where that is not known to work."""
+    why: str = ""
+    """Why the end of what was peeled off is missing, or is not known."""
+    least: tuple[int, str, bool] | None = None
+    """What diskdump.size_at_least() would return, where that is known."""
 
 
 def parse_vmcore(head: bytes, unzstd: Unzstd) -> VmcoreHead:
@@ -190,25 +204,30 @@ def judge(
     *,
     unfinished: bool = False,
     read: Read | None = None,
+    unpacked: Unpacked | str | None = None,
 ) -> Verdict:
     """Judge a file that is named like a dump: its first bytes, its size, and its last bytes.
 
     `unfinished` says that its maker had not yet given it its final name: then only the end marker
     of the flattened format proves that all was written. `read` reads the file where its head does
-    not tell where it ends. Raises nothing but what `read` does.
+    not tell where it ends. `unpacked` is what a compressed file turned out to be when it was read
+    to its end, or why it could not be. Raises nothing but what `read` does.
     """
     if not size_bytes:
         return Verdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
     try:
         peeled = _peel(head, size_bytes, tail, unzstd)
+    except MemoryWantedError as e:
+        return Verdict(Completeness.COMPLETE, str(e), sure=False)
     except FormatError as e:
         return Verdict(Completeness.BOGUS, str(e))
     try:
-        if peeled.wrapper is None and not peeled.flattened:
+        if peeled.wrapper is not None:
+            peeled = _add_unpacked(peeled, unpacked)
+        elif not peeled.flattened:
             peeled = replace(peeled, read=read)
-        elif peeled.wrapper is None and read is not None and peeled.data.startswith(ELF_MAGIC):
-            data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
-            peeled = replace(peeled, data=data, ended=ended)
+        elif read is not None:
+            peeled = _walk_flat(peeled, read, size_bytes)
         vmcore = _parse_peeled(peeled)
     except FormatError as e:
         return _judge_without_head(peeled, size_bytes, str(e))
@@ -220,14 +239,46 @@ def judge(
         return Verdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
     if peeled.size is None:
         reason = f"the end of what {vmcore.wrapped_by} compressed was not checked"
+        reason += f": {peeled.why}" if peeled.why else ""
     elif peeled.ended is None if peeled.flattened else not vmcore.end_told:
         reason = "where it ends could not be read"
     return Verdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
 
 
+def _add_unpacked(peeled: _Peeled, unpacked: Unpacked | str | None) -> _Peeled:
+    """Add what reading a compressed file to its end has shown."""
+    if unpacked is None or isinstance(unpacked, str):
+        return replace(peeled, why=unpacked or "")
+    data = unpacked.head or peeled.data
+    if unpacked.cut:
+        return replace(peeled, data=data, size=None, ended=False, why=unpacked.why)
+    return replace(
+        peeled,
+        data=data,
+        size=unpacked.size_bytes,
+        flattened=unpacked.flattened,
+        ended=unpacked.flat_ended if unpacked.flattened else True,
+        least=unpacked.least,
+    )
+
+
+def _walk_flat(peeled: _Peeled, read: Read, size_bytes: int) -> _Peeled:
+    """Follow the records of a flattened dump: memory that is full of ones looks like the end marker
+    to who sees the file's last bytes alone. Too many records leave what those say.
+    """
+    data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
+    if not data.startswith((SIGNATURE, MAGIC)):
+        data = peeled.data
+    if ended is None and not peeled.data.startswith(MAGIC):
+        ended = peeled.ended
+    return replace(peeled, data=data, ended=ended)
+
+
 def _find_fault(peeled: _Peeled, vmcore: VmcoreHead) -> str:
     if vmcore.incomplete:
         return "incomplete bit set by makedumpfile: it ran out of space"
+    if peeled.ended is False and peeled.why:
+        return peeled.why
     if peeled.ended is False:
         what = "the flattened format" if peeled.size is not None else vmcore.wrapped_by
         return f"no end marker of {what}"
@@ -247,10 +298,10 @@ def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> Verdict
                 Completeness.INCOMPLETE, f"cut at the start of what {peeled.wrapper} wrote"
             )
         return Verdict(Completeness.BOGUS, f"empty inside {peeled.wrapper}")
-    signed = data.startswith((SIGNATURE, ELF_MAGIC))
+    signed = data.startswith((SIGNATURE, MAGIC))
     if peeled.flattened and not peeled.ended and (signed or not data):
         return Verdict(Completeness.INCOMPLETE, "no end marker of the flattened format")
-    needed = HEADER_SIZE if data.startswith(SIGNATURE) else ELF_HEADER_SIZE
+    needed = HEADER_SIZE if data.startswith(SIGNATURE) else HEADER_MAX
     if signed and peeled.size is not None and peeled.size <= len(data) < needed:
         return Verdict(Completeness.INCOMPLETE, "file ends before its header does")
     size = size_bytes if peeled.size is None else peeled.size
@@ -343,7 +394,7 @@ def _split_flat(raw: bytes, problems: list[str]) -> Iterator[tuple[int, bytes, i
 def _parse_peeled(peeled: _Peeled) -> VmcoreHead:
     if peeled.data.startswith(SIGNATURE):
         return _parse_kdump(peeled)
-    if peeled.data.startswith(ELF_MAGIC):
+    if peeled.data.startswith(MAGIC):
         return _parse_elf(peeled)
     raise FormatError("file does not begin like a kernel dump")
 
@@ -361,7 +412,9 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
     if not info:
         problems.append("no VMCOREINFO in the head")
     vmcoreinfo = parse_vmcoreinfo(info)
-    least, what, told = size_at_least(peeled.read or (lambda at, n: data[at : at + n]), dump)
+    least, what, told = peeled.least or size_at_least(
+        peeled.read or (lambda at, n: data[at : at + n]), dump
+    )
     _, nodename, release, version, machine, _ = (printable(name) for name in dump.utsname)
     return VmcoreHead(
         format=DumpFormat.KDUMP,
@@ -392,15 +445,16 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
 
 def _parse_elf(peeled: _Peeled) -> VmcoreHead:
     data, problems = peeled.data, list(peeled.problems)
-    layout, flags, phoff, phnum = _elf_header(data)
-    least, memory_end = phoff + phnum * (56 if layout.bits == 64 else 32), 0
+    header = _elf_header(data)
+    layout = header.layout
+    least, memory_end = header.phoff + header.phnum * PHDR_SIZE[layout.bits], 0
     if least > len(data):
         problems.append("program headers are cut")
     what = "program headers"
     notes: dict[bytes, bytes] = {}
     segments = 0
-    for kind, offset, paddr, filesz, memsz in _phdrs(data, layout, phoff, phnum):
-        if offset + filesz > 2**63 - 1 or paddr + memsz > 2**64:
+    for kind, _, offset, _, paddr, filesz, memsz, _ in find_phdrs(data, header, header.phnum):
+        if offset + filesz > FILE_END_MAX or paddr + memsz > 2**64:
             problems.append("a segment lies past the end of any file or address space")
             continue
         if filesz and offset + filesz > least:
@@ -427,7 +481,8 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
         machine="ppc64le" if machine == "ppc64" and layout.byteorder == "little" else machine,
         crash_time_ns=_crash_time(vmcoreinfo, 0),
         memory_bytes=memory_end or None,
-        incomplete=bool(flags & DUMP_ELF_INCOMPLETE) and layout.machine not in _FLAGGED_MACHINES,
+        incomplete=bool(header.flags & DUMP_ELF_INCOMPLETE)
+        and layout.machine not in _FLAGGED_MACHINES,
         vmcoreinfo=vmcoreinfo,
         build_id=_build_id(vmcoreinfo),
         size_at_least=least,
@@ -436,37 +491,19 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
     )
 
 
-def _elf_header(data: bytes) -> tuple[Layout, int, int, int]:
-    """Parse the ELF header: layout, flags, offset and number of the program headers."""
-    if len(data) < ELF_HEADER_SIZE:
+def _elf_header(data: bytes) -> Header:
+    """Parse the ELF header of a dump; of its program headers PHDRS_MAX count at most."""
+    if len(data) < HEADER_MAX:
         raise FormatError(f"dump is cut inside its header, at {len(data)} bytes")
-    if data[4:6] not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
+    header = parse_header(data)
+    if header is None:
         raise FormatError("ELF header has an absurd class or byte order")
-    bits: Bits = 64 if data[4] == 2 else 32
-    byteorder: ByteOrder = "little" if data[5] == 1 else "big"
-    layout = Layout(int.from_bytes(data[18:20], byteorder), bits, byteorder)
-    values = layout.struct("16sHHILLLIHHH").unpack_from(data)
-    _, kind, _, _, _, phoff, _, flags, ehsize, phentsize, phnum = values
-    if kind != ET_CORE:
-        raise FormatError(f"ELF file is of type {kind}, not a core")
-    if phentsize != (56 if bits == 64 else 32) or not phnum or not ehsize <= phoff < 2**32:
+    if header.type != ET_CORE:
+        raise FormatError(f"ELF file is of type {header.type}, not a core")
+    sound = header.phentsize == PHDR_SIZE[header.layout.bits] and header.phnum
+    if not sound or not header.ehsize <= header.phoff < 2**32:
         raise FormatError("ELF header has absurd program headers")
-    return layout, flags, phoff, min(phnum, PHDRS_MAX)
-
-
-def _phdrs(
-    data: bytes, layout: Layout, phoff: int, phnum: int
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield type, offset, physical address, size in the file and in memory of each segment."""
-    wide = layout.bits == 64
-    struct = layout.struct("IIQQQQQQ" if wide else "IIIIIIII")
-    there = min(phnum, max(0, len(data) - phoff) // struct.size)
-    for values in struct.iter_unpack(data[phoff : phoff + there * struct.size]):
-        if wide:
-            kind, _, offset, _, paddr, filesz, memsz, _ = values
-        else:
-            kind, offset, _, paddr, filesz, memsz, _, _ = values
-        yield kind, offset, paddr, filesz, memsz
+    return header._replace(phnum=min(header.phnum, PHDRS_MAX))
 
 
 def _notes_of(blob: bytes, layout: Layout) -> dict[bytes, bytes]:

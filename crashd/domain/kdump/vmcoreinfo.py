@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.elf.elfnotes import Bits, ByteOrder, Layout
+from crashd.domain.elf.headers import (
+    HEADER_MAX,
+    HEADER_SIZE,
+    PHDR_SIZE,
+    PT_LOAD,
+    PT_NOTE,
+    Layout,
+    build_phdrs,
+    parse_header,
+    parse_phdrs,
+)
 from crashd.errors import FormatError
 
 FOUND_MAX: Final = 16
@@ -19,7 +29,6 @@ PAGE: Final = 4096
 _CHUNK = 4 << 20
 _LOADS_MAX = 4096
 _PHDRS_BYTES_MAX = 1 << 20
-_PT_LOAD, _PT_NOTE = 1, 4
 _ET_CORE = 4
 _START = b"OSRELEASE="
 _TEXT = re.compile(
@@ -37,8 +46,7 @@ ReadAt = Callable[[int, int], bytes]
 class ElfHead:
     """Where the program headers of an ELF dump are, and the memory that they place."""
 
-    bits: Bits
-    byteorder: ByteOrder
+    layout: Layout
     head: bytes
     phdrs: bytes
     count: int
@@ -46,42 +54,27 @@ class ElfHead:
     """Offset, size and physical address of each."""
     notes: tuple[tuple[int, int], ...]
 
-    @property
-    def layout(self) -> Layout:
-        """How numbers are laid out."""
-        return Layout(int.from_bytes(self.head[18:20], self.byteorder), self.bits, self.byteorder)
-
 
 def parse_elf_dump(read: ReadAt) -> ElfHead | None:
     """Parse the head of an ELF dump; None where the file is another."""
-    head = read(0, 64)
-    if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
+    head = read(0, HEADER_MAX)
+    header = parse_header(head)
+    if header is None or header.type != _ET_CORE or header.phoff > _OFFSET_MAX:
         return None
-    bits: Bits = 64 if head[4] == 2 else 32
-    byteorder: ByteOrder = "little" if head[5] == 1 else "big"
-    layout = Layout(0, bits, byteorder)
-    values = layout.struct("16sHHILLLIHHHHHH").unpack_from(head)
-    kind, phoff, entry, count = values[1], values[5], values[9], values[10]
-    phdr = layout.struct("IIQQQQQQ" if bits == 64 else "IIIIIIII")
-    if kind != _ET_CORE or entry != phdr.size or not 0 < count <= _LOADS_MAX:
+    layout, entry = header.layout, PHDR_SIZE[header.layout.bits]
+    if header.phentsize != entry or not 0 < header.phnum <= _LOADS_MAX:
         return None
-    if phoff > _OFFSET_MAX:
-        return None
-    raw = read(phoff, min(entry * count, _PHDRS_BYTES_MAX))
+    raw = read(header.phoff, min(entry * header.phnum, _PHDRS_BYTES_MAX))
     loads: list[tuple[int, int, int]] = []
     notes: list[tuple[int, int]] = []
-    for fields in phdr.iter_unpack(raw[: len(raw) - len(raw) % entry]):
-        if bits == 64:
-            offset, address, size = fields[2], fields[4], fields[5]
-        else:
-            offset, address, size = fields[1], fields[3], fields[4]
+    for kind, _, offset, _, address, size, _, _ in parse_phdrs(raw, layout):
         if offset > _OFFSET_MAX or size > _OFFSET_MAX:
             continue
-        if fields[0] == _PT_LOAD and size:
+        if kind == PT_LOAD and size:
             loads.append((offset, size, address))
-        elif fields[0] == _PT_NOTE:
+        elif kind == PT_NOTE:
             notes.append((offset, size))
-    return ElfHead(bits, byteorder, head, raw, count, tuple(loads), tuple(notes))
+    return ElfHead(layout, head, raw, header.phnum, tuple(loads), tuple(notes))
 
 
 def has_note(read: ReadAt, dump: ElfHead) -> bool:
@@ -139,15 +132,11 @@ def add_note(dump: ElfHead, size: int, text: bytes) -> tuple[bytes, bytes]:
     note = layout.struct("III").pack(len(_NAME), len(text), 0) + _NAME.ljust(12, b"\0")
     note += text + bytes(-len(text) % 4)
     at = -(-size // PAGE) * PAGE
-    if dump.bits == 64:
-        phdr = layout.struct("IIQQQQQQ").pack(_PT_NOTE, 0, at, 0, 0, len(note), len(note), 4)
-    else:
-        phdr = layout.struct("IIIIIIII").pack(_PT_NOTE, at, 0, 0, len(note), len(note), 0, 4)
+    phdr = build_phdrs(layout, [(PT_NOTE, 0, at, 0, 0, len(note), len(note), 4)])
     tail = bytes(at - size) + note + bytes(-len(note) % 8)
-    phoff = size + len(tail)
-    word, place = ("Q", 32) if dump.bits == 64 else ("I", 28)
-    order = "<" if dump.byteorder == "little" else ">"
-    head = bytearray(dump.head)
-    struct.pack_into(order + word, head, place, phoff)
-    struct.pack_into(order + "H", head, 56 if dump.bits == 64 else 44, dump.count + 1)
-    return bytes(head[: 64 if dump.bits == 64 else 52]), tail + phdr + dump.phdrs
+    head = bytearray(dump.head[: HEADER_SIZE[layout.bits]])
+    word, place = ("Q", 32) if layout.bits == 64 else ("I", 28)
+    order = "<" if layout.byteorder == "little" else ">"
+    struct.pack_into(order + word, head, place, size + len(tail))  # e_phoff
+    struct.pack_into(order + "H", head, 56 if layout.bits == 64 else 44, dump.count + 1)  # e_phnum
+    return bytes(head), tail + phdr + dump.phdrs

@@ -1,11 +1,11 @@
-"""What the firmware kept of a kernel's last words: records of pstore, put together again.
+"""Reassembles records of pstore: the last part of a kernel's log, kept by the firmware.
 
     /sys/fs/pstore/dmesg-BACKEND-ID       a record; its first line says Panic#1 Part3
     /var/lib/systemd/pstore/…             the same, moved there by systemd-pstore.service
 
-A log that is larger than a record is cut into parts, of which the first holds the end. Source:
-fs/pstore/platform.c (pstore_dump), drivers/firmware/efi/efi-pstore.c, Documentation/admin-guide/
-pstore-blk.rst, systemd's src/pstore/pstore.c.
+A log larger than a record is cut into parts; part 1 holds the end. Source: fs/pstore/platform.c
+(pstore_dump), drivers/firmware/efi/efi-pstore.c, Documentation/admin-guide/pstore-blk.rst,
+systemd's src/pstore/pstore.c.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Final
 
 PART_MAX: Final = 1 << 20
-"""Bytes of a record that are read."""
+"""Bytes read of a record."""
 PARTS_MAX: Final = 512
 GROUP_NS: Final = 60 * 10**9
-"""Parts of one event are written within this time."""
+"""All parts of one event are written within this time."""
 
 _NAME = re.compile(r"dmesg-(?P<backend>[a-z0-9_]{1,32}?)(?:_pstore)?-(?P<id>\d{1,20})")
 _HEAD = re.compile(rb"(?P<reason>[A-Z][A-Za-z]{1,15})#(?P<count>\d{1,9}) Part(?P<part>\d{1,9})\n?")
 FATAL: Final = frozenset({"Panic", "Oops", "Emergency"})
-"""Reasons that tell of a crash; the others are of shutdowns (kmsg_dump_reason_str)."""
+"""Reasons that mean a crash; all others mean a shutdown (kmsg_dump_reason_str)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class PstoreLog:
     backend: str
     reason: str
     time_ns: int
-    """When the newest part was written."""
+    """The time of the newest part."""
     text: bytes
     parts: int
     token: str
 
 
 def parse_part(name: str, raw: bytes, time_ns: int) -> Part | None:
-    """Parse a record; None for what is no kernel's log (a console, a compressed one)."""
+    """Parse a record; None if it is not a kernel's log (a console, a compressed record)."""
     named = _NAME.fullmatch(name)
     if named is None:
         return None
@@ -65,7 +65,7 @@ def parse_part(name: str, raw: bytes, time_ns: int) -> Part | None:
 
 
 def assemble(parts: Iterable[Part]) -> list[PstoreLog]:
-    """Put the parts of each event together, the oldest event first."""
+    """Join the parts of each event; return the logs, oldest first."""
     groups: list[list[Part]] = []
     for part in sorted(parts, key=lambda p: (p.backend, p.reason, p.count, p.time_ns, p.part)):
         last = groups[-1] if groups else None
@@ -84,7 +84,7 @@ def _is_same_event(group: list[Part], part: Part) -> bool:
 
 
 def _join(group: list[Part]) -> PstoreLog:
-    ordered = sorted(group, key=lambda part: -part.part)  # part 1 is the end
+    ordered = sorted(group, key=lambda part: -part.part)  # part 1 is the end of the log
     text = b"".join(part.text for part in ordered)
     digest = hashlib.sha256(text).hexdigest()[:32]
     first = group[0]

@@ -4,21 +4,20 @@ One message a connection: fields and the descriptors [core, pidfd]; one byte bac
 exchange, and why neither side can take a core twice or not at all, are drawn in corehandler.py.
 """
 
+import errno
 import os
 import socket
 import stat
-import struct
 from pathlib import Path
 
+from crashd.base.messages import PACKET_MAX, Packet, read_peer, receive_packet
 from crashd.corehandler import RECEIPT
 from crashd.domain.crash.coremeta import parse_fields
+from crashd.domain.crash.corepattern import SUN_PATH_MAX
 from crashd.edge.capture.process import pidfd_pid
 from crashd.errors import FormatError, UnavailableError, reason_of
-from crashd.store.paths import SUN_PATH_MAX
 
-MESSAGE_MAX = 1 << 16
 _RIGHTS_MAX = 8
-_UCRED = struct.Struct("3i")
 BACKLOG = 4096
 
 
@@ -99,46 +98,22 @@ class Connection:
             closed.
 
         """
-        uid = _UCRED.unpack(
-            self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )[1]
+        uid = read_peer(self._peer).uid
         if uid not in (0, os.geteuid()):
             raise FormatError(f"hand-over by uid {uid}")
-        space = socket.CMSG_SPACE(_RIGHTS_MAX * 4)
         try:
-            data, ancillary, flags, _ = self._peer.recvmsg(
-                MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC
-            )
+            packet = receive_packet(self._peer, PACKET_MAX, _RIGHTS_MAX)
         except BlockingIOError:
             return None
         except OSError as e:
+            if e.errno == errno.EMSGSIZE:
+                raise FormatError("hand-over message is too large") from e
             raise FormatError(f"hand-over broke off: {reason_of(e)}") from e
-        descriptors: list[int] = []
-        for level, kind, raw in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors += [
-                    f for (f,) in struct.iter_unpack("i", raw[: len(raw) - len(raw) % 4])
-                ]
         try:
-            if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-                raise FormatError("hand-over message is too large")
-            if not data:
-                raise FormatError("hand-over broke off before its message")
-            if len(descriptors) not in (1, 2):
-                raise FormatError(f"hand-over has {len(descriptors)} descriptors, not 1 or 2")
-            kind_of_core = os.fstat(descriptors[0]).st_mode
-            if not (stat.S_ISFIFO(kind_of_core) or stat.S_ISREG(kind_of_core)):
-                raise FormatError("hand-over of a core that is neither pipe nor file")
-            fields = parse_fields(data)
+            return _handoff(packet)
         except FormatError:
-            for fd in descriptors:
-                os.close(fd)
+            packet.close()
             raise
-        pidfd = descriptors[1] if len(descriptors) == 2 else None
-        if pidfd is not None and pidfd_pid(pidfd) is None:
-            os.close(pidfd)  # already reaped, or no pidfd: nothing of /proc can be trusted
-            pidfd = None
-        return Handoff(fields, descriptors[0], pidfd)
 
     def send_receipt(self) -> bool:
         """Take the crash over; False when the handler has given up and keeps it."""
@@ -146,6 +121,25 @@ class Connection:
             return self._peer.send(RECEIPT, socket.MSG_NOSIGNAL) == 1
         except OSError:
             return False
+
+
+def _handoff(packet: Packet) -> Handoff:
+    """Check what was handed over; the result owns the descriptors, the caller on FormatError."""
+    if packet.lacks_descriptors:
+        raise FormatError("hand-over message is too large")
+    if not packet.data:
+        raise FormatError("hand-over broke off before its message")
+    if len(packet.descriptors) not in (1, 2):
+        raise FormatError(f"hand-over has {len(packet.descriptors)} descriptors, not 1 or 2")
+    core, pidfd = packet.descriptors[0], (*packet.descriptors, None)[1]
+    kind = os.fstat(core).st_mode
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+        raise FormatError("hand-over of a core that is neither pipe nor file")
+    fields = parse_fields(packet.data)
+    if pidfd is not None and pidfd_pid(pidfd) is None:
+        os.close(pidfd)  # already reaped, or no pidfd: nothing of /proc can be trusted
+        pidfd = None
+    return Handoff(fields, core, pidfd)
 
 
 def accept(server: socket.socket) -> Connection | None:

@@ -9,14 +9,18 @@ that stops, the second for that page.
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from crashd.domain.elf.memorymap import Backing, Behind, Range, Runs, overlap, union
 from crashd.edge.capture.process import pidfd_pid
 
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), linux/fs.h, 6.7
-_PAGE_IS_PRESENT, _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO = 8, 16, 32
+_PAGE_IS_PRESENT, _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO, _PAGE_IS_GUARD = 8, 16, 32, 256
+_PM_GUARD = 1 << 58  # of an entry of pagemap, 6.15
 _SCAN_ARG = struct.Struct("=12Q")
 _REGION = struct.Struct("=3Q")
 _REGIONS_MAX = 4096
@@ -24,9 +28,13 @@ IOV_MAX = 1024
 """Ranges of one read: UIO_MAXIOV, linux/uio.h."""
 _MADV_POPULATE_WRITE = 23  # linux/mman.h
 _POPULATE_BYTES = 2 << 20
-_MFD_HUGE_SHIFT = 26  # linux/memfd.h
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PAGEMAP_BYTES = 1 << 20
+_SMAPS_BYTES = 1 << 17
+_SMAPS_READS_MAX = 1 << 16
+"""Of /proc/PID/smaps, which has less than a page a read: a hundred thousand mappings."""
+_VM_FLAG_MINOR = re.compile(rb"^VmFlags:.* ui(?: |$)", re.MULTILINE)
+_VM_FLAGS_BOTH = re.compile(rb"^VmFlags:.* u[im](?: |$)", re.MULTILINE)
 _SLICE_BYTES = 512
 _ABSENT = (bytes(_SLICE_BYTES), struct.pack("=Q", 1 << 55) * (_SLICE_BYTES // 8))
 """Of pagemap: nothing there, without and with the soft-dirty bit that a new mapping has."""
@@ -58,41 +66,50 @@ class ProcessMemory:
             raise GoneError
         self.scans = True
         """Whether PAGEMAP_SCAN is there; until minimum kernel 6.7."""
-        self._tid, self._mem, self._pagemap, self._status = pid, -1, -1, -1
+        self._knows_guards = True
+        """Whether it knows guard regions, too; until minimum kernel 6.15."""
+        self._tid = pid
+        self._mem = self._pagemap = self._status = self._place = self._process = -1
         self._libc = ctypes.CDLL(None, use_errno=True)
-        process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if pidfd_pid(pidfd) != pid:
                 raise GoneError
-            self._open(process)
+            self._open(pid)
+            if pidfd_pid(pidfd) != pid:
+                raise GoneError
         except BaseException:
             self.close()
             raise
-        finally:
-            os.close(process)
 
-    def _open(self, process: int) -> None:
-        """Open the files of a thread that has its memory still, which one that ended has not."""
-        for task in (str(self._tid), *os.listdir(f"/proc/self/fd/{process}/task")):
+    def _open(self, pid: int) -> None:
+        """Open the files of a thread that still has its memory; one that ended does not."""
+        for task in (str(pid), *os.listdir(f"/proc/self/fd/{self._process}/task")):
             place = f"task/{task}/"
-            self._status = os.open(place + "status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+            self._status = self._open_file(place + "status")
             if self.held():
                 self._tid = int(task)
-                self._mem = os.open(place + "mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
-                self._pagemap = os.open(
-                    place + "pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process
-                )
+                self._mem = self._open_file(place + "mem")
+                self._pagemap = self._open_file(place + "pagemap")
+                self._place = self._process
+                if self._tid != pid:
+                    # Only /proc/TID, which is in no listing, has a thread's map_files.
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                    self._place = os.open(f"/proc/{task}", flags)
                 return
             os.close(self._status)
             self._status = -1
         raise GoneError
 
+    def _open_file(self, name: str) -> int:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._process)
+
     def close(self) -> None:
         """Close all; the process is not held by them."""
-        for fd in (self._mem, self._pagemap, self._status):
+        for fd in {self._mem, self._pagemap, self._status, self._place, self._process}:
             if fd >= 0:
                 os.close(fd)
-        self._mem = self._pagemap = self._status = -1
+        self._mem = self._pagemap = self._status = self._place = self._process = -1
 
     def __enter__(self) -> "ProcessMemory":
         return self
@@ -121,33 +138,75 @@ class ProcessMemory:
         with open(f"/proc/{self._tid}/maps", "rb") as file:
             return file.read()
 
-    def resident(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Give what the page table has of ranges of addresses, ascending; the zero page left out
-        where the kernel tells.
+    def resident(self, ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
+        """Give what is to be read of ranges of addresses, ascending; the rest are zeros.
+
+        Of anonymous memory what the page table has, the zero page left out where the kernel says
+        so; of shared memory what its file has; guard regions never.
 
         Raises:
             OSError: the kernel does not say; EFAULT for addresses that no process has.
 
         """
-        for start, end in ranges:
-            if self.scans:
-                try:
-                    yield from self._scan(start, end)
-                    continue
-                except OSError as e:
-                    if e.errno not in (errno.ENOTTY, errno.EINVAL, errno.EPERM):
-                        raise
-                    self.scans = False  # refused at its first call: nothing was given yet
-            yield from self._walk(start, end)
+        for wanted in ranges:
+            if wanted.backing is Backing.ANONYMOUS:
+                yield from self._of_page_table(wanted.start, wanted.end)
+            else:
+                yield from self._of_file(wanted)
 
-    def _scan(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def _of_file(self, wanted: Range) -> Iterator[tuple[int, int]]:
+        there: Runs = ((wanted.start, wanted.end),)
+        if wanted.behind is not None:
+            there = self._data(wanted.start, wanted.end, wanted.behind)
+        guarded = self._unguarded(wanted.start, wanted.end)
+        there = there if guarded is None else overlap(there, guarded)
+        if wanted.behind is not None and wanted.behind.private:
+            there = union(there, self._of_page_table(wanted.start, wanted.end))
+        yield from there
+
+    def _of_page_table(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Give the pages that the page table has: present or swapped, neither zero nor a guard."""
+        while self.scans:
+            not_wanted = _PAGE_IS_PFNZERO | (_PAGE_IS_GUARD if self._knows_guards else 0)
+            try:
+                yield from self._scan(start, end, not_wanted, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
+                return
+            except OSError as e:  # refused at its first call: nothing was given yet
+                if e.errno == errno.EINVAL and self._knows_guards:
+                    self._knows_guards = False
+                elif e.errno in (errno.ENOTTY, errno.EINVAL, errno.EPERM):
+                    self.scans = False
+                else:
+                    raise
+        yield from self._walk(start, end)
+
+    def _unguarded(self, start: int, end: int) -> Iterator[tuple[int, int]] | None:
+        """Give all but the guard regions; None where the kernel does not know them.
+
+        A guard region cannot be read, and to find that out page by page costs 10 s a GiB.
+        """
+        if not self.scans or not self._knows_guards:
+            return None
+        found = self._scan(start, end, _PAGE_IS_GUARD, 0)
+        try:
+            first = next(found, None)
+        except OSError as e:
+            if e.errno not in (errno.ENOTTY, errno.EINVAL, errno.EPERM):
+                raise
+            self._knows_guards = False  # until minimum kernel 6.15
+            return None
+        return found if first is None else itertools.chain((first,), found)
+
+    def _scan(
+        self, start: int, end: int, not_wanted: int, wanted: int
+    ) -> Iterator[tuple[int, int]]:
+        """Give pages of none of the categories `not_wanted`, and of one of `wanted` unless 0."""
         regions = ctypes.create_string_buffer(_REGIONS_MAX * _REGION.size)
-        there = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
         while start < end:
             argument = bytearray(
                 _SCAN_ARG.pack(
                     *(_SCAN_ARG.size, 0, start, end, 0, ctypes.addressof(regions), _REGIONS_MAX, 0),
-                    *(_PAGE_IS_PFNZERO, _PAGE_IS_PFNZERO, there, there),
+                    *(not_wanted, not_wanted, wanted, wanted),
                 )
             )
             count = fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, argument)
@@ -159,6 +218,74 @@ class ProcessMemory:
             if walked <= start:
                 raise OSError(errno.EIO, "PAGEMAP_SCAN does not advance")
             start = walked
+
+    def _data(self, start: int, end: int, behind: Behind) -> Iterator[tuple[int, int]]:
+        """Give what the file behind shared memory has there, in memory or swapped out.
+
+        To read a page that it does not have would allocate it, in the process's own cgroup: a dump
+        of sparse shared memory can get its process killed for memory (KERNEL.md).
+        """
+        try:
+            file = self._open_behind(behind)
+        except OSError:
+            yield start, end  # as the kernel does
+            return
+        shift = behind.address - behind.file_offset
+        try:
+            at = start - shift
+            while at < end - shift:
+                data = _seek(file, at, os.SEEK_DATA)
+                if data is None or data >= end - shift:
+                    return
+                at = _seek(file, data, os.SEEK_HOLE) or end - shift
+                low, high = data // PAGE_BYTES * PAGE_BYTES, -(-at // PAGE_BYTES) * PAGE_BYTES
+                yield max(low + shift, start), min(high + shift, end)
+        finally:
+            os.close(file)
+
+    def _open_behind(self, behind: Behind) -> int:
+        """Open the file behind a mapping; the caller made sure that it is on tmpfs, where nothing
+        blocks.
+        """
+        name = f"map_files/{behind.name}"
+        return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._place)
+
+    def shared_bytes(self, behind: Behind) -> int | None:
+        """Return how much memory the file behind shared memory has; None where it cannot be seen
+        (map_files wants CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN before Linux 5.9).
+        """
+        try:
+            found = os.stat(f"map_files/{behind.name}", dir_fd=self._place)
+        except OSError:
+            return None
+        return found.st_blocks * 512
+
+    def faults_to_a_program(self, *, missing: bool) -> bool:
+        """Return whether a program brings pages of shared memory by userfaultfd(2): the kernel's
+        own dump does without such a page, and a reader from outside waits for it.
+
+        That is so for pages that the file has (minor faults), and with `missing` also for those
+        that it has not, which nobody reads who can ask the file.
+        """
+        wanted = _VM_FLAGS_BOTH if missing else _VM_FLAG_MINOR
+        last = b""
+        try:
+            file = os.open("smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._place)
+        except OSError:
+            return False  # gone, which the next read of its memory finds out
+        try:
+            for _ in range(_SMAPS_READS_MAX):
+                part = os.read(file, _SMAPS_BYTES)
+                if not part:
+                    break
+                lines, _, last = (last + part).rpartition(b"\n")
+                if wanted.search(lines):
+                    return True
+        except OSError:
+            pass
+        finally:
+            os.close(file)
+        return False
 
     def _walk(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Read pagemap itself, 8 bytes a page."""
@@ -234,7 +361,7 @@ def _present_pages(raw: bytes) -> Iterator[tuple[int, int]]:
         start = None
         index = at // 8
         for index, entry in enumerate(memoryview(part).cast("Q"), at // 8):
-            if entry >> 62:
+            if entry >> 62 and not entry & _PM_GUARD:
                 start = index if start is None else start
             elif start is not None:
                 yield start, index
@@ -246,7 +373,7 @@ def _present_pages(raw: bytes) -> Iterator[tuple[int, int]]:
 def populate(view: memoryview, enough: Callable[[], bool]) -> None:
     """Fault memory in from its start on, until `enough`; whoever fills it does not wait for that.
 
-    Where the kernel cannot (MADV_POPULATE_WRITE, 5.14) nothing is done. Releases the GIL.
+    Where the kernel cannot (MADV_POPULATE_WRITE, 5.14), nothing is done. Releases the GIL.
     """
     libc = ctypes.CDLL(None)
     start = ctypes.addressof(ctypes.c_char.from_buffer(view))
@@ -257,38 +384,66 @@ def populate(view: memoryview, enough: Callable[[], bool]) -> None:
             return
 
 
+def _seek(file: int, at: int, whence: int) -> int | None:
+    """Find the next data or hole; None where there is none up to the file's end."""
+    try:
+        return os.lseek(file, at, whence)
+    except OSError as e:
+        if e.errno != errno.ENXIO:
+            raise
+        return None
+
+
 def huge_devices(mountinfo: bytes) -> frozenset[bytes]:
-    """Tell which devices /proc/PID/maps shows for mappings of hugetlbfs.
+    """Return the devices that /proc/PID/maps shows for mappings of hugetlbfs.
 
     Those mounted are in `mountinfo`; each page size has one more, unmounted, for MAP_HUGETLB and
     memfds.
     """
-    found = set()
-    for line in mountinfo.split(b"\n"):
-        before, _, behind = line.partition(b" - ")
-        if behind.startswith(b"hugetlbfs "):
-            major, _, minor = before.split(b" ", 3)[2].partition(b":")
-            if major.isdigit() and minor.isdigit():
-                found.add(_device(int(major), int(minor)))
+    found = _mounted(mountinfo, b"hugetlbfs")
     try:
         sizes = os.listdir("/sys/kernel/mm/hugepages")
     except OSError:
         sizes = []
     for name in sizes:
         kib = name.removeprefix("hugepages-").removesuffix("kB")
-        if not kib.isdigit():
-            continue
-        size = (int(kib) << 10).bit_length() - 1
-        try:
-            fd = os.memfd_create(
-                "probe", os.MFD_HUGETLB | os.MFD_CLOEXEC | size << os.MFD_HUGE_SHIFT
-            )
-        except OSError:
-            continue
-        device = os.fstat(fd).st_dev
-        os.close(fd)
-        found.add(_device(os.major(device), os.minor(device)))
+        if kib.isdigit():
+            size = (int(kib) << 10).bit_length() - 1
+            found |= _memfd_device(os.MFD_HUGETLB | size << os.MFD_HUGE_SHIFT)
     return frozenset(found)
+
+
+def shmem_devices(mountinfo: bytes) -> frozenset[bytes]:
+    """Return the devices that /proc/PID/maps shows for mappings of tmpfs.
+
+    Those mounted are in `mountinfo`; one more, unmounted, has memfds, SysV shared memory and
+    MAP_SHARED|MAP_ANONYMOUS. By the device alone it is known that nothing is asked of a server
+    (FUSE, NFS) when the file is opened.
+    """
+    return frozenset(_mounted(mountinfo, b"tmpfs") | _memfd_device(0))
+
+
+def _mounted(mountinfo: bytes, kind: bytes) -> set[bytes]:
+    """Find the devices of mounted file systems of a kind."""
+    found = set()
+    for line in mountinfo.split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        if after.startswith(kind + b" "):
+            major, _, minor = before.split(b" ", 3)[2].partition(b":")
+            if major.isdigit() and minor.isdigit():
+                found.add(_device(int(major), int(minor)))
+    return found
+
+
+def _memfd_device(flags: int) -> set[bytes]:
+    """Make a memfd to see on which device it is; empty where the kernel makes none."""
+    try:
+        fd = os.memfd_create("probe", os.MFD_CLOEXEC | flags)
+    except OSError:
+        return set()
+    device = os.fstat(fd).st_dev
+    os.close(fd)
+    return {_device(os.major(device), os.minor(device))}
 
 
 def _device(major: int, minor: int) -> bytes:

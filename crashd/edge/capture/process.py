@@ -6,13 +6,14 @@ A6).
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
@@ -33,6 +34,12 @@ _NAMESPACES_MAX = 33  # the kernel nests 32 user namespaces below the first, use
 THREADS_MAX = 4096
 OPEN_FDS_MAX = 256
 _TEXT_MAX = 1 << 16
+_BY_THE_PAGE = frozenset({"maps", "mountinfo"})
+"""Files of which a read brings some lines, however much is asked for (seq_read() of fs/seq_file.c);
+of all others a read that is shorter than it could be is the last one.
+"""
+_LAST_WITHOUT_MEMORY = "mountinfo"
+"""Of PROC_FILES: those after it are read from the process's memory, which can block."""
 _OF_PROCESS = frozenset({"stat"})
 """Files that tell of the process even when its first thread has ended."""
 
@@ -93,26 +100,44 @@ def boot_id() -> str:
 
 
 def memory_total_bytes() -> int:
-    """Tell how much memory the machine has."""
+    """Return how much memory the machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_available_bytes() -> int:
-    """Tell how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
-    with open("/proc/meminfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) << 10
+    """Return how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
+    fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(fd, 4096).split(b"\n")
+    finally:
+        os.close(fd)
+    for line in lines:
+        if line.startswith(b"MemAvailable:"):
+            return int(line.split()[1]) << 10
     return 0
 
 
 def pidfd_pid(pidfd: int) -> int | None:
-    """Tell which process a pidfd means; None once it is reaped, or when `pidfd` is none."""
+    """Return which process a pidfd means; None once it is reaped, or when `pidfd` is not one."""
+    buffer = bytearray(_PIDFD_INFO.size)
     try:
-        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-            raw = file.read(4096)
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer)
+    except OSError as e:
+        if e.errno == errno.ESRCH:
+            return None
+        return _pid_of_fdinfo(pidfd)  # until minimum kernel 6.13
+    return int(_PIDFD_INFO.unpack(buffer)[2])
+
+
+def _pid_of_fdinfo(pidfd: int) -> int | None:
+    try:
+        fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        raw = os.read(fd, 4096)
+    finally:
+        os.close(fd)
     for line in raw.split(b"\n"):
         if line.startswith(b"Pid:\t") and line[5:].isdigit():
             return int(line[5:])
@@ -172,19 +197,36 @@ def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
     as a page of the process's memory does: the caller has a deadline.
     """
 
-    def read(process: int, pid: str) -> dict[str, bytes]:
-        found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
-        alive = _with_memory(process, pid)
-        for name, link in PROC_LINKS.items():
-            found[name] = _link(link if link.startswith("/") else alive + link, process)
-        found["user_ns_owner"] = _user_ns_owner(alive + "ns/user", process)
-        found["threads"] = _threads(process)
-        numbers = _list("fd", process)
-        found["open_fds"] = _open_fds(numbers, process)
-        found["fd_count"] = b"%d" % len(numbers)
-        for name, limit in PROC_FILES.items():
+    return _read_surely(pidfd, _read_all)
+
+
+def _read_all(process: int, pid: str) -> dict[str, bytes]:
+    """Read all, each file once: the process is held meanwhile, and small crashes come in storms."""
+    found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
+    maps = _read("maps", PROC_FILES["maps"], process)
+    alive = "" if maps else _with_memory(process, pid)
+    for name, link in PROC_LINKS.items():
+        found[name] = _link(link if link.startswith("/") else alive + link, process)
+    for name, limit in PROC_FILES.items():
+        if name == "maps" and not alive:
+            found[name] = maps
+        else:
             found[name] = _read(name if name in _OF_PROCESS else alive + name, limit, process)
-        return found
+        if name == _LAST_WITHOUT_MEMORY:
+            found["user_ns_owner"] = _user_ns_owner(alive + "ns/user", found["user_ns"], process)
+            found["threads"] = _threads(process, pid, found)
+            numbers = _list("fd", process)
+            found["open_fds"] = _open_fds(numbers, process)
+            found["fd_count"] = b"%d" % len(numbers)
+    return found
+
+
+def read_proc_files(pidfd: int, names: Collection[str]) -> Mapping[str, bytes]:
+    """Read some of PROC_FILES, capped; empty when the process is not surely the same one."""
+
+    def read(process: int, pid: str) -> dict[str, bytes]:
+        alive = "" if _read("maps", 1, process) else _with_memory(process, pid)
+        return {name: _read(alive + name, PROC_FILES[name], process) for name in names}
 
     return _read_surely(pidfd, read)
 
@@ -220,11 +262,9 @@ def _read_surely(pidfd: int, read: Callable[[int, str], dict[str, bytes]]) -> Ma
 
 
 def _with_memory(process: int, pid: str) -> str:
-    """Find the thread whose files tell of the process's memory: the first has none of it once it
-    has ended, though others go on.
+    """Find the thread whose files show the process's memory, where the first one has ended and
+    others go on.
     """
-    if _read("maps", 1, process):
-        return ""
     for tid in _list("task", process):
         if tid != pid and _read(f"task/{tid}/maps", 1, process):
             return f"task/{tid}/"
@@ -239,11 +279,12 @@ def _read(name: str, limit: int, directory: int) -> bytes:
         return b""
     try:
         while limit > 0:
-            part = os.read(fd, min(limit, 1 << 17))
-            if not part:
-                break
+            wanted = min(limit, 1 << 17)
+            part = os.read(fd, wanted)
             parts.append(part)
             limit -= len(part)
+            if not part or (len(part) < wanted and name.rpartition("/")[2] not in _BY_THE_PAGE):
+                break
     except OSError:
         pass  # what was read so far is what there is
     finally:
@@ -251,12 +292,15 @@ def _read(name: str, limit: int, directory: int) -> bytes:
     return b"".join(parts)
 
 
-def _user_ns_owner(name: str, directory: int) -> bytes:
+def _user_ns_owner(name: str, link: bytes, directory: int) -> bytes:
     """Read who, outside of a user namespace, has all capabilities in it: the uid of the owner of
     the one on the way up to it that is right below ours, ns_capable() in kernel/capability.c.
 
-    OWN_NAMESPACE for ours; empty where the kernel does not say.
+    `link` is what stands behind `name`. OWN_NAMESPACE for ours; empty where the kernel does not
+    say.
     """
+    if link and link == _link("/proc/self/ns/user", directory):
+        return OWN_NAMESPACE  # an inode of nsfs, of which there is one
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
@@ -306,23 +350,26 @@ def _link(name: str, directory: int) -> bytes:
 
 def _list(name: str, directory: int) -> list[str]:
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        # by its path: of a descriptor it takes twice as many system calls
+        names = os.listdir(f"/proc/self/fd/{directory}/{name}")
     except OSError:
         return []
-    try:
-        return sorted((n for n in os.listdir(fd) if n.isdigit()), key=int)
-    finally:
-        os.close(fd)
+    return sorted((n for n in names if n.isdigit()), key=int)
 
 
-def _threads(process: int) -> bytes:
+def _threads(process: int, pid: str, found: Mapping[str, bytes]) -> bytes:
+    """Read `tid name` lines; of a process with one thread all is known."""
+    if b"\nThreads:\t1\n" in found["status"]:
+        return _thread(pid, found["comm"])
     lines = [
-        tid.encode()
-        + b" "
-        + _read(f"task/{tid}/comm", 64, process).rstrip(b"\n").replace(b"\n", b"\\n")
+        _thread(tid, _read(f"task/{tid}/comm", 64, process).rstrip(b"\n"))
         for tid in _list("task", process)[:THREADS_MAX]
     ]
     return b"\n".join(lines)
+
+
+def _thread(tid: str, comm: bytes) -> bytes:
+    return b"%s %s" % (tid.encode(), comm.replace(b"\n", b"\\n"))
 
 
 def _open_fds(numbers: list[str], process: int) -> bytes:

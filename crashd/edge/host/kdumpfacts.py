@@ -1,11 +1,13 @@
-"""How kernel dumps are set up on this host: /sys, /proc and the makers' own files."""
+"""Reads how kernel dumps are set up on this host: /sys, /proc and the files of the dump tools."""
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from crashd.base.files import NotRegularError, read_file, read_space
 from crashd.domain.kdump.conf import (
     CONF_MAX,
     parse_kdump_conf,
@@ -27,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def read_facts(root: Path = Path("/")) -> Facts:
-    """Read all that decides whether a dump will be left; the makers' files below `root`."""
+    """Read everything that decides whether a panic leaves a dump; `root` holds the tools' files."""
     problems: list[str] = []
     facts = Facts(
         loaded=_flag(SYS / "kernel/kexec_crash_loaded"),
@@ -57,15 +59,14 @@ def _target(root: Path, name: str) -> Target:
     path = root / name.lstrip("/")
     try:
         status = os.stat(path)
-        filesystem = os.statvfs(path)
+        space = read_space(path)
     except OSError:
         return Target(name, exists=False)
     loose = status.st_mode & 0o022 and not status.st_mode & 0o1000
-    distrust = "can be written to by others" if loose else None
+    distrust = "can be written by other users" if loose else None
     if status.st_uid not in (0, os.geteuid()):
         distrust = f"belongs to uid {status.st_uid}"
-    size = filesystem.f_frsize
-    return Target(name, True, filesystem.f_bfree * size, filesystem.f_blocks * size, distrust)
+    return Target(name, True, space.root_free_bytes, space.total_bytes, distrust)
 
 
 def _parsed(path: Path, parse: Callable[[bytes], _T], problems: list[str]) -> _T | None:
@@ -84,10 +85,9 @@ def _parsed(path: Path, parse: Callable[[bytes], _T], problems: list[str]) -> _T
 
 def _read(path: Path, size: int) -> bytes | None:
     try:
-        # a file of /etc could be a FIFO by now: never wait for it
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with open(fd, "rb", buffering=0) as file:
-            return file.read(size) or b""
+        return read_file(path, size, follow=True)
+    except NotRegularError as e:
+        return None if e.errno == errno.EISDIR else b""  # a masked file is a link to /dev/null
     except OSError:
         return None
 

@@ -1,29 +1,23 @@
-/* A process with a page that never answers: shared memory under userfaultfd, which nobody serves.
- * The kernel's own dump gets no such page and writes zeros; a reader from outside waits for ever. */
-#define _GNU_SOURCE
+/* A process with a mapping that never answers: a file of a file system in user space whose server is
+ * silent. usage: stuck FILE; it lies between two mappings of 4 MiB with bytes of their own. */
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <stdio.h>
-#include <stdint.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-int main(void)
+#define SIZE (4 << 20)
+
+int main(int argc, char **argv)
 {
-    size_t size = 16 << 20;
-    char *p = mmap(0, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    memset(p, 'a', 4 << 20);
-    int memory = memfd_create("stuck", 0);
-    if (ftruncate(memory, size)) return 1;
-    char *q = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
-    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
-    struct uffdio_api api = {.api = UFFD_API};
-    if (fd < 0 || ioctl(fd, UFFDIO_API, &api)) { perror("userfaultfd"); return 1; }
-    struct uffdio_register range = {.range = {(uintptr_t)q, 4096}, .mode = UFFDIO_REGISTER_MODE_MISSING};
-    if (ioctl(fd, UFFDIO_REGISTER, &range)) { perror("register"); return 1; }
-    memset(q + 4096, 'b', size - 4096);
+    int filter = open("/proc/self/coredump_filter", O_WRONLY);
+    int silent = argc > 1 ? open(argv[1], O_RDONLY) : -1;
+    char *room = mmap(0, 3 * SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (silent < 0 || write(filter, "0x3f", 4) != 4 || room == MAP_FAILED)
+        return 1;
+    memset(room, 'a', SIZE);
+    memset(room + 2 * SIZE, 'b', SIZE);
+    if (mmap(room + SIZE, SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, silent, 0) == MAP_FAILED)
+        return 1;
     *(volatile int *)16 = 1;
 }

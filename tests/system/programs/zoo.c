@@ -7,9 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define KIB 1024UL
@@ -184,6 +187,86 @@ static void slow(void) /* to compress */
     uint64_t *p = (uint64_t *)anonymous(192 * MIB);
     for (size_t i = 0; i < 192 * MIB / 8; i++) p[i] = noise() & 0x0307010f03010703UL;
 }
+static char *sparse_memfd(size_t size, int flags, int *fd)
+{
+    *fd = memfd_create("sparse", 0);
+    check(*fd < 0 || ftruncate(*fd, size), "memfd_create");
+    return map(size, PROT_READ | PROT_WRITE, flags, *fd);
+}
+static void sparse_shared(void)
+{
+    int fd, id;
+    char *p = sparse_memfd(512 * MIB, MAP_SHARED, &fd);
+    fill(p + 7 * MIB, PAGE);
+    fill(p + 511 * MIB, 3 * PAGE);
+    check(pwrite(fd, "unmapped", 8, 99 * MIB) != 8, "pwrite"); /* in no page table */
+    p = map(64 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd); /* copies over data and over holes */
+    fill(p + 7 * MIB, 64);
+    fill(p + 40 * MIB, 2 * PAGE);
+    p = mmap(0, 16 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 96 * MIB); /* not from its start */
+    check(p == MAP_FAILED, "mmap");
+    fill(map(256 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1) + 100 * MIB, PAGE);
+    id = shmget(IPC_PRIVATE, 128 * MIB, 0600);
+    check(id < 0, "shmget");
+    p = shmat(id, 0, 0);
+    shmctl(id, IPC_RMID, 0);
+    fill(p + 77 * MIB, PAGE);
+    char path[4096];
+    snprintf(path, sizeof path, "/dev/shm/zoo-%d", getpid());
+    fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+    check(fd < 0 || ftruncate(fd, 64 * MIB), path);
+    unlink(path);
+    p = map(64 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+    fill(p + 33 * MIB, PAGE);
+    check(mprotect(p + 32 * MIB, 8 * MIB, PROT_NONE), "mprotect");
+    p = sparse_memfd(8 * MIB, MAP_SHARED, &fd);
+    fill(p, 8 * MIB);
+    check(ftruncate(fd, 3 * MIB + 5), "ftruncate"); /* the rest is behind its end */
+}
+static void guards(const char *directory)
+{
+    int fd;
+    set_filter("0x3f");
+    char *p = anonymous(256 * MIB);
+    for (size_t at = 0; at < 256 * MIB; at += PAGE) p[at] = 1;
+    madvise(p + MIB, 254 * MIB, MADV_GUARD_INSTALL); /* since 6.13 */
+    p = sparse_memfd(16 * MIB, MAP_SHARED, &fd);
+    fill(p, 16 * MIB);
+    madvise(p + MIB, 8 * MIB, MADV_GUARD_INSTALL); /* since 6.15 */
+    p = map(16 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd);
+    fill(p + 2 * MIB, PAGE);
+    madvise(p + MIB, 8 * MIB, MADV_GUARD_INSTALL);
+    p = map(8 * MIB, PROT_READ, MAP_SHARED, make_file(directory, "guarded", 8 * MIB));
+    madvise(p + MIB, 4 * MIB, MADV_GUARD_INSTALL);
+}
+static void user_faults(char *p, size_t size, uint64_t features, uint64_t mode)
+{
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+    struct uffdio_api api = {.api = UFFD_API, .features = features};
+    struct uffdio_register range = {.range = {(uintptr_t)p, size}, .mode = mode};
+    check(fd < 0 || ioctl(fd, UFFDIO_API, &api), "userfaultfd");
+    check(ioctl(fd, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
+}
+static void uffd_missing(void)
+{
+    int fd;
+    char *p = sparse_memfd(256 * MIB, MAP_SHARED, &fd);
+    fill(p + 5 * MIB, 2 * MIB);
+    check(pwrite(fd, "unmapped", 8, 99 * MIB) != 8, "pwrite");
+    user_faults(p, 256 * MIB, 0, UFFDIO_REGISTER_MODE_MISSING);
+    p = anonymous(64 * MIB);
+    fill(p + 5 * MIB, MIB);
+    user_faults(p, 64 * MIB, 0, UFFDIO_REGISTER_MODE_MISSING);
+}
+static void uffd_minor(void)
+{
+    int fd;
+    char *p = sparse_memfd(16 * MIB, MAP_SHARED, &fd);
+    fill(p, 8 * MIB);
+    p = map(16 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+    fill(p + MIB, MIB);
+    user_faults(p, 16 * MIB, UFFD_FEATURE_MINOR_SHMEM, UFFDIO_REGISTER_MODE_MINOR);
+}
 static void hugetlb(void)
 {
     char *p = map(4 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
@@ -210,6 +293,10 @@ int main(int argc, char **argv)
     else if (!strcmp(name, "mappings")) mappings(2000);
     else if (!strcmp(name, "mappings-max")) mappings(1L << 20);
     else if (!strcmp(name, "hugetlb")) hugetlb();
+    else if (!strcmp(name, "sparse-shared")) sparse_shared();
+    else if (!strcmp(name, "guards")) guards(directory);
+    else if (!strcmp(name, "uffd-missing")) uffd_missing();
+    else if (!strcmp(name, "uffd-minor")) uffd_minor();
     else if (!strcmp(name, "dense")) fill(anonymous(64 * MIB), 64 * MIB);
     else if (!strcmp(name, "slow")) slow();
     else if (!strcmp(name, "leader-ended")) {

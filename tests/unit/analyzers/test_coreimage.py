@@ -94,3 +94,10 @@ def test_describe_tells_how_far_the_next_mapping_is(image: CoreImage) -> None:
 def test_read_head_of_no_core_is_told(tmp_path: Path, core: bytes) -> None:
     with pytest.raises(FormatError):
         read_head(open_core(tmp_path / "core", core))
+
+
+def test_is_code_is_what_may_be_executed(image: CoreImage) -> None:
+    assert image.is_code(TEXT)
+    assert image.is_code(TEXT + 0x1FFF)
+    for address in (0, TEXT - 1, TEXT + 0x2000, DATA, GUARD, STACK, 1 << 47, (1 << 64) - 1):
+        assert not image.is_code(address)

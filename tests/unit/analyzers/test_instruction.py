@@ -1,5 +1,7 @@
 """Instructions, and the memory that they touch."""
 
+from pathlib import Path
+
 import pytest
 
 from crashd.analyzers.instruction import decode
@@ -33,6 +35,48 @@ def test_decode_x86_64_tells_what_is_touched(
     assert found is not None
     assert found["mnemonic"] == mnemonic
     assert [(a["mode"], a["address"]) for a in found["access"]] == access
+
+
+DATA = Path(__file__).parents[2] / "data" / "instructions"
+AT = 0x10000000
+
+
+def read_forms(name: str) -> list[tuple[str, str, str]]:
+    rows = (line.split(" | ") for line in (DATA / name).read_text().splitlines())
+    return [(row[0], row[1], row[2]) for row in rows if not row[0].startswith("#")]
+
+
+def first_mode(machine: int, code: str, registers: dict[str, int]) -> str | None:
+    """How memory near AT is accessed first: what a processor faults for."""
+    found = decode(machine, bytes.fromhex(code) + b"\x90" * 4, 0x1000, registers, 64)
+    assert found is not None
+    modes = (a["mode"] for a in found["access"] if abs((a["address"] or 0) - AT) <= 512)
+    return {"read-write": "write"}.get(mode := next(modes, ""), mode)
+
+
+@pytest.mark.parametrize(("text", "code", "mode"), read_forms("x86_64.txt"))
+def test_decode_x86_64_reads_and_writes_as_the_processor_does(
+    text: str, code: str, mode: str
+) -> None:
+    names = ["rdi", "rsi", "rbx"]
+    if text.split()[0] in ("call", "push", "pop", "ret", "leave", "enter") and "(" not in text:
+        names = ["rsp", "rbp"]
+    registers = dict.fromkeys(names, AT) | {"rax": 3, "rcx": 3, "rdx": 3}
+    assert first_mode(EM_X86_64, code, registers) == mode
+
+
+@pytest.mark.parametrize(("text", "code", "mode"), read_forms("aarch64.txt"))
+def test_decode_aarch64_reads_and_writes_as_the_manual_says(
+    text: str, code: str, mode: str
+) -> None:
+    del text
+    assert first_mode(EM_AARCH64, code, {"x1": AT, "x2": 0x20}) == mode
+
+
+def test_forms_are_enough_and_of_both_kinds() -> None:
+    rows = read_forms("x86_64.txt")
+    assert len(rows) >= 128
+    assert min(sum(row[2] == mode for row in rows) for mode in ("read", "write")) > 60
 
 
 def test_decode_unknown_register_has_no_address() -> None:

@@ -113,7 +113,7 @@ def test_main_error_is_what_why_and_hint(root: Path, capsys: pytest.CaptureFixtu
     assert main(["--root", str(root), "info", "nosuch"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "crashctl: no crash matches nosuch\n  crashctl list shows them\n"
+    assert err == "crashctl: no crash matches nosuch\n  crashctl list shows all crashes\n"
 
 
 def test_main_usage_error_is_status_2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

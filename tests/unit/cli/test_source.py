@@ -78,9 +78,13 @@ class Rows:
     [
         (1, ["nginx"], ""),
         (3, [], ""),
-        (3, ["nginx"], "crashctl: newest of 3 matching\n"),
-        (COUNTED_MAX, ["nginx"], f"crashctl: newest of {COUNTED_MAX} matching\n"),
-        (COUNTED_MAX + 9, ["nginx"], f"crashctl: newest of more than {COUNTED_MAX} matching\n"),
+        (3, ["nginx"], "crashctl: newest of 3 matching crashes\n"),
+        (COUNTED_MAX, ["nginx"], f"crashctl: newest of {COUNTED_MAX} matching crashes\n"),
+        (
+            COUNTED_MAX + 9,
+            ["nginx"],
+            f"crashctl: newest of more than {COUNTED_MAX} matching crashes\n",
+        ),
     ],
 )
 def test_newest_tells_of_the_others(

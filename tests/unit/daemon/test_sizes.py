@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from crashd.base.messages import PACKET_MAX, receive_message, send_message
 from crashd.daemon.after.queue import RESULT_MAX, encode_result
-from crashd.daemon.capture.worker import MESSAGE_MAX, receive_message, send_message
 from crashd.daemon.intake.ingest import identified
 from crashd.domain.cause.analysis import Analysis, AnalysisState
 from crashd.domain.crash.model import Disposition, from_json
@@ -32,7 +32,7 @@ def test_message_that_is_too_large_is_an_error_and_no_half_message() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = len(os.listdir("/proc/self/fd"))
     with ours, theirs:
-        send_message(ours, {"x": "x" * MESSAGE_MAX}, (0,))
+        send_message(ours, {"x": "x" * PACKET_MAX}, (0,))
         with pytest.raises(OSError, match="Message too long"):
             receive_message(theirs)
         assert len(os.listdir("/proc/self/fd")) == before

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crashd.base import files
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, METADATA_BYTES, RECORD_BYTES
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.errors import FormatError, NotFoundError, UnavailableError
@@ -203,8 +204,7 @@ def test_write_that_the_disk_refuses_leaves_nothing(
             os.write(fd, data[:10])
             raise OSError(errno.ENOSPC, "no space")
 
-        monkeypatch.setattr(entries, "write_all", refuse)
-        monkeypatch.setattr(statefile, "write_all", refuse)
+        monkeypatch.setattr(files, "write_all", refuse)
         with pytest.raises(OSError, match="no space"):
             if what == "record":
                 entry.write(crash, sync=False)

@@ -60,7 +60,7 @@ def test_install_again_changes_nothing(
     before = values(proc)
     capsys.readouterr()
     assert main(["--root", root, "install"]) == 0
-    assert capsys.readouterr().out == "registered already\n"
+    assert capsys.readouterr().out == "already registered\n"
     assert values(proc) == before
 
 

@@ -162,4 +162,4 @@ def test_write_core_leaves_room_on_the_disk(
         write_core(fd, [b"x"])
         with pytest.raises(CrashdError, match="has no room") as caught:
             write_core(fd, [bytes(os.fstatvfs(fd).f_frsize * 2)])
-    assert caught.value.hint == "TMPDIR names another directory"
+    assert caught.value.hint == "set TMPDIR to a directory with enough room"

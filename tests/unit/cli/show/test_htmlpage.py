@@ -56,7 +56,7 @@ def test_render_has_timeline_signatures_stacks_and_the_latest() -> None:
 
 def test_render_without_crashes_says_so() -> None:
     found = Elements(page_of([]))
-    assert "No crashes in this time." in found.words
+    assert "No crashes in this period." in found.words
     assert "signatures" not in found.values("id")
 
 

@@ -38,17 +38,17 @@ def test_render_info_tells_what_who_and_where() -> None:
     assert field(lines, "Readable by") == "root and uid 33"
     assert field(lines, "Unit") == "nginx.service"
     assert field(lines, "Captured") == "by pipe, engine stream, process held for 12.3ms"
-    assert field(lines, "Core") == "70M, 512K of it memory, 296K on disk"
+    assert field(lines, "Core") == "70M, 512K resident, 296K on disk"
     assert field(lines, "Stored as") == "/s/core.zst"
-    assert field(lines, "Not whole") is None
+    assert field(lines, "Incomplete") is None
     assert field(lines, "Signature") is None
 
 
 def test_render_info_of_a_truncated_core_says_so_and_why() -> None:
     core = Core("core.zst", 1 << 20, 4096, 1 << 20, 3 << 20, False)
     lines = page(doc_of(state=State.TRUNCATED, core=core, capture=Capture(reason="over max_core")))
-    assert field(lines, "Core") == "1.0M, TRUNCATED (of 3.0M), 1.0M of it memory, 4.0K on disk"
-    assert field(lines, "Not whole") == "over max_core"
+    assert field(lines, "Core") == "1.0M, TRUNCATED (of 3.0M), 1.0M resident, 4.0K on disk"
+    assert field(lines, "Incomplete") == "over max_core"
 
 
 def test_render_info_without_core_says_none() -> None:
@@ -60,7 +60,7 @@ def test_render_info_without_core_says_none() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"owner_uid": None, "dumpable": 2}, "root only (it had privileges of another)"),
+        ({"owner_uid": None, "dumpable": 2}, "root only (set-id, or otherwise not dumpable)"),
         ({"owner_uid": None}, "root only"),
         ({"owner_uid": 0}, "root only"),
     ],
@@ -107,7 +107,7 @@ def test_render_info_shows_environment_and_maps_with_all_only() -> None:
 
 def test_render_info_shortens_a_huge_command_line() -> None:
     doc = doc_of(argv=(b"x" * 50_000,))
-    assert (field(page(doc), "Command line") or "").endswith("… (48000 more characters, see --all)")
+    assert (field(page(doc), "Command line") or "").endswith("… (48000 more characters with --all)")
     assert len(field(page(doc, show_all=True), "Command line") or "") == 50_000
 
 
@@ -126,7 +126,7 @@ def test_render_info_of_a_kernel_crash() -> None:
     lines = page(doc)
     assert field(lines, "Kind") == "kernel"
     assert field(lines, "Kernel") == "6.1.0"
-    assert field(lines, "Known from") == "/var/crash/202601010000 (kdump-tools)"
+    assert field(lines, "Source") == "/var/crash/202601010000 (kdump-tools)"
     assert field(lines, "Dump") == "dump.202601010000 (kdump-compressed, level 31)"
     assert field(lines, "Boot ID") is None
     assert lines[-2:] == ["From the log:", "  Oops: here"]
@@ -215,7 +215,7 @@ def test_render_status_shows_everything() -> None:
     assert field(lines, "Registered") == "no"
     assert field(lines, "core_pattern") == "core\\x1b"
     assert field(lines, "Captures") == "1 in flight, 3 queued"
-    assert field(lines, "Spool") == "5 crashes waiting to be taken in"
+    assert field(lines, "Spool") == "5 crashes waiting to be ingested"
     assert field(lines, "Store") == "4 crashes, 1.0M; 1.0G free"
     metrics = "http://127.0.0.1:9816/metrics, http://[::1]:9816/metrics"
     assert field(lines, "Metrics") == metrics

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from crashd.daemon.capture.worker import receive_message, send_message
+from crashd.base.messages import receive_message, send_message
 from crashd.daemon.intake.dispatch import Dispatcher, Job
 from crashd.daemon.loopclock import LoopClock
 from crashd.store.entry import Entry

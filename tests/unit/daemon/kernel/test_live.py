@@ -21,15 +21,9 @@ class Heard:
     def __init__(self) -> None:
         self.found: list[tuple[LogAnalysis, int, int]] = []
         self.flooded = 0
-        self.live = LiveOopses(
-            found=lambda *told: self.found.append(told),
-            flooded=self.count,
-        )
+        self.live = LiveOopses()
         self.now_ns = 0
         self.sequence = 0
-
-    def count(self) -> None:
-        self.flooded += 1
 
     def say(self, *lines: str) -> None:
         for line in lines:
@@ -40,7 +34,11 @@ class Heard:
 
     def wait(self) -> None:
         self.now_ns += SETTLE_NS
-        self.live.look(self.now_ns)
+        for report in self.live.look(self.now_ns):
+            if report.is_flood:
+                self.flooded += 1
+            else:
+                self.found.append((report.analysis, report.sequence, report.time_ns))
 
 
 def serial_lines() -> list[str]:

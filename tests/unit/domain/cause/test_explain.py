@@ -1,11 +1,14 @@
 """Causes out of last words and of who sent the signal."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from crashd.domain.cause.analysis import Handled, Instruction
 from crashd.domain.cause.explain import Context, explain
-from tests.builders.facts import build_facts, build_frame
+from crashd.domain.cause.signature import build_title
+from tests.builders.facts import build_access, build_facts, build_frame
 
 SELF = Context(frozenset({42}))
 
@@ -145,3 +148,49 @@ def test_explain_without_siginfo_says_that_it_does_not_know() -> None:
     odd = build_facts("f", signal=24, code=128)
     assert explain(odd, SELF).kind == "unknown"
     assert explain(replace(odd, threads=(), regions={}, instruction=None), SELF).text
+
+
+@pytest.mark.parametrize(
+    ("handled", "text"),
+    [
+        (Handled(6, -6, 2, again=False), "its handler for SIGSEGV then aborted the process"),
+        (Handled(11, -6, 0, again=True), "a handler caught SIGSEGV and raised it again"),
+        (Handled(11, 1, 2, again=False), "its handler for SIGSEGV then crashed itself (SIGSEGV)"),
+        (Handled(5, -6, 2, again=False), "then ended the process by SIGTRAP"),
+    ],
+)
+def test_explain_handled_signal_is_the_cause_and_its_end_a_consequence(
+    handled: Handled, text: str
+) -> None:
+    frames = ["decode"] if handled.again else ["abort", "report", "decode"]
+    facts = build_facts(*frames, address=0x28, access=(build_access("read", 0x28),))
+    facts = replace(facts, handled=handled)
+    cause = explain(facts, Context(frozenset({100})))
+    assert cause.kind == "null-pointer"
+    assert cause.text.startswith("NULL pointer: read at address 0x28")
+    assert cause.text.endswith(text)
+    assert ", in decode()" in cause.text
+    assert build_title("p", facts.signal, facts, cause).endswith(", decode(): NULL pointer read")
+    assert facts.signal == handled.signal
+
+
+def test_explain_handled_signal_of_another_process_is_not_an_abort() -> None:
+    facts = build_facts("abort", "report", "work", code=0, sender_pid=77, sender_uid=0)
+    facts = replace(facts, handled=Handled(6, -6, 2, again=False))
+    cause = explain(facts, Context(frozenset({100})))
+    assert cause.short == "SIGSEGV sent by another process"
+
+
+@pytest.mark.parametrize(
+    ("mnemonic", "target", "short"),
+    [
+        ("call", int.from_bytes(b"BBBBAAAA", "little"), "call through a pointer overwritten by"),
+        ("jmp", 0xDEAD00000000BEEF, "call through a wild pointer"),
+        ("ret", int.from_bytes(b" a buffe", "little"), "return address overwritten"),
+    ],
+)
+def test_explain_call_to_what_is_not_an_address(mnemonic: str, target: int, short: str) -> None:
+    facts = build_facts("f", code=128, mnemonic=mnemonic)
+    instruction = Instruction("ff", None, mnemonic, (), target)
+    cause = explain(replace(facts, instruction=instruction), Context(frozenset()))
+    assert cause.short.startswith(short)

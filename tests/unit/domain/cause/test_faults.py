@@ -60,6 +60,21 @@ CASES: list[tuple[Facts, str, str]] = [
         "read-only",
         "which is read-only: /bin/p",
     ),
+    # only a write can fail on a page that may be read, whatever the instruction looks like
+    (
+        at(build_access("read", DATA), **fault(DATA, "file", perms="r--", name="/bin/p"), code=2),
+        "read-only",
+        "write at 0x601000, which is read-only: /bin/p",
+    ),
+    (at(**fault(DATA, "file", perms="r-x", name="/bin/p"), code=2), "read-only", "write at"),
+    (at(build_access("read", 8), error_code=6, **fault(8)), "null-pointer", "write at address 0x8"),
+    (at(build_access("write", 8), error_code=4, **fault(8)), "null-pointer", "read at address 0x8"),
+    (
+        at(build_access("read", DATA, size=8), build_access("write", DATA + 64, size=8),
+           **fault(DATA + 64)),
+        "wild-pointer",
+        "write at 0x601040",
+    ),
     (
         at(build_access("read", DATA), **fault(DATA, "guard", perms="---"), code=2),
         "guard",

@@ -339,3 +339,20 @@ def test_crash_short_id_is_the_last_group() -> None:
 )
 def test_time_text_is_utc_with_microseconds(time_ns: int, text: str) -> None:
     assert time_text(time_ns) == text
+
+
+def test_states_answer_what_they_mean() -> None:
+    assert [state for state in State if not state.is_final] == [State.CAPTURING]
+    assert {state for state in State if state.has_core} == {
+        State.COMPLETE,
+        State.TRUNCATED,
+        State.INCOMPLETE,
+    }
+    assert {state for state in State if state.is_gone} == {State.EVICTED, State.MISSING}
+    assert {state for state in State if state.takes_core} == {State.CAPTURING, State.LOST}
+    of_processes = {state for state in State if Kind.PROCESS in state.kinds}
+    assert set(State) - of_processes == {State.INCOMPLETE, State.MISSING}
+    assert {state for state in State if Kind.KERNEL not in state.kinds} == {
+        State.TRUNCATED,
+        State.LOST,
+    }

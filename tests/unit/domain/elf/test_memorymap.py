@@ -1,6 +1,6 @@
 """The memory engine's plan: what is read and what is zeros, without a gap and without a doubt."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from random import Random
 
 import pytest
@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 
 from crashd.domain.elf.elfcore import CoreHead, Segment, build_trailer
 from crashd.domain.elf.memorymap import (
+    ADDRESS_SPACE_HALF,
     Backing,
+    Behind,
     DoubtError,
     Extent,
     Piece,
+    Range,
     Spared,
+    overlap,
     parse_maps,
     pieces,
     plan_extents,
     scan_ranges,
+    union,
 )
 
 PAGE = 4096
@@ -103,10 +108,57 @@ def test_build_trailer_holds_the_count_that_the_header_cannot() -> None:
 
 def test_scan_ranges_joins_what_only_unused_memory_lies_between() -> None:
     found = plan_extents(head_of(SEGMENTS), MAPS, ())
-    assert scan_ranges(found) == [(0x401000, 0x403000), (0x600000, 0x602000)]
+    assert scan_ranges(found) == [Range(0x401000, 0x403000), Range(0x600000, 0x602000)]
     assert scan_ranges([e for e in found if e.backing is Backing.ANONYMOUS]) == [
-        (0x401000, 0x602000)
+        Range(0x401000, 0x602000)
     ]
+
+
+def test_plan_extents_memory_of_tmpfs_is_asked_for_by_its_file() -> None:
+    maps = MAPS.replace(b"rw-s 00000000 00:01 9", b"rw-s 00003000 00:01 9")
+    found = plan_extents(head_of(SEGMENTS), maps, (), {b"00:01"})
+    assert [e.backing for e in found].count(Backing.SHMEM) == 1
+    behind = Behind("500000-502000", 0x500000, 0x3000, private=False)
+    assert found[2].behind == behind
+    assert scan_ranges(found)[1] == Range(0x500000, 0x502000, Backing.SHMEM, behind)
+    private = plan_extents(head_of(SEGMENTS), maps.replace(b"rw-s", b"rw-p"), (), {b"00:01"})
+    assert private[2].behind == behind._replace(private=True)
+
+
+def test_plan_extents_special_mapping_is_on_no_file_system() -> None:
+    found = plan_extents(head_of(SEGMENTS), MAPS, (), {b"00:00"})
+    assert Backing.SHMEM not in [e.backing for e in found]
+
+
+def test_scan_ranges_asks_only_for_large_mappings_of_files() -> None:
+    small = Extent(0, 0x10000, PAGE, Backing.BACKED, True)
+    large = Extent(PAGE, 0x20000, 1 << 20, Backing.BACKED, True)
+    gate = Extent(0, ADDRESS_SPACE_HALF, 1 << 20, Backing.GATE, True)
+    assert scan_ranges([small, large, gate]) == [Range(0x20000, 0x120000, Backing.BACKED)]
+
+
+_RUNS = st.sets(st.integers(0, 40)).map(
+    lambda starts: [(start * 3, start * 3 + 1 + start % 3) for start in sorted(starts)]
+)
+
+
+@given(_RUNS, _RUNS)
+def test_overlap_and_union_are_those_of_sets(
+    first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    shifted = [(start + 1, end + 1) for start, end in second]
+    mine, theirs = _numbers(first), _numbers(shifted)
+    for made, wanted in (
+        (list(overlap(first, shifted)), mine & theirs),
+        (list(union(first, shifted)), mine | theirs),
+    ):
+        assert _numbers(made) == wanted
+        assert all(a[1] <= b[0] for a, b in pairwise(made)), "ascending"
+        assert all(start < end for start, end in made)
+
+
+def _numbers(runs: list[tuple[int, int]]) -> set[int]:
+    return {number for start, end in runs for number in range(start, end)}
 
 
 def _extents(sizes: list[tuple[int, int, bool]]) -> list[Extent]:

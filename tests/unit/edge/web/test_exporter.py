@@ -6,14 +6,13 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from crashd.domain.crash.model import Disposition, Engine, Kind
+from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind
 from crashd.domain.signals import CORE_SIGNALS, SIGSEGV
 from crashd.edge.web.exporter import (
     HOLD_BUCKETS,
     OPENMETRICS,
     TEXT,
     UNITS_MAX,
-    DropReason,
     Exporter,
 )
 from tests.builders.crashes import build_crash

@@ -12,8 +12,8 @@ def test_parse_plain_values() -> None:
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"a: 1\na: 2\n", "line 2, column 1: the key 'a' is there twice"),
-        (b"a: {b: 1, b: 2}\n", "'b' is there twice"),
+        (b"a: 1\na: 2\n", "line 2, column 1: duplicate key 'a'"),
+        (b"a: {b: 1, b: 2}\n", "duplicate key 'b'"),
         (b"a: [1\n", "line 2, column 1"),
         (b"a: !!python/object/apply:os.system [id]\n", "line 1, column 4"),
         (b"? [1, 2]\n: 3\n", "no plain word"),

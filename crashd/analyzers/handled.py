@@ -1,0 +1,175 @@
+"""A signal that was being handled when the process died, or that its handler raised again: the
+signal's own siginfo and registers, which say what happened first.
+
+Runtimes catch a fault, report it, and then abort: what kills the process is a consequence. The
+kernel's frame for the handler still lies on the stack.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crashd.analyzers import instruction
+from crashd.analyzers.coreimage import PF_W, CoreImage
+from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo
+from crashd.domain.elf.sigframe import (
+    FRAME_MAX,
+    SignalFrame,
+    frame_address,
+    is_restorer,
+    parse_frame,
+    saved_pattern,
+)
+from crashd.domain.signals import CORE_SIGNALS, SIGFPE, SIGILL, SIGSEGV
+
+_SCAN_BYTES = 256 << 10
+_SEARCHED_BYTES_MAX = 32 << 20
+_CODE_BYTES = 16
+_BELOW_BYTES = 32 << 10
+"""How far below the stack pointer the frame of a handler that has returned can begin: the red zone
+and the processor's extended state (11 KiB with AMX) lie between.
+"""
+# include/uapi/asm-generic/siginfo.h
+_SEGV_MAPERR, _SEGV_ACCERR, _FPE_INTDIV, _ILL_ILLOPN, _SI_KERNEL = 1, 2, 1, 2, 0x80
+_SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000d4")}
+
+
+# arch/x86/include/asm/trapnr.h
+_DIVIDE, _INVALID_OPCODE, _GENERAL_PROTECTION, _PAGE_FAULT = 0, 6, 13, 14
+_NEAR = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """The signal that came first."""
+
+    info: SigInfo
+    error_code: int | None
+    """The processor's own, where the signal is a page fault (x86)."""
+    frame: SignalFrame
+    index: int | None
+    """Which frame of the crashed thread the interrupted code begins at; None if it is on none."""
+    again: bool
+    """Whether its handler has returned after it raised the signal again."""
+
+
+def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
+    """Find the first of the signals that are being handled on the crashed thread's stack, or the
+    one that was raised again; only those that dump core.
+    """
+    head = image.head
+    if head.machine not in _SYSCALLS or head.bits != 64 or head.siginfo is None:
+        return None
+    found = _walked(image, frames)
+    if found is None and not any(f["interrupted"] for f in frames[1:]):
+        found = _scanned(image, frames)
+    if found is None and head.siginfo.code <= 0 and head.siginfo.signal in CORE_SIGNALS:
+        found = _raised_again(image)
+    return found
+
+
+def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) -> Handled | None:
+    frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
+    if frame is None:
+        return None
+    info, inferred = frame.info, _inferred(image, frame)
+    if inferred is not None and (info is None or info.address != inferred.address):
+        info = inferred  # what lay in the place of the siginfo may look like one
+    if info is None or info.signal not in CORE_SIGNALS:
+        return None
+    is_page_fault = info.address is not None and frame.trap == _PAGE_FAULT
+    error = frame.error_code if is_page_fault else None
+    return Handled(info, error, frame, index, again)
+
+
+def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
+    """Return the signal of a handler without SA_SIGINFO, where the processor's last exception is
+    what the interrupted instruction can have raised.
+    """
+    code = image.read(frame.pc, instruction.INSTRUCTION_MAX)
+    machine, registers = image.head.machine, frame.registers
+    decoded = instruction.decode(machine, code, frame.pc, registers, image.head.bits)
+    access = decoded["access"] if decoded is not None else []
+    mnemonic = (decoded["mnemonic"] if decoded is not None else None) or ""
+    fault = frame.fault_address
+    touched = any(a["address"] is not None and 0 <= fault - a["address"] < _NEAR for a in access)
+    if frame.trap in (_PAGE_FAULT, None) and (touched or fault == frame.pc):
+        mapped = image.segment(fault) is not None
+        return SigInfo(SIGSEGV, _SEGV_ACCERR if mapped else _SEGV_MAPERR, 0, fault, None, None)
+    if frame.trap == _GENERAL_PROTECTION and (access or not code):
+        return SigInfo(SIGSEGV, _SI_KERNEL, 0, None, None, None)
+    if frame.trap == _DIVIDE and mnemonic in ("div", "idiv"):
+        return SigInfo(SIGFPE, _FPE_INTDIV, 0, frame.pc, None, None)
+    if frame.trap == _INVALID_OPCODE and (mnemonic.startswith("ud") or not mnemonic):
+        return SigInfo(SIGILL, _ILL_ILLOPN, 0, frame.pc, None, None)
+    return None
+
+
+def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
+    """Find a frame that the walk came through: below it the stack goes on with its registers."""
+    found = None
+    for index, frame in enumerate(frames[:-1]):
+        if frame["sp"] is None or not frames[index + 1]["interrupted"]:
+            continue
+        at = frame_address(image.head.machine, frame["sp"])
+        handled = _parse(image, at, index + 1, again=False)
+        if handled is not None and handled.frame.pc == frames[index + 1]["pc"]:
+            found = handled  # the last one is the first signal
+    return found
+
+
+def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
+    """Find a frame above where the walk ended, by the return address that it begins with."""
+    if image.head.machine != EM_X86_64:
+        return None  # the return address is in a register there
+    start = next((f["sp"] for f in reversed(frames) if f["sp"] is not None), None)
+    if start is None:
+        return None
+    start &= ~7
+    raw = image.read(start, _SCAN_BYTES)
+    known: dict[int, bool] = {}
+    for at in range(0, len(raw) - 7, 8):
+        value = int.from_bytes(raw[at : at + 8], "little")
+        if value < 4096 or value >> 47:
+            continue
+        if value not in known:
+            known[value] = image.is_code(value) and is_restorer(
+                image.read(value, _CODE_BYTES), image.head.machine
+            )
+        if known[value] and (found := _parse(image, start + at, None, again=False)) is not None:
+            return found
+    return None
+
+
+def _raised_again(image: CoreImage) -> Handled | None:
+    """Find the frame of a handler that raised its own signal, which was blocked until it returned.
+
+    Then the process dies where the first signal came, outside of any system call, and the frame
+    with the same registers still lies below the stack pointer, or on the alternate stack.
+    """
+    machine, first = image.head.machine, image.head.threads[0]
+    if first.pc is None or first.sp is None:
+        return None
+    call = _SYSCALLS[machine]
+    if image.read(first.pc - len(call), len(call)) == call:
+        return None  # it was in kill(2) or the like, and no handler was there
+    pattern = saved_pattern(machine, first.pc, first.sp)
+    if pattern is None:
+        return None
+    raw, inside = pattern
+    below = max(0, first.sp - _BELOW_BYTES)
+    for start, size in [(below, first.sp - below), *_writable(image)]:
+        memory = image.read(start, size)
+        at = memory.find(raw)
+        if at >= 0 and (found := _parse(image, start + at - inside, 0, again=True)) is not None:
+            return found
+    return None
+
+
+def _writable(image: CoreImage) -> Iterator[tuple[int, int]]:
+    """Return where data is, the small segments first: an alternate stack mostly is one."""
+    left = _SEARCHED_BYTES_MAX
+    for segment in sorted(image.segments, key=lambda s: s.filesz):
+        if segment.flags & PF_W and 0 < segment.filesz <= left:
+            left -= segment.filesz
+            yield segment.vaddr, segment.filesz

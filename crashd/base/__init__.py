@@ -1,0 +1,1 @@
+"""The floor that everything but `domain` may stand on: files and messages, each written once."""

@@ -1,0 +1,82 @@
+"""Crashes that were left unfinished: by a daemon that was killed, a handler that gave up, a worker
+that outlived its daemon.
+"""
+
+from collections.abc import Sequence
+
+from crashd.daemon.after.afterwards import Afterwards
+from crashd.daemon.control import ControlServer
+from crashd.daemon.indexer import Indexer
+from crashd.daemon.intake.dispatch import Dispatcher
+from crashd.daemon.intake.ingest import Ingest
+from crashd.daemon.kernel.side import KernelSide
+from crashd.daemon.loop import Loop
+from crashd.domain.crash.model import LIST_KEYS, Crash, to_json
+
+LOOK_NS = 2 * 10**9
+"""Until crashes whose writer is still at work, or whose core is to come, are looked at again."""
+
+
+class Recovery:
+    """Takes in what is unfinished, and begins everything that waits for a complete index."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        indexer: Indexer,
+        dispatcher: Dispatcher,
+        ingest: Ingest,
+        kernel: KernelSide,
+        afterwards: Afterwards,
+    ) -> None:
+        self._loop = loop
+        self._indexer = indexer
+        self._dispatcher = dispatcher
+        self._ingest = ingest
+        self._kernel = kernel
+        self._afterwards = afterwards
+
+    def recover(self, ids: Sequence[str]) -> None:
+        """Take in what the handler and a daemon before this one left; `ids` are in state
+        `capturing`. In the loop.
+        """
+        self._ingest.allow_import()
+        self._kernel.allow()
+        self._afterwards.begin()
+        self._ingest.import_spool()
+        others = set(ids).difference(self._dispatcher.ids())
+        waiting = self._ingest.recover(sorted(others), "the daemon was killed during the capture")
+        if waiting:
+            self.look_soon()
+
+    def handler_keeps_it(self) -> None:
+        """Take in soon what a handler that gave up spools, or note that it did not."""
+        self._loop.call_soon(self._ingest.import_spool)
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Have the index say what is unfinished, in a moment."""
+        if not self._loop.is_set("unfinished"):
+            self._loop.after("unfinished", LOOK_NS, self._indexer.look_for_unfinished)
+
+
+class Finished:
+    """The indexer's audience: hands on what it finds, each to the thread that works on it."""
+
+    def __init__(
+        self, loop: Loop, afterwards: Afterwards, control: ControlServer, recovery: Recovery
+    ) -> None:
+        self._loop = loop
+        self._afterwards = afterwards
+        self._control = control
+        self._recovery = recovery
+
+    def finished(self, crash: Crash) -> None:
+        """Have a crash analysed, notified, and shown to the readers of `follow`."""
+        self._afterwards.captured(crash)
+        document = to_json(crash)
+        self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)
+
+    def unfinished(self, ids: Sequence[str]) -> None:
+        """Have the loop recover crashes."""
+        self._loop.call_soon(lambda: self._recovery.recover(ids))

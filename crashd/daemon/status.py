@@ -1,0 +1,84 @@
+"""How the daemon is: what `crashctl status`, systemd and the health probes are answered."""
+
+import os
+import time
+from typing import Any
+
+from crashd import __version__, registration
+from crashd.base.files import read_space
+from crashd.daemon.corepattern import CorePattern
+from crashd.daemon.health import Health
+from crashd.daemon.intake.dispatch import Dispatcher
+from crashd.daemon.intake.ingest import Ingest
+from crashd.daemon.web.serving import MetricsFront
+from crashd.domain.crash.model import Mode
+from crashd.edge.web.exporter import Exporter
+from crashd.store.paths import Paths
+
+
+class DaemonStatus:
+    """Describes the daemon; for any thread."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        health: Health,
+        core_pattern: CorePattern,
+        dispatcher: Dispatcher,
+        ingest: Ingest,
+        exporter: Exporter,
+        metrics: MetricsFront,
+    ) -> None:
+        self._paths = paths
+        self._health = health
+        self._core_pattern = core_pattern
+        self._dispatcher = dispatcher
+        self._ingest = ingest
+        self._exporter = exporter
+        self._metrics = metrics
+        self._started_ns = time.time_ns()
+        self.mode = Mode.PIPE
+        self.crashes = 0
+        """How many this daemon has caught."""
+
+    @property
+    def line(self) -> str:
+        """One line, for `systemctl status`."""
+        registered = "registered" if self._core_pattern.is_owned else "NOT registered"
+        in_flight = self._dispatcher.in_flight
+        return f"{registered}, {self.crashes} crashes caught, {in_flight} in flight"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `crashctl status` prints."""
+        usage = self._exporter.store_usage()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "root": str(self._paths.root),
+            "started_ns": self._started_ns,
+            "ready": self._health.ready,
+            "registered": self._core_pattern.is_owned,
+            "core_pattern": registration.current_pattern(),
+            "mode": self.mode.value,
+            "workers": self._dispatcher.workers,
+            "in_flight": self._dispatcher.in_flight,
+            "queued": self._dispatcher.queued,
+            "spool_backlog": self._ingest.spool_backlog,
+            "crashes_total": self.crashes,
+            "store": {
+                "entries": sum(count for count, _ in usage.values()),
+                "bytes": sum(size for _, size in usage.values()),
+                "free_bytes": free_bytes(self._paths),
+            },
+            "metrics_address": self._metrics.addresses,
+        }
+
+
+def free_bytes(paths: Paths) -> int:
+    """Return what the store's file system has left.
+
+    Raises:
+        OSError: it cannot be asked.
+
+    """
+    return read_space(paths.crashes).free_bytes

@@ -1,0 +1,121 @@
+"""What the kernel leaves on a stack when it runs a signal's handler: struct rt_sigframe, with the
+signal's siginfo_t and the registers of the code that it interrupted. Pure; hostile bytes.
+
+    x86-64     return address | ucontext | siginfo        arch/x86/include/asm/sigframe.h
+    aarch64    siginfo | ucontext                         arch/arm64/kernel/signal.c
+
+The siginfo is there only for a handler with SA_SIGINFO; without it the bytes are what lay there
+before. What the processor said of its last fault is in the registers in either case.
+
+The ucontext begins with flags, link and the alternate stack (40 bytes); on x86-64 the registers
+follow (struct sigcontext_64 of asm/sigcontext.h), on aarch64 the signal mask in 128 bytes does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo, parse_siginfo
+from crashd.domain.elf.headers import Layout
+
+FRAME_MAX: Final = 640
+"""Bytes from a frame's start that parse_frame() needs."""
+_SIGINFO = 128
+_SIGNALS = 64
+_CODES = frozenset((*range(-8, 16), -60, 0x80))  # include/uapi/asm-generic/siginfo.h
+
+# struct sigcontext_64, from uc + 40
+_X86_REGISTERS = (
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax",
+    "rcx", "rsp", "rip", "rflags",
+)  # fmt: skip
+_X86_CONTEXT, _X86_UCONTEXT_SIZE = 8 + 40, 304
+_X86_CS, _X86_ERR = 18 * 8, 19 * 8  # then trapno, oldmask, cr2
+_X86_USER_CS = 0x33
+# struct sigcontext: fault_address (just before), regs[31], sp, pc, pstate
+_ARM64_CONTEXT = 128 + 176 + 8  # sigcontext is aligned to 16
+_ARM64_REGISTERS = (*(f"x{n}" for n in range(31)), "sp", "pc", "pstate")
+_RESTORERS = {
+    EM_X86_64: (bytes.fromhex("48c7c00f0000000f05"), bytes.fromhex("b80f0000000f05")),
+    EM_AARCH64: (bytes.fromhex("681180d2010000d4"),),
+}
+"""The code that a handler returns to: the system call rt_sigreturn, as glibc, musl, Go, Rust and
+the vDSO have it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFrame:
+    """A signal that was being handled."""
+
+    info: SigInfo | None
+    """None where the bytes in its place are none."""
+    registers: Mapping[str, int]
+    pc: int
+    sp: int
+    trap: int | None
+    """The number of the thread's last exception (x86), which may be older than the signal."""
+    error_code: int
+    fault_address: int
+    """Of the thread's last page fault, or what is 0 for other signals (aarch64)."""
+
+
+def is_restorer(code: bytes, machine: int) -> bool:
+    """Return whether code is what a signal's handler returns to."""
+    return code.startswith(_RESTORERS.get(machine, ()))
+
+
+def frame_address(machine: int, sp: int) -> int:
+    """Return where a frame is, from the stack pointer after its handler returned."""
+    return sp - 8 if machine == EM_X86_64 else sp
+
+
+def saved_pattern(machine: int, pc: int, sp: int) -> tuple[bytes, int] | None:
+    """Return the bytes in a frame that have these registers, and how far from its start they are;
+    None for a machine not known here.
+    """
+    if machine not in _RESTORERS or not (0 <= pc < 1 << 64 and 0 <= sp < 1 << 64):
+        return None
+    raw = Struct("<QQ").pack(sp, pc)  # they stand together in both
+    return raw, (_X86_CONTEXT + 15 * 8 if machine == EM_X86_64 else _ARM64_CONTEXT + 31 * 8)
+
+
+def parse_frame(raw: bytes, machine: int) -> SignalFrame | None:
+    """Parse a frame; None for what cannot be one."""
+    layout = Layout(machine, 64, "little")
+    if machine == EM_X86_64 and len(raw) >= 8 + _X86_UCONTEXT_SIZE + _SIGINFO:
+        return _x86(raw, layout)
+    if machine == EM_AARCH64 and len(raw) >= _ARM64_CONTEXT + 8 * len(_ARM64_REGISTERS):
+        values = Struct(f"<{len(_ARM64_REGISTERS)}Q").unpack_from(raw, _ARM64_CONTEXT)
+        registers = dict(zip(_ARM64_REGISTERS, values, strict=True))
+        (address,) = Struct("<Q").unpack_from(raw, _ARM64_CONTEXT - 8)
+        if not _is_sound(registers["sp"]):
+            return None
+        info = _parse_info(raw[:_SIGINFO], layout)
+        return SignalFrame(info, registers, registers["pc"], registers["sp"], None, 0, address)
+    return None
+
+
+def _x86(raw: bytes, layout: Layout) -> SignalFrame | None:
+    values = Struct(f"<{len(_X86_REGISTERS)}Q").unpack_from(raw, _X86_CONTEXT)
+    registers = dict(zip(_X86_REGISTERS, values, strict=True))
+    (cs,) = Struct("<H").unpack_from(raw, _X86_CONTEXT + _X86_CS)
+    error, trap, _, address = Struct("<QQQQ").unpack_from(raw, _X86_CONTEXT + _X86_ERR)
+    if cs != _X86_USER_CS or not _is_sound(registers["rsp"]):
+        return None
+    at = 8 + _X86_UCONTEXT_SIZE
+    info = _parse_info(raw[at : at + _SIGINFO], layout)
+    pc, sp = registers["rip"], registers["rsp"]
+    return SignalFrame(info, registers, pc, sp, trap, error, address)
+
+
+def _is_sound(sp: int) -> bool:
+    return sp != 0 and sp % 4 == 0
+
+
+def _parse_info(raw: bytes, layout: Layout) -> SigInfo | None:
+    found = parse_siginfo(raw, layout)
+    if found is None or not 1 <= found.signal <= _SIGNALS or found.errno != 0:
+        return None
+    return found if found.code in _CODES else None

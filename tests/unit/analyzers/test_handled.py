@@ -1,0 +1,155 @@
+"""The signal that came first, out of memory that is built byte by byte."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.handled import Handled, find_handled
+from crashd.store.corefile import CoreWriter
+from crashd.store.coreread import StoredCore, read_head
+from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
+from tests.builders.sigframe import build_siginfo, build_x86_frame
+
+TEXT, DATA, STACK = 0x40_0000, 0x5000_0000, 0x7000_0000
+SIZE = 64 << 10
+STORE, RESTORER, SYSCALL, DIVIDE = TEXT, TEXT + 0x100, TEXT + 0x202, TEXT + 0x300
+SP = STACK + 0x8000
+"""Of the interrupted code."""
+NOW = STACK + 0x1000
+"""Of the thread as it died."""
+REGISTERS = {"rip": STORE, "rsp": SP, "rax": 0x28}
+FAULT = build_siginfo(11, 1, 0x28)
+ABORT = build_siginfo(6, -6, 100)
+
+Load = Callable[..., CoreImage]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Make a core with bytes at places on its stack or in its data, and open it."""
+
+    def make(
+        places: dict[int, bytes], *, pc: int = SYSCALL, sp: int = NOW, info: bytes = ABORT
+    ) -> CoreImage:
+        text, data, stack = bytearray(0x1000), bytearray(SIZE), bytearray(SIZE)
+        text[:2] = bytes.fromhex("8808")  # mov %cl,(%rax)
+        text[0x100:0x109] = bytes.fromhex("48c7c00f0000000f05")
+        text[0x200:0x202] = bytes.fromhex("0f05")
+        text[0x300:0x302] = bytes.fromhex("f7f9")  # idiv %ecx
+        for at, raw in places.items():
+            memory, start = (stack, STACK) if at >= STACK else (data, DATA)
+            memory[at - start : at - start + len(raw)] = raw
+        notes = build_notes(CoreFormat(), threads=[CoreThread(7, pc=pc, sp=sp)], siginfo=info)
+        segments = [
+            CoreSegment(TEXT, bytes(text), flags=5),
+            CoreSegment(DATA, bytes(data)),
+            CoreSegment(STACK, bytes(stack)),
+        ]
+        fd = os.open(tmp_path / "core", os.O_RDWR | os.O_CREAT, 0o600)
+        writer = CoreWriter(fd, level=1, threads=0)
+        writer.write(memoryview(build_core(notes=notes, segments=segments)))
+        writer.finish()
+        stored = StoredCore(fd)
+        return CoreImage(stored, read_head(stored)[1])
+
+    return make
+
+
+def frame(pc: int, sp: int | None, *, interrupted: bool = False) -> dict[str, Any]:
+    return {"pc": pc, "sp": sp, "interrupted": interrupted}
+
+
+def walk(at: int, pc: int = STORE) -> list[dict[str, Any]]:
+    """A walk through a handler whose frame is at an address."""
+    top = [frame(SYSCALL, NOW, interrupted=True), frame(RESTORER, at + 8)]
+    return [*top, frame(pc, SP, interrupted=True), frame(TEXT + 0x800, SP + 64)]
+
+
+def find(image: CoreImage, frames: list[dict[str, Any]]) -> Handled:
+    found = find_handled(image, frames)
+    assert found is not None
+    return found
+
+
+def test_find_handled_walked_frame_gives_the_first_signal(load: Load) -> None:
+    at = STACK + 0x2000
+    image = load({at: build_x86_frame(RESTORER, REGISTERS, FAULT, error=6, cr2=0x28)})
+    found = find(image, walk(at))
+    assert (found.info.signal, found.info.address, found.error_code) == (11, 0x28, 6)
+    assert (found.index, found.again) == (2, False)
+
+
+def test_find_handled_other_registers_than_the_walk_is_none(load: Load) -> None:
+    at = STACK + 0x2000
+    raw = build_x86_frame(RESTORER, REGISTERS | {"rip": TEXT + 0x900}, FAULT)
+    assert find_handled(load({at: raw}), walk(at)) is None
+
+
+@pytest.mark.parametrize("garbage", [bytes(128), b"\xa5" * 128, build_siginfo(1, -1, 77)])
+def test_find_handled_without_siginfo_takes_the_processors_word(load: Load, garbage: bytes) -> None:
+    at = STACK + 0x2000
+    image = load({at: build_x86_frame(RESTORER, REGISTERS, garbage, error=6, cr2=0x28)})
+    found = find(image, walk(at))
+    assert (found.info.signal, found.info.code, found.info.address) == (11, 1, 0x28)
+    divide = REGISTERS | {"rip": DIVIDE}
+    image = load({at: build_x86_frame(RESTORER, divide, garbage, trap=0)})
+    assert find(image, walk(at, DIVIDE)).info.signal == 8
+
+
+def test_find_handled_stale_exception_is_not_the_signal(load: Load) -> None:
+    """The processor's word is of an older fault: this handler is one for a timer."""
+    at = STACK + 0x2000
+    image = load({at: build_x86_frame(RESTORER, REGISTERS, bytes(128), cr2=0x9000)})
+    assert find_handled(image, walk(at)) is None
+
+
+def test_find_handled_signal_that_dumps_no_core_is_none(load: Load) -> None:
+    at = STACK + 0x2000
+    raw = build_x86_frame(RESTORER, REGISTERS, build_siginfo(14, 0x80), trap=0)
+    assert find_handled(load({at: raw}), walk(at)) is None
+
+
+def test_find_handled_nested_handlers_give_the_outermost(load: Load) -> None:
+    inner, outer = STACK + 0x2000, STACK + 0x4000
+    image = load(
+        {
+            inner: build_x86_frame(RESTORER, REGISTERS | {"rip": SYSCALL}, ABORT, trap=0),
+            outer: build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28),
+        }
+    )
+    frames = [
+        *walk(inner, SYSCALL)[:3],
+        *(frame(RESTORER, outer + 8), frame(STORE, SP, interrupted=True), frame(TEXT, SP + 8)),
+    ]
+    found = find(image, frames)
+    assert (found.info.signal, found.index) == (11, 4)
+
+
+def test_find_handled_where_the_walk_broke_is_scanned(load: Load) -> None:
+    at = STACK + 0x2000
+    image = load({at: build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28)})
+    found = find(image, [frame(SYSCALL, NOW, interrupted=True)])
+    assert (found.info.signal, found.index) == (11, None)
+    assert find_handled(load({at: bytes(640)}), [frame(SYSCALL, NOW, interrupted=True)]) is None
+
+
+@pytest.mark.parametrize("at", [SP - 1000, SP - 12000, DATA + 0x4000])
+def test_find_handled_raised_again_is_found_below_or_elsewhere(load: Load, at: int) -> None:
+    """Its handler has returned: the frame is below the stack, or on an alternate one."""
+    raw = build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28)
+    again = build_siginfo(11, -6, 100)
+    image = load({at: raw}, pc=STORE, sp=SP, info=again)
+    found = find(image, [frame(STORE, SP, interrupted=True)])
+    assert (found.info.code, found.info.address, found.again) == (1, 0x28, True)
+    # in a system call, or with other registers, it is a signal of its own
+    assert find_handled(load({at: raw}, sp=SP, info=again), [frame(SYSCALL, SP)]) is None
+    assert find_handled(load({at: raw}, pc=STORE, sp=SP + 8, info=again), [frame(1, SP)]) is None
+
+
+def test_find_handled_fault_that_nobody_handled_is_itself(load: Load) -> None:
+    image = load({}, pc=STORE, sp=SP, info=FAULT)
+    assert find_handled(image, [frame(STORE, SP, interrupted=True)]) is None

@@ -1,0 +1,91 @@
+"""Signal frames: what the kernel left on the stack."""
+
+import pytest
+
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64
+from crashd.domain.elf.sigframe import (
+    FRAME_MAX,
+    frame_address,
+    is_restorer,
+    parse_frame,
+    saved_pattern,
+)
+from tests.builders.sigframe import build_arm64_frame, build_siginfo, build_x86_frame
+
+X86 = {"rip": 0x401000, "rsp": 0x7FFD0000, "rdi": 5, "rbx": 7}
+ARM64 = {"pc": 0x401000, "sp": 0x7FFD0000, "x1": 5}
+
+
+def test_parse_frame_x86_64_has_signal_and_registers() -> None:
+    raw = build_x86_frame(1, X86, build_siginfo(11, 1, 0x28), error=6, cr2=0x28)
+    frame = parse_frame(raw, EM_X86_64)
+    assert frame is not None
+    assert frame.info is not None
+    assert (frame.info.signal, frame.info.code, frame.info.address) == (11, 1, 0x28)
+    assert (frame.pc, frame.sp, frame.registers["rdi"]) == (0x401000, 0x7FFD0000, 5)
+    assert (frame.trap, frame.error_code, frame.fault_address) == (14, 6, 0x28)
+
+
+def test_parse_frame_aarch64_has_signal_and_registers() -> None:
+    raw = build_arm64_frame(ARM64, build_siginfo(11, 1, 0x28), fault=0x28)
+    frame = parse_frame(raw, EM_AARCH64)
+    assert frame is not None
+    assert frame.info is not None
+    assert frame.info.address == 0x28
+    assert (frame.pc, frame.sp, frame.registers["x1"]) == (0x401000, 0x7FFD0000, 5)
+    assert frame.fault_address == 0x28
+
+
+@pytest.mark.parametrize("info", [bytes(128), build_siginfo(99, 1), build_siginfo(11, 4711)])
+def test_parse_frame_without_a_siginfo_has_the_registers(info: bytes) -> None:
+    frame = parse_frame(build_x86_frame(1, X86, info), EM_X86_64)
+    assert frame is not None
+    assert frame.info is None
+    assert frame.pc == 0x401000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        bytes(FRAME_MAX),
+        b"\xff" * FRAME_MAX,
+        build_x86_frame(1, X86, build_siginfo(11, 1), cs=0x10),
+        build_x86_frame(1, X86 | {"rsp": 0}, build_siginfo(11, 1)),
+        build_x86_frame(1, X86 | {"rsp": 0x7FFD0003}, build_siginfo(11, 1)),
+    ],
+)
+def test_parse_frame_of_something_else_is_none(raw: bytes) -> None:
+    assert parse_frame(raw, EM_X86_64) is None
+
+
+@pytest.mark.parametrize("machine", [EM_X86_64, EM_AARCH64, EM_386])
+def test_parse_frame_cut_anywhere_is_none(machine: int) -> None:
+    raw = build_x86_frame(1, X86, build_siginfo(11, 1))
+    if machine == EM_AARCH64:
+        raw = build_arm64_frame(ARM64, build_siginfo(11, 1))[:-64]
+    whole = parse_frame(raw, machine)
+    assert (whole is None) == (machine == EM_386)
+    for size in range(len(raw)):
+        assert parse_frame(raw[:size], machine) is None
+
+
+@pytest.mark.parametrize(("machine", "build"), [(EM_X86_64, "x86"), (EM_AARCH64, "arm64")])
+def test_saved_pattern_is_where_the_registers_are(machine: int, build: str) -> None:
+    raw = build_x86_frame(1, X86, build_siginfo(11, 1))
+    if build == "arm64":
+        raw = build_arm64_frame(ARM64, build_siginfo(11, 1))
+    found = saved_pattern(machine, 0x401000, 0x7FFD0000)
+    assert found is not None
+    assert raw.find(found[0]) == found[1]
+    assert saved_pattern(EM_386, 1, 1) is None
+    assert saved_pattern(machine, 1 << 64, 1) is None
+
+
+def test_restorers() -> None:
+    code = bytes.fromhex("48c7c00f0000000f05")
+    assert is_restorer(code + b"\x90", EM_X86_64)
+    assert not is_restorer(code, EM_AARCH64)
+    assert not is_restorer(b"", EM_X86_64)
+    assert not is_restorer(code, EM_386)
+    assert frame_address(EM_X86_64, 0x1008) == 0x1000
+    assert frame_address(EM_AARCH64, 0x1000) == 0x1000
