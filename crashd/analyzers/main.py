@@ -7,7 +7,7 @@ to read, takes everything else away from itself, and prints JSON.
     stdout   the result: a line for each analyzer, one JSON object; the last line has "whole". The
              lines before stay good when a later analyzer takes the worker down
 
-Everything needed is imported first: behind seal() there are no files to import from.
+Everything needed is imported before seal(): behind it there are no files to import from.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from crashd.analyzers import kernel_core, kernel_dump, kernel_log, probe
+from crashd.analyzers import kernel_dump, kernel_log, probe
 from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_core
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
@@ -106,6 +106,8 @@ def _work(
         seal(_limits(request), [1, 2, request["core_fd"]])
         return _print(kernel_log.analyse(request["core_fd"]))
     if request.get("task") == "kernel symbols":
+        from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
+
         core_fd, vmlinux_fd = request["core_fd"], request["extra_fd"]
         # mapped by elfutils: the page cache's, and none that the dump can make it use
         mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
