@@ -1,4 +1,4 @@
-"""`debug` of a kernel's crash: crash(8) or drgn, with the vmlinux that the dump is of."""
+"""`debug` of a kernel crash: crash(8) or drgn, with the vmlinux that matches the dump."""
 
 import argparse
 import contextlib
@@ -142,7 +142,7 @@ class _VmlinuxSearch:
             return self._named(named, kernel)
         if not release and not kernel.get("build_id"):
             raise NotFoundError(
-                "the dump does not tell its kernel's release", hint="--vmlinux FILE"
+                "the dump does not name its kernel's release", hint="use --vmlinux FILE"
             )
         others = []
         for place in vmlinux_places(release, kernel.get("build_id"), self._directories):
@@ -162,7 +162,8 @@ class _VmlinuxSearch:
         package = debug_package(release, str(kernel.get("version") or ""))
         general = _HINT.format(release=printable(release))
         raise NotFoundError(
-            f"no vmlinux of {printable(release)}{told} is here" + "".join(f"; {o}" for o in others),
+            f"no vmlinux for {printable(release)}{told} on this host"
+            + "".join(f"; {o}" for o in others),
             hint=f"install {package}, or --vmlinux FILE" if package else general,
         )
 
@@ -177,7 +178,7 @@ class _VmlinuxSearch:
 
     def _warn_unsure(self, why: str) -> None:
         if why:
-            self.context.warn(f"{why}: whether the vmlinux is its own is not sure")
+            self.context.warn(f"{why}: the vmlinux may not match it")
 
 
 def _judge(path: Path, kernel: Mapping[str, Any]) -> tuple[str, Vmlinux | None]:
@@ -196,7 +197,7 @@ def _judge(path: Path, kernel: Mapping[str, Any]) -> tuple[str, Vmlinux | None]:
         own = f"its build-id is {found.build_id}" if found.build_id else "it has no build-id"
         return f"is of another kernel: {own}, the dump's is {wanted}", None
     if banner is None or not release:
-        return "the dump tells no build-id, and the releases cannot be compared", found
+        return "the dump has no build-id, and the releases cannot be compared", found
     if banner != release:
         return f"is of another kernel: Linux {banner}, the dump's is {printable(release)}", None
-    return f"the dump tells no build-id, only that it is of Linux {banner}", found
+    return f"the dump has no build-id, only the release {banner}", found

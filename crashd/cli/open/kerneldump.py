@@ -75,10 +75,10 @@ def find_dump(doc: dict[str, Any]) -> KernelDump:
         only = f"; its log is {where}/{printable(str(log))}" if log else ""
         reason = (doc.get("capture") or {}).get("reason")
         why = f": {printable(str(reason))}" if reason else ""
-        raise NotFoundError(f"crash {crash_id} has no dump that could be opened{why}{only}")
+        raise NotFoundError(f"crash {crash_id} has no dump to open{why}{only}")
     if kernel.get("dump_state") == "bogus":
         reason = (doc.get("capture") or {}).get("reason")
-        raise NotFoundError(f"the dump of crash {crash_id} is none: {reason}")
+        raise NotFoundError(f"crash {crash_id} has no usable dump: {reason}")
     inode, log = kernel.get("inode"), kernel.get("log_file")
     return KernelDump(
         Path(where),
@@ -101,11 +101,13 @@ def open_file(dump: KernelDump, name: str) -> int:
         with DumpRoot(dump.directory.parent) as root:
             seen = root.look(os.fsencode(dump.directory.name))
             told = root.classify(seen)
-            faults = "no dump's directory" if told is None else ", ".join(map(str, told.faults))
+            faults = "not a dump directory" if told is None else ", ".join(map(str, told.faults))
             if root.distrust or faults:
-                raise CrashdError(f"{shown} is not to be trusted: {root.distrust or faults}")
+                raise CrashdError(
+                    f"{shown} is not a trusted kernel dump: {root.distrust or faults}"
+                )
             if dump.inode is not None and dump.inode != seen.inode:
-                raise NotFoundError(f"{shown}: its directory is another one now")
+                raise NotFoundError(f"{shown}: its directory has been replaced")
             with root.open(seen) as directory:
                 return directory.open_file(os.fsencode(name))
     except OSError as e:
