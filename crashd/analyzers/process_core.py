@@ -49,7 +49,7 @@ class NativeFacts(Analyzer):
             "messages": messages.collect(
                 image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
             ),
-            "problems": [*head.problems, *problems, *more, *_ends(threads)],
+            "problems": [*head.problems, *opened.problems, *problems, *more, *_ends(threads)],
         }
 
 

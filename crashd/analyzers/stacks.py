@@ -28,13 +28,21 @@ FRAMES_TOTAL_MAX = 6000
 DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
 _NAME_MAX = 400
-_ERRORS = (LookupError, ValueError, OverflowError, OSError, drgn.FaultError, drgn.BadDataError)
+_SYMBOL_MAX, _DEMANGLED_MAX = 8 * _NAME_MAX, 64 << 10
+_ERRORS = (
+    LookupError, ValueError, OverflowError, OSError, NotImplementedError, drgn.FaultError,
+    drgn.BadDataError,
+)  # fmt: skip
 # struct user_regs_struct, pr_reg of struct elf_prstatus (arch/x86/include/asm/user_64.h)
 _PR_REG = 112
 _USER_REGS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
     "rdi", "orig_rax", "rip", "cs", "rflags", "rsp",
 )  # fmt: skip
+_DOTS_MAX, _SKIPPED_MAX = 8, 4
+_NOTES_LOOKED_AT = 8
+_NESTED_MAX = 64
+_TEMPLATE = re.compile(r"(?<!operator)<[^<>]*>")
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
@@ -58,7 +66,7 @@ class Demangler:
         """Demangle a symbol's name; what is none of C++ or Rust stays as it is."""
         found = self._known.get(symbol)
         if found is None:
-            found = self._known[symbol] = self._name(symbol[: 8 * _NAME_MAX])[:_NAME_MAX]
+            found = self._known[symbol] = _shorten(self._name(symbol[:_SYMBOL_MAX]))
         return found
 
     def type(self, mangled: str) -> str:
@@ -71,13 +79,20 @@ class Demangler:
             return _rust_v0(symbol)
         if not symbol.startswith("_Z"):
             return symbol
-        plain, dot, suffix = symbol.partition(".")
+        # A dot may begin a compiler's suffix, or stand within: `vtable.shim`, a coroutine's frame.
+        plain, suffix = symbol, ""
         name = self._cxx(plain)
+        while name is None and "." in plain and plain.count(".") <= _DOTS_MAX:
+            plain, _, last = plain.rpartition(".")
+            suffix = f".{last}{suffix}"
+            name = self._cxx(plain)
         if name is None:
             return symbol
+        name = name.partition(" [clone")[0]
         if _RUST_HASH.search(name):
             return _legacy_rust(name)
-        return f"{name} [.{suffix}]" if dot and not suffix.startswith("llvm") else name
+        suffix = suffix or symbol[len(plain) :]
+        return f"{name} [{suffix}]" if suffix and not suffix.startswith(".llvm") else name
 
     def _cxx(self, mangled: str) -> str | None:
         status = ctypes.c_int(-1)
@@ -105,6 +120,21 @@ def _rust_v0(symbol: str) -> str:
         ValueError,
     ):
         return symbol  # it is the core's, and need not be well-formed
+
+
+def _shorten(name: str) -> str:
+    """Bound a name: of one that is too long, the template arguments go, the innermost first."""
+    if len(name) <= _NAME_MAX:
+        return name
+    name = name[:_DEMANGLED_MAX].replace("\0", "")
+    for _ in range(_NESTED_MAX):
+        shorter = _TEMPLATE.sub("\0", name)
+        if shorter == name:
+            break
+        name = shorter
+        if len(name) + 2 * name.count("\0") <= _NAME_MAX:
+            break
+    return name.replace("\0", "<\N{HORIZONTAL ELLIPSIS}>")[:_NAME_MAX]
 
 
 def _legacy_rust(name: str) -> str:
@@ -310,7 +340,7 @@ class Stacks:
             if self._strayed is not None and "rsp" in found:
                 found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
             return found
-        except (*_ERRORS, NotImplementedError):
+        except _ERRORS:
             return {}
 
     def walk_from(self, registers: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -335,9 +365,10 @@ class Stacks:
             return bare, True, self.refused
         try:
             trace = self.program.stack_trace(tid)
-        except (*_ERRORS, NotImplementedError) as e:
+        except _ERRORS as e:
             return bare, True, f"the stack cannot be walked: {_text(e)}"
         frames: list[dict[str, Any]] = []
+        skipped = 0
         seen = set[tuple[int, int | None, str | None]]()
         for frame in trace:
             if len(frames) >= limit:
@@ -349,6 +380,9 @@ class Stacks:
             if frames and not address:
                 break
             if frames and not self.image.is_code(address):
+                if skipped < _SKIPPED_MAX and (frames[-1]["function"] or "").startswith("runtime."):
+                    skipped += 1  # where Go changes stacks; it keeps frame pointers
+                    continue
                 return frames, True, f"the next return address would be {self._what(address)}"
             at_fault = frame.interrupted or _follows_fault(frames)
             if self._strayed is not None and not frames and tid == self._crashed:
@@ -471,17 +505,30 @@ def _with_registers(
     if head.machine != EM_X86_64 or head.bits != 64 or not head.notes:
         return None
     start, size = head.notes[0]
-    # The note of the first thread: its name "CORE", then its prstatus.
-    at = raw_head.find(b"CORE\0\0\0\0", start, start + size) + 8 + _PR_REG
     patched = bytearray(raw_head)
-    for name, known in (("rip", first.pc), ("rsp", first.sp)):
-        here = at + 8 * _USER_REGS.index(name)
-        if known is None or patched[here : here + 8] != known.to_bytes(8, "little"):
+    # The note of the first thread: its name "CORE", then its prstatus. The kernel has it first, gdb
+    # after the process's own.
+    name = start - 1
+    for _ in range(_NOTES_LOOKED_AT):
+        name = raw_head.find(b"CORE\0\0\0\0", name + 1, start + size)
+        at = name + 8 + _PR_REG
+        if name < 0:
             return None
-    for index, name in enumerate(_USER_REGS):
-        if name in registers:
-            patched[at + 8 * index : at + 8 * index + 8] = registers[name].to_bytes(8, "little")
+        if all(_register(patched, at, *known) for known in (("rip", first.pc), ("rsp", first.sp))):
+            break
+    else:
+        return None
+    for index, register in enumerate(_USER_REGS):
+        if register in registers:
+            value = registers[register].to_bytes(8, "little")
+            patched[at + 8 * index : at + 8 * index + 8] = value
     return bytes(patched)
+
+
+def _register(raw: bytearray, at: int, name: str, value: int | None) -> bool:
+    """Return whether a register in a prstatus has a value."""
+    here = at + 8 * _USER_REGS.index(name)
+    return value is not None and raw[here : here + 8] == value.to_bytes(8, "little")
 
 
 def _follows_fault(frames: list[dict[str, Any]]) -> bool:

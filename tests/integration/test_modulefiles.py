@@ -16,7 +16,14 @@ from crashd.domain.crash.access import Credentials
 from crashd.domain.crash.filesearch import FileSearch, Root, plan_search
 from crashd.domain.elf.elfcore import parse_build_id
 from crashd.domain.elf.modules import Module
-from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules, read_debuglink, read_soname
+from crashd.edge.sandbox.modulefiles import (
+    ModuleFile,
+    copy_with_unwind,
+    foreign_unwind_size,
+    open_modules,
+    read_debuglink,
+    read_soname,
+)
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import build_image
 
@@ -344,3 +351,31 @@ def test_build_id_directories_give_what_is_no_longer_at_its_path(place: Path) ->
     link.symlink_to("../../../d/old")
     (place / "d/old").chmod(0o600)
     assert open_modules([module(name)], search, 9)[0].fd is None
+
+
+def build_sections(*kinds: int) -> bytes:
+    """An ELF file of nothing but sections of these types."""
+    head = b"\x7fELF\2\1\1".ljust(40, b"\0") + struct.pack("<Q", 64)
+    head = head.ljust(58, b"\0") + struct.pack("<HHH", 64, len(kinds), 0)
+    rows = (struct.pack("<IIQQQQIIQQ", 0, kind, 2, 7, 0, 0, 0, 0, 8, 0) for kind in kinds)
+    return head + b"".join(rows) + b"rest"
+
+
+def test_copy_with_unwind_changes_the_type_of_one_section_only(tmp_path: Path) -> None:
+    path = tmp_path / "lib.so"
+    path.write_bytes(build_sections(0, 1, 0x70000001, 3))
+    fd = os.open(path, os.O_RDONLY)
+    assert foreign_unwind_size(fd) == path.stat().st_size
+    copy = copy_with_unwind(fd)
+    assert os.pread(copy, 1 << 16, 0) == build_sections(0, 1, 1, 3)
+    assert foreign_unwind_size(copy) is None
+    os.close(copy)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x7fELF", build_sections(0, 1, 3), b"\xff" * 200])
+def test_foreign_unwind_size_of_others_is_none(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "x").write_bytes(raw)
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    assert foreign_unwind_size(fd) is None
+    os.close(fd)

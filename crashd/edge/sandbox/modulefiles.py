@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crashd.domain.crash.access import READ, SEARCH, Credentials, is_permitted
 from crashd.domain.crash.filesearch import FileSearch
@@ -49,7 +49,7 @@ _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
 _SEGMENTS_MAX = 256
-_SHT_DYNAMIC, _SHT_NOTE = 6, 7
+_SHT_PROGBITS, _SHT_DYNAMIC, _SHT_NOTE, _SHT_X86_64_UNWIND = 1, 6, 7, 0x70000001
 _DT_SONAME = 14
 _LINK_MAX = 1024
 _CHECKED_BYTES_MAX = 1 << 30
@@ -107,9 +107,14 @@ def open_modules(modules: Iterable[Module], search: FileSearch, files_max: int) 
             fd, problem = None, "too many modules"
             if files_max > 0:
                 fd, problem = finder.open_module(module)
-            debug = finder.open_debug(module, fd) if files_max > 1 else None
-            files_max -= (fd is not None) + (debug is not None)
-            found.append(ModuleFile(module, fd, debug, None if fd is not None else problem))
+            files_max -= fd is not None
+            found.append(ModuleFile(module, fd, None, None if fd is not None else problem))
+        # Debug files come after all modules' own: without those there is no stack.
+        for index, file in enumerate(found):
+            debug = finder.open_debug(file.module, file.fd) if files_max > 0 else None
+            if debug is not None:
+                files_max -= 1
+                found[index] = replace(file, debug_fd=debug)
     return found
 
 
@@ -355,3 +360,27 @@ def _section_table(fd: int) -> tuple[list[Shdr], int]:
 
 def _section(fd: int, row: Shdr, limit: int) -> bytes:
     return os.pread(fd, min(row.size, limit), row.offset) if row.offset < 1 << 62 else b""
+
+
+def foreign_unwind_size(fd: int) -> int | None:
+    """Return the size of a file that has a section of type SHT_X86_64_UNWIND; None for others."""
+    if any(row.type == _SHT_X86_64_UNWIND for row in _section_table(fd)[0]):
+        return os.fstat(fd).st_size
+    return None
+
+
+def copy_with_unwind(fd: int) -> int:
+    """Copy a file into memory, with sections of type SHT_X86_64_UNWIND as SHT_PROGBITS.
+
+    lld gives .eh_frame that type, as the x86-64 psABI has it; libdw and drgn look for the other.
+    """
+    copy = os.memfd_create("module", os.MFD_CLOEXEC)
+    size, at = os.fstat(fd).st_size, 0
+    while at < size and (done := os.sendfile(copy, fd, at, size - at)):
+        at += done
+    (shoff,) = struct.unpack("<Q", os.pread(copy, 8, 40))
+    for index, row in enumerate(_section_table(copy)[0]):
+        if row.type == _SHT_X86_64_UNWIND:
+            where = shoff + index * SHDR_SIZE[64] + 4
+            os.pwrite(copy, struct.pack("<I", _SHT_PROGBITS), where)
+    return copy
