@@ -91,7 +91,7 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
     """Parse a vmlinux.
 
     Raises:
-        FormatError: it is no ELF file that is executed.
+        FormatError: it is not an executable ELF file.
 
     """
     head = read(0, HEADER_MAX)
@@ -170,7 +170,7 @@ def debug_package(release: str | None, version: str | None) -> str | None:
 
 
 def find_release(image: bytes) -> str | None:
-    """Find what uname -r said, in what a vmlinux loads; None where there is no banner."""
+    """Find what uname -r said, in what a vmlinux loads; None without a banner."""
     found = BANNER.search(image)
     return printable(found[1]) if found else None
 
