@@ -377,6 +377,12 @@ class Kdump(Section):
     live: Annotated[bool, FLAG] = True
     """Whether oopses, warnings and lockups that the kernel survives are recorded from its log."""
 
+    vmlinux_dirs: Annotated[tuple[str, ...], DIRECTORIES] = ()
+    """Directories with kernels' vmlinux files, beside the usual places below /usr/lib/debug and
+    /lib/modules: `vmlinux-RELEASE`, `RELEASE/vmlinux` (each also with `.debug`), `vmlinux`, or by
+    build-id as in analysis.build_id_dirs, which are searched too. Only the one with the dump's own
+    build-id is used, and only where nobody but root can change it."""
+
     @property
     def rescan_ns(self) -> int:
         """`rescan` in nanoseconds."""

@@ -69,7 +69,7 @@ class StatusSource(Protocol):
 
 
 class Work(Protocol):
-    """Does what root asks for; see daemon/after/afterwards.py."""
+    """Does what root asks for; see daemon/rootwork.py."""
 
     def analyze(self, crash_id: str) -> bool:
         """Queue a crash's analysis before all others; False where that cannot be."""

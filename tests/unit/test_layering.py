@@ -171,7 +171,11 @@ ONLY_IN = {
         "crashd.analysisresult",
     ),
     "pydantic_core": ("crashd.configuration.values",),
-    "drgn": ("crashd.analyzers.stacks", "crashd.analyzers.kernel_log"),
+    "drgn": (
+        "crashd.analyzers.stacks",
+        "crashd.analyzers.kernel_log",
+        "crashd.analyzers.kernel_core",
+    ),
     "_drgn_util": ("crashd.analyzers.stacks",),
     "rust_demangler": ("crashd.analyzers.demangle",),
     "capstone": ("crashd.analyzers.instruction",),

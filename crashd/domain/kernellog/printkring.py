@@ -51,6 +51,8 @@ class KernelLog:
     """Records that were just being written, are damaged, or are not in the dump."""
     cut: bool = False
     """Whether there were too many records; the oldest are missing."""
+    build_id: str | None = None
+    """Of the dump's vmlinux, by the VMCOREINFO that the log was found by."""
 
 
 @dataclass(frozen=True, slots=True)
