@@ -8,6 +8,7 @@ import pytest
 
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.kernel.book import DumpBook, Known
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.kdump.record import Look
 from crashd.edge.web.exporter import Exporter
@@ -30,8 +31,10 @@ class Scene:
         self.directory = root / "var/crash"
         self.directory.mkdir(parents=True)
         save(self.directory, NAME)
-        self.indexer = Indexer(self.paths, Exporter("0"))
-        self.book = DumpBook(self.paths, b"host", self.indexer)
+        exporter = Exporter("0")
+        self.indexer = Indexer(self.paths, exporter)
+        self.symbols = SymbolWork(self.paths, self.indexer, exporter)
+        self.book = DumpBook(self.paths, b"host", self.indexer, self.symbols)
 
     def meet(self, *, growing: bool = False) -> Known:
         """Look at the dump, and write down what is there."""
@@ -93,7 +96,7 @@ def test_record_of_a_daemon_before_is_taken_up(scene: Scene) -> None:
         index.put([scene.read(known)])
     later = Scene.__new__(Scene)
     later.paths, later.directory = scene.paths, scene.directory
-    later.book = DumpBook(scene.paths, b"host", scene.indexer)
+    later.book = DumpBook(scene.paths, b"host", scene.indexer, scene.symbols)
     later.book.load()
     assert later.meet().crash_id == known.crash_id
 
