@@ -41,7 +41,7 @@ from crashd.errors import UnavailableError
 
 log = logging.getLogger("crashd.dispatch")
 
-PROCESSES_MIN = 24
+PROCESSES_MIN = 40
 """Jobs under way at least, whatever `capture.workers` says: most of them hold a process for some
 milliseconds, or wait until their core may be stored.
 """
