@@ -1,12 +1,16 @@
 """The border to the analysis worker: what it prints is hostile, and becomes Facts here or not."""
 
+import base64
 import json
 import re
+import zlib
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from crashd.domain.cause.analysis import Facts
+from crashd.domain.kdump.stream import HEAD_SIZE, Unpacked
+from crashd.domain.kdump.symbols import KernelFacts
 from crashd.domain.kernellog.printkring import RECORDS_MAX, KernelLog
 from crashd.domain.kernellog.printkring import TEXT_MAX as LOG_MAX
 from crashd.domain.text import printable
@@ -20,7 +24,10 @@ PARTS_MAX = 16
 _LISTS = ("problems", "interpreted")
 """What several analyzers add to."""
 _NUMBER_MAX = 1 << 64
+_SIZE_MAX = 1 << 63
 _FACTS = TypeAdapter(Facts)
+_KERNEL_FACTS = TypeAdapter(KernelFacts)
+_BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
 _LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
 
 
@@ -66,7 +73,68 @@ def parse_log_report(raw: bytes) -> KernelLog:
         raise FormatError("the worker's result is malformed at records, skipped or cut")
     if not 0 <= records <= RECORDS_MAX or not 0 <= skipped <= 4 * RECORDS_MAX:
         raise FormatError("the worker's result has an absurd number")
-    return KernelLog(log, records, skipped, cut)
+    build_id = document.get("build_id")
+    if build_id is not None and not (isinstance(build_id, str) and _BUILD_ID.fullmatch(build_id)):
+        raise FormatError("the worker's result has an absurd build-id")
+    return KernelLog(log, records, skipped, cut, build_id)
+
+
+def parse_symbols_report(raw: bytes) -> KernelFacts:
+    """Parse and check what the worker found in a kernel's dump by its vmlinux.
+
+    Raises:
+        FormatError: as parse_report().
+
+    """
+    document = _clean(_load(raw), 0)
+    _refuse_failed(document)
+    document.pop("version", None)
+    try:
+        return _KERNEL_FACTS.validate_python(document, extra="forbid")
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"the worker's result is malformed at {where}: {first['msg']}") from e
+
+
+def parse_dump_report(raw: bytes) -> Unpacked:
+    """Parse and check what the worker found inside a compressed kernel dump.
+
+    Raises:
+        FormatError: as parse_report().
+
+    """
+    document = _load(raw)
+    head = document.pop("head", "")
+    document = _clean(document, 0)
+    _refuse_failed(document)
+    size, least, why = document.get("size"), document.get("least"), document.get("why")
+    flags = [document.get(key) for key in ("cut", "flattened", "flat_ended")]
+    if type(size) is not int or not 0 <= size < _SIZE_MAX or not isinstance(why, str):
+        raise FormatError("the worker's result has an absurd size or reason")
+    if not all(isinstance(flag, bool) for flag in flags):
+        raise FormatError("the worker's result is malformed at cut, flattened or flat_ended")
+    cut, flattened, flat_ended = map(bool, flags)
+    return Unpacked(cut, why, size, _dump_head(head), flattened, flat_ended, _least(least))
+
+
+def _dump_head(text: object) -> bytes:
+    if not isinstance(text, str) or not text.isascii():
+        raise FormatError("the worker's result has no head of a dump")
+    try:
+        packed = base64.b64decode(text, validate=True)
+        return zlib.decompressobj().decompress(packed, HEAD_SIZE)
+    except (ValueError, zlib.error) as e:
+        raise FormatError("the worker's result has a damaged head of a dump") from e
+
+
+def _least(value: object) -> tuple[int, str, bool] | None:
+    match value:
+        case None:
+            return None
+        case [int(size), str(what), bool(told)] if 0 <= size < _SIZE_MAX:
+            return size, what, told
+    raise FormatError("the worker's result is malformed at least")
 
 
 def is_started(raw: bytes) -> bool:

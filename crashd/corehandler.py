@@ -341,11 +341,14 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
             copy_proc(pidfd, entry, share)
         finally:
             posix._exit(0)
-    received, reason = copy_core(core, entry, maximum, share)
+    copy = copy_core(core, entry, maximum, share, pidfd)
     if reader:
         posix.waitpid(reader, 0)
     posix.close(core)  # releases the crashed process
-    put_file("done", pack({"received": b"%d" % received, "reason": reason.encode()}), entry)
+    copy.close()
+    done = {"received": b"%d" % copy.received, "reason": copy.reason.encode()}
+    done["engine"] = copy.engine
+    put_file("done", pack(done), entry)
     posix.fsync(entry)
     posix.rename(name + ".tmp", name, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
     posix.fsync(spool_fd)
@@ -487,56 +490,132 @@ class Share:
         return self.free_bytes(scant) - self.used_bytes()
 
 
-def copy_core(core: int, entry: int, maximum: int, share: Share) -> "tuple[int, str]":
-    """Copy the core, zero pages as holes; return the bytes taken and why they are not all.
+class SparseCore:
+    """A core being written into the spool, its pages of zeros as holes; owns the descriptor.
 
     Holes count for no limit: they take nothing.
     """
+
+    def __init__(self, out: int, maximum: int, share: Share) -> None:
+        self.out = out
+        self.maximum = maximum
+        self.share = share
+        self.received = self.kept = self.looked = 0
+        self.reason = ""
+        """Why there is no more of it; empty while there may be."""
+        self.engine = b"stream"
+        self.used = share.used_bytes()
+        # Where half of what shall stay free is gone not even the notes are kept: on a full disk
+        # nobody could record that there was a crash.
+        if share.free_bytes(scant=True) < self.used:
+            self.reason = NEARLY_FULL if share.free_bytes(scant=True) < 0 else SHARE_USED
+
+    def put(self, chunk: bytes) -> None:
+        """Write what comes next, as far as limits and space allow; `reason` says what stopped it.
+
+        Free space is looked at before each write: a thousand small cores fill a disk as well as a
+        large one.
+        """
+        if self.kept - self.looked >= SHARE_LOOK_BYTES:
+            self.used, self.looked = self.share.used_bytes(), self.kept
+        free = self.share.free_bytes() - len(chunk)
+        scant = free < self.used + self.kept - self.looked
+        if scant and self.received + len(chunk) > SCANT_HEAD_BYTES:
+            chunk = chunk[: max(0, SCANT_HEAD_BYTES - self.received)]
+            self.reason = NEARLY_FULL if free < 0 else SHARE_USED
+        zero, position = bytes(PAGE), 0
+        while position < len(chunk):  # runs of pages that are not all zero, each in one write
+            start = position
+            while position < len(chunk) and chunk[position : position + PAGE] != zero:
+                position += PAGE
+            run = chunk[start:position]
+            if self.kept + len(run) > self.maximum:
+                run, self.reason = run[: self.maximum - self.kept], "size limit"
+                chunk = chunk[: start + len(run)]
+            self.kept += len(run)
+            at = self.received + min(position, len(chunk)) - len(run)
+            while run:
+                count = posix.pwrite(self.out, run, at)
+                run, at = run[count:], at + count
+            position = position if position > start else position + PAGE
+        self.received += len(chunk)
+
+    def close(self) -> None:
+        """Give it its length and sync it; no error is worse than one that came before."""
+        try:
+            posix.ftruncate(self.out, self.received)
+            posix.fsync(self.out)
+        except OSError as e:
+            self.reason = self.reason or e.strerror or "error"
+        posix.close(self.out)
+
+
+def copy_core(core: int, entry: int, maximum: int, share: Share, pidfd: "int | None") -> SparseCore:
+    """Copy the core, a large one from the memory of its process where that can be done."""
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
-    out = posix.open("core", flags, 0o600, dir_fd=entry)
-    # Free space is looked at before each write: a thousand small cores fill a disk as well as a
-    # large one. Where half of what shall stay free is gone not even the notes are kept: on a full
-    # disk nobody could record that there was a crash.
-    zero, received, kept, reason = bytes(PAGE), 0, 0, ""
-    used, looked = share.used_bytes(), 0
-    if share.free_bytes(scant=True) < used:
-        reason = NEARLY_FULL if share.free_bytes(scant=True) < 0 else SHARE_USED
+    copy = SparseCore(posix.open("core", flags, 0o600, dir_fd=entry), maximum, share)
     try:
-        while not reason:
+        while not copy.reason:
+            if pidfd is not None and copy.received > LARGE_BYTES:
+                if copy_memory(copy, entry, pidfd):
+                    break
+                pidfd = None  # no second try
             chunk = posix.read(core, 1 << 20)
             if not chunk:
                 break
-            if kept - looked >= SHARE_LOOK_BYTES:
-                used, looked = share.used_bytes(), kept
-            free = share.free_bytes() - len(chunk)
-            if free < used + kept - looked and received + len(chunk) > SCANT_HEAD_BYTES:
-                chunk = chunk[: max(0, SCANT_HEAD_BYTES - received)]
-                reason = NEARLY_FULL if free < 0 else SHARE_USED
-            position = 0
-            while position < len(chunk):  # runs of pages that are not all zero, each in one write
-                start = position
-                while position < len(chunk) and chunk[position : position + PAGE] != zero:
-                    position += PAGE
-                run = chunk[start:position]
-                if kept + len(run) > maximum:
-                    run, reason = run[: maximum - kept], "size limit"
-                    chunk = chunk[: start + len(run)]
-                kept += len(run)
-                while run:
-                    run = run[
-                        posix.pwrite(out, run, received + min(position, len(chunk)) - len(run)) :
-                    ]
-                position = position if position > start else position + PAGE
-            received += len(chunk)
+            copy.put(chunk)
     except OSError as e:
-        reason = e.strerror or "error"
-    try:
-        posix.ftruncate(out, received)
-        posix.fsync(out)
-    except OSError as e:
-        reason = reason or e.strerror or "error"
-    posix.close(out)
-    return received, reason
+        copy.reason = e.strerror or "error"
+    return copy
+
+
+LARGE_BYTES = 16 << 20
+"""Up to here a core is copied sooner than the full program starts (0.1 s)."""
+MEMORY_SECONDS = 240
+"""For the full program: what is left of SPOOL_DEADLINE_SECONDS is for the stream."""
+MEMORY_MODULE = "crashd.daemon.capture.spoolmemory"
+
+
+def copy_memory(copy: SparseCore, entry: int, pidfd: int) -> bool:
+    """Have the full program read the process's memory into the core's file, in proportion to what
+    is resident; the kernel writes the whole address space through a pipe of 64 KiB.
+
+    False where it cannot: it is not there, may not, or has a doubt. Nothing of the stream is lost
+    by that. The program is the interpreter that the daemon named in LIMITS_NAME.
+    """
+    from _signal import alarm
+
+    limits = b"\0" + read_file(LIMITS_NAME, 4096, copy.share.spool_fd)
+    program = limits.partition(b"\0program=")[2].partition(b"\0")[0]
+    if program[:1] != b"/":
+        return False
+    numbers = (entry, copy.share.spool_fd, pidfd, copy.maximum, copy.share.keep_free)
+    answer, write_end = posix.pipe()
+    child = posix.fork()
+    if child == 0:
+        try:
+            alarm(MEMORY_SECONDS)  # stays set when it becomes the program
+            posix.dup2(write_end, 1)
+            for number in numbers[:3]:
+                posix.set_inheritable(number, True)
+            # its own path, by which it finds its library
+            name = program.decode(sys.getfilesystemencoding(), "surrogateescape")
+            words = [name, "-I", "-m", MEMORY_MODULE, copy.share.user]
+            posix.execve(name, [*words, *[str(number) for number in numbers]], {})
+        finally:
+            posix._exit(127)
+    posix.close(write_end)
+    said = b""
+    while part := posix.read(answer, 4096):
+        said = (said + part)[:4096]
+    posix.close(answer)
+    received, _, reason = said.partition(b" ")
+    if posix.waitpid(child, 0)[1] or not received.isdigit():
+        posix.ftruncate(copy.out, copy.received)  # what it wrote is not surely the kernel's
+        return False
+    copy.received, copy.reason = int(received), reason.decode("utf-8", "replace")
+    copy.engine = b"memory"
+    return True
 
 
 # END OF LOWER PART

@@ -1,12 +1,16 @@
 """The errors that crashd raises on purpose; imports nothing.
 
-    CrashdError                 exit 1 ├── UsageError              exit 2   the command line or a
-    MATCH is wrong ├── ConfigError             exit 2   the configuration is wrong ├──
-    UnsupportedError        exit 2   this system lacks something required ├── PermissionDeniedError
-    exit 3   the caller may not do or see this ├── UnavailableError exit 4   the store or the daemon
-    is not available │   ├── BusyError           exit 4   another daemon owns this root │   └──
-    IndexCorruptError   exit 4   the index cannot be read; `reindex` rebuilds it ├── NotFoundError
-    exit 1   nothing matched └── FormatError             exit 1   foreign bytes are malformed
+    CrashdError                 exit 1
+    ├── UsageError              exit 2   the command line or a MATCH is wrong
+    ├── ConfigError             exit 2   the configuration is wrong
+    ├── UnsupportedError        exit 2   this system lacks something required
+    ├── PermissionDeniedError   exit 3   the caller may not do or see this
+    ├── UnavailableError        exit 4   the store or the daemon is not available
+    │   ├── BusyError           exit 4   another daemon owns this root
+    │   ├── IndexCorruptError   exit 4   the index cannot be read; `reindex` rebuilds it
+    │   └── IndexOutdatedError  exit 4   an older crashd wrote the index; it is rebuilt
+    ├── NotFoundError           exit 1   nothing matched
+    └── FormatError             exit 1   foreign bytes are malformed
         └── NewerError          exit 1   a newer crashd wrote them
 
 The exit statuses are those of crashctl (DESIGN section 8). They are not those of sysexits.h, so
@@ -64,6 +68,10 @@ class BusyError(UnavailableError):
 
 class IndexCorruptError(UnavailableError):
     """The index is damaged, or was written by a newer crashd."""
+
+
+class IndexOutdatedError(UnavailableError):
+    """The index was written by an older crashd."""
 
 
 class NotFoundError(CrashdError):

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from crashd.configuration import keys as config  # noqa: E402
-from crashd.configuration.values import Rule  # noqa: E402
+from crashd.configuration.values import Form  # noqa: E402
 
 WIDTH = 79
 
@@ -153,7 +153,7 @@ def list_tables(model: type[config.Section] = config.Settings, prefix: str = "")
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
             continue
-        (rule,) = (m for m in field.metadata if isinstance(m, Rule))
+        (rule,) = (m for m in field.metadata if isinstance(m, Form))
         keys.append(Key(name, texts[name], rule.words, write_toml(field.default)))
     if keys:
         yield Table(prefix, " ".join((model.__doc__ or "").split()), tuple(keys))

@@ -11,17 +11,20 @@ The daemon gets the facts of each analyzer as soon as they are there. One that r
 or takes the whole worker down, costs its own facts and not those of the analyzers before it.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from crashd.analyzers.coreimage import CoreImage, FilePart
-from crashd.domain.elf.modules import Module, find_modules
-from crashd.edge.sandbox.modulefiles import ModuleFile
+from crashd.domain.elf.modules import MODULES_MAX, Module, find_modules, name_files
+from crashd.edge.sandbox.modulefiles import ModuleFile, copy_with_unwind, foreign_unwind_size
 from crashd.errors import FormatError
 from crashd.store.coreread import StoredCore, read_head
 
+COPIED_BYTES_MAX = 192 << 20
+"""Of files that are copied because of their unwind sections; libLLVM has 110 MB."""
 PROBLEMS_MAX = 20
 """Problems that one analyzer reports."""
 
@@ -36,6 +39,8 @@ class OpenedCore:
     files: list[ModuleFile]
     options: Mapping[str, Any]
     """The request: what the configuration wants of the analyzers."""
+    problems: tuple[str, ...] = ()
+    """What was left out."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -56,8 +61,15 @@ def open_core(
     raw, head = read_head(core)
     if not head.threads:
         raise FormatError(f"core has no thread: {'; '.join(head.problems)[:200]}")
+    if maps := str(request.get("maps") or ""):
+        head = replace(head, files=name_files(head.files, maps.encode("latin-1", "replace")))
     image = CoreImage(core, head)
     files = open_files(find_modules(head, image.read))
+    problems = []
+    if len(files) == MODULES_MAX:
+        problems.append(f"more than {MODULES_MAX} modules: those on no stack were left out first")
+    files, copied = _with_unwind_sections(files)
+    problems += copied
     image.add_files(
         [
             FilePart(mapped.start, mapped.end, mapped.offset_bytes, file.fd)
@@ -66,7 +78,27 @@ def open_core(
             for mapped in file.module.files
         ]
     )
-    return OpenedCore(core, raw, image, files, request)
+    return OpenedCore(core, raw, image, files, request, tuple(problems))
+
+
+def _with_unwind_sections(files: list[ModuleFile]) -> tuple[list[ModuleFile], list[str]]:
+    """Take copies of the files whose unwind information drgn does not read (copy_with_unwind)."""
+    left = COPIED_BYTES_MAX
+    out: list[ModuleFile] = []
+    problems: list[str] = []
+    for file in files:
+        size = foreign_unwind_size(file.fd) if file.fd is not None else None
+        if file.fd is None or size is None:
+            out.append(file)
+        elif size > left:
+            name = file.module.name.rpartition(b"/")[2].decode("utf-8", "backslashreplace")
+            problems.append(f"{name}: its unwind information is not read: {size} bytes to copy")
+            out.append(file)
+        else:
+            left -= size
+            out.append(replace(file, fd=copy_with_unwind(file.fd)))
+            os.close(file.fd)
+    return out, problems
 
 
 class Analyzer(ABC):

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
+from crashd.domain.elf.auxv import AT_EXECFN, AT_SYSINFO_EHDR
 from crashd.domain.elf.elfcore import CoreHead, Segment
 from crashd.store.coreread import StoredCore
 
@@ -37,6 +37,8 @@ class CoreImage:
         self._file_starts: list[int] = []
         self.stack_pointers = [t.sp for t in head.threads if t.sp is not None]
         """Where stacks are; what finds another one adds it."""
+        if AT_EXECFN in head.auxv:  # at the top of the main thread's, wherever its pointer is now
+            self.stack_pointers.append(head.auxv[AT_EXECFN])
         self._names = sorted((f.start, f.end, f.name) for f in head.files)
         self._name_starts = [start for start, _, _ in self._names]
 

@@ -37,6 +37,7 @@ _SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000
 # arch/x86/include/asm/trapnr.h
 _DIVIDE, _INVALID_OPCODE, _GENERAL_PROTECTION, _PAGE_FAULT = 0, 6, 13, 14
 _NEAR = 64
+_BEGINNINGS = ("_start", "__clone", "clone", "runtime.goexit", "runtime.rt0_go")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handl
     if head.machine not in _SYSCALLS or head.bits != 64 or head.siginfo is None:
         return None
     found = _walked(image, frames)
-    if found is None and not any(f["interrupted"] for f in frames[1:]):
+    if found is None and not _is_whole(frames):
         found = _scanned(image, frames)
     if found is None and head.siginfo.code <= 0 and head.siginfo.signal in CORE_SIGNALS:
         found = _raised_again(image)
@@ -103,6 +104,12 @@ def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
     if frame.trap == _INVALID_OPCODE and (mnemonic.startswith("ud") or not mnemonic):
         return SigInfo(SIGILL, _ILL_ILLOPN, 0, frame.pc, None, None)
     return None
+
+
+def _is_whole(frames: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the walk came to where threads begin, or through another handler."""
+    last = (frames[-1]["function"] if frames else None) or ""
+    return last.startswith(_BEGINNINGS) or any(frame["interrupted"] for frame in frames[1:])
 
 
 def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
@@ -157,7 +164,8 @@ def _raised_again(image: CoreImage) -> Handled | None:
     if pattern is None:
         return None
     raw, inside = pattern
-    below = max(0, first.sp - _BELOW_BYTES)
+    stack = image.segment(first.sp)
+    below = max(first.sp - _BELOW_BYTES, stack.vaddr if stack is not None else first.sp)
     for start, size in [(below, first.sp - below), *_writable(image)]:
         memory = image.read(start, size)
         at = memory.find(raw)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.coreimage import PF_W, CoreImage
 
 MESSAGE_MAX = 1000
 _STACK_SCAN_BYTES = 64 << 10
@@ -14,12 +14,21 @@ _CXX_DEPENDENT = b"GNUCC++\x01"
 _CXX_HEADER = 80
 """From __cxa_exception's start to its _Unwind_Exception with 64 bits (libstdc++'s unwind-cxx.h)."""
 _BASES_MAX = 16
+_SANITIZERS = ("__asan", "__ubsan", "__tsan", "__msan", "__lsan", "__hwasan", "__interceptor")
+_REPORT = re.compile(rb"ERROR: ((?:[A-Z][A-Za-z]+Sanitizer|libFuzzer): [\x20-\x7e]{3,200})")
+_ASSERTED = re.compile(rb"Assertion '[\x20-\x7e]{1,200}' failed")
+_SEARCHED_BYTES_MAX, _SEGMENT_MAX = 32 << 20, 8 << 20
+_DEAD_BYTES = 16 << 10
+_HANDLERS_MAX = 64
 _WITH_MESSAGE = frozenset({b"St13runtime_error", b"St11logic_error"})
 """Their object is a vtable and a string's address; so is the start of all derived from them."""
 _PRINTABLE = re.compile(rb"[\t\n\x20-\x7e\x80-\xff]+")
 _RUST_FILE = re.compile(rb"[\x20-\x7e]{1,1020}\.rs")
 _GO_BACKLOG = 512
-_GO_KIND_AT = 23  # in runtime._type, internal/abi/type.go
+_GO_FRAME_MAX = 512
+_GO_WORDS_MIN = 4
+_GO_FLAG_AT, _GO_KIND_AT, _GO_STR_AT = 20, 23, 40  # in runtime._type, internal/abi/type.go
+_GO_FAULT = re.compile(rb"unexpected fault address 0x[0-9a-f]+(?=\n)")
 _GO_INT, _GO_POINTER, _GO_STRING, _GO_STRUCT = 2, 22, 24, 25
 _CXX_NAMES = (
     "std::terminate",
@@ -53,13 +62,17 @@ def collect(
     }
     if any(name.startswith(_CXX_NAMES) for name in names):
         found |= _cxx_exception(image, demangle)
+    if any("sanitizer" in name or name.startswith(_SANITIZERS) for name in names):
+        found["sanitizer"] = _sanitizer(image)
+    if any("glibcxx_assert" in name or "libcpp_verbose_abort" in name for name in names):
+        found["assertion"] = _printed(image, _ASSERTED)
     if any("panicking::" in name or name in _RUST_NAMES for name in names):
         found |= _rust_panic(image, frames)
     if any(name.startswith("runtime.") for name in names):
         found["go_fatal"] = _go_fatal(image, symbol) or _go_thrown(image, frames)
         go_panic = go_panic or _go_arguments(image, frames, ("runtime.gopanic",))
         if go_panic is not None:
-            found["go_panic"] = _go_value(image, *go_panic) or "panic"
+            found["go_panic"] = _go_panic(image, symbol, *go_panic)
     return {key: value for key, value in found.items() if value}
 
 
@@ -80,6 +93,28 @@ def _pointed(image: CoreImage, address: int | None) -> str | None:
 
 def _text(raw: bytes) -> str | None:
     return raw[:MESSAGE_MAX].decode("utf-8", "backslashreplace").strip() or None
+
+
+def _sanitizer(image: CoreImage) -> str | None:
+    """Find the report that a sanitizer keeps of what it prints."""
+    left = _SEARCHED_BYTES_MAX
+    for segment in image.segments:
+        if not segment.flags & PF_W or not 0 < segment.filesz <= min(left, _SEGMENT_MAX):
+            continue
+        left -= segment.filesz
+        found = _REPORT.search(image.read(segment.vaddr, segment.filesz))
+        if found is not None:
+            return _text(found[1])
+    return None
+
+
+def _printed(image: CoreImage, pattern: re.Pattern[bytes]) -> str | None:
+    """Find what was printed last, in the part of the stack that was used a moment ago."""
+    sp = image.head.threads[0].sp or 0
+    segment = image.segment(sp)
+    start = max(sp - _DEAD_BYTES, segment.vaddr if segment is not None else sp)
+    found = pattern.findall(image.read(start, 2 * _DEAD_BYTES))
+    return _text(found[-1]) if found else None
 
 
 # -- C++ -------------------------------------------------------------------------------------------
@@ -113,7 +148,27 @@ def _cxx_exception(image: CoreImage, demangle: Callable[[str], str]) -> dict[str
             primary = image.word(value - _CXX_HEADER - 16) or image.word(value - _CXX_HEADER)
             if primary:
                 return _thrown(image, demangle, primary - 32 - _CXX_HEADER, primary)
-    return {"cxx_terminate": "true"}
+    return _caught(image, demangle) or {"cxx_terminate": "true"}
+
+
+def _caught(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str | None] | None:
+    """Find an exception that a handler has caught, and not let go: what was told of std::terminate
+    in such a handler is the exception's, and nothing on the stack need point to it any more.
+    """
+    left = _SEARCHED_BYTES_MAX
+    for segment in image.segments:
+        if not segment.flags & PF_W or not 0 < segment.filesz <= min(left, _SEGMENT_MAX):
+            continue
+        left -= segment.filesz
+        memory = image.read(segment.vaddr, segment.filesz)
+        at = memory.find(_CXX_CLASS[::-1])
+        while at >= _CXX_HEADER:
+            handlers = int.from_bytes(memory[at - 40 : at - 36], "little", signed=True)
+            if at % 16 == 0 and 0 < handlers < _HANDLERS_MAX:
+                header = segment.vaddr + at - _CXX_HEADER
+                return _thrown(image, demangle, header, segment.vaddr + at + 32)
+            at = memory.find(_CXX_CLASS[::-1], at + 8)
+    return None
 
 
 def _thrown(
@@ -146,15 +201,28 @@ def _type_name(image: CoreImage, info: int | None) -> bytes:
 
 
 def _has_message(image: CoreImage, info: int | None) -> bool:
-    """Tell whether a type is one of _WITH_MESSAGE or singly derived from one."""
+    """Return whether a type is one of _WITH_MESSAGE, or begins with one as its first base."""
     for _ in range(_BASES_MAX):
         name = _type_name(image, info)
         if name in _WITH_MESSAGE:
             return True
-        info = image.word(info + 16) if info and name else None
+        info = _first_base(image, info) if info and name else None
         if not info:
             return False
     return False
+
+
+def _first_base(image: CoreImage, info: int) -> int | None:
+    """Return the type_info of the base at a type's start.
+
+    With one base (__si_class_type_info) it comes after the name; with several
+    (__vmi_class_type_info) flags and their number do, then type and offset of each: C++ ABI, 2.9.5.
+    """
+    word = image.word(info + 16)
+    if word is not None and word & 0xFFFFFFFF <= 3 and 1 <= word >> 32 <= _BASES_MAX:
+        offset = image.word(info + 32)
+        return image.word(info + 24) if offset is not None and offset >> 8 == 0 else None
+    return word
 
 
 # -- Rust ------------------------------------------------------------------------------------------
@@ -164,19 +232,37 @@ def _rust_panic(image: CoreImage, frames: Frames) -> dict[str, str | None]:
     """Find the core::panic::Location (file, length, line, column) that panicked, and its message:
     both are handed down on the stack.
     """
-    top = max((f["sp"] or 0 for f in frames if "panicking::" in (f["function"] or "")), default=0)
+    inside = [n for n, f in enumerate(frames) if "panicking::" in (f["function"] or "")]
+    top = max((frames[n]["sp"] or 0 for n in inside), default=0)
     words = [word for word in _words(image) if not top or word[0] <= top + 4096]
     location = next((at for _, value in words if (at := _rust_location(image, value))), None)
+    # The frames of the panic itself first: what called them has the program's own strings.
+    ends = [frame["sp"] or 0 for frame in frames[inside[-1] + 1 :][:2]] if inside else []
+    ends = [end for end in ends if end] or [1 << 64]
+    near = [word for word in words if word[0] < ends[0]]
+    own = [word for word in words if word[0] < ends[-1]]
+    found = _rust_strings(image, near) or _rust_strings(image, own, constant=True)
+    return {"rust_location": location, "rust_panic": max(found, key=len, default="panic")}
+
+
+def _rust_strings(
+    image: CoreImage, words: list[tuple[int, int]], *, constant: bool = False
+) -> list[str]:
+    """Return the texts that words are the addresses and lengths of; `constant` leaves out those
+    that the program made, such as its arguments.
+    """
     pairs = {(first, second) for (_, first), (_, second) in pairwise(words)}
     found: list[str] = []
     for pointer, length in pairs:
         # since 1.93 fmt::Arguments tags the length of a plain text: twice it, and one
         if length & 1 and (pointer, length >> 1) in pairs:
             continue
+        if constant and (segment := image.segment(pointer)) and segment.flags & PF_W:
+            continue
         text = _rust_string(image, pointer, length)
-        if text is not None:
+        if text is not None and text != "main":  # the thread's name
             found.append(text)
-    return {"rust_location": location, "rust_panic": max(found, key=len, default="panic")}
+    return found
 
 
 def _rust_location(image: CoreImage, address: int) -> str | None:
@@ -220,8 +306,12 @@ def _go_fatal(image: CoreImage, symbol: Symbol) -> str | None:
         return None
     raw = image.read(backlog, _GO_BACKLOG)
     text = (raw[end:] + raw[:end]).replace(b"\0", b"")
-    _, mark, rest = text.rpartition(b"fatal error: ")
-    return _text(rest.split(b"\n", 1)[0]) if mark else None
+    before, mark, rest = text.rpartition(b"fatal error: ")
+    if not mark:
+        return None
+    said = rest.split(b"\n", 1)[0]
+    fault = _GO_FAULT.search(before)
+    return _text(said + (b": " + fault[0] if fault else b""))
 
 
 def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
@@ -239,19 +329,85 @@ def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
     raw = image.read(first, second) if first > 4096 and 0 < second <= MESSAGE_MAX else b""
     if raw and len(raw) == second and _PRINTABLE.fullmatch(raw):
         return _text(raw)
-    if kind == _GO_STRUCT and second < 1 << 48:  # runtime.boundsError: x and y come first
-        signed = first - (1 << 64) if first >> 63 else first
-        return f"index out of range [{signed}] with length {second}"
+    if kind == _GO_STRUCT and second < 1 << 48:
+        return _go_bounds(image, data, first, second)
     return None
 
 
-def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
-    """Read what a stripped program's runtime.throw() was given: a string."""
-    given = _go_arguments(image, frames, ("runtime.throw", "runtime.fatal"))
-    if given is None or not 0 < given[1] <= MESSAGE_MAX:
+_GO_BOUNDS = (
+    "index out of range [{x}] with length {y}",
+    "slice bounds out of range [:{x}] with length {y}",
+    "slice bounds out of range [:{x}] with capacity {y}",
+    "slice bounds out of range [{x}:{y}]",
+    "slice bounds out of range [::{x}] with length {y}",
+    "slice bounds out of range [::{x}] with capacity {y}",
+    "slice bounds out of range [:{x}:{y}]",
+    "slice bounds out of range [{x}:{y}:]",
+    "cannot convert slice with length {x} to array or pointer to array with length {y}",
+)
+"""By boundsErrorCode (runtime/error.go)."""
+
+
+def _go_bounds(image: CoreImage, data: int, first: int, second: int) -> str | None:
+    """Read a runtime.boundsError: x and y of eight bytes, whether x is signed, and a code."""
+    signed, code = image.read(data + 16, 2).ljust(2, b"\xff")
+    if signed > 1 or code >= len(_GO_BOUNDS):
         return None
-    raw = image.read(*given)
-    return _text(raw) if len(raw) == given[1] and _PRINTABLE.fullmatch(raw) else None
+    return _GO_BOUNDS[code].format(
+        x=first - (1 << 64) if signed and first >> 63 else first, y=second
+    )
+
+
+def _go_type(image: CoreImage, symbol: Symbol, kind_at: int) -> str | None:
+    """Read a type's name: a flag byte, a varint and the text, at runtime.types + type.str."""
+    types = symbol("runtime.types")
+    raw = image.read(kind_at + _GO_STR_AT, 4)
+    if types is None or len(raw) < 4:
+        return None
+    at = types + int.from_bytes(raw, "little", signed=True)
+    name = image.read(at, MESSAGE_MAX + 4)
+    if len(name) < 3:
+        return None
+    length, start = (name[1], 2) if name[1] < 128 else (name[1] & 127 | name[2] << 7, 3)
+    text = name[start : start + min(length, MESSAGE_MAX)]
+    if not text or not _PRINTABLE.fullmatch(text):
+        return None
+    extra_star = (image.read(kind_at + _GO_FLAG_AT, 1) or b"\0")[0] & 2
+    return _text(text[1:] if extra_star else text)
+
+
+def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
+    """Say what panic() was given: its message, or at least its type."""
+    name = _go_type(image, symbol, kind_at)
+    if name == "*runtime.TypeAssertionError":
+        # its interface, its concrete and its asserted type, and the method that is missing
+        words = [image.word(data + 8 * index) or 0 for index in range(3)]
+        wanted = [_go_type(image, symbol, word) if word else None for word in words]
+        has, is_not = wanted[1] or "nil", wanted[2] or "another type"
+        return f"interface conversion: {wanted[0] or 'interface'} is {has}, not {is_not}"
+    value = _go_value(image, kind_at, data)
+    if value is not None:
+        return value
+    return f"a value of type {name}" if name else "panic"
+
+
+def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
+    """Read what a stripped program's runtime.throw() was given: its frame holds the string, among
+    what the function that prints it on the system stack is given.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] not in ("runtime.throw", "runtime.fatal") or None in (
+            frame["sp"],
+            caller["sp"],
+        ):
+            continue
+        for at in range(frame["sp"], min(caller["sp"], frame["sp"] + _GO_FRAME_MAX), 8):
+            pointer, size = image.word(at), image.word(at + 8)
+            if pointer and size and _GO_WORDS_MIN <= size <= MESSAGE_MAX:
+                raw = image.read(pointer, size)
+                if len(raw) == size and _PRINTABLE.fullmatch(raw):
+                    return _text(raw)
+    return None
 
 
 def _go_arguments(

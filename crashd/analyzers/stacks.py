@@ -1,11 +1,7 @@
-"""Stacks of all threads, by drgn, with their names demangled. Only importer of drgn and
-rust_demangler.
-"""
+"""Stacks of all threads, by drgn."""
 
 import contextlib
-import ctypes
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,9 +10,9 @@ import _drgn_util.elf
 import _drgn_util.plugins
 import _drgn_util.typingutils  # noqa: F401  all that drgn would import later, when it no longer can
 import drgn
-import rust_demangler
 
 from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
 from crashd.domain.elf.elfnotes import EM_X86_64
 from crashd.domain.elf.modules import Module
@@ -27,92 +23,19 @@ FRAMES_OTHER_MAX = 64
 FRAMES_TOTAL_MAX = 6000
 DEBUG_BYTES_MAX = 1 << 30
 """Debug information that is looked into: all of a core's modules together."""
-_NAME_MAX = 400
-_ERRORS = (LookupError, ValueError, OverflowError, OSError, drgn.FaultError, drgn.BadDataError)
+_ERRORS = (
+    LookupError, ValueError, OverflowError, OSError, NotImplementedError, drgn.FaultError,
+    drgn.BadDataError,
+)  # fmt: skip
 # struct user_regs_struct, pr_reg of struct elf_prstatus (arch/x86/include/asm/user_64.h)
 _PR_REG = 112
 _USER_REGS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
     "rdi", "orig_rax", "rip", "cs", "rflags", "rsp",
 )  # fmt: skip
-_RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
-_RUST_ESCAPES = {
-    "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
-    "$C$": ",", "..": "::",
-}  # fmt: skip
-_RUST_CODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
-
-
-class Demangler:
-    """Names as people wrote them, by the C++ runtime's own demangler and one for Rust."""
-
-    def __init__(self) -> None:
-        self._runtime = ctypes.CDLL("libstdc++.so.6")  # drgn is linked with it
-        self._demangle = self._runtime["__cxa_demangle"]
-        self._demangle.restype = ctypes.c_void_p
-        self._free = ctypes.CDLL(None).free
-        self._free.argtypes = [ctypes.c_void_p]
-        self._known: dict[str, str] = {}
-
-    def name(self, symbol: str) -> str:
-        """Demangle a symbol's name; what is none of C++ or Rust stays as it is."""
-        found = self._known.get(symbol)
-        if found is None:
-            found = self._known[symbol] = self._name(symbol[: 8 * _NAME_MAX])[:_NAME_MAX]
-        return found
-
-    def type(self, mangled: str) -> str:
-        """Demangle the name of a C++ type as it stands in its std::type_info."""
-        return self._cxx(mangled.lstrip("*")) or mangled
-
-    def _name(self, symbol: str) -> str:
-        symbol = symbol.partition("@@")[0]
-        if symbol.startswith("_R"):
-            return _rust_v0(symbol)
-        if not symbol.startswith("_Z"):
-            return symbol
-        plain, dot, suffix = symbol.partition(".")
-        name = self._cxx(plain)
-        if name is None:
-            return symbol
-        if _RUST_HASH.search(name):
-            return _legacy_rust(name)
-        return f"{name} [.{suffix}]" if dot and not suffix.startswith("llvm") else name
-
-    def _cxx(self, mangled: str) -> str | None:
-        status = ctypes.c_int(-1)
-        result = self._demangle(mangled.encode(), None, None, ctypes.byref(status))
-        if not result:
-            return None
-        try:
-            raw = ctypes.string_at(result) if status.value == 0 else b""
-        finally:
-            self._free(result)
-        return raw.decode("utf-8", "backslashreplace") or None
-
-
-def _rust_v0(symbol: str) -> str:
-    try:
-        return str(rust_demangler.demangle(symbol.partition(".")[0]))
-    except (
-        rust_demangler.rust.TypeNotFoundError,
-        rust_demangler.rust_v0.UnableTov0Demangle,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ):
-        return symbol  # it is the core's, and need not be well-formed
-
-
-def _legacy_rust(name: str) -> str:
-    name = _RUST_HASH.sub("", name)
-    for code, text in _RUST_ESCAPES.items():
-        name = name.replace(code, text)
-    name = _RUST_CODE.sub(lambda m: chr(int(m[1], 16)), name)
-    return re.sub(r"(^|::)_(?=<)", r"\1", name)
+_SKIPPED_MAX = 4
+"""Return addresses that are not code, where Go changes stacks."""
+_NOTES_LOOKED_AT = 8
 
 
 class Stacks:
@@ -310,7 +233,7 @@ class Stacks:
             if self._strayed is not None and "rsp" in found:
                 found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
             return found
-        except (*_ERRORS, NotImplementedError):
+        except _ERRORS:
             return {}
 
     def walk_from(self, registers: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -335,9 +258,10 @@ class Stacks:
             return bare, True, self.refused
         try:
             trace = self.program.stack_trace(tid)
-        except (*_ERRORS, NotImplementedError) as e:
+        except _ERRORS as e:
             return bare, True, f"the stack cannot be walked: {_text(e)}"
         frames: list[dict[str, Any]] = []
+        skipped = 0
         seen = set[tuple[int, int | None, str | None]]()
         for frame in trace:
             if len(frames) >= limit:
@@ -349,6 +273,9 @@ class Stacks:
             if frames and not address:
                 break
             if frames and not self.image.is_code(address):
+                if skipped < _SKIPPED_MAX and (frames[-1]["function"] or "").startswith("runtime."):
+                    skipped += 1  # where Go changes stacks; it keeps frame pointers
+                    continue
                 return frames, True, f"the next return address would be {self._what(address)}"
             at_fault = frame.interrupted or _follows_fault(frames)
             if self._strayed is not None and not frames and tid == self._crashed:
@@ -471,17 +398,30 @@ def _with_registers(
     if head.machine != EM_X86_64 or head.bits != 64 or not head.notes:
         return None
     start, size = head.notes[0]
-    # The note of the first thread: its name "CORE", then its prstatus.
-    at = raw_head.find(b"CORE\0\0\0\0", start, start + size) + 8 + _PR_REG
     patched = bytearray(raw_head)
-    for name, known in (("rip", first.pc), ("rsp", first.sp)):
-        here = at + 8 * _USER_REGS.index(name)
-        if known is None or patched[here : here + 8] != known.to_bytes(8, "little"):
+    # The note of the first thread: its name "CORE", then its prstatus. The kernel has it first, gdb
+    # after the process's own.
+    name = start - 1
+    for _ in range(_NOTES_LOOKED_AT):
+        name = raw_head.find(b"CORE\0\0\0\0", name + 1, start + size)
+        at = name + 8 + _PR_REG
+        if name < 0:
             return None
-    for index, name in enumerate(_USER_REGS):
-        if name in registers:
-            patched[at + 8 * index : at + 8 * index + 8] = registers[name].to_bytes(8, "little")
+        if all(_register(patched, at, *known) for known in (("rip", first.pc), ("rsp", first.sp))):
+            break
+    else:
+        return None
+    for index, register in enumerate(_USER_REGS):
+        if register in registers:
+            value = registers[register].to_bytes(8, "little")
+            patched[at + 8 * index : at + 8 * index + 8] = value
     return bytes(patched)
+
+
+def _register(raw: bytearray, at: int, name: str, value: int | None) -> bool:
+    """Return whether a register in a prstatus has a value."""
+    here = at + 8 * _USER_REGS.index(name)
+    return value is not None and raw[here : here + 8] == value.to_bytes(8, "little")
 
 
 def _follows_fault(frames: list[dict[str, Any]]) -> bool:

@@ -43,9 +43,8 @@ class ControlClient:
         """Send a request and return the answer.
 
         Raises:
-                        UnavailableError: no daemon answers, or the answer is malformed.
-                    CrashdError: the daemon refuses; the class follows from the exit status it
-                        sends.
+            UnavailableError: no daemon answers, or the answer is malformed.
+            CrashdError: the daemon refuses; the class follows from the exit status it sends.
         """
         with self._conversation(request) as connection:
             return _checked(self._receive(connection))
@@ -55,7 +54,7 @@ class ControlClient:
 
         Raises:
             UnavailableError: no daemon answers, it stops halfway, or there is no space for a copy.
-                    CrashdError: the daemon refuses.
+            CrashdError: the daemon refuses.
         """
         with self._conversation(request) as connection:
             size = _checked(self._receive(connection)).get("size_bytes")

@@ -165,8 +165,8 @@ def require_store(paths: Paths) -> None:
     """Check that the caller may use the store directly.
 
     Raises:
-                PermissionDeniedError: the caller may not.
-            UnavailableError: there is no store.
+        PermissionDeniedError: the caller may not.
+        UnavailableError: there is no store.
     """
     if can_read_store(paths):
         return

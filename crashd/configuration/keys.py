@@ -3,7 +3,7 @@
 The classes below are the only list of keys. packaging/genconfig.py makes etc/crashd.toml and the
 man page from them: operators read the docstrings of the fields. values.py defines the allowed
 values, files.py reads the files. May import domain and errors. Loads pydantic, which is slow:
-import this module only where it is needed.
+import this module only where it is needed. Over 400 lines, because it is one list.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from crashd.configuration.values import (
 from crashd.domain.crash.model import Disposition
 from crashd.domain.keep.kernel import KernelPolicy
 from crashd.domain.keep.limiter import Rate, Scope, rates_of
-from crashd.domain.keep.policy import Rule as PolicyRule
+from crashd.domain.keep.policy import Rule as Rule
 from crashd.domain.keep.policy import parse_rule
 from crashd.domain.keep.process import Policy
 from crashd.domain.units import Amount, parse_bytes, parse_duration
@@ -50,7 +50,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Capture(Section):
+class CaptureSection(Section):
     """How crashd takes process crashes from the kernel."""
 
     mode: Annotated[Literal["auto", "pipe", "socket"], one_of("auto", "pipe", "socket")] = "auto"
@@ -154,7 +154,7 @@ class Capture(Section):
         return parse_bytes(self.buffer)
 
     @property
-    def policy(self) -> tuple[PolicyRule, ...]:
+    def policy(self) -> tuple[Rule, ...]:
         """`rules`, parsed."""
         return tuple(parse_rule(rule) for rule in self.rules)
 
@@ -249,7 +249,7 @@ class LimiterUid(Section):
         return Rate(self.full, self.mini, parse_duration(self.per))
 
 
-class Limiter(Section):
+class LimiterSection(Section):
     """How many crashes of the same kind are kept, so that a program in a crash loop neither fills
     the disk nor displaces the cores of other programs. Each crash is recorded in any case, and
     `crashctl info` shows what was not kept, and why."""
@@ -343,9 +343,7 @@ class RetentionKernel(Section):
     """The age at which a dump is deleted."""
 
     def policy(self, total_bytes: int, tool_count: int | None) -> KernelPolicy:
-        """Resolve the keys to numbers, for the size of a file system and the number that the tool
-        keeps.
-        """
+        """Resolve the keys to numbers, for a file system and the number that the tool keeps."""
         auto = tool_count if tool_count is not None else 0
         infinite_age = self.max_age == "infinity"
         return KernelPolicy(
@@ -356,7 +354,7 @@ class RetentionKernel(Section):
         )
 
 
-class Retention(Section):
+class RetentionSection(Section):
     """What is kept, and for how long."""
 
     process: RetentionProcess = RetentionProcess()
@@ -379,13 +377,19 @@ class Kdump(Section):
     live: Annotated[bool, FLAG] = True
     """Whether oopses, warnings and lockups that the kernel survives are recorded from its log."""
 
+    vmlinux_dirs: Annotated[tuple[str, ...], DIRECTORIES] = ()
+    """Directories with kernels' vmlinux files, beside the usual places below /usr/lib/debug and
+    /lib/modules: `vmlinux-RELEASE`, `RELEASE/vmlinux` (each also with `.debug`), `vmlinux`, or by
+    build-id as in analysis.build_id_dirs, which are searched too. Only the one with the dump's own
+    build-id is used, and only where nobody but root can change it."""
+
     @property
     def rescan_ns(self) -> int:
         """`rescan` in nanoseconds."""
         return parse_duration(self.rescan)
 
 
-class Analysis(Section):
+class AnalysisSection(Section):
     """How crashes are explained. Each analysis runs in its own sandboxed process, which can only
     read the core and the debug information of the files mapped in it."""
 
@@ -436,8 +440,7 @@ class Hooks(Section):
     input."""
 
     url: Annotated[str, URL] = ""
-    """The URL that receives the same JSON by HTTP POST; "" disables it. Redirects are not followed.
-    """
+    """The URL that gets the same JSON by HTTP POST; "" disables it. Redirects are not followed."""
 
     timeout: Annotated[str | int, duration(_SECOND_NS, 600 * _SECOND_NS)] = "10s"
     """The longest time that a hook may run before it is killed."""
@@ -513,11 +516,11 @@ class Log(Section):
 class Settings(Section):
     """The whole configuration, defaults included."""
 
-    capture: Capture = Capture()
-    limiter: Limiter = Limiter()
-    retention: Retention = Retention()
+    capture: CaptureSection = CaptureSection()
+    limiter: LimiterSection = LimiterSection()
+    retention: RetentionSection = RetentionSection()
     kdump: Kdump = Kdump()
-    analysis: Analysis = Analysis()
+    analysis: AnalysisSection = AnalysisSection()
     hooks: Hooks = Hooks()
     http: Http = Http()
     privacy: Privacy = Privacy()

@@ -28,13 +28,12 @@ _PATHS_MAX, _PATH_MAX = 16, 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Form:
     """The values of one key: the parser, and the words that complete "must be …"."""
 
     words: str
     parse: Callable[[Any], Any]
-    """Returns the value to keep; raises ValueError or UsageError for a value that is not allowed.
-    """
+    """Returns the value to keep; raises ValueError or UsageError if it is not allowed."""
 
     def check(self, value: Any) -> Any:
         """Parse `value`, or raise an error that says what it must be.
@@ -59,7 +58,7 @@ class _Why(ValueError):
     """A refusal with a reason beyond the rule's words."""
 
 
-def one_of(*choices: str) -> Rule:
+def one_of(*choices: str) -> Form:
     """Allow one of these words."""
 
     def parse(value: Any) -> Any:
@@ -68,10 +67,10 @@ def one_of(*choices: str) -> Rule:
         raise ValueError
 
     quoted = [f'"{choice}"' for choice in choices]
-    return Rule(" or ".join([", ".join(quoted[:-1]), quoted[-1]]), parse)
+    return Form(" or ".join([", ".join(quoted[:-1]), quoted[-1]]), parse)
 
 
-def whole(low: int, high: int, *, auto: bool = False) -> Rule:
+def whole(low: int, high: int, *, auto: bool = False) -> Form:
     """Allow a whole number from `low` to `high`, and with `auto` also "auto"."""
 
     def parse(value: Any) -> Any:
@@ -80,10 +79,10 @@ def whole(low: int, high: int, *, auto: bool = False) -> Rule:
             return value
         raise ValueError
 
-    return Rule(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
+    return Form(('"auto" or ' if auto else "") + f"between {low} and {high}", parse)
 
 
-def whole_or_infinity(low: int, high: int) -> Rule:
+def whole_or_infinity(low: int, high: int) -> Form:
     """Allow a whole number from `low` to `high`, or "infinity"."""
 
     def parse(value: Any) -> Any:
@@ -91,10 +90,10 @@ def whole_or_infinity(low: int, high: int) -> Rule:
             return value
         raise ValueError
 
-    return Rule(f'between {low} and {high}, or "infinity"', parse)
+    return Form(f'between {low} and {high}, or "infinity"', parse)
 
 
-def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
+def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Form:
     """Allow a duration from `low_ns` to `high_ns`, and with `infinity` also "infinity"."""
 
     def parse(value: Any) -> Any:
@@ -105,7 +104,7 @@ def duration(low_ns: int, high_ns: int, *, infinity: bool = False) -> Rule:
         raise ValueError
 
     words = f"a duration between {format_duration(low_ns)} and {format_duration(high_ns)}"
-    return Rule(words + (', or "infinity"' if infinity else ""), parse)
+    return Form(words + (', or "infinity"' if infinity else ""), parse)
 
 
 def _parse_paths(value: Any) -> str | tuple[str, ...]:
@@ -238,21 +237,21 @@ def _parse_patterns(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-SIZE = Rule('a size from "64M" to "64G"', _parse_work_memory)
-SIZE_OR_INFINITY = Rule('a size such as "64M", or "infinity"', _parse_limit)
-SIZE_OR_AUTO = Rule('"auto" or a size such as "64M"', _parse_auto_size)
-FLAG = Rule("true or false", _parse_flag)
-RULES = Rule(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
-AMOUNT = Rule('a size such as "64M" or a share such as "10%"', _parse_amount)
-AMOUNT_OR_INFINITY = Rule(
+SIZE = Form('a size from "64M" to "64G"', _parse_work_memory)
+SIZE_OR_INFINITY = Form('a size such as "64M", or "infinity"', _parse_limit)
+SIZE_OR_AUTO = Form('"auto" or a size such as "64M"', _parse_auto_size)
+FLAG = Form("true or false", _parse_flag)
+RULES = Form(f'an array of at most {RULES_MAX} rules such as "mini exe=/usr/bin/*"', _parse_rules)
+AMOUNT = Form('a size such as "64M" or a share such as "10%"', _parse_amount)
+AMOUNT_OR_INFINITY = Form(
     'a size such as "64M", a share such as "10%", or "infinity"', _parse_amount_or_infinity
 )
-LISTEN = Rule('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
-URL = Rule('"http://…" or "https://…", or ""', _parse_url)
-PATH = Rule('an absolute path, or ""', _parse_path)
-PATHS = Rule(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
-DIRECTORIES = Rule(f"an array of at most {_PATHS_MAX} absolute paths", _parse_directories)
-PATTERNS = Rule(
+LISTEN = Form('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
+URL = Form('"http://…" or "https://…", or ""', _parse_url)
+PATH = Form('an absolute path, or ""', _parse_path)
+PATHS = Form(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
+DIRECTORIES = Form(f"an array of at most {_PATHS_MAX} absolute paths", _parse_directories)
+PATTERNS = Form(
     f"an array of at most {_PATTERNS_MAX} patterns of 1 to {PATTERN_MAX} characters",
     _parse_patterns,
 )

@@ -1,7 +1,7 @@
-"""The control socket: crashctl of users who may not read the store, status and follow for all.
+"""The control socket: crashctl for users who may not read the store, `status` and `follow` for all.
 
-Read-only, but that root can have a crash analysed, and retention done at once. Who asks is known by
-SO_PEERCRED: root (and the daemon's own user) sees all, others what is theirs. Bounded: connections
+Read-only, but that root can have a crash analysed, and retention done at once. SO_PEERCRED says who
+asks: root (and the daemon's own user) sees all, others see what is theirs. Bounded: connections
 in all and for each user, seconds for a request and its answer, bytes both ways, and what is held in
 memory for slow readers (`answers.py`).
 """
@@ -52,7 +52,7 @@ LIST_MAX = 100_000
 LIST_BYTES = 8 << 20
 """Of the JSON of a list: the crashed processes chose what is in it."""
 FOLLOW_BYTES = 512 << 10
-"""Of what waits for one who follows."""
+"""Of what waits for one reader of `follow`."""
 TOP_MAX = 1000
 PLAN_MAX = 50_000
 """Crashes of a vacuum's plan that are named."""
@@ -60,7 +60,7 @@ PROGRESS_SECONDS = 0.2
 _LOG_EVERY_SECONDS = 10.0
 
 
-class Status(Protocol):
+class StatusSource(Protocol):
     """Knows how the daemon is; see daemon/status.py."""
 
     def describe(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Status(Protocol):
 
 
 class Work(Protocol):
-    """Does what root asks for; see daemon/after/afterwards.py."""
+    """Does what root asks for; see daemon/rootwork.py."""
 
     def analyze(self, crash_id: str) -> bool:
         """Queue a crash's analysis before all others; False where that cannot be."""
@@ -81,7 +81,7 @@ class Work(Protocol):
 
 
 class _Teller(Spectator):
-    """Tells a peer of work that goes on without it, too."""
+    """Reports to a peer on work that goes on without it, too."""
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
@@ -97,11 +97,11 @@ class _Teller(Spectator):
                 self._gone = True
 
     def planned(self, rows: list[dict[str, Any]]) -> None:
-        """Tell what is about to be deleted."""
+        """Send what is about to be deleted."""
         self.tell({"plan": rows[:PLAN_MAX], "count": len(rows)})
 
     def progress(self, done: int, total: int) -> None:
-        """Tell how far it is, now and then."""
+        """Send how far the work is, now and then."""
         now_s = time.monotonic()
         if now_s - self._told_s >= PROGRESS_SECONDS:
             self._told_s = now_s
@@ -143,7 +143,7 @@ class ControlServer:
         self,
         sock: socket.socket,
         paths: Paths,
-        status: Status,
+        status: StatusSource,
         work: Work,
         exporter: Exporter,
     ) -> None:
@@ -185,7 +185,7 @@ class ControlServer:
             end.close()
 
     def publish(self, document: dict[str, Any], owner_uid: int | None) -> None:
-        """Show a finished crash to those who follow and may see it; from any thread, never
+        """Show a finished crash to the readers of `follow` who may see it; from any thread, never
         waits.
         """
         gid = document.get("gid")
@@ -333,7 +333,7 @@ class ControlServer:
             return _whole({"ok": True})
 
     def _answer_vacuum(self, teller: "_Teller", viewer: Viewer | None, *, dry_run: bool) -> None:
-        """Stream what goes, how far it is, and the result; done even if nobody listens any more."""
+        """Stream what goes, how far it is, and the result; done even if the peer is gone."""
         try:
             if viewer is not None:
                 raise PermissionDeniedError("only root may delete crashes")
@@ -413,7 +413,7 @@ def _last_brace(fd: int) -> int:
 
 
 def _core(fd: int) -> Answer:
-    """Answer with a core's bytes, behind a message that says how many; owns the file."""
+    """Answer with a message that says how many bytes a core has, and then these; owns the file."""
     size = os.fstat(fd).st_size
     return Answer(messages.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
 

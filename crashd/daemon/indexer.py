@@ -20,11 +20,12 @@ from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.web.exporter import Exporter
-from crashd.errors import CrashdError, IndexCorruptError, NotFoundError
+from crashd.errors import CrashdError, IndexCorruptError, IndexOutdatedError, NotFoundError
 from crashd.store import signatures
-from crashd.store.catalog import WAL_ALARM_BYTES, set_index_aside, wal_bytes
+from crashd.store.catalog import reindex
 from crashd.store.entry import entry_ids, open_entry, record_size
 from crashd.store.index import Index
+from crashd.store.indexfile import WAL_ALARM_BYTES, set_index_aside, wal_bytes
 from crashd.store.paths import Paths
 from crashd.store.restoring import restore_record
 
@@ -84,8 +85,14 @@ _Item = _Recorded | _Changed | _Removed | _Finished | _Unfinished | _Reconcile |
 
 
 def open_index(paths: Paths) -> Index:
-    """Open the index for writing; one that cannot be read is set aside, and an empty one begun."""
+    """Open the index for writing. One that cannot be read is set aside, and an empty one begun; an
+    older crashd's is rebuilt at once, so that counters and sequence numbers go on.
+    """
     try:
+        return Index.open(paths.index)
+    except IndexOutdatedError as e:
+        log.info("%s, rebuilding it", e)
+        log.info("%d crashes are in the new index", reindex(paths))
         return Index.open(paths.index)
     except IndexCorruptError as e:
         return replace_index(paths, e)
@@ -98,7 +105,7 @@ def replace_index(paths: Paths, error: IndexCorruptError) -> Index:
 
 
 def _written_ns(paths: Paths) -> int:
-    """Tell when the index was written to, 0 where there is none. Its -shm is readers' as well."""
+    """Return when the index was written to, 0 where there is none. Readers write its -shm, too."""
     written_ns = 0
     for suffix in ("", "-wal"):
         with contextlib.suppress(OSError):
@@ -108,7 +115,7 @@ def _written_ns(paths: Paths) -> int:
 
 
 def _changed_ns(paths: Paths, crash_id: str) -> int:
-    """Tell when a file of an entry was put in its place; 0 where it is gone."""
+    """Return when a file of an entry was put in its place; 0 where it is gone."""
     try:
         return os.stat(paths.crashes / crash_id).st_mtime_ns
     except OSError:
@@ -145,7 +152,7 @@ class Indexer:
         self._anew = False
         """Whether what is not in the index was counted before all the same."""
         self._alarm_bytes = WAL_ALARM_BYTES
-        """The size of the WAL that is told of next."""
+        """The size of the WAL that is logged next."""
 
     def start(self, audience: Audience) -> None:
         """Start the thread."""
@@ -169,7 +176,7 @@ class Indexer:
 
     def untold(self) -> frozenset[str]:
         """List the crashes that are not finished so far, as far as the audience knows."""
-        return frozenset(self._admitted)  # a copy in one step, whoever changes it
+        return frozenset(self._admitted)  # a copy in one step, while other threads change it
 
     def settle(self) -> bool:
         """Wait until all that was told so far is in the index; False where it does not get there.
@@ -307,14 +314,14 @@ class Indexer:
         self._exporter.signatures(signatures.count(index))
 
     def _look_at_wal(self) -> None:
-        """Tell of a WAL that only grows, at each doubling; rows go in all the same."""
+        """Log a WAL that only grows, at each doubling; rows go in all the same."""
         size = wal_bytes(self._paths.index)
         if size < WAL_ALARM_BYTES:
             self._alarm_bytes = WAL_ALARM_BYTES
         elif size >= self._alarm_bytes:
             self._alarm_bytes = 2 * size
             log.warning(
-                "the index's WAL has %s, for somebody reads it without an end: fuser -v %s",
+                "the index's WAL has %s, a reader holds it open: fuser -v %s",
                 format_size(size),
                 self._paths.index,
             )
@@ -322,8 +329,8 @@ class Indexer:
     def _to_put(
         self, rows: Mapping[str, Crash], again: Set[str], gone: Collection[str]
     ) -> Iterator[Crash]:
-        """Yield what the rows are made of: those of `again` as their records are by now. Somebody
-        may have pinned or deleted one since, and have put that into the index before us.
+        """Yield what the rows are made of: those of `again` as their records are by now. An
+        administrator may have pinned or deleted one since, and have put that into the index first.
         """
         for crash_id, crash in rows.items():
             if crash_id in gone:
@@ -336,11 +343,11 @@ class Indexer:
                 except NotFoundError:
                     continue
                 except CrashdError:
-                    pass  # `verify` tells of it
+                    pass  # `verify` reports it
             yield crash
 
     def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
-        """Tell whether a crash was not finished so far: the loop may find out twice."""
+        """Return whether a crash was not finished so far: the loop may find out twice."""
         if crash_id in rows and crash_id not in self._admitted:
             return rows[crash_id].state is State.CAPTURING
         row = index.get(crash_id)
@@ -390,8 +397,8 @@ class Indexer:
                 log.warning("crash %s: its record cannot be restored: %s, ignoring", crash_id, e)
 
     def _refresh(self, index: Index, ids: Set[str], since_ns: int) -> None:
-        """Make anew the rows whose records changed since; but those of what is not finished, whose
-        end is still to be told.
+        """Rebuild the rows whose records changed since. Unfinished crashes are left alone: their
+        end is still to be counted.
         """
         unfinished = set(index.ids_in_state(State.CAPTURING))
         changed = [

@@ -27,7 +27,7 @@ WAIT_MAX_NS = 60 * 10**9
 Act = Callable[[], object]
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """What has a descriptor to wait for."""
 
     def fileno(self) -> int:
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 
 class Turning(Protocol):
-    """What has work in each turn of the loop, and tells when that is due."""
+    """Has work in each turn of the loop, and knows when that is due."""
 
     def wait_ns(self) -> int | None:
         """Return how long the loop may wait at most; None: nothing is due."""
@@ -85,11 +85,11 @@ class Loop:
 
     # -- what is waited for ------------------------------------------------------------------------
 
-    def watch(self, source: Source, act: Act) -> None:
+    def watch(self, source: Readable, act: Act) -> None:
         """Have `act` called whenever a source is readable; it stays the caller's."""
         self._selector.register(source, selectors.EVENT_READ, act)
 
-    def unwatch(self, source: Source) -> None:
+    def unwatch(self, source: Readable) -> None:
         """Wait for a source no more; nothing where it was not waited for."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)

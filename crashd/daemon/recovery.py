@@ -1,5 +1,5 @@
-"""Crashes that were left behind: by a daemon that was killed, a handler that gave up, a worker that
-outlived its daemon.
+"""Crashes that were left unfinished: by a daemon that was killed, a handler that gave up, a worker
+that outlived its daemon.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Recovery:
         self._afterwards = afterwards
 
     def recover(self, ids: Sequence[str]) -> None:
-        """Take in what the handler and a daemon before this one left behind; `ids` are in state
+        """Take in what the handler and a daemon before this one left; `ids` are in state
         `capturing`. In the loop.
         """
         self._ingest.allow_import()
@@ -56,7 +56,7 @@ class Recovery:
 
 
 class Finished:
-    """The indexer's audience: hands on what it finds, each to the thread whose work it is."""
+    """The indexer's audience: hands on what it finds, each to the thread that works on it."""
 
     def __init__(
         self, loop: Loop, afterwards: Afterwards, control: ControlServer, recovery: Recovery
@@ -67,7 +67,7 @@ class Finished:
         self._recovery = recovery
 
     def finished(self, crash: Crash) -> None:
-        """Have a crash analysed, told and shown to those who follow."""
+        """Have a crash analysed, notified, and shown to the readers of `follow`."""
         self._afterwards.captured(crash)
         document = to_json(crash)
         self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)

@@ -20,6 +20,7 @@ from crashd.daemon.after.captures import Captures
 from crashd.daemon.capture.options import Options
 from crashd.daemon.control import ControlServer
 from crashd.daemon.corepattern import CorePattern
+from crashd.daemon.health import Health
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.intake.admission import Admission
 from crashd.daemon.intake.dispatch import Dispatcher
@@ -32,14 +33,16 @@ from crashd.daemon.kernel.side import KernelSide
 from crashd.daemon.ledger import Ledger
 from crashd.daemon.loop import Loop
 from crashd.daemon.recovery import Finished, Recovery
-from crashd.daemon.status import DaemonStatus, Health, free_bytes
+from crashd.daemon.rootwork import RootWork
+from crashd.daemon.status import DaemonStatus, free_bytes
 from crashd.daemon.web.serving import MetricsFront
 from crashd.edge.capture import handoff, process
 from crashd.edge.host import sdaemon
-from crashd.edge.host.kmsg import KernelLog
+from crashd.edge.host.kmsg import Kmsg
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, UnavailableError, reason_of
 from crashd.store import spool
+from crashd.store.handlerfile import memory_program
 from crashd.store.paths import Paths
 from crashd.store.users import Users
 
@@ -125,7 +128,11 @@ class Service:
             self._paths.control_socket, socket.SOCK_STREAM, 0o666
         )
         self._control = ControlServer(
-            control, self._paths, self._status, self._afterwards, self._exporter
+            control,
+            self._paths,
+            self._status,
+            RootWork(self._kernel, self._afterwards),
+            self._exporter,
         )
         audience = Finished(self._loop, self._afterwards, self._control, self._recovery)
         self._indexer.start(audience)
@@ -208,7 +215,7 @@ class Service:
         else:
             self._stop_ns = 0
 
-    def _read_kernel_log(self, kernel_log: KernelLog) -> None:
+    def _read_kernel_log(self, kernel_log: Kmsg) -> None:
         try:
             for lost in self._losses.read():
                 self._ingest.add_lost(lost.loss, lost.time_ns, lost.token)
@@ -292,6 +299,7 @@ class Service:
                 max_core=options.max_core,
                 keep_free=options.keep_free_bytes,
                 honour_rlimit=options.honour_rlimit,
+                program=memory_program(),
             )
         except OSError as e:
             log.error("the handler's limits cannot be written: %s, ignoring", e)

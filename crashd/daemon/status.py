@@ -7,32 +7,13 @@ from typing import Any
 from crashd import __version__, registration
 from crashd.base.files import read_space
 from crashd.daemon.corepattern import CorePattern
+from crashd.daemon.health import Health
 from crashd.daemon.intake.dispatch import Dispatcher
 from crashd.daemon.intake.ingest import Ingest
-from crashd.daemon.loop import Loop
 from crashd.daemon.web.serving import MetricsFront
 from crashd.domain.crash.model import Mode
 from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
-
-HEALTHY_NS = 120 * 10**9
-"""A loop that has not turned for so long is not healthy (it turns at least every 30 s)."""
-
-
-class Health:
-    """Whether the daemon is alive, and whether it takes crashes; for any thread."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self.ready = False
-
-    def is_ready(self) -> bool:
-        """Return whether crashes are taken."""
-        return self.ready
-
-    def is_alive(self) -> bool:
-        """Return whether the loop turns."""
-        return self._loop.idle_ns < HEALTHY_NS
 
 
 class DaemonStatus:

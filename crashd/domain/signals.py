@@ -1,5 +1,6 @@
-"""Signal numbers and si_code values in words. Source: signal(7), sigaction(2),
-asm-generic/siginfo.h.
+"""Signal numbers and si_code values in words.
+
+Source: signal(7), sigaction(2), asm-generic/siginfo.h.
 """
 
 # The numbers of x86, arm, arm64, riscv, ppc and s390; only alpha, sparc, mips and parisc differ.
@@ -10,9 +11,10 @@ SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO SIGPWR SIGSYS
 """
 _NAMES = tuple(_NAMES_TEXT.split())
 SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS = 4, 5, 6, 7, 8, 11, 31
+SIGXCPU, SIGXFSZ = 24, 25
 
 CORE_SIGNALS = frozenset({3, 4, 5, 6, 7, 8, 11, 24, 25, 31})
-"""Signals whose default action is to dump core, signal(7): the closed set of the `signal` label."""
+"""Signals that dump core by default, signal(7): the closed set of values of the label `signal`."""
 
 _FAULT_CODES = {
     (SIGSEGV, 1): "address not mapped",
@@ -50,8 +52,9 @@ _ADDRESSED = frozenset({SIGSEGV, SIGBUS})
 
 
 def signal_name(number: int) -> str:
-    """Name a signal: `SIGSEGV`, `SIGRTMIN+3` (the kernel's 32 is libc's own), or the number
-    itself.
+    """Return a signal's name, such as `SIGSEGV` or `SIGRTMIN+3`, or its number as text.
+
+    libc uses the kernel's real-time signals 32 and 33 itself, so SIGRTMIN is 34.
     """
     if 1 <= number <= len(_NAMES):
         return _NAMES[number - 1]
@@ -68,14 +71,13 @@ def describe(
     sender_uid: int | None,
     own_pid: int | None = None,
 ) -> str | None:
-    """Say in a few words what the signal's own information tells; None when it tells nothing.
+    """Describe a crash by the signal's own information in a few words; None without information.
 
-    Deeper causes (the instruction, the stack, the allocator's last words) are the analysis's to
-    find.
+    The analysis looks for deeper causes (the instruction, the stack, the allocator's messages).
     """
     if signal is None or si_code is None:
         return None
-    if si_code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL …: sent, not raised by a fault
+    if si_code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL …: sent by a process, not caused by a fault
         if sender_pid and sender_pid == own_pid:
             return "raised by the process itself"
         if sender_pid:
@@ -98,13 +100,13 @@ def describe(
 
 
 def title(signal: int | None, comm: str, words: str | None) -> str:
-    """Build the one line that stands for a crash until its stack is known."""
+    """Build the title of a crash whose stack is not yet known."""
     name = "crash" if signal is None else signal_name(signal)
     return f"{name} in {comm or '?'}" + (f": {words}" if words else "")
 
 
 def signal_number(text: str) -> int | None:
-    """Parse a signal's number or name, with or without SIG; None when it is none."""
+    """Parse a signal's number or name, with or without SIG; None if it is neither."""
     if text.isascii() and text.isdigit():
         return int(text) if 1 <= int(text) <= 64 else None
     name = text.upper()

@@ -1,7 +1,7 @@
-"""Headers of a tar archive as `crashctl bundle` writes it: regular files, POSIX.1-2001.
+"""Parses the headers of a tar archive of `crashctl bundle`: regular files, POSIX.1-2001.
 
-Strict and bounded on purpose: no links, no sparse files, no other extensions, and no size that is
-believed before it was compared with a limit. Source: POSIX.1-2017 pax, "ustar Interchange Format".
+Strict and bounded on purpose: no links, no sparse files, no other extensions; callers compare every
+size with a limit before they use it. Source: POSIX.1-2017 pax, "ustar Interchange Format".
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,14 @@ class TarHeader:
     name: str
     size_bytes: int
     is_extended: bool
-    """What follows are records for the next header (parse_records), not a file."""
+    """Whether records for the next header follow (parse_records), and not a file."""
 
 
 def parse_tar_header(block: bytes) -> TarHeader | None:
-    """Parse a header; None for the block of zeros at the end.
+    """Parse a header; return None for the block of zeros at the end.
 
     Raises:
-        FormatError: it is damaged, or of something that no bundle has.
-
+        FormatError: it is damaged, or describes something that bundles never contain.
     """
     if len(block) != BLOCK:
         raise FormatError("the archive is cut")
@@ -43,7 +42,7 @@ def parse_tar_header(block: bytes) -> TarHeader | None:
     name = (f"{prefix}/" if prefix else "") + _text(block[:100])
     kind = block[156:157]
     if kind not in b"0\0x":
-        raise FormatError(f"the bundle has {printable(name)}, which is no file")
+        raise FormatError(f"the bundle has {printable(name)}, which is not a file")
     return TarHeader(name, _octal(block[124:136]), kind == b"x")
 
 
@@ -51,8 +50,7 @@ def parse_records(raw: bytes) -> dict[str, str]:
     """Parse the records of an extended header.
 
     Raises:
-        FormatError: they are none.
-
+        FormatError: the records are malformed.
     """
     found: dict[str, str] = {}
     while raw:
@@ -68,11 +66,10 @@ def parse_records(raw: bytes) -> dict[str, str]:
 
 
 def apply_records(header: TarHeader, records: Mapping[str, str]) -> TarHeader:
-    """Let the records say name and size of the file after them; all others change nothing here.
+    """Apply name and size of the records to the header of a file; ignore other records.
 
     Raises:
-        FormatError: the size is none, the name too long, or the file sparse.
-
+        FormatError: the size is malformed, the name is too long, or the file is sparse.
     """
     if any(key.startswith("GNU.sparse.") for key in records):
         raise FormatError(f"the bundle has {printable(header.name)}, which is sparse")

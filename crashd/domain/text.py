@@ -1,4 +1,4 @@
-"""Text for people and terminals out of bytes that an attacker chose."""
+"""Turns bytes that an attacker chose into text that is safe for people and terminals."""
 
 import re
 
@@ -8,29 +8,28 @@ _UNSEEN = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     r"\U000e0000-\U000e0fff]"
 )
-"""Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt, as far as str.isprintable()
-takes it for text; and the empty Braille pattern, one more space."""
+"""The Default_Ignorable_Code_Points of Unicode's DerivedCoreProperties.txt that str.isprintable()
+accepts, and the empty Braille pattern, which looks like a space."""
 
 MARKS_MAX = 5
-"""Combining marks on one character: more than any script needs, fewer than cover the next line."""
+"""Combining marks per character: more than any script needs, too few to cover the next line."""
 
 
 def shell_join(argv: tuple[bytes, ...]) -> bytes:
-    """Join arguments into one line, each quoted where a shell would need it (shlex.join for
-    bytes).
-    """
+    """Join arguments into one line, quoted for a shell where needed (shlex.join for bytes)."""
     return b" ".join(
         a if _SHELL_SAFE.fullmatch(a) else b"'" + a.replace(b"'", b"'\"'\"'") + b"'" for a in argv
     )
 
 
 def printable(value: bytes | str) -> str:
-    """Make one line that shows each of its characters: what a reader would not see becomes \\xNN.
+    """Return one line in which every character is visible; invisible ones become \\xNN.
 
-    Escaped are controls, line separators, direction and format marks, lone surrogates, private and
-    unassigned code points, every space but the plain one, what is drawn as nothing, combining marks
-    without a character or in floods, and what is not UTF-8: no name of a crashed process can move a
-    cursor, forge a line, or look like another name by what it hides.
+    Escaped are: control characters, line separators, direction and format marks, lone
+    surrogates, private and unassigned code points, every space but the plain one, characters
+    drawn as nothing, combining marks without a base character or in large numbers, and bytes
+    that are not UTF-8. So no name of a crashed process can move a cursor, forge a line, or
+    imitate another name by hidden characters.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
     if text.isascii() and text.isprintable():
@@ -39,12 +38,12 @@ def printable(value: bytes | str) -> str:
 
 
 def _escape_run(match: re.Match[str]) -> str:
-    from unicodedata import category  # a megabyte that most processes never need
+    from unicodedata import category  # takes a megabyte that most processes never need
 
     shown = []
-    room = MARKS_MAX if match.start() else 0  # the first would sit on what stands before the text
+    room = MARKS_MAX if match.start() else 0  # a first mark joins what precedes the text
     for character in match.group():
-        # isprintable() is False for all of Cc, Cf, Cs, Co, Cn, Zl, Zp and Zs but U+0020
+        # isprintable() is False for Cc, Cf, Cs, Co, Cn, Zl, Zp, and for Zs except U+0020
         hidden = not character.isprintable() or _UNSEEN.match(character) is not None
         if category(character).startswith("M"):
             room -= 1

@@ -1,7 +1,8 @@
-"""Sizes and durations as people write and read them.
+"""Parses and formats sizes and durations.
 
 As in systemd, and unlike SI, the suffixes of sizes are powers of 1024: `64K`, `64KB`, `64kB` and
-`64KiB` are all 65536 bytes. Durations take the units of systemd.time(7) and add up: `1h30min`.
+`64KiB` are all 65536 bytes. Durations have the units of systemd.time(7), and their parts add up:
+`1h30min`.
 """
 
 import re
@@ -43,20 +44,20 @@ _TEXT_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A number of bytes, or a share of a whole not yet known: exactly one of both is set."""
+    """A number of bytes, or a share of a total not yet known; exactly one of the two is set."""
 
     size_bytes: int | None = None
     thousandths: int | None = None
-    """Of a percent: 12.5 % is 12500."""
+    """Thousandths of a percent: 12.5 % is 12500."""
 
     def of(self, total_bytes: int) -> int:
-        """Work out the bytes, rounded down, where the whole is `total_bytes`."""
+        """Return the number of bytes, rounded down, for a total of `total_bytes`."""
         if self.thousandths is not None:
             return total_bytes * self.thousandths // _PERCENT_UNITS
         return self.size_bytes or 0
 
     def __str__(self) -> str:
-        """Write it as `parse_size` reads it."""
+        """Format it for `parse_size`."""
         if self.thousandths is None:
             return str(self.size_bytes)
         whole, rest = divmod(self.thousandths, 1000)
@@ -67,8 +68,7 @@ def parse_size(value: str | int) -> Amount:
     """Parse `64M`, `1.5GiB`, `512` (bytes) or `10%`.
 
     Raises:
-        UsageError: it is neither, below 0, above SIZE_MAX or above 100 %.
-
+        UsageError: it is neither a size nor a share, or is below 0, above SIZE_MAX or above 100 %.
     """
     if isinstance(value, str) and value.rstrip().endswith("%"):
         match = _PERCENT.fullmatch(value.strip())
@@ -81,11 +81,10 @@ def parse_size(value: str | int) -> Amount:
 
 
 def parse_bytes(value: str | int) -> int:
-    """Parse a size that has to be in bytes: `64M`, `1.5GiB`, `512`; fractions are rounded down.
+    """Parse a size in bytes: `64M`, `1.5GiB`, `512`; fractions of a byte are rounded down.
 
     Raises:
-        UsageError: it is not a size, below 0 or above SIZE_MAX.
-
+        UsageError: it is not a size, or is below 0 or above SIZE_MAX.
     """
     size = -1
     if isinstance(value, str):
@@ -103,11 +102,11 @@ def parse_bytes(value: str | int) -> int:
 def parse_duration(value: str | int) -> int:
     """Parse `5min`, `300s`, `1h30min`, `2 weeks` or a number of seconds into nanoseconds.
 
-    A number without unit is in seconds, and stands alone. A month is 30.4375 days, a year 365.25.
+    A number without a unit means seconds, and must stand alone. A month is 30.4375 days, a year
+    365.25.
 
     Raises:
-        UsageError: it is not a duration, below 0 or above DURATION_MAX_NS.
-
+        UsageError: it is not a duration, or is below 0 or above DURATION_MAX_NS.
     """
     duration_ns = -1
     if isinstance(value, str):
@@ -120,7 +119,7 @@ def parse_duration(value: str | int) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Show a size rounded up, as `ls -h` does: `512`, `1.2M`, `12M`, `1023K`."""
+    """Format a size, rounded up, as `ls -h` does: `512`, `1.2M`, `12M`, `1023K`."""
     unit, scaled = 1, size_bytes
     for letter in ("", *_SIZE_LETTERS):
         tenths = -(-size_bytes * 10 // unit)
@@ -134,9 +133,9 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_duration(duration_ns: int) -> str:
-    """Show a duration in its two largest units (`1h 30min`), below a minute in one (`2.5s`).
+    """Format a duration in its two largest units (`1h 30min`), or in one below a minute (`2.5s`).
 
-    Rounded down; `parse_duration` reads it back.
+    The result is rounded down; `parse_duration` parses it.
     """
     if duration_ns < _MIN:
         for unit, name in ((_S, "s"), (_MS, "ms"), (_US, "us")):
@@ -156,7 +155,7 @@ def format_duration(duration_ns: int) -> str:
 
 
 def _sum_spans(text: str) -> int:
-    """Add up the spans of a duration; -1 for what is none."""
+    """Return the sum of the spans of a duration; -1 if `text` is not a duration."""
     total, position = 0, 0
     while match := _SPAN.match(text, position):
         whole, fraction, name = match.groups()
@@ -169,7 +168,7 @@ def _sum_spans(text: str) -> int:
 
 
 def _scaled(fraction: str | None, factor: int) -> int:
-    """Work out `factor` times the decimal places `fraction`, rounded down."""
+    """Return `factor` times the decimal places `fraction`, rounded down."""
     return int(fraction) * factor // 10 ** len(fraction) if fraction else 0
 
 

@@ -172,13 +172,13 @@ def _read_table(fd: int, stored: int) -> list[FrameSize] | None:
 
 
 def _is_hole(fd: int, position: int, frame: FrameSize) -> bool:
-    """Tell whether a frame is nothing but zeros, by its size alone: 4 bytes for 128 KiB."""
+    """Return whether a frame is only zeros, by its size alone: 4 bytes for 128 KiB."""
     blocks = -(-frame.size // (128 << 10))
     return frame.stored == 6 + 4 * blocks and os.pread(fd, 5, position)[4:5] == b"\0"
 
 
 def _measure(fd: int, stored: int) -> Iterator[FrameSize]:
-    """Find the frames of a file without a table, by unpacking all that is no hole."""
+    """Find the frames of a file without a table, by unpacking everything except holes."""
     position = 0
     while header := parse_frame_header(os.pread(fd, FRAME_HEADER_MAX, position)):
         end = _frame_end(fd, position + header.size_bytes, stored, has_checksum=header.has_checksum)
@@ -208,3 +208,24 @@ def _frame_end(fd: int, position: int, stored: int, *, has_checksum: bool) -> in
             return stored
         if parsed[1]:
             return min(stored, position + (4 if has_checksum else 0))
+
+
+def unpack_zstd(fd: int, window_max: int, piece: int) -> Iterator[bytes]:
+    """Unpack any zstd file, all frames of it, in pieces of at most this size. A file that is cut
+    ends early, and nothing says so: zstdframes tells.
+
+    Raises:
+        FormatError: it is damaged, or wants a larger window.
+
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=window_max)
+    source = _open_window(fd, 0, os.fstat(fd).st_size)
+    with decompressor.stream_reader(source, read_across_frames=True) as reader:
+        while True:
+            try:
+                data = reader.read(piece)
+            except zstandard.ZstdError as e:
+                raise FormatError(str(e)) from e
+            if not data:
+                return
+            yield data

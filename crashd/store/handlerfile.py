@@ -7,6 +7,7 @@ Without a native program (a wheel, a machine without a compiler) the first is th
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def python_program() -> bytes:
 
 
 def native_program(built: Path = NATIVE, running: Path = _EXECUTABLE) -> bytes | None:
-    """Read the native handler; None where there is none, or where it is for another machine."""
+    """Read the native handler; None if it was not built, or is for another machine."""
     try:
         program = built.read_bytes()
         with running.open("rb") as file:
@@ -51,6 +52,19 @@ def native_program(built: Path = NATIVE, running: Path = _EXECUTABLE) -> bytes |
     # e_type may differ: an interpreter need not be position-independent
     same = (program[:16], program[18:20]) == (own[:16], own[18:_SAME_MACHINE_BYTES])
     return program if same else None
+
+
+def memory_program() -> Path | None:
+    """Return the interpreter that may read a process's memory for the handler: ours; None where
+    others than root can change it, or what it would run.
+
+    The handler runs it as root, for any crash, long after this daemon was started.
+    """
+    interpreter = Path(sys.executable) if sys.executable else None
+    if interpreter is None or not interpreter.is_absolute():
+        return None
+    ours = (interpreter, Path(corehandler.__file__).parent)
+    return None if any(find_untrusted(path) for path in ours) else interpreter
 
 
 def list_programs(paths: Paths, native: bytes | None) -> Iterator[tuple[Path, bytes]]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from crashd.base.files import read_space
 from crashd.domain.crash.model import Crash, Kind, State, time_text
-from crashd.domain.keep.process import Deletion, StoredCrash, Usage
+from crashd.domain.keep.process import Deletion, Limit, StoredCrash, Usage
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -32,8 +32,6 @@ from crashd.store.pending import BATCH, Pending, open_pending
 from crashd.store.users import Users
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-UNMEASURED_BYTES: Final = 32 << 10
-"""Of a record whose row does not tell its size."""
 METADATA_INODES: Final = 2
 """Directory and record; what was analysed has one more."""
 
@@ -42,7 +40,7 @@ id, coalesce(sequence, time_ns), time_ns, stored_bytes, pinned, state,
 uid, coalesce(user_unit, unit, ''),
 coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, ''))
     || coalesce(' in ' || container_id, ''),
-coalesce(record_bytes, {UNMEASURED_BYTES}), {METADATA_INODES} + (signature IS NOT NULL)
+record_bytes, {METADATA_INODES} + (signature IS NOT NULL)
 """
 _ALL = f"SELECT {_COLUMNS} FROM crash WHERE kind = 'process'"
 # each half by an index of its own: what has no core is the most, and is not looked at
@@ -59,7 +57,7 @@ class Removed:
     """A deletion that was carried out, or finished after somebody else was killed at it."""
 
     id: str
-    reason: str | None
+    reason: Limit | None
     """None: it was counted by who began it."""
     freed_bytes: int
     tombstone: Crash | None
@@ -205,7 +203,7 @@ def carry_out(paths: Paths, deletion: Deletion) -> Removed | None:
                 return None  # its space would not come free either
             if deletion.whole or crash is None:
                 return Removed(deletion.id, deletion.reason, remove_locked(paths, entry), None)
-            return _evict(entry, crash, deletion.reason)
+            return _delete_core(entry, crash, deletion.reason)
     except NotFoundError:
         return Removed(deletion.id, None, 0, None)
 
@@ -220,13 +218,14 @@ def _read(entry: Entry) -> Crash | None:
         return None
 
 
-def _evict(entry: Entry, crash: Crash, reason: str) -> Removed:
+def _delete_core(entry: Entry, crash: Crash, limit: Limit) -> Removed:
+    """Leave a tombstone of a crash."""
     if crash.core.path is not None:
         # the record first: it never names a core that is not there
         crash = replace(
             crash,
             state=State.EVICTED,
-            evicted={"reason": str(reason), "time": time_text(time.time_ns())},
+            evicted={"reason": limit.value, "time": time_text(time.time_ns())},
             core=replace(crash.core, path=None, stored_bytes=0, complete=False),
         )
         try:
@@ -234,21 +233,26 @@ def _evict(entry: Entry, crash: Crash, reason: str) -> Removed:
         except OSError as e:
             if e.errno not in _FULL:
                 raise
-            return _evict_on_full_disk(entry, crash, reason)
+            return _delete_core_first(entry, crash, limit)
+    return _drop_core(entry, crash, limit)
+
+
+def _drop_core(entry: Entry, crash: Crash, limit: Limit | None) -> Removed:
+    """Unlink the core of a crash whose record is a tombstone already."""
     stored = entry.stored_bytes()
     if stored is None:
         return Removed(entry.id, None, 0, crash)
     entry.drop_core()
     os.fsync(entry.fd)
-    return Removed(entry.id, str(reason), stored, crash)
+    return Removed(entry.id, limit, stored, crash)
 
 
-def _evict_on_full_disk(entry: Entry, crash: Crash, reason: str) -> Removed:
+def _delete_core_first(entry: Entry, crash: Crash, limit: Limit) -> Removed:
     """Take the space for the tombstone from the core: else nothing would ever come free."""
     stored = entry.stored_bytes()
     entry.drop_core()
     crash = entry.write(crash, sync=True)
-    return Removed(entry.id, str(reason), stored or 0, crash)
+    return Removed(entry.id, limit, stored or 0, crash)
 
 
 def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Outcome:
@@ -334,8 +338,7 @@ def _finish_one(paths: Paths, crash_id: str) -> Removed | None:
                 return Removed(crash_id, None, remove_locked(paths, entry), None)
             if crash.state is not State.EVICTED or crash.core.path is not None:
                 return None  # it was not begun
-            reason = str((crash.evicted or {}).get("reason"))
-            return replace(_evict(entry, crash, reason), reason=None)
+            return _drop_core(entry, crash, None)
     except NotFoundError:
         return Removed(crash_id, None, 0, None)
 

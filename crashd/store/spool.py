@@ -11,6 +11,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from crashd.base.files import DIRECTORY, NotRegularError, open_regular, read_file, replace_file
 from crashd.corehandler import (
@@ -27,20 +28,31 @@ from crashd.store.paths import Paths
 
 _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(?:-(\d{1,10}|-))?(\.tmp)?", re.ASCII)
 _META_MAX = 1 << 18
+DIED = "the handler died while spooling"
+"""Why a core may not be all there; it can be, where only the last sync was missing."""
 ASIDE_MAX = 20
 """Spooled crashes that are kept although they make no sense: who can make one can make many."""
 _HANDLER_COMMS = (b"crashd-core\n", b"crashd-core.py\n")
 
 
 def write_limits(
-    paths: Paths, *, max_core: int | None, keep_free: int, honour_rlimit: bool
+    paths: Paths,
+    *,
+    max_core: int | None,
+    keep_free: int,
+    honour_rlimit: bool,
+    program: Path | None = None,
 ) -> None:
-    """Tell the handler, which reads no configuration, what it may keep by itself (bytes)."""
+    """Write for the handler, which reads no configuration, what it may keep by itself (bytes), and
+    the interpreter that reads a process's memory for it (see corehandler.copy_memory).
+    """
     fields = {
         "max_core": b"%d" % (max_core if max_core is not None else 1 << 62),
         "keep_free": b"%d" % keep_free,
         "honour_rlimit": b"%d" % honour_rlimit,
     }
+    if program is not None:
+        fields["program"] = os.fsencode(program)
     staged = paths.spool / f".{LIMITS_NAME}.new"
     replace_file(paths.spool / LIMITS_NAME, pack(fields), staged=staged)
 
@@ -97,12 +109,12 @@ def tokens(paths: Paths) -> set[str]:
 
 
 def is_entry_name(name: str) -> bool:
-    """Tell whether a name in the spool is that of a crash, finished or not."""
+    """Return whether a name in the spool is that of a crash, finished or not."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_finished_name(name: str) -> bool:
-    """Tell whether a name that appeared in the spool is a finished crash."""
+    """Return whether a name that appeared in the spool is a finished crash."""
     match = _NAME.fullmatch(name)
     return match is not None and not match[4]
 
@@ -123,7 +135,7 @@ def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
 
 
 def _is_handler(pid: int) -> bool:
-    """Tell whether this process is a handler: of a script comm is the file's name, proc(5)."""
+    """Return whether this process is a handler: of a script comm is the file's name, proc(5)."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
             return file.read(64) in _HANDLER_COMMS
@@ -174,14 +186,14 @@ class SpoolEntry:
         return parse_fields(raw)
 
     def ending(self) -> str | None:
-        """Tell why the core is not all there; None when it is."""
+        """Return why the core is incomplete; None when it is complete."""
         raw = self._read("done", VALUE_MAX)
         if raw is None:
-            return "the handler died while spooling"
+            return DIED
         try:
             reason = parse_fields(raw).get("reason", b"")
         except FormatError:
-            return "the handler died while spooling"
+            return DIED
         return reason.decode("utf-8", "backslashreplace") or None
 
     def snapshot(self) -> Mapping[str, bytes]:
@@ -194,7 +206,7 @@ class SpoolEntry:
         return found
 
     def open_core(self) -> int | None:
-        """Open the spooled core; None when there is none. The caller owns the descriptor."""
+        """Open the spooled core; None without one. The caller owns the descriptor."""
         try:
             return open_regular("core", dir_fd=self.fd)
         except (FileNotFoundError, NotRegularError):
@@ -202,7 +214,7 @@ class SpoolEntry:
 
 
 def core_bytes(paths: Paths, name: str) -> int:
-    """Tell how much of the disk a spooled core takes; 0 where there is none."""
+    """Return how much of the disk a spooled core takes; 0 without one."""
     try:
         return os.stat(paths.spool / name / "core", follow_symlinks=False).st_blocks * 512
     except OSError:

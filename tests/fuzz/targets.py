@@ -226,7 +226,6 @@ def _printable(raw: bytes) -> object:
 
 def _proc(raw: bytes) -> object:
     procfs.parse_status(raw)
-    procfs.parse_start_time(raw)
     procfs.parse_cmdline(raw)
     procfs.parse_core_limit(raw)
     return procfs.parse_environ(raw)

@@ -235,7 +235,7 @@ def test_hostile_names_cannot_reach_the_terminal(store: Store, verb: list[str]) 
 def test_info_shows_the_newest_and_says_so(store: Store) -> None:
     done = store.run("info", "nginx")
     assert store.ids["new"] in done.stdout
-    assert done.stderr == "crashctl: newest of 2 matching\n"
+    assert done.stderr == "crashctl: newest of 2 matching crashes\n"
     assert store.run("-q", "info", "nginx").stderr == ""
     assert store.run("info").stderr == ""
 
@@ -589,7 +589,7 @@ def test_analyze_ends_when_the_daemon_is_another_by_now(
     server()
     waiting = start_analyze(store, store.ids["new"])
     server(pid=2)
-    assert "started anew" in waiting.communicate(timeout=20)[1]
+    assert "crashd was restarted" in waiting.communicate(timeout=20)[1]
     assert waiting.returncode == 4
 
 
@@ -760,7 +760,7 @@ def test_crash_and_look_waits_until_the_crash_is_whole(
     monkeypatch.setattr(doctor, "crash_child", crash_child)
     check = doctor.crash_and_look(context(store), registered=True)
     assert check.level is Level.OK
-    assert "pid 4242 was caught whole" in check.text
+    assert "pid 4242 was captured completely" in check.text
 
 
 @pytest.mark.parametrize(
@@ -808,7 +808,7 @@ def put_test_crash(store: Store, **changes: Any) -> int:
         ),
         (({"function": None, "pc": "0x1"},), {"state": "done"}, "problem", "no names: gone"),
         ((), {"state": "failed", "reason": "killed"}, "problem", "no names: killed"),
-        ((), None, "problem", "not done within 0 s"),
+        ((), None, "problem", "did not finish within 0 s"),
     ],
 )
 def test_crash_and_look_follows_the_analysis_to_a_stack_with_names(

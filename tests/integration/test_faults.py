@@ -24,6 +24,7 @@ from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
 from crashd.store.catalog import Catalog
+from crashd.store.check import verify
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index
@@ -434,4 +435,4 @@ def test_row_is_made_of_the_record_as_it_is_by_then(short_tmp: Path) -> None:
         indexer.start(Heard())
         indexer.stop()
         assert index.ids() == [crashes[0].id, crashes[2].id]
-        assert {found.kind for found in catalog.verify()} == {"no-core"}
+        assert {found.kind for found in verify(paths, index)} == {"no-core"}

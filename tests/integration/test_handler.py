@@ -2,15 +2,17 @@
 
 import os
 import select
+import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from crashd.corehandler import RECEIPT_SECONDS
-from crashd.domain.crash.coremeta import CoreMeta
+from crashd.corehandler import MEMORY_MODULE, RECEIPT_SECONDS
+from crashd.domain.crash.coremeta import CoreMeta, parse_fields
 from crashd.edge.capture.handoff import Connection, accept, listen_unix
 from crashd.edge.capture.process import pidfd_pid
 from crashd.store import spool
@@ -379,6 +381,107 @@ def test_rlimit_core_of_the_process_is_honoured_but_for_the_notes(paths: Paths) 
         fd = entry.open_core()
         assert fd is not None
         assert os.fstat(fd).st_blocks * 512 <= (1 << 20) + 8192
+
+
+# -- by memory -------------------------------------------------------------------------------------
+
+LARGE = (os.urandom(1 << 20) + bytes(1 << 20)) * 10
+"""Longer than LARGE_BYTES of the handler."""
+
+
+def with_program(paths: Paths, script: str) -> Path:
+    """Name a program to the handler; return where its arguments will be."""
+    program = paths.root / "program"
+    said = paths.root / "arguments"
+    program.write_text(f'#!/bin/sh\necho "$@" >{said}\n{script}\n')
+    program.chmod(0o755)
+    spool.write_limits(paths, max_core=None, keep_free=0, honour_rlimit=False, program=program)
+    return said
+
+
+def spool_large(paths: Paths, core: bytes = LARGE) -> tuple[bytes, dict[str, bytes]]:
+    """Have a large core spooled whose process the handler knows; return it, and how it ended."""
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        pid = str(os.getpid())
+        rest = [pid, pid, "0", "0", str(1 << 63), "1", "3", "h"]
+        run = start_handler(paths, [*SHORT, *rest], pidfd=pidfd)
+        run.feed(core)
+        assert run.wait() == 0
+    finally:
+        os.close(pidfd)
+    with the_spooled(paths) as entry:
+        fd = entry.open_core()
+        assert fd is not None
+        found = read_all(fd)
+    (done,) = paths.spool.glob("*/done")
+    return found, parse_fields(done.read_bytes())
+
+
+def test_large_core_is_left_to_the_program_that_the_daemon_named(paths: Paths) -> None:
+    script = "printf whole | dd of=/proc/self/fd/$5/core bs=1 seek=17M conv=notrunc 2>/dev/null"
+    said = with_program(paths, f"{script}; printf '30000000 '")
+    core, done = spool_large(paths)
+    assert len(core) == 30_000_000 and core[17 << 20 :].startswith(b"whole")
+    assert core[: 16 << 20] == LARGE[: 16 << 20]
+    assert (done["received"], done["reason"], done["engine"]) == (b"30000000", b"", b"memory")
+    words = said.read_text().split()
+    assert words[:3] == ["-I", "-m", MEMORY_MODULE]
+    assert len(words) == 9 and all(word.isdigit() for word in words[4:])
+
+
+def test_reason_of_the_program_is_kept(paths: Paths) -> None:
+    with_program(paths, "printf '20000000 size limit'")
+    _, done = spool_large(paths)
+    assert done["reason"] == b"size limit"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 3",
+        "printf '99999999 '; exit 1",
+        "kill -9 $$",
+        "printf 'nonsense'",
+        "printf -- '-5 '",
+        "yes | head -c 100000",
+        "printf junk | dd of=/proc/self/fd/$5/core bs=1 seek=30M conv=notrunc 2>/dev/null; exit 2",
+    ],
+)
+def test_program_that_fails_costs_nothing_of_the_core(paths: Paths, script: str) -> None:
+    with_program(paths, script)
+    core, done = spool_large(paths)
+    assert core == LARGE
+    assert (done["reason"], done["engine"]) == (b"", b"stream")
+
+
+@pytest.mark.parametrize("program", ["/nonexistent/python", "relative", "", "/dev/null", "/tmp"])
+def test_program_that_cannot_be_started_costs_nothing(paths: Paths, program: str) -> None:
+    spool.write_limits(
+        paths, max_core=None, keep_free=0, honour_rlimit=False, program=Path(program)
+    )
+    assert spool_large(paths)[0] == LARGE
+
+
+def test_program_is_not_started_for_what_is_small_or_has_no_pidfd(paths: Paths) -> None:
+    said = with_program(paths, "exit 3")
+    run = start_handler(paths, SHORT)
+    run.feed(LARGE)
+    assert run.wait() == 0
+    the_spooled(paths).close()
+    shutil.rmtree(next(paths.spool.glob("[0-9]*")))
+    assert spool_large(paths, LARGE[: 16 << 20])[0] == LARGE[: 16 << 20]
+    assert not said.exists()
+
+
+def test_real_program_leaves_a_process_that_is_not_held_to_the_stream(paths: Paths) -> None:
+    spool.write_limits(
+        paths, max_core=None, keep_free=0, honour_rlimit=False, program=Path(sys.executable)
+    )
+    large = build_core(segments=[CoreSegment(0x400000, b"\1" * (18 << 20))])
+    core, done = spool_large(paths, large)
+    assert core == large
+    assert done["engine"] == b"stream"
 
 
 def test_store_that_cannot_be_written_loses_with_a_status_not_a_hang(paths: Paths) -> None:

@@ -17,10 +17,10 @@ from crashd.daemon.indexer import Indexer
 from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
-from crashd.store.catalog import WAL_ALARM_BYTES, wal_bytes
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
-from crashd.store.index import WAL_BYTES, Index
+from crashd.store.index import Index
+from crashd.store.indexfile import WAL_ALARM_BYTES, WAL_BYTES, wal_bytes
 from crashd.store.paths import Paths
 from tests.builders.audience import Heard
 from tests.builders.crashes import build_crash
@@ -161,7 +161,7 @@ def test_fault_21_wal_that_a_reader_holds_is_told_of_and_shrinks_after_him(
                 indexer.changed(crash_)
                 assert indexer.settle()
             assert reading.execute("SELECT count(*) FROM crash").fetchone() == (1,)
-        assert caplog.text.count(f"somebody reads it without an end: fuser -v {paths.index}") == 1
+        assert caplog.text.count(f"a reader holds it open: fuser -v {paths.index}") == 1
         for _ in range(2):  # the first writes all back, the second begins the WAL again
             indexer.changed(crash_)
             assert indexer.settle()

@@ -16,7 +16,14 @@ from crashd.domain.crash.access import Credentials
 from crashd.domain.crash.filesearch import FileSearch, Root, plan_search
 from crashd.domain.elf.elfcore import parse_build_id
 from crashd.domain.elf.modules import Module
-from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules, read_debuglink, read_soname
+from crashd.edge.sandbox.modulefiles import (
+    ModuleFile,
+    copy_with_unwind,
+    foreign_unwind_size,
+    open_modules,
+    read_debuglink,
+    read_soname,
+)
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import build_image
 
@@ -60,7 +67,7 @@ def test_open_modules_takes_the_first_root_that_has_it(tmp_path: Path) -> None:
     roots = [os.fsencode(tmp_path / name) for name in ("missing", "upper", "lower")]
     assert open_one(module(b"/a.so"), roots).fd is not None
     assert open_one(module(b"/a.so"), roots[:2]).problem == (
-        f"file is another one now, with build-id {(b'other' * 4).hex()}"
+        f"file has been replaced, with build-id {(b'other' * 4).hex()}"
     )
     assert open_one(module(b"/a.so"), roots[:1]).problem == "file is gone"
 
@@ -120,7 +127,7 @@ def test_sec_71_a_file_that_nothing_vouches_for_is_not_read(tmp_path: Path) -> N
     page = IMAGE.ljust(4096, b"\1")
     (tmp_path / "a.so").write_bytes(page + b"secret")
     roots = [os.fsencode(tmp_path)]
-    why = "nothing in the core tells which file it was"
+    why = "the core does not identify the file"
     for image in (b"", page[:64], page[:4095]):
         unknown = module(b"/a.so", build_id=None, image=image)
         assert open_one(unknown, roots).problem == why
@@ -327,9 +334,9 @@ def test_build_id_directories_give_what_is_no_longer_at_its_path(place: Path) ->
     for target, problem in (
         ("../../../d/old", None),
         (str(place / "d/old"), None),
-        ("../../../d/a.so", "file is another one now"),
-        ("../../../../../../../../../../proc/self/exe", "file is another one now"),
-        (BUILD_ID[2:], "file is another one now"),  # a loop
+        ("../../../d/a.so", "file has been replaced"),
+        ("../../../../../../../../../../proc/self/exe", "file has been replaced"),
+        (BUILD_ID[2:], "file has been replaced"),  # a loop
     ):
         link = ids / BUILD_ID[2:]
         link.unlink(missing_ok=True)
@@ -344,3 +351,31 @@ def test_build_id_directories_give_what_is_no_longer_at_its_path(place: Path) ->
     link.symlink_to("../../../d/old")
     (place / "d/old").chmod(0o600)
     assert open_modules([module(name)], search, 9)[0].fd is None
+
+
+def build_sections(*kinds: int) -> bytes:
+    """An ELF file of nothing but sections of these types."""
+    head = b"\x7fELF\2\1\1".ljust(40, b"\0") + struct.pack("<Q", 64)
+    head = head.ljust(58, b"\0") + struct.pack("<HHH", 64, len(kinds), 0)
+    rows = (struct.pack("<IIQQQQIIQQ", 0, kind, 2, 7, 0, 0, 0, 0, 8, 0) for kind in kinds)
+    return head + b"".join(rows) + b"rest"
+
+
+def test_copy_with_unwind_changes_the_type_of_one_section_only(tmp_path: Path) -> None:
+    path = tmp_path / "lib.so"
+    path.write_bytes(build_sections(0, 1, 0x70000001, 3))
+    fd = os.open(path, os.O_RDONLY)
+    assert foreign_unwind_size(fd) == path.stat().st_size
+    copy = copy_with_unwind(fd)
+    assert os.pread(copy, 1 << 16, 0) == build_sections(0, 1, 1, 3)
+    assert foreign_unwind_size(copy) is None
+    os.close(copy)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x7fELF", build_sections(0, 1, 3), b"\xff" * 200])
+def test_foreign_unwind_size_of_others_is_none(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "x").write_bytes(raw)
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    assert foreign_unwind_size(fd) is None
+    os.close(fd)

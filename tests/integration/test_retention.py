@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from crashd.domain.crash.model import Core, Crash, State
-from crashd.domain.keep.process import Deletion, Policy, Reason, plan
+from crashd.domain.keep.process import Deletion, Limit, Policy, plan
 from crashd.domain.units import Amount
 from crashd.errors import UnavailableError
 from crashd.store import entry as entries
@@ -202,7 +202,7 @@ def test_pinned_crash_is_not_deleted_altogether_either(paths: Paths, index: Inde
     crash = add(paths, index, 1)
     with open_entry(paths, crash.id) as entry:
         entry.write(replace(crash, pinned=True), sync=False)
-    outcome = carry_out(paths, index, [Deletion(crash.id, Reason.METADATA_MAX_AGE, 1, True)])
+    outcome = carry_out(paths, index, [Deletion(crash.id, Limit.METADATA_MAX_AGE, 1, True)])
     assert outcome.kept == {crash.id}
     assert os.listdir(paths.crashes / crash.id) != []
 
@@ -226,7 +226,7 @@ def test_full_disk_gives_the_space_for_the_tombstone_from_the_core(
 
     monkeypatch.setattr(entries.Entry, "write", write)
     monkeypatch.setattr(pending.Pending, "note", note)
-    outcome = carry_out(paths, index, [Deletion(crash.id, Reason.KEEP_FREE, 1, False)])
+    outcome = carry_out(paths, index, [Deletion(crash.id, Limit.KEEP_FREE, 1, False)])
     assert (outcome.count, cores(paths)) == (1, [])
     with open_entry(paths, crash.id) as entry:
         assert entry.read().state is State.EVICTED
@@ -234,11 +234,11 @@ def test_full_disk_gives_the_space_for_the_tombstone_from_the_core(
 
 def test_eviction_told_of_twice_is_counted_once(paths: Paths, index: Index) -> None:
     crash = add(paths, index, 1)
-    deletion = Deletion(crash.id, Reason.MAX_USE, 1, False)
+    deletion = Deletion(crash.id, Limit.MAX_USE, 1, False)
     assert carry_out(paths, index, [deletion]).count == 1
     with open_entry(paths, crash.id) as entry:
         first = entry.read().evicted
-    assert carry_out(paths, index, [replace(deletion, reason=Reason.MAX_COUNT)]).count == 0
+    assert carry_out(paths, index, [replace(deletion, reason=Limit.MAX_COUNT)]).count == 0
     with open_entry(paths, crash.id) as entry:
         assert entry.read().evicted == first
 
@@ -268,7 +268,7 @@ def test_eviction_killed_after_any_step_is_finished_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(*after, die)
         with pytest.raises(KilledError):
-            carry_out(paths, index, [Deletion(crash.id, Reason.MAX_USE, 1, False)])
+            carry_out(paths, index, [Deletion(crash.id, Limit.MAX_USE, 1, False)])
     with open_pending(paths) as left:
         assert left.ids() == [crash.id]
     rows = RowWriter(index)
@@ -306,7 +306,7 @@ def test_deletion_killed_midway_is_finished_by_the_next(
         if step == "directory":
             patch.setattr(os, "rmdir", die)
         with pytest.raises(KilledError):
-            carry_out(paths, index, [Deletion(crash.id, Reason.METADATA_MAX_AGE, 1, True)])
+            carry_out(paths, index, [Deletion(crash.id, Limit.METADATA_MAX_AGE, 1, True)])
     assert os.listdir(paths.crashes) == [crash.id]
     rows = RowWriter(index)
     finish_all(paths, Told(rows.add, settled=rows.write))
@@ -330,16 +330,16 @@ def test_crash_whose_record_cannot_be_read_goes_altogether(paths: Paths, index: 
     damaged, newer = add(paths, index, 1), add(paths, index, 2)
     (paths.crashes / damaged.id / "crash.json").write_bytes(b"{")
     (paths.crashes / newer.id / "crash.json").write_bytes(b'{"schema":1000}')
-    carry_out(paths, index, [Deletion(damaged.id, Reason.MAX_USE, 1, False)])
+    carry_out(paths, index, [Deletion(damaged.id, Limit.MAX_USE, 1, False)])
     assert os.listdir(paths.crashes) == index.ids() == [newer.id]
     with pytest.raises(AssertionError, match=newer.id):
-        carry_out(paths, index, [Deletion(newer.id, Reason.MAX_USE, 1, True)])
+        carry_out(paths, index, [Deletion(newer.id, Limit.MAX_USE, 1, True)])
 
 
 def test_old_tombstone_goes_altogether(paths: Paths, index: Index) -> None:
     now_ns = START_NS + 400 * 86400 * 10**9
     old = add(paths, index, 1)
-    carry_out(paths, index, [Deletion(old.id, Reason.MAX_USE, 1, False)])
+    carry_out(paths, index, [Deletion(old.id, Limit.MAX_USE, 1, False)])
     new = add(paths, index, 2, time_ns=now_ns)
     limits = Policy(metadata_max_age_ns=366 * 86400 * 10**9)
     assert plan(read_stored(index), read_usage(paths), limits, None) == ()

@@ -102,7 +102,7 @@ def test_bundle_that_is_hostile_reaches_nothing_outside(daemon: Daemon, tmp_path
     rewrite(bad, {**found, "/etc/escaped": b"x"})
     refused("has an unexpected member")
     rewrite(bad, found, link="files/0/link")
-    refused("which is no file")
+    refused("which is not a file")
     rewrite(bad, {**found, "core.zst": found["core.zst"][:-9] + b"x" * 9})
     refused("core.zst in the bundle is damaged")
     rewrite(bad, {name: data for name, data in found.items() if name != "core.zst"})

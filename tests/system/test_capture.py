@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from crashd.domain.crash.coremeta import parse_fields
 from crashd.edge.capture import kernelsock
 from tests.bench.measure import ShmemWatch
 from tests.running import DEFAULT_CONFIG, KEEPING_CONFIG, Daemon, wait_until
@@ -299,6 +300,39 @@ def test_core_that_is_cut_keeps_every_stack(daemon: Daemon, zoo: Path) -> None:
     assert (frames["idle"], frames["crash"], frames["main"]) == (20, 2, 1), (
         done.stdout
     )  # gdb shows the first by itself, too
+
+
+# -- without a daemon ------------------------------------------------------------------------------
+
+
+def ways_of_spooled(daemon: Daemon) -> list[bytes]:
+    """Return by which engine the handler took each core that waits in the spool."""
+    found = sorted(daemon.paths.spool.glob("[0-9]*/done"))
+    return [parse_fields(done.read_bytes())["engine"] for done in found]
+
+
+@with_config(KEEPING_CONFIG)
+def test_large_core_is_spooled_from_memory(daemon: Daemon, victim: Path, zoo: Path) -> None:
+    daemon.stop(signal.SIGKILL)  # what it registered stands
+    crash_victim(victim, "mapped", 8 << 30, 20 << 20)
+    crash_victim(victim, "memfd", 2 << 30, 2)
+    crash_victim(victim, "dense", 64 << 20, core_limit=40 << 20)
+    crash(zoo, "uffd-minor")
+    crash(zoo, "plain")
+    assert ways_of_spooled(daemon) == [b"memory"] * 3 + [b"stream"] * 2
+    daemon.start()
+    mapped, sparse, cut, minor, plain = sorted(daemon.wait_for(5), key=lambda c: str(c["time"]))
+    assert {c["state"] for c in (mapped, sparse, minor, plain)} == {"complete"}
+    assert mapped["core"]["size_bytes"] > 8 << 30 and mapped["core"]["stored_bytes"] < 30 << 20
+    assert sparse["core"]["size_bytes"] > 2 << 30 and sparse["core"]["stored_bytes"] < 1 << 20
+    assert (cut["state"], cut["capture"]["reason"]) == ("truncated", "spooled: size limit")
+    frames = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", "bt", str(victim), str(unpack(daemon, cut["id"]))],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert " in main " in frames or "main (" in frames, frames
 
 
 # -- the limiter -----------------------------------------------------------------------------------

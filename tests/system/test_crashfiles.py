@@ -151,7 +151,7 @@ def test_an_upgrade_changes_neither_stack_nor_signature(daemon: Daemon, short_tm
         assert f"{name} (" not in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if f"no symbols for {program} " in line]
     assert f"build-id {before['build_id']}" in line
-    assert "is another one now, with build-id " in line
+    assert "has been replaced, with build-id " in line
 
     place = ids / ".build-id" / before["build_id"][:2]
     place.mkdir(parents=True)

@@ -86,7 +86,7 @@ def test_doctor_finds_a_sound_installation_and_really_crashes(daemon: Daemon) ->
     done = daemon.crashctl("doctor", "--crash", "--json", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (check,) = [check for check in json.loads(done.stdout) if check["name"] == "test crash"]
-    assert "was caught whole" in check["text"]
+    assert "was captured completely" in check["text"]
     assert "; its stack: " in check["text"]
     assert "crash_child" in check["text"]
     (crash,) = daemon.wait_for(1)

@@ -91,7 +91,7 @@ def crash_and_look(context: Context, *, registered: bool) -> Check:
         try:
             row = _wait_for_record(source, query, started + CRASH_SECONDS)
             took_ms = round((time.monotonic() - started) * 1000)
-            wrong = _judge(row, pid) or _look_into_core(source, row, pid)
+            wrong = _fault_of(row, pid) or _look_into_core(source, row, pid)
             if wrong is not None:
                 return wrong
             text = f"pid {pid} was captured completely within {took_ms} ms: {row['id']}"
@@ -115,7 +115,7 @@ def _wait_for_record(source: Source, query: Query, deadline: float) -> dict[str,
         time.sleep(_POLL_SECONDS)
 
 
-def _judge(row: dict[str, Any], pid: int) -> Check | None:
+def _fault_of(row: dict[str, Any], pid: int) -> Check | None:
     """Return a failed check if the record is not complete, else None."""
     if row.get("state") == "complete" and (row.get("core") or {}).get("path"):
         return None

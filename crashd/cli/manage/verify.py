@@ -7,7 +7,7 @@ from crashd.cli.progress import progress
 from crashd.cli.render import json_page
 from crashd.cli.source import open_direct
 from crashd.domain.text import printable
-from crashd.store.catalog import Finding
+from crashd.store import check
 from crashd.store.daemonlock import is_daemon_live
 
 
@@ -17,16 +17,16 @@ def verify(context: Context, arguments: argparse.Namespace) -> int:
     try:
         with progress(context, "verifying") as shown:
             if arguments.strict:
-                from crashd.store.strict import verify_strictly
-
-                findings = verify_strictly(
+                findings = check.verify_strictly(
                     context.paths,
                     source.index,
                     is_live=lambda: is_daemon_live(context.paths),
                     progress=shown,
                 )
             else:
-                findings = source.catalog.verify(deep=arguments.deep, progress=shown)
+                findings = check.verify(
+                    context.paths, source.index, deep=arguments.deep, progress=shown
+                )
     finally:
         source.close()
     if arguments.json:
@@ -39,5 +39,5 @@ def verify(context: Context, arguments: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: check.Finding) -> str:
     return f"{finding.kind}: {printable(finding.subject)}: {printable(finding.text)}"

@@ -24,8 +24,7 @@ class CrashFiles(NamedTuple):
 
     files: list[ModuleFile]
     exe: bytes
-    """The executable's name among them. In a container it may differ from the `exe` of the record.
-    """
+    """The executable's name among them; in a container it may differ from the record's `exe`."""
     data: frozenset[bytes]
     """Names of mapped files that are not modules."""
 

@@ -2,8 +2,9 @@
 
 So the debugger cannot take the functions of another version for those that crashed.
 
-    root/PATH       executable and libraries, at the paths in the core libraries/NAME  the same
-    files by name and soname, because the loader may have used a link debug/.build-id/AB/CDEF.debug
+    root/PATH       executable and libraries, at the paths in the core
+    libraries/NAME  the same files by name and soname, because the loader may have used a link
+    debug/.build-id/AB/CDEF.debug
 
 Mapped data files are empty here: nothing shows whether they are still the same, and gdb warns about
 each missing one.

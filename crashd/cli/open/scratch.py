@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from crashd.base.files import read_space
-from crashd.cli.open.foreground import User
+from crashd.cli.open.session import User
 from crashd.cli.output import write_sparse
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, reason_of
@@ -74,7 +74,7 @@ def leaving_room(fd: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Pass on `chunks` while the file system of `fd` has room.
 
     Raises:
-                CrashdError: the next chunk would leave less free than KEEP_FREE_MAX allows.
+        CrashdError: the next chunk would leave less free than KEEP_FREE_MAX allows.
     """
     for chunk in chunks:
         space = read_space(fd)

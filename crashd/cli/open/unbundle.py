@@ -42,7 +42,7 @@ _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Links to the directories below /usr, as on a host with a merged /usr."""
 
 
-class Limits(NamedTuple):
+class BundleLimits(NamedTuple):
     """The limits that a bundle must not exceed."""
 
     members: int = 1024
@@ -64,7 +64,7 @@ class Limits(NamedTuple):
     """Directories above one file."""
 
 
-DEFAULT = Limits()
+DEFAULT = BundleLimits()
 
 
 class Unpacked(NamedTuple):
@@ -79,13 +79,13 @@ class Unpacked(NamedTuple):
 
 
 @contextlib.contextmanager
-def unpack(path: Path, limits: Limits = DEFAULT) -> Iterator[Unpacked]:
+def unpack(path: Path, limits: BundleLimits = DEFAULT) -> Iterator[Unpacked]:
     """Unpack a bundle; it exists until the context ends.
 
     Raises:
         NotFoundError: the file does not exist.
-            FormatError: it is not a bundle, is damaged, or exceeds a limit.
-            CrashdError: there is not enough room.
+        FormatError: it is not a bundle, is damaged, or exceeds a limit.
+        CrashdError: there is not enough room.
     """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(_open(path))
@@ -113,15 +113,15 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def unpack_tar(
-    read: Callable[[int], bytes], directory: Path, core: int, limits: Limits = DEFAULT
+    read: Callable[[int], bytes], directory: Path, core: int, limits: BundleLimits = DEFAULT
 ) -> str | None:
     """Unpack the archive that `read` returns; return the executable's path below the root.
 
-        The core goes to the file `core`, module files go below `directory`/root.
+    The core goes to the file `core`, module files go below `directory`/root.
 
     Raises:
         FormatError: the archive is not one that `crashctl bundle` writes.
-            CrashdError: there is not enough room.
+        CrashdError: there is not enough room.
     """
     taken = _Taken(directory, core, limits)
     for member in _members(read, limits):
@@ -166,7 +166,7 @@ class _Member(io.RawIOBase):
             yield data
 
 
-def _members(read: Callable[[int], bytes], limits: Limits) -> Iterator[_Member]:
+def _members(read: Callable[[int], bytes], limits: BundleLimits) -> Iterator[_Member]:
     """Yield the members; each must be used before the next one is read."""
     for _ in range(limits.members):
         header = _read_header(read, limits)
@@ -180,7 +180,7 @@ def _members(read: Callable[[int], bytes], limits: Limits) -> Iterator[_Member]:
     raise FormatError(f"the archive has more than {limits.members} files")
 
 
-def _read_header(read: Callable[[int], bytes], limits: Limits) -> TarHeader | None:
+def _read_header(read: Callable[[int], bytes], limits: BundleLimits) -> TarHeader | None:
     header = parse_tar_header(_exactly(read, BLOCK))
     if header is None or not header.is_extended:
         return header
@@ -214,7 +214,7 @@ class _Taken:
 
     directory: Path
     core: int
-    limits: Limits
+    limits: BundleLimits
     documents: dict[str, bytes] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     members: dict[str, _Member] = field(default_factory=dict)
@@ -224,6 +224,11 @@ class _Taken:
     def take(self, member: _Member) -> None:
         """Read a member and keep what is needed of it."""
         name, limits = member.name, self.limits
+        if name == "kernel.json":
+            raise FormatError(
+                "it is of a kernel's crash: unpack it by tar, and run crash VMLINUX dump/0/*"
+                " (kernel.json says which vmlinux)"
+            )
         if name in self.members or not (name == "SHA256SUMS" or _MEMBER.fullmatch(name)):
             raise FormatError(f"the bundle has an unexpected member {printable(name)}")
         self.members[name] = member

@@ -38,7 +38,7 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
 def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
     """Build the query from the options of `list`.
 
-        It asks for the newest crashes first, so that a limit keeps the newest.
+    It asks for the newest crashes first, so that a limit keeps the newest.
 
     Raises:
         UsageError: a time or a MATCH is not valid.

@@ -1,4 +1,4 @@
-"""What comes after a capture, when nobody waits any more: analysis, notices, retention."""
+"""What comes after a capture, when no process waits any more: analysis, notices, retention."""
 
 from crashd.configuration import keys as config
 from crashd.daemon.after.analysis import AnalysisOptions

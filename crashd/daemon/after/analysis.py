@@ -17,6 +17,8 @@ from crashd.domain.text import printable
 from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
+_MAPS_MAX = 4 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class AnalysisOptions:
@@ -130,5 +132,6 @@ def _request(crash: Crash, options: AnalysisOptions) -> dict[str, Any]:
         "cpu_seconds": max(1, math.ceil(options.timeout_seconds)),
         "memory_bytes": options.memory_bytes,
         "python": options.python,
+        "maps": (crash.maps or b"")[:_MAPS_MAX].decode("latin-1"),
         "search": plan_search(crash, options.build_id_dirs).to_json(),
     }

@@ -71,7 +71,7 @@ class Backlog:
         """Queue a crash before all others; False as for `put`.
 
         One that waits for its turn among others' is moved forward. One that runs is followed by
-        another: its result may be written already, and who asks would wait for a newer one.
+        another: its result may be written already, and root waits for a newer one.
         """
         with self._condition:
             if crash_id in self._asked:

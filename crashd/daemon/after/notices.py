@@ -1,8 +1,8 @@
-"""Telling others of a crash, once it is known what there is to know: journal, hooks, webhook.
+"""Notices of a crash, once its analysis is known: to the journal, hooks and the webhook.
 
-In a thread of its own with a bounded queue: a journal or a hook that hangs holds up nothing. The
-queue is fair: nobody waits for what another's crash loop has queued, and an analysis that takes
-long, whosesoever, is not waited for.
+Runs in a thread of its own with a bounded queue, so that a journal or a hook that hangs holds up
+nothing. The queue is fair: no user waits for what another's crash loop has queued, and no notice
+waits for an analysis that takes long.
 """
 
 import json
@@ -92,7 +92,7 @@ class Notices:
         self._settings = settings
 
     def expect(self, crash: Crash) -> None:
-        """Tell of a crash when `notify` is called for it, or when that takes too long."""
+        """Give notice of a crash when `notify` is called for it, or when that takes too long."""
         with self._changed:
             crash = bounded(crash, NOTICE_BYTES)[0]
             if len(self._held) < QUEUE_MAX:
@@ -102,7 +102,7 @@ class Notices:
             self._changed.notify()
 
     def notify(self, crash: Crash) -> None:
-        """Tell of a crash, soon, unless `expect` has told of it already."""
+        """Give notice of a crash, soon, unless that was done early after `expect`."""
         with self._changed:
             if crash.id in self._told_early:
                 del self._told_early[crash.id]
@@ -112,7 +112,7 @@ class Notices:
             self._changed.notify()
 
     def stop(self) -> None:
-        """End the thread once all that is queued is told, as far as that takes but a moment."""
+        """End the thread after what is queued, as far as that takes only a moment."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -141,7 +141,7 @@ class Notices:
                 self._queue.charge(self._owner_of(crash), now - began, now)
 
     def _next(self) -> _Notice | None:
-        """Wait for what to tell next; None when all is told and the thread is to end."""
+        """Wait for the next notice; None when all are given and the thread is to end."""
         with self._changed:
             while True:
                 now = time.monotonic()

@@ -1,10 +1,10 @@
 """Analyses, one after another, when nothing more urgent is to be done: captures go first.
 
-Whose analyses took least lately comes next, so that nobody waits for all that another's crash loop
-has queued.
+The owner whose analyses took least lately comes next, so that no user waits for all that another's
+crash loop has queued.
 
-What has been analysed is told by `analysis.json` in the crash's own entry: so a daemon that is
-killed goes on with what is left, and what kills an analysis again and again is given up.
+`analysis.json` in the crash's own entry says what has been analysed: a daemon that was killed goes
+on with what is left, and gives up a crash that kills its analysis again and again.
 """
 
 import json
@@ -196,7 +196,7 @@ class AnalysisQueue:
             time.sleep(0.1)
 
     def _finish(self, crash_id: str, analysis: Analysis) -> None:
-        """Write down what was found; the result last, for it says that all is written.
+        """Write down what was found; the result last, because it says that all is written.
 
         What an earlier analysis found stays where this one knows less: a program may be replaced
         meanwhile, debug information removed.
@@ -252,7 +252,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
 
 
 def encode_result(analysis: Analysis) -> tuple[Analysis, bytes]:
-    """Encode a result, and return it; one that nobody could read again is a failure."""
+    """Encode a result, and return it; one that is too large to be read again is a failure."""
     raw = encode(analysis_to_json(analysis))
     if len(raw) > RESULT_MAX:
         why = f"the result has {len(raw)} bytes, and {RESULT_MAX} are kept"
@@ -274,7 +274,7 @@ def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def read_result(entry: Entry) -> dict[str, Any] | None:
-    """Read what an entry's analysis.json says; None where there is none that can be read."""
+    """Read what an entry's analysis.json says; None where it cannot be read."""
     raw = entry.read_file(ANALYSIS, RESULT_MAX + _AROUND_BYTES)
     if raw is None:
         return None

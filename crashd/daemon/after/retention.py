@@ -58,13 +58,13 @@ what has more is dealt with once it is there."""
 _EXPECTED_MIN: Final = 64 << 10
 LEAVE_SHARE: Final = 20
 """A user's captures leave to others' half of what is free, but no more than a twentieth of the file
-system: a large core on an idle host is not cut for nobody."""
+system: a large core on an idle host is not cut for users who have no crash."""
 _SMALL_BYTES: Final = 1 << 20
 """A core of so little is stored first, and made up for afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _StoreView:
     """The store at one moment."""
 
     crashes: list[StoredCrash]
@@ -295,7 +295,7 @@ class Retention:
             self._fresh = self._urgent = False
 
     def _is_pressed(self) -> bool:
-        """Tell whether others took the space that is to stay free, or captures are about to."""
+        """Return whether others took the space that is to stay free, or captures are about to."""
         try:
             usage = read_usage(self._paths, reserved_bytes=self._expect()[1])
         except OSError:
@@ -303,7 +303,7 @@ class Retention:
         return lacks_space(usage, self._policy)
 
     def _expect(self) -> tuple[dict[str, int], int]:
-        """Tell what captures under way may come to have on disk, and what of it is not there yet.
+        """Return what captures under way may come to have on disk, and what of it is not there yet.
 
         One that compresses badly is found out as it grows: it may have as much again.
         """
@@ -323,7 +323,7 @@ class Retention:
     def _unexplained(self) -> frozenset[str]:
         return frozenset() if self._backlog is None else self._backlog.unexplained()
 
-    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _Look:
+    def _look(self, index: Index, *, everything: bool, kept: set[str]) -> _StoreView:
         growing, left = self._expect()
         unexplained = self._unexplained()
         crashes = read_stored(
@@ -338,10 +338,10 @@ class Retention:
         usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
         if not everything:  # what inodes are short of is a matter of all entries
             usage = replace(usage, total_inodes=0)
-        return _Look(crashes, usage)
+        return _StoreView(crashes, usage)
 
-    def _room(self, look: _Look, policy: Policy) -> int:
-        """Tell what deletions can give to a capture of somebody who has nothing yet."""
+    def _room(self, look: _StoreView, policy: Policy) -> int:
+        """Return what deletions can give to a capture of a user who has nothing yet."""
         spare = look.usage.free_bytes - look.usage.reserved_bytes
         keep_free = policy.keep_free.of(look.usage.total_bytes) if policy.keep_free else 0
         return max(0, room(look.crashes, look.usage, policy, "", "new") - max(0, spare - keep_free))
@@ -356,7 +356,7 @@ class Retention:
 
 
 def written_bytes(paths: Paths, crash_id: str) -> int:
-    """Tell how much of a core that is coming in, or just came, is on disk."""
+    """Return how much of a core that is coming in, or just came, is on disk."""
     for name in (CORE_PARTIAL, CORE):
         with contextlib.suppress(OSError):
             return os.stat(paths.crashes / crash_id / name).st_blocks * 512
@@ -369,7 +369,7 @@ def used_bytes(crashes: Sequence[StoredCrash], usage: Usage) -> int:
 
 
 def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> bool:
-    """Tell whether a limit is reached, or will be by what is captured next."""
+    """Return whether a limit is reached, or will be by what is captured next."""
     cores = sum(crash.has_core or crash.in_flight for crash in crashes)
     if policy.max_count is not None and cores > policy.max_count:
         return True
@@ -383,7 +383,7 @@ def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> boo
 
 
 def lacks_space(usage: Usage, policy: Policy) -> bool:
-    """Tell whether less is free than is to stay so: bytes, or inodes."""
+    """Return whether less is free than is to stay so: bytes, or inodes."""
     if policy.keep_free is None or usage.total_bytes <= 0:
         return False
     keep_free = policy.keep_free.of(usage.total_bytes)
@@ -392,7 +392,7 @@ def lacks_space(usage: Usage, policy: Policy) -> bool:
 
 
 def headroom(usage: Usage) -> int:
-    """Tell how much more than `keep_free` is kept: what the next capture writes to."""
+    """Return how much more than `keep_free` is kept: what the next capture writes to."""
     return min(1 << 30, usage.total_bytes // 100)
 
 

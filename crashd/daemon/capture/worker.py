@@ -41,7 +41,7 @@ from crashd.edge.capture.handoff import Connection
 from crashd.edge.capture.incoming import IncomingCore
 from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
-from crashd.store.spool import SpoolEntry
+from crashd.store.spool import DIED, SpoolEntry
 
 ANSWER_SECONDS = 60.0
 """How long a worker waits for the daemon's word on what to keep; the crashed process waits with it.
@@ -255,8 +255,14 @@ def _capture(
         )
     finally:
         incoming.release()
-    if ending and final.state is not State.COMPLETE and not is_only_counted(final):
+    if final.state is State.COMPLETE and (
+        ending == DIED or final.capture.disposition is not Disposition.FULL
+    ):
+        return  # what was wanted of it is there
+    if ending and not is_only_counted(final):
         final = replace(final, capture=replace(final.capture, reason=f"spooled: {ending}"))
+        if final.state is State.COMPLETE:  # of full length, but the handler left a part out
+            final = replace(final, state=State.TRUNCATED, core=replace(final.core, complete=False))
         if final.state is State.LOST:  # the handler kept the crash, and chose to keep no core of it
             final = replace(final, state=State.METADATA_ONLY)
         job.entry.write(final, sync=True)

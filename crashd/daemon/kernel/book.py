@@ -9,14 +9,17 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel.symbols import SymbolState
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.domain.kdump.directory import DumpDirectory
-from crashd.domain.kdump.record import Look, build_record
+from crashd.domain.kdump.record import DUMP_NOT_KNOWN, Look, build_record
+from crashd.domain.kdump.vmcore import Completeness
 from crashd.errors import CrashdError
 from crashd.store import entry as entries
 from crashd.store.entry import open_entry
@@ -31,6 +34,9 @@ SETTLE_NS = 10 * 10**9
 WRITER_GONE_NS = 300 * 10**9
 """An unfinished dump that has not changed for so long has no writer any more."""
 KNOWN_MAX = 20_000
+TRY_AGAIN_NS = 600 * 10**9
+TRY_AGAIN_MAX = 6
+"""How often a dump is judged again that no worker could be had for."""
 
 Key = tuple[str, bytes]
 """A dump: the directory that is watched, and the name in it."""
@@ -52,27 +58,64 @@ class Known:
     time_ns: int = 0
     sure: bool = False
     """Its end was seen."""
+    maybe: bool = False
+    """Nothing speaks against it, but its end could not be seen."""
+    try_again: int = 0
+    """How many more times to look whether it can be, TRY_AGAIN_NS after the last look."""
+    judged_at_ns: int = 0
+    """Monotonic; when the dump itself was judged; 0: not by this daemon."""
     removal_failed: bool = False
     log_pending: bool = False
     """There is no log, and the dump was not asked: the log may still be on its way."""
+
+    symbols: SymbolState = field(default_factory=SymbolState)
 
     @property
     def key(self) -> Key:
         """What names it in the book."""
         return self.root, self.seen.entry.name
 
+    def take_verdict(self, look: Look) -> None:
+        """Note what a look says of the dump itself."""
+        verdict = look.verdict
+        self.sure = verdict is not None and verdict.sure
+        self.maybe = (
+            verdict is not None
+            and verdict.completeness is Completeness.COMPLETE
+            and not verdict.sure
+        )
+        if not (self.maybe and look.try_again):
+            self.try_again = 0
+        elif self.judged_at_ns:
+            self.try_again = max(0, self.try_again - 1)
+        else:
+            self.try_again = TRY_AGAIN_MAX
+        self.judged_at_ns = time.monotonic_ns()
+
+    def is_due_again(self, now_ns: int) -> bool:
+        """Return whether to judge again a dump that no worker could be had for."""
+        return self.try_again > 0 and now_ns - self.judged_at_ns >= TRY_AGAIN_NS
+
     def is_active(self, now_ns: int) -> bool:
         """Return whether it is worth looking at again before an event says so."""
         return self.growing or self.log_pending or now_ns - self.changed_at_ns < SETTLE_NS
 
 
+def _is_settled(crash: Crash) -> bool:
+    """Return whether hooks may be told: what they get is final, its title with it."""
+    return crash.state.is_final and not (crash.kernel or {}).get("log_pending")
+
+
 class DumpBook:
     """Knows dumps and their records; for the dumps' thread alone."""
 
-    def __init__(self, paths: Paths, hostname: bytes, indexer: Indexer) -> None:
+    def __init__(
+        self, paths: Paths, hostname: bytes, indexer: Indexer, symbols: SymbolWork
+    ) -> None:
         self._paths = paths
         self._hostname = hostname
         self._indexer = indexer
+        self._symbols = symbols
         self._known: dict[Key, Known] = {}
         self._absent: dict[Key, Mapping[str, Any]] = {}
         """The index's rows of dumps that this daemon has not seen, or sees no more."""
@@ -112,6 +155,15 @@ class DumpBook:
         """List the dumps that are worth looking at again soon."""
         return [known for known in self._known.values() if known.is_active(now_ns)]
 
+    def list_all(self) -> list[Known]:
+        """List all dumps that are there."""
+        return list(self._known.values())
+
+    def find_id(self, crash_id: str) -> Known | None:
+        """Find the dump of a record; also for other threads."""
+        there = tuple(self._known.values())
+        return next((known for known in there if known.crash_id == crash_id), None)
+
     def count(self) -> dict[State, int]:
         """Count the dumps by their state."""
         counts = dict.fromkeys(State, 0)
@@ -137,8 +189,12 @@ class DumpBook:
         crashed = kernel.get("crash_time")
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else told.stamp_ns
         known.sure = kernel.get("dump_sure") is True
+        known.maybe = kernel.get("dump_state") == DUMP_NOT_KNOWN
+        known.symbols = SymbolState.of(kernel)
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
-        same = same and "dump_sure" in kernel  # an older crashd judged it by its head alone
+        # An older crashd judged it by its head alone.
+        same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
+        same = same and not kernel.get("log_pending")
         if same and known.state.has_core:
             known.growing = False
         return known
@@ -153,31 +209,33 @@ class DumpBook:
         """
         crash = self._write(look, known)
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
+        known.symbols = SymbolState.of(crash.kernel or {})
 
     def _write(self, look: Look, known: Known) -> Crash:
         """Write under the record's lock, because an administrator may pin it meanwhile."""
 
         def build(before: Crash | None) -> Crash:
-            return build_record(
+            crash = build_record(
                 look,
                 before,
                 hostname=self._hostname,
                 random=secrets.randbits(40),
                 seen_ns=known.first_seen_ns,
             )
+            return self._symbols.carry(crash, before)
 
         if known.crash_id is None or self.read(known.crash_id) is None:
             crash = build(None)
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
             self._indexer.recorded(crash)
-            if crash.state.is_final:
+            if _is_settled(crash):
                 self._indexer.finished(crash.id)
             return crash
         before, crash = entries.change(self._paths, known.crash_id, build)
         # The index is told even of a record that did not change: the daemon that wrote it may have
         # been killed before the index knew.
-        if crash.state.is_final and not (before.state.is_final and known.state.is_final):
+        if _is_settled(crash) and not (_is_settled(before) and known.state.is_final):
             self._indexer.finished(crash.id)
         else:
             self._indexer.changed(crash)

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.kernel.log import LogFailure, read_log
+from crashd.daemon.kernel.unpack import NotJudged, unpack
 from crashd.domain.kdump.compressed import find_wrapper, unwrap
 from crashd.domain.kdump.directory import DumpDirectory, readme_is_unfinished
 from crashd.domain.kdump.record import Look
+from crashd.domain.kdump.troubles import find_troubles
 from crashd.domain.kdump.vmcore import (
     HEAD_SIZE,
     TAIL_SIZE,
@@ -58,19 +60,24 @@ def look_into(
     *,
     growing: bool,
     analysis: AnalysisOptions | None = None,
+    worker: AnalysisOptions | None = None,
 ) -> Look:
     """Read what a trusted directory holds; while it is `growing`, no more than its log. Where there
-    is no log, and `analysis` says how, it is taken out of the dump.
+    is no log, and `analysis` says how, it is taken out of the dump. A compressed dump is read to
+    its end where `worker` says how.
 
     Raises:
         OSError: the directory is gone, or cannot be read.
 
     """
     with root.open(seen) as opened:
-        verdict, parts = (None, ()) if growing else _judge(opened, directory)
-        log, source = _read_log(opened, directory.log), "file"
+        judging = _Judging(opened, worker)
+        capture_log = b"" if growing else _read_log(opened, directory.capture_log)
+        verdict, parts = (None, ()) if growing else judging.judge(directory)
+        log, source, build_id = _read_log(opened, directory.log), "file", None
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
-            log, source = _log_of_dump(opened, parts or (directory.dump or b"",), analysis)
+            names = parts or (directory.dump or b"",)
+            log, source, build_id = _log_of_dump(opened, names, analysis)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
@@ -81,21 +88,55 @@ def look_into(
         analysis=_analyse(log),
         growing=growing,
         parts=parts,
+        build_id=build_id,
+        try_again=judging.try_again,
+        capture_troubles=find_troubles(capture_log),
     )
 
 
-def _judge(opened: OpenDump, directory: DumpDirectory) -> tuple[Verdict | None, tuple[bytes, ...]]:
-    """Judge the dump of a directory; with it go the files of a split dump, in order."""
-    if directory.dump is None:
-        return None, ()
-    unfinished = directory.unfinished or (
-        directory.readme is not None and _readme_says_so(opened, directory.readme)
-    )
-    verdict = _judge_file(opened, directory.dump, unfinished)
-    if verdict.head is None or verdict.head.split is None:
-        return verdict, ()
-    files = {name: _judge_file(opened, name, unfinished) for name in directory.parts[:_PARTS_MAX]}
-    return judge_parts(verdict, files), order_parts(files)
+class _Judging:
+    """Judges the files of one dump."""
+
+    def __init__(self, opened: OpenDump, worker: AnalysisOptions | None) -> None:
+        self._opened = opened
+        self._worker = worker
+        self.try_again = False
+        """What is not known now may be another time."""
+
+    def judge(self, directory: DumpDirectory) -> tuple[Verdict | None, tuple[bytes, ...]]:
+        """Judge a directory's dump; with it go the files of a split dump, in order."""
+        if directory.dump is None:
+            return None, ()
+        unfinished = directory.unfinished or (
+            directory.readme is not None and _readme_says_so(self._opened, directory.readme)
+        )
+        verdict = self._judge_file(directory.dump, unfinished)
+        if verdict.head is None or verdict.head.split is None:
+            return verdict, ()
+        files = {directory.dump: verdict}
+        for name in directory.parts[:_PARTS_MAX]:
+            if name not in files:
+                files[name] = self._judge_file(name, unfinished)
+        return judge_parts(verdict, files), order_parts(files)
+
+    def _judge_file(self, name: bytes, unfinished: bool) -> Verdict:
+        try:
+            head, tail, size = self._opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
+            with self._opened.reader(name) as read:
+                verdict = judge(head, size, tail, unzstd, unfinished=unfinished, read=read)
+            if verdict.sure or find_wrapper(head) is None or self._worker is None:
+                return verdict
+            fd = self._opened.open_file(name)
+            try:
+                found = unpack(fd, self._worker)
+            finally:
+                os.close(fd)
+        except FormatError as e:
+            return Verdict(Completeness.BOGUS, reason_of(e))
+        if isinstance(found, NotJudged):
+            self.try_again = self.try_again or found.try_again
+            return judge(head, size, tail, unzstd, unfinished=unfinished, unpacked=found.reason)
+        return judge(head, size, tail, unzstd, unfinished=unfinished, unpacked=found)
 
 
 def order_parts(files: Mapping[bytes, Verdict]) -> tuple[bytes, ...]:
@@ -134,15 +175,6 @@ def find_missing_part(heads: Sequence[VmcoreHead]) -> str:
     return f"a part is missing: no file has the page frame {at} of {frames}" if at < frames else ""
 
 
-def _judge_file(opened: OpenDump, name: bytes, unfinished: bool) -> Verdict:
-    try:
-        head, tail, size = opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
-        with opened.reader(name) as read:
-            return judge(head, size, tail, unzstd, unfinished=unfinished, read=read)
-    except FormatError as e:
-        return Verdict(Completeness.BOGUS, reason_of(e))
-
-
 def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
     if name is None:
         return b""
@@ -160,9 +192,9 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 
 def _log_of_dump(
     opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions
-) -> tuple[bytes, str]:
-    """Take the log out of the dump, whose files are named; nothing, and why, where that cannot
-    be.
+) -> tuple[bytes, str, str | None]:
+    """Take the log out of the dump, whose files are named, and the build-id that its memory has;
+    nothing, and why, where that cannot be.
     """
     with contextlib.ExitStack() as files:
         fds: list[int] = []
@@ -170,10 +202,12 @@ def _log_of_dump(
             try:
                 fds.append(opened.open_file(name))
             except FormatError as e:
-                return b"", reason_of(e)
+                return b"", reason_of(e), None
             files.callback(os.close, fds[-1])
         found = read_log(fds[0], options)
-    return (b"", found.reason) if isinstance(found, LogFailure) else (found.text, "dump")
+    if isinstance(found, LogFailure):
+        return b"", found.reason, None
+    return found.text, "dump", found.build_id
 
 
 def _analyse(log: bytes) -> LogAnalysis | None:

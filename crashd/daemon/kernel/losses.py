@@ -1,4 +1,4 @@
-"""Crashes that never reached us, from the kernel's own log: each is a record, too."""
+"""Crashes that never reached us, from the kernel's own log: each gets a record, too."""
 
 import logging
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from crashd.daemon.kernel.side import KernelSide
 from crashd.domain.crash.losses import LogRecord, Loss, find_loss
-from crashd.edge.host.kmsg import KernelLog
+from crashd.edge.host.kmsg import Kmsg
 from crashd.errors import UnavailableError, reason_of
 from crashd.registration import is_owned
 from crashd.store.paths import Paths
@@ -34,16 +34,16 @@ class LossWatch:
     """Follows the log from where the last daemon of this boot left it."""
 
     def __init__(self, paths: Paths, boot_id: str, kernel: KernelSide) -> None:
-        """`kernel` is told of every record, and says which one the next daemon must hear again."""
+        """`kernel` hears every record, and says which one the next daemon must hear again."""
         self._paths = paths
         self._path = paths.kernel_log_state
         self._boot_id = boot_id
         self._kernel = kernel
-        self._log: KernelLog | None = None
+        self._log: Kmsg | None = None
         self._since_ns = time.monotonic_ns()
         self._sequence = self._saved = -1
 
-    def open(self, passed: int | None = None) -> KernelLog | None:
+    def open(self, passed: int | None = None) -> Kmsg | None:
         """Open the log, for a selector to wait for; None where there is none. `passed` is its
         descriptor, where systemd keeps that for us.
         """
@@ -54,7 +54,7 @@ class LossWatch:
                 self._since_ns = 0  # of another boot: all of this one's is news
         self._saved = self._sequence
         try:
-            self._log = KernelLog(passed)
+            self._log = Kmsg(passed)
         except UnavailableError as e:
             log.warning("%s: crashes that the kernel drops are not recorded, ignoring", e)
         return self._log

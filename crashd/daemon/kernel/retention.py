@@ -1,5 +1,6 @@
 """Deleting kernel dumps: domain/keep/kernel.py plans it, and the record outlives its dump."""
 
+import errno
 import logging
 import os
 import time
@@ -8,7 +9,8 @@ from collections.abc import Mapping
 from crashd.daemon.kernel.book import DumpBook, Known
 from crashd.daemon.kernel.settings import DumpSettings
 from crashd.domain.crash.model import Kind, State
-from crashd.domain.keep.kernel import Deletion, KernelDump, plan_retention
+from crashd.domain.kdump.ready import ALLOW_HINT
+from crashd.domain.keep.kernel import DumpDeletion, KernelDump, plan_retention
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.web.exporter import Exporter
@@ -42,7 +44,7 @@ class DumpRetention:
         for deletion in plan:
             self._delete(root, by_id[deletion.key], deletion)
 
-    def _delete(self, root: DumpRoot, known: Known, deletion: Deletion) -> None:
+    def _delete(self, root: DumpRoot, known: Known, deletion: DumpDeletion) -> None:
         """Delete one dump; the record first, so that it never names what is no longer there."""
         crash = self._book.read(deletion.key)
         if crash is None:
@@ -59,7 +61,8 @@ class DumpRetention:
         except NotFoundError:
             freed, left = 0, ()  # another program was faster
         except (FormatError, OSError) as e:
-            log.warning("kernel dump %s cannot be deleted: %s, ignoring", name.decode(), e)
+            hint = f" ({ALLOW_HINT} lets it)" if getattr(e, "errno", 0) == errno.EROFS else ""
+            log.warning("kernel dump %s cannot be deleted: %s%s, ignoring", name.decode(), e, hint)
             self._book.write_state(crash.id, crash.state, crash.capture.reason)
             known.removal_failed = True
             return
@@ -78,7 +81,7 @@ class DumpRetention:
 
 def _plan(
     root: DumpRoot, settings: DumpSettings, by_id: Mapping[str, Known], pinned: set[str]
-) -> tuple[Deletion, ...]:
+) -> tuple[DumpDeletion, ...]:
     dumps = [
         KernelDump(
             key=crash_id,
@@ -86,7 +89,7 @@ def _plan(
             seen_ns=known.first_seen_ns,
             size_bytes=known.told.size_bytes,
             complete=known.state is State.COMPLETE and known.sure,
-            maybe=known.state is State.COMPLETE and not known.sure,
+            maybe=known.maybe,
             pinned=crash_id in pinned,
             capturing=known.growing or not known.state.is_final,
         )

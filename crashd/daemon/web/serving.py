@@ -2,9 +2,9 @@
 
 import logging
 import socket
-from typing import Protocol
 
 from crashd.configuration import keys as config
+from crashd.daemon.health import Health
 from crashd.daemon.web.webconfig import load_guard
 from crashd.edge.web import metricsserver
 from crashd.edge.web.exporter import Exporter
@@ -12,18 +12,6 @@ from crashd.edge.web.webguard import Guard
 from crashd.errors import ConfigError, CrashdError
 
 log = logging.getLogger("crashd.service")
-
-
-class Health(Protocol):
-    """Answers the probes; see daemon/status.py. Its methods are called by any thread."""
-
-    def is_alive(self) -> bool:
-        """Return whether the daemon's loop turns."""
-        ...
-
-    def is_ready(self) -> bool:
-        """Return whether crashes are taken."""
-        ...
 
 
 class MetricsFront:

@@ -6,29 +6,52 @@ signal, the facts are of that one, and what the handler did is a consequence.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import explain_fault, stack_overflow
-from crashd.domain.cause.signature import in_library_source, notable, plain_name
+from crashd.domain.cause.helpers import in_library_source, is_failure
+from crashd.domain.cause.names import plain_name
+from crashd.domain.cause.signature import notable
 from crashd.domain.signals import (
     SIGABRT,
     SIGILL,
     SIGSEGV,
     SIGSYS,
     SIGTRAP,
+    SIGXCPU,
+    SIGXFSZ,
     describe,
     signal_name,
 )
 
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b\d{2,}\b")
 _TEXT_MAX = 400
-_SI_TKILL = -6  # asm-generic/siginfo.h
+_SI_KERNEL, _SI_TKILL = 0x80, -6  # asm-generic/siginfo.h
+_UNSENT = {
+    -2: "a timer of the process's own (timer_create)",
+    -3: "a message queue (mq_notify)",
+    -4: "an asynchronous operation (aio)",
+    -5: "a file descriptor (F_SETSIG)",
+}
+_LIMITS = {
+    SIGXCPU: ("CPU time limit reached", "the process used all of its CPU time (RLIMIT_CPU)"),
+    SIGXFSZ: ("file size limit reached", "a file would be larger than RLIMIT_FSIZE permits"),
+}
+_GIVE_UP = frozenset({"hlt", "ud2", "udf", "brk"})
+_MUSL = re.compile(r"/(ld-musl-[^/]*|libc)\.so(\.1)?$")
+_RAISE = frozenset({"raise", "gsignal", "pthread_kill", "tgkill", "kill"})
+_LOOKED_AT = 24
 
 _ASSERTION = re.compile(
     r"(?:[^:]*: )?(?P<file>[^:]+):(?P<line>\d+): (?P<function>.*?):? "
     r"Assertion [`'](?P<what>.*)' failed",
+    re.DOTALL,
+)
+_UNEXPECTED = re.compile(
+    r"(?:[^:]*: )?(?P<file>[^:]+):(?P<line>\d+): (?P<function>.*?): "
+    r"Unexpected error: (?P<what>.*)\.",
     re.DOTALL,
 )
 _HEAP_DOUBLE_FREE = re.compile(r"double free|fasttop")
@@ -55,6 +78,8 @@ def explain(facts: Facts, context: Context) -> Cause:
     if cause is None and info is not None:
         if signal == SIGSYS and info.code == 1:
             cause = _seccomp(facts)
+        elif signal in _LIMITS and (info.code == _SI_KERNEL or _is_own(facts, context, 0)):
+            cause = _limit(signal)
         elif info.code <= 0:
             cause = _sent(facts, context)
         else:
@@ -118,17 +143,98 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         if "rust_panic" in said:
             at = f" at {said['rust_location']}" if "rust_location" in said else ""
             return Cause("rust-panic", "Rust panic", f"Rust panic{at}: {said['rust_panic']}")
-    if signal == SIGABRT and "cxx_type" in said:
+    if signal != SIGABRT and not _ended_itself(facts, signal):
+        text = said.get("abort") or said.get("glib")
+        return _abort_message(text) if text and signal in (SIGTRAP, SIGILL) else None
+    if "sanitizer" in said:
+        return _sanitizer(said["sanitizer"])
+    if known := _known_failure(facts):
+        return known
+    if "cxx_type" in said:
         what = f": {said['cxx_what']}" if "cxx_what" in said else ""
         name = said["cxx_type"]
         return Cause("cxx-exception", f"uncaught {name}", f"uncaught C++ exception {name}{what}")
-    if signal == SIGABRT and "cxx_terminate" in said:
+    if "cxx_terminate" in said:
         short = "std::terminate() without an exception"
         hint = " (a std::thread that was not joined, or `throw;` outside of a handler)"
         return Cause("cxx-terminate", short, short + hint)
-    if signal in (SIGABRT, SIGTRAP, SIGILL) and (text := said.get("abort") or said.get("glib")):
+    if text := said.get("abort") or said.get("glib"):
         return _abort_message(text)
+    if signal == SIGSEGV:
+        return _trapped(facts)
     return None
+
+
+def _ended_itself(facts: Facts, signal: int | None) -> bool:
+    """Return whether the process ended itself by another signal than SIGABRT.
+
+    A failure function may execute a trap (V8, GLib). And the first process of a pid namespace
+    ignores SIGABRT: then abort() of glibc and musl executes what cannot be executed.
+    """
+    if signal in (SIGTRAP, SIGILL):
+        return any(is_failure(frame) for frame in facts.blamed[:8])
+    mnemonic = facts.instruction.mnemonic if facts.instruction is not None else None
+    return mnemonic in _GIVE_UP and bool(facts.blamed) and _in_abort(facts.blamed)
+
+
+def _in_abort(frames: Sequence[Frame]) -> bool:
+    if any(plain_name(f.function) == "abort" for f in frames[:3] if f.function):
+        return True
+    return _MUSL.search(frames[0].module or "") is not None
+
+
+def _trapped(facts: Facts) -> Cause:
+    if _MUSL.search(facts.blamed[0].module or "") and not any(
+        f.function and plain_name(f.function) == "abort" for f in facts.blamed[:3]
+    ):
+        return Cause(
+            "heap-corruption",
+            "heap corruption found by musl",
+            "musl's allocator, or its check of the stack, found overwritten memory",
+        )
+    return Cause("abort", "abort()", "the program called abort(), as the first of its namespace")
+
+
+_KNOWN = (
+    (r"__cxa_(pure|deleted)_virtual$", "pure-virtual", "pure virtual method called",
+     "a pure or deleted virtual method was called: the object is being made, or is gone"),
+    (r"std::__glibcxx_assert_fail|std::__replacement_assert", "assertion",
+     "libstdc++ assertion failed",
+     "an assertion of the C++ standard library failed: an index, iterator or empty object"),
+    (r".*libcpp_verbose_abort", "assertion", "libc++ assertion failed",
+     "an assertion of the C++ standard library failed: an index, iterator or empty object"),
+    (r"alloc::alloc::handle_alloc_error|std::alloc::(rust_oom|default_alloc_error_hook)"
+     r"|__rust_alloc_error_handler|__rdl_oom",
+     "out-of-memory", "memory allocation failed", "Rust: a memory allocation failed"),
+    (r"node::OOMErrorHandler|node::OnOOMError|v8::internal::V8::FatalProcessOutOfMemory"
+     r"|v8::(Utils::ReportOOMFailure|internal::Heap::FatalProcessOutOfMemory)",
+     "out-of-memory", "JavaScript heap out of memory", "V8: the JavaScript heap is full"),
+    (r"v8::internal::Isolate::CreateMessageOrAbort", "js-exception",
+     "uncaught JavaScript exception", "JavaScript: an exception that nothing caught"),
+    (r"report_java_out_of_memory", "out-of-memory", "Java heap out of memory",
+     "Java: OutOfMemoryError, with CrashOnOutOfMemoryError"),
+    (r"_?Py_FatalError|fatal_error(_exit)?$", "fatal-error", "Fatal Python error",
+     "the Python interpreter gave up (Fatal Python error)"),
+)  # fmt: skip
+_KNOWN_FAILURES = tuple((re.compile(row[0]), *row[1:]) for row in _KNOWN)
+
+
+def _known_failure(facts: Facts) -> Cause | None:
+    """Return what a failure function on the stack says by being there."""
+    for frame in facts.blamed[:_LOOKED_AT]:
+        name = plain_name(frame.function) if frame.function else ""
+        for pattern, kind, short, text in _KNOWN_FAILURES:
+            if pattern.match(name):
+                said = facts.messages.get("assertion", "")
+                return Cause(kind, short, f"{text}: {said}" if said else text)
+    return None
+
+
+def _sanitizer(report: str) -> Cause:
+    """Tell a sanitizer's report: `AddressSanitizer: heap-use-after-free on address …`."""
+    tool, _, rest = report.partition(": ")
+    what = rest.split(" on ", 1)[0].split(" (", 1)[0].strip()[:60]
+    return Cause("sanitizer", f"{tool}: {_steady(what)}", f"{report}")
 
 
 def _abort_message(text: str) -> Cause:
@@ -141,6 +247,11 @@ def _abort_message(text: str) -> Cause:
             f"assertion `{what[:60]}' failed",
             f"assertion `{what}' failed in {function}() at {file}:{found['line']}",
         )
+    if found := _UNEXPECTED.fullmatch(text):  # assert_perror()
+        what = found["what"]
+        where = f"{plain_name(found['function'])}() at {found['file'].rpartition('/')[2]}"
+        text = f"an unexpected error in {where}:{found['line']}: {what}"
+        return Cause("assertion", f"unexpected error: {what[:60]}", text)
     if "stack smashing" in text:
         return Cause(
             "stack-smashing",
@@ -200,15 +311,36 @@ def _seccomp(facts: Facts) -> Cause:
     )
 
 
+def _limit(signal: int) -> Cause:
+    short, text = _LIMITS[signal]
+    return Cause("limit", short, text)
+
+
+def _is_own(facts: Facts, context: Context, code: int) -> bool:
+    """Return whether the process sent the signal itself, and with such a si_code.
+
+    Its threads' ids are those of its own pid namespace, as the sender's is.
+    """
+    info = facts.siginfo
+    own = context.own_pids | {thread.tid for thread in facts.threads}
+    return info is not None and info.code == code and info.sender_pid in own
+
+
+def _called_abort(facts: Facts) -> bool:
+    """Return whether SIGABRT came from abort(): where names are known, it is on the stack."""
+    names = {plain_name(f.function) for f in facts.blamed[:6] if f.function}
+    return "abort" in names or not names & _RAISE
+
+
 def _sent(facts: Facts, context: Context) -> Cause:
     info = facts.siginfo
     number = info.signal if info is not None else 0
     name = signal_name(number)
     pid = info.sender_pid if info is not None else None
-    # its threads' ids are those of its own pid namespace, as the sender's is
-    own = context.own_pids | {thread.tid for thread in facts.threads}
-    if pid and pid in own:
-        if number == SIGABRT and info is not None and info.code == _SI_TKILL:
+    if info is not None and info.code in _UNSENT and not pid:
+        return Cause("sent", f"{name} sent by the kernel", f"{name} came from {_UNSENT[info.code]}")
+    if info is not None and _is_own(facts, context, info.code):
+        if number == SIGABRT and info.code == _SI_TKILL and _called_abort(facts):
             return Cause("abort", "abort()", "the program called abort()")
         return Cause("raised", f"raised {name} itself", f"the program sent {name} to itself")
     uid = info.sender_uid if info is not None else None

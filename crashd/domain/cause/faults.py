@@ -5,20 +5,33 @@ there. Pure.
 import re
 
 from crashd.domain.cause.analysis import Access, Cause, Facts, Region
-from crashd.domain.cause.signature import plain_name
+from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, describe
 
+FAULT_KINDS = frozenset(
+    ("null-pointer", "wild-pointer", "freed-memory", "poisoned-memory", "overwritten-pointer",
+     "non-canonical", "null-call", "wild-call", "wild-target", "execute-data", "return-address",
+     "guard", "read-only", "no-permission", "protection-key", "control-flow", "unaligned",
+     "general-protection", "stack-overflow", "past-end-of-file", "bus-error", "hardware-memory",
+     "division-by-zero", "integer-overflow", "arithmetic", "illegal-instruction")
+)  # fmt: skip
+"""What an instruction did. Of all else the process, or another one, ended it on purpose."""
 NULL_MAX = 0x10000
 """Below it nothing is ever mapped (vm.mmap_min_addr)."""
 _STACK_REACH = 1 << 20
 """From the stack pointer to where a function's frame is first touched."""
 _GAP_MAX = 1 << 20
+_FRAME_MAX = 1 << 30
+"""Of a function whose frame is larger than the stack."""
+_HANDLER_ROOM = 16 << 10
+"""A signal's frame with the processor's extended state (11 KiB with AMX)."""
 _SI_KERNEL = 0x80
 _BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
 _SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
 _ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
 _ALIGNED = re.compile(r"v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$")
 _DIVISIONS = frozenset({"div", "idiv", "sdiv", "udiv"})
+_PRIVILEGED = frozenset({"hlt", "cli", "sti", "in", "out", "rdmsr", "wrmsr", "invd", "lgdt", "int"})
 _POISONS = {
     0x5A: "jemalloc's pattern of freed memory",
     0xA5: "jemalloc's pattern of memory never written",
@@ -127,13 +140,30 @@ def _null(facts: Facts, fault: int, access: Access | None) -> Cause:
 
 
 def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
-    """Tell whether the fault is where a stack ends: no room for the next function's frame."""
+    """Return whether the fault is where a stack ends: no room for the next function's frame."""
     sp = facts.regions.get("sp")
-    if sp is None or region is None or abs(fault - sp.address) > _STACK_REACH:
+    if sp is None or region is None or region.kind not in ("none", "guard"):
         return False
-    if region.kind not in ("none", "guard") or region.above not in ("anonymous", "stack"):
+    if sp.kind in ("none", "guard") and sp.above == "stack" and sp.gap_bytes is not None:
+        # the frame is larger than the stack: its pointer itself is outside
+        return sp.gap_bytes <= _FRAME_MAX and -_STACK_REACH <= fault - sp.address <= sp.gap_bytes
+    if abs(fault - sp.address) > _STACK_REACH or region.above not in ("anonymous", "stack"):
         return False
     return region.gap_bytes is not None and region.gap_bytes <= _GAP_MAX
+
+
+def _has_no_room(facts: Facts) -> bool:
+    """Return whether the kernel found no room on the stack for a signal's handler: then it sends
+    SIGSEGV without an address (force_sigsegv() of kernel/signal.c).
+    """
+    sp = facts.regions.get("sp")
+    if sp is None:
+        return False
+    if sp.kind in ("none", "guard"):
+        return sp.above == "stack" and sp.gap_bytes is not None and sp.gap_bytes <= _FRAME_MAX
+    if sp.kind != "stack" or sp.start is None or sp.end is None:
+        return False
+    return sp.address - sp.start <= _HANDLER_ROOM and sp.end - sp.start >= 8 * _HANDLER_ROOM
 
 
 def stack_overflow(facts: Facts) -> Cause:
@@ -259,6 +289,8 @@ def _general_protection(facts: Facts, access: Access | None) -> Cause:
     mnemonic = (facts.instruction.mnemonic if facts.instruction is not None else None) or ""
     if cause := _bad_target(facts):
         return cause
+    if access is None and mnemonic not in _PRIVILEGED and _has_no_room(facts):
+        return stack_overflow(facts)
     if access is not None:
         if cause := _bad_pointer(facts, access):
             return cause

@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 can be after a rebuild. Pure.
 
-A signature is `p1-` and 16 hex digits. In it go: the program's name, the kind of the cause, and up
+A signature is `p2-` and 16 hex digits. In it go: the program's name, the kind of the cause, and up
 to FRAMES functions that matter. Not in it: addresses, pids, thread names, paths, line numbers,
 build-ids, how deep a recursion was, and whether a function was inlined. The number changes with
 whatever here changes the result.
@@ -13,128 +13,51 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
+from crashd.domain.cause.faults import FAULT_KINDS
+from crashd.domain.cause.helpers import below_failure, is_helper
+from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p1"
+VERSION = "p2"
 FRAMES = 3
+NAMELESS_FRAMES = 8
+"""Where none of the first has a name, and the process ended itself."""
 RECURSION_MIN = 3
 """Times that a function is on a stack that overflowed, to be part of the recursion."""
 _TITLE_NAME_MAX = 60
 
-# What libraries do on behalf of a program that has crashed, or was about to.
-_LIBRARY = re.compile(
-    r"/(lib(c|pthread|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan|lsan|msan|m|rt|dl|"
-    r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc)|ld-linux[^/]*|ld-musl[^/]*|ld)[-.][^/]*$"
-)
-_WRAPPERS = re.compile(
-    r"""
-    _*(abort|raise|gsignal|g_?abort|pthread_kill(_implementation|_internal|@.*)?|kill|tgkill)$
-    |_*libc_(message|fatal|start_main|start_call_main|assert_fail)|malloc_printerr
-    |_*(fortify_fail|chk_fail|stack_chk_fail(_local)?|assert(_perror)?_fail(_base)?)
-    |_*(malloc|calloc|realloc|free|cfree|memalign|posix_memalign|aligned_alloc)$|_int_(free|malloc)
-    |operator\ (new|delete)
-    |std::|__gnu_cxx::|__cxxabiv1::|__cxa_|_Unwind_|__gxx_personality|_*terminate$
-    |core::|alloc::|panic_(abort|unwind)::|__rustc::|rust_|__rust_
-    |<(core|alloc|std)::|<?.*\ as\ (core|alloc|std)::
-    |runtime\.(?!main\.)|sync/atomic\.|internal/|gosave|rt0_go
-    |_*restore_rt|_*kernel_(rt_)?sigreturn|_start$|_*clone3?$|start_thread|_dl_|call_init
-    |_*(asan|ubsan|tsan|lsan|msan|sanitizer|interceptor)_|__sanitizer|__interceptor
-    |g_(log|logv|log_.*|assertion_message.*|error|return_if_fail_warning)$
-    """,
-    re.VERBOSE,
-)
-_STD_FILE = re.compile(r"/(include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
-_SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
-_BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
+_BRACKET_BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
+
+
 _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
-_NUMBERS = re.compile(r"#\d+")
 
 
-def plain_name(function: str) -> str:
-    """Bring a function's name to what stays the same: no parameters, no template arguments, no
-    mark of the compiler's.
-
-    `app::Store<int>::at(unsigned long) const [.cold]` becomes `app::Store::at`.
-    """
-    name = _BRACKET_SUFFIX.sub("", function)
-    name = re.sub(r"( const| volatile| &&?| noexcept)+$", "", name)
-    if name.endswith(")") and not name.endswith("operator()"):
-        name = _without_last_group(name)
-    name = _SUFFIX.sub("", _without_angles(name))
-    if "operator" not in name and "{" not in name:
-        name = _without_return_type(name)
-    return _NUMBERS.sub("", name) or function
-
-
-def _without_last_group(name: str) -> str:
-    depth = 0
-    for at in range(len(name) - 1, -1, -1):
-        depth += (name[at] == ")") - (name[at] == "(")
-        if depth == 0:
-            return name[:at] or name
-    return name
-
-
-def _without_return_type(name: str) -> str:
-    """Leave out the return type, which stands before the name of a template's instance."""
-    depth = start = 0
-    for at, letter in enumerate(name):
-        depth += (letter in "(<") - (letter in ")>")
-        if letter == " " and depth == 0:
-            start = at + 1
-    return name[start:] or name
-
-
-def _without_angles(name: str) -> str:
-    """Leave out template arguments; `operator<` and a name that begins by one stay."""
-    if "operator" in name or name.startswith("<"):
-        return name
-    out: list[str] = []
-    depth = 0
-    for letter in name:
-        depth += letter == "<"
-        if not depth:
-            out.append(letter)
-        depth -= letter == ">" and depth > 0
-    return "".join(out).replace("::::", "::").removesuffix("::")
-
-
-def significant(facts: Facts) -> list[Frame]:
-    """Give the crashed thread's frames without what libraries and runtimes put around the bug;
-    there may be none.
-    """
+def significant(facts: Facts, cause: Cause) -> list[Frame]:
+    """Return the crashed thread's frames without those of helpers; there may be none."""
     if script := facts.crashed_interpreted:
-        # Whoever called into the library that crashed is who can mend it.
+        # What called into the library that crashed is what can be mended.
         return [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
-    return [frame for frame in facts.blamed if not _is_wrapper(frame)]
+    frames = facts.blamed if cause.kind in FAULT_KINDS else below_failure(facts.blamed)
+    return [frame for frame in frames if not is_helper(frame)]
 
 
 def notable(facts: Facts, cause: Cause) -> list[Frame]:
-    """Give the frames to name first: the significant ones, or where there are none all of them;
-    but a language's runtime that gave up is no place of a bug.
+    """Return the frames to name first: the significant ones, or all of them where there are none;
+    but a language's runtime that gave up is not the place of a bug.
     """
-    frames = significant(facts) or ([] if cause.kind == "go-fatal" else list(facts.blamed))
+    frames = significant(facts, cause)
+    if not frames and cause.kind != "go-fatal":
+        frames = list(below_failure(facts.blamed) or facts.blamed)
     if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.blamed[0]:
-        return frames[1:]  # who called it has the bug
+        return frames[1:]  # its caller has the bug
+    if cause.kind == "stack-overflow":
+        # The leaf is whatever the recursion happened to call where the stack ended.
+        keys = [frame_key(frame) for frame in frames]
+        counts = Counter(keys)
+        repeated = [f for f, key in zip(frames, keys, strict=True) if counts[key] >= RECURSION_MIN]
+        return repeated or frames
     return frames
-
-
-def in_library_source(frame: Frame) -> bool:
-    """Tell whether a frame's line is one of a language's own library: where that was inlined
-    without a word in the debug information, the line is not the function's.
-    """
-    return bool(frame.file and _STD_FILE.search(frame.file))
-
-
-def _is_wrapper(frame: Frame) -> bool:
-    if frame.module is None and frame.function is None:
-        return frame.pc != 0  # a call through NULL is the bug itself, and has no name
-    if _LIBRARY.search(frame.module or ""):
-        return True
-    if frame.inline and in_library_source(frame):
-        return True
-    return frame.function is not None and bool(_WRAPPERS.match(frame.function))
 
 
 def frame_key(frame: Frame) -> str:
@@ -154,7 +77,8 @@ def _basename(path: str | None) -> str:
 
 def build_signature(program: str, facts: Facts, cause: Cause) -> str:
     """Build the signature of a crash of `program`, the executable's name without directories."""
-    keys = [frame_key(frame) for frame in notable(facts, cause)] or [cause.short]
+    frames = notable(facts, cause)
+    keys = [frame_key(frame) for frame in frames] or [cause.short]
     if cause.kind == "stack-overflow":
         counts = Counter(keys)
         repeated = sorted(key for key, count in counts.items() if count >= RECURSION_MIN)
@@ -162,7 +86,18 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
         keys = repeated or keys
     unique = list(dict.fromkeys(keys))
     group = _GROUPS.get(cause.kind, cause.kind)
-    return f"{VERSION}-{_digest([program, group, *unique[: max(FRAMES, 0)]])}"
+    return f"{VERSION}-{_digest([program, group, *unique[: _depth(frames, cause)]])}"
+
+
+def _depth(frames: Sequence[Frame], cause: Cause) -> int:
+    """Return how many functions count.
+
+    In a static program without names the innermost frames are those of abort() for whatever called
+    it: then more of them tell bugs apart.
+    """
+    first = frames[:FRAMES]
+    nameless = bool(first) and all(frame.function is None for frame in first)
+    return NAMELESS_FRAMES if nameless and cause.kind not in FAULT_KINDS else FRAMES
 
 
 _GROUPS = dict.fromkeys(

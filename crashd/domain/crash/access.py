@@ -1,5 +1,7 @@
-"""Whether a user may read a file or search a directory: what the kernel would answer, for the
-credentials that a crashed process had. Pure; the file's side is what fstat and getxattr say.
+"""Whether a user may read a file or search a directory, by the kernel's own rules.
+
+Pure: the user is given by the credentials of a crashed process, the file by the results of fstat
+and getxattr.
 """
 
 from collections.abc import Mapping
@@ -10,8 +12,8 @@ from typing import Any
 from crashd.domain.crash.procfs import parse_status
 
 SEARCH, READ = 1, 4
-"""Permission bits of one class, as chmod(2) has them."""
-_OVERFLOW_GID = 65534  # what an id is shown as that the reader's namespace does not have
+"""Permission bits of one class, as in chmod(2)."""
+_OVERFLOW_GID = 65534  # shown for an id without a mapping in the reader's namespace
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2  # linux/capability.h
 _ACL_VERSION = b"\2\0\0\0"  # linux/posix_acl_xattr.h
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
@@ -22,12 +24,12 @@ class Credentials:
     """A crashed process's user, group and groups, in the initial user namespace."""
 
     uid: int | None
-    """None where it is not known: then only what everybody may open can be opened."""
+    """None if unknown: then only files that everybody may open can be opened."""
     gid: int | None = None
     groups: frozenset[int] = frozenset()
     """Supplementary groups."""
     overrides: bool = False
-    """Root, with a capability that overrides permissions."""
+    """The process is root's and has a capability that overrides permissions."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the object that `from_json` takes."""
@@ -41,7 +43,7 @@ class Credentials:
 
 
 def crash_credentials(uid: int | None, gid: int | None, status: bytes | None) -> Credentials:
-    """Build what a crashed process had from its ids and its /proc/PID/status.
+    """Build the credentials of a crashed process from its ids and its /proc/PID/status.
 
     A record without `status` has no groups and no capability.
     """
@@ -50,7 +52,7 @@ def crash_credentials(uid: int | None, gid: int | None, status: bytes | None) ->
     known = parse_status(status or b"")
     powers = known.effective & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH)
     groups = known.groups - {_OVERFLOW_GID}
-    # of a user's setuid program the capabilities are the program's, not the user's
+    # the capabilities of a user's setuid program belong to the program, not to the user
     return Credentials(uid, gid, groups, overrides=uid == 0 and powers != 0)
 
 
@@ -59,12 +61,12 @@ def is_permitted(
 ) -> bool:
     """Return whether `who` has the permissions `wanted` (READ, SEARCH) on a file.
 
-    `acl` is its system.posix_acl_access, None where it has none. Source: acl(5), "Access check
-    algorithm"; fs/posix_acl.c, posix_acl_permission().
+    `acl` is the file's system.posix_acl_access, or None. Source: acl(5), "Access check
+        algorithm"; fs/posix_acl.c, posix_acl_permission().
     """
     if who.overrides:
         return True
-    # Linux looks at no list whose mask permits nothing (fs/namei.c, acl_permission_check())
+    # Linux ignores a list with an empty mask (fs/namei.c, acl_permission_check())
     entries = _parse_acl(acl) if acl is not None and mode & 0o070 else _plain_entries(mode)
     mask = next((bits for tag, bits, _ in entries if tag == _MASK), 7)
     if who.uid == owner:
@@ -90,7 +92,7 @@ def _plain_entries(mode: int) -> list[tuple[int, int, int]]:
 
 
 def _parse_acl(raw: bytes) -> list[tuple[int, int, int]]:
-    """Parse tag, permissions and id of each entry; without entries nobody has any permission."""
+    """Parse tag, permissions and id of each entry; a malformed list permits nothing."""
     if raw[:4] != _ACL_VERSION or len(raw) % 8 != 4:
         return []
     return list(iter_unpack("<HHI", raw[4:]))

@@ -1,8 +1,9 @@
-"""How large a record may be, encoded: nothing is written that could not be read again.
+"""Limits the size of an encoded record, so that every written record can be read again.
 
 A crashed process chooses how long its maps, arguments and names are, and how many bytes of JSON
-each of their bytes becomes (six, where it is a control or not UTF-8). So the encoded record is
-measured and cut, what says least first, and a warning in it names what was cut.
+each of their bytes becomes (six for a control character or a byte that is not UTF-8). So the
+encoded record is measured and cut, the least useful fields first, and a warning in the record names
+the cut fields.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,41 +14,41 @@ from crashd.domain.crash.model import Crash, encode, put_bytes, put_bytes_list, 
 from crashd.domain.text import shell_join
 
 RECORD_BYTES: Final = 4 << 20
-"""Of a crash that has a core. The kernel gives as much to the names of all mappings in a core
+"""Limit for a crash with a core. The kernel allows as much for the names of all mappings in a core
 (MAX_FILE_NOTE_SIZE, fs/binfmt_elf.c)."""
 MINI_BYTES: Final = 512 << 10
-"""Of a crash that has a mini core."""
+"""Limit for a crash with a mini core."""
 METADATA_BYTES: Final = 64 << 10
-"""Of a crash of which nothing else is kept: a crash loop makes many."""
+"""Limit for a crash without a core; a crash loop makes many of these."""
 LEAST_BYTES: Final = 16 << 10
-"""Where there is no space: identity, names, and what happened."""
+"""Limit if space runs out: enough for identity, names, and what happened."""
 
 _BULKY = ("maps", "mountinfo", "open_fds", "environ", "auxv", "limits", "status")
 _LINES = ("log", "threads", "frames", "report")
 _ORDER = (*_BULKY, *_LINES, "argv")
-"""What is cut, the least telling first."""
+"""The order of cuts, the least useful field first."""
 _NAMES_TEXT = """
 analysis kernel evicted cwd root nodename exe comm thread_comm hostname cgroup slice session
 user_unit unit container_id container_runtime pod_uid explanation title signature build_id token
 boot_id
 """
 _NAMES = tuple(_NAMES_TEXT.split())
-"""What is cut where the above does not suffice, each to its part."""
+"""Fields cut if that is not enough, each to its share."""
 _TEXT_PART: Final = 64
 _MAPPING_PART: Final = 16
 _WARNINGS_PART: Final = 16
 _NOTE_BYTES: Final = 512
 _WORST: Final = 7
-"""Bytes of JSON for one byte at most, base64 included."""
+"""The most bytes of JSON that one byte can become, base64 included."""
 _PIECE_BYTES: Final = 256 << 10
 _PRECISION: Final = 16
-"""What is cut may be shorter than need be by a 16th: each look at a length costs an encoding."""
+"""A cut field may be a 16th shorter than necessary, because each tried length costs an encoding."""
 
 
 def bounded(crash: Crash, max_bytes: int = RECORD_BYTES) -> tuple[Crash, bytes]:
-    """Cut a record to `max_bytes` (LEAST_BYTES or more), encoded; return it, and the encoding.
+    """Cut a record to `max_bytes` (LEAST_BYTES or more) when encoded; return it and its encoding.
 
-    It is the same where nothing has to be cut.
+    A record that fits is returned unchanged.
     """
     cuts: dict[str, str] = {}
     whole, crash = crash, _shorten(crash, max_bytes, cuts)
@@ -75,13 +76,13 @@ def bounded(crash: Crash, max_bytes: int = RECORD_BYTES) -> tuple[Crash, bytes]:
 
 
 def slim(crash: Crash) -> Crash:
-    """Drop what a row of the index does without: what is queued in memory is to be small."""
+    """Drop the fields that a row of the index does not need, to keep queued records small."""
     empty: dict[str, Any] = {**dict.fromkeys(_BULKY), **dict.fromkeys(_LINES, ())}
     return replace(crash, **empty)
 
 
 def _shorten(crash: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
-    """Cut what is longer than all may be, before it is encoded to six times that."""
+    """Cut fields longer than the whole limit, before encoding makes them six times as long."""
     for name in _BULKY:
         value = getattr(crash, name)
         if isinstance(value, bytes) and len(value) > max_bytes:
@@ -91,7 +92,7 @@ def _shorten(crash: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
 
 
 def _presume(crash: Crash, whole: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
-    """Cut what surely is too large, member by member: all at once would be much in memory."""
+    """Cut fields that are certainly too large, one by one: encoding all takes much memory."""
     if sum(len(getattr(crash, name) or b"") for name in _BULKY) <= max_bytes // _WORST:
         return crash
     sizes = {name: _cost(name, getattr(crash, name)) for name in _BULKY}
@@ -119,7 +120,7 @@ def _cut_names(crash: Crash, cuts: dict[str, str], max_bytes: int) -> Crash:
 
 
 def _note(crash: Crash, cuts: dict[str, str], max_bytes: int) -> Crash:
-    """Say what was cut, after as many of the other warnings as have room."""
+    """Add the warning that names the cuts, after as many of the other warnings as fit."""
     kept = _cut("warnings", crash.warnings, max_bytes // _WARNINGS_PART)
     if kept != crash.warnings:
         cuts["warnings"] = f"warnings after {len(kept)} of {_length(crash.warnings)}"
@@ -134,7 +135,7 @@ def _length(value: bytes | tuple[Any, ...]) -> str:
 
 
 def _cost(name: str, value: Any) -> int:
-    """Measure what a member adds to the encoded record."""
+    """Return the bytes that a field adds to the encoded record."""
     out: dict[str, Any] = {}
     if isinstance(value, bytes) and len(value) > _PIECE_BYTES:  # a part of it in memory
         starts = range(0, len(value), _PIECE_BYTES)
@@ -151,7 +152,7 @@ def _cost(name: str, value: Any) -> int:
 
 
 def _cut(name: str, value: Any, max_bytes: int) -> Any:
-    """Cut a member until it adds `max_bytes` to the encoded record, or is empty."""
+    """Cut a field until it adds at most `max_bytes` to the encoded record, or is empty."""
     if value is None or _cost(name, value) <= max_bytes:
         return value
     if isinstance(value, Mapping):
@@ -173,9 +174,10 @@ def _cut_mapping(name: str, value: Mapping[str, Any], max_bytes: int) -> dict[st
 
 
 def _longest(value: Any, max_bytes: int, fits: Callable[[Any], bool]) -> Any:
-    """Find a long beginning of `value` that fits; an empty one where none does.
+    """Return a long prefix of `value` that fits; an empty one if nothing fits.
 
-    Of `max_bytes` none has more bytes or items: each becomes a byte or more.
+    A prefix that fits has at most `max_bytes` bytes or items, because each becomes at least one
+    byte.
     """
     low, high = 0, max(0, min(len(value), max_bytes))
     while high - low > max(1, low // _PRECISION):
@@ -188,7 +190,7 @@ def _longest(value: Any, max_bytes: int, fits: Callable[[Any], bool]) -> Any:
 
 
 def _prefix(value: Any, length: int) -> Any:
-    """Take a beginning; of bytes at the end of a line, or of a character."""
+    """Return a prefix; one of bytes ends at the end of a line or of a character."""
     start = value[:length]
     if not isinstance(start, bytes) or length >= len(value):
         return start

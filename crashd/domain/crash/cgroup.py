@@ -1,9 +1,9 @@
-"""Where a process belongs, from /proc/PID/cgroup: unit, slice, session, container, pod.
+"""Parses /proc/PID/cgroup: the unit, slice, session, container and pod of a process.
 
-Units by systemd's own rules (src/basic/cgroup-util.c: cg_path_get_unit() and its neighbours),
-containers by the names that the runtimes give to their cgroups. Who was given a cgroup of his own
-(Delegate=, every user manager) can make any name below it: is_in_roots_container() knows of that,
-nothing else here is a reason to trust.
+Units follow systemd's own rules (src/basic/cgroup-util.c: cg_path_get_unit() and its neighbours),
+containers the names that the runtimes give to their cgroups. The owner of a delegated cgroup
+(Delegate=, every user manager) can create any name below it. is_in_roots_container() accounts for
+that; nothing else here proves anything.
 """
 
 import re
@@ -12,13 +12,13 @@ from typing import Final
 
 PATH_MAX: Final = 4096  # include/uapi/linux/limits.h
 LINES_MAX: Final = 64
-"""A process is in one cgroup of each hierarchy, and there are fewer controllers."""
+"""A process is in one cgroup of each hierarchy, and there are fewer controllers than this."""
 
 ROOT_SLICE: Final = "-.slice"
 UNIT_NAME_MAX: Final = 255
 
 _UNIT = re.compile(
-    r"(?!@)[A-Za-z0-9:_.\\@-]+(?<!@)"  # no template (foo@.service): nothing runs in one
+    r"(?!@)[A-Za-z0-9:_.\\@-]+(?<!@)"  # not a template (foo@.service): nothing runs in it
     r"\.(?:service|socket|target|device|mount|automount|swap|timer|path|slice|scope)"
 )
 _SESSION = re.compile(r"session-([A-Za-z0-9]+)\.scope")
@@ -33,13 +33,12 @@ _RUNTIMES: Final = {
     "nerdctl": "containerd",
     "crio": "cri-o",
 }
-# With systemd as cgroup driver `docker-ID.scope`, without `libpod-ID`, and with a driver that was
-# mixed up `SLICE:cri-containerd:ID`. Conmon's own cgroup (libpod-conmon-ID) is none of these.
+# `docker-ID.scope` with systemd as cgroup driver, `libpod-ID` without, and
+# `SLICE:cri-containerd:ID` with mixed-up drivers. Conmon's own cgroup (libpod-conmon-ID) does not
+# match.
 _CONTAINER = re.compile(rf"(?:[^:]{{1,255}}:)?({'|'.join(_RUNTIMES)})[-:]({_ID})(?:\.scope)?")
 _BARE_ID = re.compile(_ID)
-_UUID = (
-    "[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32}"  # a static pod's has no dashes
-)
+_UUID = "[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32}"  # static pod: no dashes
 _POD = re.compile(rf"pod({_UUID})")
 _POD_SLICE = re.compile(rf"(?:[^/]*-)?kubepods-(?:[a-z]+-)?pod({_UUID})\.slice")
 _MACHINE = re.compile(r"machine-(.+)\.scope|systemd-nspawn@(.+)\.service")
@@ -48,18 +47,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What a cgroup path tells; None where it does not."""
+    """What a cgroup path says; None for what it does not say."""
 
     cgroup: str | None = None
     """The path in the hierarchy that systemd uses."""
     unit: str | None = None
     user_unit: str | None = None
-    """Unit of the user's own manager, when `unit` is that manager."""
+    """Unit within the user's own manager, if `unit` is that manager."""
     slice: str | None = None
     session: str | None = None
     """Id of the logind session."""
     container_id: str | None = None
-    """64 hex digits, or the name of an LXC or nspawn container; the innermost."""
+    """64 hex digits, or the name of an LXC or nspawn container; of nested ones the innermost."""
     container_runtime: str | None = None
     pod_uid: str | None = None
 
@@ -72,7 +71,8 @@ def parse_cgroup(raw: bytes) -> Placement:
     parts = [part for part in path.split("/") if part]
     above, rest = _split_slices(parts)
     unit = _unit(rest)
-    # systemd says `-.slice` for whatever is not in one; say so only of what systemd placed there.
+    # systemd reports `-.slice` for everything outside of slices; do so only for what systemd
+    # placed.
     outer = above[-1] if above else ROOT_SLICE if unit else None
     user_unit = session = None
     if rest:
@@ -94,7 +94,7 @@ def parse_cgroup(raw: bytes) -> Placement:
 
 
 def _path(raw: bytes) -> str | None:
-    """Choose the path: systemd's own hierarchy, version 2, any other; one that is not `/` first."""
+    """Choose the path: of systemd's hierarchy, version 2, any other; prefer one other than `/`."""
     paths: list[tuple[bool, int, str]] = []
     for line in raw.split(b"\n", LINES_MAX)[:LINES_MAX]:
         hierarchy, _, rest = line.partition(b":")
@@ -104,12 +104,12 @@ def _path(raw: bytes) -> str | None:
         value = value.removesuffix(b" (deleted)")[:PATH_MAX]
         rank = 0 if controllers == b"name=systemd" else 1 if not controllers else 2
         paths.append((value == b"/", rank, value.decode("utf-8", "backslashreplace")))
-    # min() takes the first of equals, so the kernel's order decides between controllers.
+    # min() returns the first of equals, so the kernel's order decides between controllers.
     return min(paths, key=lambda p: p[:2])[2] if paths else None
 
 
 def _unescape(part: str) -> str:
-    """Undo cg_escape(): a name that could be a file of the kernel's got a `_` before it."""
+    """Undo cg_escape(), which puts `_` before a name that could be a file of the kernel's."""
     return part.removeprefix("_")
 
 
@@ -118,7 +118,7 @@ def _is_unit(name: str) -> bool:
 
 
 def _split_slices(parts: list[str]) -> tuple[list[str], list[str]]:
-    """Split a path into the slices that it begins with and the rest, none of it escaped."""
+    """Split a path into its leading slices and the rest, both unescaped."""
     names = [_unescape(part) for part in parts]
     count = 0
     while count < len(names) and _is_slice(names[count]):
@@ -131,9 +131,9 @@ def _is_slice(name: str) -> bool:
 
 
 def is_in_roots_container(path: str | None) -> bool:
-    """Return whether a cgroup is that of a container that root's runtime made.
+    """Return whether a cgroup belongs to a container that root's runtime created.
 
-    Below a service or a user's slice, names are given by whom the cgroup was delegated to.
+    Below a service or a user's slice, the owner of the delegated cgroup chooses the names.
     """
     parts = [_unescape(part) for part in (path or "").split("/") if part]
     if not parts or parts[0] == "user.slice" or any(part.endswith(".service") for part in parts):
@@ -146,7 +146,7 @@ def _unit(rest: list[str]) -> str | None:
 
 
 def _container(parts: list[str]) -> tuple[str | None, str | None]:
-    """Find the innermost container: its id and its runtime."""
+    """Return id and runtime of the innermost container."""
     for at in range(len(parts) - 1, -1, -1):
         part, above = parts[at], parts[at - 1] if at else ""
         below = parts[at + 1] if at + 1 < len(parts) else ""
@@ -164,7 +164,8 @@ def _container(parts: list[str]) -> tuple[str | None, str | None]:
 
 def _named_container(part: str, above: str, below: str) -> tuple[str, str] | None:
     if found := _MACHINE.fullmatch(part):
-        # libvirt names the scopes of virtual machines so, too; the supervisor is nspawn itself.
+        # libvirt names the scopes of virtual machines in the same way; the supervisor is nspawn
+        # itself.
         escaped = found[1] or found[2]
         name = re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), escaped)
         if _NAME.fullmatch(name) and not name.startswith("qemu-") and below != "supervisor":

@@ -1,8 +1,8 @@
-"""The kernel's coredump socket (Linux 6.17, `@@` in kernel.core_pattern): its handshake's words.
+"""The messages of the handshake on the kernel's coredump socket (Linux 6.17, `@@` in core_pattern).
 
     kernel ──coredump_req──▶ server
     kernel ◀──coredump_ack── server       KERNEL | WAIT: send the core; REJECT: drop it
-    kernel ──4 bytes: mark──▶ server      0: taken
+    kernel ──4 bytes: mark──▶ server      0: accepted
     kernel ──core … end────▶ server       with WAIT the process is held until the server closes
 
 Source: include/uapi/linux/coredump.h, fs/coredump.c (coredump_sock_request and after).
@@ -20,16 +20,16 @@ COREDUMP_WAIT: Final = 8
 
 REQUEST_MIN: Final = 16
 REQUEST_MAX: Final = 4096
-"""Bytes; later kernels send more than REQUEST_MIN, which is skipped."""
+"""Bytes; later kernels send more than REQUEST_MIN, and the rest is skipped."""
 MARK_SIZE: Final = 4
-"""The header's comment says one byte, the kernel sends an enum."""
+"""The header's comment says one byte, but the kernel sends an enum."""
 _MARKS: Final = {1: "too small", 2: "too large", 3: "unknown bits", 4: "conflicting bits"}
 _REQUEST = struct.Struct("=IIQ")
 _ACK = struct.Struct("=IIQ")
 
 
 class Request(NamedTuple):
-    """What the kernel offers."""
+    """The kernel's offer."""
 
     size: int
     """Bytes of the request itself."""
@@ -40,8 +40,7 @@ def parse_request(raw: bytes) -> Request:
     """Parse the first bytes of a request.
 
     Raises:
-        FormatError: it is none, or the kernel cannot do what crashd needs of it.
-
+        FormatError: it is not a request, or the kernel lacks a capability that crashd needs.
     """
     if len(raw) < REQUEST_MIN:
         raise FormatError(f"coredump request of {len(raw)} bytes")
@@ -60,11 +59,10 @@ def build_ack(mask: int) -> bytes:
 
 
 def check_mark(raw: bytes) -> None:
-    """Check the kernel's word on our answer.
+    """Check the kernel's reply to our answer.
 
     Raises:
-        FormatError: it does not agree, and sends nothing.
-
+        FormatError: the kernel rejects the answer, and sends no core.
     """
     if len(raw) != MARK_SIZE:
         raise FormatError(f"the kernel ended the coredump handshake after {len(raw)} bytes")

@@ -1,7 +1,7 @@
-"""What is known of a crash before anything of the process is read: the handler's fields, validated.
+"""The handler's fields, validated: what is known of a crash before the process is read.
 
-`CoreMeta.from_fields` is the only constructor for every source (argv by the handler, the hand-over
-message, a spool entry's `meta`), so that no source is checked less than another.
+`CoreMeta.from_fields` is the only constructor for every source (the handler's argv, the hand-over
+message, a spool entry's `meta`), so that all sources get the same checks.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ _VALUE_MAX = 4096
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
-_TIME_NS_MAX = (1 << 63) - 1  # ktime_t, and what an index can hold: the year 2262
+_TIME_NS_MAX = (1 << 63) - 1  # the limit of ktime_t and of the index: the year 2262
 
 
 def parse_fields(raw: bytes) -> dict[str, bytes]:
     """Parse `KEY=value NUL …`.
 
     Raises:
-        FormatError: an item without `=`, a key twice, too many or too large items, no final NUL.
-
+        FormatError: an item lacks `=`, a key occurs twice, there are too many or too long items, or
+            the final NUL is missing.
     """
     fields: dict[str, bytes] = {}
     if not raw.endswith(b"\0"):
@@ -43,13 +43,11 @@ def parse_fields(raw: bytes) -> dict[str, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class CoreMeta:
-    """The handler's words, numbers checked; None where the kernel was not asked or said
-    nonsense.
-    """
+    """The handler's fields, checked; None where the kernel was not asked or sent nonsense."""
 
     token: str
     time_ns: int
-    """Wall clock at the crash, ns: the handler's clock when it agrees with %t to 5 s, else %t."""
+    """Wall clock at the crash, ns: the handler's clock if it agrees with %t to 5 s, else %t."""
     seen_boottime_ns: int | None
     """CLOCK_BOOTTIME when the handler started."""
     identity: Identity
@@ -64,13 +62,13 @@ class CoreMeta:
     dumpable: int | None
     nodename: bytes
     malformed: tuple[str, ...]
-    """One text for each argument that was missing or made no sense."""
+    """One text for each argument that is missing or malformed."""
 
     @staticmethod
     def from_fields(fields: Mapping[str, bytes], now_ns: int) -> "CoreMeta":
-        """Validate the fields; whatever makes no sense is None and named in `malformed`."""
+        """Validate the fields; a malformed one becomes None and is named in `malformed`."""
         malformed: list[str] = []
-        asked = "pst" if "socket" not in fields else ""  # the kernel's socket brings no arguments
+        asked = "pst" if "socket" not in fields else ""  # the kernel's socket passes no arguments
 
         def number(key: str, low: int, high: int) -> int | None:
             text = fields.get(key)
@@ -85,7 +83,7 @@ class CoreMeta:
 
         token = fields.get("token", b"").decode("ascii", "replace")
         if not token or len(token) > 64 or not token.replace("-", "").isalnum():
-            raise FormatError(f"hand-over token {token[:64]!r} is not one")
+            raise FormatError(f"hand-over token {token[:64]!r} is malformed")
         seconds = number("t", 1, _TIME_NS_MAX // 10**9)
         seen_ns = number("seen_ns", 1, _TIME_NS_MAX)
         time_ns = seen_ns or now_ns

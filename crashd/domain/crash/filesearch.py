@@ -1,4 +1,4 @@
-"""Where the files of a crash's modules are looked for, and as whom they are opened."""
+"""Where to look for the files of a crash's modules, and with which credentials to open them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,22 +14,22 @@ _ENCODING = "utf-8", "surrogateescape"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A directory of the host that a process's own paths may begin at."""
+    """A directory of the host that may be the root of the process's paths."""
 
     path: bytes
     entered: bool = False
-    """Whether root put the process there, so that it did not search what lies above."""
+    """Whether root put the process there, so that it never searched the directories above."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSearch:
-    """What it takes to find a crash's files."""
+    """All that the search for a crash's files needs."""
 
     credentials: Credentials
     roots: tuple[Root, ...] = (Root(b"/"),)
     """Best first."""
     build_id_dirs: tuple[bytes, ...] = field(default=())
-    """Directories of the host with files by build-id, beside each root's /usr/lib/debug."""
+    """Directories of the host with files by build-id, besides each root's /usr/lib/debug."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the object that `from_json` takes."""
@@ -52,9 +52,10 @@ class FileSearch:
 def plan_search(crash: Crash, build_id_dirs: Sequence[bytes] = ()) -> FileSearch:
     """Plan the search for the files of a crash, from its record alone.
 
-    A process that any user can put into a namespace of its own names its root and the layers below
-    it as it likes, so they are searched from the host's root on. Where root's container runtime
-    made them, they are where it says, and the process never searched the host's directories above.
+    Any user can put a process into its own namespace and choose the names of its root and of the
+    layers below it. So these paths are searched from the host's root on. The paths of a container
+    that root's runtime created can be trusted, and the process never searched the host's
+    directories above them.
     """
     entered = is_in_roots_container(crash.cgroup)
     return FileSearch(

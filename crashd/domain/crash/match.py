@@ -1,4 +1,4 @@
-"""What crashctl's MATCH and filters mean: text in, a validated query out."""
+"""Parses crashctl's MATCH and filters: text in, a validated query out."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from crashd.errors import FormatError, UsageError
 TERMS_MAX = 64
 TERM_MAX = 4096
 ID_PREFIX_MIN = 4
-"""Characters of an id that name a crash at least."""
+"""The least characters of an id that name a crash."""
 _UNIT = re.compile(
     r".+\.(service|scope|socket|mount|automount|swap|target|timer|path|device)", re.DOTALL
 )
@@ -26,7 +26,7 @@ _COMPUTED = ("count_of_signature", "time")
 
 
 class Field(StrEnum):
-    """What a term is compared with: a key of the JSON, or one of the meanings of a bare word."""
+    """What a term is compared with: a key of the JSON, or a meaning of a bare word."""
 
     ID_PREFIX = "id prefix"
     PID = "pid"
@@ -46,7 +46,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One MATCH: whatever one of its alternatives matches."""
+    """One MATCH; it matches if any of its alternatives does."""
 
     text: str
     alternatives: tuple[Alternative, ...]
@@ -55,14 +55,14 @@ class Term:
 
     @property
     def group(self) -> str:
-        """Terms of one group widen the match, those of different groups narrow it."""
+        """The field: terms of one group widen the match, terms of different groups narrow it."""
         fields = [a.field for a in self.alternatives if a.field != Field.ID_PREFIX]
         return fields[0] if fields else Field.ID_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to list."""
+    """Which crashes to list."""
 
     terms: tuple[str, ...] = ()
     since_ns: int | None = None
@@ -87,26 +87,25 @@ class Query:
 
     @classmethod
     def from_json(cls, document: object) -> "Query":
-        """Parse what `to_json` made, or what somebody made up.
+        """Parse the object that `to_json` builds; it may come from anybody.
 
         Raises:
-            FormatError: not of that form, or too large.
-
+            FormatError: it does not have that form, or is too large.
         """
         if not isinstance(document, Mapping) or not set(document) <= set(Query().to_json()):
-            raise FormatError("query is not an object of the known keys")
+            raise FormatError("query is not an object with known keys")
         terms = document.get("terms", [])
         if not isinstance(terms, list) or len(terms) > TERMS_MAX:
             raise FormatError(f"query: terms is not a list of at most {TERMS_MAX}")
         for term in terms:
             if not isinstance(term, str) or len(term) > TERM_MAX:
-                raise FormatError("query: a term is no text, or too long")
+                raise FormatError("query: a term is not text, or is too long")
         kind = document.get("kind")
         if kind is not None and kind not in list(Kind):
-            raise FormatError("query: kind is none that there is")
+            raise FormatError("query: unknown kind")
         signature = document.get("signature")
         if signature is not None and (not isinstance(signature, str) or len(signature) > TERM_MAX):
-            raise FormatError("query: signature is no text, or too long")
+            raise FormatError("query: signature is not text, or is too long")
         return cls(
             terms=tuple(terms),
             since_ns=_number(document, "since_ns"),
@@ -123,7 +122,7 @@ def _number(document: Mapping[str, Any], key: str) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise FormatError(f"query: {key} is no number")
+        raise FormatError(f"query: {key} is not a number")
     return value
 
 
@@ -131,11 +130,10 @@ def parse_term(text: str) -> Term:
     """Parse one MATCH.
 
     Raises:
-        UsageError: FIELD is no field, or its value cannot be one.
-
+        UsageError: FIELD is unknown, or the value is not valid for it.
     """
     if not text:
-        raise UsageError("an empty MATCH names nothing")
+        raise UsageError("empty MATCH")
     field = _FIELD.fullmatch(text)
     if field:
         return _parse_field(text, field[1], field[2])
@@ -157,18 +155,19 @@ def parse_term(text: str) -> Term:
 
 
 def _parse_field(text: str, name: str, value: str) -> Term:
+    """Parse FIELD=VALUE; coredumpctl's names (COREDUMP_PID) work as well."""
     key = name.lower().removeprefix("coredump_")
     if key == "signal":
         number = signal_number(value)
         if number is None:
-            raise UsageError(f"{text}: {value!r} is no signal")
+            raise UsageError(f"{text}: {value!r} is not a signal")
         return Term(text, (Alternative("signal", number),), explicit=True)
     if key not in LIST_KEYS or key in _NESTED or key in _COMPUTED:
         known = ", ".join(k for k in LIST_KEYS if k not in _NESTED and k not in _COMPUTED)
-        raise UsageError(f"{name} is no field to match", hint=f"fields: {known}")
+        raise UsageError(f"unknown field {name}", hint=f"known fields: {known}")
     if key in ("pid", "tid", "uid", "gid", "si_code"):
         if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
-            raise UsageError(f"{text}: {value!r} is no number")
+            raise UsageError(f"{text}: {value!r} is not a number")
         return Term(text, (Alternative(key, int(value)),), explicit=True)
     if key == "pinned":
         if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
@@ -180,27 +179,26 @@ def _parse_field(text: str, name: str, value: str) -> Term:
 
 
 def parse_time(text: str, now_ns: int) -> int:
-    """Parse a time for --since and --until into ns since the epoch, as journalctl(1) takes them.
+    """Parse a time for --since and --until, as journalctl(1) does; return ns since the epoch.
 
-    ISO 8601 (local time without an offset), a date, a time of today, `now`, `today`, `yesterday`,
-    `tomorrow`, `-1h`, `+5min`, `2 days ago`, `@epoch`.
+    Accepts ISO 8601 (local time without an offset), a date, a time of today, `now`, `today`,
+        `yesterday`, `tomorrow`, `-1h`, `+5min`, `2 days ago` and `@epoch`.
 
     Raises:
-        UsageError: it is none of these.
-
+        UsageError: `text` is none of these.
     """
     word = text.strip()
     try:
         return _in_range(_parse_time(word, now_ns))
     except (ValueError, OverflowError, UsageError) as e:
         raise UsageError(
-            f"{text!r} is no time",
-            hint="2026-11-23 05:02, yesterday, -1h, '2 days ago', @1795412639",
+            f"{text!r} is not a time",
+            hint="examples: 2026-11-23 05:02, yesterday, -1h, '2 days ago', @1795412639",
         ) from e
 
 
 def _parse_time(word: str, now_ns: int) -> int:
-    # local time without its offset: that of another moment, even of this day, can be another
+    # local time without an offset, because the offset can differ between two moments of one day
     midnight = datetime.combine(datetime.fromtimestamp(now_ns // 10**9), time.min)
     days = {"today": 0, "yesterday": -1, "tomorrow": 1}
     if word == "now":
@@ -220,11 +218,11 @@ def _parse_time(word: str, now_ns: int) -> int:
 
 
 def _ns(moment: datetime) -> int:
-    """Convert a moment, of local time where it has no offset of its own."""
+    """Convert a moment to ns; without an offset it is local time."""
     return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
 
 
 def _in_range(time_ns: int) -> int:
     if not -(1 << 63) <= time_ns < 1 << 63:
-        raise ValueError("outside of what 64 bits of nanoseconds reach")
+        raise ValueError("outside the range of 64-bit nanoseconds")
     return time_ns

@@ -1,9 +1,9 @@
 """The crash record: one frozen value for process and kernel crashes, and its JSON form.
 
-`Crash` is what `crash.json` (the sidecar in each store entry), the index, the control socket and
-`crashctl --json` all speak; `to_json` and `from_json` are the only two doors. Bytes that the
-crashed process chose stay bytes inside; in JSON a value that is UTF-8 is itself, any other is its
-backslash-escaped text, with the exact bytes beside it under `<key>_base64`.
+`crash.json` (the sidecar in each store entry), the index, the control socket and `crashctl --json`
+all use `Crash`; `to_json` and `from_json` are the only conversions. Bytes that the crashed process
+chose stay bytes inside. In JSON, UTF-8 is text; any other value is backslash-escaped text, with the
+exact bytes under `<key>_base64`. Over 400 lines, because fields and JSON must change together.
 """
 
 import base64
@@ -23,13 +23,13 @@ SCHEMA = 1
 """Version of crash.json; readers refuse a larger one."""
 
 ID_PATTERN = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}-\d{1,10}-[a-z][0-9a-z]{7}", re.ASCII)
-"""`<UTC time>-<boot id, 8>-<pid>-<random>`; nothing in it is chosen by the crashed process."""
+"""`<UTC time>-<boot id, 8>-<pid>-<random>`; the crashed process chooses no part of it."""
 
 BOOT_UNKNOWN = "0" * 32
-"""In place of a boot id: no log tells that of a kernel that died."""
+"""Stands for an unknown boot id, as of a kernel that died: its log does not contain it."""
 
 SEQUENCE_TIME_MAX = 1 << 62
-"""2116: no clock brings the numbers of crashes near their end, 2**63."""
+"""The year 2116: keeps the numbers of crashes away from their limit, 2**63, whatever the clock."""
 
 SHORT_ID_LENGTH = 8
 _SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -43,7 +43,7 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """How far a crash came (DESIGN section 8)."""
+    """How complete a crash is (DESIGN section 8)."""
 
     CAPTURING = "capturing"
     COMPLETE = "complete"
@@ -137,15 +137,15 @@ class Mode(StrEnum):
     SPOOL = "spool"
     KDUMP = "kdump"
     PSTORE = "pstore"
-    """What the firmware kept of a kernel's last words."""
+    """From the part of a dead kernel's log that the firmware kept."""
     KMSG = "kmsg"
-    """From the log of the running kernel, which survived."""
+    """From the log of the running kernel, which survived the crash."""
     NONE = "none"
-    """It did not: known from the kernel's log alone."""
+    """It did not reach crashd: known only from the kernel's log."""
 
 
 class Engine(StrEnum):
-    """What read the memory."""
+    """The engine that read the memory."""
 
     NONE = "none"
     STREAM = "stream"
@@ -153,7 +153,7 @@ class Engine(StrEnum):
 
 
 class Disposition(StrEnum):
-    """What was decided to be kept."""
+    """How much of a crash was to be kept."""
 
     FULL = "full"
     MINI = "mini"
@@ -161,12 +161,12 @@ class Disposition(StrEnum):
 
 
 class Identity(StrEnum):
-    """How sure it is that `/proc/PID` was the crashed process."""
+    """How certain it is that `/proc/PID` was the crashed process."""
 
     KERNEL = "kernel"
     """The kernel gave the pidfd (%F, or the socket's peer): race-free."""
     OPENED = "opened"
-    """A pidfd opened by number after the crash and found dumping core: almost sure."""
+    """A pidfd opened by number after the crash, of a process found dumping core: almost certain."""
     NONE = "none"
     """Unknown; nothing was read from `/proc`."""
 
@@ -188,7 +188,7 @@ class Capture:
     spilled_bytes: int = 0
     """Of the core, what waited on disk, uncompressed, until it was stored."""
     reason: str | None = None
-    """Why the core is not whole, in words; None when it is."""
+    """Why the core is not complete; None if it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,23 +196,23 @@ class Core:
     """A stored core."""
 
     path: str | None = None
-    """File name inside the entry's directory; None when there is no core."""
+    """File name in the entry's directory; None without a core."""
     size_bytes: int = 0
-    """Decompressed size of what was kept."""
+    """Uncompressed size of the kept part."""
     stored_bytes: int = 0
     """Size on disk."""
     resident_bytes: int = 0
-    """Of `size_bytes`, those outside long runs of zeros."""
+    """The part of `size_bytes` outside long runs of zeros."""
     expected_bytes: int | None = None
-    """What the ELF program headers promise; None when they could not be read."""
+    """Size by the ELF program headers; None if they could not be read."""
     complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """One crash. Field by field what DESIGN section 8 lists, None where not known.
+    """One crash, with the fields of DESIGN section 8; None means unknown.
 
-    `argv`, `environ`, `open_fds` and the raw `/proc` texts are the crashed process's own words.
+    The crashed process chose `argv`, `environ`, `open_fds` and parts of the raw `/proc` texts.
     """
 
     id: str
@@ -225,11 +225,11 @@ class Crash:
     hostname: bytes = b""
     """This host's own node name."""
     token: str = ""
-    """Made by the handler for this crash; the same crash arriving twice has the same one."""
+    """Made by the handler for this crash; a crash that arrives twice has the same token."""
     sequence: int | None = None
-    """Our own order: that of admission, whatever the wall clock does (`next_sequence`)."""
+    """The order of admission, whatever the wall clock does (`next_sequence`)."""
     boottime_ns: int | None = None
-    """CLOCK_BOOTTIME at the crash: orders crashes of one boot whatever the wall clock does."""
+    """CLOCK_BOOTTIME at the crash: orders the crashes of a boot, whatever the wall clock does."""
     pid: int | None = None
     """Thread-group id in the initial pid namespace."""
     tid: int | None = None
@@ -240,7 +240,7 @@ class Crash:
     """Real user id in the initial user namespace."""
     gid: int | None = None
     dumpable: int | None = None
-    """%d of core(5): 1 is ordinary, 2 means that only root may see the core."""
+    """%d of core(5): 1 is ordinary, 2 means that only root may read the core."""
     owner_uid: int | None = None
     """The user who may read this crash besides root; None: root only (SECURITY B1)."""
     rlimit_core: int | None = None
@@ -249,12 +249,12 @@ class Crash:
     si_code: int | None = None
     fault_address: int | None = None
     sender_pid: int | None = None
-    """Who sent the signal, when a process did (si_code <= 0)."""
+    """Sender of the signal, if a process sent it (si_code <= 0)."""
     sender_uid: int | None = None
     comm: bytes = b""
-    """Of the process (its main thread)."""
+    """Name of the process (of its main thread)."""
     thread_comm: bytes = b""
-    """Of the crashing thread (%e)."""
+    """Name of the crashing thread (%e)."""
     exe: bytes = b""
     argv: tuple[bytes, ...] = ()
     cwd: bytes = b""
@@ -271,42 +271,43 @@ class Crash:
     container_runtime: str | None = None
     pod_uid: str | None = None
     mount_ns: int | None = None
-    """Inode of the process's mount namespace; None for the host's own, and where not known."""
+    """Inode of the process's mount namespace; None for the host's own, and if unknown."""
     user_ns: int | None = None
-    """The same of its user namespace."""
+    """The same for its user namespace."""
     build_id: str | None = None
-    """Hex, of the executable, from the core itself."""
+    """Build-id of the executable in hex, from the core itself."""
     capture: Capture = field(default_factory=Capture)
     core: Core = field(default_factory=Core)
     signature: str | None = None
     title: str = ""
     explanation: str | None = None
     analysis: Mapping[str, Any] | None = None
-    """`{state, reason, cause, seconds, cpu_seconds, peak_bytes, warnings, time}` of the one that
-    knew most; `time` is the newest's, and `kept` says why that one knew less."""
+    """`{state, reason, cause, seconds, cpu_seconds, peak_bytes, warnings, time}` of the analysis
+    which found most; `time` is that of the newest one, and `kept` says why the newest found less
+    than it."""
     pinned: bool = False
     evicted: Mapping[str, Any] | None = None
-    """`{reason, time}` of a tombstone: the limit that the core was deleted for, and when."""
+    """`{reason, time}` of a tombstone: the limit for which the core was deleted, and when."""
     kernel: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    """What was odd about this crash, a line each."""
+    """Unusual facts about this crash, one line each."""
     threads: tuple[Mapping[str, Any], ...] = ()
     """`{tid, name, pc, crashed}`; filled from the core's notes."""
     frames: tuple[Mapping[str, Any], ...] = ()
     environ: tuple[bytes, ...] | None = None
-    """`NAME=value` as scrubbed by [privacy]; None when dropped or not readable."""
+    """`NAME=value` as scrubbed by [privacy]; None if dropped or unreadable."""
     maps: bytes | None = None
     limits: bytes | None = None
     status: bytes | None = None
-    """/proc/PID/status. Its Groups and CapEff decide, with uid and gid, which files are opened for
-    the crash; without it there are no groups."""
+    """/proc/PID/status. Its Groups and CapEff, with uid and gid, decide which files are opened for
+        the crash; without it the process counts as having no groups."""
     mountinfo: bytes | None = None
     auxv: bytes | None = None
     open_fds: bytes | None = None
     log: tuple[str, ...] = ()
     """The end of a dead kernel's log."""
     report: tuple[str, ...] = ()
-    """Of the kernel's log, the lines that tell of this crash."""
+    """The lines of the kernel's log that report this crash."""
 
     @property
     def short_id(self) -> str:
@@ -315,7 +316,7 @@ class Crash:
 
     @property
     def cmdline(self) -> bytes:
-        """The arguments as one line, quoted as a shell would need them."""
+        """The arguments as one line, quoted for a shell."""
         return shell_join(self.argv)
 
 
@@ -347,7 +348,7 @@ _NUMBERS = frozenset(_NUMBERS_TEXT.split())
 
 
 def build_id_text(time_ns: int, boot_id: str, pid: int, random: int) -> str:
-    """Build a crash id from kernel-vouched values and 40 random bits."""
+    """Build a crash id from values that the kernel vouches for, and 40 random bits."""
     stamp = datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y%m%dt%H%M%S")
     letters = []
     random, first = divmod(random, 26)
@@ -359,7 +360,7 @@ def build_id_text(time_ns: int, boot_id: str, pid: int, random: int) -> str:
 
 
 def next_sequence(last: int, time_ns: int) -> int:
-    """Number a crash after the one before it: by the wall clock, but never backwards."""
+    """Return the number of the next crash: the wall clock, but always more than `last`."""
     return max(last + 1, min(time_ns, SEQUENCE_TIME_MAX))
 
 
@@ -370,7 +371,7 @@ def time_text(time_ns: int) -> str:
 
 
 def put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
-    """Put bytes into a JSON object: their text, and beside it the bytes where that is not all."""
+    """Put bytes into a JSON object: as text, and also as base64 if the text is not exact."""
     if value is None:
         out[key] = None
         return
@@ -385,7 +386,7 @@ def put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
 
 
 def put_bytes_list(out: dict[str, Any], key: str, values: tuple[bytes, ...] | None) -> None:
-    """Put several bytes into a JSON object, as `put_bytes` does."""
+    """Put several byte strings into a JSON object, like `put_bytes`."""
     if values is None:
         out[key] = None
         return
@@ -403,7 +404,7 @@ def _not_utf8(value: bytes) -> bool:
 
 
 def to_json(crash: Crash) -> dict[str, Any]:
-    """Build the JSON object of `crash`: every key of DESIGN section 8 and our own beside them."""
+    """Build the JSON object of `crash`: every key of DESIGN section 8, and internal ones."""
     out: dict[str, Any] = {"schema": SCHEMA}
     out["id"] = crash.id
     out["kind"] = crash.kind.value
@@ -457,9 +458,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """Encode a record's JSON object as crash.json has it.
+    """Encode a record's JSON object as in crash.json.
 
-    What is no text (a lone surrogate) becomes its escape's text: `from_json` takes no other.
+    A lone surrogate becomes the text of its escape, because `from_json` rejects surrogates.
     """
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     try:
@@ -469,12 +470,11 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 
 def from_json(document: object) -> Crash:
-    """Parse the JSON object that `to_json` made, whatever its source.
+    """Parse the JSON object that `to_json` builds; it may come from any source.
 
     Raises:
-        NewerError: of a newer schema.
-        FormatError: not such an object, or an id, state or number that is not one.
-
+        NewerError: the schema is newer.
+        FormatError: it is not such an object, or an id, state or number is malformed.
     """
     if not isinstance(document, dict):
         raise FormatError("crash record is not a JSON object")
@@ -487,6 +487,7 @@ def from_json(document: object) -> Crash:
 
 
 def _from_object(doc: dict[str, Any]) -> Crash:
+    """Build a crash from its object; from_json() turns every error into a FormatError."""
     crash_id = doc["id"]
     if not isinstance(crash_id, str) or not ID_PATTERN.fullmatch(crash_id):
         raise FormatError(f"crash id {crash_id!r} is not of the form TIME-BOOT-PID-RANDOM")
@@ -541,9 +542,7 @@ _OPTIONAL_BYTES = frozenset({"maps", "limits", "status", "mountinfo", "auxv", "o
 
 
 def _safe_name(name: object) -> str | None:
-    """Let only a plain file name through: what is read from a sidecar never becomes another
-    path.
-    """
+    """Accept only a plain file name, so that a sidecar cannot lead to another path."""
     if name is None:
         return None
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9.]{0,30}", name):
@@ -553,7 +552,7 @@ def _safe_name(name: object) -> str | None:
 
 def _number(key: str, value: object, low: int, end: int) -> int:
     if type(value) is not int or not low <= value < end:
-        raise FormatError(f"crash record has no sound number in {key}: {value!r:.40}")
+        raise FormatError(f"crash record has no valid number in {key}: {value!r:.40}")
     return value
 
 
@@ -567,7 +566,7 @@ def _get_plain(doc: dict[str, Any], key: str) -> Any:
     if not isinstance(value, kind):
         raise FormatError(f"crash record has a {type(value).__name__} in {key}")
     if isinstance(value, str):
-        value.encode()  # a lone surrogate would fail later, at the index or a terminal
+        value.encode()  # fails now on a lone surrogate, not later in the index or on a terminal
     return value
 
 

@@ -1,7 +1,7 @@
-"""Parsers of the files below /proc/PID, as proc(5) has them; imports the standard library only.
+"""Parsers of the files below /proc/PID, see proc(5); imports only the standard library.
 
-The texts come from the kernel, but comm, arguments and environment inside them are the process's
-own words. No parser here raises: what is missing or damaged comes out as None or empty.
+The texts come from the kernel, but the process chose comm, arguments and environment. No parser
+here raises: a missing or damaged value becomes None or empty.
 """
 
 import re
@@ -13,10 +13,10 @@ RLIM_INFINITY: Final = 2**64 - 1
 
 
 OWN_NAMESPACE: Final = b"own"
-"""In place of an owner's uid: the user namespace is the reader's own."""
+"""Stands for an owner's uid: the user namespace is the reader's own."""
 
 NUMBERS_MAX: Final = 33
-"""MAX_PID_NS_LEVEL of include/linux/pid_namespace.h and one: no list read here is longer."""
+"""MAX_PID_NS_LEVEL of include/linux/pid_namespace.h plus one: no list read here is longer."""
 
 _HEX = re.compile(rb"[0-9a-f]{1,16}")
 _NUMBER = re.compile(rb"[0-9]{1,20}")
@@ -25,16 +25,16 @@ _UNESCAPED = {b"\\n": b"\n", b"\\\\": b"\\"}
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What crashd needs of /proc/PID/status; None or empty where the kernel has no such line."""
+    """The fields of /proc/PID/status that crashd needs; None or empty without such a line."""
 
     name: bytes = b""
-    """comm, its newlines and backslashes no longer escaped."""
+    """comm, with newlines and backslashes unescaped."""
     tgid: int | None = None
     uids: tuple[int, int, int, int] | None = None
     """Real, effective, saved and file system user id."""
     gids: tuple[int, int, int, int] | None = None
     ns_tgid: tuple[int, ...] = ()
-    """Thread-group id in each pid namespace, the reader's first, the process's own last."""
+    """Thread-group id in each pid namespace: first the reader's, last the process's own."""
     core_dumping: bool = False
     vm_rss_bytes: int | None = None
     vm_swap_bytes: int | None = None
@@ -50,12 +50,12 @@ class Status:
 
 
 def parse_status(raw: bytes) -> Status:
-    """Parse /proc/PID/status; of a key that stands there twice the last line counts.
+    """Parse /proc/PID/status; of a key that occurs twice the last line counts.
 
-    The kernel writes comm into the first line and escapes newlines and backslashes in it, but even
-    if it did not: whatever a comm forges, the kernel's own line comes after it.
+    The kernel writes comm into the first line and escapes newlines and backslashes in it. Even
+    without the escapes, the kernel's own lines would come after anything that a comm forges.
     """
-    whole = raw.split(b"\n")[:-1]  # a cut last line may hold a cut number
+    whole = raw.split(b"\n")[:-1]  # the last line may be cut in the middle of a number
     lines = dict(line.split(b":", 1) for line in whole if b":" in line)
     name = lines.get(b"Name", b"").removeprefix(b"\t")
     ns_tgid = _numbers(lines.get(b"NStgid")) or _numbers(lines.get(b"NSpid"))
@@ -79,7 +79,7 @@ def parse_status(raw: bytes) -> Status:
 
 
 def _numbers(value: bytes | None) -> tuple[int, ...]:
-    """Parse a list of decimal numbers; empty when one of them is none."""
+    """Parse a list of decimal numbers; empty if one is malformed."""
     words = (value or b"").split(maxsplit=NUMBERS_MAX)[:NUMBERS_MAX]
     return tuple(int(w) for w in words) if all(_NUMBER.fullmatch(w) for w in words) else ()
 
@@ -102,35 +102,21 @@ def _four_ids(value: bytes | None) -> tuple[int, int, int, int] | None:
             return None
 
 
-def parse_start_time(stat: bytes) -> int | None:
-    """Find the start time in /proc/PID/stat: clock ticks after boot, field 22.
-
-    comm stands unescaped between parentheses and may hold both, so the fields are counted from the
-    last `)`.
-    """
-    _, parenthesis, rest = stat.rpartition(b")")
-    fields = rest.split(maxsplit=20)
-    # With a field after it, it is not cut.
-    if not parenthesis or len(fields) < 21 or not _NUMBER.fullmatch(fields[19]):
-        return None
-    return int(fields[19])
-
-
 def parse_cmdline(raw: bytes) -> tuple[bytes, ...]:
-    """Split /proc/PID/cmdline into arguments, empty ones kept.
+    """Split /proc/PID/cmdline into arguments, including empty ones.
 
-    A process that wrote its title over its arguments may have left one without the last NUL.
+    A process that overwrote its arguments with a title may have left no final NUL.
     """
     return tuple(raw.removesuffix(b"\0").split(b"\0")) if raw else ()
 
 
 def parse_environ(raw: bytes) -> tuple[bytes, ...]:
-    """Split /proc/PID/environ into entries; the empty ones that setproctitle leaves are dropped."""
+    """Split /proc/PID/environ into entries, without the empty ones that setproctitle leaves."""
     return tuple(entry for entry in raw.split(b"\0") if entry)
 
 
 def parse_core_limit(limits: bytes) -> int | None:
-    """Find the soft `Max core file size` in /proc/PID/limits, bytes."""
+    """Return the soft `Max core file size` in /proc/PID/limits, in bytes."""
     match = re.search(rb"^Max core file size\s+(unlimited|[0-9]{1,20})\s", limits, re.MULTILINE)
     if match is None:
         return None
@@ -142,6 +128,6 @@ USER_NS_INIT: Final = 0xEFFFFFFD
 
 
 def parse_namespace(link: bytes) -> int | None:
-    """Parse a link of /proc/PID/ns, such as `mnt:[4026531832]`: the inode."""
+    """Return the inode in a link of /proc/PID/ns, such as `mnt:[4026531832]`."""
     match = re.fullmatch(rb"[a-z_]{1,32}:\[([0-9]{1,20})\]", link)
     return int(match.group(1)) if match else None

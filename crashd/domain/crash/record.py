@@ -1,9 +1,8 @@
-"""How a crash record comes to be: from the handler's words first, then from the core's notes and
-/proc.
+"""Builds a crash record: first from the handler's fields, then from /proc and the core's notes.
 
-Pure: the capture path reads, this decides what it means and whose word counts (KERNEL.md, trust
-classes): what the kernel vouches for (argv, pidfd) always wins over what the process could have
-written.
+Pure: the capture path reads, this module decides what the data mean and which source counts
+(KERNEL.md, trust classes). Data that the kernel vouches for (argv, pidfd) always win over data that
+the process could have written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,20 +41,23 @@ from crashd.domain.text import printable
 PAGE_BYTES = 4096
 PIDFD_COREDUMP_USER = 4  # linux/pidfd.h, 6.16
 THREADS_MAX = 1024
-"""Threads that are described; more are only counted by the core itself."""
+"""Threads that are listed; further ones are only in the core itself."""
+_UNLIMITED_BYTES = (1 << 63) - 1
+_SPOOL_SLACK_BYTES = 1 << 16
+"""For what the file system needs to describe a sparse file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the kernel says of the process, whoever has its number now."""
+    """What the kernel reports about the process itself, even if its pid has been reused."""
 
     uids: tuple[int, int, int, int] | None
     """Real, effective, saved, file system user id."""
     gids: tuple[int, int, int, int] | None
     coredump_mask: int | None
     namespace: bytes = b""
-    """Of its user namespace, as edge/process.py reads it: OWN_NAMESPACE, or the uid that has all
-    capabilities in it; empty where that is not known."""
+    """The owner of its user namespace, read by edge/capture/process.py: OWN_NAMESPACE, or the uid
+    that has all capabilities in it; empty if it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Limits:
 def new_crash(
     meta: CoreMeta, *, mode: Mode, boot_id: str, hostname: bytes, has_pidfd: bool, random: int
 ) -> Crash:
-    """Build the first record of a process crash, state `capturing`."""
+    """Build the first record of a process crash, in state `capturing`."""
     identity = meta.identity if has_pidfd else Identity.NONE
     pid = meta.pid
     return Crash(
@@ -109,7 +111,7 @@ def lost_crash(
     """Build the record of a crash that the kernel did not hand over."""
     named = loss.pid is not None
     title = f"lost: {printable(loss.comm)}" if named else f"lost: {loss.count} crashes"
-    where = "its pid is that of its own pid namespace"
+    where = "its pid is the one in its own pid namespace"
     return Crash(
         id=build_id_text(time_ns, boot_id, loss.pid or 0, random),
         kind=Kind.PROCESS,
@@ -154,13 +156,11 @@ def add_process(
     environ_mode: EnvironMode,
     patterns: tuple[str, ...],
 ) -> Crash:
-    """Add what /proc and the pidfd told."""
+    """Add what was read from /proc and from the pidfd."""
     warnings = list(crash.warnings)
     if not snapshot:
         if crash.capture.identity is not Identity.NONE:
-            warnings.append(
-                "the process was gone, or its pid given to another, before /proc was read"
-            )
+            warnings.append("the process was gone, or its pid reused, before /proc was read")
         return replace(crash, warnings=tuple(warnings))
     status = parse_status(snapshot.get("status", b""))
     uids = (credentials.uids if credentials else None) or status.uids
@@ -190,7 +190,7 @@ def add_process(
 
 
 def _placed(crash: Crash, snapshot: Mapping[str, bytes]) -> Crash:
-    """Add where the process belongs: in systemd's terms, and in which container."""
+    """Add the process's unit, slice, session, container and namespaces."""
     place = parse_cgroup(snapshot.get("cgroup", b""))
     return replace(
         crash,
@@ -208,7 +208,7 @@ def _placed(crash: Crash, snapshot: Mapping[str, bytes]) -> Crash:
 
 
 def foreign_mount_ns(snapshot: Mapping[str, bytes]) -> int | None:
-    """Return the process's mount namespace where it is surely not the host's, else None."""
+    """Return the process's mount namespace if it is certainly not the host's, else None."""
     hosts = [parse_namespace(snapshot.get(f"{of}_mount_ns", b"")) for of in ("init", "kthreadd")]
     own = parse_namespace(snapshot.get("mount_ns", b""))
     return own if own not in hosts and any(hosts) else None
@@ -220,12 +220,12 @@ def _foreign_user_ns(snapshot: Mapping[str, bytes]) -> int | None:
 
 
 def _cuts(snapshot: Mapping[str, bytes], threads: int | None) -> Iterator[str]:
-    """Say what of /proc is not whole: the process chose how long it is."""
+    """Yield what of /proc is cut, because the process chose its length."""
     for name, limit in PROC_FILES.items():
         size = len(snapshot.get(name, b""))
         if size >= limit or size == SCANT_PROC_BYTES:
             yield f"{name} is cut after {size} bytes"
-    named = THREADS_MAX  # of the core's notes, where /proc told no names
+    named = THREADS_MAX  # the number in the core's notes, if /proc has no names
     if "threads" in snapshot:
         named = min(snapshot["threads"].count(b"\n") + 1, named)
     if threads is not None and threads > named:
@@ -236,9 +236,9 @@ def _cuts(snapshot: Mapping[str, bytes], threads: int | None) -> Iterator[str]:
 
 
 def _core_limit(crash: Crash, limits: bytes) -> int | None:
-    """Find RLIMIT_CORE, which the kernel's socket does not bring.
+    """Return RLIMIT_CORE; the kernel's socket does not pass it, so read it from /proc.
 
-    A pattern without %c asks for no limit, and has none.
+    A pattern without %c does not ask for the limit, and so has none.
     """
     if crash.capture.mode is not Mode.SOCKET:
         return crash.rlimit_core
@@ -246,9 +246,7 @@ def _core_limit(crash: Crash, limits: bytes) -> int | None:
 
 
 def _stat_comm(stat: bytes) -> bytes:
-    """Take comm from /proc/PID/stat: between the first `(` and the LAST `)`, which it may contain
-    itself.
-    """
+    """Return comm of /proc/PID/stat: from the first `(` to the LAST `)`; comm may contain both."""
     return stat[stat.find(b"(") + 1 : stat.rfind(b")")] if b"(" in stat and b")" in stat else b""
 
 
@@ -269,14 +267,12 @@ def _named_threads(raw: bytes, crash: Crash) -> tuple[Mapping[str, Any], ...]:
 
 
 def add_head(crash: Crash, head: CoreHead) -> Crash:
-    """Add what the core's own headers and notes tell; the kernel wrote them, from the process's
-    registers.
-    """
+    """Add what the core's headers and notes say; the kernel wrote them from the registers."""
     info = head.siginfo
     signal = crash.signal
     if signal is None:
         signal = info.signal if info else (head.threads[0].signal if head.threads else None)
-    # the note must be of this very signal: a debugger's core, fed by hand, may hold another
+    # the note must belong to this signal: a debugger's core, fed by hand, may hold another
     matching = info if info and info.signal == signal else None
     code = matching.code if matching else None
     words = signals.describe(
@@ -306,16 +302,14 @@ def add_head(crash: Crash, head: CoreHead) -> Crash:
 
 
 def _exe_of(head: CoreHead) -> bytes:
-    """Name the executable by what is mapped where its program headers are (AT_PHDR), for a process
-    that was gone before /proc was read.
-    """
+    """Return the file mapped at AT_PHDR, the executable; for crashes without a readable /proc."""
     phdr = head.auxv.get(AT_PHDR)
     found = [file.name for file in head.files if phdr is not None and file.start <= phdr < file.end]
     return found[0] if found and found[0].startswith(b"/") else b""
 
 
 def _head_tid(crash: Crash, head: CoreHead) -> int | None:
-    """Take the thread id from the notes, which count in the process's own pid namespace."""
+    """Return the thread id of the notes, which are numbered in the process's own pid namespace."""
     same_namespace = crash.pid is not None and crash.pid == crash.ns_pid
     return head.threads[0].tid if head.threads and same_namespace else None
 
@@ -336,12 +330,13 @@ def _merge_threads(crash: Crash, head: CoreHead) -> tuple[Mapping[str, Any], ...
 
 
 def owner_of(crash: Crash, head: CoreHead | None, credentials: Credentials | None) -> int | None:
-    """Decide who besides root may read this crash: a user, together with the crash's gid, or None.
+    """Return the uid that besides root may read this crash, together with the crash's gid; or None.
 
-    Every datum must be there and agree (SECURITY B1): dumped as an ordinary process, by the
-    kernel's pidfd, all four uids and gids equal, the program not started with other rights than its
-    user's, and no capabilities that its user does not have. That is what ptrace(2) asks of a reader
-    without privileges, and more; `Viewer` asks the rest, which depends on the reader.
+    All of this must be known and true (SECURITY B1): it was dumped as an ordinary process; its
+    identity comes from the kernel's pidfd; all four uids are equal, and all four gids; the
+    program was not started with other rights than its user's; and it had no capabilities that
+    its user lacks. ptrace(2) requires less of a reader without privileges. `Viewer` checks the
+    rest, which depends on the reader.
     """
     uid, gid = crash.uid, crash.gid
     if uid is None or gid is None or head is None or credentials is None:
@@ -363,10 +358,11 @@ def owner_of(crash: Crash, head: CoreHead | None, credentials: Credentials | Non
 
 
 def _has_no_more_power(uid: int, status: bytes, namespace: bytes) -> bool:
-    """Return whether a user has all capabilities of a process, as cap_ptrace_access_check() asks.
+    """Return whether a user has all capabilities of a process; see cap_ptrace_access_check().
 
-    In the host's user namespace a user has none. In another one, its owner has them all, and
-    nobody else may attach, even to a process without any (security/commoncap.c).
+    In the host's user namespace a user has none. In another namespace its owner has all of
+    them, and nobody else may attach, even to a process without capabilities
+    (security/commoncap.c).
     """
     if namespace == OWN_NAMESPACE:
         return parse_status(status).permitted == 0
@@ -380,7 +376,7 @@ class Allowance:
     size_bytes: int
     disposition: Disposition
     reason: str | None
-    """Why it is not unlimited, for the record of a core that ran into it."""
+    """Why it is limited, for the record of a core that reaches the limit."""
 
     def lowered(self, disposition: Disposition, reason: str | None) -> "Allowance":
         """Return it lowered to what was decided."""
@@ -389,13 +385,24 @@ class Allowance:
         size = 0 if disposition is Disposition.METADATA else self.size_bytes
         return Allowance(size, disposition, reason or self.reason)
 
+    def for_spooled(self, spooled_bytes: int | None) -> "Allowance":
+        """Return it for a core that has so much in the spool; None for one that is not there.
+
+        The handler kept to the same limit, page by page, and took the stacks first. Counted in
+        larger blocks what it kept may seem too much, and the stacks, at the end, would be cut.
+        """
+        if spooled_bytes is None or not self.size_bytes:
+            return self
+        if spooled_bytes > self.size_bytes + self.size_bytes // 64 + _SPOOL_SLACK_BYTES:
+            return self  # another limit than the handler had
+        return Allowance(_UNLIMITED_BYTES, self.disposition, self.reason)
+
 
 def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowance:
-    """Decide how much of the core is kept, from the process's own limit (%c) and the configured
-    one.
+    """Decide how much of the core is kept, by the process's own limit (%c) and the configured one.
 
-    Below a page RLIMIT_CORE means no core, as for the kernel's own files and for systemd-coredump.
-    A pattern without %c asks for no limit, and none is enforced.
+    A limit below one page means no core, as for the kernel's own core files and for
+    systemd-coredump. A pattern without %c does not ask for RLIMIT_CORE, so it is not enforced.
     """
     limits: list[tuple[int, str]] = []
     if max_core is not None:
@@ -405,7 +412,7 @@ def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowan
             (crash.rlimit_core, f"RLIMIT_CORE of the process is {crash.rlimit_core} bytes")
         )
     if not limits:
-        return Allowance((1 << 63) - 1, Disposition.FULL, None)
+        return Allowance(_UNLIMITED_BYTES, Disposition.FULL, None)
     size, reason = min(limits)
     if size < PAGE_BYTES:
         return Allowance(0, Disposition.METADATA, reason)

@@ -1,8 +1,8 @@
-"""Secrets out of a process's environment before it is stored.
+"""Removes secrets from a process's environment before it is stored.
 
-The names stay, for which variables were set is most of what helps. Secrets are known by their names
-and by their looks; both are guesses that rather take one too many. Who must be sure has
-`[privacy] environ = "drop"`.
+The names stay, because they are most of what helps. A secret is recognised by its name or by the
+form of its value. Both are guesses, and prefer to remove too much. An operator who must be sure
+sets `[privacy] environ = "drop"`.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 SCRUBBED: Final = b"<scrubbed>"
 
-# Of the name in upper case, whatever is not a letter or digit in it as one underscore.
+# Matches the name in upper case, with one underscore for each run of other characters.
 _SECRET_NAME = re.compile(
     rb"PASSW(?:OR)?D|PASS_?PHRASE|PASSCODE|PASS(?:_|$)|.PWD(?:_|$)|_PW(?:_|$)"
     rb"|SECRET|TOKEN(?!IZ)|CREDENTIAL|COOKIE|WEBHOOK"
@@ -20,11 +20,11 @@ _SECRET_NAME = re.compile(
     rb"|(?:^|_)(?:O?AUTH|AUTHORIZATION|BEARER|JWT|PAT|SALT|OTP|DSN)(?:_|$)"
     rb"|CONN(?:ECTION)?_?STR(?:ING)?|(?:DATABASE|MONGO(?:DB)?|REDIS|AMQP|POSTGRES|MYSQL|DB)_UR[IL]"
 )
-# What the above takes for a secret and is none: a directory, or the place of a socket.
+# Names that match the above but hold no secret: directories, and paths of sockets.
 _HARMLESS_NAMES = frozenset({b"OLDPWD", b"SSH_AUTH_SOCK", b"CREDENTIALS_DIRECTORY"})
 _PLACE_NAME = re.compile(rb"_(?:FILE|PATH|DIR|SOCK|SOCKET)$")
 
-# A run of characters is looked at from its start only, or a long one would cost its square.
+# A run of characters is tried only from its start; otherwise a long run would take quadratic time.
 _SECRET_VALUE = re.compile(
     rb"(?:AKIA|ASIA)[0-9A-Z]{16}"  # AWS
     rb"|gh[pousr]_[A-Za-z0-9]{16}|github_pat_[A-Za-z0-9_]{16}|glpat-[A-Za-z0-9_-]{16}"
@@ -36,7 +36,7 @@ _SECRET_VALUE = re.compile(
     rb"|(?i:(?:passw(?:or)?d|pwd|secret|token|api_?key|accesskey|accountkey)"
     rb"(?:=|[\"']\s{0,3}:)\s{0,3}[\"']?[^\s;&\"',}])"
 )
-# What stands between `user:` and the last @ before the path of a URL.
+# The text between `user:` and the last @ before the path of a URL.
 _URL_PASSWORD = re.compile(rb"(?<=://)([^/?#\s:@]{0,256}:)[^/?#\s]{1,1024}@")
 
 
@@ -49,17 +49,17 @@ def scrub_environ(
     mode: EnvironMode,
     patterns: tuple[str, ...] = (),
 ) -> tuple[bytes, ...] | None:
-    """Take the secrets out of the entries of an environment; None when it is to be dropped.
+    """Remove the secrets from the entries of an environment; return None in the mode "drop".
 
-    `patterns` are globs (fnmatch, case ignored) of more names whose values go. Entries without `=`
-    and names that come twice stay.
+    `patterns` are globs (fnmatch, case ignored) of further names with values to remove. Entries
+    without `=` and repeated names stay.
     """
     if mode == "drop":
         return None
     if mode == "keep":
         return environ
     more = [
-        # As fnmatch does for bytes: a regex of latin-1 characters is one of bytes.
+        # as fnmatch does for bytes: as latin-1, a regex of characters becomes one of bytes
         re.compile(translate(p.encode().decode("latin-1")).encode("latin-1"), re.IGNORECASE)
         for p in patterns
     ]

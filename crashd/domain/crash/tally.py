@@ -1,6 +1,6 @@
-"""Crashes counted: what `crashctl stats` and `report` draw. Pure; rows are those of `list --json`.
+"""Counts crashes for `crashctl stats` and `report`. Pure; the rows are those of `list --json`.
 
-The rows' texts are the crashed processes' own words: whoever shows a name makes it harmless.
+The crashed processes chose the texts in the rows: code that shows a name must escape it.
 """
 
 from collections import Counter
@@ -12,9 +12,9 @@ from typing import Any, Final
 from crashd.domain.crash.model import time_text
 
 NAMES_MAX: Final = 1000
-"""Names of one kind in the JSON."""
+"""Names per subject in the JSON."""
 NO_UNIT: Final = "(no unit)"
-NO_NAME: Final = "(not known)"
+NO_NAME: Final = "(unknown)"
 KINDS: Final = ("process", "kernel")
 
 _S, _MIN, _H, _D = 10**9, 60 * 10**9, 3600 * 10**9, 86400 * 10**9
@@ -24,7 +24,7 @@ STEPS: Final = (
     *(_H, 2 * _H, 3 * _H, 6 * _H, 12 * _H),
     *(_D, 2 * _D, 7 * _D, 30 * _D, 90 * _D, 365 * _D, 3650 * _D),
 )
-"""What one column of a timeline may stand for."""
+"""The possible lengths of one column of a timeline."""
 
 Row = Mapping[str, Any]
 Count = tuple[str, int]
@@ -32,27 +32,27 @@ Count = tuple[str, int]
 
 @dataclass(slots=True)
 class Timeline:
-    """Crashes by time, in columns of equal length, the last of which ends at `end_ns`."""
+    """Crashes by time, in columns of equal length; the last column ends at `end_ns`."""
 
     end_ns: int
     step_ns: int
     counts: dict[str, list[int]]
-    """Of each kind, the oldest column first."""
+    """For each kind, oldest column first."""
 
     @property
     def start_ns(self) -> int:
-        """When the first column begins."""
+        """The time at which the first column begins."""
         return self.end_ns - self.step_ns * len(self)
 
     def __len__(self) -> int:
         return len(self.counts[KINDS[0]])
 
     def totals(self) -> list[int]:
-        """Add the kinds up."""
+        """Return the sum of all kinds for each column."""
         return [sum(column) for column in zip(*self.counts.values(), strict=True)]
 
     def add(self, time_ns: int, kind: str) -> None:
-        """Count one crash; what is before or after all columns is left out."""
+        """Count one crash; ignore it if it is before or after all columns."""
         column = (time_ns - self.start_ns) // self.step_ns
         counts = self.counts.get(kind)
         if counts is not None and 0 <= column < len(counts):
@@ -61,32 +61,32 @@ class Timeline:
 
 @dataclass(slots=True)
 class Group:
-    """The crashes of one signature; of one title and program where there is none yet."""
+    """The crashes with one signature; without one, those with the same title and program."""
 
     signature: str | None
     newest: Row
     count: int = 0
     first: str = ""
-    """ISO 8601, as `last`."""
+    """ISO 8601, like `last`."""
     last: str = ""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted."""
+    """The result of counting."""
 
     timeline: Timeline
     total: int = 0
     names: dict[str, Counter[str]] = field(default_factory=dict)
-    """How often each name was there, by what it names (`SUBJECTS`)."""
+    """How often each name occurs, by subject (`SUBJECTS`)."""
     groups: dict[tuple[str, ...], Group] = field(default_factory=dict)
 
     def ranked(self, subject: str) -> list[Count]:
-        """Rank the names of a subject, the most frequent first."""
+        """Return the names of a subject, most frequent first."""
         return sorted(self.names[subject].items(), key=lambda item: (-item[1], item[0]))
 
     def top(self) -> list[Group]:
-        """Rank the groups, the most frequent first, of equals the newest."""
+        """Return the groups, most frequent first, then newest first."""
         newest_first = sorted(self.groups.values(), key=lambda group: group.last, reverse=True)
         return sorted(newest_first, key=lambda group: -group.count)
 
@@ -122,7 +122,7 @@ def _unit(row: Row) -> str:
 
 
 def program(row: Row) -> str:
-    """Name what crashed."""
+    """Return the name of what crashed."""
     if row.get("kind") == "kernel":
         return f"kernel {(row.get('kernel') or {}).get('release') or ''}".rstrip()
     return str(row.get("exe") or row.get("comm") or NO_NAME)
@@ -136,13 +136,13 @@ SUBJECTS: Final[Mapping[str, Callable[[Row], str]]] = {
     "dispositions": lambda row: str((row.get("capture") or {}).get("disposition") or NO_NAME),
     "states": lambda row: str(row.get("state")),
 }
-"""What is counted, by the key of the JSON."""
+"""The function that names each subject; the keys are those of the JSON."""
 
 
 def plan_timeline(since_ns: int, until_ns: int, columns_max: int) -> Timeline:
-    """Make an empty timeline that reaches back to `since_ns` at least, in so many columns at most.
+    """Return an empty timeline back to `since_ns` or further, in at most `columns_max` columns.
 
-    Further back than that many of the longest steps it does not reach.
+    It is shorter if that many of the longest steps do not reach `since_ns`.
     """
     span_ns = max(until_ns - since_ns, 1)
     step_ns = next((step for step in STEPS if span_ns <= step * columns_max), STEPS[-1])
@@ -151,7 +151,7 @@ def plan_timeline(since_ns: int, until_ns: int, columns_max: int) -> Timeline:
 
 
 def tally(rows: Iterable[Row], timeline: Timeline) -> Tally:
-    """Count crashes, into `timeline` too."""
+    """Count crashes, also in `timeline`."""
     found = Tally(timeline, names={subject: Counter() for subject in SUBJECTS})
     for row in rows:
         found.total += 1
@@ -178,7 +178,7 @@ def _group(groups: dict[tuple[str, ...], Group], row: Row) -> None:
 
 
 def parse_time_ns(text: object) -> int | None:
-    """Read the ISO 8601 UTC of a record; None for what is none."""
+    """Parse a record's time (ISO 8601, UTC); None if it is malformed."""
     try:
         moment = datetime.fromisoformat(str(text))
         return int(moment.timestamp() * 1000) * 10**6

@@ -1,4 +1,4 @@
-"""Who asks for crashes, and which of them are theirs."""
+"""The user who asks for crashes, and which crashes are theirs."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,22 +6,22 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A user who is not root: the effective ids of the process that asks.
+    """A user who is not root: the effective ids of the asking process.
 
-    The process's groups beside its gid do not count, as they do not for ptrace(2): whoever wants
-    the crashes of another of their groups asks by newgrp(1) or sg(1).
+    Supplementary groups do not count, as for ptrace(2): a user who wants the crashes of another
+    of their groups uses newgrp(1) or sg(1).
     """
 
     uid: int
     gid: int
 
     def owns(self, owner_uid: int | None, gid: int | None) -> bool:
-        """Return whether a crash is this user's, by its `owner_uid` and `gid`.
+        """Return whether this user owns a crash with these `owner_uid` and `gid`.
 
-        A crash has an `owner_uid` only where all its gids are `gid` (record.owner_of).
+        A crash has an `owner_uid` only if all its gids are `gid` (record.owner_of).
         """
         return (self.uid, self.gid) == (owner_uid, gid)
 
 
 NOBODY: Final = Viewer(-1, -1)
-"""Owns nothing: no crash has such ids."""
+"""Owns nothing, because no crash has such ids."""

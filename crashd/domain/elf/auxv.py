@@ -9,9 +9,11 @@ AT_NULL: Final = 0
 AT_PHDR: Final = 3
 AT_PHENT: Final = 4
 AT_PHNUM: Final = 5
+AT_BASE: Final = 7
 AT_UID: Final = 11
 AT_EUID: Final = 12
 AT_SECURE: Final = 23
+AT_EXECFN: Final = 31
 AT_SYSINFO_EHDR: Final = 33
 
 AUXV_ENTRIES_MAX: Final = 256

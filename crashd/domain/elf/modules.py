@@ -3,15 +3,26 @@ be on this host. Pure; every name is the crashed process's own word.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from struct import Struct
 
+from crashd.domain.elf.auxv import AT_BASE, AT_PHDR
 from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead, parse_build_id
 from crashd.domain.elf.elfnotes import MappedFile
 
 MODULES_MAX = 512
+_STACKS_MAX, _STACK_BYTES, _OTHER_STACK_BYTES = 256, 64 << 10, 4 << 10
+"""Of the stacks that say which modules matter, where there are more than MODULES_MAX."""
 DEBUG_ROOT = b"usr/lib/debug"
 _DELETED = b" (deleted)"
+_MAPS_LINE = re.compile(
+    rb"([0-9a-f]{1,16})-([0-9a-f]{1,16}) [-rwxsp]{4} ([0-9a-f]{1,16}) "
+    rb"[0-9a-f]+:[0-9a-f]+ [1-9]\d* +(/.{0,4095})",
+    re.DOTALL,
+)
+_MAPS_LINES_MAX = 1 << 17
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _LOWER_MAX = 256
 COMPARED_BYTES = 4096
@@ -40,18 +51,14 @@ class Module:
 
 
 def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
-    """Find the modules, ascending; MODULES_MAX at most.
+    """Find the modules, ascending; MODULES_MAX at most, those that are on a stack before others.
 
     A module begins where a file is mapped from its first byte, and has all that follows of the same
     name.
     """
-    groups: list[list[MappedFile]] = []
-    for mapped in sorted(head.files, key=lambda f: f.start):
-        same = groups and groups[-1][0].name == mapped.name
-        if same and mapped.offset_bytes:
-            groups[-1].append(mapped)
-        elif not mapped.offset_bytes:
-            groups.append([mapped])
+    groups = _by_file(head)
+    if len(groups) > MODULES_MAX:
+        groups = _wanted_first(groups, head, read)
     found: list[Module] = []
     for group in groups:
         first = group[0]
@@ -73,7 +80,76 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
         )
         if len(found) == MODULES_MAX:
             break
-    return found
+    return sorted(found, key=lambda module: module.start)
+
+
+def name_files(files: Sequence[MappedFile], maps: bytes) -> tuple[MappedFile, ...]:
+    """Return a core's mapped files with the names that /proc/PID/maps has for them.
+
+    The kernel leaves out NT_FILE of a process with very many mappings or long names, and of a file
+    in an overlay it may have the layer's path there. A line that is cut or odd counts for nothing.
+    """
+    named: dict[int, MappedFile] = {}
+    for line in maps.split(b"\n", _MAPS_LINES_MAX)[:_MAPS_LINES_MAX]:
+        found = _MAPS_LINE.fullmatch(line)
+        if found is not None:
+            start, end, offset = (int(found[index], 16) for index in (1, 2, 3))
+            named[start] = MappedFile(start, end, offset, _unescape(found[4]))
+    if not files:
+        return tuple(named.values())
+    return tuple(
+        replace(f, name=named[f.start].name)
+        if f.start in named and named[f.start].end == f.end
+        else f
+        for f in files
+    )
+
+
+def _unescape(name: bytes) -> bytes:
+    """Undo what the kernel does to a newline in a name."""
+    return name.replace(b"\\012", b"\n")
+
+
+def _by_file(head: CoreHead) -> list[list[MappedFile]]:
+    groups: list[list[MappedFile]] = []
+    for mapped in sorted(head.files, key=lambda f: f.start):
+        same = groups and groups[-1][0].name == mapped.name
+        if same and mapped.offset_bytes:
+            groups[-1].append(mapped)
+        elif not mapped.offset_bytes:
+            groups.append([mapped])
+    return groups
+
+
+def _wanted_first(
+    groups: list[list[MappedFile]], head: CoreHead, read: ReadAt
+) -> list[list[MappedFile]]:
+    """Put first the files that hold a program counter, the executable's headers, or the loader,
+    then those that words on the stacks point into, the crashed thread's first.
+    """
+    starts = [group[0].start for group in groups]
+    threads = head.threads[:_STACKS_MAX]
+    addresses = [t.pc for t in threads[:1]] + [head.auxv.get(kind) for kind in (AT_PHDR, AT_BASE)]
+    addresses += [t.pc for t in threads[1:]]
+    for index, thread in enumerate(threads):
+        if thread.sp is not None:
+            size = _STACK_BYTES if index == 0 else _OTHER_STACK_BYTES
+            addresses += _words(read(thread.sp & ~7, size), head)
+    rank: dict[int, int] = {}
+    for address in dict.fromkeys(addresses):
+        index = bisect_right(starts, address) - 1 if address is not None else -1
+        if index >= 0 and address is not None and address < max(f.end for f in groups[index]):
+            rank.setdefault(index, len(rank))
+    order = sorted(range(len(groups)), key=lambda n: rank.get(n, len(groups)))
+    return [groups[n] for n in order]
+
+
+def _words(raw: bytes, head: CoreHead) -> list[int]:
+    size = head.bits // 8
+    whole = raw[: len(raw) - len(raw) % size]
+    code = "Q" if head.bits == 64 else "I"
+    order = "<" if head.byteorder == "little" else ">"
+    return list(Struct(f"{order}{len(whole) // size}{code}").unpack(whole))
 
 
 def file_roots(mountinfo: bytes | None, root: bytes) -> list[bytes]:

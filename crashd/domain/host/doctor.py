@@ -1,7 +1,7 @@
-"""What `crashctl doctor` makes of the facts about a host: what it found, why that matters, and the
-command that mends it. Pure; the facts are read by cli/doctorfacts.py and edge/hostfacts.py.
+"""The checks of `crashctl doctor` on crashd itself: each finding, why it matters, and the fix.
 
-This module has the checks of crashd itself, doctorhost.py those of the host around it.
+Pure: cli/check/doctorfacts.py and edge/host/hostfacts.py read the facts. doctorhost.py has the
+checks of the host around crashd.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ SUID_DUMPABLE: Final = "fs.suid_dumpable"
 
 
 class Level(StrEnum):
-    """How a check came out."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -31,43 +31,43 @@ class Level(StrEnum):
 
 
 WHY: Final[Mapping[str, str]] = {
-    "core_pattern": "The kernel gives crashes to whoever core_pattern names, and to nobody else.",
-    "handler": "The kernel runs this program as root for each crash; without it cores are dropped.",
-    "interpreter": "The kernel starts it for each crash; without it cores are dropped.",
-    "core_pipe_limit": "At 0 the kernel does not wait: /proc/PID is gone before it can be read.",
-    "suid_dumpable": "It decides whether programs that change privileges dump, and for whose eyes.",
-    "kernel features": "Without them a crash is caught in a slower way, or by pid, which can race.",
+    "core_pattern": "The kernel passes crashes only to the program that core_pattern names.",
+    "handler": "The kernel runs this program as root at each crash; without it cores are lost.",
+    "interpreter": "The kernel starts it for every crash; without it cores are dropped.",
+    "core_pipe_limit": "At 0 the kernel does not wait: /proc/PID is gone before crashd reads it.",
+    "suid_dumpable": "It decides if programs that change privileges dump, and who may read it.",
+    "kernel features": "Without them, capture is slower, or relies on pids, which can race.",
     "daemon": "Without it crashes are only spooled: no index, no limits, no metrics.",
-    "configuration": "A daemon does not start with a configuration that it does not understand.",
-    "state directory": "Cores hold passwords and keys: nobody else may look into it.",
+    "configuration": "The daemon does not start with an invalid configuration.",
+    "state directory": "Cores hold passwords and keys: only root may read them.",
     "free space": "A core that does not fit is cut, or not kept at all.",
-    "spool": "What waits there is not in the index, and takes space that retention does not see.",
-    "index": "list, info and retention go by the index.",
-    "other handlers": "Whoever sets core_pattern last gets the crashes: at boot, or at its start.",
-    "boot settings": "They undo crashd's at the next boot, or when a package runs sysctl --system.",
-    "cleaners": "They delete crashes behind crashd's back, at any age that they see fit.",
-    "core limits": "crashd honours RLIMIT_CORE: a process that may not dump leaves metadata alone.",
-    "core filters": "What coredump_filter leaves out no debugger can show.",
-    "timeouts": "systemd sends SIGKILL when the time is over, which ends a dump in its middle.",
-    "ulimit -c": "It is what programs started by hand from this shell may dump.",
-    "journal": "crashd tells of crashes there, and coredumpctl reads them there.",
-    "clock": "Crashes are named, ordered and expired by time.",
-    "kernel dumps": "A panic of the kernel leaves nothing behind unless kdump is ready for it.",
-    "test crash": "It is the whole way of a crash, from the kernel to the index.",
+    "spool": "Spooled crashes are not in the index, and use space that retention cannot free.",
+    "index": "list, info and retention rely on the index.",
+    "other handlers": "The program that sets core_pattern last gets the crashes.",
+    "boot settings": "They override crashd's at boot, or when a package runs sysctl --system.",
+    "cleaners": "They delete crashes without crashd's knowledge, by their own rules.",
+    "core limits": "crashd honours RLIMIT_CORE: a process with a limit of 0 leaves only metadata.",
+    "core filters": "A debugger cannot show memory that coredump_filter excludes.",
+    "timeouts": "systemd sends SIGKILL at the timeout, which cuts a core that is being dumped.",
+    "ulimit -c": "It limits the cores of programs started from this shell.",
+    "journal": "crashd reports crashes there, and coredumpctl reads them there.",
+    "clock": "Crashes are named, ordered and deleted by time.",
+    "kernel dumps": "A kernel panic leaves no dump unless kdump is ready.",
+    "test crash": "It follows a real crash all the way from the kernel to the index.",
 }
-"""Why each check matters, by its name."""
+"""Why each check matters, by the check's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     level: Level
     text: str
-    """What was found, in a line."""
+    """The finding, in one line."""
     hint: str | None = None
-    """The command that mends it."""
+    """The command that fixes it."""
 
     @property
     def why(self) -> str:
@@ -86,30 +86,30 @@ class Check:
 
 
 def passed(name: str, text: str) -> Check:
-    """Make a check that found nothing wrong."""
+    """Return a check that found nothing wrong."""
     return Check(name, Level.OK, text)
 
 
 def warned(name: str, text: str, hint: str | None = None) -> Check:
-    """Make a check that found what makes crashes less than they could be."""
+    """Return a check that found something that degrades crashes."""
     return Check(name, Level.WARNING, text, hint)
 
 
 def failed(name: str, text: str, hint: str | None = None) -> Check:
-    """Make a check that found what makes crashes vanish."""
+    """Return a check that found something that loses crashes."""
     return Check(name, Level.PROBLEM, text, hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A sysctl as it is now: exactly one of both is set."""
+    """The present value of a sysctl, or the error; exactly one of the two is set."""
 
     value: str | None = None
     error: str | None = None
 
     @property
     def number(self) -> int | None:
-        """Its number; None for what is none."""
+        """The value as a number; None if it is not one."""
         text = self.value or ""
         return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else None
 
@@ -120,34 +120,34 @@ class HandlerFacts:
 
     path: str
     error: str | None = None
-    """Why it cannot be looked at."""
+    """Why it cannot be examined."""
     regular: bool = True
     distrust: str | None = None
-    """What others than root can replace of it, or of the path to it."""
+    """What other users than root can replace: the file, or a part of its path."""
     noexec: str | None = None
-    """The mount point of its file system, where that is mounted noexec."""
+    """The mount point of its file system, if that is mounted noexec."""
     executable: bool = True
     current: bool = True
-    """It is this version's."""
+    """Whether it belongs to this version."""
     interpreter: str | None = "/usr/bin/python3"
-    """As its first line names it."""
+    """The interpreter in its first line."""
     interpreter_runs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """The state directory and what is in it; an error is why that part could not be looked at."""
+    """The state directory and its contents; an error says why a part could not be examined."""
 
     path: str
     error: str | None = None
     is_directory: bool = True
     foreign_owner: int | None = None
-    """Whose it is, where it should be root's."""
+    """Its owner, if it should be root."""
     mode: int = 0o700
     free_bytes: int = 0
     total_bytes: int = 0
     free_inodes: int | None = None
-    """None where the file system does not count them."""
+    """None if the file system does not count them."""
     spool_path: str = ""
     spool_waiting: int = 0
     spool_bad: int = 0
@@ -157,14 +157,14 @@ class StoreFacts:
     index_hint: str | None = None
     index_path: str = ""
     index_wal_bytes: int = 0
-    """Where it is more than any reader of ours makes of it."""
+    """Set only if it is larger than crashd's own readers can make it."""
     index_seen: bool = True
-    """False: it may not be looked at."""
+    """False if the caller may not read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonFacts:
-    """The daemon's own word, and its configuration's."""
+    """The daemon's status, and its configuration."""
 
     status: Mapping[str, Any] | None = None
     error: str | None = None
@@ -174,7 +174,7 @@ class DaemonFacts:
 
 
 def check_core_pattern(setting: Setting, handler: str) -> Check:
-    """Does the kernel give crashes to our handler?"""
+    """Check that the kernel passes crashes to our handler."""
     name = "core_pattern"
     if setting.value is None:
         return failed(name, setting.error or "cannot be read", "run as root on the host itself")
@@ -186,14 +186,14 @@ def check_core_pattern(setting: Setting, handler: str) -> Check:
 
 
 def check_handler(facts: HandlerFacts) -> Check:
-    """Is the handler there, this version's, and safe from others?"""
+    """Check that the handler exists, belongs to this version, and is safe from other users."""
     name, path = "handler", facts.path
     if facts.error:
         return failed(name, f"{path}: {facts.error}", "crashctl install")
     if not facts.regular:
         return failed(name, f"{path} is not a regular file", f"rm {path}; crashctl install")
     if facts.distrust:
-        hint = "make it root's (chown root) and writable by nobody else (chmod go-w)"
+        hint = "make root its owner (chown root), and only root able to write it (chmod go-w)"
         return failed(name, facts.distrust, hint)
     if facts.noexec:
         text = f"{path} is on a file system mounted noexec: the kernel cannot start it"
@@ -201,37 +201,37 @@ def check_handler(facts: HandlerFacts) -> Check:
     if not facts.executable:
         return failed(name, f"{path} is not executable", "crashctl install")
     if not facts.current:
-        text = f"{path} is of another version of crashd"
+        text = f"{path} belongs to another version of crashd"
         return warned(name, text, "systemctl restart crashd")
     return passed(name, path)
 
 
 def check_interpreter(facts: HandlerFacts) -> Check:
-    """Can the kernel run the handler's interpreter?"""
+    """Check that the kernel can run the handler's interpreter."""
     name = "interpreter"
     if facts.error:
-        return failed(name, "there is no handler to look at", "crashctl install")
+        return failed(name, "there is no handler", "crashctl install")
     if facts.interpreter is None:
-        return failed(name, "the handler names none", "crashctl install")
+        return failed(name, "the handler names no interpreter", "crashctl install")
     if not facts.interpreter_runs:
-        text = f"{facts.interpreter} is not there or cannot be run"
+        text = f"{facts.interpreter} does not exist or cannot be run"
         return failed(name, text, "apt-get install python3-minimal")
     return passed(name, facts.interpreter)
 
 
 def check_pipe_limit(setting: Setting) -> Check:
-    """Does the kernel keep /proc/PID of a crashed process for us?"""
+    """Check that the kernel keeps /proc/PID of a crashed process for us."""
     name = "core_pipe_limit"
     if setting.number is None:
         return failed(name, setting.error or f"is {setting.value!r}", "crashctl install")
     if setting.number == 0:
-        text = "0: a crashed process is gone before it could be looked at"
+        text = "0: a crashed process is gone before crashd can read it"
         return failed(name, text, "crashctl install")
     return passed(name, f"{setting.number} crashes at the same time")
 
 
 def check_suid_dumpable(setting: Setting) -> Check:
-    """Do programs with privileges of their own leave a core, and a safe one?"""
+    """Check that set-user-ID programs leave a core, readable only by root."""
     name = "suid_dumpable"
     if setting.number is None:
         return failed(name, setting.error or f"is {setting.value!r}", "crashctl install")
@@ -246,7 +246,7 @@ def check_suid_dumpable(setting: Setting) -> Check:
 
 
 def check_daemon(facts: DaemonFacts) -> Check:
-    """Does the daemon run, ready and registered?"""
+    """Check that the daemon runs and is ready."""
     name = "daemon"
     if facts.status is None:
         return failed(name, facts.error or "does not answer", "systemctl start crashd")
@@ -256,7 +256,7 @@ def check_daemon(facts: DaemonFacts) -> Check:
 
 
 def check_configuration(facts: DaemonFacts) -> Check:
-    """Is the configuration one that the daemon takes?"""
+    """Check that the configuration is valid."""
     name = "configuration"
     if facts.config_error:
         return failed(name, facts.config_error, "crashd check-config")
@@ -264,7 +264,7 @@ def check_configuration(facts: DaemonFacts) -> Check:
 
 
 def check_state_dir(store: StoreFacts) -> Check:
-    """Is the state directory private?"""
+    """Check that the state directory is private."""
     name, path = "state directory", store.path
     if store.error:
         return failed(name, f"{path}: {store.error}", "systemctl start crashd")
@@ -275,19 +275,19 @@ def check_state_dir(store: StoreFacts) -> Check:
         text = f"{path} belongs to uid {store.foreign_owner}"
         return failed(name, text, f"chown root:root {path}")
     if store.mode & 0o077:
-        text = f"{path} has mode {store.mode & 0o7777:04o}: others can look in"
+        text = f"{path} has mode {store.mode & 0o7777:04o}: other users can read it"
         return failed(name, text, f"chmod 0700 {path}")
     return passed(name, path)
 
 
 def check_free_space(store: StoreFacts) -> Check:
-    """Is there room for the next core?"""
+    """Check that there is room for the next core."""
     name = "free space"
     if store.error:
         return failed(name, f"{store.path}: {store.error}", "systemctl start crashd")
     free, total = store.free_bytes, store.total_bytes
     text = f"{format_size(free)} of {format_size(total)}"
-    hint = f"crashctl delete, or make room: du -xh --max-depth=2 {store.path}"
+    hint = f"crashctl delete, or free space: du -xh --max-depth=2 {store.path}"
     if store.free_inodes == 0:
         return failed(name, f"no inodes are left in {store.path}", hint)
     if free < FREE_MIN_BYTES:
@@ -300,36 +300,38 @@ def check_free_space(store: StoreFacts) -> Check:
 
 
 def check_spool(store: StoreFacts) -> Check:
-    """Are crashes waiting that the daemon should have taken in?"""
+    """Check that no crashes wait that the daemon should have ingested."""
     name = "spool"
     if store.spool_error:
-        return warned(name, f"cannot be looked into: {store.spool_error}", "sudo crashctl doctor")
+        return warned(name, f"cannot be read: {store.spool_error}", "sudo crashctl doctor")
     if store.spool_waiting:
-        text = f"{store.spool_waiting} crashes wait to be taken in"
+        text = f"{store.spool_waiting} crashes wait to be ingested"
         return warned(name, text, "systemctl start crashd; if it runs: journalctl -u crashd")
     if store.spool_bad:
-        text = f"{store.spool_bad} crashes could not be understood"
+        text = f"{store.spool_bad} malformed crashes were set aside"
         return warned(name, text, f"ls -l {store.spool_path}/*.bad, then remove them")
     return passed(name, "empty")
 
 
 def check_index(store: StoreFacts) -> Check:
-    """Can the index be read?"""
+    """Check that the index can be read."""
     name = "index"
     if not store.index_seen:
-        return warned(name, "cannot be looked at", "sudo crashctl doctor")
+        return warned(name, "cannot be read by this user", "sudo crashctl doctor")
     if store.index_error:
         return failed(name, store.index_error, store.index_hint)
     if store.index_wal_bytes:
-        text = f"its WAL has {format_size(store.index_wal_bytes)}: somebody reads it without an end"
-        return warned(name, text, f"fuser -v {store.index_path}, and end what has no need of it")
+        text = f"its WAL has {format_size(store.index_wal_bytes)}: a reader holds it open"
+        return warned(
+            name, text, f"fuser -v {store.index_path}, and end a reader that is not needed"
+        )
     return passed(name, f"{store.index_count} crashes")
 
 
 def check_own(
     sysctls: Mapping[str, Setting], handler: HandlerFacts, daemon: DaemonFacts, store: StoreFacts
 ) -> Iterator[Check]:
-    """Make all checks of crashd itself; the first is that of core_pattern."""
+    """Yield all checks of crashd itself; the first is that of core_pattern."""
     yield check_core_pattern(sysctls[PATTERN], handler.path)
     yield check_handler(handler)
     yield check_interpreter(handler)

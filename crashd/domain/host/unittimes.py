@@ -1,8 +1,8 @@
-"""How long systemd leaves a service that is dumping, from the texts of its unit files.
+"""How long systemd lets a service dump core, by the texts of its unit files.
 
 Source: systemd.service(5), systemd.unit(5); config_parse_service_timeout() of
-src/core/load-fragment.c. What a service says at run time (EXTEND_TIMEOUT_USEC=, WATCHDOG_USEC=) is
-not known here.
+src/core/load-fragment.c. Messages of a service at run time (EXTEND_TIMEOUT_USEC=, WATCHDOG_USEC=)
+are unknown here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,26 +13,26 @@ from crashd.domain.units import DURATION_MAX_NS, parse_duration
 from crashd.errors import UsageError
 
 NEVER: Final = DURATION_MAX_NS
-"""A timeout that does not happen."""
+"""A timeout that never expires."""
 DEFAULT_STOP_NS: Final = 90 * 10**9
-"""DefaultTimeoutStopSec= as it is built in."""
+"""The built-in DefaultTimeoutStopSec=."""
 _LINES_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class UnitTimes:
-    """What ends a dump before its time."""
+    """The timeouts that can end a dump early."""
 
     stop_ns: int = DEFAULT_STOP_NS
     """TimeoutStopSec=: from SIGTERM to SIGKILL."""
     abort_ns: int | None = None
-    """TimeoutAbortSec=: from the watchdog's SIGABRT to SIGKILL; None: as `stop_ns`."""
+    """TimeoutAbortSec=: from the watchdog's SIGABRT to SIGKILL; None: same as `stop_ns`."""
     watchdog_ns: int = NEVER
     """WatchdogSec=."""
 
     @property
     def dump_ns(self) -> tuple[int, str]:
-        """Tell how long a dump may take, and which setting says so."""
+        """How long a dump may take, and which setting limits it."""
         if self.watchdog_ns == NEVER:
             return self.stop_ns, "TimeoutStopSec"
         abort_ns = self.stop_ns if self.abort_ns is None else self.abort_ns
@@ -42,9 +42,7 @@ class UnitTimes:
 
 
 def parse_times(texts: Iterable[str], defaults: UnitTimes) -> UnitTimes:
-    """Parse a unit and its drop-ins, in the order in which they count; what is wrong is left out,
-    as systemd leaves it out.
-    """
+    """Parse a unit and its drop-ins, in order; invalid settings are ignored, as by systemd."""
     times = defaults
     for text in texts:
         for key, value in _assignments(text, "Service"):
@@ -63,7 +61,7 @@ def parse_defaults(texts: Iterable[str]) -> UnitTimes:
 
 
 def drop_in_directories(unit: str) -> tuple[str, ...]:
-    """Name the directories of a unit's drop-ins, those that count least first.
+    """Return the names of a unit's drop-in directories, lowest precedence first.
 
     `service.d`, `a-.service.d` for `a-b.service`, `a@.service.d` for an instance, its own.
     """
@@ -77,7 +75,7 @@ def drop_in_directories(unit: str) -> tuple[str, ...]:
 
 
 def fragment_names(unit: str) -> tuple[str, ...]:
-    """Name the files that a unit can come from: its own, and its template."""
+    """Return the names of the files that may define a unit: its own, and its template."""
     prefix, at, rest = unit.partition("@")
     return (unit, f"{prefix}@.{rest.rpartition('.')[2]}") if at else (unit,)
 

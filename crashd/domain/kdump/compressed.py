@@ -11,7 +11,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from crashd.errors import FormatError
 
@@ -26,10 +26,15 @@ Unzstd = Callable[[bytes, int], bytes]
 FormatError alone.
 """
 
+_WANTS_MEMORY = "emory"  # in the words of liblzma and zstd both
 _BZIP2_BLOCK = 0x314159265359
 _BZIP2_END = 0x177245385090
 _LZ4_MIN_MATCH = 4
 _LZ4_HEADER_MIN = 7
+
+
+class MemoryWantedError(FormatError):
+    """A stream that may be sound, and cannot be decompressed in the memory that there is for it."""
 
 
 class Wrapper(StrEnum):
@@ -73,24 +78,38 @@ def unwrap(head: bytes, wrapper: Wrapper, limit: int, unzstd: Unzstd) -> Unwrapp
 
     Raises:
         FormatError: nothing of it can be decompressed.
+        MemoryWantedError: it wants more memory than there is for it.
 
     """
     if wrapper is Wrapper.LZ4:
         return _unwrap_lz4(head, limit)
     if wrapper is Wrapper.ZSTD:
         # Whether it ended cannot be seen here: less than the limit may be all there is at hand.
-        return Unwrapped(unzstd(head, limit)[:limit], False)
+        try:
+            return Unwrapped(unzstd(head, limit)[:limit], False)
+        except FormatError as e:
+            if _WANTS_MEMORY in str(e):
+                raise MemoryWantedError(f"zstd wants too large a window: {e}") from e
+            raise
     try:
         if wrapper is Wrapper.GZIP:
             gunzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-            return Unwrapped(gunzip.decompress(head, limit), gunzip.eof)
+            return Unwrapped(gunzip.decompress(head, limit), _is_last(gunzip))
         if wrapper is Wrapper.BZIP2:
             bunzip2 = bz2.BZ2Decompressor()
-            return Unwrapped(bunzip2.decompress(head, limit), bunzip2.eof)
+            return Unwrapped(bunzip2.decompress(head, limit), _is_last(bunzip2))
         unxz = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=XZ_MEMORY_MAX)
-        return Unwrapped(unxz.decompress(head, limit), unxz.eof)
+        return Unwrapped(unxz.decompress(head, limit), _is_last(unxz))
     except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as e:
+        if _WANTS_MEMORY in str(e):
+            what = f"{wrapper} stream is damaged, or wants more than {XZ_MEMORY_MAX} bytes"
+            raise MemoryWantedError(what) from e
         raise FormatError(f"{wrapper} stream is damaged at its start: {e}") from e
+
+
+def _is_last(stream: Any) -> bool:
+    """Tell whether a stream has ended, and no other follows it (pbzip2 writes many)."""
+    return bool(stream.eof and not stream.unused_data.strip(b"\0"))
 
 
 def is_ended(wrapper: Wrapper, head: bytes, tail: bytes) -> bool | None:
@@ -132,12 +151,12 @@ def _unwrap_lz4(head: bytes, limit: int) -> Unwrapped:
         at += size + block_checksum
         if word >> 31:
             out += block
-        elif not _unlz4_block(block, out, limit):
+        elif not unlz4_block(block, out, limit):
             break
     return Unwrapped(bytes(out[:limit]), False)
 
 
-def _unlz4_block(block: bytes, out: bytearray, limit: int) -> bool:
+def unlz4_block(block: bytes, out: bytearray, limit: int) -> bool:
     """Decompress one lz4 block behind `out`; False when it is cut, damaged or the limit reached.
 
     Source: lz4_Block_format.md. What is there is kept: a head mostly ends inside a block.

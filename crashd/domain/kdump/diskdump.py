@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from struct import Struct
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from crashd.domain.elf.headers import Bits, ByteOrder, Layout
 from crashd.errors import FormatError
@@ -47,7 +47,7 @@ _UTSNAME_FIELD = 65  # __NEW_UTS_LEN + 1
 _BLOCK_MIN, _BLOCK_MAX = 4096, 2**20
 _SUB_HEADER_BLOCKS_MAX = 2**16
 _PAGE_DESC = {"little": Struct("<QIIQ"), "big": Struct(">QIIQ")}
-_DESC_SIZE = 24
+DESC_SIZE: Final = 24
 _DESCRIPTORS_READ = 16_384
 _PIECE = 2**20
 _FILE_END_MAX = 2**63 - 1  # loff_t
@@ -238,10 +238,10 @@ def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
     count = _count_dumped(read, dump)
     if count is None:
         return at, "bitmaps", False
-    size, what = at + _DESC_SIZE * count, "page descriptors"
-    told, first = True, at + _DESC_SIZE * count
+    size, what = at + DESC_SIZE * count, "page descriptors"
+    told, first = True, at + DESC_SIZE * count
     while first > at:
-        end, first = first, max(at, first - _DESC_SIZE * _DESCRIPTORS_READ)
+        end, first = first, max(at, first - DESC_SIZE * _DESCRIPTORS_READ)
         table = read(first, end - first)
         told = told and len(table) == end - first
         pages = list(_descriptors(table, dump))
@@ -256,34 +256,60 @@ def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
 
 def _count_dumped(read: Read, dump: DiskDump) -> int | None:
     """Count the pages dumped; None where their bitmap is not there."""
-    bitmap = _dumped_bitmap(dump)
+    bitmap = find_bitmap(dump)
     if bitmap is None:
         return None
-    start, end = dump.split or (0, 8 * (bitmap[1] - bitmap[0]))
-    if not 0 <= start <= end <= 8 * (bitmap[1] - bitmap[0]):
-        return None
-    at, last = bitmap[0] + start // 8, bitmap[0] + (end + 7) // 8
     count = 0
-    for piece in range(at, last, _PIECE):
-        data = bytearray(read(piece, min(_PIECE, last - piece)))
-        if len(data) < min(_PIECE, last - piece):
+    for piece in range(bitmap.at, bitmap.end, _PIECE):
+        size = min(_PIECE, bitmap.end - piece)
+        data = read(piece, size)
+        if len(data) < size:
             return None
-        if piece == at:
-            data[0] &= 0xFF << start % 8
-        if piece + len(data) == last and end % 8:
-            data[-1] &= (1 << end % 8) - 1
-        count += int.from_bytes(data, "little").bit_count()
+        count += bitmap.count_pages(piece, data)
     return count
 
 
-def _dumped_bitmap(dump: DiskDump) -> tuple[int, int] | None:
-    """Find the bitmap of the pages dumped: the second of two."""
+class BitmapRange(NamedTuple):
+    """Where the bits lie that say which pages this file has."""
+
+    at: int
+    """Offset of the first byte."""
+    end: int
+    """Offset behind the last one."""
+    first_bit: int
+    """In the first byte, the first bit that counts."""
+    last_bits: int
+    """How many bits of the last byte count; 0: all."""
+
+    def count_pages(self, at: int, data: bytes) -> int:
+        """Count the pages in a piece of it that begins at this offset."""
+        if not data:
+            return 0
+        bits = bytearray(data)
+        if at == self.at:
+            bits[0] &= 0xFF << self.first_bit & 0xFF
+        if at + len(bits) == self.end and self.last_bits:
+            bits[-1] &= (1 << self.last_bits) - 1
+        return int.from_bytes(bits, "little").bit_count()
+
+
+def find_bitmap(dump: DiskDump) -> BitmapRange | None:
+    """Find the bits of the pages dumped, in the second of two bitmaps; None: there are none."""
     block = dump.block_size_bytes
     needed = (dump.max_mapnr + 8 * block - 1) // (8 * block)
     if not needed or dump.bitmap_blocks < 2 * needed:
         return None
-    end = dump.descriptors_at
-    return end - dump.bitmap_blocks // 2 * block, end
+    size = dump.bitmap_blocks // 2 * block
+    start, end = dump.split or (0, 8 * size)
+    if not 0 <= start <= end <= 8 * size:
+        return None
+    first = dump.descriptors_at - size
+    return BitmapRange(first + start // 8, first + (end + 7) // 8, start % 8, end % 8)
+
+
+def find_pages_end(table: bytes, dump: DiskDump) -> int:
+    """Return the end of the page data that reaches farthest, by these descriptors; 0: of none."""
+    return max((offset + size for offset, size in _descriptors(table, dump)), default=0)
 
 
 def _descriptors(table: bytes, dump: DiskDump) -> Iterator[tuple[int, int]]:

@@ -7,8 +7,9 @@
     (wrapped.py)       be64 size, data …
                        … 16 bytes 0xff
 
-Either or both of the outer layers may be missing. Nothing but the head and the tail is ever read,
-and no name is believed: kdump-tools calls a dump finished that is a copy of the log, an error
+Either or both of the outer layers may be missing. Of a plain file the head, the tail and what says
+where it ends are read; a compressed one has to be read to its end (stream.py), elsewhere. No name
+is believed: kdump-tools calls a dump finished that is a copy of the log, an error
 message, empty, or cut (TESTBED.md). Every byte may be hostile; work is linear in the head.
 
 Source: makedumpfile IMPLEMENTATION, makedumpfile.h, libkdumpfile flatmap.c,
@@ -38,6 +39,7 @@ from crashd.domain.elf.headers import (
     split_notes,
 )
 from crashd.domain.kdump.compressed import (
+    MemoryWantedError,
     Unwrapped,
     Unzstd,
     Wrapper,
@@ -56,16 +58,14 @@ from crashd.domain.kdump.diskdump import (
 )
 from crashd.domain.kdump.flatwalk import walk
 from crashd.domain.kdump.nodump import describe
+from crashd.domain.kdump.stream import FLAT_HEADER_SIZE, FLAT_MAGIC, Unpacked
+from crashd.domain.kdump.stream import HEAD_SIZE as HEAD_SIZE
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 
-HEAD_SIZE: Final = 2**20
-"""Bytes from the start of a dump that are worth reading; fewer tell less, never wrong."""
 TAIL_SIZE: Final = 4096
 """Bytes from the end of a dump; 16 are enough for all but padded xz."""
 
-FLAT_MAGIC: Final = b"makedumpfile\0"  # "makedumpfile Failed." is what its error texts begin with
-FLAT_HEADER_SIZE: Final = 4096
 FLAT_END: Final = b"\xff" * 16
 """A record with offset and size -1: makedumpfile -F writes it last."""
 VMCOREINFO_LINES_MAX: Final = 4096
@@ -180,6 +180,10 @@ class _Peeled:
     problems: tuple[str, ...] = ()
     read: Read | None = None
     """Reads the dump itself beyond `data`; None where that is not known to work."""
+    why: str = ""
+    """Why the end of what was peeled off is missing, or is not known."""
+    least: tuple[int, str, bool] | None = None
+    """What diskdump.size_at_least() would return, where that is known."""
 
 
 def parse_vmcore(head: bytes, unzstd: Unzstd) -> VmcoreHead:
@@ -200,25 +204,30 @@ def judge(
     *,
     unfinished: bool = False,
     read: Read | None = None,
+    unpacked: Unpacked | str | None = None,
 ) -> Verdict:
     """Judge a file that is named like a dump: its first bytes, its size, and its last bytes.
 
     `unfinished` says that its maker had not yet given it its final name: then only the end marker
     of the flattened format proves that all was written. `read` reads the file where its head does
-    not tell where it ends. Raises nothing but what `read` does.
+    not tell where it ends. `unpacked` is what a compressed file turned out to be when it was read
+    to its end, or why it could not be. Raises nothing but what `read` does.
     """
     if not size_bytes:
         return Verdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
     try:
         peeled = _peel(head, size_bytes, tail, unzstd)
+    except MemoryWantedError as e:
+        return Verdict(Completeness.COMPLETE, str(e), sure=False)
     except FormatError as e:
         return Verdict(Completeness.BOGUS, str(e))
     try:
-        if peeled.wrapper is None and not peeled.flattened:
+        if peeled.wrapper is not None:
+            peeled = _add_unpacked(peeled, unpacked)
+        elif not peeled.flattened:
             peeled = replace(peeled, read=read)
-        elif peeled.wrapper is None and read is not None and peeled.data.startswith(MAGIC):
-            data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
-            peeled = replace(peeled, data=data, ended=ended)
+        elif read is not None:
+            peeled = _walk_flat(peeled, read, size_bytes)
         vmcore = _parse_peeled(peeled)
     except FormatError as e:
         return _judge_without_head(peeled, size_bytes, str(e))
@@ -230,14 +239,46 @@ def judge(
         return Verdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
     if peeled.size is None:
         reason = f"the end of what {vmcore.wrapped_by} compressed was not checked"
+        reason += f": {peeled.why}" if peeled.why else ""
     elif peeled.ended is None if peeled.flattened else not vmcore.end_told:
         reason = "where it ends could not be read"
     return Verdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
 
 
+def _add_unpacked(peeled: _Peeled, unpacked: Unpacked | str | None) -> _Peeled:
+    """Add what reading a compressed file to its end has shown."""
+    if unpacked is None or isinstance(unpacked, str):
+        return replace(peeled, why=unpacked or "")
+    data = unpacked.head or peeled.data
+    if unpacked.cut:
+        return replace(peeled, data=data, size=None, ended=False, why=unpacked.why)
+    return replace(
+        peeled,
+        data=data,
+        size=unpacked.size_bytes,
+        flattened=unpacked.flattened,
+        ended=unpacked.flat_ended if unpacked.flattened else True,
+        least=unpacked.least,
+    )
+
+
+def _walk_flat(peeled: _Peeled, read: Read, size_bytes: int) -> _Peeled:
+    """Follow the records of a flattened dump: memory that is full of ones looks like the end marker
+    to who sees the file's last bytes alone. Too many records leave what those say.
+    """
+    data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
+    if not data.startswith((SIGNATURE, MAGIC)):
+        data = peeled.data
+    if ended is None and not peeled.data.startswith(MAGIC):
+        ended = peeled.ended
+    return replace(peeled, data=data, ended=ended)
+
+
 def _find_fault(peeled: _Peeled, vmcore: VmcoreHead) -> str:
     if vmcore.incomplete:
         return "incomplete bit set by makedumpfile: it ran out of space"
+    if peeled.ended is False and peeled.why:
+        return peeled.why
     if peeled.ended is False:
         what = "the flattened format" if peeled.size is not None else vmcore.wrapped_by
         return f"no end marker of {what}"
@@ -371,7 +412,9 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
     if not info:
         problems.append("no VMCOREINFO in the head")
     vmcoreinfo = parse_vmcoreinfo(info)
-    least, what, told = size_at_least(peeled.read or (lambda at, n: data[at : at + n]), dump)
+    least, what, told = peeled.least or size_at_least(
+        peeled.read or (lambda at, n: data[at : at + n]), dump
+    )
     _, nodename, release, version, machine, _ = (printable(name) for name in dump.utsname)
     return VmcoreHead(
         format=DumpFormat.KDUMP,

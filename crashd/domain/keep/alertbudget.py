@@ -1,10 +1,12 @@
-"""For which crashes hooks are run: budgets within an hour, so that no loop or user mutes others.
+"""Decides for which crashes hooks run: budgets per hour, so that no loop or user silences others.
 
-Each kind of crash (of one user or container) has a few; repeats have half of what their owner has,
-so that the first of a kind goes out as long as the owner has anything left, which bounds endless
-new kinds. All owners together have OWNERS_MAX times that; system users have as much for themselves,
-and what the kernel tells of itself always goes out. Where all of it is used, whoever had nothing
-has his first: a flood by many does not mute one.
+An owner is a user, or a user in a container. Each owner has a budget, and each kind of crash a
+smaller one. Repeats can use only half of the owner's budget, so that the first crash of a new kind
+is reported while the owner has any budget left; the budget also bounds endless new kinds. All
+owners together have OWNERS_MAX times the budget of one. System users have as much again for
+themselves, and crashes of the kernel are always reported. An owner without any report in the last
+hour still gets the first one when the common budget is used up: a flood by many owners does not
+silence another one.
 
 Pure: the clock is passed in.
 """
@@ -15,13 +17,13 @@ from typing import Final
 
 HOUR_SECONDS: Final = 3600.0
 OWNERS_MAX: Final = 10
-"""How many owners may use up their budgets in an hour."""
+"""How many owners can use up their whole budgets in an hour."""
 SYSTEM_UID_MAX: Final = 999  # SYS_UID_MAX of login.defs(5)
 
 
 @dataclass(frozen=True, slots=True)
 class AlertRates:
-    """How many crashes are told of within an hour."""
+    """How many crashes are reported within an hour."""
 
     per_owner: int = 60
     per_signature: int = 10
@@ -36,7 +38,7 @@ class _Told:
 
 
 class AlertBudget:
-    """What was told within the last hour."""
+    """The crashes reported within the last hour."""
 
     def __init__(self) -> None:
         self._told: deque[_Told] = deque()
@@ -45,14 +47,14 @@ class AlertBudget:
         self._of_class: Counter[bool] = Counter()
 
     def take(self, rates: AlertRates, owner: str, kind: str, now: float) -> bool:
-        """Return whether a crash may be told of, and count it if so.
+        """Return whether a crash may be reported, and count it if so.
 
-        `owner` is a user id, with `@` and a container where there is one.
+        `owner` is a user id, followed by `@` and the container if there is one.
         """
         self._forget(now)
         system = owner.isdigit() and int(owner) <= SYSTEM_UID_MAX
         repeats, used = self._of_kind[owner, kind], self._of_owner[owner]
-        # rounded up: of a budget of one the only one may be a repeat
+        # rounded up: with a budget of one, a repeat may use it
         own = rates.per_owner if not repeats else -(-rates.per_owner // 2)
         if used >= own or repeats >= rates.per_signature:
             return False

@@ -1,32 +1,31 @@
-"""Which times of crashes to believe, where the wall clock of a host may be anything.
+"""Decides which times of crashes to believe, because a host's wall clock may be wrong.
 
 A crash's time is believed if it is not before EARLIEST_NS, not after now, and not more than SKEW_NS
-behind one that is believed of a crash before it. Any other has the time of the next crash that is
-believed (it happened before that one), or now. So a crash stamped right never looks too old, nor
-does one stamped too late; one stamped too early does so only if that contradicts no crash before
-it, or contradicts it by less than SKEW_NS.
+before the believed time of an earlier crash. Any other crash counts as happening at the time of the
+next believed crash (it did happen before that one), or now. So a crash with a correct stamp, or one
+too late, never looks too old. A crash with a stamp too early looks too old only if the stamp
+contradicts no earlier crash, or contradicts it by less than SKEW_NS.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 EARLIEST_NS: Final = 1_767_225_600 * 10**9
-"""2026-01-01: crashd is younger; hosts without a clock of their own start in 1970."""
+"""2026-01-01: crashd is newer than this; hosts without a battery-backed clock start in 1970."""
 
 SKEW_NS: Final = 3600 * 10**9
-"""Crashes reach the index in another order than they happened, by as much without any doubt."""
+"""The order in the index may differ by this much from the order of the crashes."""
 
 
 def believe(
     stamps_ns: Sequence[int | None], now_ns: int | None
 ) -> tuple[list[int], list[int | None]]:
-    """Tell when each crash happened, or later, and which crash before it contradicts its stamp.
+    """Return a time not before each crash, and which earlier crash contradicts its stamp.
 
     Args:
-        stamps_ns: what the wall clock said, in the order of the crashes; None: not known any more.
-        now_ns: a time that is surely not ahead of the true one; None where there is none, and
-            nothing is contradicted and everything is of time 0.
-
+        stamps_ns: the wall clock at each crash, in order; None if it is no longer known. now_ns: a
+        time that is certainly not ahead of the true time. None if there is none; then no
+            stamp is contradicted, and every time is 0.
     """
     if now_ns is None:
         return [0] * len(stamps_ns), [None] * len(stamps_ns)

@@ -1,7 +1,7 @@
-"""Taking from many what is short of one thing: from the user who has most, and of that user from
-the unit that has most, again and again.
+"""Frees a scarce resource fairly: again and again from the largest unit of the user who has most.
 
-The uid comes first: as many units, sessions and containers as a user can name share one part.
+Users come first, because a user can create any number of units, sessions and containers; all of
+them share the user's part.
 """
 
 from bisect import bisect_right
@@ -14,22 +14,22 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
-class Share(NamedTuple):
-    """Whose something is."""
+class Claimant(NamedTuple):
+    """The user and the unit that something belongs to."""
 
     user: str
     unit: str
 
 
 class Stage(NamedTuple):
-    """What is taken of a user before anything of the next stage."""
+    """What a user gives before anything of the next stage."""
 
-    queues: Mapping[Share, list[int]]
-    """What each has to give, the next at the end; used up."""
+    queues: Mapping[Claimant, list[int]]
+    """What each unit can give, the next item at the end; consumed."""
     take: Callable[[int], int]
-    """Tells what taking one freed, 0 when it did not."""
-    spared: Mapping[Share, int] = MappingProxyType({})
-    """Units from which nothing is taken once they use no more than so much."""
+    """Takes one item and returns how much that freed, or 0."""
+    spared: Mapping[Claimant, int] = MappingProxyType({})
+    """Units that give nothing once they use no more than this."""
 
 
 _NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
@@ -37,23 +37,22 @@ _NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
 
 def take_fairly(
     stages: Sequence[Stage],
-    uses: dict[Share, int],
+    uses: dict[Claimant, int],
     short: int,
     spared: Mapping[str, int] = _NOBODY,
 ) -> int:
-    """Take from whoever uses most, until nothing is short; return what still is.
+    """Take from the user who uses most, until enough is freed; return what is still missing.
 
-    Where all that a user has is spared for the sake of the same user's other units, nobody who uses
-    less pays for it.
+    If everything left of a user is spared because of the same user's other units, nobody who uses
+    less gives instead.
 
     Args:
-        stages: what there is to take.
-        uses: what each uses; what is taken is gone from it.
-        short: how much is wanted.
-        spared: users from whom nothing is taken once they use no more than so much.
-
+        stages: what can be taken.
+        uses: what each unit uses; reduced by what is taken.
+        short: how much is missing.
+        spared: users who give nothing once they use no more than this.
     """
-    units: dict[str, set[Share]] = {}
+    units: dict[str, set[Claimant]] = {}
     for share in chain.from_iterable(stage.queues for stage in stages):
         units.setdefault(share.user, set()).add(share)
     givers = {user: _give(own, stages, uses) for user, own in units.items()}
@@ -73,8 +72,8 @@ def take_fairly(
     return short
 
 
-def by_user(uses: Mapping[Share, int]) -> dict[str, int]:
-    """Add up what all units of each user use."""
+def by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
+    """Return the total use of each user."""
     found: dict[str, int] = {}
     for share, size in uses.items():
         found[share.user] = found.get(share.user, 0) + size
@@ -82,21 +81,23 @@ def by_user(uses: Mapping[Share, int]) -> dict[str, int]:
 
 
 def most_of_others(uses: Mapping[str, int]) -> Callable[[str], int]:
-    """Give a function that tells what the heaviest of all others than one user uses; -1: nobody."""
+    """Return a function from a user to the largest use among all other users; -1 without others."""
     heaviest = nlargest(2, uses.items(), key=itemgetter(1))
     return lambda user: next((size for other, size in heaviest if other != user), -1)
 
 
-def most_by_user(uses: Mapping[Share, int]) -> dict[str, int]:
-    """Find what the unit of each user uses that uses most."""
+def most_by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
+    """Return the use of each user's largest unit."""
     found: dict[str, int] = {}
     for share, size in uses.items():
         found[share.user] = max(found.get(share.user, size), size)
     return found
 
 
-def _give(units: Set[Share], stages: Sequence[Stage], uses: dict[Share, int]) -> Iterator[int]:
-    """Take one after another of a user's; yield what each freed, and 0 for what is spared."""
+def _give(
+    units: Set[Claimant], stages: Sequence[Stage], uses: dict[Claimant, int]
+) -> Iterator[int]:
+    """Take a user's items one by one; yield what each freed, and 0 if the rest is spared."""
     spares = False
     for queues, take, spared in stages:
         heap = [(-uses[share], share) for share in units & queues.keys()]
@@ -118,23 +119,22 @@ def _give(units: Set[Share], stages: Sequence[Stage], uses: dict[Share, int]) ->
 
 
 def largest_new(
-    new: Share,
+    new: Claimant,
     spare: int,
-    before: Mapping[Share, int],
-    uses: Mapping[Share, int],
-    last: Mapping[Share, int],
-    busy: Mapping[Share, int],
+    before: Mapping[Claimant, int],
+    uses: Mapping[Claimant, int],
+    last: Mapping[Claimant, int],
+    busy: Mapping[Claimant, int],
 ) -> int:
-    """Return how large something new may be, for which the others give as `take_fairly` takes.
+    """Return how large a new item may be if the others give for it as in `take_fairly`.
 
     Args:
-        new: whose it is.
-        spare: what needs nobody to give anything; may be negative.
-        before: what each uses.
-        uses: what each uses without that of which it has several.
-        last: what each could give of that.
-        busy: what nobody can give now.
-
+        new: the owner of the new item.
+        spare: what is available without anybody giving; may be negative.
+        before: what each unit uses.
+        uses: what each unit uses without cores of which it has several.
+        last: what each unit could give of that.
+        busy: what cannot be given now.
     """
     has, stays = by_user(before), by_user(busy)
     has.setdefault(new.user, 0)

@@ -1,7 +1,7 @@
-"""A bounded queue in which nobody waits for what another has queued; pure, the clock is passed in.
+"""A bounded queue in which no owner waits for all that another has queued.
 
-The next item is that of the owner who used least lately, and the oldest of theirs. What was used
-counts half after HALF_LIFE_SECONDS.
+The next item is the oldest of the owner who used least recently. Past use counts half after
+HALF_LIFE_SECONDS. Pure: the clock is passed in.
 """
 
 from collections import deque
@@ -10,29 +10,29 @@ from typing import Final, Generic, TypeVar
 
 HALF_LIFE_SECONDS: Final = 300.0
 _FORGOTTEN_SECONDS: Final = 0.01
-"""An owner who used less is not remembered."""
+"""An owner who used less is forgotten."""
 _T = TypeVar("_T")
 
 
 class FairQueue(Generic[_T]):
-    """Items by owner; times are of any clock that goes forward, in seconds."""
+    """Items by owner; times are seconds of any clock that never goes back."""
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
         self._waiting: dict[str, deque[_T]] = {}
-        """In the order in which the owners' turns come, where they used the same."""
+        """In order of turns, among owners with the same use."""
         self._used: dict[str, tuple[float, float]] = {}
-        """Seconds that each owner used, and when that was so."""
+        """Seconds that each owner used, and the time for which that holds."""
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def __iter__(self) -> Iterator[_T]:
-        """List what waits, each owner's together."""
+        """Yield what waits, grouped by owner."""
         return (item for items in self._waiting.values() for item in items)
 
     def put(self, owner: str, item: _T) -> list[_T]:
-        """Queue an item; return what has no place (any more): the newest of whoever has most."""
+        """Queue an item; return what no longer fits: the newest item of the owner who has most."""
         self._waiting.setdefault(owner, deque()).append(item)
         if len(self) <= self._maximum:
             return []
@@ -42,18 +42,18 @@ class FairQueue(Generic[_T]):
         return [dropped]
 
     def take(self, now: float) -> tuple[str, _T] | None:
-        """Take the next item and tell whose it is; None when nothing waits."""
+        """Remove and return the next item and its owner; None if nothing waits."""
         if not self._waiting:
             return None
         owner = min(self._waiting, key=lambda name: self._used_by(name, now))
         items = self._waiting.pop(owner)
         item = items.popleft()
         if items:
-            self._waiting[owner] = items  # behind all who used the same
+            self._waiting[owner] = items  # after all owners with the same use
         return owner, item
 
     def charge(self, owner: str, seconds: float, now: float) -> None:
-        """Note that work for an owner took so long."""
+        """Record that work for an owner took `seconds`."""
         self._used[owner] = (self._used_by(owner, now) + seconds, now)
         for name in [n for n in self._used if self._used_by(n, now) < _FORGOTTEN_SECONDS]:
             del self._used[name]

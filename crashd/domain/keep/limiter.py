@@ -1,15 +1,16 @@
-"""The crash-loop limiter: how much of a crash is worth keeping when the same thing crashes again
-and again.
+"""The crash-loop limiter: decides how much to keep of a crash that happens again and again.
 
-A token bucket for each crash site, unit and user, each for full and for mini cores: the first
-`full` crashes of a scope are kept whole, then `mini` as mini cores, all others are only counted;
-after `per` without a crash it begins anew. A crash needs a token of every scope that it has. Every
-key begins with the user id, so that what one user's programs do costs no other user's crash
-anything; and names the container, so that none costs the host's crashes anything. What can be made
-without end makes no more room without end: a user's own containers count as the user, and those of
-root have one bucket more for all of a uid.
+Each crash site, unit and user has two token buckets, for full and for mini cores. The first `full`
+crashes of a scope keep the full core, the next `mini` ones a mini core, and all others are only
+counted. After `per` without a crash the buckets are full again. A crash needs a token of each of
+its scopes.
 
-Pure: the clock is passed in, the state goes out and comes in as JSON.
+Every key begins with the user id, so that one user's programs never use up another user's tokens;
+and it names the container, so that a container never uses up those of the host. Things that a user
+can create without limit get no tokens of their own: a user's own containers count for the user, and
+root's containers share one more bucket for each uid.
+
+Pure: the clock is passed in, and the state is JSON.
 """
 
 import hashlib
@@ -23,27 +24,27 @@ from crashd.domain.keep.site import Site
 from crashd.domain.units import format_duration
 
 BUCKETS_MAX: Final = 4096
-"""Of each scope; the one that was used least recently goes, and begins anew when it comes back."""
+"""Buckets per scope; the least recently used one is dropped, and starts full when it comes back."""
 CONTAINERS_SHARE: Final = 4
-"""How much more than one user all containers with one uid in them may have kept."""
+"""How many times the limit of one user applies to all containers of one uid together."""
 _KEY_MAX = 400
 _REASON: Final = "limiter."
 
 
 class Scope(StrEnum):
-    """What crashes are counted by."""
+    """What crashes are counted for."""
 
     SITE = "site"
     """User, executable and build-id, signal, module and offset of the program counter."""
     UNIT = "unit"
     UID = "uid"
     CONTAINERS = "containers"
-    """All crashes of a uid in containers that root made."""
+    """All crashes of one uid in containers that root created."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How many crashes of one scope are kept, and in what time."""
+    """How many crashes of one scope are kept in which time."""
 
     full: int
     mini: int
@@ -51,13 +52,13 @@ class Rate:
 
 
 def rates_of(site: Rate, unit: Rate, uid: Rate) -> dict[Scope, Rate]:
-    """Build the rates of all scopes from those that are configured."""
+    """Build the rates of all scopes from the configured ones."""
     containers = Rate(CONTAINERS_SHARE * uid.full, CONTAINERS_SHARE * uid.mini, uid.per_ns)
     return {Scope.SITE: site, Scope.UNIT: unit, Scope.UID: uid, Scope.CONTAINERS: containers}
 
 
 class Verdict(NamedTuple):
-    """What may be kept of a crash; which scope forbids more, and why in words."""
+    """How much of a crash may be kept; which scope forbids more, and why."""
 
     disposition: Disposition
     scope: Scope | None = None
@@ -72,13 +73,13 @@ class _Bucket:
 
 
 def is_only_counted(crash: Crash) -> bool:
-    """Return whether the limiter kept nothing of a crash but its record."""
+    """Return whether the limiter kept only the record of a crash."""
     reason = crash.capture.reason or ""
     return crash.capture.disposition is Disposition.METADATA and reason.startswith(_REASON)
 
 
 def keys_of(site: Site) -> dict[Scope, str]:
-    """Name the buckets that a crash is counted in."""
+    """Return the keys of the buckets that count a crash."""
     if site.uid is None:
         return {}
     digest = hashlib.sha256()
@@ -96,18 +97,18 @@ def keys_of(site: Site) -> dict[Scope, str]:
 
 
 class Limiter:
-    """The buckets; times are CLOCK_REALTIME ns, and a clock that jumps back refills nothing."""
+    """The buckets. Times are CLOCK_REALTIME ns; a clock that jumps back refills nothing."""
 
     def __init__(self, rates: Mapping[Scope, Rate]) -> None:
         self._rates = dict(rates)
         self._buckets: dict[Scope, dict[str, _Bucket]] = {scope: {} for scope in Scope}
 
     def set_rates(self, rates: Mapping[Scope, Rate]) -> None:
-        """Take new rates; what was used so far stays used, as far as they have room for it."""
+        """Set new rates; tokens already used stay used, up to the new maximum."""
         self._rates = dict(rates)
 
     def decide(self, keys: Mapping[Scope, str], most: Disposition, now_ns: int) -> Verdict:
-        """Decide for a crash of which `most` is to be kept, and count it."""
+        """Decide how much to keep of a crash, at most `most`, and count it."""
         if most is Disposition.METADATA:
             return Verdict(most)
         found = [
@@ -133,7 +134,7 @@ class Limiter:
         return Verdict(Disposition.MINI, short, self._reason(short))
 
     def spent(self, scope: Scope, key: str, now_ns: int) -> str | None:
-        """Tell why nothing would be kept of a crash with this key; None when something may be."""
+        """Return why nothing would be kept of a crash with this key; None if something would."""
         if scope not in self._rates:
             return None
         bucket = self._bucket(scope, key, now_ns)
@@ -145,7 +146,7 @@ class Limiter:
         return f"{_REASON}{scope}: more crashes than {kept}"
 
     def _bucket(self, scope: Scope, key: str, now_ns: int) -> _Bucket:
-        """Find or make a bucket, refilled up to now."""
+        """Return the bucket of a key, refilled up to now; create it if it does not exist."""
         buckets, rate = self._buckets[scope], self._rates[scope]
         bucket = buckets.pop(key, None)
         if bucket is None:
@@ -167,9 +168,9 @@ class Limiter:
         }
 
     def load_json(self, document: object) -> bool:
-        """Take a state that `to_json` made; False, and no change, when it is none."""
+        """Load a state that `to_json` built; return False and change nothing if it is malformed."""
         try:
-            states = dict(document)  # type: ignore[call-overload]  # what it may raise is below
+            states = dict(document)  # type: ignore[call-overload]  # caught below
             states.setdefault(Scope.CONTAINERS.value, [])  # newer than the others
             loaded = {scope: _parse_buckets(states[scope.value]) for scope in Scope}
         except (KeyError, TypeError, ValueError, OverflowError):

@@ -1,10 +1,10 @@
-"""How much of a crash is kept at most, as the administrator's rules say; pure.
+"""How much of a crash may be kept by the administrator's rules. Pure.
 
     mini exe=/usr/lib/chromium/* uid=1000
     metadata unit=batch-*.service
 
-A rule is a disposition and one or more conditions, all of which must hold; the first that fits
-counts.
+A rule is a disposition and one or more conditions, which must all hold; the first rule that matches
+applies.
 """
 
 from collections.abc import Sequence
@@ -26,15 +26,14 @@ class Rule:
 
     disposition: Disposition
     conditions: tuple[tuple[str, str], ...]
-    """Fields and the shell patterns that they must match."""
+    """Fields, with the shell pattern that each must match."""
 
 
 def parse_rule(text: str) -> Rule:
     """Parse a rule.
 
     Raises:
-        ValueError: it is none; the text says what is wrong with it.
-
+        ValueError: it is not a rule; the message says why.
     """
     if len(text) > RULE_MAX:
         raise ValueError(f"a rule has at most {RULE_MAX} characters")
@@ -46,7 +45,7 @@ def parse_rule(text: str) -> Rule:
     for word in words[1:]:
         name, equals, pattern = word.partition("=")
         if not equals or name not in FIELDS or not pattern:
-            raise ValueError(f"{word!r} is no condition: FIELD=PATTERN with {', '.join(FIELDS)}")
+            raise ValueError(f"{word!r} is not a condition: FIELD=PATTERN with {', '.join(FIELDS)}")
         conditions.append((name, pattern))
     if not conditions:
         raise ValueError("a rule needs a condition such as exe=/usr/bin/*")
@@ -54,7 +53,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def most_of(site: Site, rules: Sequence[Rule], default: Disposition) -> tuple[Disposition, str]:
-    """Tell how much of a crash may be kept, and by what setting."""
+    """Return how much of a crash may be kept, and which setting says so."""
     values = {
         "exe": site.exe,
         "unit": site.unit or "",

@@ -1,33 +1,36 @@
-"""Which crashes of processes go, so that the store stays within its limits: decided here, not done.
+"""Plans which process crashes to delete, so that the store stays within its limits.
 
-`plan` turns (crashes, usage, policy, now) into an ordered list of deletions, and `room` tells how
+`plan` turns (crashes, usage, policy, now) into an ordered list of deletions, and `room` returns how
 much a capture may write. A deletion takes the core and leaves a tombstone, the crash's metadata; a
-whole one takes the metadata too. Nothing here reads a clock, a disk or the index. What holds:
+whole deletion takes the metadata too. Nothing here reads a clock, a disk or the index. The rules:
 
-1. Nothing in flight goes, nothing pinned, and never the newest core of all, whatever its age,
-   unless a newer one is being captured: or one that fills the disk would be the last for ever.
-2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each on its own merits. Of one
-   user's crashes with a signature the first and the newest core stay (of one allowed: the newest),
-   and of the others first those of the unit that has most of them.
-3. `max_count`, `max_use`, `keep_free` then take cores one by one: always from the user who uses
-   most of what is short, pins not counted. No name that a user can choose (unit, session,
-   container, executable, and so the signature) makes this another's turn.
-4. Of one user they go from the unit that uses most, and the last core of a signature only when no
-   signature of that user has a second one that may go. Of one unit the oldest goes first, but the
-   first of a signature after those in its midst, and the newest after both.
-5. While a user has cores that cannot go, captures above all, other users' go for bytes only as far
-   as they use more than those; the same holds for the last ones of the units of one user. So it
-   does for the newest core of all, as far as nothing but that is what is too much.
-6. Where the cores of 3 do not suffice, metadata goes, the oldest of whoever has most; before them,
-   where metadata has come to use more than half of the store. But history is not burnt for
-   nothing: for bytes, metadata goes only where the limit is then met; for inodes, of which a core
-   has one, metadata goes first, and nothing at all goes unless the limit is then met.
-7. Planning again after the deletions are carried out gives nothing.
+1. Nothing in flight or pinned is deleted, and never the newest core of all, whatever its age,
+   unless a newer one is being captured. Otherwise a core that fills the disk would block every
+   later one.
+2. `max_age`, `max_per_signature` and `metadata_max_age` come first, each by itself. Of one user's
+   crashes with a signature, the first and the newest core stay (if only one is allowed, the
+   newest); of the others, those of the unit with most of them are deleted first.
+3. `max_count`, `max_use` and `keep_free` then take cores one by one, always from the user who uses
+   most of what is short, pinned crashes not counted. No name that a user can choose (unit, session,
+   container, executable, and so the signature) can shift this to another user.
+4. Within a user they are taken from the unit that uses most. The last core of a signature is taken
+   only when no signature of that user has a second core that may be deleted. Within a unit the
+   oldest is taken first, but the first core of a signature after those in the middle, and the
+   newest after both.
+5. While a user has cores that cannot be deleted, above all captures, other users lose cores for
+   bytes only as far as they use more than those. The same holds between the units of one user for
+   their last cores, and for the newest core of all, as far as that core alone exceeds the limit.
+6. If the cores of 3 do not suffice, metadata is deleted, the oldest of the user who has most; even
+   before cores, once metadata uses more than half of the store. But history is not deleted in vain:
+   for bytes, metadata is deleted only if the limit is then met. For inodes, of which a core has
+   only one, metadata comes first, and nothing is deleted unless the limit is then met.
+7. Planning again after the deletions are carried out deletes nothing more.
 
-Order is that of `sequence`; the wall clock only gives ages, as far as it is believed: see
-crashd/domain/keep/believed.py. The tombstone that a later stamp contradicts stays as long as the
-crash with that stamp. What cannot be seen here is a *now* that runs ahead: the caller gives a
-time that is surely not, or None, and nothing goes for its age.
+The order is that of `sequence`; the wall clock only gives ages, as far as it is believed
+(crashd/domain/keep/believed.py). A tombstone that contradicts a later stamp stays as long as the
+crash with that stamp. This module cannot detect a *now* that runs ahead: the caller passes a time
+that certainly does not, or None, and then nothing is deleted for its age. Over 400 lines, because
+the rules hold only together.
 """
 
 from collections import Counter, defaultdict
@@ -40,7 +43,7 @@ from typing import NamedTuple
 
 from crashd.domain.keep.believed import EARLIEST_NS, believe
 from crashd.domain.keep.fairness import (
-    Share,
+    Claimant,
     Stage,
     by_user,
     largest_new,
@@ -51,8 +54,8 @@ from crashd.domain.keep.fairness import (
 from crashd.domain.units import Amount
 
 
-class Reason(StrEnum):
-    """The limit that a crash was deleted for."""
+class Limit(StrEnum):
+    """The limit for which a crash was deleted."""
 
     MAX_USE = "max_use"
     KEEP_FREE = "keep_free"
@@ -65,104 +68,105 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredCrash:
-    """One entry of the store, as far as retention is concerned."""
+    """One entry of the store, as retention sees it."""
 
     id: str
     sequence: int
-    """Grows with each crash, whatever the clock does; equal ones are ordered by id."""
+    """Grows with each crash, whatever the clock does; ties are ordered by id."""
     time_ns: int
     stored_bytes: int
-    """All that the entry has on disk (blocks, not lengths); in flight: all it may come to have."""
+    """All that the entry uses on disk (blocks, not lengths); in flight: all that it may use."""
     inodes: int
     owner: str
-    """The unit: which part of the user's share it is."""
+    """The unit: the part of the user's share that it belongs to."""
     signature_key: str
-    """The signature, or what stands for it where there is none: executable and signal."""
+    """The signature, or executable and signal if there is none."""
     pinned: bool = False
     has_core: bool = True
-    """False for a tombstone, and for what never was more than metadata."""
+    """False for a tombstone, and for a crash that never had more than metadata."""
     in_flight: bool = False
-    """Still being captured: it counts in full, and its core is no core yet."""
+    """Still being captured: it counts in full, but its core does not count as a core yet."""
     metadata_bytes: int = 0
-    """Of `stored_bytes`: what stays without the core."""
+    """The part of `stored_bytes` that stays without the core."""
     metadata_inodes: int = 0
-    """The same of `inodes`."""
+    """The same for `inodes`."""
     user: str = ""
-    """Whose share it is; uids that belong to one user are one here."""
+    """The owner of the share; all uids that belong to one user are one here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What there is on the file system of the store."""
+    """The state of the store's file system."""
 
     total_bytes: int
-    """0 where it does not tell: no share of it is worked out, and `keep_free` says nothing."""
+    """0 if unknown: shares cannot be computed then, and `keep_free` does not apply."""
     free_bytes: int
-    """Free for the daemon now, and what comes free once files that are deleted but open close."""
+    """Free for the daemon now, including deleted files that are still open."""
     free_inodes: int = 0
     total_inodes: int = 0
-    """0 where the file system does not count them, as btrfs."""
+    """0 if the file system does not count them, as on btrfs."""
     reserved_bytes: int = 0
-    """Of the `stored_bytes` of those in flight: what is not written yet, and so still free."""
+    """The part of the `stored_bytes` in flight that is not written yet, and so still free."""
     unlisted_bytes: int = 0
-    """Stored by crashes that are not in the list. After a capture a plan without tombstones (and
-    without a clock: they hold the evidence) is as good for the moment, and much cheaper."""
+    """Used by crashes that are not in the list. Right after a capture, a plan without tombstones is
+        as good and much cheaper; it needs a `now_ns` of None, because tombstones are the evidence
+        against wrong stamps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The limits; None is no limit."""
+    """The limits; None means no limit."""
 
     max_use: Amount | None = None
-    """A share is one of the file system."""
+    """A share is a share of the file system."""
     keep_free: Amount | None = None
-    """The same share of the inodes stays free, also where this is in bytes."""
+    """The same share of the inodes stays free, even if this is in bytes."""
     max_count: int | None = None
     """Crashes with a core, those in flight included."""
     max_age_ns: int | None = None
-    """Of a core."""
+    """Age of a core."""
     max_per_signature: int | None = None
-    """Cores of one user."""
+    """Cores of one user with one signature."""
     metadata_max_age_ns: int | None = None
-    """Of a crash without core, since the crash."""
+    """Age of a crash without a core."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """One crash that loses its core, or goes altogether; no crash is in a plan twice."""
+    """One crash that loses its core, or everything; a plan names no crash twice."""
 
     id: str
-    reason: Reason
+    reason: Limit
     frees_bytes: int
     whole: bool
-    """Its metadata goes as well."""
+    """Whether its metadata is deleted as well."""
 
 
 def plan(
     crashes: Iterable[StoredCrash], usage: Usage, policy: Policy, now_ns: int | None
 ) -> tuple[Deletion, ...]:
-    """Decide what goes, in the order in which it is to go.
+    """Decide what to delete, in order.
 
-    `now_ns` must not be ahead of the true time; None where that is not sure, and nothing goes for
-    its age. Work is that of sorting the crashes: under a second for 100,000.
+    `now_ns` must not be ahead of the true time; pass None if that is uncertain, and nothing is
+    deleted for its age. Takes as long as sorting the crashes: under a second for 100,000.
     """
     ages = policy.max_age_ns is not None or policy.metadata_max_age_ns is not None
     store = _Store(crashes, policy, now_ns if ages else None)
     stored_bytes, inodes = sum(store.bytes.uses), sum(store.inodes.uses)
     max_use, keep_free = _limits(usage, policy)
     while True:
-        store.expire_cores(policy.max_age_ns)
+        store.drop_old_cores(policy.max_age_ns)
         store.limit_signatures(policy.max_per_signature)
-        store.expire_metadata()
+        store.drop_old_metadata()
         if policy.max_count is not None:
             short = sum(store.count.uses) - policy.max_count
-            store.shed_cores(store.count, short, Reason.MAX_COUNT)
+            store.shed_cores(store.count, short, Limit.MAX_COUNT)
         if max_use is not None:
             short = sum(store.bytes.uses) + usage.unlisted_bytes - max_use
-            store.meet_bytes(short, Reason.MAX_USE)
+            store.meet_bytes(short, Limit.MAX_USE)
         if keep_free is not None:
             free = usage.free_bytes - usage.reserved_bytes + stored_bytes - sum(store.bytes.uses)
-            store.meet_bytes(keep_free - free, Reason.KEEP_FREE)
+            store.meet_bytes(keep_free - free, Limit.KEEP_FREE)
             if usage.total_inodes > 0:
                 free = usage.free_inodes + inodes - sum(store.inodes.uses)
                 store.meet_inodes(keep_free * usage.total_inodes // usage.total_bytes - free)
@@ -175,29 +179,30 @@ def room(
 ) -> int:
     """Return how many bytes a new crash of `owner` may use, its metadata included.
 
-    So many are free once a plan is carried out that has it among its own, in flight: `stored_bytes`
-    what it may use, and as much more in `Usage.reserved_bytes`. That may cost cores of which there
-    are several, and the owner's own; others' as rule 5 says. Metadata makes no room.
+    This many bytes are free once a plan is carried out that includes the new crash, in flight, with
+    this as its `stored_bytes`, and as much more in `Usage.reserved_bytes`. Making room may delete
+    cores of which there are several, the owner's own cores, and cores of others by rule 5; it never
+    deletes metadata.
     """
     store = _Store(crashes, policy, None, coming=True)
     max_use, keep_free = _limits(usage, policy)
     spare = usage.free_bytes - usage.reserved_bytes - (keep_free or 0)
     if max_use is not None:
         spare = min(spare, max_use - sum(store.bytes.uses) - usage.unlisted_bytes)
-    return store.find_room(Share(user, owner), spare)
+    return store.find_room(Claimant(user, owner), spare)
 
 
 class _Resource(NamedTuple):
-    """Something of which there is a limited amount: what each crash has of it."""
+    """A limited resource: how much of it each crash uses."""
 
     uses: list[int]
-    """Now: what the plan takes is gone from it."""
+    """Current use, without what the plan takes."""
     keeps: list[int]
-    """By its metadata."""
+    """Use by the metadata alone."""
 
 
 class _Store:
-    """The crashes in their order, and what becomes of them in the course of planning."""
+    """The crashes in order, and their state in the course of planning."""
 
     def __init__(
         self,
@@ -207,11 +212,12 @@ class _Store:
         *,
         coming: bool = False,
     ) -> None:
+        # Parallel lists by the crash's place in the order: planning for 100,000 must stay fast.
         self.crashes = sorted(crashes, key=lambda crash: (crash.sequence, crash.id))
-        self._reasons: dict[int, Reason] = {}
+        self._reasons: dict[int, Limit] = {}
         known = self.crashes
         self.core = [crash.has_core and not crash.in_flight for crash in known]
-        self.shares = [Share(crash.user, crash.owner) for crash in known]
+        self.shares = [Claimant(crash.user, crash.owner) for crash in known]
         self._keys = [(crash.user, crash.signature_key) for crash in known]
         self._pinned = [crash.pinned for crash in known]
         self._gone = [False] * len(known)
@@ -240,21 +246,21 @@ class _Store:
         self._look_at_times()
 
     def list_deletions(self) -> tuple[Deletion, ...]:
-        """List what was taken, in the order of taking."""
+        """Return the deletions, in the order in which they were planned."""
         found = [(i, self.crashes[i], reason) for i, reason in self._reasons.items()]
         left = self.bytes.uses
         return tuple(
             Deletion(c.id, r, c.stored_bytes - left[i], self._gone[i]) for i, c, r in found
         )
 
-    def expire_cores(self, max_age_ns: int | None) -> None:
-        """Evict the cores that are older."""
+    def drop_old_cores(self, max_age_ns: int | None) -> None:
+        """Delete the cores that are older than `max_age_ns`."""
         for i, older in enumerate(self._list_older(max_age_ns)):
             if older and self.may_lose_core(i):
-                self._evict(self.count, Reason.MAX_AGE, i)
+                self._delete_core(self.count, Limit.MAX_AGE, i)
 
     def limit_signatures(self, maximum: int | None) -> None:
-        """Evict what a signature has more than so many cores of one user."""
+        """Delete the cores beyond `maximum` per user and signature."""
         if maximum is None:
             return
         groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -265,12 +271,12 @@ class _Store:
                 continue
             kept = (group[0], group[-1])[2 - min(maximum, 2) :]
             queues = self._queue(i for i in group if self.may_lose_core(i) and i not in kept)
-            take = partial(self._evict, self.count, Reason.MAX_PER_SIGNATURE)
+            take = partial(self._delete_core, self.count, Limit.MAX_PER_SIGNATURE)
             uses = self.uses_of_shares(self.count, group)
             take_fairly([Stage(queues, take)], uses, len(group) - maximum)
 
-    def expire_metadata(self) -> None:
-        """Delete tombstones that are too old, but none that contradicts the stamp of another."""
+    def drop_old_metadata(self) -> None:
+        """Delete tombstones that are too old, except those that contradict a crash's stamp."""
         if not any(self._expired):
             return
         self._evidence.clear()
@@ -278,12 +284,12 @@ class _Store:
             if self._gone[i]:
                 continue
             if self._expired[i] and self._is_metadata(i) and i not in self._evidence:
-                self._delete(i, Reason.METADATA_MAX_AGE, whole=True)
+                self._delete(i, Limit.METADATA_MAX_AGE, whole=True)
             elif (contradicted := self._contradicts[i]) is not None:
                 self._evidence.add(contradicted)
 
-    def meet_bytes(self, short: int, reason: Reason) -> None:
-        """Make up for the bytes that are missing, or come as near as cores allow."""
+    def meet_bytes(self, short: int, reason: Limit) -> None:
+        """Free `short` bytes, or as many as the cores allow."""
         if short <= 0:
             return
         possible = short <= self._all_gains(self.bytes)
@@ -297,16 +303,16 @@ class _Store:
         self._unmet |= short > 0
 
     def meet_inodes(self, short: int) -> None:
-        """Make up for the inodes that are missing, if that is possible."""
+        """Free `short` inodes, if that is possible."""
         if 0 < short <= self._all_gains(self.inodes):
-            short = self._drop_metadata(self.inodes, short, Reason.INODES)
-            short = self.shed_cores(self.inodes, short, Reason.INODES)
-            short = self._drop_metadata(self.inodes, short, Reason.INODES)
+            short = self._drop_metadata(self.inodes, short, Limit.INODES)
+            short = self.shed_cores(self.inodes, short, Limit.INODES)
+            short = self._drop_metadata(self.inodes, short, Limit.INODES)
         self._unmet |= short > 0
 
-    def shed_cores(self, resource: _Resource, short: int, reason: Reason) -> int:
-        """Evict cores until nothing is short; return what still is."""
-        busy = self._busy_of_shares() if resource is self.bytes else Counter[Share]()
+    def shed_cores(self, resource: _Resource, short: int, reason: Limit) -> int:
+        """Delete cores until enough is freed; return what is still missing."""
+        busy = self._busy_of_shares() if resource is self.bytes else Counter[Claimant]()
         if resource is self.bytes and self._newest is not None:
             newest, share = self.bytes.uses[self._newest], self.shares[self._newest]
             of_user = most_by_user(busy).get(share.user, -1)
@@ -316,16 +322,16 @@ class _Store:
         return self._shed(resource, short, reason, busy)
 
     def _shed(
-        self, resource: _Resource, short: int, reason: Reason, busy: Mapping[Share, int]
+        self, resource: _Resource, short: int, reason: Limit, busy: Mapping[Claimant, int]
     ) -> int:
-        """Evict cores until nothing is short; `busy` has bytes that cannot go."""
+        """Delete cores until enough is freed; `busy` are bytes that cannot be freed."""
         if short <= 0:
             return short
         queues, levels = self._queue_cores(), most_by_user(busy)
         spared = {s: levels[s.user] for s in queues if s.user in levels and s not in busy}
         others = most_of_others(by_user(busy))
         several = {share: queue.copy() for share, queue in queues.items()}
-        last = Stage(queues, partial(self._evict, resource, reason), spared)
+        last = Stage(queues, partial(self._delete_core, resource, reason), spared)
         return take_fairly(
             [self._stage_of_several(several, resource, reason), last],
             self.uses_of_shares(resource, range(len(self.crashes))),
@@ -334,30 +340,32 @@ class _Store:
         )
 
     def _stage_of_several(
-        self, queues: dict[Share, list[int]], resource: _Resource, reason: Reason
+        self, queues: dict[Claimant, list[int]], resource: _Resource, reason: Limit
     ) -> Stage:
-        """Take no user's last core of a signature."""
+        """Build the stage that never takes a user's last core of a signature."""
 
         def take(i: int) -> int:
-            return self._evict(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
+            return (
+                self._delete_core(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
+            )
 
         return Stage(queues, take)
 
-    def find_room(self, new: Share, spare: int) -> int:
-        """Return what a new crash may use: what is to spare, and what others give for it."""
+    def find_room(self, new: Claimant, spare: int) -> int:
+        """Return what a new crash may use: `spare`, and what others give for it."""
         everyone = range(len(self.crashes))
         before = self.uses_of_shares(self.bytes, everyone)
-        several = self._stage_of_several(self._queue_cores(), self.bytes, Reason.MAX_USE)
+        several = self._stage_of_several(self._queue_cores(), self.bytes, Limit.MAX_USE)
         take_fairly([several], before.copy(), sum(before.values()) + 1)
         uses = self.uses_of_shares(self.bytes, everyone)
-        last: dict[Share, int] = defaultdict(int)
+        last: dict[Claimant, int] = defaultdict(int)
         for i in filter(self.may_lose_core, everyone):
             last[self.shares[i]] += self.bytes.uses[i] - self.bytes.keeps[i]
         return largest_new(new, spare, before, uses, last, self._busy_of_shares())
 
-    def _busy_of_shares(self) -> Counter[Share]:
-        """Add up the bytes of each that cannot go now: being captured, read or locked."""
-        busy: Counter[Share] = Counter()
+    def _busy_of_shares(self) -> Counter[Claimant]:
+        """Return the bytes of each unit that cannot be freed: being captured, read or locked."""
+        busy: Counter[Claimant] = Counter()
         for i, crash in enumerate(self.crashes):
             if crash.in_flight and not crash.pinned:
                 busy[self.shares[i]] += self.bytes.uses[i]
@@ -366,9 +374,9 @@ class _Store:
     def may_lose_core(self, i: int) -> bool:
         return self.core[i] and not self.fixed[i]
 
-    def uses_of_shares(self, resource: _Resource, among: Iterable[int]) -> dict[Share, int]:
-        """Add up what each uses; pins are the administrator's."""
-        uses: dict[Share, int] = defaultdict(int)
+    def uses_of_shares(self, resource: _Resource, among: Iterable[int]) -> dict[Claimant, int]:
+        """Return what each unit uses, without pinned crashes, which are the administrator's."""
+        uses: dict[Claimant, int] = defaultdict(int)
         shares, pinned, used = self.shares, self._pinned, resource.uses
         for i in among:
             if not pinned[i]:
@@ -385,7 +393,7 @@ class _Store:
         return not self.core[i] and not self.fixed[i] and not self._gone[i]
 
     def _all_gains(self, resource: _Resource) -> int:
-        """Add up what would come free if everything went that may."""
+        """Return how much would be freed if everything deletable were deleted."""
         total = 0
         for i, uses in enumerate(resource.uses):
             if not self.fixed[i] and (not self.core[i] or self._gain(resource, i) > 0):
@@ -396,14 +404,14 @@ class _Store:
         return sum(self.bytes.uses[i] for i in self._list_metadata() if i not in self._evidence)
 
     def _gain(self, resource: _Resource, i: int) -> int:
-        """Work out what evicting a core frees."""
+        """Return how much deleting a core frees."""
         return resource.uses[i] - (0 if self._goes_whole(i) else resource.keeps[i])
 
     def _goes_whole(self, i: int) -> bool:
         return self._expired[i] and i not in self._evidence
 
-    def _queue_cores(self) -> dict[Share, list[int]]:
-        """List what cores each may lose, next at the end."""
+    def _queue_cores(self) -> dict[Claimant, list[int]]:
+        """Return the cores that each unit may lose, the next one at the end."""
         cores = self._list_cores()
         newest = {self._keys[i]: i for i in cores}
         first = {self._keys[i]: i for i in reversed(cores)}
@@ -413,9 +421,9 @@ class _Store:
             ranked[2 if newest[key] == i else 1 if first[key] == i else 0].append(i)
         return self._queue(chain(*ranked))
 
-    def _queue(self, crashes: Iterable[int]) -> dict[Share, list[int]]:
-        """Divide them by unit, each's in reverse: the next one is the last."""
-        queues: dict[Share, list[int]] = defaultdict(list)
+    def _queue(self, crashes: Iterable[int]) -> dict[Claimant, list[int]]:
+        """Group crashes by unit, reversed: the next one is the last."""
+        queues: dict[Claimant, list[int]] = defaultdict(list)
         for i in crashes:
             queues[self.shares[i]].append(i)
         for queue in queues.values():
@@ -423,7 +431,7 @@ class _Store:
         return queues
 
     def reconsider(self) -> bool:
-        """Tell whether what was taken may allow more: a stamp's doubts gone, a limit in reach."""
+        """Return whether to plan again: deletions may settle a stamp or help meet a limit."""
         nothing_new = self._before == (len(self._reasons), sum(self._gone))
         if nothing_new or not (self._doubted or self._unmet):
             return False
@@ -451,8 +459,8 @@ class _Store:
         oldest_ns = self._now_ns - limit_ns
         return [time_ns < oldest_ns for time_ns in self._times]
 
-    def _evict(self, resource: _Resource, reason: Reason, i: int) -> int:
-        """Evict a core if that frees anything of `resource`; tell how much."""
+    def _delete_core(self, resource: _Resource, reason: Limit, i: int) -> int:
+        """Delete a core if that frees any of `resource`; return how much."""
         gain = self._gain(resource, i) if self.core[i] else 0
         if gain > 0:
             self.core[i] = False
@@ -461,9 +469,9 @@ class _Store:
         return gain
 
     def _drop_metadata(
-        self, resource: _Resource, short: int, reason: Reason, at_most: int | None = None
+        self, resource: _Resource, short: int, reason: Limit, at_most: int | None = None
     ) -> int:
-        """Delete metadata until nothing is short; tell what still is."""
+        """Delete metadata until enough is freed; return what is still missing."""
         wanted = short if at_most is None else min(short, at_most)
         if wanted <= 0:
             return short
@@ -479,7 +487,7 @@ class _Store:
         uses = self.uses_of_shares(resource, candidates)
         return short - wanted + take_fairly([Stage(queues, take)], uses, wanted)
 
-    def _delete(self, i: int, reason: Reason, *, whole: bool) -> None:
+    def _delete(self, i: int, reason: Limit, *, whole: bool) -> None:
         for uses, keeps in self._resources:
             uses[i] = 0 if whole else keeps[i]
         self._gone[i] = whole
@@ -487,7 +495,7 @@ class _Store:
 
 
 def _limits(usage: Usage, policy: Policy) -> tuple[int | None, int | None]:
-    """Work out `max_use` and `keep_free`; None where there is none, or nothing to relate it to."""
+    """Return `max_use` and `keep_free` in bytes; None without a limit or without a known total."""
     use, free, total = policy.max_use, policy.keep_free, usage.total_bytes
     relative = use is not None and use.thousandths is not None
     return (

@@ -1,4 +1,4 @@
-"""The crash site: what is known of a crash before its memory is read, and decides what is kept."""
+"""The crash site: what is known of a crash before its memory is read; it decides what to keep."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,11 +10,11 @@ from crashd.domain.elf.elfcore import CoreHead
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Who crashed, and where. Texts that the process chose are its own, bytes as surrogates."""
+    """Who crashed, and where. The process chose some of the texts; bytes are surrogates."""
 
     uid: int | None
     unit: str | None
-    """The user's own unit where there is one."""
+    """The unit of the user's own manager, if there is one."""
     exe: str
     comm: str
     build_id: str | None
@@ -24,7 +24,7 @@ class Site:
     place: str | None = None
     """The container, see `place_of`."""
     account: str | None = None
-    """Whose budgets it costs, see `account_of`."""
+    """The account that its budgets are charged to, see `account_of`."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the JSON object."""
@@ -37,7 +37,7 @@ class Site:
 
 
 def site_of(crash: Crash, head: CoreHead | None, build_id: str | None) -> Site:
-    """Tell the site of a crash."""
+    """Return the site of a crash."""
     return Site(
         uid=crash.uid,
         unit=crash.user_unit or crash.unit,
@@ -52,12 +52,12 @@ def site_of(crash: Crash, head: CoreHead | None, build_id: str | None) -> Site:
 
 
 def place_of(crash: Crash) -> str | None:
-    """Return which container a crash was in; None for the host.
+    """Return the container that a crash was in; None for the host.
 
-    A cgroup's name alone makes no container: a user may have been given a cgroup to make any below
-    it. A service has its own mount namespace for PrivateTmp= and the like, another at each start,
-    and is the host's all the same. Pods are named before containers, which get a new name when they
-    are started again. The number of a namespace that is gone is given to another one.
+    A cgroup's name alone does not prove a container: a user with a delegated cgroup can create
+    any name below it. A service has its own mount namespace for PrivateTmp= and the like, a new
+    one at each start, but belongs to the host. Pods come before containers, because containers
+    get a new name at each start. The kernel reuses the number of a namespace that is gone.
     """
     if crash.mount_ns is None:
         return None
@@ -69,11 +69,11 @@ def place_of(crash: Crash) -> str | None:
 
 
 def account_of(crash: Crash, user_of: Callable[[int], int] = int) -> str | None:
-    """Return whose budgets a crash costs: a user's, or a container's for each user in it.
+    """Return the account that pays for a crash: a user, or a user within a container.
 
-    What is in a user namespace costs the user whom its ids stand for: every user can make those,
-    and without end. Other containers are root's making, and their uid 0 is not the host's root.
-    `user_of` gives the user that a subordinate uid counts for.
+    A process in a user namespace counts for the user that its ids map to, because every user
+    can create any number of such namespaces. Other containers are created by root, and their
+    uid 0 is not the host's root. `user_of` returns the user that a subordinate uid belongs to.
     """
     if crash.uid is None:
         return None
@@ -82,10 +82,11 @@ def account_of(crash: Crash, user_of: Callable[[int], int] = int) -> str | None:
 
 
 def location_of(head: CoreHead | None) -> str | None:
-    """Name module and offset of the crashing thread's program counter; None when not known.
+    """Return module and offset of the crashing thread's program counter; None if unknown.
 
-    Outside of all files (code made at run time) it is the place in its page, which address space
-    randomisation leaves alone: nothing better is known before memory is read.
+    Outside of all files (code generated at run time) it is the offset within the page, because
+    address space randomisation does not change it, and nothing better is known before memory is
+    read.
     """
     pc = head.threads[0].pc if head is not None and head.threads else None
     if head is None or pc is None:

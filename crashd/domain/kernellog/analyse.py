@@ -1,19 +1,19 @@
-"""What a kernel died of, from its log. Pure.
+"""Finds the cause of a kernel's death in its log. Pure.
 
-Which of the reports in a log names the crash:
+These rules choose the report that names the crash:
 
 1. The last boot in the log that has a fatal report, else the last that has any.
-2. Its last fatal report: the panic, or what the panic says that it follows from. Where an oops was
-   fatal, and others came less than `CHAIN_S` before it, the first of those: it broke what the
-   later ones stumbled over. Whatever else the kernel complained of before, it survived.
-3. In a log without a fatal report, its last that is more than a warning, and from there back to
-   the first of the chain: an error less than `CHAIN_S` before the next led to it.
-4. A warning only where nothing came after it that the kernel wrote for half a minute: one that the
-   machine outlived by hours is not what it died of.
+2. The last fatal report of that boot: the panic, or the report that the panic follows from. If an
+   oops was fatal and others came less than `CHAIN_S` before it, the first of those, because it
+   broke what the later ones tripped over. The kernel survived everything before that.
+3. In a log without a fatal report, the last one that is more than a warning, and from there back to
+   the first of the chain: an error less than `CHAIN_S` before the next one led to it.
+4. A warning only if the kernel logged for at most half a minute after it: a warning hours before
+   the end is not the cause.
 
-The complaint before the one that is chosen is kept as `earlier`.
+The report before the chosen one is kept as `earlier`.
 
-Everything here may be hostile; it is bounded, and no input raises.
+All input may be hostile; work is bounded, and no input raises.
 """
 
 from collections.abc import Sequence
@@ -21,86 +21,86 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from crashd.domain.kernellog.head import Blame
-from crashd.domain.kernellog.kinds import OOPS_KINDS, PanicKind, Severity
+from crashd.domain.kernellog.kinds import OOPS_KINDS, Impact, PanicKind
 from crashd.domain.kernellog.printk import LogLine, count_lines, is_gap
 from crashd.domain.kernellog.regions import parse_regions
 from crashd.domain.kernellog.reports import Report, find_reports
 from crashd.domain.kernellog.signature import build_signature
 from crashd.domain.kernellog.stalls import find_own_stack
-from crashd.domain.kernellog.title import judge
-from crashd.domain.kernellog.trace import TAINTS, Facts, Frame, collect_facts
+from crashd.domain.kernellog.title import title_report
+from crashd.domain.kernellog.trace import TAINTS, ReportFacts, TraceFrame, collect_facts
 
 __all__ = [
     "TEXT_MAX",
+    "Impact",
     "LogAnalysis",
     "PanicKind",
     "Report",
-    "Severity",
     "analyse",
     "analyse_report",
     "find_reports",
 ]
 
 TEXT_MAX: Final = 64 * 1024
-"""Bytes of a report's own lines that are kept."""
+"""Bytes kept of a report's own lines."""
 
 CHAIN_S: Final = 30.0
 CHAIN_LINES: Final = 600
-"""Instead, in a log without times."""
+"""Used instead in a log without times."""
 
 COMM_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class LogAnalysis:
-    """What one report of the kernel tells."""
+    """The contents of one report of the kernel."""
 
     kind: PanicKind
-    severity: Severity
+    severity: Impact
     title: str
     """One line, the same for the same bug."""
     signature: str
     """k2- and 16 hex digits, the same for the same bug."""
     fatal: bool
-    """The machine stopped here."""
+    """Whether the machine stopped here."""
     panic: str | None
-    """The words of the panic that it led to."""
+    """The message of the panic that it led to."""
     function: str | None
-    """Who is to blame, with what the compiler added to the name."""
+    """The function to blame, with the suffixes that the compiler added."""
     offset: str | None
-    """Where in the function, and its size: 0x1c/0x40."""
+    """The offset in the function, and its size: 0x1c/0x40."""
     module: str | None
     """The module of that function; None for the kernel itself."""
-    trace: tuple[Frame, ...]
+    trace: tuple[TraceFrame, ...]
     comm: str | None
     pid: int | None
     cpu: int | None
     taint: str | None
-    """The letters, without blanks; "" for an untainted kernel, None when not told."""
+    """The letters without blanks; "" for an untainted kernel, None if unknown."""
     taint_words: tuple[str, ...]
     modules: tuple[str, ...]
     hardware: str | None
     release: str | None
     """The kernel's version."""
     time_s: float | None
-    """Of the head, as in `LogLine`."""
+    """Time of the head, as in `LogLine`."""
     offset_bytes: int
-    """Of the report's first line in the log."""
+    """Offset of the report's first line in the log."""
     text: str
     """The report's own lines."""
     earlier: str | None = None
-    """The title of what the kernel complained of before, and survived."""
+    """The title of an earlier report, which the kernel survived."""
 
 
 def analyse(log: bytes) -> LogAnalysis | None:
-    """Analyse the log that a dead kernel left; None when it reports nothing."""
+    """Analyse the log of a dead kernel; None if it contains no report."""
     lines = parse_regions(log)
     reports = list(find_reports(lines, dead=True))
     chosen = _choose(reports, lines)
     if chosen is None:
         return None
     before = [r for r in reports if r.boot == chosen.boot and r.at < chosen.at]
-    errors = [report for report in before if report.severity is not Severity.WARNING]
+    errors = [report for report in before if report.severity is not Impact.WARNING]
     earlier = (errors or before)[-1:]
     return replace(
         analyse_report(chosen),
@@ -109,7 +109,7 @@ def analyse(log: bytes) -> LogAnalysis | None:
 
 
 def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | None:
-    """Choose the report that names the crash which the log ends in."""
+    """Choose the report that names the crash at the end of the log."""
     if not reports:
         return None
     fatal = [report for report in reports if report.fatal]
@@ -121,14 +121,14 @@ def _choose(reports: Sequence[Report], lines: Sequence[LogLine]) -> Report | Non
         first = _first_of_chain(chain, final) if final.kind in OOPS_KINDS else final
         first.fatal, first.panic = True, final.panic
         return first
-    errors = [report for report in boot if report.severity is not Severity.WARNING]
+    errors = [report for report in boot if report.severity is not Impact.WARNING]
     if not errors:
         return boot[-1] if _is_last_word(boot[-1], lines) else None
     return _first_of_chain(errors, errors[-1])
 
 
 def _breaks(report: Report) -> bool:
-    """Return whether an oops may come of what this reports."""
+    """Return whether this report may have led to an oops."""
     return report.kind is PanicKind.KASAN or (report.kind in OOPS_KINDS and report.died)
 
 
@@ -160,7 +160,7 @@ def analyse_report(report: Report) -> LogAnalysis:
     texts = [line.text for line in report.lines]
     groups = report.match.groupdict() if report.match is not None else {}
     facts = _collect(report, texts, groups)
-    verdict = judge(report.head, report.match, facts, texts)
+    verdict = title_report(report.head, report.match, facts, texts)
     comm, pid, cpu = groups.get("comm"), groups.get("pid"), groups.get("cpu")
     frame = verdict.frame
     taint = facts.taint if facts.release is not None else None
@@ -189,8 +189,8 @@ def analyse_report(report: Report) -> LogAnalysis:
     )
 
 
-def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]) -> Facts:
-    """Collect what a report's lines say; of a stall, the stack of the CPU that stalls."""
+def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]) -> ReportFacts:
+    """Collect the facts of a report; of a stall, with the stack of the stalled CPU."""
     facts = collect_facts(texts, headless=report.head is None)
     if report.head is None or report.head.blame is not Blame.STALL:
         return facts
@@ -209,7 +209,7 @@ def _collect(report: Report, texts: Sequence[str], groups: dict[str, str | None]
 
 
 def _join(texts: Sequence[str]) -> str:
-    """Join lines, as many whole ones as there is room for."""
+    """Join as many whole lines as fit."""
     room, kept = TEXT_MAX, []
     for text in texts:
         room -= len(text.encode()) + 1

@@ -1,9 +1,8 @@
-"""Whom to blame for a crash of the kernel. Pure.
+"""Finds the function to blame for a kernel crash. Pure.
 
-The function to blame is the first that is not a helper (`oopshelpers`). What stands above the
-deepest function that reports is how the report was made, whatever it is called. An inlined function
-is never to blame: a log without symbols does not have it, and both have one title. The idea is
-syzkaller's.
+It is the first function that is not a helper (helpers.py). Everything above the deepest reporting
+function only made the report, whatever its name. An inlined function is never to blame: a log
+without symbols does not contain it, and both logs must get the same title. The idea is syzkaller's.
 """
 
 import re
@@ -17,16 +16,16 @@ from crashd.domain.kernellog.helpers import is_entry, is_helper, is_report, skip
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name
 from crashd.domain.kernellog.stalls import find_stall, stalled_frames
-from crashd.domain.kernellog.trace import Facts, Frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
 
 __all__ = ["Blamed", "blame", "find_panic", "protector_of"]
 
 BLAMED_MAX: Final = 3
-"""Functions that tell one crash from another in the same function."""
+"""Functions that distinguish crashes in the same function."""
 REPORT_FRAMES: Final = 40
-"""How deep what reports may stand."""
+"""How deep in the trace a reporting function may be."""
 REPEATS: Final = 3
-"""How often a function stands in the trace of an endless recursion."""
+"""How often a function must be in a trace to count as endless recursion."""
 
 _AT = re.compile(
     r"(?:.{0,400}\bat: (?:\[<?[0-9a-fx]{4,18}>?\] )?|\[<?[0-9a-f]{8,16}>?\] )"
@@ -49,7 +48,7 @@ _BUCKETS = (
     (re.compile(r"rtnl_lock\w*"), "rtnl_lock"),
     (re.compile(r"_*synchronize_(?:rcu|srcu|net|sched)\w*"), "synchronize_rcu"),
 )
-"""What half of the kernel waits in when one task does not let go."""
+"""Functions in which half of the kernel waits when one task holds a lock too long."""
 _WAITS = re.compile(
     r"\w*sched\w*|\w*_(?:slow)?lock\w*|down|\w*down_\w*|\w*rwsem\w*|\w*completion\w*|\w*kthread\w*"
     r"|\w*synchronize\w*|context_switch|__switch_to\w*|(?:\w*_)?wait_\w*|bit_wait\w*|do_wait"
@@ -60,25 +59,24 @@ _WAITS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Blamed:
-    """The function to blame, and what tells this crash from others."""
+    """The function to blame, and what distinguishes this crash from others."""
 
-    frame: Frame | None = None
-    """Of an offset only where the log has it."""
+    frame: TraceFrame | None = None
+    """Has an offset only if the log does."""
     name: str | None = None
-    """As a title has it."""
+    """The name as used in titles."""
     functions: tuple[str, ...] = ()
-    """It and its callers, as they go into the signature."""
+    """The function and its callers, for the signature."""
 
 
-def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | None) -> Blamed:
-    """Find whom to blame.
+def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: str | None) -> Blamed:
+    """Return the function to blame.
 
     Args:
-        head: how the report begins; None when its first lines are missing.
-        facts: what its lines say.
+        head: the first line of the report; None if it is missing.
+        facts: the facts in its lines.
         texts: its lines.
         named: the function that the head names.
-
     """
     sort = head.blame if head is not None else Blame.PC if facts.pc is not None else Blame.PANIC
     if sort is Blame.NONE:
@@ -96,8 +94,8 @@ def blame(head: Head | None, facts: Facts, texts: Sequence[str], named: str | No
     return _choose(_candidates(sort, facts, texts, named, skip), skip)
 
 
-def find_panic(trace: Sequence[Frame]) -> int:
-    """Find panic() in a trace; -1 when it is not there."""
+def find_panic(trace: Sequence[TraceFrame]) -> int:
+    """Return the index of panic() in a trace; -1 if it is not there."""
     functions = [normal_name(frame.function) for frame in trace]
     return next(
         (n for n, name in enumerate(functions) if name in ("panic", "vpanic", "nmi_panic")), -1
@@ -105,15 +103,19 @@ def find_panic(trace: Sequence[Frame]) -> int:
 
 
 def protector_of(texts: Iterable[str]) -> str | None:
-    """Find the function whose stack the compiler's protector found corrupted."""
+    """Return the function with the stack that the compiler's stack protector found corrupted."""
     found = next(filter(None, (_PROTECTOR.search(text[:400]) for text in texts)), None)
     return found["f"] if found is not None else None
 
 
 def _candidates(
-    sort: Blame, facts: Facts, texts: Sequence[str], named: str | None, skip: re.Pattern[str] | None
-) -> Sequence[Frame]:
-    """Order the functions that may be to blame, the likeliest first."""
+    sort: Blame,
+    facts: ReportFacts,
+    texts: Sequence[str],
+    named: str | None,
+    skip: re.Pattern[str] | None,
+) -> Sequence[TraceFrame]:
+    """Return the functions that may be to blame, most likely first."""
     if sort is Blame.PC and facts.pc is not None:
         return _from(facts.pc.function, facts)
     if sort is Blame.PANIC:
@@ -132,8 +134,8 @@ def _find(pattern: re.Pattern[str], texts: Sequence[str]) -> str | None:
     return match["f"] if match is not None else None
 
 
-def _reported(facts: Facts) -> Sequence[Frame]:
-    """Leave out of a trace how the report was made: what reports, and the trap that led there."""
+def _reported(facts: ReportFacts) -> Sequence[TraceFrame]:
+    """Return the trace without the frames that made the report: reporters, and the trap."""
     trace = facts.trace
     start = 0
     for n, frame in enumerate(trace[:REPORT_FRAMES]):
@@ -149,16 +151,20 @@ def _reported(facts: Facts) -> Sequence[Frame]:
     return trace[start:]
 
 
-def _from(function: str, facts: Facts) -> Sequence[Frame]:
-    """Begin with a function: its callers are what stands below it, sure or not."""
+def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
+    """Return the trace from a function on, followed by its callers.
+
+    The function may appear several times: as the program counter, as the interrupted function, or
+    on the stack by chance. A reliable frame wins over a chance one.
+    """
     trace = facts.trace
     places = [n for n, frame in enumerate(trace) if frame.function == function]
     sure = next((n for n in places if trace[n].reliable), None)
     known = [f for f in (facts.pc, facts.interrupted) if f is not None and f.function == function]
     first = known[0] if known else trace[places[0]] if places else None
     if first is None:
-        return [Frame(function, None, None, None, True), *_reported(facts)]
-    first = Frame(first.function, first.offset, first.size, first.module, True)
+        return [TraceFrame(function, None, None, None, True), *_reported(facts)]
+    first = TraceFrame(first.function, first.offset, first.size, first.module, True)
     if facts.interrupted in known:
         return [first, *trace[facts.interrupted_at :]]
     at = sure if sure is not None else places[-1] if places else -1
@@ -166,8 +172,9 @@ def _from(function: str, facts: Facts) -> Sequence[Frame]:
 
 
 def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
-    """Find who takes the lock: `at: f` soon after the line that says what is done to it. Where that
-    only locks, who holds the other one.
+    """Return the function that takes the lock: `at: f` soon after the line about the lock.
+
+    If that function only locks, return the one that holds the other lock.
     """
     for start in (_LOCK_TAKEN, _LOCK_HELD):
         begin = next((n for n, text in enumerate(texts[:200]) if start.match(text.lstrip())), None)
@@ -182,7 +189,11 @@ def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None
     return None
 
 
-def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
+def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:
+    """Return the functions that may be to blame for a panic: the callers of panic().
+
+    For a watchdog's panic these are the functions of the CPU that it interrupted.
+    """
     protector = protector_of(texts[:8])
     if protector is not None:
         return _from(protector, facts)
@@ -192,7 +203,7 @@ def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
     callers = facts.trace[at + 1 :]
     if not callers or not callers[0].function.startswith("watchdog_"):
         return callers
-    below = Facts(
+    below = ReportFacts(
         interrupted=facts.interrupted,
         interrupted_at=max(0, facts.interrupted_at - at - 1),
         trace=callers,
@@ -200,8 +211,8 @@ def _panicked(facts: Facts, texts: Sequence[str]) -> Sequence[Frame]:
     return stalled_frames(below)
 
 
-def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
-    """Blame what a task waits for; for what all wait for, that."""
+def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
+    """Blame the function in which a task waits; for a place where many wait, that place."""
     trace = _sure(facts.trace)
     for n, frame in enumerate(trace):
         if is_entry(frame.function):
@@ -212,8 +223,8 @@ def _hung(facts: Facts, texts: Sequence[str]) -> Blamed:
     return _choose(trace, _WAITS)
 
 
-def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
-    """Find what calls itself without an end: wherever the stack was full, that stays the same."""
+def _find_recursion(trace: Sequence[TraceFrame]) -> Blamed | None:
+    """Find the functions of an endless recursion; the same wherever the stack overflowed."""
     sure = _sure(trace)
     counts = Counter(normal_name(frame.function) for frame in sure)
     names = sorted(name for name, count in counts.items() if count >= REPEATS)
@@ -224,18 +235,18 @@ def _find_recursion(trace: Sequence[Frame]) -> Blamed | None:
     return Blamed(frame, names[0], tuple(names[:BLAMED_MAX]))
 
 
-def _sure(frames: Sequence[Frame]) -> Sequence[Frame]:
+def _sure(frames: Sequence[TraceFrame]) -> Sequence[TraceFrame]:
     return [f for f in frames if f.reliable and not f.inlined] or [
         f for f in frames if not f.inlined
     ]
 
 
-def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
-    """Choose the first that is no helper; sure frames first, then any, then the very first."""
+def _choose(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> Blamed:
+    """Choose the first frame that is not a helper: a reliable one, else any, else frame 0."""
     frames = [frame for frame in frames if not frame.inlined]
     if not frames:
         return Blamed()
-    tests: tuple[Callable[[Frame], bool], ...] = (
+    tests: tuple[Callable[[TraceFrame], bool], ...] = (
         lambda f: f.reliable and not is_entry(f.function) and not skips(f.function, skip),
         lambda f: not is_entry(f.function) and not skips(f.function, skip),
         lambda f: f.reliable and not is_helper(f.function),
@@ -248,7 +259,7 @@ def _choose(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> Blamed:
     )
 
 
-def _callers(frames: Sequence[Frame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
+def _callers(frames: Sequence[TraceFrame], skip: re.Pattern[str] | None) -> tuple[str, ...]:
     names = []
     for frame in frames:
         if is_entry(frame.function):

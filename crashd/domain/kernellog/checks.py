@@ -1,8 +1,8 @@
-"""The lines that begin reports of the kernel's checkers: sanitizers, lockdep, warnings, watchdogs
-for stalls, checks of context and of counts. Pure.
+"""First lines of the reports of the kernel's checkers. Pure.
 
-Source: the printk()s of mm/{kasan,kmsan,kfence}, kernel/{kcsan,locking,rcu}, kernel/{hung_task,
-watchdog,workqueue}.c, lib/, mm/, from 2.6.32 to 6.19.
+The checkers are sanitizers, lockdep, warnings, watchdogs for stalls, and checks of context and of
+counts. Source: the printk()s of mm/{kasan,kmsan,kfence}, kernel/{kcsan,locking,rcu},
+kernel/{hung_task,watchdog,workqueue}.c, lib/, mm/, from 2.6.32 to 6.19.
 """
 
 import re
@@ -20,7 +20,7 @@ _LOCKDEP = r"(?:\[ )?(?P<level>WARNING|INFO|BUG): ?"
 _ADDRESS = r"(?:0x)?[0-9a-f]{8,16}"
 
 BROKEN: Final[tuple[Head, ...]] = (
-    # what leads: the line of a BUG or a WARNING follows
+    # leading lines: a BUG or WARNING line follows
     head(
         _K.BUG,
         r"list_(?:add|del)(?: double add| corruption)[.:,]? ?",
@@ -75,7 +75,7 @@ BROKEN: Final[tuple[Head, ...]] = (
         leads=True,
     ),
 )
-"""Lines that say more than the report that they come with."""
+"""Lines that say more than the report that follows them."""
 
 _PLACED: Final = (
     head(
@@ -92,7 +92,7 @@ _PLACED: Final = (
         _B.HEAD,
     ),
 )
-"""A warning by its place in the source; `specialise` knows some of those."""
+"""A warning that names its place in the source; `specialise` knows some of these places."""
 
 CHECKS: Final[tuple[Head, ...]] = (
     # ---- sanitizers ----
@@ -361,7 +361,7 @@ _SORTS: Final = tuple(
 
 
 def specialise(found: Head, match: re.Match[str]) -> Head:
-    """Return what a warning's place says of it: the checker's own head, else the one found."""
+    """Return the head for a warning at this place: the checker's own if known, else `found`."""
     if found not in _PLACED:
         return found
     groups = match.groupdict()

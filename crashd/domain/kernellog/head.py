@@ -1,4 +1,4 @@
-"""One sort of line that a kernel's report begins with. Pure."""
+"""One kind of first line of a kernel's report. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ __all__ = ["FUNCTION", "SOURCE", "TRAP", "Blame", "Head", "head"]
 
 
 class Blame(StrEnum):
-    """Where the function stands that a title names."""
+    """Where to find the function that a title names."""
 
     PC = "pc"
-    """The program counter, else the trace."""
+    """At the program counter, else in the trace."""
     TRACE = "trace"
     HEAD = "head"
-    """The head's own word, if it is no helper; else the trace."""
+    """In the head, if that is not a helper; else in the trace."""
     LOCK = "lock"
-    """`at: f`, after the lock that is taken."""
+    """In `at: f`, after the lock that is taken."""
     CALLER = "caller"
-    """`caller is f`, else the trace."""
+    """In `caller is f`, else in the trace."""
     LAST = "last"
-    """`last function: f`."""
+    """In `last function: f`."""
     HUNG = "hung"
-    """The trace, after what waits there."""
+    """In the trace, below the functions that wait."""
     STALL = "stall"
-    """Where the CPU that does not go on was interrupted."""
+    """Where the stalled CPU was interrupted."""
     PANIC = "panic"
-    """The caller of panic()."""
+    """At the caller of panic()."""
     NONE = "none"
 
 
@@ -40,25 +40,27 @@ TRAP: Final = r"[0-9a-f]{4,16} (?:ilc:\d )?\[#\d{1,9}\](?: |$)"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One sort of first line."""
+    """One kind of first line."""
 
     kind: PanicKind
     pattern: re.Pattern[str]
     title: str
-    """With the pattern's groups, and {in_f}: " in f" where f is known."""
+    """May use the pattern's groups, and {in_f}: " in f" if f is known."""
     blame: Blame = Blame.PC
     leads: bool = False
-    """The report proper follows: its head line says less than this one."""
+    """The actual report follows; its head line says less than this one."""
     follows: bool = False
-    """May be the next line of a report whose first line said more."""
+    """May continue a report with a first line that says more."""
     evidence: bool = False
-    """A report only with a call trace or registers: the line alone is too short to be sure."""
+    """Counts as a report only with a call trace or registers, because the line alone proves too
+    little.
+    """
     skip: str | None = None
-    """Further functions that are not to blame: a pattern for the whole name."""
+    """Further functions that are not to blame: a pattern for whole names."""
 
 
 def head(
     kind: PanicKind, pattern: str, title: str, blame: Blame = Blame.PC, /, **more: Any
 ) -> Head:
-    """Build a head of a pattern's text."""
+    """Build a head from the text of a pattern."""
     return Head(kind, re.compile(pattern), title, blame, **more)

@@ -1,9 +1,9 @@
-"""The lines that reports of the kernel begin with: what happened, and how its title is made. Pure.
+"""First lines of the kernel's reports: what happened, and how to build the title. Pure.
 
-A title has the form that kernel developers know from syzkaller's reports. Each head is matched at
-the start of a line, and asks for more of it than the 15 characters that a process may name itself:
-`%s[%d]: segfault at` begins with words that any user chooses. Here are faults, traps, the hardware
-and the end; what checkers report is in `oopschecks`.
+Titles have the form that kernel developers know from syzkaller. Each head is matched at the start
+of a line, and requires more than the 15 characters that a process can choose as its name: `%s[%d]:
+segfault at` begins with words that any user can choose. This module has faults, traps, hardware
+errors and the end of the machine; checks.py has the checkers.
 
 Source: the printk()s of kernel/panic.c, lib/bug.c and arch/*/{kernel/traps.c,mm/fault.c}, from
 2.6.32 to 6.19.
@@ -99,7 +99,7 @@ HEADS: Final[tuple[Head, ...]] = (
         "BUG: bad usercopy{in_f}",
     ),
     head(_K.BUG, rf"[kK]ernel BUG at {SOURCE}!?", "kernel BUG{in_f_or_at_file}"),
-    # ---- traps; the line that follows most of the above ----
+    # ---- traps; also the line after most of the above ----
     head(
         _K.DIVIDE,
         rf"(?:Oops: ){{0,2}}(?:divide[ _]error"
@@ -273,7 +273,7 @@ _USERS_WORDS = re.compile(
 
 
 def find_head(text: str) -> tuple[Head, re.Match[str]] | None:
-    """Find what a line begins a report of."""
+    """Return the head that a line matches, if it begins a report."""
     text = text.lstrip()
     if _FIRST.match(text) is None:
         return None

@@ -1,9 +1,9 @@
-"""Functions of the kernel that stand in a trace and are not to blame. Pure.
+"""Functions of the kernel that appear in traces but are never to blame. Pure.
 
-A helper reports (`dump_stack`, `kasan_report`, `panic`), is how a trap comes in, or does what its
-caller told it to: copying, locking, counting references, keeping lists and trees, allocating,
-waiting, printing. What a name stands for is told by families of names, not by a list of all of
-them; names are without what a compiler adds (`normal_name`).
+A helper makes the report (`dump_stack`, `kasan_report`, `panic`), is the entry of a trap, or only
+does what its caller asks: copying, locking, counting references, maintaining lists and trees,
+allocating, waiting, printing. Patterns match families of names, because no list of all names would
+stay complete. Names come without the suffixes that a compiler adds (`normal_name`).
 """
 
 import re
@@ -117,7 +117,7 @@ _PRIMITIVES: Final = (
     r"_*wake_up_(?:common|locked|sync|all|bit|pollfree|interruptible)\w*",
     r"autoremove_wake_function|default_wake_function",
     r"(?:add|remove)_wait_queue\w*|kthread_stop\w*|_*schedule_timeout\w*",
-    # lists, trees, references, objects, work that is only queued or cancelled here
+    # lists, trees, references, objects, and work that is only queued or cancelled
     r"_*(?:h?list|hlist_(?:nulls|bl)|plist|klist)_(?:add|del|replace|move|splice|empty|remove"
     r"|put|valid)\w*|__list_\w+",
     r"_*rb_(?:erase|insert|next|prev|first|last|replace|link|find|add)\w*|__rb_\w+|xas?_\w+",
@@ -169,7 +169,7 @@ _IRQ = re.compile(
 
 @lru_cache(maxsize=4096)
 def is_helper(function: str) -> bool:
-    """Return whether a function is a helper whatever happened."""
+    """Return whether a function is a helper in every kind of crash."""
     return _HELPER.fullmatch(normal_name(function)) is not None
 
 
@@ -181,13 +181,13 @@ def is_report(function: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def is_entry(function: str) -> bool:
-    """Return whether the kernel is entered here: what stands below it is not the kernel's work."""
+    """Return whether the kernel is entered here; frames below do not belong to its work."""
     return _ENTRY.match(function) is not None
 
 
 @lru_cache(maxsize=1024)
 def is_irq_entry(function: str) -> bool:
-    """Return whether an interrupt comes in here."""
+    """Return whether this is the entry of an interrupt."""
     return _IRQ_ENTRY.fullmatch(normal_name(function)) is not None
 
 
@@ -198,7 +198,7 @@ def is_irq(function: str) -> bool:
 
 
 def skips(function: str, skip: re.Pattern[str] | None) -> bool:
-    """Return whether a function is a helper, or one that a head's `skip` names."""
+    """Return whether a function is a helper, or matches the `skip` of a head."""
     if is_helper(function):
         return True
     return skip is not None and skip.fullmatch(normal_name(function)) is not None

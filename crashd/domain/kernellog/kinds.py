@@ -1,13 +1,13 @@
-"""The sorts of crash that a kernel reports, and what each means for the machine."""
+"""The kinds of crash that a kernel reports, and what each means for the machine."""
 
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["OOPS_KINDS", "WARNING_KINDS", "PanicKind", "Severity"]
+__all__ = ["OOPS_KINDS", "WARNING_KINDS", "Impact", "PanicKind"]
 
 
 class PanicKind(StrEnum):
-    """What sort of crash the kernel reported."""
+    """The kind of crash that the kernel reported."""
 
     PANIC = "panic"
     OOPS = "oops"
@@ -38,13 +38,13 @@ class PanicKind(StrEnum):
     SYSRQ = "sysrq"
 
 
-class Severity(StrEnum):
+class Impact(StrEnum):
     """What a report means for the machine."""
 
     WARNING = "warning"
-    """Something is wrong; all goes on."""
+    """Something is wrong; everything continues."""
     ERROR = "error"
-    """A task was killed, hangs, or works on broken data; the machine may go on."""
+    """A task was killed, hangs, or works on broken data; the machine may continue."""
     FATAL = "fatal"
     """The machine stopped."""
 
@@ -59,7 +59,7 @@ WARNING_KINDS: Final = frozenset(
         PanicKind.LEAK,
     }
 )
-"""What the kernel goes on after as if nothing had been."""
+"""Kinds after which the kernel continues as before."""
 
 OOPS_KINDS: Final = frozenset(
     {
@@ -73,4 +73,4 @@ OOPS_KINDS: Final = frozenset(
         PanicKind.SERROR,
     }
 )
-"""What die() reports: the task is gone, or with `panic_on_oops` the machine."""
+"""Kinds that die() reports: the task is killed, or with `panic_on_oops` the machine stops."""

@@ -1,4 +1,4 @@
-"""What the words of a kernel's panic say: which reports it may follow from, and its sort. Pure.
+"""Classifies the message of a panic: the reports it may follow from, and its kind. Pure.
 
 Source: the panic() calls of kernel/, mm/, lib/ and arch/, from 2.6.32 to 6.19.
 """
@@ -54,8 +54,9 @@ _PANIC_KINDS: Final = (
 
 
 def causes_of(words: str) -> frozenset[PanicKind] | None:
-    """Return the kinds of reports that a panic of these words follows from; None for those that
-    follow from none.
+    """Return the kinds of reports that a panic with this message follows from.
+
+    None for a panic that follows from no report.
     """
     return next((kinds for pattern, kinds in _CAUSES if pattern.match(words)), None)
 

@@ -1,4 +1,4 @@
-"""Lines of the kernel's log, in every form that it is written down in. Pure.
+"""Parses lines of the kernel's log, in every form in which it is written. Pure.
 
     [   12.345678] text                               console, dmesg, makedumpfile --dump-dmesg
     [   12.345678][  T123] text                       with CONFIG_PRINTK_CALLER ([    C0]: a cpu)
@@ -12,9 +12,9 @@
     host login: [   12.345678] text                   a serial console that others wrote on, too;
     their words[   12.345678] text                    their line may have no end
 
-What a program wrote (through /dev/kmsg, or to syslog) is left out where the form tells: only the
-kernel's own words can be a report of it. Everything here may be hostile or torn: work is linear in
-the bytes, and of a large log only the head (the boot) and the tail (the crash) are looked at.
+Lines that a program wrote (to /dev/kmsg or to syslog) are left out if the form shows that, because
+only the kernel's own lines can be a report. All input may be hostile or torn. Work is linear in the
+bytes, and of a large log only the head (the boot) and the tail (the crash) are parsed.
 
 Source: Documentation/ABI/testing/dev-kmsg; kernel/printk/printk.c; dmesg(1); journalctl(1).
 """
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 LOG_MAX: Final = 32 * 2**20
-"""Bytes of a log that are looked at: an eighth at its head, the rest at its end."""
+"""Bytes parsed of a log: an eighth at its head, the rest at its end."""
 
 LINES_MAX: Final = 300_000
-"""Lines of it, divided likewise."""
+"""Lines parsed of a log, divided in the same way."""
 
 LINE_MAX: Final = 8192
-"""Bytes of one line; `Modules linked in:` is the longest that there is."""
+"""Bytes of one line; `Modules linked in:` is the longest that occurs."""
 
 ROTATION_DROP_S: Final = 1.0
-"""Cpus print out of step by less than that."""
+"""The clocks of CPUs differ by less than this."""
 
 _HEAD_SHARE = 8
 _CSI = re.compile(rb"\x1b\[[0-9;?]{0,32}[ -/]?[@-~]")
@@ -90,42 +90,39 @@ _MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 
 
 class LogLine(NamedTuple):
-    """One line that the kernel wrote."""
+    """One line written by the kernel."""
 
     text: str
-    """Its words, one line that is safe on a terminal; tabs are blanks."""
+    """The message, as one line that is safe on a terminal; tabs become blanks."""
     time_s: float | None
-    """Since boot, or since the epoch where the log has nothing else (`dmesg -T`, ISO; then to the
-    second, and taken for UTC)."""
+    """Since boot; or since the epoch if the log has no other time (`dmesg -T`, ISO; then in whole
+        seconds, and read as UTC)."""
     level: int | None
     caller: str | None
-    """The task or cpu that wrote it: T123, C0."""
+    """The task or CPU that wrote it: T123, C0."""
     seq: int | None
     offset: int
-    """Bytes from the log's start."""
+    """Offset in the log, in bytes."""
 
 
 GAP: Final = LogLine("", None, None, None, None, 0)
-"""Stands for lines that were left out; no other is empty."""
+"""Stands for omitted lines; no other line is empty."""
 GAP_LINES: Final = 2000
-"""For how many lines a gap counts."""
+"""The number of lines that a gap counts for."""
 
 
 def parse_lines(log: bytes, *, lines_max: int = LINES_MAX) -> list[LogLine]:
-    """Split a log into the kernel's lines, in the order that they were written in; empty ones are
-    left out.
+    """Split a log into the kernel's lines, in the order of writing, without empty ones.
 
-    Of more than `LOG_MAX` bytes or `lines_max` lines the middle is left out. Text out of a ring
-    buffer whose end stands before its start is put in order.
+    The middle of a log with more than `LOG_MAX` bytes or `lines_max` lines is left out. Text of a
+    ring buffer that has wrapped is put in order.
     """
     lines = parse_ranges(log, _choose_ranges(log, lines_max))
     return [line for line in lines if not is_gap(line)]
 
 
 def parse_ranges(log: bytes, ranges: Iterable[tuple[int, int]]) -> list[LogLine]:
-    """Split parts of a log into the kernel's lines, with `GAP` where one does not begin at the end
-    of the one before.
-    """
+    """Split parts of a log into the kernel's lines, with `GAP` between parts not adjacent."""
     lines: list[LogLine] = []
     after_kmsg = False
     last = None
@@ -152,22 +149,22 @@ def parse_ranges(log: bytes, ranges: Iterable[tuple[int, int]]) -> list[LogLine]
 
 
 def is_gap(line: LogLine) -> bool:
-    """Return whether this stands for lines that were left out."""
+    """Return whether this stands for omitted lines."""
     return not line.text
 
 
 def count_lines(lines: Sequence[LogLine]) -> int:
-    """Count lines, with those that were left out."""
+    """Count lines, including omitted ones."""
     return len(lines) + GAP_LINES * sum(map(is_gap, lines))
 
 
 def is_boot(line: LogLine) -> bool:
-    """Tell whether a kernel began with this line."""
+    """Return whether a kernel's boot begins with this line."""
     return line.text.startswith("Linux version ") and _BANNER.match(line.text) is not None
 
 
 def _choose_ranges(log: bytes, lines_max: int) -> list[tuple[int, int]]:
-    """Choose the head and the tail of what is too large."""
+    """Choose the head and the tail of a log that is too large."""
     head_end, tail_start = len(log), len(log)
     head_max = lines_max // _HEAD_SHARE
     if len(log) > LOG_MAX:
@@ -212,12 +209,12 @@ def _last_lines(log: bytes, start: int, count: int) -> int:
 
 
 def _clean(raw: bytes) -> str:
-    """Make text without terminal sequences, controls and the blanks at its end."""
+    """Return the text without terminal sequences, control characters and trailing blanks."""
     if b"\x1b" in raw:
         raw = _CSI.sub(b"", raw)
     raw = raw.replace(b"\t", b" ").lstrip(b"\0").rstrip(b"\0 \r")
     if b"\r" in raw:
-        raw = raw.rpartition(b"\r")[2]  # what a terminal shows
+        raw = raw.rpartition(b"\r")[2]  # what a terminal would show
     if raw.isascii():
         text = raw.decode("ascii")
         if text.isprintable():
@@ -226,7 +223,7 @@ def _clean(raw: bytes) -> str:
 
 
 def _parse_record(record: re.Match[str], offset: int) -> LogLine | None:
-    """Parse a record of /dev/kmsg; None when a program wrote it."""
+    """Parse a record of /dev/kmsg; None if a program wrote it."""
     priority = int(record["prio"])
     if priority >> 3:
         return None
@@ -242,7 +239,11 @@ def _parse_record(record: re.Match[str], offset: int) -> LogLine | None:
 
 
 def _parse_line(line: str, offset: int, *, may_glue: bool) -> LogLine | None:
-    """Parse any other line; None when a program wrote it."""
+    """Parse any other line; None if a program wrote it.
+
+    Prefixes are removed from left to right: wall clock and syslog tag, `kern  :warn  :`, `<4>`,
+    and at last the kernel's own stamp.
+    """
     text = line
     time_s: float | None = None
     level: int | None = None
@@ -277,9 +278,11 @@ def _parse_line(line: str, offset: int, *, may_glue: bool) -> LogLine | None:
 
 
 def _find_stamp(text: str, *, bare: bool, may_glue: bool) -> re.Match[str] | None:
-    """Find the stamp that a line begins with. On a `bare` line, of a console that others write on,
-    too, it may stand behind their words; but where no other line begins with a stamp (`may_glue`),
-    this kernel writes none, and those are words that it repeats.
+    """Find the stamp of a line.
+
+    On a `bare` line, of a console that programs write to, too, the stamp may follow a program's
+    output. But if no line at all begins with a stamp (not `may_glue`), this kernel writes no
+    stamps, and one in the middle is text that it quotes.
     """
     stamped = (_STAMPED.match(text) or _CTIME.match(text)) if text.startswith("[") else None
     if stamped is not None or not bare:
@@ -310,11 +313,11 @@ def _ctime(match: re.Match[str]) -> float | None:
 
 
 def _unrotate(lines: list[LogLine]) -> list[LogLine]:
-    """Put the older part of a ring buffer first.
+    """Put the older part of a wrapped ring buffer first.
 
-    Its text was cut where the buffer wraps: time falls back once, and what follows ends before
-    what stands first began. A second boot in one log falls back, too, but starts with its banner,
-    which a buffer that has wrapped has lost.
+    Such a text is cut where the buffer wraps: time falls back once, and the part after it ends
+    before the first part begins. A second boot in the log falls back too, but starts with a banner,
+    which a wrapped buffer has lost.
     """
     fall: int | None = None
     last: float | None = None

@@ -1,4 +1,4 @@
-"""The kernel's log as it lies in its memory, found by what VMCOREINFO says: no vmlinux is needed.
+"""Reads the kernel's log from the memory of a dump, by VMCOREINFO; needs no vmlinux.
 
     since 5.10   prb ─▶ struct printk_ringbuffer
                           desc_ring ─▶ descs[]  state and id; where the text is
@@ -6,10 +6,10 @@
                           text_data_ring ─▶ data: id, text; id, text … around and around
     3.5 to 5.9   log_buf ─▶ struct printk_log, text, dictionary; the next … around and around
 
-All of it is the crashed kernel's word, which may be a hostile one's: each record is checked by
-itself, what does not hold is counted and skipped, and their number and bytes are bounded.
+The crashed kernel may be hostile. So each record is checked by itself, invalid ones are counted and
+skipped, and the number of records and bytes is bounded.
 
-Source: kernel/printk/printk_ringbuffer.[ch], kernel/printk/printk.c; the text's form is that of
+Source: kernel/printk/printk_ringbuffer.[ch], kernel/printk/printk.c; the text has the form of
 `makedumpfile --dump-dmesg`.
 """
 
@@ -22,11 +22,9 @@ from crashd.domain.elf.headers import Bits, ByteOrder
 from crashd.errors import FormatError
 
 RECORDS_MAX: Final = 2**16
-"""The newest ones; a log of 2 MiB has half of that."""
+"""The newest records that are read; a log of 2 MiB has half as many."""
 TEXT_MAX: Final = 2_000_000
-"""Bytes of text, the newest ones."""
-RECORD_TEXT_MAX: Final = 2**16 - 1
-"""text_len has 16 bits."""
+"""Bytes of the newest text that are read."""
 _COUNT_BITS_MAX = 28
 _SIZE_BITS_MAX = 32
 _LINES_MAX = 4096
@@ -40,40 +38,42 @@ _KEY = re.compile(
 _SPECIAL = re.compile(rb"[^\x20-\x7e\t\r\n]")
 
 Read = Callable[[int, int], bytes]
-"""Gives the bytes at an address of the kernel's; raises LookupError where the dump has none."""
+"""Returns the bytes at a kernel address; raises LookupError if the dump lacks them."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelLog:
-    """The log of a dump; its text is ASCII."""
+    """The log of a dump; the text is ASCII."""
 
     text: bytes
     records: int
     skipped: int = 0
-    """Records that were being written just then, are damaged, or not in the dump."""
+    """Records that were just being written, are damaged, or are not in the dump."""
     cut: bool = False
-    """There were more than fit; the oldest are missing."""
+    """Whether there were too many records; the oldest are missing."""
+    build_id: str | None = None
+    """Of the dump's vmlinux, by the VMCOREINFO that the log was found by."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The crashed kernel's memory, and how its words are written."""
+    """The crashed kernel's memory, and the size and byte order of its words."""
 
     read: Read
     bits: Bits
     byteorder: ByteOrder
 
     def number(self, address: int, size: int) -> int:
-        """Read an unsigned number; LookupError as `read`."""
+        """Read an unsigned number; raises LookupError like `read`."""
         return int.from_bytes(self.read(address, size), self.byteorder)
 
     def word(self, address: int) -> int:
-        """Read an unsigned long or a pointer; LookupError as `read`."""
+        """Read an unsigned long or a pointer; raises LookupError like `read`."""
         return self.number(address, self.bits // 8)
 
 
 def parse_numbers(vmcoreinfo: bytes) -> dict[str, int]:
-    """Parse the lines of VMCOREINFO that tell where things are, keyed as they stand there."""
+    """Parse the lines of VMCOREINFO with addresses, sizes and offsets, by their original keys."""
     found: dict[str, int] = {}
     for line in vmcoreinfo.split(b"\n", _LINES_MAX)[:_LINES_MAX]:
         match = _KEY.fullmatch(line.strip(b" \0\r"))
@@ -88,23 +88,22 @@ def parse_numbers(vmcoreinfo: bytes) -> dict[str, int]:
 
 
 def read_log(memory: Memory, numbers: Mapping[str, int]) -> KernelLog:
-    """Read the log of a dump; `numbers` is what parse_numbers() gave.
+    """Read the log of a dump; `numbers` is the result of parse_numbers().
 
     Raises:
-        FormatError: VMCOREINFO does not tell where it is, or what tells it there is not in the
-            dump, or absurd.
-
+        FormatError: VMCOREINFO does not locate the log, or the log's own structures are missing
+            from the dump or absurd.
     """
     try:
         if "SYMBOL(prb)" in numbers:
-            return _collect(_Ring(memory, numbers).records())
+            return _collect(_PrintkRing(memory, numbers).records())
         if "SYMBOL(log_first_idx)" in numbers:
             return _collect(_structured(memory, numbers))
     except KeyError as e:
         raise FormatError(f"VMCOREINFO has no {e.args[0]}") from e
     except LookupError as e:
         raise FormatError("the log's own structures are not in the dump") from e
-    raise FormatError("VMCOREINFO does not tell where the log is")
+    raise FormatError("VMCOREINFO does not locate the log")
 
 
 _Record = tuple[int, bytes]
@@ -112,7 +111,7 @@ _Record = tuple[int, bytes]
 
 
 def _collect(records: Iterator[_Record | None]) -> KernelLog:
-    """Put records, the newest first, into a text, the oldest first."""
+    """Join records that come newest first into a text that is oldest first."""
     parts: list[bytes] = []
     size = skipped = 0
     for record in records:
@@ -134,10 +133,11 @@ def _format(time_ns: int, text: bytes) -> bytes:
     return head + _SPECIAL.sub(lambda m: b"\\x%02x" % m[0][0], text) + b"\n"
 
 
-class _Ring:
+class _PrintkRing:
     """A struct printk_ringbuffer."""
 
     def __init__(self, memory: Memory, numbers: Mapping[str, int]) -> None:
+        # Every offset comes from VMCOREINFO: they differ between versions and builds.
         self._memory, self._numbers = memory, numbers
         self._word = memory.bits // 8
         address = memory.word(numbers["SYMBOL(prb)"])
@@ -148,7 +148,9 @@ class _Ring:
         count_bits = memory.number(descs + numbers["OFFSET(prb_desc_ring.count_bits)"], 4)
         size_bits = memory.number(data + numbers["OFFSET(prb_data_ring.size_bits)"], 4)
         if not 0 < count_bits <= _COUNT_BITS_MAX or not 0 < size_bits <= _SIZE_BITS_MAX:
-            raise FormatError(f"a log of 2^{count_bits} records in 2^{size_bits} bytes is absurd")
+            raise FormatError(
+                f"a log of 2^{count_bits} records in 2^{size_bits} bytes is not plausible"
+            )
         self._count, self._size_bits = 1 << count_bits, size_bits
         self._descs = memory.word(descs + numbers["OFFSET(prb_desc_ring.descs)"])
         self._infos = memory.word(descs + numbers["OFFSET(prb_desc_ring.infos)"])
@@ -168,7 +170,7 @@ class _Ring:
         self._length_at = numbers["OFFSET(printk_info.text_len)"]
 
     def records(self) -> Iterator[_Record | None]:
-        """Give the records, the newest first; None for one that cannot be read."""
+        """Yield the records, newest first; None for one that cannot be read."""
         number = self._head & self._id_mask
         tail = self._tail & self._id_mask
         for _ in range(min(self._count, RECORDS_MAX + 1)):
@@ -182,13 +184,18 @@ class _Ring:
             number = (number - 1) & self._id_mask
 
     def _is_free(self, number: int) -> bool:
-        """Tell whether the kernel had given up this record, as it does with the oldest."""
+        """Return whether the kernel has freed this record, as it does with the oldest ones."""
         state = self._memory.word(
             self._descs + (number % self._count) * self._desc_size + self._state_at
         )
         return state >> self._flags_shift == _DESC_REUSABLE
 
     def _record(self, number: int) -> _Record | None:
+        """Read one record; None if it is unfinished, reused or damaged.
+
+        The id in the descriptor, and the one before the text, must both be `number`: the kernel
+        reuses both rings, and the crash may have stopped it in between.
+        """
         memory = self._memory
         desc = self._descs + (number % self._count) * self._desc_size
         info = self._infos + (number % self._count) * self._info_size
@@ -198,12 +205,13 @@ class _Ring:
             return None
         begin, after = memory.word(desc + self._begin_at), memory.word(desc + self._next_at)
         time_ns = memory.number(info + self._time_at, 8)
-        if begin & after & 1:  # BLK_DATALESS(): an empty line, or one that found no room
+        if begin & after & 1:  # BLK_DATALESS(): an empty line, or one without room
             return time_ns, b""
         size = 1 << self._size_bits
         start, last = begin % size, (after - 1) & ((1 << memory.bits) - 1)
-        # A block does not go around the end: it lies at the start then. One that ends just there
-        # has not (6.18 and later), but its `next` is already of the next round.
+        # A block never wraps around the end; it is placed at the start instead. A block that ends
+        # exactly at the end did not wrap (6.18 and later), although its `next` belongs to the next
+        # round.
         if begin >> self._size_bits != last >> self._size_bits:
             start = 0
         room = last % size + 1 - start - self._word
@@ -214,7 +222,7 @@ class _Ring:
 
 
 def _structured(memory: Memory, numbers: Mapping[str, int]) -> Iterator[_Record | None]:
-    """Give the records of a log_buf, the newest first: they can only be walked from the oldest."""
+    """Yield the records of a log_buf, newest first; they can only be walked from the oldest."""
     # struct log until 3.11
     name = "printk_log" if "SIZE(printk_log)" in numbers else "log"
     buffer = memory.word(numbers["SYMBOL(log_buf)"])
@@ -226,16 +234,16 @@ def _structured(memory: Memory, numbers: Mapping[str, int]) -> Iterator[_Record 
     len_at = numbers[f"OFFSET({name}.len)"]
     text_len_at = numbers[f"OFFSET({name}.text_len)"]
     if not header or first >= size or end > size:
-        raise FormatError(f"a log from {first} to {end} of {size} bytes is absurd")
+        raise FormatError(f"a log from {first} to {end} of {size} bytes is not plausible")
     found: list[int] = []
     at, wrapped = first, end > first
     while at != end and len(found) <= 2 * RECORDS_MAX:
         try:
             length = memory.number(buffer + at + len_at, 2)
         except LookupError:
-            length = 1  # and with it is lost where the next one begins
+            length = 1  # its length says where the next one begins: stop there
         if not length and not wrapped:
-            at, wrapped = 0, True  # the rest of the buffer was too small for the next record
+            at, wrapped = 0, True  # the next record did not fit into the rest of the buffer
             continue
         found.append(at)
         if length < header or at + length >= size:

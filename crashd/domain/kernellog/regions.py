@@ -1,8 +1,8 @@
-"""The parts of a large log in which reports of the kernel may stand. Pure.
+"""Finds the parts of a large log that may contain reports of the kernel. Pure.
 
-A log may be a serial console's of years. To take every line of it apart costs far more than to read
-it, and nearly all say nothing of a crash. So a large one is searched for the words that reports
-begin with, and what stands around those is parsed: as much as one report can be.
+A log may be years of a serial console. Parsing every line costs far more than reading it, and
+nearly all lines have nothing to do with a crash. So a large log is searched for the words that
+begin reports, and only the lines around them are parsed, as many as one report can have.
 """
 
 import re
@@ -14,15 +14,15 @@ from crashd.domain.kernellog.printk import LOG_MAX, LogLine, parse_lines, parse_
 __all__ = ["parse_regions"]
 
 WHOLE_MAX: Final = 2**20
-"""Bytes of a log that is parsed as a whole."""
+"""A log of at most this many bytes is parsed as a whole."""
 LINES_MAX: Final = 20_000
-"""Lines that are parsed of a larger one; an eighth of them at its head."""
+"""Lines parsed of a larger log; an eighth of them at its head."""
 BEFORE: Final = 40
 AFTER: Final = 1000
-"""Lines around a mark: one report has no more."""
+"""Lines around a mark; no report has more."""
 FIRST: Final = 200
 LAST: Final = 700
-"""Lines at a log's ends, which are parsed in any case."""
+"""Lines at the ends of a log, which are always parsed."""
 
 _HEAD_SHARE = 8
 _CHUNK = 2**20
@@ -36,7 +36,7 @@ _MARK = re.compile(
 
 
 def parse_regions(log: bytes) -> list[LogLine]:
-    """Parse the lines of a log that may belong to a report; `GAP` stands for what is left out."""
+    """Parse the lines of a log that may belong to a report; `GAP` stands for omitted lines."""
     if len(log) <= WHOLE_MAX:
         return parse_lines(log)
     if len(log) <= LOG_MAX:
@@ -49,7 +49,11 @@ def parse_regions(log: bytes) -> list[LogLine]:
 
 
 def _ranges(log: bytes, start: int, end: int, lines_max: int) -> list[tuple[int, int]]:
-    """Choose ranges of whole lines, from the end backwards until there are enough."""
+    """Choose ranges of whole lines, from the end backwards, until `lines_max` are reached.
+
+    The newest report matters most, so the end of the log is served first. A range that reaches the
+    one after it is joined to it.
+    """
     first_end, used = _forward(log, start, end, FIRST)
     begin, count = _backward(log, first_end, end, LAST)
     found = [(begin, end)]
@@ -72,6 +76,7 @@ def _ranges(log: bytes, start: int, end: int, lines_max: int) -> list[tuple[int,
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ranges that touch or overlap."""
     merged: list[tuple[int, int]] = []
     for start, end in ranges:
         if merged and start <= merged[-1][1]:
@@ -82,7 +87,7 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _marks(log: bytes, start: int, end: int) -> Iterator[int]:
-    """Yield where a report may begin, the last first."""
+    """Yield offsets where a report may begin, last first."""
     while end > start:
         begin = max(start, end - _CHUNK)
         chunk = log[begin : end + _OVERLAP]
@@ -91,7 +96,7 @@ def _marks(log: bytes, start: int, end: int) -> Iterator[int]:
 
 
 def _forward(log: bytes, position: int, end: int, count: int) -> tuple[int, int]:
-    """Find the end of the next lines; return it and how many there are up to it."""
+    """Return the end of the next `count` lines, and how many lines there are up to it."""
     for n in range(count):
         found = log.find(b"\n", position, end)
         if found < 0:
@@ -101,7 +106,7 @@ def _forward(log: bytes, position: int, end: int, count: int) -> tuple[int, int]
 
 
 def _backward(log: bytes, start: int, position: int, count: int) -> tuple[int, int]:
-    """Find the start of the lines before; return it and how many there are down to it."""
+    """Return the start of the `count` lines before, and how many lines there are back to it."""
     position -= 1
     for n in range(count):
         found = log.rfind(b"\n", start, position)

@@ -1,14 +1,15 @@
-"""Reports in the lines of the kernel's log: which lines belong to which crash. Pure.
+"""Finds reports in the kernel's log: which lines belong to which crash. Pure.
 
-A report begins with a head (`oopsheads`), or with `cut here` before it, and goes on with the lines
-of the same caller (`[  T123]`), where the log tells callers, up to its end mark, the next head or
-the last line that looks like one of a report. What follows from it is part of it:
+A report begins with a head (heads.py), or with `cut here` before it. It continues with the lines of
+the same caller (`[  T123]`), if the log has callers, up to its end mark, the next head, or the last
+line that looks like part of a report. Lines that follow from it are part of it:
 
     list_del corruption. prev->next should be …   says more than the BUG that comes with it
     BUG: unable to handle …   →  Oops: 0002 [#1]  one crash, told in two heads
     watchdog: BUG: soft lockup …  →  Kernel panic - not syncing: softlockup: hung tasks
 
-The panic that a report led to does not name the crash, but makes it fatal.
+A panic that follows from a report does not name the crash, but makes it fatal. Over 400 lines,
+because it is one state machine.
 """
 
 import re
@@ -19,7 +20,7 @@ from typing import Final
 
 from crashd.domain.kernellog.head import Blame, Head
 from crashd.domain.kernellog.heads import find_head
-from crashd.domain.kernellog.kinds import OOPS_KINDS, WARNING_KINDS, PanicKind, Severity
+from crashd.domain.kernellog.kinds import OOPS_KINDS, WARNING_KINDS, Impact, PanicKind
 from crashd.domain.kernellog.panics import causes_of, kind_of
 from crashd.domain.kernellog.printk import GAP_LINES as GAP_LINES_MAX
 from crashd.domain.kernellog.printk import LINE_MAX, LogLine, is_boot, is_gap
@@ -28,42 +29,40 @@ from crashd.domain.kernellog.trace import parse_frame
 __all__ = ["REPORTS_MAX", "Report", "find_reports"]
 
 REPORTS_MAX: Final = 1000
-"""The newest that are kept of one log."""
+"""The newest reports that are kept of one log."""
 
 REPORT_LINES_MAX: Final = 1000
 OPEN_MAX: Final = 16
-"""Reports that go on at once, each of another caller."""
+"""Reports open at the same time, each of another caller."""
 
 GAP_LINES: Final = 24
-"""Lines that look like none of a report, after which it is over."""
+"""A report ends after this many lines that do not look like part of one."""
 
 GAP_S: Final = 10.0
 CUT_LINES: Final = 12
-"""Between `cut here` and the head that it announces."""
+"""Lines between `cut here` and the head that it announces."""
 
 JOIN_LINES: Final = 40
 PANIC_LINES: Final = 600
-"""Between a report and the panic that names it as its cause; PANIC_S where the log has times."""
+"""Lines between a report and the panic that follows from it; with times, PANIC_S is used."""
 
 PANIC_S: Final = 60.0
 MESSAGE_LINES: Final = 4
 BATCH_S: Final = 5.0
-"""Tasks that hung are reported one after the other, then comes the panic."""
+"""Hung tasks are reported one after the other, and then comes the panic."""
 
 HEADLESS_LINES: Final = 2
-"""A log that begins in the middle of a report has that in its first lines."""
+"""If a log begins in the middle of a report, its first lines show that."""
 DIE_S: Final = 5.0
-"""Between the end of an oops and the panic that it led to."""
+"""Seconds between the end of an oops and the panic that follows from it."""
 TORN_LINES: Final = 16
-"""A process's name has at most so many line breaks."""
+"""The most line breaks that a process's name can have."""
 _RECENT = 32
 
 _DIED = re.compile(r"\[#\d{1,9}\]")
 _CUT = ("------------[ cut here ]", "8<--- cut here ---")
 _END_TRACE = "---[ end trace"
 _END_PANIC = "---[ end Kernel panic"
-_RULE = "================"
-_PANIC = "Kernel panic - not syncing: "
 _BODY = re.compile(
     r"[ ]|<?\[<?[0-9a-f]{8,}|CPU\d*: |Call |Back|[ER]?(?:IP|SP|AX)\b|R\d\d: |[RE][A-D][XI]:"
     r"|[FC]S: |CR\d|"
@@ -110,69 +109,68 @@ _PANIC_FRAME = re.compile(r" {0,8}(?:\[<[0-9a-f]{8,16}>\] )?v?panic(?:\.cold)?\+
 
 @dataclass(slots=True, eq=False)
 class Report:
-    """The lines of one crash, as they are found."""
+    """The lines of one crash, collected one by one."""
 
     kind: PanicKind
     head: Head | None
-    """None where the log begins in the middle of it."""
+    """None if the log begins in the middle of the report."""
     match: re.Match[str] | None
     lines: list[LogLine]
     boot: int
-    """Which boot of the log: 0, 1, …"""
+    """The boot within the log: 0, 1, …"""
     release: str | None
-    """Of the kernel that booted, where the log has that."""
+    """The release of the booted kernel, if the log has it."""
     caller: str | None
     time_s: float | None
     at: int
-    """Number of its head among the log's lines."""
+    """The line number of its head."""
     fatal: bool = False
     panic: str | None = None
-    """The words of the panic that it led to."""
+    """The message of the panic that it led to."""
     ended: bool = False
-    """Its end mark was seen: the kernel lived to write it."""
+    """Whether its end mark was seen: the kernel survived long enough to write it."""
     last: int = 0
-    """Number of its last line that looks like one of a report."""
+    """The line number of its last line that looks like part of a report."""
     last_s: float | None = None
     kept: int = 0
-    """How many of the lines are up to there."""
+    """How many of `lines` are up to there."""
     traced: bool = False
     all_cpus: bool = False
     body: int = 0
-    """How many of the lines can only be of a report; counted up to 2."""
+    """How many of the lines can only belong to a report; counted up to 2."""
     listed: bool = False
 
     @property
     def died(self) -> bool:
-        """Whether die() wrote it: a task is gone, and what it held stays as it was."""
+        """Whether die() wrote it: a task was killed, and what it held stays locked."""
         return self.head is None or any(_DIED.search(line.text) for line in self.lines[:16])
 
     @property
-    def severity(self) -> Severity:
+    def severity(self) -> Impact:
         """What it means for the machine."""
         if self.fatal:
-            return Severity.FATAL
-        return Severity.WARNING if self.kind in WARNING_KINDS else Severity.ERROR
+            return Impact.FATAL
+        return Impact.WARNING if self.kind in WARNING_KINDS else Impact.ERROR
 
 
 def find_reports(
     lines: Iterable[LogLine], *, dead: bool = False, torn: bool | None = None
 ) -> Iterator[Report]:
-    """Find every report in a log, in the log's order; of very many the last `REPORTS_MAX`.
+    """Yield the reports in a log, in order; at most the last `REPORTS_MAX`.
 
     Args:
         lines: the log.
-        dead: nothing came after these lines, so what they end in stopped the machine.
-        torn: they may begin in the middle of a report; what a dead kernel left may.
-
+        dead: whether the kernel died after these lines, so that a report at their end is fatal.
+        torn: whether they may begin in the middle of a report; by default the value of `dead`.
     """
-    finder = _Finder(torn=dead if torn is None else torn)
+    finder = _ReportFinder(torn=dead if torn is None else torn)
     for number, line in enumerate(lines):
         finder.feed(number, line)
     finder.end_boot(dead=dead)
     yield from sorted(finder.found, key=lambda report: report.at)
 
 
-class _Finder:
+class _ReportFinder:
     """The state between lines."""
 
     def __init__(self, *, torn: bool) -> None:
@@ -189,7 +187,7 @@ class _Finder:
         self._torn_at = 0
 
     def feed(self, number: int, line: LogLine) -> None:
-        """Take the next line."""
+        """Process the next line."""
         number += self._skipped
         if is_gap(line):
             self._skipped += GAP_LINES_MAX
@@ -225,7 +223,7 @@ class _Finder:
     def _mend(
         self, torn: LogLine, line: LogLine
     ) -> tuple[LogLine, tuple[Head, re.Match[str]] | None]:
-        """Put a head together whose process has a line break in its name."""
+        """Rejoin a head that is split by a line break in a process's name."""
         mended = torn._replace(text=f"{torn.text}\\x0a{line.text}"[:LINE_MAX])
         found = find_head(mended.text)
         if found is not None:
@@ -235,7 +233,7 @@ class _Finder:
         return line, None
 
     def end_boot(self, *, dead: bool) -> None:
-        """Close all: the log ends, or another kernel starts."""
+        """Close all reports: the log ends, or another kernel boots."""
         for report in list(self._open):
             if (
                 dead
@@ -250,7 +248,7 @@ class _Finder:
         self._cuts.clear()
 
     def _begin(self, line: LogLine, head: Head, match: re.Match[str]) -> None:
-        """Take a line that is a head."""
+        """Process a line that is a head."""
         if "words" in match.re.groupindex and head.kind is PanicKind.PANIC:
             self._panic(line, head, match)
             return
@@ -265,7 +263,7 @@ class _Finder:
         report.fatal = head.kind is PanicKind.PANIC
 
     def _join(self, report: Report, line: LogLine, head: Head, match: re.Match[str]) -> bool:
-        """Take a head that belongs to the report before it; return whether it does."""
+        """Add a head to the report before it, if it belongs to that; return whether it does."""
         first = report.head
         if first is None or not _is_one(report, first, line, head):
             return False
@@ -279,6 +277,7 @@ class _Finder:
     def _open_report(
         self, line: LogLine, head: Head | None, match: re.Match[str] | None, kind: PanicKind
     ) -> Report:
+        # the lines since `cut here` belong to the report too
         number, cut = self._cuts.pop(line.caller, (0, []))
         report = Report(
             kind,
@@ -299,7 +298,7 @@ class _Finder:
         return report
 
     def _panic(self, line: LogLine, head: Head, match: re.Match[str]) -> None:
-        """Take the head of a panic: the end of what it follows from, or a crash of its own."""
+        """Process the head of a panic: the end of a report, or a crash of its own."""
         words = match["words"] or ""
         cause = self._find_cause(line, words)
         if cause is not None:
@@ -316,6 +315,10 @@ class _Finder:
         report.fatal, report.panic = True, words
 
     def _find_cause(self, line: LogLine, words: str) -> Report | None:
+        """Return the report that a panic follows from, if any.
+
+        Several hung tasks are reported before one panic; then the first of the batch is the cause.
+        """
         kinds = causes_of(words)
         if kinds is None:
             return None
@@ -338,7 +341,7 @@ class _Finder:
         return line.time_s - report.last_s <= near_s
 
     def _continue(self, line: LogLine, text: str) -> None:
-        """Take a line that is no head."""
+        """Process a line that is not a head."""
         report = self._of(line)
         if report is None:
             if line.caller in self._cuts:
@@ -351,6 +354,7 @@ class _Finder:
                     self._headless = 0
                     self._open_report(line, None, None, PanicKind.OOPS)
             return
+        # an indented line nearly always continues a report, as do lines that begin like registers
         looks = (text is not line.text and line.text.startswith(" ")) or bool(_BODY.match(text))
         if report.ended and not looks:
             self._close(report)
@@ -367,7 +371,7 @@ class _Finder:
             report.all_cpus = True
 
     def _of(self, line: LogLine) -> Report | None:
-        """Find the open report that a line belongs to."""
+        """Return the open report that a line belongs to."""
         for report in reversed(self._open):
             if report.caller == line.caller:
                 return report
@@ -420,18 +424,20 @@ class _Finder:
 
 
 def _is_one(report: Report, first: Head, line: LogLine, head: Head) -> bool:
-    """Return whether a head goes on with the report before it."""
+    """Return whether a head continues the report before it."""
     before = report.lines[-1].text
     if head.follows or first.leads:
         return True
-    if first.pattern is head.pattern:  # each inlined function has its own; CPUs that lock up, too
+    if (
+        first.pattern is head.pattern
+    ):  # each inlined function repeats the head, and so does each CPU that locks up
         return before.endswith("[inline]") or first.blame is Blame.STALL
-    # kernels before 4.20 print what a warning says after its place
+    # kernels before 4.20 print the message of a warning after its place
     return head.leads and first.kind is PanicKind.WARNING and len(report.lines) <= MESSAGE_LINES
 
 
 def _has_kernel_state(report: Report) -> bool:
-    """Tell whether lines without a head are those of a crash, not of a mere stack dump."""
+    """Return whether lines without a head belong to a crash, and not to a mere stack dump."""
     texts = [line.text.lstrip() for line in report.lines]
     return any(_STATE.match(text) for text in texts) and any(
         parse_frame(text) is not None or _KERNEL_PC.match(text) for text in texts
@@ -439,7 +445,7 @@ def _has_kernel_state(report: Report) -> bool:
 
 
 def _is_death(report: Report) -> bool:
-    """Return whether a report at the end of a log is why nothing came after it."""
+    """Return whether a report at the end of a log is the reason for the end."""
     if report.head is None:
         return _has_kernel_state(report)
     return report.died or report.head.blame is Blame.PC

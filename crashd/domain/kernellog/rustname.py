@@ -1,10 +1,10 @@
-"""Names of Rust's functions, as people write them. Pure.
+"""Demangles the names of Rust functions. Pure.
 
     _RNvMs3_NtCsabcdefghijk_9demo_rust4nodeNtB5_4Node6update   demo_rust::node::Node::update
 
-Only what names the function is kept: not the hash of its crate, not the arguments of generics.
-Source: RFC 2603, Rust symbol name mangling v0. A symbol may be hostile: work is bounded, and what
-is none stays as it is.
+The result leaves out the hash of the crate and the arguments of generics. Source: RFC 2603, Rust
+symbol name mangling v0. A symbol may be hostile: work is bounded, and any other name is returned
+unchanged.
 """
 
 import re
@@ -27,11 +27,11 @@ _LENGTH = re.compile(r"0|[1-9]\d{0,2}")
 
 
 class _MangledError(Exception):
-    """The symbol is not one of Rust's."""
+    """The symbol is not a valid Rust symbol."""
 
 
 def demangle(symbol: str) -> str:
-    """Return the path of a mangled function; any other name as it is."""
+    """Return the path of a mangled function; return any other name unchanged."""
     if not symbol.startswith("_R") or len(symbol) > LENGTH_MAX:
         return symbol
     parser = _Parser(symbol[2:])
@@ -78,7 +78,7 @@ class _Parser:
         raise _MangledError
 
     def type(self, depth: int) -> str:
-        """Parse a type; of a compound one its outline is returned."""
+        """Parse a type; of a compound type return the outline."""
         self._step(depth)
         tag = self._take()
         if tag in _BASIC:
@@ -110,7 +110,7 @@ class _Parser:
         return self.path(depth + 1)
 
     def _impl(self, depth: int) -> None:
-        """Skip where an impl stands: its type says it."""
+        """Skip the path of an impl; its type is enough."""
         if self._peek() == "s":
             self._take()
             self._number()
@@ -170,7 +170,7 @@ class _Parser:
         return name
 
     def _number(self) -> int:
-        """Parse a number of base 62, which ends in an underscore."""
+        """Parse a base-62 number, which ends in an underscore."""
         end = self._text.index("_", self._at)
         digits = self._text[self._at : end]
         self._at = end + 1

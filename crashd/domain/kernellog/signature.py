@@ -1,6 +1,7 @@
-"""What stays the same when a kernel crashes of the same bug again. Pure.
+"""Builds signatures: they stay the same when a kernel crashes again of the same bug. Pure.
 
-Out of names only: not addresses (KASLR), not offsets (the build), not pids, cpus and times.
+They use only names: no addresses (KASLR), no offsets (they depend on the build), no pids, CPUs and
+times.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Final
 __all__ = ["SIGNATURE_VERSION", "build_signature", "normal_name", "normal_words"]
 
 SIGNATURE_VERSION: Final = "k2"
-"""Raised with every change to what is hashed, or how titles are made."""
+"""Raise it with every change to what is hashed, or to how titles are built."""
 
 _CLONE = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|warm)(?:\.\d+)*)+$")
 _PREFIX = re.compile(r"^(?:__pfx_|\.(?=\w))")
@@ -27,19 +28,19 @@ _SPACES = re.compile(r"\s+")
 
 
 def normal_name(function: str) -> str:
-    """Strip what a compiler adds to a function's name."""
+    """Strip the suffixes that a compiler adds to a function's name."""
     return _CLONE.sub("", _PREFIX.sub("", function)) or function
 
 
 def normal_words(words: str) -> str:
-    """Take out of a message what differs from one boot to the next."""
+    """Remove from a message what differs between boots."""
     for pattern, instead in _WORDS:
         words = pattern.sub(instead, words)
     return _SPACES.sub(" ", words).strip()
 
 
 def build_signature(kind: str, title: str, functions: Iterable[str]) -> str:
-    """Build the signature of a kind, a title and the functions to blame: k2-0123456789abcdef."""
+    """Build a signature, such as k2-0123456789abcdef, from kind, title and functions to blame."""
     digest = hashlib.sha256()
     for part in (kind, title, *(normal_name(function) for function in functions)):
         raw = part.encode("utf-8", "backslashreplace")

@@ -1,12 +1,13 @@
-"""Which of the stacks of a stall is the one that counts, and what it is in. Pure.
+"""Finds the relevant stack in the report of a stall, and the function that stalls. Pure.
 
-A report of a stall or lockup has the stacks of several CPUs and tasks: of the CPU that does not go
-on, of the one that noticed, of RCU's own kthread. The stalled CPU's own counts.
+A report of a stall or lockup has the stacks of several CPUs and tasks: of the stalled CPU, of the
+CPU that noticed, of RCU's kthread. Only the stalled CPU's own stack counts.
 
-Where that CPU stood is chance: the same endless loop shows another function each time. So what
-tells one stall from another is what the kernel's dispatchers called (a syscall's function, a
-file's operation, a timer, a work): that is in the loop, or above it. A title names the function
-where the CPU stood while it is near to that, else what was dispatched. The idea is syzkaller's.
+Where that CPU was interrupted is chance: the same endless loop shows another function each time. So
+a stall is identified by the function that the kernel's dispatchers called (a syscall's function, a
+file operation, a timer, a work item), because that is in the loop, or calls it. The title names the
+interrupted function if it is near the dispatched one, else the dispatched one. The idea is
+syzkaller's.
 """
 
 import re
@@ -16,12 +17,12 @@ from typing import Final
 
 from crashd.domain.kernellog.helpers import is_entry, is_helper, is_irq, is_irq_entry
 from crashd.domain.kernellog.signature import normal_name
-from crashd.domain.kernellog.trace import Facts, Frame, parse_frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame, parse_frame
 
 __all__ = ["Stall", "find_own_stack", "find_stall", "stalled_frames"]
 
 NEAR: Final = 2
-"""Functions between where a CPU stood and what was dispatched, up to which the former is named."""
+"""If at most this many functions follow the dispatched one, the interrupted one is named."""
 
 _CPU_LINE = re.compile(r"CPU: (\d{1,6})(?: UID: \d{1,10})? PID: ")
 _NMI_LINE = re.compile(r"NMI backtrace for cpu (\d{1,6})")
@@ -86,7 +87,7 @@ _SYSCALL = re.compile(
 
 @dataclass(slots=True)
 class _Stack:
-    """Lines that belong to one stack."""
+    """The lines of one stack."""
 
     texts: list[str]
     cpu: int | None = None
@@ -98,22 +99,21 @@ class _Stack:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """What a CPU does not get on in."""
+    """The function in which a CPU stalls."""
 
-    frame: Frame
+    frame: TraceFrame
     name: str
-    """As a title has it."""
+    """The name as used in titles."""
     dispatched: str
-    """What tells it from other stalls."""
+    """The dispatched function, which identifies the stall."""
 
 
 def find_own_stack(texts: Sequence[str], cpu: int | None) -> Sequence[str]:
-    """Find the lines of the stack that counts; all where there is none.
+    """Return the lines of the stalled CPU's stack; all lines if no stack is found.
 
     Args:
         texts: the report's lines.
         cpu: the CPU that its head names.
-
     """
     stalled = {cpu} if cpu is not None else _find_stalled(texts)
     stacks = [stack for stack in _split(texts) if stack.frames]
@@ -131,6 +131,7 @@ def find_own_stack(texts: Sequence[str], cpu: int | None) -> Sequence[str]:
 
 
 def _find_stalled(texts: Sequence[str]) -> set[int]:
+    """Return the CPUs that RCU lists as stalled."""
     cpus: set[int] = set()
     for text in texts[:_LIST_MAX]:
         match = _STALLED.match(text)
@@ -144,8 +145,9 @@ def _find_stalled(texts: Sequence[str]) -> set[int]:
 
 
 def _split(texts: Sequence[str]) -> list[_Stack]:
+    """Split a report into stacks: one for each CPU, task or trace that it shows."""
     stacks = [_Stack([])]
-    is_gp = False
+    is_gp = False  # whether the next stack is RCU's own kthread
     for text in texts:
         text = text.lstrip()
         current = stacks[-1]
@@ -174,11 +176,11 @@ def _split(texts: Sequence[str]) -> list[_Stack]:
     return stacks
 
 
-def stalled_frames(facts: Facts) -> Sequence[Frame]:
-    """Order the functions of a CPU that does not go on: where it was interrupted first."""
+def stalled_frames(facts: ReportFacts) -> Sequence[TraceFrame]:
+    """Return the functions of a stalled CPU, from the interrupted one on."""
     trace = facts.trace
     if facts.pc is not None and not is_irq_entry(facts.pc.function):
-        again = bool(trace) and trace[0].function == facts.pc.function  # arm64's traces begin there
+        again = bool(trace) and trace[0].function == facts.pc.function  # as on arm64
         return [facts.pc, *trace[again:]]
     entry = next((n for n, frame in enumerate(trace) if is_irq_entry(frame.function)), None)
     if facts.interrupted is not None and (entry is None or facts.interrupted_at > entry):
@@ -189,10 +191,10 @@ def stalled_frames(facts: Facts) -> Sequence[Frame]:
     return trace[after:] or trace
 
 
-def find_stall(frames: Sequence[Frame]) -> Stall | None:
-    """Find what a CPU is in, by the functions from where it stood upwards."""
+def find_stall(frames: Sequence[TraceFrame]) -> Stall | None:
+    """Return the function that stalls, given the functions from the interrupted one on."""
     sure = [frame for frame in frames if frame.reliable and not frame.inlined] or list(frames)
-    own: list[Frame] = []
+    own: list[TraceFrame] = []
     for frame in sure:
         name = normal_name(frame.function)
         if _IPI.fullmatch(name):
@@ -206,10 +208,10 @@ def find_stall(frames: Sequence[Frame]) -> Stall | None:
     return _named(own[0] if len(own) <= NEAR else own[-1], own[-1])
 
 
-def _named(frame: Frame, dispatched: Frame) -> Stall:
+def _named(frame: TraceFrame, dispatched: TraceFrame) -> Stall:
     return Stall(frame, _without_abi(frame), _without_abi(dispatched))
 
 
-def _without_abi(frame: Frame) -> str:
+def _without_abi(frame: TraceFrame) -> str:
     name = normal_name(frame.function)
     return _SYSCALL.sub("", name) or name

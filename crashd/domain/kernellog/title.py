@@ -1,7 +1,6 @@
-"""What to call a crash of the kernel. Pure.
+"""Builds the title of a kernel crash. Pure.
 
-The form of titles is syzkaller's: what happened, and in which function. Whom to blame is asked of
-`oopsblame`.
+Titles have syzkaller's form: what happened, and in which function. blame.py finds that function.
 """
 
 import re
@@ -13,9 +12,9 @@ from crashd.domain.kernellog.blame import Blamed, blame, find_panic, protector_o
 from crashd.domain.kernellog.head import Blame, Head
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name, normal_words
-from crashd.domain.kernellog.trace import Facts, Frame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
 
-__all__ = ["TITLE_MAX", "Verdict", "judge"]
+__all__ = ["TITLE_MAX", "ReportTitle", "title_report"]
 
 TITLE_MAX: Final = 256
 
@@ -28,32 +27,31 @@ _PANICKED = re.compile(r"\w{1,64}: panicked at ")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Title and culprit."""
+class ReportTitle:
+    """The title, and the function to blame."""
 
     title: str
     key: str
-    """What of the title goes into the signature."""
-    frame: Frame | None
-    """The function to blame; of an offset only where the log has it."""
+    """The part of the title that goes into the signature."""
+    frame: TraceFrame | None
+    """The function to blame; has an offset only if the log does."""
     blamed: tuple[str, ...]
-    """It and its callers, as they go into the signature."""
+    """The function and its callers, for the signature."""
 
 
-def judge(
+def title_report(
     head: Head | None,
     match: re.Match[str] | None,
-    facts: Facts,
+    facts: ReportFacts,
     texts: Sequence[str],
-) -> Verdict:
-    """Say what to call a report, and whom to blame.
+) -> ReportTitle:
+    """Return the title of a report, and the function to blame.
 
     Args:
-        head: how it begins; None when its first lines are missing.
-        match: its match on that line.
-        facts: what its lines say.
+        head: the first line of the report; None if it is missing.
+        match: the head's match on that line.
+        facts: the facts in its lines.
         texts: its lines.
-
     """
     groups = {} if match is None else match.groupdict()
     blamed = blame(head, facts, texts, groups.get("func") or groups.get("only"))
@@ -65,12 +63,17 @@ def judge(
     key = title
     if head is not None and head.blame is Blame.STALL:
         key = _build_title(head, groups, Blamed(), texts)
-    return Verdict(title[:TITLE_MAX], key[:TITLE_MAX], blamed.frame, blamed.functions)
+    return ReportTitle(title[:TITLE_MAX], key[:TITLE_MAX], blamed.frame, blamed.functions)
 
 
 def _build_title(
     head: Head, groups: dict[str, str | None], blamed: Blamed, texts: Sequence[str]
 ) -> str:
+    """Fill in the title of a head.
+
+    The same fault has other first lines on other architectures; a NULL pointer is only recognised
+    by an address in the lines below.
+    """
     words = {
         name: normal_words(value or "")
         for name, value in groups.items()
@@ -92,7 +95,7 @@ def _build_title(
 def _special_words(
     head: Head, groups: dict[str, str | None], blamed: Blamed, texts: Sequence[str]
 ) -> dict[str, str]:
-    """Return the words of a title that are not just those of the head."""
+    """Return the words of a title that differ from those of the head."""
     what = groups.get("what") or ""
     if head.kind is PanicKind.PANIC:
         return {"words": _panic_words(groups.get("words") or "", blamed)}
@@ -104,7 +107,7 @@ def _special_words(
             return {"access": f" {found[1]}"}
     if head.kind is PanicKind.UBSAN and what.lower().startswith("undefined behavio"):
         return {"what": "undefined-behaviour"}
-    if head.kind in (PanicKind.NMI, PanicKind.MCE):  # numbers that tell one fault from another
+    if head.kind in (PanicKind.NMI, PanicKind.MCE):  # these numbers distinguish faults
         return {name: value or "" for name, value in groups.items() if name in ("what", "bank")}
     if "reason" in groups:
         return {"reason": normal_words((groups["reason"] or _panicked_of(texts)).strip("'\""))}
@@ -118,7 +121,7 @@ def _special_words(
 
 
 def _panicked_of(texts: Sequence[str]) -> str:
-    """Find the reason of a Rust panic: the line after the place."""
+    """Return the reason of a Rust panic: the line after the place."""
     for n, text in enumerate(texts[:16]):
         if _PANICKED.match(text):
             return texts[n + 1] if n + 1 < len(texts) and "cut here" not in texts[n + 1] else ""

@@ -1,6 +1,6 @@
-"""What stands in a report of the kernel: frames, program counter, process, taint, modules. Pure.
+"""Collects the facts in a report: frames, program counter, process, taint, modules. Pure.
 
-The same facts in the words of every architecture:
+Each architecture writes the same facts in its own form:
 
     x86      RIP: 0010:f+0x5/0x7 [mod]          Call Trace:  f+0x1/0x2 [mod], [<addr>] ? f+0x1/0x2
     arm64    pc : f+0x5/0x7 [mod]               Call trace:  f+0x1/0x2 [mod]
@@ -10,7 +10,7 @@ The same facts in the words of every architecture:
     arm      PC is at f+0x5/0x7                 Backtrace:   [<addr>] (f) from [<addr>] (g+0x1/0x2)
 
 Source: arch/*/kernel/{traps,process,stacktrace,dumpstack}.c, lib/dump_stack.c, kernel/panic.c.
-Texts are hostile: each pattern is bounded, and there are limits to what is kept.
+Texts are hostile: every pattern is bounded, and so is what is kept.
 """
 
 import re
@@ -20,7 +20,15 @@ from typing import Final
 
 from crashd.domain.kernellog.rustname import demangle
 
-__all__ = ["FRAMES_MAX", "MODULES_MAX", "TAINTS", "Facts", "Frame", "collect_facts", "parse_frame"]
+__all__ = [
+    "FRAMES_MAX",
+    "MODULES_MAX",
+    "TAINTS",
+    "ReportFacts",
+    "TraceFrame",
+    "collect_facts",
+    "parse_frame",
+]
 
 FRAMES_MAX: Final = 64
 MODULES_MAX: Final = 512
@@ -80,7 +88,7 @@ _LOOSE_END = re.compile(
     r"|CPU: |other info|Modules linked in|---\[|=====|The buggy|Memory state|Kernel panic"
     r"|\d+ locks? held)"
 )
-"""Lines after which frames without a `Call Trace:` are of another stack."""
+"""Lines after which frames without a `Call Trace:` belong to another stack."""
 
 _TRACE_END = (
     "Modules linked in",
@@ -129,18 +137,18 @@ _MODULE_NAME = re.compile(r"([\w-]{1,64})(?:\([A-Z+-]{1,8}\))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class TraceFrame:
     """One function of a call trace."""
 
     function: str
     offset: int | None
-    """Bytes into the function; None for one that was inlined."""
+    """Bytes into the function; None if it was inlined."""
     size: int | None
     module: str | None
     reliable: bool
-    """False for what merely stood on the stack (`? f`, `(unreliable)`)."""
+    """False for a mere address on the stack (`? f`, `(unreliable)`)."""
     inlined: bool = False
-    """A log without symbols does not have this frame."""
+    """Whether it was inlined; a log without symbols lacks such frames."""
 
     @property
     def location(self) -> str | None:
@@ -151,16 +159,16 @@ class Frame:
 
 
 @dataclass(slots=True)
-class Facts:
-    """What the lines of one report tell."""
+class ReportFacts:
+    """The facts in the lines of one report."""
 
-    pc: Frame | None = None
-    """Where the program counter stood in the kernel when it happened."""
-    interrupted: Frame | None = None
-    """Where it stood when the interrupt or the trap came that the trace begins in."""
+    pc: TraceFrame | None = None
+    """The program counter in the kernel when it happened."""
+    interrupted: TraceFrame | None = None
+    """The program counter before the interrupt or trap in which the trace begins."""
     interrupted_at: int = 0
-    """How many frames stand above that."""
-    trace: tuple[Frame, ...] = ()
+    """The number of frames above that."""
+    trace: tuple[TraceFrame, ...] = ()
     comm: str | None = None
     pid: int | None = None
     cpu: int | None = None
@@ -171,12 +179,12 @@ class Facts:
     release: str | None = None
 
 
-def parse_frame(text: str) -> Frame | None:
+def parse_frame(text: str) -> TraceFrame | None:
     """Parse a line of a call trace."""
     text = text.lstrip()
     match = _FRAME.match(text)
     if match is not None:
-        return Frame(
+        return TraceFrame(
             _name(match["function"]),
             int(match["offset"], 16),
             int(match["size"], 16),
@@ -187,47 +195,47 @@ def parse_frame(text: str) -> Frame | None:
     if match is not None:
         name = match["function"] or match["short"]
         module = match["module"] or match["its"]
-        return Frame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
+        return TraceFrame(_name(name), _hex(match["offset"]), _hex(match["size"]), module, True)
     match = _FRAME_INLINE.match(text)
     if match is not None:
-        return Frame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
+        return TraceFrame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
     return None
 
 
-def collect_facts(texts: Iterable[str], *, headless: bool = False) -> Facts:
-    """Collect what the lines of a report tell; of each thing what is told first.
+def collect_facts(texts: Iterable[str], *, headless: bool = False) -> ReportFacts:
+    """Collect the facts in the lines of a report; the first mention of each counts.
 
     Args:
-        texts: its lines.
-        headless: it may begin in the middle of its call trace.
-
+        texts: the lines.
+        headless: whether they may begin in the middle of a call trace.
     """
     return _Collector(headless=headless).collect(texts)
 
 
 class _Collector:
-    """What is known at a line of a report."""
+    """The state while the lines of a report are read."""
 
     def __init__(self, *, headless: bool) -> None:
-        self._facts = Facts()
-        self._frames: list[Frame] = []
-        self._loose: list[Frame] = []
-        """Frames without a `Call Trace:`; they count where there is none with it."""
+        self._facts = ReportFacts()
+        self._frames: list[TraceFrame] = []
+        self._loose: list[TraceFrame] = []
+        """Frames without a `Call Trace:`; used if there are none with one."""
         self._headless = self._in_trace = headless
         self._loose_done = False
         self._traces = 0
-        self._late: Frame | None = None
+        self._late: TraceFrame | None = None
 
-    def collect(self, texts: Iterable[str]) -> Facts:
+    def collect(self, texts: Iterable[str]) -> ReportFacts:
         for text in _joined(texts):
             self._take(text)
         facts = self._facts
         facts.trace = tuple((self._frames or self._loose)[:FRAMES_MAX])
-        if facts.pc is None and self._headless:  # the registers are printed once more at the end
+        if facts.pc is None and self._headless:  # the registers are printed again at the end
             facts.pc = self._late
         return facts
 
     def _take(self, text: str) -> None:
+        """Process one line: the start of a trace, a program counter, a frame, or other facts."""
         if _TRACE_START.match(text):
             self._in_trace, self._traces = not self._frames, self._traces + 1
             return
@@ -250,14 +258,19 @@ class _Collector:
         _collect_state(text, self._facts)
 
     def _end_loose(self, text: str) -> None:
-        """End the stack without a head, or begin with the one that comes after `CPU:`."""
+        """End the stack without a head, or start again with the one after `CPU:`."""
         if text.startswith(("stack backtrace:", "CPU: ")):
             if text.startswith("stack") or len(self._loose) <= 1:
                 self._loose, self._loose_done = [], False
         elif self._loose:
             self._loose_done = True
 
-    def _take_pc(self, pc: Frame) -> None:
+    def _take_pc(self, pc: TraceFrame) -> None:
+        """Note a program counter.
+
+        Within a trace it is where an interrupt or trap came in; before all traces it is where the
+        crash happened; after them it only repeats one of these.
+        """
         facts = self._facts
         above = self._frames if self._in_trace else self._loose
         if (self._in_trace or not self._traces) and above:
@@ -270,9 +283,7 @@ class _Collector:
 
 
 def _joined(texts: Iterable[str]) -> Iterator[str]:
-    """Yield lines without blanks in front; a process's name that has a line break is put together
-    again.
-    """
+    """Yield lines without leading blanks; rejoin those split by a line break in a comm."""
     torn = ""
     for text in texts:
         text = text.lstrip()
@@ -286,12 +297,12 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
         yield torn
 
 
-def _parse_pc(text: str) -> Frame | None:
+def _parse_pc(text: str) -> TraceFrame | None:
     match = _PC.match(text) if text[:1] in "EIRPepNK-" else None
     if match is None:
         return None
     offset, size = _hex(match["offset"]), _hex(match["size"])
-    return Frame(_name(match["function"]), offset, size, match["module"], True)
+    return TraceFrame(_name(match["function"]), offset, size, match["module"], True)
 
 
 def _name(symbol: str) -> str:
@@ -302,8 +313,8 @@ def _hex(digits: str | None) -> int | None:
     return int(digits, 16) if digits is not None else None
 
 
-def _collect_state(text: str, facts: Facts) -> None:
-    """Collect what a line that is no frame tells."""
+def _collect_state(text: str, facts: ReportFacts) -> None:
+    """Collect the facts in a line that is not a frame."""
     if text.startswith(_MODULES):
         if not facts.modules:
             facts.modules = _parse_modules(text)
@@ -323,7 +334,7 @@ def _collect_state(text: str, facts: Facts) -> None:
                 return
 
 
-def _collect_cpu(text: str, facts: Facts) -> None:
+def _collect_cpu(text: str, facts: ReportFacts) -> None:
     match = _CPU.match(text) or _CPU_OLD.match(text)
     if match is None:
         return
@@ -335,7 +346,7 @@ def _collect_cpu(text: str, facts: Facts) -> None:
         facts.pid = int(match["pid"])
 
 
-def _collect_release(match: re.Match[str], facts: Facts) -> None:
+def _collect_release(match: re.Match[str], facts: ReportFacts) -> None:
     if facts.release is None:
         facts.release = match["release"]
         facts.taint = "".join(

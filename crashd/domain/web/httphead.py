@@ -1,32 +1,31 @@
-"""What the head of an HTTP/1 request says; pure."""
+"""Parses the head of an HTTP/1 request. Pure."""
 
 import base64
 from collections.abc import Iterable
 
 
 def parse_request(head: bytes) -> tuple[str, str, dict[str, str]]:
-    """Parse the head of an HTTP/1 request: method, path without query, headers by lower-case name.
+    """Parse a head into method, path without query, and headers by lower-case name.
 
     Raises:
-        ValueError: it is none.
-
+        ValueError: it is malformed.
     """
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, version = first.split(" ")
     if not (method.isascii() and method.isalpha()) or version not in ("HTTP/1.0", "HTTP/1.1"):
-        raise ValueError(f"{first!r:.80} is no HTTP/1 request")
+        raise ValueError(f"{first!r:.80} is not an HTTP/1 request")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name or name != name.strip():
-            raise ValueError(f"{line!r:.80} is no header")
+            raise ValueError(f"{line!r:.80} is not a header")
         known = headers.get(name.lower())
         headers[name.lower()] = value.strip() if known is None else f"{known}, {value.strip()}"
     return method, target.partition("?")[0], headers
 
 
 def wants_openmetrics(accept: str) -> bool:
-    """Tell whether an Accept header prefers OpenMetrics 1.0.0 to the text format."""
+    """Return whether an Accept header prefers OpenMetrics 1.0.0 to the text format."""
     best, text = 0.0, 0.0
     for kind, parameters, quality in _ranges(accept):
         if (kind, parameters.get("version", "1.0.0")) == ("application/openmetrics-text", "1.0.0"):
@@ -37,7 +36,7 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether an Accept-Encoding header allows gzip."""
+    """Return whether an Accept-Encoding header allows gzip."""
     qualities = {coding: quality for coding, _, quality in _ranges(accept_encoding)}
     return qualities.get("gzip", qualities.get("*", 0.0)) > 0
 
@@ -54,7 +53,7 @@ def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
 
 
 def parse_basic(authorization: str) -> tuple[str, bytes] | None:
-    """Take user and password out of an Authorization header; None where it is no such one."""
+    """Return user and password of an Authorization header; None if its scheme is not Basic."""
     scheme, _, coded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None

@@ -1,8 +1,8 @@
-"""Prometheus's own web configuration file, as its document says it; pure.
+"""Checks the document of a Prometheus web configuration file. Pure.
 
 The keys and their meaning are those of the exporter toolkit of Prometheus
-(https://prometheus.io/docs/prometheus/latest/configuration/https/). What crashd cannot do as it is
-meant is refused, never left out: the file is there to keep somebody out.
+(https://prometheus.io/docs/prometheus/latest/configuration/https/). crashd refuses what it cannot
+do as intended, and never ignores it, because the file exists to keep people out.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 USERS_MAX = 100
 SANS_MAX = 100
 COST_MAX = 15
-"""Of bcrypt: each step doubles the time of a check, and 15 are two seconds already."""
+"""bcrypt's cost: each step doubles the time of a check, and 15 already takes two seconds."""
 _BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}")
 _HEADERS = (
     "Content-Security-Policy",
@@ -36,18 +36,18 @@ _CIPHERS = {
         "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
     }.items()
 }
-"""Go's names and OpenSSL's; those of TLS 1.3 are always there, with both."""
+"""Maps Go's names to OpenSSL's; the ciphers of TLS 1.3 are always enabled, with both."""
 _CIPHERS_13 = frozenset(
     {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
 )
 
 
 class WebConfigError(ValueError):
-    """What is wrong with the document, in a few words; never a secret of it."""
+    """What is wrong with the document, in a few words; never contains a secret."""
 
 
 class ClientCert(StrEnum):
-    """What is asked of a client's certificate."""
+    """What is required of a client's certificate."""
 
     NONE = "NoClientCert"
     IF_GIVEN = "VerifyClientCertIfGiven"
@@ -63,31 +63,30 @@ class Tls:
     client_cert: ClientCert = ClientCert.NONE
     client_ca_file: str | None = None
     client_sans: frozenset[str] = frozenset()
-    """Names of which a client's certificate has to have one; none: any will do."""
+    """A client's certificate must have one of these names; if empty, any certificate will do."""
     min_version: str = "TLSv1_2"
-    """By its name in ssl.TLSVersion, as `max_version`."""
+    """A name of ssl.TLSVersion, like `max_version`."""
     max_version: str | None = None
     ciphers: tuple[str, ...] = ()
-    """OpenSSL's names, for TLS 1.2; none: OpenSSL's own choice."""
+    """OpenSSL's names, for TLS 1.2; if empty, OpenSSL chooses."""
     prefer_server_ciphers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """The whole file: who is let in, and how they are answered."""
+    """The whole file: who may connect, and the headers of answers."""
 
     tls: Tls | None
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    """Names, and the bcrypt hashes of their passwords."""
+    """Names, with the bcrypt hashes of their passwords."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_web_config(document: object) -> WebConfig:
-    """Check a document as YAML gives it.
+    """Check a document parsed from YAML.
 
     Raises:
-        WebConfigError: it is wrong, asks for what crashd cannot do, or keeps nobody out.
-
+        WebConfigError: it is wrong, asks for something that crashd cannot do, or protects nothing.
     """
     top = _Table(document, "")
     tls = top.table("tls_server_config")
@@ -107,11 +106,11 @@ def parse_web_config(document: object) -> WebConfig:
 
 
 class _Table:
-    """A mapping whose keys are taken one by one, so that what is left is what nobody knows."""
+    """A mapping from which known keys are removed one by one, so that unknown keys remain."""
 
     def __init__(self, document: object, name: str) -> None:
         if not isinstance(document, dict):
-            raise WebConfigError(f"{name or 'the whole of it'} is not a mapping")
+            raise WebConfigError(f"{name or 'the document'} is not a mapping")
         self.name = name
         self._left: dict[object, Any] = dict(document)
 
@@ -157,23 +156,24 @@ class _Table:
 
     def end(self) -> None:
         for key in self._left:
-            raise WebConfigError(f"{self.where(repr(key)[:60])} is not known to crashd")
+            raise WebConfigError(f"{self.where(repr(key)[:60])} is unknown to crashd")
 
 
 def _parse_tls(table: _Table) -> Tls:
+    """Check `tls_server_config`; contradictory or ineffective settings are errors."""
     cert, key = table.needed("cert_file"), table.needed("key_file")
     wanted = table.text("client_auth_type") or ClientCert.NONE
     if wanted in ("RequestClientCert", "RequireAnyClientCert"):
         raise WebConfigError(
             f"{table.where('client_auth_type')}: {wanted} verifies nothing, and crashd does not "
-            f"have it; take {ClientCert.REQUIRED} or {ClientCert.IF_GIVEN}"
+            f"support it; use {ClientCert.REQUIRED} or {ClientCert.IF_GIVEN}"
         )
     if wanted not in list(ClientCert):
-        raise WebConfigError(f"{table.where('client_auth_type')} is not known: {wanted!r:.60}")
+        raise WebConfigError(f"{table.where('client_auth_type')}: unknown value {wanted!r:.60}")
     client, ca = ClientCert(wanted), table.text("client_ca_file")
     if (client is ClientCert.NONE) != (ca is None):
         raise WebConfigError(
-            f"{table.where('client_ca_file')} and a client_auth_type that verifies go together"
+            f"{table.where('client_ca_file')} and a verifying client_auth_type require each other"
         )
     sans = table.texts("client_allowed_sans", SANS_MAX)
     if sans and client is ClientCert.NONE:
@@ -199,17 +199,17 @@ def _parse_ciphers(table: _Table) -> tuple[str, ...]:
     names = table.texts("cipher_suites", 64)
     for name in names:
         if name not in _CIPHERS and name not in _CIPHERS_13:
-            raise WebConfigError(f"{table.where('cipher_suites')}: {name!r:.60} is not known")
+            raise WebConfigError(f"{table.where('cipher_suites')}: unknown cipher {name!r:.60}")
     return tuple(dict.fromkeys(_CIPHERS[name] for name in names if name in _CIPHERS))
 
 
 def _parse_users(table: _Table) -> dict[str, bytes]:
     users = table.rest()
     if not 0 < len(users) <= USERS_MAX:
-        raise WebConfigError(f"{table.name} has not between 1 and {USERS_MAX} users")
+        raise WebConfigError(f"{table.name} must have between 1 and {USERS_MAX} users")
     for name, hashed in users.items():
         if not isinstance(name, str) or not name or not name.isprintable() or ":" in name:
-            raise WebConfigError(f"{table.where(repr(name)[:60])} cannot be a user's name")
+            raise WebConfigError(f"{table.where(repr(name)[:60])} is not a valid user name")
         match = _BCRYPT.fullmatch(hashed) if isinstance(hashed, str) else None
         if match is None:
             raise WebConfigError(f"{table.where(repr(name)[:60])} has no bcrypt hash")
@@ -221,7 +221,7 @@ def _parse_users(table: _Table) -> dict[str, bytes]:
 
 
 def _parse_server(table: _Table) -> dict[str, str]:
-    table.flag("http2", True)  # an offer: every client that takes it takes HTTP/1.1 too
+    table.flag("http2", True)  # only an offer: clients that speak HTTP/2 also speak HTTP/1.1
     headers = table.table("headers")
     table.end()
     if headers is None:

@@ -13,7 +13,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from crashd.corehandler import PROC_FILES, PROC_LINKS
@@ -41,23 +41,23 @@ of all others a read that is shorter than it could be is the last one.
 _LAST_WITHOUT_MEMORY = "mountinfo"
 """Of PROC_FILES: those after it are read from the process's memory, which can block."""
 _OF_PROCESS = frozenset({"stat"})
-"""Files that tell of the process even when its first thread has ended."""
+"""Files that describe the process even when its first thread has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class PidfdInfo:
-    """What the kernel itself says of a process, whoever has its number now."""
+    """What the kernel itself says of a process, also after its number belongs to another."""
 
     pid: int
     uids: tuple[int, int, int, int] | None
     """Real, effective, saved, file system user id; None once the process is reaped."""
     gids: tuple[int, int, int, int] | None
     coredump_mask: int | None
-    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not tell (below
+    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not say (below
     6.16).
     """
     coredump_signal: int | None = None
-    """None where the kernel does not tell (below 6.19)."""
+    """None where the kernel does not say (below 6.19)."""
 
 
 def make_undumpable() -> None:
@@ -100,16 +100,20 @@ def boot_id() -> str:
 
 
 def memory_total_bytes() -> int:
-    """Tell how much memory the machine has."""
+    """Return how much memory the machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_available_bytes() -> int:
-    """Tell how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
-    with open("/proc/meminfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) << 10
+    """Return how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
+    fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(fd, 4096).split(b"\n")
+    finally:
+        os.close(fd)
+    for line in lines:
+        if line.startswith(b"MemAvailable:"):
+            return int(line.split()[1]) << 10
     return 0
 
 
@@ -166,7 +170,7 @@ def pidfd_info(pidfd: int) -> PidfdInfo | None:
 
 
 def signal_is_told() -> bool:
-    """Tell whether a pidfd tells the signal of a coredump (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
+    """Return whether a pidfd gives the signal of a coredump (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
 
     The kernel answers which bits it knows (PIDFD_INFO_SUPPORTED) since the same version.
     """
@@ -185,7 +189,7 @@ def signal_is_told() -> bool:
 
 
 def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
-    """Read what /proc tells of the process, raw and capped; empty when it is not surely the same
+    """Read what /proc says of the process, raw and capped; empty when it is not surely the same
     one.
 
     Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` (the first of `fd_count`),
@@ -215,6 +219,16 @@ def _read_all(process: int, pid: str) -> dict[str, bytes]:
             found["open_fds"] = _open_fds(numbers, process)
             found["fd_count"] = b"%d" % len(numbers)
     return found
+
+
+def read_proc_files(pidfd: int, names: Collection[str]) -> Mapping[str, bytes]:
+    """Read some of PROC_FILES, capped; empty when the process is not surely the same one."""
+
+    def read(process: int, pid: str) -> dict[str, bytes]:
+        alive = "" if _read("maps", 1, process) else _with_memory(process, pid)
+        return {name: _read(alive + name, PROC_FILES[name], process) for name in names}
+
+    return _read_surely(pidfd, read)
 
 
 def read_namespaces(pidfd: int) -> Mapping[str, bytes]:

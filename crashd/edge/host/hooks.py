@@ -1,7 +1,7 @@
-"""What the administrator has run for each crash: programs in hooks.d, and one URL.
+"""Runs the administrator's hooks for a crash: the programs in hooks.d, and one URL.
 
-A hook gets the crash's JSON on standard input, nothing of the daemon's environment and none of its
-descriptors; what becomes of it changes nothing but a count.
+A hook gets the crash's JSON on standard input, and nothing of the daemon's environment or
+descriptors. Its failure only changes a counter.
 """
 
 import contextlib
@@ -30,12 +30,13 @@ _ENVIRON = {
 
 
 class HookError(Exception):
-    """A hook that did not do its work; says which, and why."""
+    """A hook failed; the message says which one, and why."""
 
 
 def list_hooks(directory: Path) -> tuple[list[Path], list[str]]:
-    """List the programs that are to be run, in the order of their names, and say what is wrong with
-    others: as root only what nobody else can change is run.
+    """Return the programs to run, in the order of their names, and what is wrong with others.
+
+    Root runs only programs that nobody else can change.
     """
     found: list[Path] = []
     wrong: list[str] = []
@@ -67,15 +68,14 @@ def _distrust(path: Path) -> str | None:
         return f"belongs to uid {status.st_uid} and not to root"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return "can be written by others"
-    return find_untrusted(path)  # a link of root's may lead through another user's directory
+    return find_untrusted(path)  # a link owned by root may lead through another user's directory
 
 
 def run_hook(path: Path, document: bytes, seconds: float) -> None:
-    """Run one hook to its end; it is killed, with all it started, when it takes longer.
+    """Run one hook; kill it, with all its processes, after `seconds`.
 
     Raises:
         HookError: it could not be started, failed, or was too slow.
-
     """
     name = printable(os.fsencode(path))
     try:
@@ -93,7 +93,7 @@ def run_hook(path: Path, document: bytes, seconds: float) -> None:
     try:
         process.communicate(document, timeout=seconds)
     except subprocess.TimeoutExpired as e:
-        if process.poll() is None:  # else it had ended, and we came late
+        if process.poll() is None:  # else it ended just now
             raise HookError(f"{name} did not end within {seconds:g} s") from e
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -107,18 +107,17 @@ def run_hook(path: Path, document: bytes, seconds: float) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What a crash knows goes to where the administrator said, and nowhere else."""
+    """Refuses redirects: a crash's data must reach no other URL than the administrator's."""
 
     def redirect_request(self, *details: object) -> None:
-        """Follow none."""
+        """Return None, which refuses the redirect."""
 
 
 def post(url: str, document: bytes, seconds: float) -> None:
     """Send the JSON to a URL.
 
     Raises:
-        HookError: nobody there takes it.
-
+        HookError: the server cannot be reached, or does not accept it.
     """
     headers = {"Content-Type": "application/json", "User-Agent": "crashd"}
     request = urllib.request.Request(url, document, headers, method="POST")
@@ -131,7 +130,7 @@ def post(url: str, document: bytes, seconds: float) -> None:
 
 
 def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[str]:
-    """Run all hooks, one after another; say what failed."""
+    """Run all hooks, one after another; return what failed."""
     hooks, failures = list_hooks(directory)[0], []
     for path in hooks:
         try:
@@ -147,11 +146,10 @@ def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[
 
 
 def ask_for_all(address: Path, document: bytes, seconds: float) -> list[str]:
-    """Have all hooks run by whoever listens at `address`, within so many seconds; say what failed.
+    """Have the service at `address` run all hooks within `seconds`; return what failed.
 
     Raises:
-        HookError: nobody there does it, or not in time.
-
+        HookError: the service cannot be reached, or does not answer in time.
     """
     answer = bytearray()
     deadline = time.monotonic() + seconds
@@ -170,7 +168,7 @@ def ask_for_all(address: Path, document: bytes, seconds: float) -> list[str]:
     except OSError as e:
         raise HookError(f"{address} does not run the hooks: {reason_of(e)}") from e
     except ValueError as e:
-        raise HookError(f"{address} did not say what became of the hooks") from e
+        raise HookError(f"{address} did not report the results of the hooks") from e
     if not isinstance(failures, list):
-        raise HookError(f"{address} did not say what became of the hooks")
+        raise HookError(f"{address} did not report the results of the hooks")
     return [printable(str(failure).encode())[:400] for failure in failures]

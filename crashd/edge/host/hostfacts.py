@@ -1,6 +1,7 @@
-"""The host around crashd, as `crashctl doctor` asks for it: what runs, what the kernel can, what
-other packages' files say. Reads only, bounded in size, number and time; judged by
-domain/doctorhost.py.
+"""Reads facts about the host for `crashctl doctor`: services, kernel, files of other packages.
+
+Never changes anything. Size, number and time are bounded. domain/host/doctorhost.py judges the
+facts.
 """
 
 import ctypes
@@ -10,7 +11,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 from crashd.base.files import read_file
 from crashd.domain.crash.cgroup import parse_cgroup
 from crashd.domain.crash.procfs import parse_core_limit
-from crashd.domain.host.doctorhost import Cleaner, Features, Journal, Service
+from crashd.domain.host.doctorhost import Cleaner, Features, Journal, RunningUnit
 from crashd.domain.host.sysctld import FILE_MAX, BootSetting, find_setting, order_files
 from crashd.domain.host.unittimes import (
     UnitTimes,
@@ -34,9 +35,9 @@ PROC = Path("/proc")
 PROCESSES_MAX: Final = 20_000
 SERVICES_MAX: Final = 2000
 SECONDS_MAX: Final = 5.0
-"""For looking at processes."""
+"""Time limit for reading processes."""
 DROP_INS_MAX: Final = 100
-"""Files of one kind that are read for a unit."""
+"""Drop-in files read per directory for a unit."""
 
 SYSCTL_DIRECTORIES: Final = (
     "etc/sysctl.d",
@@ -45,7 +46,7 @@ SYSCTL_DIRECTORIES: Final = (
     "usr/lib/sysctl.d",
     "lib/sysctl.d",
 )
-"""sysctl.d(5), those that win first; the last is a link to the one before, or should be."""
+"""sysctl.d(5), highest precedence first; the last should be a link to the one before it."""
 _TMPFILES = tuple(name.replace("sysctl", "tmpfiles") for name in SYSCTL_DIRECTORIES)
 _UNITS = (
     "etc/systemd/system.control",
@@ -60,14 +61,14 @@ _UNITS = (
     "lib/systemd/system",
     "run/systemd/generator.late",
 )
-"""systemd.unit(5), those that win first."""
+"""systemd.unit(5), highest precedence first."""
 _MANAGERS = ("etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd")
 _STA_UNSYNC = 0x40  # linux/timex.h
 _TIMEX_BYTES = 512  # more than any architecture's struct timex
 
 
 def read_features(proc: Path = PROC) -> Features:
-    """Try what this kernel can, on ourselves."""
+    """Try this kernel's features on our own process."""
     modes = read_small(proc / "sys/kernel/core_modes").decode("ascii", "replace").split()
     try:
         pidfd = os.pidfd_open(os.getpid())
@@ -81,7 +82,7 @@ def read_features(proc: Path = PROC) -> Features:
 
 
 def _scans() -> bool | None:
-    """Scan nothing of our own memory; None where even pagemap is not there."""
+    """Return whether PAGEMAP_SCAN works, by an empty scan of our memory; None without pagemap."""
     # struct pm_scan_arg, linux/fs.h: size, flags, start, end, walk_end, vec, vec_len, max_pages, …
     argument = bytearray(struct.pack("=12Q", 96, *([0] * 11)))
     try:
@@ -93,8 +94,8 @@ def _scans() -> bool | None:
 
 
 def read_synchronized() -> bool | None:
-    """Ask the kernel whether its clock follows another (adjtimex(2)); None where it may not say."""
-    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: nothing is changed
+    """Return whether the kernel's clock is synchronised (adjtimex(2)); None if unknown."""
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: changes nothing
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.adjtimex(timex) < 0:
         return None
@@ -105,7 +106,7 @@ def read_synchronized() -> bool | None:
 
 
 def believed_now_ns() -> int | None:
-    """Tell the time; None where nobody has set the clock, so that it may be ahead."""
+    """Return the time; None if the clock is not synchronised, because it may then be ahead."""
     return time.time_ns() if read_synchronized() else None
 
 
@@ -122,14 +123,20 @@ def read_journal(root: Path) -> Journal:
 
 
 def read_boot_settings(root: Path, names: Iterable[str]) -> dict[str, BootSetting]:
-    """Find what sysctl.d sets these sysctls to at boot."""
+    """Return what sysctl.d sets these sysctls to at boot."""
     files = [(str(path), text) for path, text in _read_all(root, SYSCTL_DIRECTORIES)]
     found = {name: find_setting(files, name) for name in names}
-    return {name: setting for name, setting in found.items() if setting is not None}
+    return {name: _with_target(setting) for name, setting in found.items() if setting is not None}
+
+
+def _with_target(setting: BootSetting) -> BootSetting:
+    if not os.path.islink(setting.file):
+        return setting
+    return replace(setting, target=os.path.realpath(setting.file))
 
 
 def read_collectors(root: Path) -> tuple[str, ...]:
-    """Name the other collectors that set core_pattern whenever they are started."""
+    """Return the names of other collectors that set core_pattern when they start."""
     found = []
     if (root / "usr/share/apport/apport").exists():
         lines = _text(root / "etc/default/apport").splitlines()
@@ -142,7 +149,7 @@ def read_collectors(root: Path) -> tuple[str, ...]:
 
 
 def read_cleaners(root: Path, watched: Iterable[Path]) -> tuple[Cleaner, ...]:
-    """Find what deletes files of these directories by their age: tmpfiles.d, Apport's daily job."""
+    """Find what deletes files in these directories by age: tmpfiles.d, Apport's daily job."""
     paths = [str(path) for path in watched]
     found = [
         Cleaner(str(file), fields[1], fields[5])
@@ -158,13 +165,13 @@ def read_cleaners(root: Path, watched: Iterable[Path]) -> tuple[Cleaner, ...]:
 
 
 def _covers(cleaned: str, path: str) -> bool:
-    """Tell whether cleaning a directory or pattern reaches into `path`."""
+    """Return whether cleaning a directory or pattern affects `path`."""
     directory = cleaned.partition("*")[0].rstrip("/") or "/"
     return Path(path).is_relative_to(directory) or Path(directory).is_relative_to(path)
 
 
 def _read_all(root: Path, directories: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """Read the `*.conf` that count, in their order."""
+    """Yield the `*.conf` files that apply, in reading order, with their texts."""
     places = [root / directory for directory in directories]
     for index, name in order_files([_names(place) for place in places]):
         yield places[index] / name, _text(places[index] / name)
@@ -178,9 +185,9 @@ def _names(directory: Path) -> list[str]:
 
 
 def read_unit_times(root: Path, unit: str, defaults: UnitTimes) -> UnitTimes:
-    """Read what a service's unit files say of its timeouts.
+    """Read the timeouts of a service from its unit files.
 
-    From the files and not by `systemctl show`: it needs no bus, and no program to be run.
+    Reading files, unlike `systemctl show`, needs neither a bus nor another program.
     """
     directories = [root / name for name in _UNITS]
     texts = []
@@ -200,7 +207,7 @@ def read_unit_times(root: Path, unit: str, defaults: UnitTimes) -> UnitTimes:
 
 
 def read_manager_defaults(root: Path) -> UnitTimes:
-    """Read the manager's own defaults."""
+    """Read the service manager's own defaults."""
     directories = [root / name for name in _MANAGERS]
     main = next((d / "system.conf" for d in directories if (d / "system.conf").exists()), None)
     texts = [] if main is None else [_text(main)]
@@ -222,8 +229,8 @@ class _Group:
     size_bytes: int = -1
 
 
-def read_services(root: Path, proc: Path = PROC) -> tuple[tuple[Service, ...], int]:
-    """Group the processes that run by their units, or containers; and count those left out."""
+def read_services(root: Path, proc: Path = PROC) -> tuple[tuple[RunningUnit, ...], int]:
+    """Group the running processes by unit or container; also return how many were left out."""
     groups: dict[str, _Group] = {}
     pids = [name for name in _names_of_processes(proc) if name != str(os.getpid())]
     end = time.monotonic() + SECONDS_MAX
@@ -253,7 +260,7 @@ def _add(groups: dict[str, _Group], process: Path, pid: int) -> None:
         unit = f"{placement.container_runtime} {container[:12]}"
     sizes = read_small(process / "statm").split()
     resident = int(sizes[1]) * os.sysconf("SC_PAGE_SIZE") if len(sizes) > 1 else 0
-    if unit is None or not resident:  # without memory: the kernel's own, or gone
+    if unit is None or not resident:  # without memory: a kernel thread, or gone
         return
     if unit not in groups and len(groups) >= SERVICES_MAX:
         return
@@ -269,9 +276,9 @@ def _add(groups: dict[str, _Group], process: Path, pid: int) -> None:
         group.size_bytes, group.pid = resident, pid
 
 
-def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -> Service:
+def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -> RunningUnit:
     timed = unit.endswith(".service") and not group.in_container
-    return Service(
+    return RunningUnit(
         unit=unit,
         in_container=group.in_container,
         pid=group.pid,
@@ -287,11 +294,11 @@ def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -
 
 
 def read_small(path: Path) -> bytes:
-    """Read a file of bounded size; empty where it cannot be read. Never blocks on a FIFO."""
+    """Read a file up to a limit; empty if it cannot be read. Never blocks on a FIFO."""
     try:
         return read_file(path, FILE_MAX, follow=True)
     except OSError:
-        return b""  # a process that ended
+        return b""  # the process has ended
 
 
 def _text(path: Path) -> str:

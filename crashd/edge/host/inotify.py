@@ -1,7 +1,7 @@
-"""Names that appear in a directory, inotify(7). Only importer of pyinotify.
+"""Watches a directory for new names, inotify(7). Only importer of pyinotify.
 
-pyinotify 0.9.6 sets the watch; its own reader is not used, for it decodes names as UTF-8 and loses
-all that was read with one that is not.
+pyinotify 0.9.6 only sets the watch. Its reader is not used, because it decodes names as UTF-8, and
+loses everything read together with a name that is not.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ _HINTS = {
 
 
 def parse_events(raw: bytes) -> list[tuple[int, bytes]]:
-    """Parse what read(2) gave: (mask, name) in order, the name empty for the directory's own."""
+    """Parse the result of read(2) into (mask, name); the name of the directory itself is empty."""
     events = []
     position = 0
     while position + _EVENT.size <= len(raw):
@@ -42,26 +42,27 @@ def parse_events(raw: bytes) -> list[tuple[int, bytes]]:
 
 
 class DirectoryWatch:
-    """Watches one directory; owns the inotify descriptor. For a selector: `fileno`, then `read`.
+    """Watches one directory; owns the inotify descriptor. With a selector: `fileno`, then `read`.
 
-    A link is followed. For one thread; arming takes some ms (pyinotify asks ldconfig for libc).
+    Follows a link. For use by one thread; setting the watch takes some ms (pyinotify runs ldconfig
+    to find libc).
     """
 
     def __init__(
         self, path: Path, on_event: Callable[[str], None], on_overflow: Callable[[], None]
     ) -> None:
-        """Watch `path` from now on; what is in it already is the caller's to look for, afterwards.
+        """Watch `path` from now on; the caller must then list what is already in it.
 
-        `on_event` gets the name of what was created, closed after writing or moved into it: often
-        twice for one file, and a name can be anything but `/`; bytes that are not UTF-8 are
-        surrogates, as in os.listdir(). `on_overflow`: names were lost, look at all of them.
+        `on_event` gets the name of each file that is created, closed after writing or moved into
+        the directory, often twice for one file. A name can contain anything but `/`; bytes that are
+        not UTF-8 are surrogates, as in os.listdir(). `on_overflow` means that names were lost, and
+        the whole directory must be listed.
 
         Raises:
-            UnavailableError: not a directory, or a limit of the system is reached.
-
+            UnavailableError: `path` is not a directory, or a limit of the system is reached.
         """
         self.alive = True
-        """False once the directory is gone, moved or unmounted: close, and watch anew."""
+        """False once the directory is gone, moved or unmounted: close this and watch again."""
         self._path = path
         self._on_event = on_event
         self._on_overflow = on_overflow
@@ -69,7 +70,8 @@ class DirectoryWatch:
         _silence()
         name = printable(os.fsencode(path))
         try:
-            # Before the watch: a directory put there in between is then not taken for the watched.
+            # Read before the watch is set, so that a directory put there in between is not mistaken
+            # for the watched one.
             self._identity = _identity(path)
             manager = pyinotify.WatchManager()
             self._fd = manager.get_fd()
@@ -85,14 +87,14 @@ class DirectoryWatch:
             ) from e
 
     def fileno(self) -> int:
-        """Tell the descriptor, for a selector; -1 when closed."""
+        """Return the descriptor, for a selector; -1 when closed."""
         return self._fd
 
     def read(self) -> None:
-        """Take what has come, at most 64 KiB of it, and call back; never blocks.
+        """Read pending events, at most 64 KiB, and call back; never blocks.
 
-        `on_event` is called once for each name, and `on_overflow` after that. What a callback
-        raises passes through, and the names behind it are lost.
+        `on_event` is called once for each name, and `on_overflow` after that. An exception of a
+        callback passes through, and the names after it are lost.
         """
         try:
             events = parse_events(os.read(self._fd, _READ_BYTES))
@@ -106,9 +108,9 @@ class DirectoryWatch:
             self._on_overflow()
 
     def is_current(self) -> bool:
-        """Tell whether the path still names the watched directory.
+        """Return whether the path still names the watched directory.
 
-        Only asking shows that another was mounted over it or over one above it: no event does.
+        No event reports that another directory was mounted over it, or over one above it.
         """
         try:
             return self.alive and _identity(self._path) == self._identity
@@ -129,7 +131,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _errno_of(error: Exception) -> int:
-    """Find the error number; pyinotify's own exceptions and its OSErrors have it in words only."""
+    """Return the error number; pyinotify's exceptions, and some OSErrors, have only a text."""
     if isinstance(error, UnicodeEncodeError):
         return errno.EILSEQ
     if isinstance(error, OSError) and error.errno:
@@ -138,8 +140,8 @@ def _errno_of(error: Exception) -> int:
 
 
 def _silence() -> None:
-    """Turn off the logger to which pyinotify gives a handler of its own when it is imported.
+    """Disable pyinotify's logger, which gets a handler when pyinotify is imported.
 
-    It logs only what it raises as well.
+    pyinotify logs only what it also raises.
     """
     logging.getLogger("pyinotify").disabled = True

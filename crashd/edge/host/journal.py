@@ -1,8 +1,8 @@
-"""The journal, by its native protocol, with systemd-coredump's fields: so `coredumpctl` shows what
-crashd caught.
+"""Writes crashes to the journal with systemd-coredump's fields, so that `coredumpctl` shows them.
 
-Sent here and not by libsystemd: that waits for ever when nobody reads the socket. Source:
-systemd's "Native Journal Protocol" page, src/coredump/coredump.c, coredumpctl.c; sd-messages.h.
+It uses the native protocol and not libsystemd, which waits forever if nothing reads the socket.
+Source: systemd's "Native Journal Protocol" page, src/coredump/coredump.c, coredumpctl.c;
+sd-messages.h.
 """
 
 import errno
@@ -25,17 +25,16 @@ MESSAGE_ID = "fc2e22bc6ee647b6b90729ab34a250b1"
 """SD_MESSAGE_COREDUMP."""
 SEND_SECONDS = 1.0
 FIELD_MAX = 64 << 10
-"""Bytes of a field; the journal itself takes more, and nobody reads it."""
+"""Bytes of a field; the journal accepts more, but no reader needs it."""
 FRAMES_MAX = 32
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 def send(fields: Mapping[str, bytes], path: Path = SOCKET, seconds: float = SEND_SECONDS) -> None:
-    """Send one entry; waits so long at most where the journal is full, with 0 not at all.
+    """Send one entry; if the journal is full, wait at most `seconds`, which may be 0.
 
     Raises:
-        UnavailableError: there is no journal, or it takes nothing.
-
+        UnavailableError: there is no journal, or it does not accept the entry.
     """
     raw = b"".join(_encode(name, value[:FIELD_MAX]) for name, value in fields.items())
     try:
@@ -50,11 +49,11 @@ def send(fields: Mapping[str, bytes], path: Path = SOCKET, seconds: float = SEND
                 # too large for a datagram
                 _send_file(sender, raw)
     except OSError as e:
-        raise UnavailableError(f"the journal takes no entry: {reason_of(e)}") from e
+        raise UnavailableError(f"the journal does not accept entries: {reason_of(e)}") from e
 
 
 def _encode(name: str, value: bytes) -> bytes:
-    """Encode a field; one of several lines has its length in front, so that none is forged."""
+    """Encode a field; several lines are prefixed with their length, and so cannot forge fields."""
     key = name.encode("ascii")
     if b"\n" in value:
         return key + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
@@ -72,11 +71,11 @@ def _send_file(sender: socket.socket, raw: bytes) -> None:
 
 
 def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
-    """Build the entry of one process's crash."""
+    """Build the entry of a process crash."""
     number = crash.signal or 0
     told = {
         "MESSAGE_ID": MESSAGE_ID,
-        "PRIORITY": "2",  # LOG_CRIT, as systemd-coredump has it
+        "PRIORITY": "2",  # LOG_CRIT, like systemd-coredump
         "SYSLOG_IDENTIFIER": "crashd",
         "MESSAGE": _message(crash),
         "CRASHD_ID": crash.id,
@@ -122,7 +121,7 @@ def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
 
 
 def _message(crash: Crash) -> str:
-    """Say what happened: the first line is all that most will see."""
+    """Build the message; most readers see only its first line."""
     return "\n".join([_headline(crash), *_stack(crash)])
 
 

@@ -1,4 +1,4 @@
-"""/dev/kmsg: the kernel's own messages, as they come."""
+"""Reads /dev/kmsg: the kernel's messages, as they come."""
 
 import errno
 import os
@@ -8,21 +8,20 @@ from crashd.errors import UnavailableError, reason_of
 
 DEVICE = "/dev/kmsg"
 RECORD_MAX = 8192
-"""Bytes; a shorter buffer is an error to the kernel (CONSOLE_EXT_LOG_MAX)."""
+"""Bytes; the kernel refuses a shorter buffer (CONSOLE_EXT_LOG_MAX)."""
 
 
-class KernelLog:
+class Kmsg:
     """Owns the descriptor; a selector can wait for it."""
 
     def __init__(self, fd: int | None = None) -> None:
-        """Open the log at its oldest record, or take a descriptor of it that somebody else opened.
+        """Open the log at its oldest record, or use the given descriptor.
 
         Raises:
-            UnavailableError: there is none (a container), or it may not be read.
-
+            UnavailableError: the device does not exist (a container), or may not be read.
         """
         self.overrun = 0
-        """How often records were gone before they were read."""
+        """How often records were overwritten before they were read."""
         if fd is not None:
             self._fd = fd
             return
@@ -32,11 +31,11 @@ class KernelLog:
             raise UnavailableError(f"cannot read {DEVICE}: {reason_of(e)}") from e
 
     def fileno(self) -> int:
-        """Tell the descriptor, for a selector."""
+        """Return the descriptor, for a selector."""
         return self._fd
 
     def read(self, at_most: int) -> list[LogRecord]:
-        """Read what is there, as far as `at_most` records; the kernel's own only."""
+        """Read pending records, at most `at_most`; return only the kernel's own."""
         found: list[LogRecord] = []
         for _ in range(at_most):
             try:
@@ -44,10 +43,10 @@ class KernelLog:
             except BlockingIOError:
                 break
             except OSError as e:
-                if e.errno == errno.EPIPE:  # the next read goes on with the oldest there is
+                if e.errno == errno.EPIPE:  # the next read continues with the oldest record left
                     self.overrun += 1
                     continue
-                if e.errno == errno.EINVAL:  # too long for anybody
+                if e.errno == errno.EINVAL:  # too long to be read
                     continue
                 raise
             record = parse_record(raw)

@@ -1,7 +1,7 @@
-"""systemd's side of a daemon: readiness, watchdog, sockets. Only importer of systemd-python.
+"""Talks to systemd: readiness, watchdog, sockets. Only importer of systemd-python.
 
-Everything works where neither systemd nor its library is, and costs nothing then: libsystemd is
-loaded only when the environment says that systemd has something for us.
+Everything also works without systemd and its library, at no cost: libsystemd is loaded only if the
+environment requires it.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _TIMEVAL = struct.Struct("ll")
 
 
 class Notifier:
-    """Tells systemd how the daemon is, sd_notify(3); does nothing without NOTIFY_SOCKET.
+    """Reports the daemon's state to systemd, sd_notify(3); does nothing without NOTIFY_SOCKET.
 
-    No method raises, or waits longer than SEND_SECONDS; each tells whether the message went out.
+    No method raises, or waits longer than SEND_SECONDS; each returns whether the message was sent.
 
-    The datagram is sent here and not by libsystemd, which waits for ever when nobody reads the
-    socket: a daemon that has to record a crash of PID 1 must not hang in a greeting to it.
+    The datagram is not sent by libsystemd, because that waits forever if nothing reads the socket:
+    a daemon that must record a crash of PID 1 must not wait for PID 1.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -44,23 +44,23 @@ class Notifier:
             self.watchdog_interval_ns = usec * 1000 // 2
 
     def ready(self, status: str) -> bool:
-        """Say that start-up, or a reload, is complete."""
+        """Report that start-up or a reload is complete."""
         return self._send("READY=1", _status(status))
 
     def status(self, text: str) -> bool:
-        """Say in one line how things are; `systemctl status` shows it."""
+        """Set the one-line status that `systemctl status` shows."""
         return self._send(_status(text))
 
     def reloading(self) -> bool:
-        """Say that a reload begins; `ready` ends it."""
+        """Report that a reload begins; `ready` ends it."""
         return self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> bool:
-        """Say that the daemon is about to end."""
+        """Report that the daemon is about to end."""
         return self._send("STOPPING=1")
 
     def watchdog(self) -> bool:
-        """Say that the loop still turns; call it each `watchdog_interval_ns`."""
+        """Report that the loop is alive; call this every `watchdog_interval_ns`."""
         return self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> bool:
@@ -75,8 +75,8 @@ class Notifier:
         target = b"\0" + name[1:] if name.startswith(b"@") else name
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                # Not settimeout(): poll(2) calls a socket without a peer writable, whatever the
-                # queue of the receiver. The kernel's own timeout waits for that.
+                # Not settimeout(): poll(2) reports a socket without a peer as writable even if the
+                # receiver's queue is full. SO_SNDTIMEO does wait for the queue.
                 timeout = _TIMEVAL.pack(0, round(SEND_SECONDS * 1e6))
                 sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
                 sender.sendto(message.encode(), socket.MSG_NOSIGNAL, target)
@@ -86,8 +86,8 @@ class Notifier:
 
 
 def _send_by_library(address: str, message: str) -> bool:
-    """Send to an address that is no unix socket (`vsock:CID:PORT`), which libsystemd knows."""
-    if os.environ.get("NOTIFY_SOCKET") != address:  # where the library looks
+    """Send through libsystemd to an address that is not a unix socket (`vsock:CID:PORT`)."""
+    if os.environ.get("NOTIFY_SOCKET") != address:  # the only address that the library uses
         return False
     try:
         from systemd import daemon
@@ -98,7 +98,7 @@ def _send_by_library(address: str, message: str) -> bool:
 
 
 def _status(text: str) -> str:
-    # A line break would begin another field.
+    # printable() also removes line breaks, which would begin another field.
     return "STATUS=" + printable(text)[:STATUS_MAX]
 
 
@@ -112,19 +112,18 @@ def _number(text: str, maximum: int) -> int | None:
 def listen_fds(
     environ: MutableMapping[str, str], devices: MutableMapping[str, int] | None = None
 ) -> dict[str, socket.socket]:
-    """Take the sockets that systemd holds for us, sd_listen_fds(3), by FileDescriptorName=.
+    """Return the sockets that systemd passes, sd_listen_fds(3), by FileDescriptorName=.
 
     Descriptors of character devices, which only a unit's store (FDSTORE) can hold, are put into
-    `devices` where that is given.
+    `devices`, if that is given.
 
-    The caller owns them; they are CLOEXEC and non-blocking. LISTEN_PID, LISTEN_FDS and
-    LISTEN_FDNAMES are removed from `environ`, so that no child takes them for its own. Call it
-    once, with the process's own environment, before anything else opens descriptors.
+    The caller owns the sockets; they are CLOEXEC and non-blocking. LISTEN_PID, LISTEN_FDS and
+    LISTEN_FDNAMES are removed from `environ`, so that no child uses them. Call this once, with the
+    process's own environment, before anything else opens descriptors.
 
     Raises:
-        UnavailableError: what was passed is not a socket, or two have the same name. All that was
-            passed is closed.
-
+        UnavailableError: a descriptor is not a socket, or two have the same name. All passed
+            descriptors are closed.
     """
     fds, pid, names = (
         environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -160,9 +159,9 @@ def listen_fds(
 
 
 def _names(text: str, count: int) -> list[str]:
-    """Split LISTEN_FDNAMES; `unknown`, as sd_listen_fds_with_names(3) has it, where there is none.
+    """Split LISTEN_FDNAMES; without it every name is `unknown`, see sd_listen_fds_with_names(3).
 
-    A text with another number of names than descriptors names none of them.
+    If the number of names differs from that of the descriptors, the names are ignored.
     """
     names = text.split(":") if text else []
     return names if len(names) == count else ["unknown"] * count
@@ -173,7 +172,7 @@ def _adopt(fd: int, name: str) -> socket.socket:
         passed = socket.socket(fileno=fd)
     except OSError as e:
         raise UnavailableError(
-            f"descriptor {fd}, passed by systemd as {name!r}, is no socket: {reason_of(e)}"
+            f"descriptor {fd}, passed by systemd as {name!r}, is not a socket: {reason_of(e)}"
         ) from e
     passed.setblocking(False)
     return passed

@@ -1,9 +1,10 @@
-"""The three sysctls of a crash collector: set with read-back, and put back as they were.
+"""Sets the three sysctls of a crash collector, with read-back, and restores their old values.
 
-Order matters: kernel.core_pattern before fs.suid_dumpable=2, for the kernel warns of a relative
-pattern with it; in reverse when they are given back. Source: fs/coredump.c, kernel.rst, core(5).
+Order matters: kernel.core_pattern is set before fs.suid_dumpable=2, because with that the kernel
+warns about a relative pattern; they are restored in reverse order. Source: fs/coredump.c,
+kernel.rst, core(5).
 
-The file of what stood there before, as `register` writes it:
+The file with the old values, as `register` writes it:
 
     core                             kernel.core_pattern; may be empty, and bytes that are not UTF-8
     kernel.core_pipe_limit=0
@@ -11,16 +12,15 @@ The file of what stood there before, as `register` writes it:
     set kernel.core_pipe_limit=64    what crashd has set; fs.suid_dumpable is always set to 2
 
 Several roots form a chain: each saves the pattern of the one before it. A root that stops while
-another's pattern stands takes itself out of the chain: it writes what it has saved into the file of
-the root that has saved its pattern. A value that is no longer what crashd set is somebody else's
-choice, and stays.
+another root's pattern is set removes itself from the chain: it writes what it saved into the file
+of the root that saved its pattern. A value that differs from what crashd set was chosen by someone
+else, and stays. Over 400 lines, because setting and restoring must agree.
 """
 
 import contextlib
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,40 +41,38 @@ PATTERN = "kernel.core_pattern"
 PIPE_LIMIT = "kernel.core_pipe_limit"
 SUID_DUMPABLE = "fs.suid_dumpable"
 SUID_ROOT_ONLY = "2"
-"""SUID_DUMP_ROOT of include/linux/sched/coredump.h: dump, for root's eyes only."""
+"""SUID_DUMP_ROOT of include/linux/sched/coredump.h: dump, readable only by root."""
 PROC = Path("/proc")
 _ORDER = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
 _DEFAULTS = {PATTERN: "core", PIPE_LIMIT: "0", SUID_DUMPABLE: "0"}  # the kernel's own
 _LARGEST = {PIPE_LIMIT: 2**31 - 1, SUID_DUMPABLE: 2}
 _VALUE_MAX = 4096
 _PREVIOUS_MAX = 1024
-_CHAIN_MAX = 16  # roots; each of them but the first was registered while another stood
+_CHAIN_MAX = 16  # roots in the chain
 _SET = f"set {PIPE_LIMIT}="
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What is registered; fs.suid_dumpable is always 2."""
+    """The values to register; fs.suid_dumpable is always 2."""
 
     pattern: str
-    """As crashd.domain.crash.corepattern.build_pattern makes it."""
+    """Built by crashd.domain.crash.corepattern.build_pattern."""
     pipe_limit: int
     handler: str
-    """The program that would be piped to; it tells our own patterns from others'."""
+    """The program of a pipe pattern; it distinguishes our patterns from others."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """The file of what stood there before."""
+    """The contents of the file with the old values."""
 
     before: Mapping[str, str]
     pipe_limit: str | None = None
-    """What crashd has set since; None where the file does not say."""
+    """The value that crashd has set since; None if the file does not say."""
 
     def undo(self, present: Mapping[str, str]) -> dict[str, str]:
-        """Return `present`, but with the companions that are still as crashd set them as they were
-        before.
-        """
+        """Return `present`, with old values for the companions that are as crashd set them."""
         ours = {PIPE_LIMIT: self.pipe_limit, SUID_DUMPABLE: SUID_ROOT_ONLY}
         return {
             name: self.before[name] if value == ours.get(name) else value
@@ -92,10 +90,9 @@ def read(name: str, proc: Path = PROC) -> str:
     """Read one of the three; bytes that are not UTF-8 become surrogates.
 
     Raises:
-        UnsupportedError: the kernel has none of this name.
-        PermissionDeniedError: the caller may not read it.
-        UnavailableError: it cannot be read, or holds what is no such value.
-
+        UnsupportedError: the kernel does not have it.
+    PermissionDeniedError: the caller may not read it.
+    UnavailableError: it cannot be read, or holds an invalid value.
     """
     try:
         # the kernel's own file, whose errors are told apart
@@ -108,25 +105,24 @@ def read(name: str, proc: Path = PROC) -> str:
         raise _not_read(name, e) from e
     value = os.fsdecode(raw.removesuffix(b"\n"))
     if not _is_value(name, value):
-        raise UnavailableError(f"{name} holds {value!r:.80}, which is no such setting")
+        raise UnavailableError(f"{name} holds {value!r:.80}, which is not a valid value")
     return value
 
 
 def write(name: str, value: str, proc: Path = PROC) -> None:
-    """Set one of the three, and read it back; the old value is put back where that differs.
+    """Set one of the three, and read it back; restore the old value if that differs.
 
-    The kernel cuts a long pattern without a word, and 6.16 and 6.17 took wrong ones that could then
-    not be read.
+    The kernel silently cuts a long pattern, and Linux 6.16 and 6.17 accept invalid ones that can
+    then not be read.
 
     Raises:
-        ValueError: such a value cannot be written as one line.
+        ValueError: the value cannot be written as one line.
         PermissionDeniedError: the caller is not root.
-        UnsupportedError: read-only (a container), refused, or not kept.
-        UnavailableError: it could not be written for another reason.
-
+        UnsupportedError: it is read-only (a container), or the kernel refuses or does not keep it.
+        UnavailableError: it cannot be written for another reason.
     """
     if not _is_value(name, value):
-        raise ValueError(f"{value!r} is no value of {name}")
+        raise ValueError(f"{value!r} is not a value of {name}")
     before = read(name, proc)
     try:
         _put(name, value, proc)
@@ -141,11 +137,11 @@ def write(name: str, value: str, proc: Path = PROC) -> None:
         shown = f"an error ({e})"
     if after == value:
         return
-    outcome = f"{before!r} is back"
+    outcome = f"{before!r} was restored"
     try:
         _put(name, before, proc)
     except OSError as e:
-        outcome = f"{before!r} could not be put back: {reason_of(e)}"
+        outcome = f"{before!r} could not be restored: {reason_of(e)}"
     raise UnsupportedError(
         f"{name} was set to {value!r} and then read as {shown}; {outcome}",
         hint="the kernel does not keep such a value, or another program sets it at the same time",
@@ -153,23 +149,22 @@ def write(name: str, value: str, proc: Path = PROC) -> None:
 
 
 def owned(handler: str, proc: Path = PROC) -> bool:
-    """Tell whether kernel.core_pattern is a pipe to `handler` with our arguments; raises as `read`.
+    """Return whether kernel.core_pattern pipes to `handler` with our arguments; raises like `read`.
 
-    Whether that program is there is not asked.
+    Does not check whether that program exists.
     """
     return is_ours(read(PATTERN, proc), handler)
 
 
 def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bool:
-    """Set all three, saving before what stands there; False when all is so already.
+    """Set all three, after saving their old values; return False if they are already set.
 
-    The file stays as it is when the pattern is this handler's already: what stood there before it
-    is in the file, or was never known.
+    The file is kept if the pattern already names this handler: the value before it is in the file,
+    or was never known.
 
     Raises:
-        CrashdError: nothing could be saved, or one of them not be set; those set before it are
-            back, as far as that was possible (the message says so where not).
-
+        CrashdError: the old values could not be saved, or a new one not be set. Values already set
+            are restored as far as possible; the message says which ones could not be.
     """
     values = {
         PATTERN: wanted.pattern,
@@ -184,7 +179,7 @@ def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bo
     if not is_ours(before[PATTERN], wanted.handler):
         if old is not None and _hand_over(wanted.handler, before[PATTERN], old):
             old = None
-        # after somebody else's change of the pattern, the companions may still be crashd's
+        # another program changed the pattern, but the companions may still be crashd's
         saved = _Saved(old.undo(before) if old else before, values[PIPE_LIMIT])
     if saved is not None and saved != old:
         _save(previous_file, saved)
@@ -208,16 +203,15 @@ def register(wanted: Registration, previous_file: Path, proc: Path = PROC) -> bo
 
 
 def restore(handler: str, previous_file: Path, proc: Path = PROC) -> str:
-    """Put all three back as `previous_file` has them, where the pattern is still ours.
+    """Restore all three from `previous_file`, if the pattern is still ours; return what was done.
 
-    Another pattern stays: its owner set it on purpose. If it is another crashd's, that one gets
-    what we saved; if not, the companions that are still as crashd set them are put back. Without a
-    sound file the kernel's defaults are set. Returns what was done, in words; the file is gone
-    then, except where another crashd could not get it.
+    Another program's pattern stays, because its owner set it on purpose. If that is another crashd,
+    it gets what we saved; if not, companions that crashd set are restored. Without a valid file,
+    the kernel's defaults are set. The file is removed, unless it could not be handed to another
+    crashd.
 
     Raises:
-        CrashdError: one of them cannot be set; the others are, and the file is kept.
-
+        CrashdError: one of them cannot be set. The others are set, and the file is kept.
     """
     present = read(PATTERN, proc)
     saved = _load(previous_file)
@@ -225,29 +219,29 @@ def restore(handler: str, previous_file: Path, proc: Path = PROC) -> str:
         outcome = _step_aside(handler, present, saved, previous_file, proc)
         if not owned(handler, proc):
             return outcome
-        # the other crashd stopped at that moment, and gave back our pattern
+        # the other crashd stopped at that moment, and restored our pattern
     standing = _find_standing(handler, saved)
     values = standing or _DEFAULTS
     left = _put_back(values, list(reversed(_ORDER)), proc)
     if left:
         raise left[0]
     _remove(previous_file)
-    source = "" if standing else ", the kernel's default: what stood there before is not known"
+    source = "" if standing else ", the kernel's default, because the old value is unknown"
     return f"{PATTERN} is {values[PATTERN]!r} again{source}"
 
 
 def _step_aside(
     handler: str, present: str, saved: _Saved | None, previous_file: Path, proc: Path
 ) -> str:
-    outcome = f"{PATTERN} is {present!r}, not ours, and stays"
+    outcome = f"{PATTERN} is {present!r}, not crashd's, and stays"
     if saved is None:
         pass
     elif root_of(present) is not None:
         if not _hand_over(handler, present, saved):
-            return f"{outcome}; what stood there before ours is kept in {previous_file}"
-        outcome += "; what stood there before ours was handed over"
+            return f"{outcome}; the old values are kept in {previous_file}"
+        outcome += "; the old values were handed over to that crashd"
     else:
-        # fs.suid_dumpable first: the kernel warns of 2 with a relative pattern
+        # fs.suid_dumpable first: with 2 the kernel warns about a relative pattern
         names = list(reversed(_ORDER[1:]))
         companions = {name: read(name, proc) for name in names}
         wanted = saved.undo(companions)
@@ -267,8 +261,9 @@ def _step_aside(
 
 
 def _hand_over(handler: str, present: str, saved: _Saved) -> bool:
-    """Take the root of `handler` out of the chain that begins with the pattern `present`; False
-    where the chain leads nowhere.
+    """Remove the root of `handler` from the chain that begins with the pattern `present`.
+
+    Return False if the chain does not lead to it.
     """
     pattern = present
     for _ in range(_CHAIN_MAX):
@@ -276,7 +271,7 @@ def _hand_over(handler: str, present: str, saved: _Saved) -> bool:
         if root is None:
             return False
         file = Paths(Path(root)).previous_core_pattern
-        other = _load(file) if _is_trusted(file) else None
+        other = _load_trusted(file)
         if other is None:
             return False
         pattern = other.before[PATTERN]
@@ -291,17 +286,18 @@ def _hand_over(handler: str, present: str, saved: _Saved) -> bool:
 
 
 def _find_standing(handler: str, saved: _Saved | None) -> Mapping[str, str] | None:
-    """Find what stood before us and still can: a crashd whose program is gone gives way to what
-    stood before it.
+    """Return the old values that can still be restored.
+
+    A saved pattern of another crashd that no longer exists is replaced by what that one saved.
     """
     for _ in range(_CHAIN_MAX):
         if saved is None or is_ours(saved.before[PATTERN], handler):
-            return None  # giving it back would leave a handler that is about to go
+            return None  # restoring it would leave a handler that is about to be removed
         root = root_of(saved.before[PATTERN])
         if root is None or not _is_gone(saved.before[PATTERN]):
             return saved.before
         file = Paths(Path(root)).previous_core_pattern
-        older = _load(file) if _is_trusted(file) else None
+        older = _load_trusted(file)
         if older is not None:
             before = {**older.undo(saved.before), PATTERN: older.before[PATTERN]}
             older = replace(older, before=before)
@@ -311,23 +307,8 @@ def _find_standing(handler: str, saved: _Saved | None) -> Mapping[str, str] | No
 
 def _is_gone(pattern: str) -> bool:
     path = handler_of(pattern) or pattern.removeprefix("@@")
-    # one that others can replace, or make where it was, is gone, too: the kernel would run theirs
+    # a program that others can replace or create counts as gone: the kernel would run theirs
     return not os.path.exists(path) or find_untrusted(Path(path)) is not None
-
-
-def _is_trusted(file: Path) -> bool:
-    """Return whether nobody but root and us can have put `file` there: it is about to become, or
-    to decide, the program that the kernel runs as root.
-    """
-    try:
-        for path in (file, *file.parents):
-            status = path.lstat()
-            shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-            if stat.S_ISLNK(status.st_mode) or shared or status.st_uid not in (0, os.geteuid()):
-                return False
-    except OSError:
-        return False
-    return True
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -343,7 +324,7 @@ def _not_read(name: str, e: OSError) -> CrashdError:
         return PermissionDeniedError(message, hint="run as root")
     hint = None
     if e.errno == errno.EINVAL and name == PATTERN:
-        hint = f"the kernel holds a pattern that it will not show: sysctl -w {PATTERN}=core"
+        hint = f"the kernel has a pattern that cannot be read: sysctl -w {PATTERN}=core"
     return UnavailableError(message, hint=hint)
 
 
@@ -355,7 +336,7 @@ def _not_written(name: str, before: str, value: str, e: OSError) -> CrashdError:
         hint = "/proc/sys is read-only, as in a container: run `crashctl install` on the host"
         return UnsupportedError(message, hint=hint)
     if e.errno == errno.EINVAL:
-        hint = "the kernel refuses this value, or takes it from the host's mount namespace only"
+        hint = "the kernel refuses this value, or accepts it only from the host's mount namespace"
         return UnsupportedError(message, hint=hint)
     return UnavailableError(message)
 
@@ -374,14 +355,15 @@ def _is_value(name: str, value: str) -> bool:
 def _put(name: str, value: str, proc: Path) -> None:
     fd = os.open(_path(name, proc), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        # One write(2): each is a whole new value to the kernel. A short one shows when read back.
+        # One write(2), because the kernel takes each as a whole new value. Reading back shows a
+        # short one.
         os.write(fd, os.fsencode(value) + b"\n")
     finally:
         os.close(fd)
 
 
 def _put_back(values: Mapping[str, str], names: list[str], proc: Path) -> list[CrashdError]:
-    """Set each, and give the errors: one that fails does not keep the others from it."""
+    """Set each value, and return the errors; one failure does not stop the others."""
     errors: list[CrashdError] = []
     for name in names:
         try:
@@ -392,7 +374,7 @@ def _put_back(values: Mapping[str, str], names: list[str], proc: Path) -> list[C
     return errors
 
 
-# -- the file of what stood there before -----------------------------------------------------------
+# -- the file with the old values ------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -425,8 +407,16 @@ def _remove(previous_file: Path) -> None:
         fsync_directory(previous_file.parent)
 
 
+def _load_trusted(previous_file: Path) -> _Saved | None:
+    """Read the file of another root; None unless only root or we can have written it.
+
+    Its contents decide which program the kernel runs as root.
+    """
+    return None if find_untrusted(previous_file, always=True) else _load(previous_file)
+
+
 def _load(previous_file: Path) -> _Saved | None:
-    """Read the file; None unless it is whole and sound: half of it could be anybody's."""
+    """Read the file; None unless it is complete and valid, because a part of it proves nothing."""
     try:
         raw = read_file(previous_file, _PREVIOUS_MAX + 1)
     except OSError:

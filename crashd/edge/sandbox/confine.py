@@ -1,13 +1,14 @@
-"""Becoming a process that can do nothing but compute: namespaces, an empty read-only root, no
-capability, no privilege to gain, resource limits, and a filter of system calls. Only importer of
-pyseccomp.
+"""Turns the process into one that can only compute. Only importer of pyseccomp.
 
-    isolate()   new namespaces, and a child that is pid 1 of its own; the parent stays to wait
-      … here the caller opens what it is to read: it still sees the host's files …
+It gets new namespaces, an empty read-only root, no capabilities, no way to gain privileges,
+resource limits, and a filter of system calls:
+
+    isolate()   new namespaces, and a child that is pid 1 in them; the parent stays and waits
+      … here the caller opens what it will read: it still sees the host's files …
     seal()      everything else is taken away; there is no way back
 
-What is needed for it is tried, not asked for: as root all of it works, and as an ordinary user
-where the kernel lets one make a user namespace.
+Requirements are tried, not checked: everything works as root, and as an ordinary user if the kernel
+allows user namespaces.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from crashd.edge.sandbox.loanedid import LoanedId, loan
 from crashd.errors import CrashdError, UnsupportedError
 
 VIEW = "/usr/lib/debug"
-"""All of the host's files that can still be seen, if there are any."""
+"""The only files of the host that stay visible, if they exist."""
 
 # linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/ioprio.h
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
@@ -63,17 +64,17 @@ _PROT_EXEC = 4
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a sealed process may use."""
+    """The resource limits of a sealed process."""
 
     cpu_seconds: int
     memory_bytes: int
-    """Of address space, beyond what it had when it was sealed."""
+    """Address space, beyond what it had when it was sealed."""
     files: int = 4096
-    """Open at once; fewer where the hard limit is lower."""
+    """Open descriptors; fewer if the hard limit is lower."""
     scratch_bytes: int = 0
-    """Of a private /work in memory; none with 0."""
+    """Size of a private /work in memory; 0 means no /work."""
     file_bytes: int = 0
-    """Largest file in it, holes included."""
+    """Size of the largest file in it, holes included."""
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,35 +89,34 @@ def _call(name: str, *arguments: object) -> int:
 
 
 def _syscall(name: str, *arguments: object) -> int:
-    """Make a system call that libc has no function for; libseccomp knows its number here."""
+    """Make a system call without a libc function; libseccomp knows its number on this machine."""
     number = pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)
     return _call("syscall", ctypes.c_long(number), *arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What isolate() did, for seal()."""
+    """The result of isolate(), for seal()."""
 
     waiter_fd: int
-    """A pidfd of the process that waits: seen from in here, it has no pid."""
+    """A pidfd of the waiting process, which has no pid in the new namespace."""
     loaned: LoanedId | None
-    """The id to become; None where there is no other than the one that is mapped."""
+    """The id to switch to; None if only one id is mapped."""
 
 
 def isolate(parent: int | None) -> Isolation:
-    """Go on as pid 1 of new namespaces; the process that was there waits, and ends as its child
-    does (128 and the signal, where one ended it).
+    """Continue as pid 1 of new namespaces; the original process waits for it.
 
-    Both die with the process that started us, which is to be `parent` where that is given.
+    The waiting process ends with the status of its child, or with 128 plus the signal that killed
+    it. Both die with the process that started us, which must be `parent`, if given.
 
     Raises:
-        UnsupportedError: this host allows no new namespaces, or has no free id.
-
+        UnsupportedError: this host does not allow new namespaces, or has no free id.
     """
     uid, gid, mapped = os.geteuid(), os.getegid(), False
     _die_with_parent()
     if parent is not None and os.getppid() != parent:
-        raise UnsupportedError("whoever asked for this is gone")
+        raise UnsupportedError("the process that started this has ended")
     try:
         _call("unshare", _NAMESPACES)
     except OSError as first:
@@ -129,7 +129,8 @@ def isolate(parent: int | None) -> Isolation:
     with contextlib.suppress(OSError):
         _call("unshare", CLONE_NEWCGROUP)  # since 4.6
     try:
-        # held by both: who is sealed could close its own, and who waits could be killed first
+        # both processes hold it: the sealed one could close its copy, and the waiting one may die
+        # first
         loaned = loan() if uid == 0 and not mapped else None
     except CrashdError as e:
         raise UnsupportedError(f"cannot confine the analysis: {e}") from e
@@ -138,7 +139,7 @@ def isolate(parent: int | None) -> Isolation:
     if child:
         _wait(child, tell=parent is not None)
     _die_with_parent(waiter_fd)
-    # Mounts that are made here must not appear on the host.
+    # Mounts made here must not propagate to the host.
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     return Isolation(waiter_fd, loaned)
 
@@ -147,7 +148,7 @@ def _wait(child: int, *, tell: bool) -> NoReturn:
     os.closerange(0, 2 if tell else 3)
     _, status, usage = os.wait4(child, 0)
     if tell:
-        # the kernel's figure for this process itself has that of whoever forked it in it
+        # the kernel's figure for this process itself includes that of the process that forked it
         os.write(2, b"\n%s%d" % (PEAK_PREFIX, usage.ru_maxrss))
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
@@ -175,11 +176,10 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
 
 
 def seal(limits: Limits, keep: Sequence[int], isolation: Isolation) -> None:
-    """Give everything away but the descriptors `keep`; nothing may be imported after it.
+    """Give up everything but the descriptors `keep`; nothing can be imported afterwards.
 
     Raises:
-        UnsupportedError: something of it does not work here; the process must end.
-
+        UnsupportedError: a part of it does not work on this host; the process must end.
     """
     try:
         loaned = isolation.loaned
@@ -188,7 +188,7 @@ def seal(limits: Limits, keep: Sequence[int], isolation: Isolation) -> None:
         _close_others([*keep, isolation.waiter_fd, *([loaned.fd] if loaned else ())])
         _change_root(limits.scratch_bytes, *owner)
         _drop_privileges(loaned)
-        _die_with_parent(isolation.waiter_fd)  # a change of ids takes it back
+        _die_with_parent(isolation.waiter_fd)  # again, because a change of ids resets it
         os.close(isolation.waiter_fd)
         _limit(limits)
         _filter_calls()
@@ -197,19 +197,21 @@ def seal(limits: Limits, keep: Sequence[int], isolation: Isolation) -> None:
 
 
 def seal_in_unit(limits: Limits, keep: Sequence[int]) -> None:
-    """As seal(), where systemd took ids, capabilities, namespaces and the host's files away
-    before this program began (crashd-analyze@.service).
+    """Like seal(), for a process that systemd has already confined (crashd-analyze@.service).
+
+    systemd has taken ids, capabilities, namespaces and the host's files from it.
 
     Raises:
-        UnsupportedError: it has not, or something of the rest does not work here; the process must
-            end.
-
+        UnsupportedError: systemd has not done so, or a part of the rest does not work on this host;
+            the process must end.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             powerless = "\nCapPrm:\t0000000000000000\n" in file.read()
         if os.geteuid() == 0 or not powerless or os.path.lexists("/etc/shadow"):
-            raise UnsupportedError("cannot confine the analysis: its unit leaves it too much")
+            raise UnsupportedError(
+                "cannot confine the analysis: its unit leaves it too many privileges"
+            )
         _close_others(keep)
         _gain_nothing()
         _limit(limits)
@@ -229,14 +231,15 @@ def _be_humble() -> None:
 def _close_others(keep: Sequence[int]) -> None:
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
-            with contextlib.suppress(OSError):  # that of the list itself
+            with contextlib.suppress(OSError):  # the listing's own descriptor
                 os.close(int(name))
 
 
 def _change_root(scratch_bytes: int, uid: int, gid: int) -> None:
-    """Make an empty tmpfs the root, with VIEW in it where the host has one; nothing can be written.
+    """Make an empty, read-only tmpfs the root, with VIEW in it if the host has that.
 
-    /proc is where it is mounted, since every host has it; behind it nothing of the host is left.
+    It is mounted on /proc, because every host has that directory. After pivot_root() nothing of the
+    host is left.
     """
     root = "/proc"
     os.umask(0o022)
@@ -264,14 +267,14 @@ def _change_root(scratch_bytes: int, uid: int, gid: int) -> None:
 
 def _drop_privileges(loaned: LoanedId | None) -> None:
     for capability in range(_CAP_LAST + 1):
-        with contextlib.suppress(OSError):  # not known to this kernel
+        with contextlib.suppress(OSError):  # unknown to this kernel
             _call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
     if loaned is not None:
         os.setgroups([])
         os.setresgid(*[loaned.number] * 3)
         os.setresuid(*[loaned.number] * 3)
     with contextlib.suppress(OSError):
-        _call("unshare", CLONE_NEWUSER)  # where it is allowed: then no id means anything outside
+        _call("unshare", CLONE_NEWUSER)  # if allowed: our ids then mean nothing outside
     with contextlib.suppress(OSError):
         _call("prctl", PR_SET_SECUREBITS, _SECUREBITS_LOCKED, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
@@ -280,21 +283,23 @@ def _drop_privileges(loaned: LoanedId | None) -> None:
 
 
 def _gain_nothing() -> None:
-    """Gain no privilege, and let nobody trace us. After a change of ids, which resets the second: a
-    worker that crashes is not to be analysed.
+    """Give up gaining privileges, and being traced or dumped.
+
+    Call this after a change of ids, which resets the second. A worker that crashes must not be
+    analysed itself.
     """
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _die_with_parent(parent_fd: int = -1) -> None:
-    """Be killed when the parent ends; end now where it has, by its pidfd, ended before."""
+    """Be killed when the parent ends; raise if its pidfd shows that it has already ended."""
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent_fd >= 0:
         poll = select.poll()
         poll.register(parent_fd, select.POLLIN)
         if poll.poll(0):
-            raise UnsupportedError("whoever waited for this is gone")
+            raise UnsupportedError("the waiting process has ended")
 
 
 def _limit(limits: Limits) -> None:
@@ -312,8 +317,9 @@ def _limit(limits: Limits) -> None:
 
 
 def _filter_calls() -> None:
-    """Allow what computing and reading need; anything else fails with EPERM, and memory can never
-    become code.
+    """Allow only the system calls that computing and reading need.
+
+    All others fail with EPERM, and memory can never become executable.
     """
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(1))
     for name in _ALLOWED.split():
@@ -329,11 +335,11 @@ def _allow(rules: pyseccomp.SyscallFilter, name: str, *arguments: pyseccomp.Arg)
     try:
         rules.add_rule(pyseccomp.ALLOW, name, *arguments)
     except (OSError, ValueError):
-        return  # no such call on this machine, or not known to its libseccomp
+        return  # not a call of this machine, or unknown to its libseccomp
 
 
 def syscall_name(arch: int, number: int) -> str | None:
-    """Name a system call of an AUDIT_ARCH_* (linux/audit.h); None where libseccomp knows none."""
+    """Return the name of a system call of an AUDIT_ARCH_* (linux/audit.h); None if unknown."""
     try:
         name: bytes = pyseccomp.resolve_syscall(arch, number)
         return name.decode("ascii", "replace")

@@ -1,10 +1,9 @@
-"""Loaned ids: a user id, and the group id of the same number, that nothing else on the host has.
+"""Loans ids: a user id, and a group id of the same number, that nothing else on the host has.
 
     /run/crashd/ids/60578    locked (flock) while a process has this id; never deleted
 
-A process that runs with nobody's shared id can be killed and traced by every other process that
-does. So each sandbox, and each debugger that root starts without sudo, borrows an id for its
-lifetime.
+A process with the shared id of `nobody` can be killed and traced by every other such process. So
+each sandbox, and each debugger that root starts without sudo, borrows an id for its lifetime.
 """
 
 import contextlib
@@ -17,8 +16,8 @@ from pathlib import Path
 from crashd.errors import CrashdError, reason_of
 
 IDS = range(60578, 61184)
-"""Above the ids of accounts and systemd-homed, below those of DynamicUser=: unused by systemd (its
-document "Users, Groups, UIDs and GIDs"), and mapped in a container that has 65536 ids."""
+"""Above the ids of accounts and systemd-homed, below those of DynamicUser=: systemd does not use
+them (see its document "Users, Groups, UIDs and GIDs"), and a container with 65536 ids maps them."""
 DIRECTORY = Path("/run/crashd/ids")
 _STATUS_MAX = 16 << 10  # /proc/PID/status with hundreds of groups
 _FILE_MAX = 4 << 20
@@ -34,7 +33,7 @@ class LoanedId:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the ids of the host are looked up, and reserved."""
+    """Where to look up and reserve ids."""
 
     etc: Path = Path("/etc")
     proc: Path = Path("/proc")
@@ -45,22 +44,21 @@ HOST = Places()
 
 
 def loan(places: Places = HOST) -> LoanedId:
-    """Reserve an id that has no account, no subordinate range, and no process. Needs root.
+    """Reserve an id without an account, a subordinate range or a process. Requires root.
 
     Raises:
-        CrashdError: none is free, or the reservation cannot be made.
-
+        CrashdError: no id is free, or it cannot be reserved.
     """
     try:
         taken = _read_assigned(places.etc)
         directory = _open_directory(places.reserved)
         try:
             start = int.from_bytes(os.urandom(4), "little") % len(IDS)
-            # begins anywhere: what an earlier borrower left behind is seldom the next one's
+            # start at random, so that things left by an earlier borrower rarely meet the next one
             for number in (*IDS[start:], *IDS[:start]):
                 if number in taken or (fd := _lock(directory, number)) is None:
                     continue
-                # only now: an earlier borrower may have left a process behind
+                # checked only now: an earlier borrower may have left a process
                 taken |= _read_used(places.proc)
                 if number not in taken:
                     return LoanedId(number, fd)
@@ -81,13 +79,13 @@ def _open_directory(path: Path) -> int:
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(fd)
-        raise CrashdError(f"{path} is not root's alone")
+        raise CrashdError(f"{path} is not private to root")
     return fd
 
 
 def _lock(directory: int, number: int) -> int | None:
-    """Lock the file of an id; None where someone else has it."""
-    # not writable: a sealed process keeps a copy
+    """Lock the file of an id; None if another process holds it."""
+    # opened read-only, because a sealed process keeps a copy
     flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(str(number), flags, 0o600, dir_fd=directory)
     try:
@@ -102,7 +100,7 @@ def _lock(directory: int, number: int) -> int | None:
 
 
 def _read_assigned(etc: Path) -> set[int]:
-    """Read which of IDS are assigned. Files only: a name service may never answer."""
+    """Read which of IDS are assigned; reads only files, because a name service may never answer."""
     found: set[int] = set()
     for name, columns in (("passwd", (2, 3)), ("group", (2,))):
         found |= parse_accounts(_read(etc / name, _FILE_MAX), columns)
@@ -150,7 +148,7 @@ def parse_ranges(raw: bytes) -> set[int]:
 
 
 def parse_ids(status: bytes) -> set[int]:
-    """Parse all ids that a process has, by its /proc/PID/status."""
+    """Parse all ids of a process in its /proc/PID/status."""
     return set(_ids_of(status))
 
 

@@ -1,13 +1,12 @@
-"""Opening the files that a core names, without being led anywhere by them.
+"""Opens the files that a core names, without being misled by the names.
 
-A name in a core is its process's own word, and what it named may have been another file: a user
-mounts what they like in a namespace of their own. So each part of a path is opened below the one
-before it, the crash's own credentials must be permitted to search each directory and to read the
-file (path_resolution(7)), nothing but a regular file is opened for reading (a FIFO, a device, a
-socket never), and what is read must be the image that was mapped, by its build-id or its first
-page.
+The crashed process chose the names in its core, and they may have meant other files there: users
+can mount anything in their own namespaces. So each part of a path is opened below the one before
+it. The crash's own credentials must permit searching each directory and reading the file
+(path_resolution(7)). Only regular files are opened for reading, never a FIFO, a device or a socket.
+And the file must be the image that was mapped, by its build-id or its first page.
 
-Links are followed in directories of build-ids alone, which are full of them.
+Links are followed only in directories of build-ids, which consist of them.
 """
 
 import errno
@@ -17,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crashd.domain.crash.access import READ, SEARCH, Credentials, is_permitted
 from crashd.domain.crash.filesearch import FileSearch
@@ -50,32 +49,32 @@ _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
 _SEGMENTS_MAX = 256
-_SHT_DYNAMIC, _SHT_NOTE = 6, 7
+_SHT_PROGBITS, _SHT_DYNAMIC, _SHT_NOTE, _SHT_X86_64_UNWIND = 1, 6, 7, 0x70000001
 _DT_SONAME = 14
 _LINK_MAX = 1024
 _CHECKED_BYTES_MAX = 1 << 30
-"""A debug file without a build-id is read whole, for its checksum."""
+"""Limit for a debug file without a build-id, which is read completely for its checksum."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleFile:
-    """A module and the files found for it; the descriptors are its holder's."""
+    """A module and the files found for it; the holder owns the descriptors."""
 
     module: Module
     fd: int | None
     debug_fd: int | None
     problem: str | None
-    """Why there is no file; None where there is one."""
+    """Why there is no file; None if there is one."""
 
 
 class _Place:
-    """A directory to look below, and how."""
+    """A directory to search below, with credentials and the number of links to follow."""
 
     def __init__(self, fd: int, credentials: Credentials, links: int) -> None:
         self._fd, self._credentials, self._links = fd, credentials, links
 
     def open(self, path: bytes) -> tuple[int | None, str]:
-        """Open a regular file for reading, or say why not."""
+        """Open a regular file for reading; else return None and the reason."""
         if path_parts(path) is None:
             return None, "name is not a plain path"
         try:
@@ -100,7 +99,7 @@ class _Place:
 
 
 def open_modules(modules: Iterable[Module], search: FileSearch, files_max: int) -> list[ModuleFile]:
-    """Open what can be of each module, `files_max` files at most."""
+    """Open the files of each module, at most `files_max` in all."""
     found: list[ModuleFile] = []
     with ExitStack() as stack:
         finder = _Finder(search, stack)
@@ -108,14 +107,19 @@ def open_modules(modules: Iterable[Module], search: FileSearch, files_max: int) 
             fd, problem = None, "too many modules"
             if files_max > 0:
                 fd, problem = finder.open_module(module)
-            debug = finder.open_debug(module, fd) if files_max > 1 else None
-            files_max -= (fd is not None) + (debug is not None)
-            found.append(ModuleFile(module, fd, debug, None if fd is not None else problem))
+            files_max -= fd is not None
+            found.append(ModuleFile(module, fd, None, None if fd is not None else problem))
+        # Debug files come after all modules' own: without those there is no stack.
+        for index, file in enumerate(found):
+            debug = finder.open_debug(file.module, file.fd) if files_max > 0 else None
+            if debug is not None:
+                files_max -= 1
+                found[index] = replace(file, debug_fd=debug)
     return found
 
 
 class _Finder:
-    """The places of one search; the stack owns their descriptors."""
+    """The places of one search; `stack` owns their descriptors."""
 
     def __init__(self, search: FileSearch, stack: ExitStack) -> None:
         credentials = search.credentials
@@ -133,7 +137,7 @@ class _Finder:
                 self._by_build_id.append(_Place(base, credentials, _LINKS_MAX))
 
     def open_module(self, module: Module) -> tuple[int | None, str]:
-        """Open a module's own file, at its path or by its build-id; or say why not."""
+        """Open a module's own file, by path or build-id; else return None and the reason."""
         problem = "file is gone"
         for fd, why in self._candidates(module):
             if fd is None:
@@ -145,9 +149,9 @@ class _Finder:
                 return fd, ""
             os.close(fd)
             if same is None:
-                problem = "nothing in the core tells which file it was"
+                problem = "the core does not identify the file"
             else:
-                problem = f"file is another one now, {_id_text(start)}"
+                problem = f"file has been replaced, {_id_text(start)}"
         return None, problem
 
     def _candidates(self, module: Module) -> Iterator[tuple[int | None, str]]:
@@ -156,7 +160,7 @@ class _Finder:
         yield from self._named(module.build_id, b"")
 
     def _named(self, build_id: str | None, suffix: bytes) -> Iterator[tuple[int, str]]:
-        """Open what directories of build-ids have of one; nothing is said of what they have not."""
+        """Open the files of a build-id in the directories of build-ids; skip missing ones."""
         places = [(place, name) for place in self._by_build_id for name in build_id_names(build_id)]
         places += [
             (self._host_ids, name)
@@ -189,7 +193,7 @@ class _Finder:
 
 def _id_text(start: bytes) -> str:
     if not start.startswith(b"\x7fELF"):
-        return "no ELF image"
+        return "not an ELF image"
     build_id = parse_build_id(start)
     return "with no build-id" if build_id is None else f"with build-id {build_id}"
 
@@ -218,7 +222,7 @@ def _checksum(fd: int) -> int | None:
 
 
 def open_as(path: bytes, credentials: Credentials) -> int | None:
-    """Open a regular file of the host for reading as these credentials could; None where not."""
+    """Open a regular file of the host for reading if these credentials permit it, else None."""
     host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return _Place(host, credentials, 0).open(path)[0]
@@ -227,9 +231,9 @@ def open_as(path: bytes, credentials: Credentials) -> int | None:
 
 
 def _walk(base: int, path: bytes, who: Credentials, links: int) -> int:
-    """Open a path below `base` as O_PATH, each directory searched as `who`.
+    """Open a path below `base` as O_PATH; `who` must be permitted to search each directory.
 
-    So many symbolic links are followed, `..` in them too, and none leads out of `base`.
+    At most `links` symbolic links are followed; neither they nor `..` lead out of `base`.
     """
     stack = [os.dup(base)]
     try:
@@ -260,7 +264,7 @@ def _walk(base: int, path: bytes, who: Credentials, links: int) -> int:
 
 
 def _require(fd: int, who: Credentials, wanted: int) -> None:
-    """Raise PermissionError unless `who` has a permission on what a descriptor stands for."""
+    """Raise PermissionError unless `who` has the permission `wanted` on an open file."""
     if who.overrides:
         return
     status = os.fstat(fd)
@@ -271,7 +275,7 @@ def _require(fd: int, who: Credentials, wanted: int) -> None:
 
 def _read_acl(fd: int) -> bytes | None:
     try:
-        # by its link in /proc: O_PATH descriptors have no fgetxattr(2)
+        # by its link in /proc, because fgetxattr(2) refuses O_PATH descriptors
         return os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
     except OSError as e:
         if e.errno in (errno.ENODATA, errno.ENOTSUP):
@@ -298,7 +302,7 @@ def read_debuglink(fd: int) -> tuple[bytes, int] | None:
 
 
 def read_soname(fd: int) -> bytes | None:
-    """Read the name that a 64-bit little-endian library is loaded by."""
+    """Read the soname of a 64-bit little-endian library."""
     rows, _ = _section_table(fd)
     for row in rows:
         if row.type != _SHT_DYNAMIC or row.link >= len(rows):
@@ -312,7 +316,7 @@ def read_soname(fd: int) -> bytes | None:
 
 
 def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
-    """Return where sections of a 64-bit little-endian file are linked to: addresses by name."""
+    """Return the addresses of sections of a 64-bit little-endian file, by name."""
     rows, names = _section_table(fd)
     if names >= len(rows):
         return {}
@@ -322,9 +326,7 @@ def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
 
 
 def link_start(fd: int) -> int:
-    """Return the lowest page that a 64-bit little-endian file's segments are linked to; 0 where it
-    has none.
-    """
+    """Return the lowest page of a 64-bit little-endian file's segments; 0 without segments."""
     header = parse_header(os.pread(fd, HEADER_MAX, 0))
     if header is None or header.layout[1:] != (64, "little") or header.phoff >= 1 << 62:
         return 0
@@ -334,7 +336,7 @@ def link_start(fd: int) -> int:
 
 
 def _build_id_of_sections(fd: int) -> str | None:
-    """Read the build-id of a 64-bit little-endian debug file, whose segments lie nowhere."""
+    """Read the build-id of a 64-bit little-endian debug file, which has no usable segments."""
     for row in _section_table(fd)[0]:
         if row.type != _SHT_NOTE:
             continue
@@ -345,7 +347,7 @@ def _build_id_of_sections(fd: int) -> str | None:
 
 
 def _section_table(fd: int) -> tuple[list[Shdr], int]:
-    """Read the section headers, and which one has their names; empty where there are none."""
+    """Read the section headers, and the index of the one with their names; empty if none."""
     header = parse_header(os.pread(fd, HEADER_MAX, 0))
     if header is None or header.layout[1:] != (64, "little"):
         return [], 0
@@ -358,3 +360,27 @@ def _section_table(fd: int) -> tuple[list[Shdr], int]:
 
 def _section(fd: int, row: Shdr, limit: int) -> bytes:
     return os.pread(fd, min(row.size, limit), row.offset) if row.offset < 1 << 62 else b""
+
+
+def foreign_unwind_size(fd: int) -> int | None:
+    """Return the size of a file that has a section of type SHT_X86_64_UNWIND; None for others."""
+    if any(row.type == _SHT_X86_64_UNWIND for row in _section_table(fd)[0]):
+        return os.fstat(fd).st_size
+    return None
+
+
+def copy_with_unwind(fd: int) -> int:
+    """Copy a file into memory, with sections of type SHT_X86_64_UNWIND as SHT_PROGBITS.
+
+    lld gives .eh_frame that type, as the x86-64 psABI has it; libdw and drgn look for the other.
+    """
+    copy = os.memfd_create("module", os.MFD_CLOEXEC)
+    size, at = os.fstat(fd).st_size, 0
+    while at < size and (done := os.sendfile(copy, fd, at, size - at)):
+        at += done
+    (shoff,) = struct.unpack("<Q", os.pread(copy, 8, 40))
+    for index, row in enumerate(_section_table(copy)[0]):
+        if row.type == _SHT_X86_64_UNWIND:
+            where = shoff + index * SHDR_SIZE[64] + 4
+            os.pwrite(copy, struct.pack("<I", _SHT_PROGBITS), where)
+    return copy

@@ -1,8 +1,8 @@
-"""Starting the analysis worker: a process of its own that takes everything away from itself
-(crashd.edge.sandbox.confine), with a deadline and bounded output. Only importer of subprocess.
+"""Starts the analysis worker, with a deadline and bounded output. Only importer of subprocess.
 
-Where the daemon itself may not make namespaces, as in its own hardened unit, systemd starts the
-same worker behind a socket (Accept=yes), sealed by its unit: `ask_worker` instead of `run_worker`.
+The worker is a separate process that gives up all its privileges (crashd.edge.sandbox.confine). If
+the daemon may not make namespaces, as in its hardened unit, systemd starts the same worker behind a
+socket (Accept=yes), sealed by its unit: `ask_worker` instead of `run_worker`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _PROGRAM = (
 )
 _ENVIRON = {
     "LC_ALL": "C.UTF-8",
-    "DRGN_DISABLE_PLUGINS": "*",  # no code but drgn's own
+    "DRGN_DISABLE_PLUGINS": "*",  # only drgn's own code
     "OMP_NUM_THREADS": "1",  # a sealed process cannot make threads
     "MALLOC_ARENA_MAX": "1",
 }
@@ -43,7 +43,7 @@ class WorkerResult:
     """How a worker ended."""
 
     output: bytes
-    """What it printed; whole when `failure` is None."""
+    """The worker's output; complete if `failure` is None."""
     failure: str | None
     """Why there is no result."""
     seconds: float = 0.0
@@ -52,17 +52,21 @@ class WorkerResult:
 
 
 def run_worker(
-    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float
+    request: Mapping[str, Any],
+    core_fd: int | None,
+    timeout_seconds: float,
+    extra_fd: int | None = None,
 ) -> WorkerResult:
-    """Run one worker to its end, or to its deadline. Blocks; whatever becomes of the worker is told
-    in the result.
+    """Run one worker to its end or to its deadline; blocks. The result reports every failure.
 
-    The descriptor stays the caller's. Nothing of the caller's environment is handed on, and no more
-    than OUTPUT_MAX is taken back.
+    The caller keeps the descriptors. The worker gets nothing of the caller's environment, and at
+    most OUTPUT_MAX of its output is read.
     """
     started = time.monotonic()
     try:
-        process = _start({**request, "core_fd": core_fd, "parent": os.getpid()}, core_fd)
+        fds = tuple(fd for fd in (core_fd, extra_fd) if fd is not None)
+        given = {"core_fd": core_fd, "extra_fd": extra_fd, "parent": os.getpid()}
+        process = _start({**request, **given}, fds)
     except OSError as e:
         return WorkerResult(b"", f"the worker cannot be started: {reason_of(e)}")
     output, errors = bytearray(), bytearray()
@@ -71,14 +75,14 @@ def run_worker(
         stopped = _listen(process, output, errors, started + timeout_seconds)
     finally:
         if stopped is not None:
-            # Its whole session: the first process only waits for the one that works.
+            # The whole session, because the first process only waits for the working one.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         status, cpu_seconds = _reap(process)
         peak_bytes = _take_peak(errors)
     return WorkerResult(
         bytes(output),
-        stopped or _judge(status, bytes(errors)),
+        stopped or _failure_of(status, bytes(errors)),
         round(time.monotonic() - started, 3),
         round(cpu_seconds, 3),
         peak_bytes,
@@ -86,13 +90,17 @@ def run_worker(
 
 
 def ask_worker(
-    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float, address: Path
+    request: Mapping[str, Any],
+    core_fd: int | None,
+    timeout_seconds: float,
+    address: Path,
+    extra_fd: int | None = None,
 ) -> WorkerResult:
-    """Have a worker run by whoever listens at `address`, a SOCK_STREAM socket of root's own.
+    """Have the service at `address`, a SOCK_STREAM socket owned by root, run a worker.
 
-    As run_worker(), but the worker is sealed by its unit, the files of the core's modules are
-    opened here for it, what it cost is not known, and one that is late is only left alone: its unit
-    has to end it (RuntimeMaxSec=).
+    Like run_worker(), but the worker is sealed by its unit, the files of the core's modules are
+    opened here, its cost is unknown, and a late worker is only abandoned: its unit must end it
+    (RuntimeMaxSec=).
     """
     started = time.monotonic()
     deadline = started + timeout_seconds
@@ -102,8 +110,9 @@ def ask_worker(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout_seconds)
             peer.connect(str(address))
-            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, core_fd)
-            if "task" not in request:  # the tasks beside the analysis need no more files
+            fds = [fd for fd in (core_fd, extra_fd) if fd is not None]
+            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, fds)
+            if "task" not in request:  # other tasks than the analysis need no files
                 workerlink.answer_modules(peer, request)
             peer.shutdown(socket.SHUT_WR)
             while len(output) <= OUTPUT_MAX:
@@ -124,7 +133,7 @@ def ask_worker(
     return WorkerResult(bytes(output), failure, round(time.monotonic() - started, 3))
 
 
-def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen[bytes]":
+def _start(request: Mapping[str, Any], fds: tuple[int, ...]) -> "subprocess.Popen[bytes]":
     with open(os.memfd_create("request", os.MFD_CLOEXEC), "w+b") as file:
         file.write(json.dumps(request).encode())
         file.seek(0)
@@ -136,14 +145,14 @@ def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen
             cwd="/",
             env=_ENVIRON,
             start_new_session=True,
-            pass_fds=() if core_fd is None else (core_fd,),
+            pass_fds=fds,
         )
 
 
 def _listen(
     process: "subprocess.Popen[bytes]", output: bytearray, errors: bytearray, deadline: float
 ) -> str | None:
-    """Read what the worker prints until it closes both pipes; tell why it has to be stopped."""
+    """Read the worker's output until it closes both pipes; return why to stop it, or None."""
     sinks: dict[IO[bytes] | None, tuple[bytearray, int]] = {
         process.stdout: (output, OUTPUT_MAX + 1),
         process.stderr: (errors, ERRORS_MAX),
@@ -154,7 +163,7 @@ def _listen(
                 selector.register(file, selectors.EVENT_READ, sinks[file])
         while selector.get_map():
             left = deadline - time.monotonic()
-            ready = selector.select(max(0.0, left))  # what it printed by now counts
+            ready = selector.select(max(0.0, left))  # output already there still counts
             if left <= 0 and not ready:
                 return "it did not end in time"
             for key, _ in ready:
@@ -169,7 +178,7 @@ def _listen(
 
 
 def _take_peak(errors: bytearray) -> int:
-    """Take what the waiting process says of the worker's memory off its errors; bytes."""
+    """Remove the worker's peak memory from its errors, and return it in bytes."""
     text, found, number = errors.rpartition(b"\n" + PEAK_PREFIX)
     if not found or not number.isdigit():
         return 0
@@ -178,7 +187,7 @@ def _take_peak(errors: bytearray) -> int:
 
 
 def _reap(process: "subprocess.Popen[bytes]") -> tuple[int, float]:
-    """Wait for the process; give its status and CPU seconds, its child's included."""
+    """Wait for the process; return its status, and its CPU seconds including its child's."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     for file in (process.stdout, process.stderr):
@@ -187,8 +196,8 @@ def _reap(process: "subprocess.Popen[bytes]") -> tuple[int, float]:
     return process.returncode, usage.ru_utime + usage.ru_stime
 
 
-def _judge(status: int, errors: bytes) -> str | None:
-    """Say why a worker with this status has no result; None when it has one."""
+def _failure_of(status: int, errors: bytes) -> str | None:
+    """Return why a worker with this status has no result; None if it has one."""
     if status == 0:
         return None
     last = errors.strip().rpartition(b"\n")[2].decode("utf-8", "backslashreplace")[:200]
@@ -196,7 +205,7 @@ def _judge(status: int, errors: bytes) -> str | None:
         return last or "it could not be confined"
     number = -status if status < 0 else status - 128
     if number == signal.SIGKILL:
-        return "it was killed: more CPU time or memory than it may use"
+        return "it was killed: it exceeded its limit of CPU time or memory"
     if 0 < number < signal.NSIG:
         return f"it crashed ({signal.Signals(number).name})"
     return last or f"it ended with status {status}"

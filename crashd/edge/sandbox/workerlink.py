@@ -1,10 +1,12 @@
-"""What passes between the daemon and an analysis worker that systemd started: the request and the
-core's descriptor one way, the names of the core's modules the other, their files' descriptors back.
+"""The protocol between the daemon and an analysis worker started by systemd.
 
-The worker has no powers and sees nothing of the host but /usr; the daemon opens for it what the
-crashed user could have read, and only ELF images that are the ones that were mapped.
+The daemon sends the request and the core's descriptor, the worker the names of the core's modules,
+and the daemon the descriptors of their files. The worker has no privileges, and sees nothing of the
+host but /usr. The daemon opens files for it that the crashed user could read, and only the ELF
+images that were mapped.
 
-    daemon    the request; the core's descriptor, if any, comes with its first byte
+    daemon    the request; the core's descriptor, if any, comes with its first byte, and after it
+              that of a second file (a kernel's vmlinux)
     worker    [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
     daemon    [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with each
               byte, the files in this order
@@ -30,7 +32,7 @@ from crashd.errors import FormatError
 
 MESSAGE_MAX = 16 << 20
 FILES_MAX = 800
-"""Descriptors of one core's modules."""
+"""Descriptors for the modules of one core."""
 _BATCH_MAX = 200  # SCM_MAX_FD is 253
 _NAME_MAX = 4096
 _ID_MAX = 128
@@ -39,20 +41,19 @@ _ID_MAX = 128
 # -- the daemon's side -----------------------------------------------------------------------------
 
 
-def send_request(peer: socket.socket, request: Mapping[str, Any], core_fd: int | None) -> None:
-    """Send a request; blocks. A timeout is the socket's own."""
+def send_request(peer: socket.socket, request: Mapping[str, Any], fds: Sequence[int]) -> None:
+    """Send a request; blocks up to the socket's own timeout."""
     raw = messages.pack(request)
-    sent = messages.send_packet(peer, raw, () if core_fd is None else (core_fd,))
+    sent = messages.send_packet(peer, raw, fds)
     peer.sendall(raw[sent:])
 
 
 def answer_modules(peer: socket.socket, request: Mapping[str, Any]) -> None:
-    """Take the list of modules from a worker, and send it their files.
+    """Receive the list of modules from a worker, and send it their files.
 
     Raises:
         FormatError: the worker sent something else.
-        EOFError: it ended instead.
-
+        EOFError: the worker ended.
     """
     modules = _parse_modules(messages.receive(peer, MESSAGE_MAX))
     found = open_modules(modules, FileSearch.from_json(request["search"]), FILES_MAX)
@@ -68,23 +69,23 @@ def answer_modules(peer: socket.socket, request: Mapping[str, Any]) -> None:
 
 
 def _parse_modules(raw: bytes) -> list[Module]:
-    """Read what a worker, which may be in a hostile core's hands, wants opened."""
+    """Parse a worker's list of modules; a hostile core may have taken over the worker."""
     try:
         rows = json.loads(raw)
         if not isinstance(rows, list) or len(rows) > MODULES_MAX:
-            raise FormatError(f"the worker names no list of at most {MODULES_MAX} modules")
+            raise FormatError(f"the worker did not send a list of at most {MODULES_MAX} modules")
         modules = []
         for row in rows:
             name = base64.b64decode(row["name"], validate=True)
             image = base64.b64decode(row["image"], validate=True)
             build_id = row["build_id"]
             if len(name) > _NAME_MAX or len(image) > IMAGE_MAX:
-                raise FormatError("the worker names a module that is too long")
+                raise FormatError("the worker sent a module name or image that is too long")
             if build_id is not None and not _is_build_id(build_id):
-                raise FormatError("the worker names a module with no such build-id")
+                raise FormatError("the worker sent an invalid build-id")
             modules.append(Module(name, 0, 0, build_id, image, bool(row["deleted"])))
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as e:
-        raise FormatError(f"the worker names modules wrongly: {type(e).__name__}") from e
+        raise FormatError(f"the worker sent a malformed list of modules: {type(e).__name__}") from e
     return modules
 
 
@@ -96,32 +97,31 @@ def _is_build_id(text: object) -> bool:
 
 
 def receive_request(peer: socket.socket) -> dict[str, Any]:
-    """Take the request; its `core_fd` is the descriptor that came with it.
+    """Receive the request; its `core_fd` and `extra_fd` are the descriptors that came with it.
 
     Raises:
-        EOFError: the daemon has gone.
-
+        EOFError: the daemon has ended.
     """
-    first = messages.receive_packet(peer, messages.HEADER_SIZE, 1)
+    first = messages.receive_packet(peer, messages.HEADER_SIZE, 2)
     header = first.data
     if len(header) < messages.HEADER_SIZE:
         header += messages.receive_exactly(peer, messages.HEADER_SIZE - len(header))
     size = messages.parse_size(header, MESSAGE_MAX)
     request = messages.parse(messages.receive_exactly(peer, size))
-    return {**request, "core_fd": first.descriptors[0] if first.descriptors else None}
+    core_fd, extra_fd = [*first.descriptors, None, None][:2]
+    return {**request, "core_fd": core_fd, "extra_fd": extra_fd}
 
 
 def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[ModuleFile]:
-    """Have the modules' files opened by the daemon.
+    """Have the daemon open the files of the modules.
 
     Raises:
-        EOFError: the daemon has gone.
-
+        EOFError: the daemon has ended.
     """
     rows = [
         {
             "name": base64.b64encode(module.name[:_NAME_MAX]).decode(),
-            # what tells the image where no build-id does
+            # identifies the image without a build-id
             "image": "" if module.build_id else base64.b64encode(module.image).decode(),
             "build_id": module.build_id,
             "deleted": module.deleted,

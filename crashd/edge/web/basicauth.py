@@ -1,7 +1,8 @@
-"""Passwords of those who may read the metrics. Only importer of bcrypt.
+"""Checks the passwords of clients of the metrics. Only importer of bcrypt.
 
-A check costs a quarter of a second of CPU, on purpose. So each is made once, in a thread of its
-own, and its verdict remembered; and whoever tries passwords gets a quarter of one CPU at most.
+A check takes a quarter of a second of CPU, on purpose. So each is made only once, in a separate
+thread, and its result is remembered. A client that tries passwords can use at most a quarter of one
+CPU.
 """
 
 import hmac
@@ -20,46 +21,45 @@ from crashd.errors import ConfigError
 
 WAITING_MAX = 32
 WRONG_MAX = 1000
-"""Wrong credentials that are remembered: a client with an old password costs one check."""
+"""Remembered wrong credentials, so that a client with an old password costs only one check."""
 REST = 3
-"""Times that a check took which the thread then rests, when it was wrong."""
+"""After a wrong password the thread rests this many times as long as the check took."""
 REST_SECONDS_MAX = 1.0
 _PASSWORD_MAX = 72
-"""Bytes that bcrypt looks at."""
+"""Bytes of a password that bcrypt uses."""
 
 
 class BasicAuth:
-    """Knows the users and their hashes; a `Gate`."""
+    """The users and their hashes; a `Gate`."""
 
     def __init__(self, users: Mapping[str, bytes]) -> None:
-        """Take names, and hashes that have bcrypt's form.
+        """Set the users; their hashes must have bcrypt's form.
 
         Raises:
-            ConfigError: bcrypt does not take one.
-
+            ConfigError: bcrypt does not accept a hash.
         """
         for user, hashed in users.items():
             try:
-                bcrypt.hashpw(b"", b"$2b$04$" + hashed[7:29])  # its salt, at the least cost
+                bcrypt.hashpw(b"", b"$2b$04$" + hashed[7:29])  # its salt, at the lowest cost
             except ValueError as e:
                 raise ConfigError(f"basic_auth_users.{user!r} has no bcrypt hash") from e
         self._users = dict(users)
-        # Who is no user costs as much as the dearest of them: the time tells nobody's name.
+        # An unknown name takes as long as the most expensive user, so that timing reveals no names.
         cost = max((int(hashed[4:6]) for hashed in users.values()), default=10)
         self._nobody = bcrypt.gensalt(cost) + b"." * 31
         self._key = os.urandom(32)
         self._right: dict[str, bytes] = {}
-        """The digest of the credentials that were right, of each user the last."""
+        """The digest of each user's last correct credentials."""
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Condition()
         self._waiting: list[Question] = []
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.checks = 0
-        """How many times bcrypt was asked."""
+        """How often bcrypt was called."""
 
     def verdict(self, header: str) -> bool | None:
-        """Judge an Authorization header at once; None when it takes a check by bcrypt."""
+        """Judge an Authorization header at once; None if that takes a check by bcrypt."""
         found = parse_basic(header)
         if found is None:
             return False
@@ -70,7 +70,7 @@ class BasicAuth:
             right = self._right.get(user)
             if right is not None and hmac.compare_digest(right, digest):
                 return True
-            if digest in self._wrong:  # found by a keyed digest: the time tells nothing
+            if digest in self._wrong:  # looked up by a keyed digest: timing reveals nothing
                 self._wrong.move_to_end(digest)
                 return False
         return None
@@ -80,7 +80,7 @@ class BasicAuth:
         return hmac.digest(self._key, b"%d:%b%b" % (len(name), name, password), "sha256")
 
     def ask(self, question: Question) -> bool:
-        """Have an Authorization header judged by the thread; False when too many wait."""
+        """Queue an Authorization header for the thread; return False if too many are waiting."""
         with self._lock:
             self._waiting = [one for one in self._waiting if not one.cancelled]
             if len(self._waiting) >= WAITING_MAX or self._stopping:
@@ -93,7 +93,7 @@ class BasicAuth:
         return True
 
     def stop(self) -> None:
-        """End; questions that wait are not answered any more. Does not wait for the thread."""
+        """End; waiting questions get no answer. Does not wait for the thread."""
         with self._lock:
             self._stopping = True
             self._waiting.clear()
@@ -121,14 +121,14 @@ class BasicAuth:
             self._lock.wait_for(lambda: self._stopping or bool(self._waiting))
             if self._stopping:
                 return None
-            # By lot: who floods the queue shall not be able to tell whose turn comes never.
+            # At random, so that a client that floods the queue cannot keep another one out of it.
             return self._waiting.pop(random.randrange(len(self._waiting)))
 
     def _check(self, user: str, password: bytes, digest: bytes) -> tuple[bool, float]:
-        """Ask bcrypt, and remember; give the verdict and the seconds it took."""
+        """Check by bcrypt, and remember the result; return it and the seconds it took."""
         start = time.monotonic()
         hashed = self._users.get(user, self._nobody)
-        # bcrypt 5 refuses what is longer, all before it cut it off; it never takes NUL
+        # bcrypt 5 refuses longer passwords, older versions cut them; none accepts NUL
         same = bcrypt.checkpw(password[:_PASSWORD_MAX].replace(b"\0", b"\1"), hashed)
         right = same and user in self._users and b"\0" not in password
         with self._lock:

@@ -1,8 +1,8 @@
 """Metrics for Prometheus. Only importer of prometheus_client.
 
-A scrape reads memory only. Labels come from closed sets; every combination is there from the first
-scrape on, at 0, so that rate() sees the first crash. Whoever asks for OpenMetrics gets with each
-count of crashes, and each bucket of the hold time, the id of the newest one.
+A scrape only reads memory. Labels come from closed sets. Every combination exists from the first
+scrape on, at 0, so that rate() sees the first crash. OpenMetrics scrapes also get the id of the
+newest crash with each count of crashes and each bucket of the hold time.
 """
 
 import re
@@ -24,9 +24,9 @@ from prometheus_client.samples import Exemplar
 
 from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind, State
-from crashd.domain.keep.kernel import DeletionReason
+from crashd.domain.keep.kernel import DumpLimit
 from crashd.domain.keep.limiter import Scope, Verdict
-from crashd.domain.keep.process import Reason
+from crashd.domain.keep.process import Limit
 from crashd.domain.signals import CORE_SIGNALS, signal_name
 from crashd.domain.web.httphead import wants_openmetrics
 
@@ -38,10 +38,10 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _OTHER = "other"
 UNITS_MAX = 50
-"""Units that are counted by name, the first that crash (or crashed most, at the start)."""
+"""Units counted by name: the first to crash (at start, those that crashed most)."""
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,120}\.(service|scope|socket|slice|mount|timer)")
 _CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
-"""Units that a container runtime makes, one for each: they take no host unit's place."""
+"""Units of container runtimes, one per container; they must not displace units of the host."""
 _STAGES = ("logical", "resident", "stored")
 
 
@@ -60,45 +60,54 @@ _DUMP_STATES = tuple(
 _FOREIGN = "foreign"
 """In place of a state: a directory named like a dump's, which is not root's."""
 _RESULTS = tuple(state.value for state in AnalysisState if state.is_over)
-_LIMITS = (*(reason.value for reason in DeletionReason), *(reason.value for reason in Reason))
+_LIMITS = (*(reason.value for reason in DumpLimit), *(reason.value for reason in Limit))
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),
-    "crashd_capture_bytes": ("Captured: as dumped, without zeros, on disk.", {"stage": _STAGES}),
-    "crashd_spilled_bytes": ("Of cores, what waited on disk until it was compressed.", {}),
-    "crashd_limited": ("Crashes kept less of by the limiter.", {"scope": _SCOPES}),
+    "crashd_capture_bytes": (
+        "Bytes captured: as dumped, without zeros, on disk.",
+        {"stage": _STAGES},
+    ),
+    "crashd_spilled_bytes": ("Bytes of cores that waited on disk to be compressed.", {}),
+    "crashd_limited": ("Crashes of which the limiter kept less.", {"scope": _SCOPES}),
     "crashd_analysis": ("Analyses that ended.", {"result": _RESULTS}),
     "crashd_retention_deleted": (
-        "Deleted by retention.",
+        "Crashes and dumps deleted by retention.",
         {"kind": _KINDS, "reason": _LIMITS},
     ),
-    "crashd_retention_freed_bytes": ("Freed by retention.", {"kind": _KINDS}),
-    "crashd_dropped": ("Events that lost something or took the long way.", {"reason": _REASONS}),
-    "crashd_control_refused": ("Connections to the control socket that were turned away.", {}),
+    "crashd_retention_freed_bytes": ("Bytes freed by retention.", {"kind": _KINDS}),
+    "crashd_dropped": ("Events that lost something or took a slower way.", {"reason": _REASONS}),
+    "crashd_control_refused": ("Refused connections to the control socket.", {}),
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
-    "crashd_captures_in_flight": ("Captures under way or waiting.", {}),
+    "crashd_captures_in_flight": ("Captures running or waiting.", {}),
     "crashd_holders": ("Crashed processes that are held while their cores are read.", {}),
-    "crashd_storers": ("Cores that wait to be stored, or are, their processes let go.", {}),
+    "crashd_storers": (
+        "Cores being stored, or waiting for it, after their processes' release.",
+        {},
+    ),
     "crashd_store_bytes": ("Bytes of stored cores.", {"kind": _KINDS}),
     "crashd_store_entries": ("Crashes in the store.", {"kind": _KINDS}),
-    "crashd_store_free_bytes": ("Free on the store's file system.", {}),
-    "crashd_last_crash_timestamp_seconds": ("Of the newest; 0: none known.", {"kind": _KINDS}),
+    "crashd_store_free_bytes": ("Free bytes on the store's file system.", {}),
+    "crashd_last_crash_timestamp_seconds": (
+        "Time of the newest crash; 0 if there is none.",
+        {"kind": _KINDS},
+    ),
     "crashd_core_pattern_owned": ("1 if kernel.core_pattern names crashd's handler.", {}),
     "crashd_signatures": ("Distinct signatures of the crashes in the index.", {}),
-    "crashd_kdump_ready": ("1 if the next kernel crash is thought to leave a dump.", {}),
+    "crashd_kdump_ready": ("1 if the next kernel crash should leave a dump.", {}),
     "crashd_kdump_crashkernel_bytes": ("Memory reserved for the capture kernel.", {}),
     "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": (*_DUMP_STATES, _FOREIGN)}),
 }
-"""Text, and each label with all its values; the names of counters get `_total`."""
+"""Help text, and each label with all its values; names of counters get `_total`."""
 
 
 class Exporter(Collector):
     """All metrics, in memory; its methods may be called from any thread.
 
-    They raise ValueError for what is outside of the closed sets, and then count nothing. Not made
-    of prometheus_client's Counter and Histogram: those come with `_created` times of this process,
-    from which Prometheus would take the seeded totals for crashes of just now.
+    They raise ValueError for values outside of the closed sets, and then count nothing. They do not
+    use prometheus_client's Counter and Histogram, because those export `_created` times of this
+    process, and Prometheus would then take the seeded totals for new crashes.
     """
 
     def __init__(self, version: str) -> None:
@@ -108,7 +117,7 @@ class Exporter(Collector):
             name: dict.fromkeys(product(*labels.values()), 0)
             for name, (_, labels) in (*_COUNTERS.items(), *_GAUGES.items())
         }
-        # For each engine a count for every bucket, and one for what is above the last.
+        # For each engine the count of every bucket, and of values above the last.
         self._hold = {engine.value: [0] * (len(HOLD_BUCKETS) + 1) for engine in Engine}
         self._hold_sum = dict.fromkeys(self._hold, 0.0)
         self._newest_of: dict[tuple[str, ...], Exemplar] = {}
@@ -126,7 +135,7 @@ class Exporter(Collector):
         by_signal: Mapping[int | None, int],
         last_ns: Mapping[str, int],
     ) -> None:
-        """Add what daemons before this one counted; once, before the first crash.
+        """Add the counts of earlier daemons; call this once, before the first crash.
 
         `by_disposition` is keyed by (kind, disposition), `last_ns` by kind.
         """
@@ -141,15 +150,15 @@ class Exporter(Collector):
                 self._newest(kind, time_ns)
 
     def seed_units(self, units: Mapping[str | None, int]) -> None:
-        """Add what daemons before this one counted of each unit; once, the most frequent first.
+        """Add the counts of earlier daemons by unit; call this once, most frequent first.
 
-        None counts the crashes outside of any unit, and of units that are not named.
+        The key None counts crashes outside of any unit, and of units that are not named.
         """
         for unit, count in units.items():
             self._count_unit(unit, count)
 
     def _count_unit(self, unit: str | None, count: int = 1) -> None:
-        """Count a crash of a unit by its name, as long as there is room for names."""
+        """Count a crash of a unit, by name if there is still room for names."""
         named = unit is not None and _UNIT.fullmatch(unit) and not _CONTAINER.fullmatch(unit)
         name = unit if unit is not None and named else _OTHER
         with self._lock:
@@ -166,7 +175,7 @@ class Exporter(Collector):
         unit: str | None = None,
         crash_id: str = "",
     ) -> None:
-        """Count one crash that is recorded."""
+        """Count one recorded crash."""
         labels = _crash_labels(kind, disposition)
         with self._lock:
             if crash_id:
@@ -193,7 +202,7 @@ class Exporter(Collector):
         crash_id: str = "",
         time_ns: int = 0,
     ) -> None:
-        """Count one captured core: sizes in bytes, hold None when no process was held."""
+        """Count one captured core; sizes are in bytes, and hold is None if no process was held."""
         sizes = (logical, resident, stored)
         if min(sizes) < 0 or (hold_seconds is not None and not hold_seconds >= 0):
             raise ValueError(f"capture of {sizes} bytes in {hold_seconds} s")
@@ -210,23 +219,23 @@ class Exporter(Collector):
                 self._hold_sum[engine] += hold_seconds
 
     def dropped(self, reason: DropReason) -> None:
-        """Count something that went wrong."""
+        """Count one event that lost something."""
         with self._lock:
             self._values["crashd_dropped"][(DropReason(reason).value,)] += 1
 
     def control_refused(self) -> None:
-        """Count a connection to the control socket that was turned away."""
+        """Count a refused connection to the control socket."""
         with self._lock:
             self._values["crashd_control_refused"][()] += 1
 
     def limited(self, verdict: Verdict) -> None:
-        """Count a verdict of the limiter that keeps less than the rules allow."""
+        """Count a verdict with which the limiter keeps less than the rules allow."""
         if verdict.scope is not None:
             with self._lock:
                 self._values["crashd_limited"][(verdict.scope.value,)] += 1
 
     def in_flight(self, count: int) -> None:
-        """Set how many captures are under way or waiting."""
+        """Set how many captures are running or waiting."""
         self._set("crashd_captures_in_flight", count)
 
     def stages(self, holders: int, storers: int) -> None:
@@ -240,13 +249,13 @@ class Exporter(Collector):
             self._values["crashd_spilled_bytes"][()] += size_bytes
 
     def store(self, kind: str, entries: int, size_bytes: int) -> None:
-        """Set what the store holds of one kind."""
+        """Set the entries and bytes of one kind in the store."""
         with self._lock:
             self._values["crashd_store_entries"][(Kind(kind).value,)] = entries
             self._values["crashd_store_bytes"][(Kind(kind).value,)] = size_bytes
 
     def store_usage(self) -> dict[str, tuple[int, int]]:
-        """Tell what the store holds: entries and bytes by kind."""
+        """Return the entries and bytes in the store, by kind."""
         with self._lock:
             entries, sizes = (self._values[f"crashd_store_{what}"] for what in ("entries", "bytes"))
             return {kind: (int(entries[(kind,)]), int(sizes[(kind,)])) for kind in _KINDS}
@@ -256,11 +265,11 @@ class Exporter(Collector):
         self._set("crashd_store_free_bytes", size_bytes)
 
     def core_pattern_owned(self, owned: bool) -> None:
-        """Set whether kernel.core_pattern is ours."""
+        """Set whether kernel.core_pattern names crashd's handler."""
         self._set("crashd_core_pattern_owned", int(owned))
 
     def analysed(self, result: AnalysisState, seconds: float) -> None:
-        """Count an analysis that ended."""
+        """Count a finished analysis."""
         with self._lock:
             self._values["crashd_analysis"][(AnalysisState(result).value,)] += 1
             self._analysis[bisect_left(ANALYSIS_BUCKETS, seconds)] += 1
@@ -278,15 +287,15 @@ class Exporter(Collector):
             self._values["crashd_kdump_dumps"][(_FOREIGN,)] = foreign
 
     def kdump_ready(self, ready: bool, crashkernel_bytes: int) -> None:
-        """Set whether the next kernel crash is thought to leave a dump."""
+        """Set whether the next kernel crash should leave a dump."""
         self._set("crashd_kdump_ready", int(ready))
         self._set("crashd_kdump_crashkernel_bytes", crashkernel_bytes)
 
-    def deleted(self, kind: str, reason: str, freed_bytes: int) -> None:
-        """Count what retention deleted."""
+    def deleted(self, kind: Kind, limit: Limit | DumpLimit, freed_bytes: int) -> None:
+        """Count one deletion by retention."""
         with self._lock:
-            self._values["crashd_retention_deleted"][(Kind(kind).value, reason)] += 1
-            self._values["crashd_retention_freed_bytes"][(Kind(kind).value,)] += freed_bytes
+            self._values["crashd_retention_deleted"][(kind.value, limit.value)] += 1
+            self._values["crashd_retention_freed_bytes"][(kind.value,)] += freed_bytes
 
     def _set(self, name: str, value: float) -> None:
         with self._lock:
@@ -294,13 +303,13 @@ class Exporter(Collector):
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Build a scrape's body, and its content type, for an Accept header."""
-        # Never the header itself: its words would come back in the content type.
+        # Never pass the header itself: parts of it would appear in the content type.
         content_type = OPENMETRICS if wants_openmetrics(accept) else TEXT
         encode, _ = choose_encoder(content_type)
         return encode(self.registry), content_type
 
     def collect(self) -> Iterable[Metric]:
-        """Build all metrics as of one moment; called by the registry."""
+        """Build all metrics as of one moment; the registry calls this."""
         build = GaugeMetricFamily("crashd_build_info", "1, with the version.", labels=("version",))
         build.add_metric((self._version,), 1)
         analysis = HistogramMetricFamily("crashd_analysis_seconds", "Time of an analysis.")

@@ -1,7 +1,7 @@
-"""The server of /metrics, /-/healthy and /-/ready: one thread, and no client can hold it up.
+"""The server of /metrics, /-/healthy and /-/ready: one thread, which no client can block.
 
-Where a guard is set, streams are its own (TLS), and no request that it does not let in is answered
-by more than that.
+A guard, if set, makes the streams (TLS) and judges requests; a request that it refuses gets only
+the refusal.
 """
 
 import errno
@@ -27,34 +27,34 @@ CONNECTIONS_MAX = 32
 REQUEST_MAX = 8192
 """Bytes of a request's head."""
 DEADLINE_NS = 5 * 10**9
-"""For a whole request and its judgement, and again for its whole answer, however fast the bytes
-trickle.
+"""Time for a whole request and its judgement, and again for the whole answer, however slowly bytes
+arrive.
 """
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="crashd", charset="UTF-8"'}
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """A client: its request is read, judged by the gate, its answer written, its end waited for."""
+    """A client: its request is read and judged, its answer is written, and its end is awaited."""
 
     stream: Stream
     guard: Guard
     deadline_ns: int
     question: Question | None = None
-    """While the gate takes its time; the socket is not looked at meanwhile."""
+    """Set while the gate judges; the socket is not read meanwhile."""
     asked: tuple[str, str, dict[str, str]] | None = None
-    """Method, path and headers, once they are known."""
+    """Method, path and headers, once known."""
     request: bytearray = field(default_factory=bytearray)
     answer: memoryview = field(default_factory=lambda: memoryview(b""))
     answered: bool = False
 
 
 class MetricsServer:
-    """Serves metrics and health on a listening socket, which it owns, in one thread of its own.
+    """Serves metrics and health on a listening socket, which it owns, in its own thread.
 
-    One for all: a slow client costs some kilobytes until its deadline, not a thread. When
-    CONNECTIONS_MAX are open, a newcomer takes the place of the oldest that has nothing to get: who
-    holds connections without a request cannot keep Prometheus out.
+    One thread serves all clients: a slow client costs some kilobytes until its deadline, but no
+    thread. If CONNECTIONS_MAX are open, a new client replaces the oldest one that is not being
+    answered, so that idle connections cannot keep Prometheus out.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class MetricsServer:
         ready: Callable[[], bool],
         guard: Guard | None = None,
     ) -> None:
-        """Take `sock`. `health` and `ready`, called by its thread, are quick and never raise."""
+        """Take over `sock`. `health` and `ready` run in the thread; they are fast, never raise."""
         self.socket = sock
         sock.setblocking(False)
         self.guard = Guard() if guard is None else guard
-        """May be replaced at any time, by any thread; connections that are there keep theirs."""
+        """May be replaced at any time, by any thread; open connections keep the old one."""
         self._exporter = exporter
         self._checks = {"/-/healthy": health, "/-/ready": ready}
         self._connections: dict[int, _Connection] = {}
@@ -81,11 +81,11 @@ class MetricsServer:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, and close the socket; may be called twice, or without `start`."""
+        """Stop answering and close the socket; may be called twice, or without `start`."""
         if self._wake_fd < 0:
             return
         self._stopping = True
@@ -120,11 +120,11 @@ class MetricsServer:
                 elif key.data is None:
                     self._accept()
                 elif connection is not None and connection is key.data:
-                    self._serve(connection)  # else closed for a newcomer just now
+                    self._serve(connection)  # else just closed for a new client
             if self._stopping:
                 return
             self._go_on()
-            # by when we listened: what came while we rendered an answer is not read so far
+            # as of select(): requests that came while an answer was rendered are not read yet
             for late in [c for c in self._connections.values() if c.deadline_ns <= heard_ns]:
                 self._close(late)
 
@@ -134,14 +134,15 @@ class MetricsServer:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:
-            # No descriptors left, perhaps: the socket stays readable, and this must not spin.
+            # Perhaps no descriptors are left: the socket stays readable, and the loop must not
+            # spin.
             time.sleep(0.1)
             return
         peer.setblocking(False)
         guard = self.guard
         try:
             stream = guard.wrap(peer)
-        except OSError:  # it went away before it had begun
+        except OSError:  # the client is already gone
             peer.close()
             return
         if len(self._connections) >= CONNECTIONS_MAX:
@@ -166,7 +167,7 @@ class MetricsServer:
                 events = selectors.EVENT_WRITE
                 connection.answer = connection.answer[stream.send(connection.answer) :]
                 if not connection.answer:
-                    # Closed while something unread waits, TCP would reset, and the answer be lost.
+                    # close() with unread input would reset the connection, and lose the answer.
                     stream.shutdown()
                     events = selectors.EVENT_READ
         except WantsRead:
@@ -181,7 +182,7 @@ class MetricsServer:
             self._selector.modify(stream.socket, events, connection)
 
     def _read(self, connection: _Connection) -> bool:
-        """Take what has come; True when there is an answer to be sent."""
+        """Read what has arrived; return whether an answer is ready."""
         data = connection.stream.recv(REQUEST_MAX + 1)
         if not data:
             self._close(connection)
@@ -191,14 +192,14 @@ class MetricsServer:
         connection.request += data
         head, end, _ = connection.request[: REQUEST_MAX + 1].partition(b"\r\n\r\n")
         if end:
-            return self._judge(connection, bytes(head))
+            return self._take_request(connection, bytes(head))
         if len(connection.request) <= REQUEST_MAX:
             return False
         self._tell(connection, 431, b"request is too large\n")
         return True
 
-    def _judge(self, connection: _Connection, head: bytes) -> bool:
-        """Answer a request, or have it judged first; True when there is an answer to be sent."""
+    def _take_request(self, connection: _Connection, head: bytes) -> bool:
+        """Answer a request, or have it judged first; return whether an answer is ready."""
         refusal, gate = connection.stream.refusal, connection.guard.gate
         try:
             asked = parse_request(head)
@@ -218,16 +219,16 @@ class MetricsServer:
             self._selector.unregister(connection.stream.socket)
             return False
         connection.question = None
-        self._tell(connection, 503, b"too many wait to be let in\n", more={"Retry-After": "1"})
+        self._tell(connection, 503, b"too many clients are waiting\n", more={"Retry-After": "1"})
         return True
 
     def _is_judged(self, question: Question) -> None:
-        """Note a verdict; called by the gate's thread."""
+        """Note a verdict; the gate's thread calls this."""
         self._judged.append(question)
         self._wake()
 
     def _go_on(self) -> None:
-        """Answer those whom the gate has judged."""
+        """Answer the requests that the gate has judged."""
         while self._judged:
             question = self._judged.popleft()
             for connection in self._connections.values():
@@ -241,6 +242,7 @@ class MetricsServer:
     def _answer(
         self, connection: _Connection, asked: tuple[str, str, dict[str, str]], let_in: bool
     ) -> None:
+        """Answer a judged request: a refusal, the metrics, or a health check."""
         method, path, headers = asked
         only_head = method == "HEAD"
         check = self._checks.get(path)
@@ -293,22 +295,22 @@ def _build_answer(status: int, body: bytes, only_head: bool, more: Mapping[str, 
 # -- listening -------------------------------------------------------------------------------------
 
 _HINTS = {
-    errno.EADDRINUSE: 'another program has the port: set [http] listen to another, or to "off"',
+    errno.EADDRINUSE: 'another program uses the port: set [http] listen to another, or to "off"',
     errno.EACCES: "ports below 1024 are privileged: set [http] listen to a higher one",
-    errno.EADDRNOTAVAIL: "no interface of this host has the address: see [http] listen",
+    errno.EADDRNOTAVAIL: "this host does not have the address: see [http] listen",
 }
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F.:]*:[0-9a-fA-F.:]*)\]|([A-Za-z0-9_.-]+)):([0-9]{1,5})")
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 def listen(address: str) -> list[socket.socket]:
-    """Listen on `HOST:PORT` or `[IPV6]:PORT`: one socket for each address of HOST, the caller's.
+    """Listen on `HOST:PORT` or `[IPV6]:PORT`; return one socket for each address of HOST.
 
-    One that this host lacks does not count beside another: `localhost` where IPv6 is off.
+    The caller owns them. An address that this host lacks is skipped if there is another, as for
+    `localhost` without IPv6.
 
     Raises:
-        UnavailableError: the address is none, or cannot be resolved or listened on.
-
+        UnavailableError: the address is invalid, or cannot be resolved or listened on.
     """
     servers: list[socket.socket] = []
     missing: OSError | None = None
@@ -327,7 +329,7 @@ def listen(address: str) -> list[socket.socket]:
         for server in servers:
             server.close()
         hint = _HINTS.get(e.errno or 0, "see [http] listen in crashd.toml")
-        why = reason_of(e).partition(" (while")[0]  # create_server() has the address once more
+        why = reason_of(e).partition(" (while")[0]  # create_server() repeats the address
         raise UnavailableError(f"cannot listen on {address!r}: {why}", hint=hint) from e
     return servers
 

@@ -1,4 +1,4 @@
-"""TLS for the metrics' server: the context of a web configuration, and a stream of its bytes."""
+"""TLS for the metrics server: builds a context from the web configuration, and makes streams."""
 
 import contextlib
 import ipaddress
@@ -21,17 +21,16 @@ _HANDSHAKE = b"\x16"
 
 
 def build_context(tls: Tls, directory: Path) -> ssl.SSLContext:
-    """Build a server's context; relative names of files are below `directory`.
+    """Build a server's context; relative file names are below `directory`.
 
     Raises:
-        ConfigError: a file cannot be read, or is not what it should be.
-
+        ConfigError: a file cannot be read, or is malformed.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion[tls.min_version]
     if tls.max_version is not None:
         context.maximum_version = ssl.TLSVersion[tls.max_version]
-    # Without tickets and sessions: who was let in by an old file is asked again by a new one.
+    # No tickets and sessions, so that a new configuration file applies to every client again.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     if tls.prefer_server_ciphers:
@@ -42,12 +41,12 @@ def build_context(tls: Tls, directory: Path) -> ssl.SSLContext:
     try:
         if tls.ciphers:
             context.set_ciphers(":".join(tls.ciphers))
-        # The password is for keys that have one, which OpenSSL would else ask the terminal for.
+        # The empty password keeps OpenSSL from asking for one on the terminal.
         context.load_cert_chain(cert, key, password=lambda: b"")
     except (OSError, ValueError) as e:  # ssl.SSLError is an OSError
         raise ConfigError(
             f"certificate {cert} with key {key}: {_reason(e)}",
-            hint="both in PEM, the key without a password and the certificate's own",
+            hint="both must be PEM; the key must match the certificate and have no password",
         ) from e
     if tls.client_ca_file is not None:
         authority = directory / tls.client_ca_file
@@ -61,17 +60,17 @@ def build_context(tls: Tls, directory: Path) -> ssl.SSLContext:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "not what OpenSSL can read").lower().replace("_", " ")
+        return (error.reason or "not readable by OpenSSL").lower().replace("_", " ")
     return reason_of(error)
 
 
 class TlsStream:
-    """A stream by TLS, the server's side."""
+    """The server's side of a TLS stream."""
 
     def __init__(
         self, peer: socket.socket, context: ssl.SSLContext, sans: frozenset[str] = frozenset()
     ) -> None:
-        """Take over `peer`, which does not block."""
+        """Take over `peer`, which must be non-blocking."""
         self._tls = context.wrap_socket(peer, server_side=True, do_handshake_on_connect=False)
         self.socket: socket.socket = self._tls
         self._sans = sans
@@ -79,7 +78,7 @@ class TlsStream:
         self.refusal: str | None = None
 
     def recv(self, size: int) -> bytes:
-        """Receive; the handshake comes first."""
+        """Receive; do the handshake first."""
         if not self._begun:
             first = socket.socket.recv(self._tls, 1, socket.MSG_PEEK)
             self._begun = True
@@ -93,7 +92,7 @@ class TlsStream:
                 self._check_name()
                 self._ready = True
             data = self._tls.recv(size)
-            # What OpenSSL has taken from the socket already, no selector tells of.
+            # A selector does not report data that OpenSSL has already read from the socket.
             while len(data) < size and self._tls.pending():
                 data += self._tls.recv(size - len(data))
         return data
@@ -103,19 +102,21 @@ class TlsStream:
         if self._sans and certificate:
             names = certificate.get("subjectAltName", ())
             if not self._sans & set(_known_names(names)):  # type: ignore[arg-type]
-                raise ConnectionAbortedError("the client's certificate has none of the names")
+                raise ConnectionAbortedError(
+                    "the client's certificate has none of the allowed names"
+                )
 
     def send(self, data: memoryview) -> int:
-        """Send some of it."""
+        """Send a part of the data; return how much."""
         if self.refusal is not None:
             return socket.socket.send(self._tls, data)
         with _wants():
             return self._tls.send(data)
 
     def shutdown(self) -> None:
-        """Say that nothing more will be sent, in TLS and in TCP."""
+        """End the sending side, of TLS and of TCP."""
         if self._ready:
-            # Sends its word at once, and then wants to wait for the other's: that is not needed.
+            # unwrap() sends our close_notify at once; there is no need to wait for the client's.
             with contextlib.suppress(OSError, ValueError):
                 self._tls.unwrap()
         self._tls.shutdown(socket.SHUT_WR)

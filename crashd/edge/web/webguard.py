@@ -1,4 +1,4 @@
-"""What stands between a client and the metrics: the stream that its bytes come by, and the gate."""
+"""The guard between a client and the metrics: the stream (plain or TLS), and the gate."""
 
 import socket
 from collections.abc import Callable, Mapping
@@ -7,35 +7,35 @@ from typing import Protocol
 
 
 class WantsRead(BlockingIOError):
-    """A stream has to receive before it can send."""
+    """A stream must receive before it can send."""
 
 
 class WantsWrite(BlockingIOError):
-    """A stream has to send before it can receive."""
+    """A stream must send before it can receive."""
 
 
 class Stream(Protocol):
-    """A client's connection, which does not block."""
+    """A client's non-blocking connection."""
 
     socket: socket.socket
-    """To wait for, and to close."""
+    """The socket to wait for, and to close."""
 
     @property
     def refusal(self) -> str | None:
-        """Why its requests get no answer but this."""
+        """The only answer that its requests get, if set."""
 
     def recv(self, size: int) -> bytes:
-        """Receive; raises BlockingIOError when nothing is there."""
+        """Receive; raises BlockingIOError if nothing has arrived."""
 
     def send(self, data: memoryview) -> int:
-        """Send some of it; raises BlockingIOError when there is no room."""
+        """Send a part of the data; raises BlockingIOError if there is no room."""
 
     def shutdown(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the sending side."""
 
 
 class PlainStream:
-    """A stream in the clear."""
+    """A stream without encryption."""
 
     refusal = None
 
@@ -45,42 +45,42 @@ class PlainStream:
         self.send = peer.send
 
     def shutdown(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the sending side."""
         self.socket.shutdown(socket.SHUT_WR)
 
 
 class Question:
-    """Credentials that are being checked; `done` is called once, by another thread."""
+    """Credentials to be checked; another thread calls `done` once."""
 
     def __init__(self, header: str, done: Callable[["Question"], None]) -> None:
         self.header = header
         self.done = done
         self.let_in = False
         self.cancelled = False
-        """Nobody waits for the answer any more."""
+        """Set if the answer is no longer needed."""
 
 
 class Gate(Protocol):
-    """Who knows by their credentials whom to let in."""
+    """Decides by credentials which clients may enter."""
 
     def verdict(self, header: str) -> bool | None:
-        """Judge an Authorization header at once; None when it would take time."""
+        """Judge an Authorization header at once; None if that takes time."""
 
     def ask(self, question: Question) -> bool:
-        """Have it judged; False when too many wait."""
+        """Queue a question; return False if too many are waiting."""
 
     def stop(self) -> None:
-        """End; questions that wait are not answered any more."""
+        """End; waiting questions get no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """How clients are met; as it is by default, in the clear, and all are let in."""
+    """How clients are treated; by default without encryption, and all may enter."""
 
     wrap: Callable[[socket.socket], Stream] = PlainStream
-    """Makes a stream of a connection; raises OSError when that is broken already."""
+    """Makes a stream from a connection; raises OSError if that is already broken."""
     gate: Gate | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Added to each answer."""
+    """Headers added to each answer."""
     secure: bool = False
     """Whether the streams are TLS."""

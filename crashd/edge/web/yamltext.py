@@ -1,4 +1,4 @@
-"""YAML. Only importer of yaml."""
+"""Parses YAML. Only importer of yaml."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from crashd.errors import FormatError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what YAML forbids and PyYAML lets pass: a key that is there twice."""
+    """Refuses duplicate keys, which YAML forbids and PyYAML accepts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -16,11 +16,11 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key is no plain word", key_node.start_mark
+                    None, None, "a key is not a plain value", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r:.60} is there twice", key_node.start_mark
+                    None, None, f"duplicate key {key!r:.60}", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -30,16 +30,15 @@ def parse_yaml(raw: bytes) -> object:
     """Parse one document of plain values.
 
     Raises:
-        FormatError: it is no YAML; says where, in one line.
-
+        FormatError: it is not valid YAML; the message says where, in one line.
     """
     try:
         return yaml.load(raw, _Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        raise FormatError(f"{where}{e.problem or 'no YAML'}") from e
+        raise FormatError(f"{where}{e.problem or 'not YAML'}") from e
     except yaml.YAMLError as e:
-        raise FormatError("not text that YAML can be") from e
+        raise FormatError("not valid YAML text") from e
     except (ValueError, RecursionError, OverflowError) as e:
-        raise FormatError("a value that is too large, or too deep") from e
+        raise FormatError("a value is too large, or nested too deeply") from e

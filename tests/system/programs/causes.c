@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -175,6 +176,46 @@ static int compare(const void *a, const void *b) { return *(const int *)a - noth
 CASE static void callback(void) { int v[2] = {2, 1}; qsort(v, 2, sizeof *v, compare); }
 static void handler(int number) { sink = &number; nothing->count = number; }
 CASE static void in_handler(void) { signal(SIGUSR1, handler); raise(SIGUSR1); }
+static void aborting(int number) { (void)number; abort(); }
+static void raising(int number) { signal(number, SIG_DFL); raise(number); }
+static void failing_itself(int number) { (void)number; *(volatile int *)(uintptr_t)(0x5000 + zero) = 1; }
+static void on_another_stack(void (*run)(int), int flags)
+{
+    stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+    struct sigaction action = {.sa_handler = run, .sa_flags = SA_ONSTACK | flags};
+    sigaltstack(&stack, 0);
+    sigaction(SIGSEGV, &action, 0);
+}
+CASE static void caught_abort(void) { signal(SIGSEGV, aborting); nothing->count = 1; sink = 0; }
+CASE static void caught_raise(void) { signal(SIGSEGV, raising); nothing->count = 1; sink = 0; }
+CASE static void caught_aside(void) { on_another_stack(aborting, SA_SIGINFO); nothing->count = 1; sink = 0; }
+CASE static void raised_aside(void) { on_another_stack(raising, SA_SIGINFO); nothing->count = 1; sink = 0; }
+CASE static void caught_badly(void)
+{
+    on_another_stack(failing_itself, SA_SIGINFO | SA_NODEFER | SA_RESETHAND);
+    nothing->count = 1;
+    sink = 0;
+}
+CASE static void caught_overflow(void) { on_another_stack(aborting, SA_SIGINFO); recurse(1); }
+CASE static void copies_null(void) { memset((void *)(uintptr_t)zero, 1, (size_t)(100 + zero)); sink = 0; }
+CASE static void swaps(void) { __sync_val_compare_and_swap(&nothing->count, 1, 2); sink = 0; }
+CASE static void large_frame(void) { volatile char room[64 << 20]; room[zero] = 1; sink = (void *)room; }
+CASE static void text_call(void) { ((void (*)(void))(0x4141414142424242 + zero))(); sink = 0; }
+CASE static void raises_abort(void) { raise(SIGABRT); sink = 0; }
+CASE static void *spent(void)
+{
+    struct rlimit limit = {1, 5};
+    setrlimit(RLIMIT_CPU, &limit);
+    for (;;) sink = &limit;
+}
+CASE static void unloaded_call(void)
+{
+    void *page = mmap(0, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void (*volatile run)(void) = (void (*)(void))page;
+    munmap(page, PAGE);
+    run();
+    sink = 0;
+}
 static void *fault_in_thread(void *p) { sink = p; null_write(); return 0; }
 CASE static void in_thread(void) {
     pthread_t thread;
@@ -193,6 +234,9 @@ static const struct { const char *name; void (*run)(void); } cases[] = {
     ENTRY(poisoned), ENTRY(text_pointer), ENTRY(bus_past_end), ENTRY(protected_write),
     ENTRY(guard_read), ENTRY(unaligned), ENTRY(filtered), ENTRY(killed_by_other), ENTRY(raises),
     ENTRY(library_fault), ENTRY(callback), ENTRY(in_handler), ENTRY(in_thread),
+    ENTRY(caught_abort), ENTRY(caught_raise), ENTRY(caught_aside), ENTRY(raised_aside),
+    ENTRY(caught_badly), ENTRY(caught_overflow), ENTRY(copies_null), ENTRY(swaps),
+    ENTRY(large_frame), ENTRY(text_call), ENTRY(raises_abort), ENTRY(spent), ENTRY(unloaded_call),
 };
 
 int main(int argc, char **argv) {

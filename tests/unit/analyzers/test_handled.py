@@ -59,8 +59,10 @@ def load(tmp_path: Path) -> Load:
     return make
 
 
-def frame(pc: int, sp: int | None, *, interrupted: bool = False) -> dict[str, Any]:
-    return {"pc": pc, "sp": sp, "interrupted": interrupted}
+def frame(
+    pc: int, sp: int | None, *, interrupted: bool = False, function: str | None = None
+) -> dict[str, Any]:
+    return {"pc": pc, "sp": sp, "interrupted": interrupted, "function": function}
 
 
 def walk(at: int, pc: int = STORE) -> list[dict[str, Any]]:
@@ -134,6 +136,9 @@ def test_find_handled_where_the_walk_broke_is_scanned(load: Load) -> None:
     image = load({at: build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28)})
     found = find(image, [frame(SYSCALL, NOW, interrupted=True)])
     assert (found.info.signal, found.index) == (11, None)
+    # a walk that came to its end has passed no handler: what lies there is old
+    whole = [frame(SYSCALL, NOW, interrupted=True), frame(TEXT, SP, function="_start")]
+    assert find_handled(image, whole) is None
     assert find_handled(load({at: bytes(640)}), [frame(SYSCALL, NOW, interrupted=True)]) is None
 
 

@@ -164,3 +164,136 @@ def test_collect_go_index_beyond_the_ring_is_none(load: Callable[[Memory], CoreI
         "runtime.printBacklogIndex": memory.put(pack("<Q", 1 << 62)),
     }
     assert collect(load(memory), "runtime.fatal", **symbols) == {}
+
+
+def go_panic(image: CoreImage, kind: int, data: int, **symbols: int) -> str:
+    frames = [{"function": "runtime.gopanic", "sp": STACK}]
+    return messages.collect(image, symbols.get, str, frames, (kind, data))["go_panic"]
+
+
+def go_type(memory: Memory, kind: int, name_at: int = 0, flags: int = 0) -> int:
+    head = bytes(20) + bytes([flags, 0, 0, kind]) + bytes(16)
+    return memory.put(head + pack("<I", name_at))
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "index out of range [9] with length 3"),
+        (2, "slice bounds out of range [:9] with capacity 3"),
+        (3, "slice bounds out of range [9:3]"),
+        (7, "slice bounds out of range [9:3:]"),
+        (99, "panic"),
+    ],
+)
+def test_collect_go_bounds_say_which(
+    load: Callable[[Memory], CoreImage], code: int, text: str
+) -> None:
+    memory = Memory()
+    kind = go_type(memory, 25)
+    data = memory.put(pack("<qqBB", 9, 3, 1, code))
+    assert go_panic(load(memory), kind, data) == text
+
+
+def test_collect_go_value_without_a_message_has_its_type(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    types = memory.put(b"\0" * 16 + b"\0\x0c**main.MyErr" + b"\0\x03int")
+    kind = go_type(memory, 22, 16, flags=2)
+    image = load(memory)
+    symbols = {"runtime.types": types}
+    assert go_panic(image, kind, HEAP + 4096, **symbols) == "a value of type *main.MyErr"
+    assert go_panic(image, kind, HEAP + 4096) == "panic"
+
+
+def test_collect_go_type_assertion_names_both_types(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    names = {"*runtime.TypeAssertionError": 0, "interface {}": 0, "string": 0, "int": 0}
+    raw = b""
+    for name in names:
+        names[name] = len(raw)
+        raw += bytes([0, len(name)]) + name.encode()
+    types = memory.put(raw)
+    known = {name: go_type(memory, 22, at) for name, at in names.items()}
+    _, interface, has, wanted = known.values()
+    data = memory.put(pack("<QQQ", interface, has, wanted))
+    text = go_panic(
+        load(memory), known["*runtime.TypeAssertionError"], data, **{"runtime.types": types}
+    )
+    assert text == "interface conversion: interface {} is string, not int"
+
+
+def test_collect_go_fault_has_its_address(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    text = b"unexpected fault address 0x12345000\nfatal error: fault\n"
+    symbols = {
+        "runtime.printBacklog": memory.put(text.rjust(512, b"\0")),
+        "runtime.printBacklogIndex": memory.put(pack("<Q", 0)),
+    }
+    found = collect(load(memory), "runtime.throw", **symbols)
+    assert found == {"go_fatal": "fault: unexpected fault address 0x12345000"}
+
+
+@pytest.mark.parametrize("handlers", [0, 1, -1, 1 << 30])
+def test_collect_caught_exception_is_found_where_nothing_points_to_it(
+    load: Callable[[Memory], CoreImage], handlers: int
+) -> None:
+    memory = Memory()
+    info = memory.put(pack("<QQQ", 0, memory.put(b"3Err\0"), 0))
+    header = pack("<Q", info) + bytes(32) + pack("<i", handlers) + bytes(36)
+    memory.put(header + b"GNUCC++\0"[::-1] + bytes(24) + bytes(16))
+    found = collect(load(memory), "std::terminate()")
+    assert found == ({"cxx_type": "<3Err>"} if handlers == 1 else {"cxx_terminate": "true"})
+
+
+def test_collect_sanitizers_report(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    memory.put(b"==7==ERROR: AddressSanitizer: heap-use-after-free on address 0x1 at\nREAD")
+    found = collect(load(memory), "__asan::ReportGenericError()")
+    assert found == {"sanitizer": "AddressSanitizer: heap-use-after-free on address 0x1 at"}
+    assert collect(load(memory), "read_record") == {}
+
+
+def test_collect_assertion_of_the_library_out_of_the_used_stack(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    text = b"a.h:10: Assertion 'n < size()' failed.\n"
+    memory.stack[1000 : 1000 + len(text)] = text
+    found = collect(load(memory), "std::__glibcxx_assert_fail(char const*)")
+    assert found == {"assertion": "Assertion 'n < size()' failed"}
+
+
+def test_collect_rust_message_is_not_the_callers_longer_text(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    message, argument = memory.put(b"first"), memory.put(b"a long argument of main")
+    memory.push(128, message, 5)
+    memory.push(1024, argument, 23)
+    frames: list[dict[str, object]] = [
+        {"function": "core::panicking::panic_fmt", "sp": STACK},
+        {"function": "app::run", "sp": STACK + 512},
+        {"function": "app::main", "sp": STACK + 768},
+    ]
+    found = messages.collect(load(memory), lambda _: None, str, frames, None)
+    assert found["rust_panic"] == "first"
+    memory.push(128, 0, 0)
+    found = messages.collect(load(memory), lambda _: None, str, frames, None)
+    assert found["rust_panic"] == "panic"
+
+
+@pytest.mark.parametrize(("offset", "has"), [(2, True), (0x1002, False)])
+def test_collect_exception_of_several_bases_has_the_first_ones_message(
+    load: Callable[[Memory], CoreImage], offset: int, has: bool
+) -> None:
+    memory = Memory()
+    base = memory.put(pack("<QQQ", 0, memory.put(b"St13runtime_error\0"), 0))
+    name = memory.put(b"6Nested\0")
+    info = memory.put(pack("<QQIIQQ", 0, name, 0, 2, base, offset))
+    header = pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24)
+    value = pack("<QQ", 0, memory.put(b"startup failed\0"))
+    memory.push(512, memory.put(header + value) + 80)
+    found = collect(load(memory), "std::terminate()")
+    assert found.get("cxx_what") == ("startup failed" if has else None)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from crashd.configuration.files import ERRORS_MAX, FILE_MAX, find_files, load, load_files
-from crashd.configuration.keys import Capture, Http, Settings, known_keys, split_listen
+from crashd.configuration.keys import CaptureSection, Http, Settings, known_keys, split_listen
 from crashd.domain.units import Amount, parse_size
 from crashd.errors import ConfigError
 from crashd.store.paths import Paths
@@ -70,7 +70,7 @@ def test_load_later_file_wins_key_by_key(paths: Paths) -> None:
         "capture = { threads = 20 }\nprivacy.patterns = ['C']\nretention.process.keep_free = 7\n",
     )
     settings = load(paths)
-    assert settings.capture == Capture(workers=3, queue=10, threads=20)
+    assert settings.capture == CaptureSection(workers=3, queue=10, threads=20)
     assert settings.privacy.patterns == ("C",)
     assert settings.retention.process.keep_free == Amount(size_bytes=7)
     assert settings.http == Http()
@@ -441,14 +441,14 @@ def test_settings_are_frozen() -> None:
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1, 2), (2, 2), (5, 5), (8, 8), (9, 8), (512, 8)])
 def test_worker_count_auto_is_between_2_and_8(cpus: int, workers: int) -> None:
-    assert Capture().worker_count(cpus) == workers
-    assert Capture(workers=3).worker_count(cpus) == 3
+    assert CaptureSection().worker_count(cpus) == workers
+    assert CaptureSection(workers=3).worker_count(cpus) == 3
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(1, 1), (4, 4), (5, 4), (512, 4)])
 def test_thread_count_auto_is_at_most_4(cpus: int, threads: int) -> None:
-    assert Capture().thread_count(cpus) == threads
-    assert Capture(threads=0).thread_count(cpus) == 0
+    assert CaptureSection().thread_count(cpus) == threads
+    assert CaptureSection(threads=0).thread_count(cpus) == 0
 
 
 @pytest.mark.parametrize(
@@ -456,20 +456,20 @@ def test_thread_count_auto_is_at_most_4(cpus: int, threads: int) -> None:
     [(0, 32), (1, 32), (2, 32), (3, 48), (4, 64), (32, 512), (33, 512), (999, 512)],
 )
 def test_pipe_limit_for_auto_is_one_for_64_mib(gib: int, limit: int) -> None:
-    assert Capture().pipe_limit_for(gib << 30) == limit
-    assert Capture(pipe_limit=7).pipe_limit_for(gib << 30) == 7
+    assert CaptureSection().pipe_limit_for(gib << 30) == limit
+    assert CaptureSection(pipe_limit=7).pipe_limit_for(gib << 30) == 7
 
 
 def test_capture_defaults_in_units() -> None:
-    capture = Capture()
+    capture = CaptureSection()
     assert capture.max_core_bytes == 32 << 30
     assert capture.deadline_ns == 300 * 10**9
     assert capture.snapshot_timeout_ns == 2 * 10**9
 
 
 def test_max_core_bytes_infinity_is_none() -> None:
-    assert Capture(max_core="infinity").max_core_bytes is None
-    assert Capture(max_core=0).max_core_bytes == 0
+    assert CaptureSection(max_core="infinity").max_core_bytes is None
+    assert CaptureSection(max_core=0).max_core_bytes == 0
 
 
 def test_keep_free_default_is_a_tenth_of_the_file_system() -> None:

@@ -35,7 +35,7 @@ def test_parse_records_of_a_size_beyond_octal() -> None:
 
 @pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"g", b"K", b"L", b"S"])
 def test_parse_tar_header_of_no_file_is_refused(kind: bytes) -> None:
-    with pytest.raises(FormatError, match=r"crash\.json, which is no file"):
+    with pytest.raises(FormatError, match=r"crash\.json, which is not a file"):
         parse_tar_header(build_header(kind=kind))
 
 

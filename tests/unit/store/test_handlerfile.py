@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from crashd import corehandler
-from crashd.store.handlerfile import install_handler, list_programs, native_program, python_program
+from crashd.store.handlerfile import (
+    install_handler,
+    list_programs,
+    memory_program,
+    native_program,
+    python_program,
+)
 from crashd.store.paths import Paths
 
 SOURCE = Path(corehandler.__file__).read_text()
@@ -41,6 +47,25 @@ def test_handler_is_short_enough_to_compile_at_each_crash() -> None:
     compiled = [n for n in python_program().decode().split("\n") if not n.startswith("#|")]
     assert len(compiled) < 280
     assert SOURCE.startswith("#!/usr/bin/python3 -IS\n")
+
+
+def test_memory_program_is_ours_unless_others_can_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.touch()
+    monkeypatch.setattr("crashd.store.handlerfile.find_untrusted", lambda path: None)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    assert memory_program() == interpreter
+    for untrusted in (interpreter, Path(corehandler.__file__).parent):
+        monkeypatch.setattr(
+            "crashd.store.handlerfile.find_untrusted",
+            lambda path, bad=untrusted: "belongs to uid 1000" if path == bad else None,
+        )
+        assert memory_program() is None
+    for nothing in ("", "python"):
+        monkeypatch.setattr(sys, "executable", nothing)
+        assert memory_program() is None
 
 
 @pytest.fixture

@@ -111,9 +111,13 @@ def test_set_aside_keeps_the_newest_only(paths: Paths) -> None:
 
 def test_write_limits_is_what_the_handler_parses(paths: Paths) -> None:
     spool.write_limits(paths, max_core=None, keep_free=7, honour_rlimit=False)
+    limits = {b"max_core": b"%d" % (1 << 62), b"keep_free": b"7", b"honour_rlimit": b"0"}
+    assert read_limits(paths) == limits
+    program = Path("/opt/crashd/bin/python3")
+    spool.write_limits(paths, max_core=None, keep_free=7, honour_rlimit=False, program=program)
+    assert read_limits(paths) == {**limits, b"program": b"/opt/crashd/bin/python3"}
+
+
+def read_limits(paths: Paths) -> dict[bytes, bytes]:
     raw = (paths.spool / "limits").read_bytes()
-    assert dict(item.split(b"=") for item in raw.rstrip(b"\0").split(b"\0")) == {
-        b"max_core": b"%d" % (1 << 62),
-        b"keep_free": b"7",
-        b"honour_rlimit": b"0",
-    }
+    return dict(item.split(b"=") for item in raw.rstrip(b"\0").split(b"\0"))

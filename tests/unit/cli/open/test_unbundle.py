@@ -13,7 +13,7 @@ from crashd.cli.open.scratch import nameless_file, private_directory
 from crashd.cli.open.unbundle import (
     CHUNK,
     DEFAULT,
-    Limits,
+    BundleLimits,
     parse_document,
     plan_layout,
     unpack,
@@ -111,7 +111,7 @@ def test_unpack_of_names_that_are_too_long_is_without_them(tmp_path: Path) -> No
         assert [p.name for p in found] == ["libc.so.6"]
 
 
-def refused(members: dict[str, bytes], limits: Limits = DEFAULT) -> str:
+def refused(members: dict[str, bytes], limits: BundleLimits = DEFAULT) -> str:
     """Why these are no bundle."""
     stream = Stream(build_tar(members))
     with (
@@ -126,18 +126,21 @@ def refused(members: dict[str, bytes], limits: Limits = DEFAULT) -> str:
 @pytest.mark.parametrize(
     ("limit", "why"),
     [
-        (Limits(members=3), "more than 3 files"),
-        (Limits(document_bytes=30), "crash.json in the bundle has 34 bytes, more than the 30"),
-        (Limits(values=3), "crash.json in the bundle has too many values"),
-        (Limits(sums_bytes=40), "SHA256SUMS in the bundle has"),
-        (Limits(report_bytes=3), "report.txt in the bundle has"),
-        (Limits(member_bytes=20), "core.zst in the bundle has"),
-        (Limits(files_bytes=30), "files/1/libc.so.6 in the bundle has"),
-        (Limits(core_bytes=300_000), "the core in the bundle has more than 300000 bytes"),
+        (BundleLimits(members=3), "more than 3 files"),
+        (
+            BundleLimits(document_bytes=30),
+            "crash.json in the bundle has 34 bytes, more than the 30",
+        ),
+        (BundleLimits(values=3), "crash.json in the bundle has too many values"),
+        (BundleLimits(sums_bytes=40), "SHA256SUMS in the bundle has"),
+        (BundleLimits(report_bytes=3), "report.txt in the bundle has"),
+        (BundleLimits(member_bytes=20), "core.zst in the bundle has"),
+        (BundleLimits(files_bytes=30), "files/1/libc.so.6 in the bundle has"),
+        (BundleLimits(core_bytes=300_000), "the core in the bundle has more than 300000 bytes"),
     ],
 )
 def test_sec_86_bundle_is_refused_at_each_limit(
-    limit: Limits, why: str, tmp_path: Path, temporary: Path
+    limit: BundleLimits, why: str, tmp_path: Path, temporary: Path
 ) -> None:
     path = write(tmp_path / "x.tar.zst", sum_up(bundle_members()))
     with pytest.raises(FormatError, match=why), unpack(path, limit):
@@ -155,14 +158,14 @@ HUGE = build_record("comment", "x" * 100_000)
     [
         (build_header(b"PaxHeaders/x", 8 << 30, b"x"), "extended header of the archive is 85899"),
         (build_header(b"PaxHeaders/x", len(HUGE), b"x") + HUGE, "extended header"),
-        (build_header(b"././@LongLink", 8 << 30, b"L"), "which is no file"),
-        (build_header(b"././@LongLink", 8 << 30, b"K"), "which is no file"),
-        (build_header(b"pax_global_header", 8 << 30, b"g"), "which is no file"),
+        (build_header(b"././@LongLink", 8 << 30, b"L"), "which is not a file"),
+        (build_header(b"././@LongLink", 8 << 30, b"K"), "which is not a file"),
+        (build_header(b"pax_global_header", 8 << 30, b"g"), "which is not a file"),
         (build_header(b"crash.json", 8 << 30), "has 8589934592 bytes"),
         (build_header(b"modules.json", 8 << 30), "has 8589934592 bytes"),
         (build_header(b"SHA256SUMS", 8 << 30), "has 8589934592 bytes"),
         (build_header(b"report.txt", 8 << 30), "has 8589934592 bytes"),
-        (build_header(b"core.zst", 0, b"S"), "which is no file"),
+        (build_header(b"core.zst", 0, b"S"), "which is not a file"),
         (
             build_header(b"h", len(build_record("size", str(1 << 50))), b"x")
             + pad(build_record("size", str(1 << 50)))
@@ -197,7 +200,7 @@ def test_sec_86_bombs_of_zstd_are_refused(tmp_path: Path) -> None:
         pass
     bomb = zstandard.compress(bytes(64 * MIB))
     assert len(bomb) < 10_000
-    limits = Limits(core_bytes=MIB)
+    limits = BundleLimits(core_bytes=MIB)
     assert "more than 1048576 bytes" in refused(bundle_members(core_zst=bomb), limits)
 
 

@@ -17,7 +17,7 @@ from crashd.daemon.intake.dispatch import (
     Dispatcher,
 )
 from crashd.daemon.intake.job import Job, Kind, Stage
-from crashd.daemon.loop import Source
+from crashd.daemon.loop import Readable
 from crashd.daemon.loopclock import LoopClock
 from crashd.domain.crash.model import DropReason
 from crashd.errors import UnavailableError
@@ -81,10 +81,10 @@ class Host:
         self.events: list[str] = []
         self.spilled_bytes = 0
 
-    def watch(self, source: Source, act: Callable[[], None]) -> None:
+    def watch(self, source: Readable, act: Callable[[], None]) -> None:
         pass
 
-    def unwatch(self, source: Source) -> None:
+    def unwatch(self, source: Readable) -> None:
         pass
 
     def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:

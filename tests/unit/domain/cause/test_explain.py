@@ -21,6 +21,11 @@ SELF = Context(frozenset({42}))
             "assertion",
             "assertion `x > 0' failed in run() at file.c:12",
         ),
+        (
+            {"abort": "prog: /src/a.c:12: run: Unexpected error: Input/output error."},
+            "assertion",
+            "an unexpected error in run() at a.c:12: Input/output error",
+        ),
         ({"abort": "*** stack smashing detected ***: terminated"}, "stack-smashing", "smashing"),
         ({"abort": "*** buffer overflow detected ***: terminated"}, "buffer-overflow", "buffer"),
         ({"abort": "free(): double free detected in tcache 2"}, "double-free", "freed twice"),
@@ -141,11 +146,9 @@ def test_explain_names_the_place_once() -> None:
 
 
 def test_explain_without_siginfo_says_that_it_does_not_know() -> None:
-    from dataclasses import replace
-
     facts = replace(build_facts("f"), siginfo=None)
     assert explain(facts, SELF).kind == "unknown"
-    odd = build_facts("f", signal=24, code=128)
+    odd = build_facts("f", signal=3, code=128)
     assert explain(odd, SELF).kind == "unknown"
     assert explain(replace(odd, threads=(), regions={}, instruction=None), SELF).text
 
@@ -194,3 +197,106 @@ def test_explain_call_to_what_is_not_an_address(mnemonic: str, target: int, shor
     instruction = Instruction("ff", None, mnemonic, (), target)
     cause = explain(replace(facts, instruction=instruction), Context(frozenset()))
     assert cause.short.startswith(short)
+
+
+@pytest.mark.parametrize(
+    ("signal", "code", "pid", "kind"),
+    [
+        (24, 128, None, "limit"),  # by the kernel
+        (25, 0, 42, "limit"),  # SEND_SIG_NOINFO: as if from the process itself
+        (25, -6, 42, "raised"),
+        (25, 0, 77, "sent"),
+        (24, 0, 77, "sent"),
+    ],
+)
+def test_explain_limits(signal: int, code: int, pid: int | None, kind: str) -> None:
+    assert explain(build_facts("f", signal=signal, code=code, sender_pid=pid), SELF).kind == kind
+
+
+def test_explain_signal_of_a_timer_is_not_another_process() -> None:
+    cause = explain(build_facts("f", signal=6, code=-2), SELF)
+    assert "timer" in cause.text
+    assert cause.short == "SIGABRT sent by the kernel"
+
+
+@pytest.mark.parametrize(
+    ("stack", "short"),
+    [
+        (["raise", "abort", "f"], "abort()"),
+        (["__pthread_kill_implementation", "raise", "f"], "raised SIGABRT itself"),
+        ([build_frame(None), build_frame(None)], "abort()"),  # nothing says otherwise
+    ],
+)
+def test_explain_raise_is_not_abort(stack: list[Any], short: str) -> None:
+    facts = build_facts(*stack, signal=6, code=-6, sender_pid=42)
+    assert explain(facts, SELF).short == short
+
+
+FIRST: dict[str, Any] = {"signal": 11, "code": 128, "mnemonic": "hlt"}
+"""abort() of the first process of a pid namespace."""
+
+
+@pytest.mark.parametrize(
+    ("messages", "short"),
+    [
+        ({}, "abort()"),
+        ({"abort": "p: a.c:1: f: Assertion `x' failed."}, "assertion `x' failed"),
+        ({"cxx_type": "app::Error", "cxx_what": "no"}, "uncaught app::Error"),
+        ({"abort": "free(): double free detected in tcache 2"}, "free(): double free detected"),
+    ],
+)
+def test_explain_abort_of_the_first_process_counts_its_evidence(
+    messages: dict[str, str], short: str
+) -> None:
+    facts = build_facts("abort", "f", messages=messages, **FIRST)
+    cause = explain(facts, SELF)
+    assert cause.short.startswith(short)
+    assert build_title("p", 11, facts, cause).startswith("SIGSEGV in p, f(): ")
+    # the same instruction elsewhere is what it is
+    assert explain(build_facts("f", messages=messages, **FIRST), SELF).kind == "general-protection"
+
+
+def test_explain_musl_that_found_corruption() -> None:
+    frame = build_frame("get_meta", module="/lib/ld-musl-x86_64.so.1")
+    assert explain(build_facts(frame, "f", **FIRST), SELF).kind == "heap-corruption"
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "short"),
+    [
+        ("__cxa_pure_virtual", "pure-virtual", "pure virtual method called"),
+        ("std::__glibcxx_assert_fail(char const*)", "assertion", "libstdc++ assertion failed"),
+        ("alloc::alloc::handle_alloc_error", "out-of-memory", "memory allocation failed"),
+        ("node::OOMErrorHandler(char const*)", "out-of-memory", "JavaScript heap out of memory"),
+        ("report_java_out_of_memory", "out-of-memory", "Java heap out of memory"),
+        ("fatal_error_exit", "fatal-error", "Fatal Python error"),
+    ],
+)
+def test_explain_failure_function_says_what_failed(function: str, kind: str, short: str) -> None:
+    said = {"cxx_terminate": "true"}
+    facts = build_facts(
+        "raise", "abort", function, "bug", signal=6, code=-6, sender_pid=42, messages=said
+    )
+    cause = explain(facts, SELF)
+    assert (cause.kind, cause.short) == (kind, short)
+    assert build_title("p", 6, facts, cause).startswith("SIGABRT in p, bug(): ")
+
+
+def test_explain_sanitizers_report() -> None:
+    report = "AddressSanitizer: heap-use-after-free on address 0x60400000001c at pc 0x5"
+    facts = build_facts(
+        *("raise", "abort", "__sanitizer::Die()", "__asan::ReportGenericError()"),
+        *("__asan_report_load4", "read_record", "main"),
+        signal=6, code=-6, sender_pid=42, messages={"sanitizer": report},
+    )  # fmt: skip
+    cause = explain(facts, SELF)
+    assert cause.short == "AddressSanitizer: heap-use-after-free"
+    assert report in cause.text
+    assert "read_record()" in build_title("p", 6, facts, cause)
+
+
+def test_explain_trap_of_a_failure_function_is_what_it_says() -> None:
+    stack = ["v8::base::OS::Abort()", "v8::internal::Isolate::CreateMessageOrAbort()", "Throw"]
+    cause = explain(build_facts(*stack, signal=5, code=128, mnemonic="int3"), SELF)
+    assert cause.short == "uncaught JavaScript exception"
+    assert explain(build_facts("f", signal=5, code=128), SELF).kind == "breakpoint"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.cause.analysis import Access, Facts
+from crashd.domain.cause.analysis import Access, Facts, Region
 from crashd.domain.cause.faults import explain_fault
 from tests.builders.facts import PC, SP, build_access, build_facts, build_region
 
@@ -161,6 +161,52 @@ def test_explain_fault_known_facts_give_the_cause(facts: Facts, kind: str, text:
     assert cause.kind == kind
     assert text in cause.text
     assert "0x" not in cause.short
+
+
+STACK = {"start": SP - 0x3000, "end": SP + (8 << 20)}
+
+
+@pytest.mark.parametrize(
+    ("sp", "mnemonic", "kind"),
+    [
+        # no room for a handler's frame: at the lower end of a stack
+        (build_region(SP, "stack", perms="rw-", **STACK), "mov", "stack-overflow"),
+        (build_region(SP, "stack", perms="rw-", **STACK), "hlt", "general-protection"),
+        (build_region(SP, gap_bytes=4096, above="stack"), "mov", "stack-overflow"),
+        (build_region(SP, gap_bytes=4096, above="file"), "mov", "general-protection"),
+        (
+            build_region(SP, "stack", start=SP - (1 << 20), end=SP + (8 << 20)),
+            "mov",
+            "general-protection",
+        ),
+        (build_region(SP, "stack", start=SP - 4096, end=SP + 8192), "mov", "general-protection"),
+    ],
+)
+def test_explain_fault_without_room_for_a_handler(sp: Region, mnemonic: str, kind: str) -> None:
+    cause = explain_fault(at(code=128, mnemonic=mnemonic, regions={"sp": sp}))
+    assert cause is not None
+    assert cause.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("above", "gap", "offset", "kind"),
+    [
+        ("stack", 64 << 20, 0, "stack-overflow"),
+        ("stack", 64 << 20, 100, "stack-overflow"),
+        ("stack", 2 << 30, 0, "wild-pointer"),
+        ("file", 64 << 20, 0, "wild-pointer"),
+        ("stack", 64 << 20, 128 << 20, "wild-pointer"),
+    ],
+)
+def test_explain_fault_of_a_frame_larger_than_the_stack(
+    above: str, gap: int, offset: int, kind: str
+) -> None:
+    where: dict[str, Any] = {"gap_bytes": gap, "above": above}
+    regions = {"sp": build_region(SP, **where), "fault": build_region(SP + offset, **where)}
+    facts = at(build_access("write", SP + offset, base="rsp"), address=SP + offset, regions=regions)
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert cause.kind == kind
 
 
 def test_explain_fault_of_no_fault_is_none() -> None:

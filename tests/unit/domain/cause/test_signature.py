@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from crashd.domain.cause.analysis import Cause, Frame
+from crashd.domain.cause.names import plain_name
 from crashd.domain.cause.signature import (
     build_signature,
     build_title,
     frame_key,
     notable,
-    plain_name,
     significant,
 )
 from tests.builders.facts import build_facts, build_frame
@@ -50,13 +50,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p1-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p2-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p1-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p2-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
@@ -130,7 +130,7 @@ def test_significant_leaves_out_libraries_and_startup() -> None:
         library("__libc_start_main"),
         "_start",
     )
-    assert [f.function for f in significant(facts)] == ["app::run()", "main"]
+    assert [f.function for f in significant(facts, ABORT)] == ["app::run()", "main"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_significant_leaves_out_libraries_and_startup() -> None:
     ],
 )
 def test_significant_leaves_out_wrappers_that_are_linked_in(name: str) -> None:
-    assert [f.function for f in significant(build_facts(name, "bug"))] == ["bug"]
+    assert [f.function for f in significant(build_facts(name, "bug"), ABORT)] == ["bug"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_significant_leaves_out_wrappers_that_are_linked_in(name: str) -> None:
     ["abort_job", "free_list", "malloc_stats_of_app", "raiser", "main.main", "mainLoop", "freeze"],
 )
 def test_significant_keeps_functions_that_are_only_named_alike(name: str) -> None:
-    assert [f.function for f in significant(build_facts(name))] == [name]
+    assert [f.function for f in significant(build_facts(name), ABORT)] == [name]
 
 
 def test_significant_prefers_the_interpreters_frames() -> None:
@@ -163,9 +163,9 @@ def test_significant_prefers_the_interpreters_frames() -> None:
     stdlib = replace(script, function="string_at", file="/usr/lib/python3.11/ctypes/__init__.py")
     site = replace(script, function="f", file="/usr/lib/python3.11/site-packages/lib.py")
     facts = build_facts("strlen", "PyObject_Call", python=(stdlib, site, script))
-    assert [f.function for f in significant(facts)] == ["f", "innermost"]
+    assert [f.function for f in significant(facts, ABORT)] == ["f", "innermost"]
     assert frame_key(script) == "python:job.py:innermost"
-    assert significant(build_facts("x", python=(stdlib,))) == [stdlib]
+    assert significant(build_facts("x", python=(stdlib,)), ABORT) == [stdlib]
 
 
 def test_notable_without_significant_frames_is_the_whole_stack_but_for_go() -> None:
@@ -193,3 +193,72 @@ def test_build_title_has_no_address() -> None:
     nameless = build_facts(build_frame(None, offset=0x12))
     assert build_title("", None, nameless, NULL) == "crash in ?, prog+0x12: NULL pointer write"
     assert build_title("p", 6, build_facts(), ABORT) == "SIGABRT in p: abort()"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        *("abort", "__assert_fail", "__stack_chk_fail", "std::terminate()", "__cxa_throw"),
+        *("core::panicking::panic_fmt", "g_log", "QMessageLogger::fatal(char const*, ...) const"),
+        *("node::Abort()", "V8_Fatal(char const*, ...)", "__asan::ReportGenericError()"),
+        *("os::abort(bool, void*, void const*)", "Py_FatalError", "debug.panicImpl"),
+        *("__libc_message.constprop.0", "__assert_fail_base.cold", "malloc_printerr.part.0"),
+        *("node::OnFatalError(char const*, char const*)", "rb_bug", "_serverPanic"),
+    ],
+)
+def test_notable_leaves_out_whatever_lies_above_a_failure(failure: str) -> None:
+    facts = build_facts("report_to_server", "format", failure, "bug", "main", signal=6, code=-6)
+    assert [f.function for f in notable(facts, ABORT)][:1] == ["bug"]
+    # a fault is not what the function above it made
+    assert [f.function for f in notable(facts, NULL)][:1] == ["report_to_server"]
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [
+        build_frame("snprintf", inline=True, file="/usr/include/x86_64-linux-gnu/bits/stdio2.h"),
+        build_frame("memcpy", inline=True, file="/usr/include/bits/string_fortified.h"),
+        build_frame("_mm_load_ps", inline=True, file="/usr/lib/gcc/x86_64/12/include/x.h"),
+        *(
+            build_frame(name)
+            for name in (
+                "__strlen_avx2", "__memmove_avx512_unaligned_erms", "__memcpy_chk",
+                "__vfprintf_internal", "_IO_new_fclose", "pthread_kill_implementation.constprop.0",
+                "_int_free", "__libc_free", "sync.(*Mutex).Unlock", "tcache_put.part.0",
+            )
+        ),
+        build_frame("f", module="/usr/lib/x86_64-linux-gnu/libffi.so.8.1.2"),
+        build_frame("g_free", module="/usr/lib/x86_64-linux-gnu/libglib-2.0.so.0"),
+    ],
+)  # fmt: skip
+def test_notable_leaves_out_helpers(helper: Frame) -> None:
+    facts = build_facts(helper, "bug", "main")
+    assert [f.function for f in notable(facts, NULL)][:1] == ["bug"]
+
+
+@pytest.mark.parametrize(
+    "name", ["strip_header", "memory_free", "tcache_df", "freeze", "abort_job", "raised"]
+)
+def test_notable_names_the_programs_own_functions(name: str) -> None:
+    assert [f.function for f in notable(build_facts(name, "main"), NULL)][:1] == [name]
+
+
+def test_notable_of_an_overflow_is_the_recursion_and_not_its_leaf() -> None:
+    facts = build_facts("format", *["walk", "visit"] * 9, "main")
+    assert [f.function for f in notable(facts, OVERFLOW)][:2] == ["walk", "visit"]
+
+
+def test_notable_without_any_name_of_its_own_is_below_the_failure() -> None:
+    facts = build_facts("raise", "abort", "core::panicking::panic_fmt", "std::thread::start")
+    assert [f.function for f in notable(facts, ABORT)] == ["std::thread::start"]
+
+
+def test_signature_of_nameless_aborts_tells_their_callers_apart() -> None:
+    def stack(*offsets: int) -> list[Frame]:
+        return [build_frame(None, offset=offset) for offset in offsets]
+
+    one, two = build_facts(*stack(1, 2, 3, 4, 50)), build_facts(*stack(1, 2, 3, 4, 60))
+    assert build_signature("p", one, ABORT) != build_signature("p", two, ABORT)
+    assert build_signature("p", one, NULL) == build_signature("p", two, NULL)
+    named = [build_facts("f", "g", "h", *stack(n)) for n in (1, 2)]
+    assert len({build_signature("p", facts, ABORT) for facts in named}) == 1

@@ -31,7 +31,7 @@ def test_parse_record_anything_else_is_none(raw: bytes) -> None:
         ),
         (b"Pid 42(bash) over core_pipe_limit", 42, b"bash", "pipe_limit"),
         (b"coredump: 1(a): |/no/such pipe failed", 1, b"a", "could not run"),
-        (b"coredump: 1(a): Coredump socket connection /x failed -2", 1, b"a", "nobody listened"),
+        (b"coredump: 1(a): Coredump socket connection /x failed -2", 1, b"a", "nothing listened"),
         (
             b"coredump: 9(x): over core_pipe_limit): over core_pipe_limit, skipping core dump",
             9,

@@ -132,7 +132,7 @@ def test_parse_time_as_journalctl_takes_them(text: str, expected: int) -> None:
     ],
 )
 def test_parse_time_nonsense_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match="is no time"):
+    with pytest.raises(UsageError, match="is not a time"):
         parse_time(text, NOW_NS)
 
 

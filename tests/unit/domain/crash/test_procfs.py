@@ -8,7 +8,6 @@ from crashd.domain.crash.procfs import (
     parse_cmdline,
     parse_core_limit,
     parse_environ,
-    parse_start_time,
     parse_status,
 )
 
@@ -44,11 +43,6 @@ Max cpu time              unlimited            unlimited            seconds
 Max core file size        %s            unlimited            bytes
 Max resident set          unlimited            unlimited            bytes
 """
-
-STAT = (
-    b"4242 (%s) S 1 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 33 0 987654321 9000 256 "
-    b"18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
-)
 
 
 def test_parse_status_kernels_text_is_read() -> None:
@@ -134,8 +128,6 @@ def test_parse_status_not_dumping_is_false() -> None:
 def test_parsers_any_bytes_raise_nothing(raw: bytes) -> None:
     for head in (b"", b"Uid:\t", b"NStgid:\t", b"VmRSS:"):
         parse_status(head + raw + b"\n")
-    for head in (b"", b"1 (x) S "):
-        parse_start_time(head + raw)
     parse_core_limit(b"Max core file size " + raw)
     parse_cmdline(raw)
     parse_environ(raw)
@@ -143,25 +135,6 @@ def test_parsers_any_bytes_raise_nothing(raw: bytes) -> None:
 
 def test_parse_status_long_list_is_bounded() -> None:
     assert parse_status(b"NSpid:" + b" 1" * 100_000 + b"\n").ns_tgid == (1,) * 33
-
-
-@pytest.mark.parametrize(
-    "comm", [b"nginx", b"a) S 1 1", b"(x", b")", b"a b c", b"", b"\n", b") R 9 9 9) R", b"\xff"]
-)
-def test_parse_start_time_any_comm_is_field_22(comm: bytes) -> None:
-    assert parse_start_time(STAT % comm) == 987654321
-
-
-def test_parse_start_time_truncated_at_every_length_is_whole_or_none() -> None:
-    stat = STAT % b"nginx"
-    end = stat.index(b" 9000") + 2
-    for size in range(len(stat)):
-        assert parse_start_time(stat[:size]) == (None if size < end else 987654321)
-
-
-@pytest.mark.parametrize("value", [b"-1", b"x", b"1e9", b"9" * 21, "²".encode()])
-def test_parse_start_time_no_number_is_none(value: bytes) -> None:
-    assert parse_start_time((STAT % b"x").replace(b"987654321", value)) is None
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_tally_counts_each_subject() -> None:
         ("nginx.service", 1),
     ]
     assert found.ranked("programs")[-1] == ("web", 1)
-    assert found.ranked("dispositions") == [("full", 4), ("(not known)", 1)]
+    assert found.ranked("dispositions") == [("full", 4), ("(unknown)", 1)]
     assert found.timeline.counts["process"][-1] == 3
     assert found.timeline.counts["kernel"][-1] == 2
     assert found.timeline.totals()[:-1] == [0] * 95

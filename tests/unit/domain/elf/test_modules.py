@@ -1,8 +1,10 @@
 """Modules out of a core's head, and where their files may be."""
 
+from struct import pack
+
 import pytest
 
-from crashd.domain.elf.elfcore import parse_head
+from crashd.domain.elf.elfcore import MappedFile, parse_head
 from crashd.domain.elf.modules import (
     MODULES_MAX,
     Module,
@@ -10,10 +12,17 @@ from crashd.domain.elf.modules import (
     debug_file_names,
     file_roots,
     find_modules,
+    name_files,
     path_parts,
     same_image,
 )
-from tests.builders.elfcore import CoreFormat, build_core, build_image, build_notes
+from tests.builders.elfcore import (
+    CoreFormat,
+    CoreThread,
+    build_core,
+    build_image,
+    build_notes,
+)
 
 IMAGE = build_image()
 BUILD_ID = bytes(range(20)).hex()
@@ -60,6 +69,54 @@ def test_find_modules_the_same_file_twice_is_two_modules() -> None:
 def test_find_modules_has_an_end() -> None:
     files = [(n << 13, (n << 13) + 4096, 0, b"/lib/%d" % n) for n in range(1, 2 * MODULES_MAX)]
     assert len(modules(files, {start: IMAGE for start, *_ in files})) == MODULES_MAX
+
+
+def test_find_modules_of_too_many_has_those_on_the_stack() -> None:
+    """libc is mapped above all that a program loads later."""
+    count = 2 * MODULES_MAX
+    files = [(n << 13, (n << 13) + 4096, 0, b"/lib/%d" % n) for n in range(1, count)]
+    images = {start: IMAGE for start, *_ in files}
+    stack, pc = 1 << 40, (count - 1 << 13) + 16
+    images[stack] = pack("<4Q", 0, (count - 5 << 13) + 7, (count - 9 << 13) + 5000, 1 << 63)
+    threads = [CoreThread(1, pc=pc, sp=stack)]
+    notes = build_notes(
+        CoreFormat(), threads=threads, files=files, auxv={3: (count - 7 << 13) + 64}
+    )
+    head = parse_head(build_core(notes=notes))
+    found = find_modules(head, lambda at, size: images.get(at, b"")[:size])
+    names = [module.name for module in found]
+    assert len(found) == MODULES_MAX
+    assert {b"/lib/%d" % (count - n) for n in (1, 5, 7)} <= set(names)
+    assert b"/lib/%d" % (count - 9) not in names  # the address lies behind its end
+    assert [m.start for m in found] == sorted(m.start for m in found)
+
+
+MAPS = b"""\
+00400000-00401000 r--p 00000000 00:2a 77                         /usr/bin/my prog
+00401000-00402000 r-xp 00001000 00:2a 77                         /usr/bin/my prog
+7f0000000000-7f0000001000 rw-p 00000000 00:00 0
+7f0000002000-7f0000003000 r--p 00000000 fd:00 9    /lib/od\\012d.so (deleted)
+7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]
+odd line
+7f0000004000-7f00000050"""
+
+
+def test_name_files_without_nt_file_takes_those_of_maps() -> None:
+    assert [(f.start, f.end, f.offset_bytes, f.name) for f in name_files((), MAPS)] == [
+        (0x400000, 0x401000, 0, b"/usr/bin/my prog"),
+        (0x401000, 0x402000, 0x1000, b"/usr/bin/my prog"),
+        (0x7F0000002000, 0x7F0000003000, 0, b"/lib/od\nd.so (deleted)"),
+    ]
+
+
+def test_name_files_of_an_overlay_have_the_users_path() -> None:
+    layer = MappedFile(0x400000, 0x401000, 0, b"/run/extension/bin/prog")
+    moved = MappedFile(0x401000, 0x409000, 0x1000, b"/another")
+    other = MappedFile(0x900000, 0x901000, 0, b"/unknown")
+    names = [f.name for f in name_files((layer, moved, other), MAPS)]
+    assert names == [b"/usr/bin/my prog", b"/another", b"/unknown"]
+    assert name_files((layer,), b"") == (layer,)
+    assert name_files((layer,), b"\xff\0" * 100) == (layer,)
 
 
 LINE = b"36 35 98:0 / %s rw - %s overlay rw,lowerdir=/l/1:/l/2,upperdir=/u,workdir=/w\n"

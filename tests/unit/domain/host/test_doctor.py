@@ -89,8 +89,8 @@ def test_check_handler_has_to_be_there_and_safe(
     ("facts", "text"),
     [
         (HandlerFacts(HANDLER, error="gone"), "no handler"),
-        (HandlerFacts(HANDLER, interpreter=None), "names none"),
-        (HandlerFacts(HANDLER, interpreter_runs=False), "/usr/bin/python3 is not there"),
+        (HandlerFacts(HANDLER, interpreter=None), "names no interpreter"),
+        (HandlerFacts(HANDLER, interpreter_runs=False), "/usr/bin/python3 does not exist"),
     ],
 )
 def test_check_interpreter_missing_is_a_problem(facts: HandlerFacts, text: str) -> None:
@@ -181,7 +181,7 @@ def test_check_free_space_without_a_store_is_a_problem() -> None:
         ({}, "ok", "empty"),
         ({"spool_error": "denied"}, "warning", "denied"),
         ({"spool_waiting": 3}, "warning", "3 crashes wait"),
-        ({"spool_bad": 2}, "warning", "could not be understood"),
+        ({"spool_bad": 2}, "warning", "malformed crashes were set aside"),
     ],
 )
 def test_check_spool_with_crashes_is_a_warning(
@@ -195,7 +195,7 @@ def test_check_spool_with_crashes_is_a_warning(
     [
         ({"index_count": 7}, "ok", "7 crashes"),
         ({"index_wal_bytes": 64 << 20}, "warning", "its WAL has 64M"),
-        ({"index_seen": False}, "warning", "cannot be looked at"),
+        ({"index_seen": False}, "warning", "cannot be read by this user"),
         ({"index_error": "damaged", "index_hint": "crashctl reindex"}, "problem", "damaged"),
     ],
 )

@@ -6,7 +6,14 @@ from crashd.domain.crash.corepattern import build_pattern
 from crashd.domain.crash.procfs import RLIM_INFINITY
 from crashd.domain.host import doctorhost
 from crashd.domain.host.doctor import PATTERN, PIPE_LIMIT, SUID_DUMPABLE, WHY, Check, Level
-from crashd.domain.host.doctorhost import Cleaner, Clock, Features, Journal, Service, Surroundings
+from crashd.domain.host.doctorhost import (
+    Cleaner,
+    Clock,
+    Features,
+    Journal,
+    RunningUnit,
+    Surroundings,
+)
 from crashd.domain.host.sysctld import BootSetting
 from crashd.domain.host.unittimes import UnitTimes
 from crashd.domain.kdump.conf import Finding, Severity
@@ -16,7 +23,7 @@ HANDLER = "/usr/libexec/crashd-core"
 SYSTEMD = "|/lib/systemd/systemd-coredump %P %u %g %s %t 9223372036854775808 %h"
 MODES = ("file", "pipe", "socket")
 SECOND = 10**9
-SOUND = Service(
+SOUND = RunningUnit(
     "web.service", False, 77, 3, RLIM_INFINITY, 0x33, 1 << 30, UnitTimes(watchdog_ns=SECOND)
 )
 AROUND = Surroundings(
@@ -46,7 +53,7 @@ def test_check_around_a_sound_host_is_ok() -> None:
     [
         (Features(MODES), "socket", "ok", "PAGEMAP_SCAN, core socket"),
         (Features(), "auto", "ok", "pidfd"),
-        (Features(("file",)), "auto", "problem", "no pipe"),
+        (Features(("file",)), "auto", "problem", "lack pipe"),
         (Features(("file", "pipe")), "socket", "problem", "Linux 6.17"),
         (Features(("file", "pipe")), "auto", "ok", "pidfd"),
         (Features(MODES, pidfd=False), "auto", "warning", "no pidfd"),
@@ -141,7 +148,7 @@ def test_check_core_limits_quotes_units_for_the_shell() -> None:
 
 
 def test_check_core_limits_tells_what_was_not_looked_at() -> None:
-    assert "7 processes were not looked at" in doctorhost.check_core_limits([SOUND], 7).text
+    assert "7 processes were not examined" in doctorhost.check_core_limits([SOUND], 7).text
 
 
 @pytest.mark.parametrize(
@@ -240,3 +247,29 @@ def test_check_kernel_dumps_points_to_its_own_command() -> None:
     bad = Readiness(False, (fault, warning, notice), 0, 1)
     found = doctorhost.check_kernel_dumps(bad)
     expect(found, "warning", "nothing is reserved (and 1 more)", "crashctl kdump")
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        # Debian's link: to mask it would undo the whole of sysctl.conf
+        (
+            BootSetting("/etc/sysctl.d/99-sysctl.conf", "core", 12, "/etc/sysctl.conf"),
+            "sed -i '12s/^/#/' /etc/sysctl.conf; crashctl install",
+        ),
+        (
+            BootSetting("/etc/sysctl.d/local.conf", "core", 3),
+            "sed -i '3s/^/#/' /etc/sysctl.d/local.conf; crashctl install",
+        ),
+        (
+            BootSetting("/usr/lib/sysctl.d/50-x.conf", "core", 3),
+            "ln -s /dev/null /etc/sysctl.d/50-x.conf; crashctl install",
+        ),
+    ],
+)
+def test_line_that_gives_crashes_away_is_named_where_the_file_has_more(
+    setting: BootSetting, hint: str
+) -> None:
+    check = doctorhost.check_other_handlers(replace(AROUND, boot={PATTERN: setting}), HANDLER)
+    assert check.hint == hint
+    assert (f":{setting.line} gives" in check.text) is hint.startswith("sed")

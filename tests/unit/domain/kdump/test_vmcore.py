@@ -1,4 +1,6 @@
 import gzip
+import lzma
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from struct import pack
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashd.domain.kdump.compressed import Wrapper
+from crashd.domain.kdump.stream import DumpMeter, Unpacked
 from crashd.domain.kdump.vmcore import (
     HEAD_SIZE,
     Completeness,
@@ -558,3 +561,67 @@ def test_judge_flattened_elf_with_its_program_headers_behind_the_head() -> None:
     for cut in (1, 15, 16, 17, 2**19, 2**20, 2**20 + 31, 2**21, 2**21 + 5):
         assert judged_by_reading(raw[:-cut]).completeness is INCOMPLETE, cut
     assert judged_by_reading(raw + b"more").completeness is INCOMPLETE
+
+
+# ---- what a compressed dump turned out to be ----
+
+
+def unpacked(raw: bytes, *, cut: bool = False) -> Unpacked:
+    meter = DumpMeter()
+    meter.feed(raw)
+    return meter.finish(cut=cut, why="cut inside what gzip wrote" if cut else "")
+
+
+@pytest.mark.parametrize(
+    ("inner", "cut", "expected"),
+    [
+        (KDUMP, False, (COMPLETE, "", True)),
+        (FLAT, False, (COMPLETE, "", True)),
+        (ELF, False, (COMPLETE, "", True)),
+        (flatten(ELF), False, (COMPLETE, "", True)),
+        (FLAT[:-16], False, (INCOMPLETE, "no end marker of the flattened format", True)),
+        (flatten(ELF)[:-1], False, (INCOMPLETE, "no end marker of the flattened format", True)),
+        (ELF[:-1], False, (INCOMPLETE, "file ends before the end of its memory", True)),
+        (KDUMP[:-1], False, (INCOMPLETE, "file ends before the end of its pages", True)),
+        (KDUMP, True, (INCOMPLETE, "cut inside what gzip wrote", True)),
+        (FLAT, True, (INCOMPLETE, "cut inside what gzip wrote", True)),
+        (ELF, True, (INCOMPLETE, "cut inside what gzip wrote", True)),
+        (b"just a log", False, (BOGUS, "10 bytes of text", True)),
+    ],
+)
+def test_compressed_dump_is_judged_by_what_is_inside(
+    inner: bytes, cut: bool, expected: tuple[Completeness, str, bool]
+) -> None:
+    # the head alone, as of a file that is too large to be had whole
+    head = gzip.compress(inner, mtime=0)[:-9]
+    verdict = judge(head, 10**9, b"", unzstd, unpacked=unpacked(inner, cut=cut))
+    assert verdict.completeness is expected[0]
+    assert verdict.reason.startswith(expected[1])
+    assert verdict.sure is expected[2]
+
+
+def test_compressed_dump_that_could_not_be_read_is_not_known() -> None:
+    head = gzip.compress(KDUMP, mtime=0)[:-9]
+    verdict = judge(head, 10**9, b"", unzstd, unpacked="it did not end in time")
+    assert (verdict.completeness, verdict.sure) == (COMPLETE, False)
+    assert verdict.reason == (
+        "the end of what gzip compressed was not checked: it did not end in time"
+    )
+
+
+def test_stream_that_wants_too_much_memory_is_not_known() -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**28}]
+    verdict = judged(lzma.compress(FLAT, filters=filters))
+    assert (verdict.completeness, verdict.sure) == (COMPLETE, False)
+
+
+def reader(raw: bytes) -> Callable[[int, int], bytes]:
+    return lambda at, size: raw[at : at + size]
+
+
+def test_memory_full_of_ones_is_no_end_of_a_flattened_dump() -> None:
+    """To who sees the last bytes alone, a cut dump's memory looks like the end marker."""
+    whole = flatten(KDUMP + b"\xff" * 500)
+    for raw, expected in ((whole, COMPLETE), (whole[:-16], INCOMPLETE), (whole[:-30], INCOMPLETE)):
+        verdict = judge(raw, len(raw), raw[-4096:], unzstd, read=reader(raw))
+        assert verdict.completeness is expected

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashd.domain.keep.kernel import (
-    Deletion,
-    DeletionReason,
+    DumpDeletion,
+    DumpLimit,
     KernelDump,
     KernelPolicy,
     plan_retention,
@@ -97,7 +97,7 @@ def test_plan_pinned_and_capturing_stay_but_pins_have_a_rank() -> None:
 def test_plan_age_counts_from_the_crash() -> None:
     assert planned(FIVE, KernelPolicy(max_age_ns=30 * DAY)) == [("a", "age"), ("b", "age")]
     (first, *_) = plan_retention(FIVE, 0, KernelPolicy(max_age_ns=30 * DAY), NOW)
-    assert first == Deletion("a", DeletionReason.AGE, "50 days old, 30 are allowed", GIB)
+    assert first == DumpDeletion("a", DumpLimit.AGE, "50 days old, more than the 30 allowed", GIB)
 
 
 def test_plan_use_and_free_take_incomplete_first_and_no_more_than_needed() -> None:
@@ -161,7 +161,7 @@ def test_plan_whatever_comes_keeps_what_must_stay(
     if had:
         assert max(had, key=lambda d: (d.dated_ns, d.key)) in left
     has = [d for d in had if d in left]
-    aged_out = {d.key for d in plan if d.reason != DeletionReason.COUNT}
+    aged_out = {d.key for d in plan if d.reason != DumpLimit.COUNT}
     if policy.max_count and not aged_out:
         unpinned_old = len([d for d in has if not d.pinned])
         assert unpinned_old <= policy.max_count

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from crashd.domain.keep.believed import EARLIEST_NS, SKEW_NS
 from crashd.domain.keep.process import (
     Deletion,
+    Limit,
     Policy,
-    Reason,
     StoredCrash,
     Usage,
     plan,
@@ -116,7 +116,7 @@ def test_plan_without_limits_is_empty() -> None:
 
 def test_plan_max_use_takes_the_midst_from_the_oldest_on() -> None:
     found = plan(cores(6), PLENTY, Policy(max_use=size(35)), NOW_NS)
-    assert found == tuple(Deletion(f"c{n}", Reason.MAX_USE, 10, False) for n in (1, 2, 3))
+    assert found == tuple(Deletion(f"c{n}", Limit.MAX_USE, 10, False) for n in (1, 2, 3))
 
 
 def test_plan_max_use_is_met_exactly_and_takes_nothing() -> None:
@@ -142,7 +142,7 @@ def test_plan_max_use_counts_what_is_not_listed() -> None:
 
 def test_plan_keep_free_makes_up_for_what_others_took() -> None:
     found = plan(cores(6), Usage(1000, 85), Policy(keep_free=size(100)), NOW_NS)
-    assert found == tuple(Deletion(f"c{n}", Reason.KEEP_FREE, 10, False) for n in (1, 2))
+    assert found == tuple(Deletion(f"c{n}", Limit.KEEP_FREE, 10, False) for n in (1, 2))
 
 
 def test_plan_keep_free_counts_what_captures_in_flight_may_write() -> None:
@@ -174,13 +174,13 @@ def test_plan_metadata_that_is_more_than_half_goes_before_cores() -> None:
 def test_plan_max_use_first_and_then_keep_free_gives_each_its_reason() -> None:
     policy = Policy(max_use=size(50), keep_free=size(100))
     found = plan(cores(6), Usage(1000, 80), policy, NOW_NS)
-    assert [deletion.reason for deletion in found] == [Reason.MAX_USE, Reason.KEEP_FREE]
+    assert [deletion.reason for deletion in found] == [Limit.MAX_USE, Limit.KEEP_FREE]
 
 
 def test_plan_max_count_takes_from_whoever_has_most_cores() -> None:
     rare = [crash(n, owner="b.service", signature_key="r", stored_bytes=999) for n in range(3)]
     found = plan([*rare, *(crash(n) for n in range(3, 9))], PLENTY, Policy(max_count=6), NOW_NS)
-    assert found == tuple(Deletion(f"c{n}", Reason.MAX_COUNT, 10, False) for n in (4, 5, 6))
+    assert found == tuple(Deletion(f"c{n}", Limit.MAX_COUNT, 10, False) for n in (4, 5, 6))
 
 
 def test_plan_max_count_counts_captures_in_flight() -> None:
@@ -194,7 +194,7 @@ def test_plan_max_count_zero_leaves_the_newest() -> None:
 
 def test_plan_max_age_takes_cores_and_leaves_tombstones() -> None:
     found = plan(cores(6), PLENTY, Policy(max_age_ns=2 * DAY_NS), START_NS + 5 * DAY_NS)
-    assert found == tuple(Deletion(f"c{n}", Reason.MAX_AGE, 10, False) for n in (0, 1, 2))
+    assert found == tuple(Deletion(f"c{n}", Limit.MAX_AGE, 10, False) for n in (0, 1, 2))
 
 
 def test_plan_max_age_leaves_the_newest_core() -> None:
@@ -204,7 +204,7 @@ def test_plan_max_age_leaves_the_newest_core() -> None:
 def test_plan_max_age_and_metadata_max_age_at_once_takes_it_whole() -> None:
     crashes = [crash(n, metadata_bytes=4) for n in range(2)]
     found = plan(crashes, PLENTY, Policy(max_age_ns=0, metadata_max_age_ns=0), NOW_NS)
-    assert found == (Deletion("c0", Reason.MAX_AGE, 10, True),)
+    assert found == (Deletion("c0", Limit.MAX_AGE, 10, True),)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_plan_max_age_and_metadata_max_age_at_once_takes_it_whole() -> None:
 )
 def test_plan_max_per_signature_keeps_first_and_newest(maximum: int, left: list[int]) -> None:
     found = plan(cores(6), PLENTY, Policy(max_per_signature=maximum), NOW_NS)
-    assert {d.reason for d in found} <= {Reason.MAX_PER_SIGNATURE}
+    assert {d.reason for d in found} <= {Limit.MAX_PER_SIGNATURE}
     assert {f"c{n}" for n in left} == {f"c{n}" for n in range(6)} - {*ids(found)}
 
 
@@ -232,13 +232,13 @@ def test_plan_metadata_max_age_takes_tombstones_and_no_cores() -> None:
     crashes = [tombstone(0), crash(1), tombstone(2, pinned=True), tombstone(3), crash(4)]
     policy = Policy(metadata_max_age_ns=DAY_NS)
     found = plan(crashes, PLENTY, policy, START_NS + 4 * DAY_NS)
-    assert found == (Deletion("c0", Reason.METADATA_MAX_AGE, 10, True),)
+    assert found == (Deletion("c0", Limit.METADATA_MAX_AGE, 10, True),)
 
 
 def test_plan_evicted_core_older_than_metadata_may_be_goes_whole() -> None:
     crashes = [crash(n, metadata_bytes=4) for n in range(3)]
     policy = Policy(max_use=size(20), metadata_max_age_ns=DAY_NS)
-    assert plan(crashes, PLENTY, policy, NOW_NS) == (Deletion("c1", Reason.MAX_USE, 10, True),)
+    assert plan(crashes, PLENTY, policy, NOW_NS) == (Deletion("c1", Limit.MAX_USE, 10, True),)
 
 
 def test_plan_inodes_takes_metadata_before_cores() -> None:
@@ -246,9 +246,9 @@ def test_plan_inodes_takes_metadata_before_cores() -> None:
     policy = Policy(keep_free=Amount(thousandths=10_000))
     found = plan(crashes, Usage(1000, 900, 97, 1000), policy, NOW_NS)
     assert [(d.id, d.reason, d.whole) for d in found] == [
-        ("c0", Reason.INODES, True),
-        ("c1", Reason.INODES, True),
-        ("c3", Reason.INODES, False),
+        ("c0", Limit.INODES, True),
+        ("c1", Limit.INODES, True),
+        ("c3", Limit.INODES, False),
     ]
 
 
@@ -300,7 +300,7 @@ def test_plan_metadata_of_a_core_that_went_for_another_limit_helps_the_first() -
     crashes = [crash(0, stored_bytes=4, metadata_bytes=4), crash(1, stored_bytes=1)]
     policy = Policy(max_use=size(2), keep_free=size(100))
     found = plan(crashes, Usage(1000, 900, 99, 1000), policy, NOW_NS)
-    assert found == (Deletion("c0", Reason.INODES, 4, True),)
+    assert found == (Deletion("c0", Limit.INODES, 4, True),)
 
 
 def test_plan_core_that_frees_nothing_stays() -> None:
@@ -374,8 +374,8 @@ def test_plan_tombstone_goes_with_the_last_core_that_it_contradicts() -> None:
     ]
     policy = Policy(max_count=1, metadata_max_age_ns=DAY_NS)
     assert plan(crashes, PLENTY, policy, NOW_NS) == (
-        Deletion("c1", Reason.MAX_COUNT, 10, True),
-        Deletion("c0", Reason.METADATA_MAX_AGE, 10, True),
+        Deletion("c1", Limit.MAX_COUNT, 10, True),
+        Deletion("c0", Limit.METADATA_MAX_AGE, 10, True),
     )
 
 
@@ -400,7 +400,7 @@ def test_plan_for_space_takes_that_tombstone_once_the_other_is_gone() -> None:
     ]
     policy = Policy(size(5), size(100), metadata_max_age_ns=100 * DAY_NS)
     found = plan(crashes, Usage(1000, 900, 99, 1000), policy, NOW_NS)
-    assert [(d.id, d.reason) for d in found] == [("c1", Reason.INODES), ("c0", Reason.MAX_USE)]
+    assert [(d.id, d.reason) for d in found] == [("c1", Limit.INODES), ("c0", Limit.MAX_USE)]
 
 
 # ---- whatever there is ----
@@ -715,7 +715,7 @@ def test_plan_over_jumps_of_the_clock_deletes_nothing_early(
         found = plan(left, usage, policy, now_ns)
         for deletion in found:
             age_ns = now_ns - truth[deletion.id]
-            assert deletion.reason is Reason.METADATA_MAX_AGE or age_ns > max_age * DAY_NS
+            assert deletion.reason is Limit.METADATA_MAX_AGE or age_ns > max_age * DAY_NS
             assert not deletion.whole or age_ns > metadata_max_age * DAY_NS
         left, usage = apply(left, usage, found)
 
@@ -919,7 +919,7 @@ def test_plan_of_100000_crashes_is_quick() -> None:
     seconds = time.process_time() - start
     print(f"{PLANNED} crashes, {len(found)} deletions: {seconds:.2f} s")
     assert len(found) > PLANNED / 2
-    assert {d.reason for d in found} == {*Reason} - {Reason.INODES}
+    assert {d.reason for d in found} == {*Limit} - {Limit.INODES}
     assert seconds < 5
 
 
@@ -947,7 +947,7 @@ class Store:
     usage: Usage = field(default_factory=lambda: Usage(40 << 30, 20 << 30, 10**6, 2 * 10**6))
     cores: dict[str, StoredCrash] = field(default_factory=dict)
     tombstones: dict[str, StoredCrash] = field(default_factory=dict)
-    reasons: Counter[Reason] = field(default_factory=Counter)
+    reasons: Counter[Limit] = field(default_factory=Counter)
 
     @property
     def stored_bytes(self) -> int:
@@ -1054,9 +1054,9 @@ def test_plan_over_a_day_of_a_crash_loop_keeps_limits_and_the_right_cores() -> N
     assert (len(others), hours) == (40, 24)
     assert len(store.tombstones) <= 13 * 1800
     assert store.reasons.keys() == {
-        Reason.MAX_USE,
-        Reason.KEEP_FREE,
-        Reason.MAX_COUNT,
-        Reason.MAX_PER_SIGNATURE,
-        Reason.METADATA_MAX_AGE,
+        Limit.MAX_USE,
+        Limit.KEEP_FREE,
+        Limit.MAX_COUNT,
+        Limit.MAX_PER_SIGNATURE,
+        Limit.METADATA_MAX_AGE,
     }

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from crashd.domain.kernellog.analyse import (
     TEXT_MAX,
+    Impact,
     LogAnalysis,
     PanicKind,
-    Severity,
     analyse,
     analyse_report,
     find_reports,
@@ -163,7 +163,7 @@ def test_analyse_log_without_a_crash_is_none(name: str) -> None:
 def test_analyse_all_of_a_report_is_told() -> None:
     found = analysed(read_data("irq-null"))
     assert found.offset == "0x5/0x20"
-    assert found.severity is Severity.FATAL
+    assert found.severity is Impact.FATAL
     assert found.time_s == 42.101339
     assert found.modules[:3] == ("provoke", "kvm_amd", "kvm")
     assert found.taint_words == ("out-of-tree module", "unsigned module")
@@ -414,10 +414,10 @@ def test_find_reports_of_a_live_log_yields_each_event() -> None:
         (WARN, 10, "w"), (CALM, 11, ""), (BUG, 12, "a"), (LOCKUP, 40, "c"), (WARN, 41, "x")
     )
     assert [(event.kind, event.severity, event.function) for event in events(log)] == [
-        (K.WARNING, Severity.WARNING, "w"),
-        (K.OOPS, Severity.ERROR, "a"),
-        (K.SOFT_LOCKUP, Severity.ERROR, "c"),
-        (K.WARNING, Severity.WARNING, "x"),
+        (K.WARNING, Impact.WARNING, "w"),
+        (K.OOPS, Impact.ERROR, "a"),
+        (K.SOFT_LOCKUP, Impact.ERROR, "c"),
+        (K.WARNING, Impact.WARNING, "x"),
     ]
 
 

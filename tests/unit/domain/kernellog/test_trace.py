@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.kernellog.trace import Frame, collect_facts, parse_frame
+from crashd.domain.kernellog.trace import TraceFrame as Frame
+from crashd.domain.kernellog.trace import collect_facts, parse_frame
 
 
 @pytest.mark.parametrize(

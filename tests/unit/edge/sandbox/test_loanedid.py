@@ -107,7 +107,7 @@ def test_loan_leaves_out_the_id_of_a_process_that_was_left_behind(places: Places
 def test_loan_where_others_may_write_is_refused(places: Places) -> None:
     places.reserved.mkdir()
     places.reserved.chmod(0o770)
-    with pytest.raises(CrashdError, match="is not root's alone"):
+    with pytest.raises(CrashdError, match="is not private to root"):
         loan(places)
     places.reserved.rmdir()
     places.reserved.symlink_to("/tmp")

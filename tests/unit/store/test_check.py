@@ -13,14 +13,13 @@ import pytest
 from crashd.corehandler import pack
 from crashd.domain.crash.model import Capture, Core, Crash, Kind, State
 from crashd.domain.elf.zstdframes import FrameSize, build_seek_table
+from crashd.store import check, checkfiles, spool
 from crashd.store import entry as entries
-from crashd.store import spool, strict
-from crashd.store.catalog import Finding
+from crashd.store.check import Finding, verify_strictly
 from crashd.store.corefile import CoreWriter
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from crashd.store.statefile import write_state
-from crashd.store.strict import verify_strictly
 from tests.builders.crashes import build_crash
 
 CORE = b"core" * 25_000
@@ -153,7 +152,11 @@ def test_strict_of_a_sound_store_finds_nothing(store: Store) -> None:
     store.keep(4, core=Core(size_bytes=5), state=State.EVICTED, capture=reason, signature="s")
     analysed(store)
     kernel_crash(store, State.COMPLETE, there=True)
-    for path in (store.paths.limiter_state, store.paths.kernel_log_state):
+    for path in (
+        store.paths.limiter_state,
+        store.paths.kernel_log_state,
+        store.paths.pstore_state,
+    ):
         write_state(path, {})
     put_private(store.paths.previous_core_pattern)
     put_private(store.paths.pending_deletions)
@@ -333,7 +336,7 @@ def test_strict_forgets_what_a_daemon_finishes_meanwhile(store: Store) -> None:
             store.index.put([store.crash])
 
     assert [f.subject for f in store.findings(live=True, pause=pause)] == ["stays"]
-    assert pauses == [strict.LOOK_SECONDS] * (strict.LOOKS - 1)
+    assert pauses == [check.LOOK_SECONDS] * (check.LOOKS - 1)
 
 
 def test_strict_of_a_damaged_core_looks_once(store: Store) -> None:
@@ -349,7 +352,7 @@ def test_strict_beside_a_daemon_lets_the_spool_wait_for_a_while(store: Store) ->
     spooled = store.spool()
     assert store.kinds() == ["spooled"]
     assert store.kinds(live=True) == []
-    old_ns = spooled.stat().st_mtime_ns - strict.SPOOL_PATIENCE_NS
+    old_ns = spooled.stat().st_mtime_ns - checkfiles.SPOOL_PATIENCE_NS
     os.utime(spooled, ns=(old_ns, old_ns))
     assert store.kinds(live=True) == ["spooled"]
 

@@ -1,0 +1,113 @@
+"""Which frames of a stack are helpers: what libraries and runtimes put around a bug. Pure.
+
+Three rules: a frame in a runtime's library is a helper; so is one of a function that runtimes link
+into the program; and where the process ended itself, whatever lies above the deepest known failure
+function (abort, a failed assertion, a panic, terminate) is one, whatever it is called.
+"""
+
+import re
+from collections.abc import Sequence
+
+from crashd.domain.cause.analysis import Frame
+
+_LIBRARY = re.compile(
+    r"/(lib(c|pthread|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan|lsan|msan|hwasan|m|rt|dl|"
+    r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc|ffi|glib-2|gobject-2)|ld-linux[^/]*|ld-musl[^/]*|"
+    r"ld)[-.][^/]*$"
+)
+_WRAPPERS = re.compile(
+    r"""
+    _*(abort|raise|gsignal|g_?abort|pthread_kill(_implementation|_internal|@.*)?|kill|tgkill)$
+    |_*libc_(message|fatal|start_main|start_call_main|assert_fail|free|malloc|realloc|calloc)
+    |malloc_printerr|malloc_consolidate$|unlink_chunk$|sysmalloc$
+    |tcache_(put|get|init|thread_shutdown|double_free_verify|free_init)$|arena_get\w*$
+    |_*(fortify_fail|chk_fail|stack_chk_fail(_local)?|assert(_perror)?_fail(_base)?)
+    |_*(malloc|calloc|realloc|free|cfree|memalign|posix_memalign|aligned_alloc)$|_int_(free|malloc)
+    |_int_(realloc|memalign)|_mid_memalign
+    # of libc where it is linked in: the variants for processors, checked functions, stdio
+    |_*(mem|str|wmem|wcs|raw?mem)[a-z]+_(sse|avx|evex|erms|ssse|unaligned|generic|chk)\w*$
+    |__\w+_chk$|_IO_\w+$|_*v?[fsd]?n?w?printf(_internal|_chk)?$|printf_positional$
+    |_*(memcpy|memmove|memset|memcmp|memchr|strlen|strnlen|strcpy|strncpy|strcat|strcmp|strncmp)$
+    |_*(strchr|strrchr|strdup|strndup|strstr|strtol|strtoul|puts|fputs|fwrite|fclose|fflush)$
+    |_*(fread|fgets|qsort(_r)?|bsearch|msort_with_tmp|longjmp(_chk)?|siglongjmp)$
+    |operator\ (new|delete)
+    |std::|__gnu_cxx::|__cxxabiv1::|__cxa_|_Unwind_|__gxx_personality|_*terminate$
+    |core::|alloc::|panic_(abort|unwind)::|__rustc::|rust_|__rust_|__rdl_|__rg_
+    |<(core|alloc|std)::|<?.*\ as\ (core|alloc|std)::
+    |runtime\.(?!main\.)|sync/atomic\.|sync\.|internal/|gosave|rt0_go
+    |_*restore_rt|_*kernel_(rt_)?sigreturn|_start$|_*clone3?$|start_thread|_dl_|call_init
+    |_*(asan|ubsan|tsan|lsan|msan|hwasan|sanitizer|interceptor)_|__sanitizer|_*interceptor_
+    |__(asan|ubsan|tsan|lsan|msan|hwasan)::
+    |g_(log|logv|log_.*|assertion_message.*|error|return_if_fail_warning)$
+    |ffi_call(_\w+)?$
+    """,
+    re.VERBOSE,
+)
+_FAILURES = re.compile(
+    r"""
+    _*(abort|assert(_perror)?_fail(_base)?|stack_chk_fail(_local)?|fortify_fail\w*|chk_fail)$
+    |_*libc_(message|fatal)\w*$|malloc_printerr$|_*posix_assert\w*$
+    |std::(terminate|unexpected|__throw_|__glibcxx_assert_fail|__1::__libcpp_verbose_abort)
+    |__gnu_cxx::__verbose_terminate|__cxxabiv1::__(terminate|unexpected)|_*libcpp_verbose_abort
+    |__cxa_(throw|rethrow|pure_virtual|deleted_virtual|bad_cast|bad_typeid|call_\w+)
+    |(.*::)?unhandled_exception(\(\))?$
+    |(core|std)::panicking::|rust_(begin_unwind|panic)|std::process::abort|std::alloc::rust_oom
+    |alloc::(alloc::handle_alloc_error|raw_vec::(capacity_overflow|handle_error))
+    |(internal/)?sync\.(fatal|throw)$|(internal/runtime/)?maps\.fatal$
+    |_?g_(assertion_message\w*|error|log|logv|log_\w+|abort|return_if_fail_warning)$
+    |QMessageLogger::(fatal|critical)|qt_(message_fatal|assert\w*|check_pointer)|q(Terminate|BadAlloc)
+    |node::(Abort|Assert|OnFatalError|OOMErrorHandler|OnOOMError|FatalException|FatalError)
+    |(v8::base::|v8::internal::)?(V8_Fatal|FatalOOM|V8_Dcheck)|v8::base::OS::Abort
+    |v8::(internal::V8::|Utils::)?(FatalProcessOutOfMemory|Report(Api|OOM)Failure)
+    |v8::internal::(Heap|V8)::FatalProcessOutOfMemory|napi_fatal_error
+    |__(asan|ubsan|tsan|lsan|msan|hwasan|sanitizer)(::|_)|_*interceptor_
+    |VMError::|os::(abort|die)|report_(vm_error|fatal|java_out_of_memory|vm_out_of_memory)
+    |_?Py_FatalError\w*|fatal_error(_exit)?$|rb_(bug|assert_failure)\w*|zend_mm_(panic|safe_error)
+    |_?server(Panic|Assert)\w*|errfinish$|ExceptionalCondition$
+    |google::(LogMessage|logging)|absl::(lts_\d+::)?log_internal::|logging::LogMessage
+    |llvm::(report_fatal_error|llvm_unreachable_internal)|fancy_abort|internal_error$
+    |debug\.panic\w*|builtin\.(default_panic|panic\w*)|std\.debug\.(panic|assert)\w*
+    """,
+    re.VERBOSE,
+)
+"""Functions that a program calls when it gives up; none of them comes back to what called it."""
+_STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
+_TOOLCHAIN_FILE = re.compile(r"/lib(64)?/gcc/[^/]+/[^/]+/include/")
+_SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
+
+
+def without_suffix(name: str) -> str:
+    """Leave out what a compiler adds to the name of a function's copy: `.constprop.0`, `.cold`."""
+    return _SUFFIX.sub("", name)
+
+
+def in_library_source(frame: Frame) -> bool:
+    """Return whether a frame's line is one of a library's header or of a language's own library:
+    where that was inlined without a word in the debug information, the line is not the function's.
+    """
+    file = frame.file or ""
+    return _STD_FILE.search(file) is not None or _TOOLCHAIN_FILE.search(file) is not None
+
+
+def is_helper(frame: Frame) -> bool:
+    """Return whether a frame is a library's or a runtime's, by its module, line or name."""
+    if frame.module is None and frame.function is None:
+        return frame.pc != 0  # a call through NULL is the bug itself, and has no name
+    if _LIBRARY.search(frame.module or ""):
+        return True
+    if frame.inline and in_library_source(frame):
+        return True
+    return frame.function is not None and bool(_WRAPPERS.match(without_suffix(frame.function)))
+
+
+def is_failure(frame: Frame) -> bool:
+    """Return whether a frame is of a function that ends the process."""
+    return frame.function is not None and bool(_FAILURES.match(without_suffix(frame.function)))
+
+
+def below_failure(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return the frames below the deepest failure function; all where there is none."""
+    for index in range(len(frames) - 1, -1, -1):
+        if is_failure(frames[index]):
+            return frames[index + 1 :]
+    return frames

@@ -1,0 +1,57 @@
+"""Names of functions as they stay the same from build to build. Pure."""
+
+import re
+
+from crashd.domain.cause.helpers import without_suffix
+
+_BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
+_NUMBERS = re.compile(r"#\d+")
+
+
+def plain_name(function: str) -> str:
+    """Bring a function's name to what stays the same: no parameters, no template arguments, no
+    mark of the compiler's.
+
+    `app::Store<int>::at(unsigned long) const [.cold]` becomes `app::Store::at`.
+    """
+    name = _BRACKET_SUFFIX.sub("", function)
+    name = re.sub(r"( const| volatile| &&?| noexcept)+$", "", name)
+    if name.endswith(")") and not name.endswith("operator()"):
+        name = _without_last_group(name)
+    name = without_suffix(_without_angles(name))
+    if "operator" not in name and "{" not in name:
+        name = _without_return_type(name)
+    return _NUMBERS.sub("", name) or function
+
+
+def _without_last_group(name: str) -> str:
+    depth = 0
+    for at in range(len(name) - 1, -1, -1):
+        depth += (name[at] == ")") - (name[at] == "(")
+        if depth == 0:
+            return name[:at] or name
+    return name
+
+
+def _without_return_type(name: str) -> str:
+    """Leave out the return type, which stands before the name of a template's instance."""
+    depth = start = 0
+    for at, letter in enumerate(name):
+        depth += (letter in "(<") - (letter in ")>")
+        if letter == " " and depth == 0:
+            start = at + 1
+    return name[start:] or name
+
+
+def _without_angles(name: str) -> str:
+    """Leave out template arguments; `operator<` and a name that begins by one stay."""
+    if "operator" in name or name.startswith("<"):
+        return name
+    out: list[str] = []
+    depth = 0
+    for letter in name:
+        depth += letter == "<"
+        if not depth:
+            out.append(letter)
+        depth -= letter == ">" and depth > 0
+    return "".join(out).replace("::::", "::").removesuffix("::")

@@ -1,0 +1,88 @@
+"""Crashes of small programs in C, C++, Rust and Go, each with its true cause: what gdb and the
+kernel's log say of it. The table is tests/data/programs.txt.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.test_analysis import Crasher, analyse_death, crasher
+
+__all__ = ["crasher"]
+
+SOURCES = Path(__file__).parent / "programs" / "cases"
+TABLE = Path(__file__).parents[1] / "data" / "programs.txt"
+_C = ["gcc", "-O2", "-g", "-w", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-pthread"]
+BUILDS = {
+    "c1": [*_C, "c1.c"],
+    "c1_static": [*_C, "-static", "c1.c"],
+    "cx": ["g++", "-O2", "-g", "-w", "-std=c++20", "-D_GLIBCXX_ASSERTIONS", "-pthread", "cx.cc"],
+    "asan": ["gcc", "-O1", "-g", "-w", "-fsanitize=address", "-pthread", "san.c"],
+    "r": ["rustc", "-O", "-g", "-A", "warnings", "-C", "panic=abort", "r.rs"],
+    "g": ["go", "build", "g.go"],
+}
+
+
+def read_table() -> list[tuple[str, str, str, str]]:
+    """Program, word, title, and a pattern that the explanation has."""
+    rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line[:1] not in "#"]
+    return [(*row[0].split(" "), row[1], row[2]) for row in rows]  # type: ignore[misc]
+
+
+CASES = [row for row in read_table() if shutil.which(BUILDS[row[0]][0])]
+
+
+class Programs:
+    """The programs, compiled when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, name: str) -> Path:
+        """Compile a program, once."""
+        target = self._directory / name
+        if not target.exists():
+            *command, source = BUILDS[name]
+            subprocess.run(
+                [*command, "-o", target, SOURCES / source],
+                check=True,
+                env=None,
+                cwd=self._directory,
+            )
+        return target
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("ASAN_OPTIONS", "abort_on_error=1:disable_coredump=0")
+    monkeypatch.setenv("GO111MODULE", "off")
+    monkeypatch.setenv("GOCACHE", str(tmp_path_factory.getbasetemp() / "go"))
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "title", "pattern"), CASES, ids=[f"{row[0]}-{row[1]}" for row in CASES]
+)
+def test_program_has_its_true_cause(
+    crasher: Crasher, programs: Programs, name: str, word: str, title: str, pattern: str
+) -> None:
+    analysis = analyse_death(crasher.run(programs.get(name), word))
+    assert analysis.title == title
+    assert re.search(pattern, analysis.explanation or ""), analysis.explanation
+
+
+def test_static_and_dynamic_program_name_the_same_places() -> None:
+    """A bug has one place, however the program was linked."""
+    titles = {(row[0], row[1]): row[2] for row in read_table()}
+    both = [word for name, word in titles if name == "c1_static"]
+    assert len(both) > 4
+    for word in both:
+        static = titles["c1_static", word].replace("c1_static", "c1")
+        assert static == titles["c1", word]
