@@ -42,7 +42,7 @@ def test_request_arrives_with_the_core(ends: Ends, tmp_path: Path) -> None:
     daemon, worker = ends
     (tmp_path / "core").write_bytes(b"the core")
     with (tmp_path / "core").open("rb") as core:
-        workerlink.send_request(daemon, {"limit": 5, "text": "ü" * 10_000}, core.fileno())
+        workerlink.send_request(daemon, {"limit": 5, "text": "ü" * 10_000}, [core.fileno()])
     found = workerlink.receive_request(worker)
     assert (found["limit"], found["text"]) == (5, "ü" * 10_000)
     with open(found["core_fd"], "rb") as core:
@@ -51,8 +51,12 @@ def test_request_arrives_with_the_core(ends: Ends, tmp_path: Path) -> None:
 
 def test_request_without_a_core_has_none(ends: Ends) -> None:
     daemon, worker = ends
-    workerlink.send_request(daemon, {"task": "probe"}, None)
-    assert workerlink.receive_request(worker) == {"task": "probe", "core_fd": None}
+    workerlink.send_request(daemon, {"task": "probe"}, ())
+    assert workerlink.receive_request(worker) == {
+        "task": "probe",
+        "core_fd": None,
+        "extra_fd": None,
+    }
 
 
 def test_receive_request_of_a_daemon_that_has_gone_ends(ends: Ends) -> None:

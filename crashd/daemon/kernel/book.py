@@ -9,10 +9,12 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel.symbols import SymbolState
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.domain.kdump.directory import DumpDirectory
@@ -66,6 +68,8 @@ class Known:
     log_pending: bool = False
     """There is no log, and the dump was not asked: the log may still be on its way."""
 
+    symbols: SymbolState = field(default_factory=SymbolState)
+
     @property
     def key(self) -> Key:
         """What names it in the book."""
@@ -97,13 +101,21 @@ class Known:
         return self.growing or self.log_pending or now_ns - self.changed_at_ns < SETTLE_NS
 
 
+def _is_settled(crash: Crash) -> bool:
+    """Return whether hooks may be told: what they get is final, its title with it."""
+    return crash.state.is_final and not (crash.kernel or {}).get("log_pending")
+
+
 class DumpBook:
     """Knows dumps and their records; for the dumps' thread alone."""
 
-    def __init__(self, paths: Paths, hostname: bytes, indexer: Indexer) -> None:
+    def __init__(
+        self, paths: Paths, hostname: bytes, indexer: Indexer, symbols: SymbolWork
+    ) -> None:
         self._paths = paths
         self._hostname = hostname
         self._indexer = indexer
+        self._symbols = symbols
         self._known: dict[Key, Known] = {}
         self._absent: dict[Key, Mapping[str, Any]] = {}
         """The index's rows of dumps that this daemon has not seen, or sees no more."""
@@ -143,6 +155,15 @@ class DumpBook:
         """List the dumps that are worth looking at again soon."""
         return [known for known in self._known.values() if known.is_active(now_ns)]
 
+    def list_all(self) -> list[Known]:
+        """List all dumps that are there."""
+        return list(self._known.values())
+
+    def find_id(self, crash_id: str) -> Known | None:
+        """Find the dump of a record; also for other threads."""
+        there = tuple(self._known.values())
+        return next((known for known in there if known.crash_id == crash_id), None)
+
     def count(self) -> dict[State, int]:
         """Count the dumps by their state."""
         counts = dict.fromkeys(State, 0)
@@ -169,9 +190,11 @@ class DumpBook:
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else told.stamp_ns
         known.sure = kernel.get("dump_sure") is True
         known.maybe = kernel.get("dump_state") == DUMP_NOT_KNOWN
+        known.symbols = SymbolState.of(kernel)
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
         # An older crashd judged it by its head alone.
         same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
+        same = same and not kernel.get("log_pending")
         if same and known.state.has_core:
             known.growing = False
         return known
@@ -186,31 +209,33 @@ class DumpBook:
         """
         crash = self._write(look, known)
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
+        known.symbols = SymbolState.of(crash.kernel or {})
 
     def _write(self, look: Look, known: Known) -> Crash:
         """Write under the record's lock, because an administrator may pin it meanwhile."""
 
         def build(before: Crash | None) -> Crash:
-            return build_record(
+            crash = build_record(
                 look,
                 before,
                 hostname=self._hostname,
                 random=secrets.randbits(40),
                 seen_ns=known.first_seen_ns,
             )
+            return self._symbols.carry(crash, before)
 
         if known.crash_id is None or self.read(known.crash_id) is None:
             crash = build(None)
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
             self._indexer.recorded(crash)
-            if crash.state.is_final:
+            if _is_settled(crash):
                 self._indexer.finished(crash.id)
             return crash
         before, crash = entries.change(self._paths, known.crash_id, build)
         # The index is told even of a record that did not change: the daemon that wrote it may have
         # been killed before the index knew.
-        if crash.state.is_final and not (before.state.is_final and known.state.is_final):
+        if _is_settled(crash) and not (_is_settled(before) and known.state.is_final):
             self._indexer.finished(crash.id)
         else:
             self._indexer.changed(crash)
