@@ -108,7 +108,7 @@ def capture(
     try:
         source.swallow(deadline_ns)
         crash, limit = record.describe(crash, seen.snapshot, head, seen.credentials, options.limits)
-        crash = seen.warn(crash)
+        crash, limit = seen.warn(crash), limit.for_spooled(incoming.spooled_bytes())
         held, limit = _hold(crash, entry, source, limit, desk, deadline_ns)
     finally:
         source.release()

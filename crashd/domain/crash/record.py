@@ -42,6 +42,9 @@ PAGE_BYTES = 4096
 PIDFD_COREDUMP_USER = 4  # linux/pidfd.h, 6.16
 THREADS_MAX = 1024
 """Threads that are listed; further ones are only in the core itself."""
+_UNLIMITED_BYTES = (1 << 63) - 1
+_SPOOL_SLACK_BYTES = 1 << 16
+"""For what the file system needs to describe a sparse file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +385,18 @@ class Allowance:
         size = 0 if disposition is Disposition.METADATA else self.size_bytes
         return Allowance(size, disposition, reason or self.reason)
 
+    def for_spooled(self, spooled_bytes: int | None) -> "Allowance":
+        """Return it for a core that has so much in the spool; None for one that is not there.
+
+        The handler kept to the same limit, page by page, and took the stacks first. Counted in
+        larger blocks what it kept may seem too much, and the stacks, at the end, would be cut.
+        """
+        if spooled_bytes is None or not self.size_bytes:
+            return self
+        if spooled_bytes > self.size_bytes + self.size_bytes // 64 + _SPOOL_SLACK_BYTES:
+            return self  # another limit than the handler had
+        return Allowance(_UNLIMITED_BYTES, self.disposition, self.reason)
+
 
 def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowance:
     """Decide how much of the core is kept, by the process's own limit (%c) and the configured one.
@@ -397,7 +412,7 @@ def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowan
             (crash.rlimit_core, f"RLIMIT_CORE of the process is {crash.rlimit_core} bytes")
         )
     if not limits:
-        return Allowance((1 << 63) - 1, Disposition.FULL, None)
+        return Allowance(_UNLIMITED_BYTES, Disposition.FULL, None)
     size, reason = min(limits)
     if size < PAGE_BYTES:
         return Allowance(0, Disposition.METADATA, reason)

@@ -52,6 +52,8 @@ class Look:
     analysis: LogAnalysis | None
     growing: bool
     """It changed a moment ago, and is not known to be whole."""
+    build_id: str | None = None
+    """Of the vmlinux, found in the memory of a dump whose head has none."""
     parts: tuple[bytes, ...] = ()
     """The files of a split dump, in the order of their page frames; empty where it is not split."""
     capture_troubles: tuple[str, ...] = ()
@@ -191,7 +193,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
             "wrapped_by": head.wrapped_by.value if head.wrapped_by is not None else None,
             "compression": head.compression,
             "memory_bytes": head.memory_bytes,
-            "build_id": head.build_id,
+            "build_id": head.build_id or look.build_id,
         }
     return said
 

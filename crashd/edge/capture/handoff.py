@@ -80,7 +80,7 @@ class Connection:
         self.close()
 
     def fileno(self) -> int:
-        """Tell the descriptor, for a selector."""
+        """Return the descriptor, for a selector."""
         return self._peer.fileno()
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ def _handoff(packet: Packet) -> Handoff:
 
 
 def accept(server: socket.socket) -> Connection | None:
-    """Accept the next handler; None when none is waiting.
+    """Accept the next handler; None when nobody waits.
 
     Raises:
         OSError: no descriptor or no memory is left; `server` stays readable.

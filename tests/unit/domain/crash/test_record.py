@@ -288,6 +288,25 @@ def test_describe_without_a_head_leaves_the_crash_to_root() -> None:
     assert limit.disposition is Disposition.FULL
 
 
+@pytest.mark.parametrize(
+    ("size", "spooled", "unlimited"),
+    [
+        (40 << 20, None, False),
+        (40 << 20, 40 << 20, True),
+        (40 << 20, (40 << 20) + (1 << 16), True),
+        (40 << 20, 42 << 20, False),  # the limit was another one then
+        (8192, 1 << 20, False),  # the head of a core that its limit forbids
+        (0, 0, False),
+    ],
+)
+def test_allowance_for_spooled_is_not_counted_a_second_time(
+    size: int, spooled: int | None, unlimited: bool
+) -> None:
+    limit = Allowance(size, Disposition.FULL, "a limit")
+    found = limit.for_spooled(spooled)
+    assert found == (replace(limit, size_bytes=(1 << 63) - 1) if unlimited else limit)
+
+
 def test_allowance_is_lowered_and_never_raised() -> None:
     limit = Allowance(5000, Disposition.FULL, "a limit")
     assert limit.lowered(Disposition.FULL, "x") == limit
