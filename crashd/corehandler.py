@@ -15,9 +15,12 @@ spooling only, commented out (store/handlerfile.py) and compiles it when it is n
                                                           └ no receipt ─▶ spool it here
 
 The hand-over is one SOCK_SEQPACKET message `KEY=value NUL …` with the descriptors [core, pidfd],
-answered by one byte. Whoever gives up first wins, atomically: the handler shuts the socket down
-before it spools, and the daemon reads no core before its receipt was taken by the socket (unix(7):
-a send to a peer that shut down fails with EPIPE), so that never both read one core, and never none.
+answered by two bytes: QUEUED, as soon as the daemon has the crash on record, and RECEIPT, when one
+of its workers begins to read the core. A daemon that does not answer at all is not waited for, one
+that answered QUEUED is: it is busy, and ends the connection when it dies. Whoever gives up first
+wins, atomically: the handler shuts the socket down before it spools, and no worker reads a core
+before its receipt was taken by the socket (unix(7): a send to a peer that shut down fails with
+EPIPE), so that never both read one core, and never none.
 
 Spool entry: `<ns>-<pid>-<random>-<user>.tmp/`, renamed without `.tmp` when all in it is synced:
 `meta` (the same fields), `core` (sparse), `proc.*` (raw copies from /proc/PID), `done` (how the
@@ -46,8 +49,10 @@ SPECIFIERS = "pestPIugcdFh"
 """core(5) specifiers in the order of the pattern: the first four are the whole of the short
 form.
 """
+QUEUED = b"Q"
 RECEIPT = b"R"
-RECEIPT_SECONDS = 3
+RECEIPT_SECONDS = 3  # for a first answer
+QUEUED_SECONDS = 300  # for the receipt, after QUEUED; the daemon gives up then, too
 VALUE_MAX = 4096
 SPOOL_DEADLINE_SECONDS = 300
 PROC_DEADLINE_SECONDS = 2
@@ -214,29 +219,39 @@ def pack(fields: "dict[str, bytes]") -> bytes:
 
 def hand_over(path: str, fields: "dict[str, bytes]", descriptors: "list[int]") -> bool:
     """Give the crash to the daemon; True once it has taken it."""
-    word = 8 if sys.maxsize > 1 << 32 else 4
-    timeout = RECEIPT_SECONDS.to_bytes(word, sys.byteorder) + bytes(word)  # struct timeval
     try:
         peer = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        peer.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeout)
-        peer.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeout)
+        peer.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeval(RECEIPT_SECONDS))
+        peer.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeval(RECEIPT_SECONDS))
         peer.connect(path)
         rights = b"".join([fd.to_bytes(4, sys.byteorder) for fd in descriptors])
         peer.sendmsg([pack(fields)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
     except OSError:
         return False
+    answer = b""
     try:
-        if peer.recv(1) == RECEIPT:
-            return True
+        answer = peer.recv(1)
+        if answer == QUEUED:
+            peer.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeval(QUEUED_SECONDS))
+            answer = peer.recv(1)
     except OSError:
         pass
+    if answer == RECEIPT:
+        return True
     try:
-        peer.shutdown(
-            SHUT_RDWR
-        )  # from here on the daemon's receipt fails; one sent before is in our queue
-        return peer.recv(1) == RECEIPT
+        peer.shutdown(SHUT_RDWR)  # from here on a receipt fails; those sent before are in our queue
+        while answer := peer.recv(1):
+            if answer == RECEIPT:
+                return True
     except OSError:
-        return False
+        pass
+    return False
+
+
+def timeval(seconds: int) -> bytes:
+    """Build a struct timeval."""
+    word = 8 if sys.maxsize > 1 << 32 else 4
+    return seconds.to_bytes(word, sys.byteorder) + bytes(word)
 
 
 def complain(text: str) -> None:

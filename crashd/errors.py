@@ -7,7 +7,8 @@
     ├── PermissionDeniedError   exit 3   the caller may not do or see this
     ├── UnavailableError        exit 4   the store or the daemon is not available
     │   ├── BusyError           exit 4   another daemon owns this root
-    │   └── IndexCorruptError   exit 4   the index cannot be read; `reindex` rebuilds it
+    │   ├── IndexCorruptError   exit 4   the index cannot be read; `reindex` rebuilds it
+    │   └── IndexOutdatedError  exit 4   an older crashd wrote the index; it is rebuilt
     ├── NotFoundError           exit 1   nothing matched
     └── FormatError             exit 1   foreign bytes are malformed
         └── NewerError          exit 1   a newer crashd wrote them
@@ -67,6 +68,10 @@ class BusyError(UnavailableError):
 
 class IndexCorruptError(UnavailableError):
     """The index is damaged, or was written by a newer crashd."""
+
+
+class IndexOutdatedError(UnavailableError):
+    """The index was written by an older crashd."""
 
 
 class NotFoundError(CrashdError):

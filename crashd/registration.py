@@ -5,6 +5,7 @@ took, it gives back when it stops; what `crashctl install` took stays, so that c
 while the daemon is away.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,15 @@ class Registered:
     """The handler was not there yet, or another version of it."""
     changed: bool
     """One of the three sysctls was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A sysctl that has another value than before."""
+
+    name: str
+    before: str
+    after: str
 
 
 def choose_mode(configured: str, *, passed: bool) -> Mode:
@@ -97,6 +107,32 @@ def unregister(paths: Paths) -> str:
     return outcome
 
 
+def install(paths: Paths, pipe_limit: int, mode: Mode) -> tuple[Registered, tuple[Change, ...]]:
+    """Register for good, as `crashctl install` does: a daemon that stops leaves it so. Return what
+    was done, and which sysctls have changed by it.
+
+    Raises:
+        CrashdError: as `register`; or a sysctl cannot be read.
+
+    """
+    before = _read_settings()
+    done = register(paths, pipe_limit, mode, for_good=True)
+    return done, _changes(before)
+
+
+def uninstall(paths: Paths) -> tuple[str, tuple[Change, ...]]:
+    """Put back what was before, whoever registered; return what was done, in words, and which
+    sysctls have changed by it.
+
+    Raises:
+        CrashdError: as `unregister`; or a sysctl cannot be read.
+
+    """
+    before = _read_settings()
+    outcome = unregister(paths)
+    return outcome, _changes(before)
+
+
 def is_owned(paths: Paths) -> bool:
     """Return whether kernel.core_pattern names our handler."""
     try:
@@ -113,7 +149,14 @@ def current_pattern() -> str:
         return ""
 
 
-def read_settings() -> dict[str, str]:
+def _changes(before: Mapping[str, str]) -> tuple[Change, ...]:
+    after = _read_settings()
+    return tuple(
+        Change(name, value, after[name]) for name, value in before.items() if value != after[name]
+    )
+
+
+def _read_settings() -> dict[str, str]:
     """Read the three sysctls; raises as sysctl.read does."""
     return {
         name: sysctl.read(name, PROC)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Build the Debian package: sh packaging/deb.sh [DIRECTORY], by default dist/. Needs apt's dpkg-dev, binutils and what
-# test.sh needs. It holds what crashd needs beyond the distribution's own, locked and checked by hash, for the Python of
-# each release that it is for; see stage.sh. The same commit makes the same bytes.
+# Build the Debian package: sh packaging/deb.sh [DIRECTORY], by default dist/. Needs dpkg-dev, binutils and the
+# packages of test.sh. The package includes dependencies that the distribution lacks, locked and checked by hash, for the
+# Python of each supported release; see stage.sh. The same commit makes the same bytes.
 set -eu
 
 program=deb.sh

@@ -1,6 +1,6 @@
-# Shared by run.sh and test.sh: what the operating system must give, and the locked environment.
+# Shared by the scripts of packaging/: required packages of the operating system, and the locked environment.
 # POSIX sh; sourced with $program (for messages) and $here (the clone, absolute) set.
-# Exit status 2 is for all that must be put right before anything can begin.
+# Exit status 2 means that something must be fixed before the script can begin.
 # shellcheck shell=sh
 
 : "${program:?}" "${here:?}"
@@ -20,7 +20,7 @@ have() {
     command -v "$1" >/dev/null 2>&1
 }
 
-# Run a command without its output; where it fails, show the end of that, on stderr.
+# Run a command without its output; if it fails, show the end of the output on stderr.
 quietly() {
     quiet_log=$(mktemp) || return 1
     quiet_status=0
@@ -36,12 +36,12 @@ is_python() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# Set $python to the interpreter of the environment, "" where there is none new enough.
-# /usr/bin/python3 comes first: it runs the crash-time handler, and its headers come by apt-get.
+# Set $python to the interpreter for the environment, or to "" if none is new enough.
+# /usr/bin/python3 comes first, because it runs the crash-time handler, and apt-get installs its headers.
 find_python() {
     python=
     if [ -n "${CRASHD_PYTHON:-}" ]; then
-        is_python "$CRASHD_PYTHON" || refuse "CRASHD_PYTHON=$CRASHD_PYTHON is no Python from 3.11 on"
+        is_python "$CRASHD_PYTHON" || refuse "CRASHD_PYTHON=$CRASHD_PYTHON is not Python 3.11 or newer"
         python=$CRASHD_PYTHON
         return
     fi
@@ -53,7 +53,7 @@ find_python() {
     done
 }
 
-# Whether this is a Debian from 12 on or an Ubuntu from 24.04 on, or made of one, with apt-get.
+# Whether this is Debian 12 or later, Ubuntu 24.04 or later, or a derivative, with apt-get.
 is_debian() {
     have apt-get && [ -r /etc/os-release ] && (
         ID='' ID_LIKE='' VERSION_ID=''
@@ -83,7 +83,7 @@ system_name() {
     )
 }
 
-# need PACKAGE CONDITION...: note the Debian package where the condition does not hold.
+# need PACKAGE CONDITION...: note the Debian package if the condition does not hold.
 need() {
     package=$1
     shift
@@ -94,7 +94,7 @@ has_python_header() {
     "$python" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))'
 }
 
-# Whether a library can be loaded: drgn and pyseccomp bring none of these.
+# Whether a library can be loaded; drgn and pyseccomp do not include these.
 loads() {
     "${python:-python3}" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1"
 }
@@ -103,7 +103,7 @@ compiles() {
     printf '#include <stdio.h>\nint main(void) { return 0; }\n' | gcc -x c -o /dev/null -
 }
 
-# Set $missing to the Debian packages that building and running crashd still needs.
+# Set $missing to the Debian packages still needed to build and run crashd.
 find_missing() {
     missing=
     find_python
@@ -125,7 +125,7 @@ find_missing() {
     ! have apt-get || need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 }
 
-# What else the system tests need.
+# Further packages for the system tests.
 find_missing_of_system_tier() {
     need gdb have gdb
     need binutils have objcopy
@@ -142,23 +142,23 @@ find_missing_of_system_tier() {
     [ "${CRASHD_TEST_VM:-}" != 1 ] || need qemu-system-x86 have qemu-system-x86_64
 }
 
-# Bring what `finder...` finds missing, or refuse in one line with nothing changed.
+# Install what `finder...` finds missing, or refuse with one line and change nothing.
 provide() {
     [ "$(uname -s)" = Linux ] || refuse "crashd is for Linux, and this is $(uname -s)"
     case $here in
-    *:*) refuse "a Python environment cannot be in a path with a colon: $here" ;;
+    *:*) refuse "the path of a Python environment cannot contain a colon: $here" ;;
     esac
     for finder in "$@"; do "$finder"; done
     [ -n "$missing" ] || return 0
     if ! is_debian; then
-        [ -n "$python" ] || refuse "Python 3.11 or newer is needed, and $(system_name) has none at hand"
-        refuse "missing, by the names of Debian's packages:$missing; they are installed for you on" \
-            "Debian 12 and 13 and Ubuntu 24.04 only, and this is $(system_name)"
+        [ -n "$python" ] || refuse "Python 3.11 or newer is required, and $(system_name) has none"
+        refuse "missing (names of Debian's packages):$missing; this script installs them only on" \
+            "Debian 12 and 13 and Ubuntu 24.04, and this is $(system_name)"
     fi
     if [ -z "$python" ] && [ -x /usr/bin/python3 ]; then
-        refuse "Python 3.11 or newer is needed, and /usr/bin/python3 is $(/usr/bin/python3 -V 2>&1)"
+        refuse "Python 3.11 or newer is required, and /usr/bin/python3 is $(/usr/bin/python3 -V 2>&1)"
     fi
-    [ "$(id -u)" -eq 0 ] || refuse "missing:$missing; as root: apt-get install$missing"
+    [ "$(id -u)" -eq 0 ] || refuse "missing:$missing; run as root: apt-get install$missing"
     # shellcheck disable=SC2086
     apt_install $missing
     for finder in "$@"; do "$finder"; done
@@ -169,7 +169,7 @@ apt_install() {
     say "installing $* with apt-get"
     DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
     export DEBIAN_FRONTEND NEEDRESTART_SUSPEND
-    # A source that cannot be reached need not be the one that is needed: what counts is the install.
+    # An unreachable source may not be needed: only the installation must succeed.
     quietly apt-get -qq -o DPkg::Lock::Timeout=300 update || say "apt-get update failed, ignoring"
     quietly apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 --no-install-recommends \
         install "$@" || refuse "apt-get could not install $*"
@@ -178,8 +178,8 @@ apt_install() {
 # ---- the locked environment ----
 
 # build_environment DIRECTORY LOCK: a venv with exactly what the lock says, and crashd from the clone.
-# Built anew only when the locks, pyproject.toml, the interpreter or the place have changed. The stamp is
-# written last: an environment without it is unfinished, whatever happened, and is built anew.
+# Rebuilt only if the locks, pyproject.toml, the interpreter or the place have changed. The stamp is written
+# last: an environment without a stamp is unfinished, and is rebuilt.
 build_environment() {
     environment=$1
     lock=$here/packaging/$2
@@ -192,7 +192,7 @@ build_environment() {
         say "building $environment with $("$python" -V)"
         rm -rf "$environment" || refuse "cannot replace $environment: was it made by another user?"
         quietly "$python" -m venv "$environment" || refuse "cannot make the environment $environment"
-        # Only these two come as source, and are built with what the lock of build tools says.
+        # Only these two are built from source, with the locked build tools.
         install_locked --only-binary=:all: -r "$build_lock"
         install_locked --only-binary=:all: --no-binary=pyinotify,systemd-python -r "$lock"
         pip_install -e "$here"
@@ -202,8 +202,8 @@ build_environment() {
     exec 8<&-
 }
 
-# The native crash-time handler, beside its source. Static where the machine has a static libc: then a broken
-# library or loader cannot lose a crash. Without it the Python handler is installed (store/handlerfile.py).
+# Build the native crash-time handler beside its source. It is static if the machine has a static libc, so that a
+# broken library or loader cannot lose a crash. Without it, the Python handler is installed (store/handlerfile.py).
 build_handler() {
     native=$here/crashd/native
     [ ! "$native/crashd-core" -nt "$native/crashd-core.c" ] || return 0
@@ -213,14 +213,14 @@ build_handler() {
     *) branches=-fPIE ;;
     esac
     for linked in -static-pie -pie; do
-        # The same source makes the same bytes wherever it lies.
+        # The same source must make the same bytes in every directory.
         quietly gcc -std=c11 -O2 -Wall -Wextra -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
             -fstack-clash-protection "$branches" "-ffile-prefix-map=$here=." -s "$linked" \
             -Wl,-z,relro,-z,now -o "$native/crashd-core.new" "$native/crashd-core.c" || continue
         mv "$native/crashd-core.new" "$native/crashd-core"
         return 0
     done
-    say "the native handler cannot be built (why is above); the Python handler serves, 15 ms slower"
+    say "cannot build the native handler (see above); using the Python handler, which is 15 ms slower"
 }
 
 install_locked() {
@@ -231,6 +231,6 @@ pip_install() {
     PIP_USER=0 quietly "$environment/bin/python" -m pip --disable-pip-version-check --no-input install \
         --quiet --no-deps --no-build-isolation --use-pep517 "$@" || {
         rm -rf "$environment"
-        refuse "pip could not fill $environment (why is above; it needs a package index)"
+        refuse "pip could not fill $environment (see above; it needs a package index)"
     }
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Pin the dependencies anew, with hashes, for every CPython from 3.11 on and every Linux machine.
+# Pin the dependencies again, with hashes, for every CPython from 3.11 on and every Linux machine.
 # Needs `uv`. Arguments go to `uv pip compile`, e.g. --upgrade, or --upgrade-package NAME.
 set -eu
 unset CDPATH

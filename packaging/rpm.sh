@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build the RPM: sh packaging/rpm.sh [DIRECTORY], by default dist/. Needs rpmbuild (on Debian: apt's rpm), binutils and what
-# test.sh needs. It has the same files as the Debian package; see stage.sh. The same commit makes the same bytes.
+# Build the RPM: sh packaging/rpm.sh [DIRECTORY], by default dist/. Needs rpmbuild (on Debian: package rpm), binutils and
+# the packages of test.sh. It has the same files as the Debian package; see stage.sh. The same commit makes the same bytes.
 set -eu
 
 program=rpm.sh
@@ -23,7 +23,7 @@ export SOURCE_DATE_EPOCH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 stage_tree "$work/tree"
-# Directories that are crashd's own alone, and every file.
+# Directories that belong only to crashd, and every file.
 (
     cd "$work/tree"
     find . -type d \( -path './etc/crashd*' -o -path './usr/lib/crashd*' -o -path './usr/share/crashd*' -o \

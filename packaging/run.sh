@@ -1,21 +1,21 @@
 #!/bin/sh
-# Try crashd out: run a copy of this clone in the foreground, on a private root of its own, as the handler
-# of this machine's crashes, until Ctrl-C; then every kernel setting is what it was.
+# Try crashd: run a copy of this clone in the foreground, on a private root, as this machine's crash
+# handler, until Ctrl-C; then restore every kernel setting.
 #
-# The kernel runs the handler as root. So the copy, its environment and its root lie in a directory that
-# only root can change, and nothing of the clone is read once the copy is made: the clone may be a user's.
-# shellcheck disable=SC2317  # what a trap calls is reachable
+# The kernel runs the handler as root. So the copy, its environment and its root are in a directory that
+# only root can change, and nothing of the clone is read after the copy is made: any user may own the clone.
+# shellcheck disable=SC2317  # a function called by a trap is reachable
 set -eu
 
 program=run.sh
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
-cd / # Python looks for modules where it is started
+cd / # Python searches for modules in the current directory
 . "$here/packaging/lib.sh"
 trial=${CRASHD_TRIAL:-/opt/crashd-trial}
 
 READY_SECONDS=30
 STOP_SECONDS=60
-# In the order of putting back: with suid_dumpable=2 the kernel wants a pattern that is a pipe or absolute.
+# In the order of restoring: with suid_dumpable=2 the kernel requires a pattern that is a pipe or absolute.
 SETTINGS="fs/suid_dumpable kernel/core_pipe_limit kernel/core_pattern"
 
 usage() {
@@ -23,14 +23,14 @@ usage() {
 usage: sudo sh packaging/run.sh [--demo]
 
 Run a copy of this clone on a private root, both below $trial, until Ctrl-C.
-It takes over kernel.core_pattern meanwhile, and gives it back at the end.
-The directory, which only root may be able to change, is \$CRASHD_TRIAL; rm -r it when you are done.
+It takes over kernel.core_pattern meanwhile, and restores it at the end.
+Only root may be able to change the directory, \$CRASHD_TRIAL; remove it (rm -r) when you are done.
 
   --demo   crash three programs, show what crashd kept of them, check it, and end
   --help   show this help
 
-Exit status: 0 all went well; 1 crashd or the demo failed, or a kernel setting could not be put back;
-2 usage, or this system lacks something (one line says what).
+Exit status: 0 success; 1 crashd or the demo failed, or a kernel setting could not be restored;
+2 usage error, or this system lacks something (a message says what).
 EOF
 }
 
@@ -51,11 +51,11 @@ done
 
 # ---- the directory of the trial ----
 
-# Refuse a way to $trial that others than root can replace a part of. It has no symbolic link.
+# Refuse a path to $trial if other users than root can replace a part of it. It has no symbolic link.
 refuse_unsafe() {
     way=$trial
     while :; do
-        # a directory like /tmp is safe where the next one is root's
+        # a directory like /tmp is safe if the next one belongs to root
         if [ -e "$way" ] &&
             [ -n "$(find "$way" -maxdepth 0 \( ! -uid 0 -o -perm /022 ! -perm -1000 \))" ]; then
             refuse "$way can be changed by others than root: set CRASHD_TRIAL to a directory that cannot"
@@ -65,7 +65,7 @@ refuse_unsafe() {
     done
 }
 
-# Go on as the copy of this script, which nobody else can change while it runs.
+# Continue as the copy of this script, which nobody else can change while it runs.
 become_copy() {
     rm -rf "$trial/source.new"
     mkdir "$trial/source.new"
@@ -73,7 +73,7 @@ become_copy() {
         cp -RP "$here/$name" "$trial/source.new/$name"
     done
     find "$trial/source.new" -name __pycache__ -prune -exec rm -rf {} +
-    rm -f "$trial/source.new/crashd/native/crashd-core" # built from its source, whatever the clone has
+    rm -f "$trial/source.new/crashd/native/crashd-core" # rebuilt from source, whatever the clone contains
     rm -rf "$trial/source"
     mv "$trial/source.new" "$trial/source"
     exec sh "$trial/source/packaging/run.sh" "$@"
@@ -92,11 +92,11 @@ is_ours() {
     return 1
 }
 
-# Keep what stands there now in $saved: also for a run after this one, should this one be killed.
+# Save the present values in $saved; also for the next run, in case this one is killed.
 save_settings() {
     if is_ours; then
-        [ -e "$saved" ] || say "core_pattern is still ours, from a run that was killed, and nobody knows" \
-            "what it was: at the end it will be what crashd itself remembers"
+        [ -e "$saved" ] || say "core_pattern still names this trial, from a run that was killed, and its old value is unknown:" \
+            "crashd will restore the value that it saved itself"
         return 0
     fi
     for name in $SETTINGS; do
@@ -105,7 +105,7 @@ save_settings() {
     mv -f "$saved.new" "$saved"
 }
 
-# Put back what crashd, which does this itself, did not: it was killed. 1 where that does not work.
+# Restore what crashd, which does this itself, did not restore because it was killed. Return 1 on failure.
 restore_settings() {
     if [ ! -e "$saved" ]; then
         is_ours || return 0
@@ -113,9 +113,9 @@ restore_settings() {
         return 1
     fi
     if ! is_ours && [ "$(cat /proc/sys/kernel/core_pattern)" != "$(saved_value kernel/core_pattern)" ]; then
-        # the other two are crashd's to give back, where they are as it set them
+        # crashd restores the other two, if they have the values that it set
         [ ! -e "$root/var/lib/crashd/previous-core-pattern" ] || crashctl uninstall >/dev/null || true
-        say "kernel.core_pattern was changed by someone else meanwhile, and is left as it is"
+        say "another program has changed kernel.core_pattern meanwhile; leaving it as it is"
         rm -f "$saved"
         return 0
     fi
@@ -123,16 +123,16 @@ restore_settings() {
     for name in $SETTINGS; do
         value=$(saved_value "$name")
         [ "$(cat "/proc/sys/$name")" != "$value" ] || continue
-        say "putting $name back to '$value'"
+        say "restoring $name to '$value'"
         printf '%s\n' "$value" >"/proc/sys/$name" || true
         [ "$(cat "/proc/sys/$name")" = "$value" ] || failed="$failed $name"
     done
     if [ -n "$failed" ]; then
-        say "could not put back:$failed; the values are in $saved"
+        say "could not restore:$failed; the values are in $saved"
         return 1
     fi
     rm -f "$saved"
-    say "kernel.core_pattern, kernel.core_pipe_limit and fs.suid_dumpable are what they were"
+    say "kernel.core_pattern, kernel.core_pipe_limit and fs.suid_dumpable have their old values"
     return 0
 }
 
@@ -149,7 +149,7 @@ running() {
 
 finish() {
     status=$?
-    set +e # nobody may be left to read what we say; the settings are put back all the same
+    set +e # the settings must be restored even if nothing reads our output any more
     trap - EXIT
     trap '' HUP INT TERM
     if [ -n "$daemon" ]; then
@@ -160,7 +160,7 @@ finish() {
             tries=$((tries - 1))
         done
         if running; then
-            say "crashd did not stop within $STOP_SECONDS s and is killed"
+            say "crashd did not stop within $STOP_SECONDS s; killing it"
             kill -KILL "$daemon" 2>/dev/null
         fi
         if [ -z "$ended" ]; then
@@ -200,24 +200,24 @@ wait_until_ready() {
 
 [ "$(uname -s)" = Linux ] || refuse "crashd is for Linux, and this is $(uname -s)"
 [ "$(id -u)" -eq 0 ] || refuse "must be root to take over kernel.core_pattern: sudo sh packaging/run.sh"
-# Opened, not tested: root may write everything, but not where /proc is read-only (a container).
+# Opened, not tested with -w: root may write everything, but not if /proc is read-only (a container).
 (: >>/proc/sys/kernel/core_pattern) 2>/dev/null ||
-    refuse "kernel.core_pattern cannot be written here: a container? Run it on the host"
+    refuse "cannot write kernel.core_pattern: is this a container? Run it on the host"
 have realpath || refuse "realpath is missing (coreutils)"
 trial=$(realpath -m -- "$trial")
 export CRASHD_TRIAL="$trial"
 refuse_unsafe
 mkdir -p "$trial"
-refuse_unsafe # again: in a directory like /tmp another user may have been faster
+refuse_unsafe # again, because in a directory like /tmp another user may have been faster
 exec 9<"$trial"
-flock -n 9 || refuse "packaging/run.sh is running already on $trial"
+flock -n 9 || refuse "packaging/run.sh is already running on $trial"
 [ "$here" = "$trial/source" ] || become_copy "$@"
 provide find_missing
-is_python /usr/bin/python3 || refuse "/usr/bin/python3 must be 3.11 or newer: it runs the crash-time handler"
+is_python /usr/bin/python3 || refuse "/usr/bin/python3 must be Python 3.11 or newer: it runs the crash-time handler"
 build_environment "$trial/venv" requirements.lock
 
-# The kernel takes 127 bytes of pattern and splits it at blanks, a socket's path may have 107 bytes: a
-# trial in a long or odd place gets a short name while it runs.
+# The kernel accepts 127 bytes of pattern and splits it at blanks, and a socket's path may have 107 bytes:
+# a trial with a long or unusual path gets a short alias while it runs.
 mkdir -p "$trial/root"
 root=$trial/root
 case $root in
@@ -234,11 +234,11 @@ trap finish EXIT
 trap 'exit "$interrupted"' HUP INT TERM
 trap '' PIPE
 [ -z "$alias" ] || ln -sfn "$trial/root" "$alias"
-# asked, not tried by its lock: a daemon that starts at this moment would find that taken
+# ask the daemon, do not try its lock: a daemon that starts at this moment would find the lock taken
 ! crashctl status >/dev/null 2>&1 ||
     refuse "another crashd runs on $trial/root: pid $(cat "$root/run/crashd/daemon.lock")"
-# A trial keeps every core, also of programs started where `ulimit -c` is 0, as it is in most shells (and
-# as faulthandler._sigsegv() sets it): whoever wants the default removes the line.
+# A trial keeps every core, also of programs with `ulimit -c` of 0, as in most shells (and as
+# faulthandler._sigsegv() sets it); remove the line to get the default.
 if [ ! -e "$root/etc/crashd/crashd.toml" ]; then
     mkdir -p "$root/etc/crashd"
     printf '%s\n' '# Written by packaging/run.sh; crashd.toml(5) lists all keys.' '[capture]' \
@@ -252,7 +252,7 @@ if [ -n "$demo" ]; then
 else
     exec 7>&2
 fi
-# Should this script be killed, crashd hears of it and stops in good order.
+# If this script is killed, crashd gets SIGTERM and stops cleanly.
 with_us=
 ! setpriv --pdeathsig TERM true 2>/dev/null || with_us="setpriv --pdeathsig TERM"
 # shellcheck disable=SC2086
@@ -279,9 +279,9 @@ crashd is ready and catches every crash of this machine.
   store     $root/var/lib/crashd/crashes
   metrics   $metrics
   list      sudo '$environment/bin/crashctl' --root '$root' list
-This trial keeps the cores of programs whose \`ulimit -c\` is 0 too ($root/etc/crashd/crashd.toml);
+This trial also keeps the cores of programs with \`ulimit -c\` of 0 ($root/etc/crashd/crashd.toml);
 by default crashd honours that limit.
-Ctrl-C ends it and puts the kernel's settings back.
+Ctrl-C ends it and restores the kernel's settings.
 
 EOF
 wait "$daemon" && ended=0 || ended=$?

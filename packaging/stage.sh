@@ -1,12 +1,12 @@
-# Shared by deb.sh and rpm.sh: the installed tree of crashd, and what it brings along for the system's Python.
+# Shared by deb.sh and rpm.sh: the installed tree of crashd, and the packages that it includes for the system's Python.
 # POSIX sh; sourced after lib.sh, with $environment built of requirements-dev.lock.
 # shellcheck shell=sh disable=SC2154
 
-# Debian 12 and 13, and Ubuntu 24.04 between them. What is for another one of these is a directory more.
+# Debian 12 and 13, and Ubuntu 24.04 between them. Another version needs one more directory.
 PYTHONS="3.11 3.12 3.13"
 
-# fill_bundles DIRECTORY: one directory of locked packages for each Python, and the same files only once.
-# python3-systemd is the distribution's: there are no wheels of systemd-python.
+# fill_bundles DIRECTORY: make a directory of locked packages for each Python; equal files are stored only once.
+# python3-systemd comes from the distribution, because there are no wheels of systemd-python.
 fill_bundles() {
     bundles=$1
     machine=$(uname -m)
@@ -42,10 +42,10 @@ fill_bundles() {
 pip_target() {
     quietly "$environment/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --no-deps \
         --no-compile --require-hashes --target "$target" --upgrade "$@" -r "$bundles/lock" ||
-        refuse "pip could not fill $target (why is above; it needs a package index)"
+        refuse "pip could not fill $target (see above; it needs a package index)"
 }
 
-# Put what two bundles have in common aside, and links in its place.
+# Move packages that all bundles share to one place, and put links in theirs.
 share_same() {
     first=${PYTHONS%% *}
     mkdir "$1/shared"
@@ -64,7 +64,7 @@ share_same() {
     done
 }
 
-# stage_tree ROOT: all that is installed, but for what belongs to one kind of package.
+# stage_tree ROOT: install everything that all kinds of packages share.
 stage_tree() {
     root=$1
     install -d "$root/usr/bin" "$root/usr/libexec" "$root/usr/lib/crashd" "$root/usr/lib/systemd/system" \
@@ -100,7 +100,7 @@ install_handler(Paths(pathlib.Path(sys.argv[1])))' "$root"
     install -m 644 "$here/README.md" "$here/packaging/requirements.lock" "$root/usr/share/doc/crashd"
 }
 
-# The moment that files in packages are of: the last commit's, so that the same tree makes the same package.
+# The time of files in packages: that of the last commit, so that the same tree makes the same package.
 source_date() {
     printf '%s' "${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 0)}"
 }

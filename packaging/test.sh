@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run the tests that this machine allows: unit and integration always, system as root with
-# CRASHD_TEST_SYSTEM=1 (then a system test that is skipped is a failure). Two processes run them; what
-# goes together, tests/conftest.py says. Arguments go to pytest: `-n 0` runs them in one.
+# CRASHD_TEST_SYSTEM=1 (then a skipped system test is a failure). Two processes run the tests;
+# tests/conftest.py says which ones must share a process. Arguments go to pytest: `-n 0` uses one process.
 set -eu
 
 program=test.sh

@@ -25,6 +25,8 @@ _WITH_MESSAGE = frozenset({b"St13runtime_error", b"St11logic_error"})
 _PRINTABLE = re.compile(rb"[\t\n\x20-\x7e\x80-\xff]+")
 _RUST_FILE = re.compile(rb"[\x20-\x7e]{1,1020}\.rs")
 _GO_BACKLOG = 512
+_GO_FRAME_MAX = 512
+_GO_WORDS_MIN = 4
 _GO_FLAG_AT, _GO_KIND_AT, _GO_STR_AT = 20, 23, 40  # in runtime._type, internal/abi/type.go
 _GO_FAULT = re.compile(rb"unexpected fault address 0x[0-9a-f]+(?=\n)")
 _GO_INT, _GO_POINTER, _GO_STRING, _GO_STRUCT = 2, 22, 24, 25
@@ -332,6 +334,39 @@ def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
     return None
 
 
+def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
+    """Read what a stripped program's runtime.throw() was given: its frame holds the string, among
+    what the function that prints it on the system stack is given.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] not in ("runtime.throw", "runtime.fatal") or None in (
+            frame["sp"],
+            caller["sp"],
+        ):
+            continue
+        for at in range(frame["sp"], min(caller["sp"], frame["sp"] + _GO_FRAME_MAX), 8):
+            pointer, size = image.word(at), image.word(at + 8)
+            if pointer and size and _GO_WORDS_MIN <= size <= MESSAGE_MAX:
+                raw = image.read(pointer, size)
+                if len(raw) == size and _PRINTABLE.fullmatch(raw):
+                    return _text(raw)
+    return None
+
+
+def _go_arguments(
+    image: CoreImage, frames: Frames, names: tuple[str, ...]
+) -> tuple[int, int] | None:
+    """Read the first two words that a Go function was called with, from above its return address:
+    there its caller has left room, and the function spills registers that it needs again
+    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] in names and caller["sp"] is not None:
+            first, second = image.word(caller["sp"]), image.word(caller["sp"] + 8)
+            return None if first is None or second is None else (first, second)
+    return None
+
+
 _GO_BOUNDS = (
     "index out of range [{x}] with length {y}",
     "slice bounds out of range [:{x}] with length {y}",
@@ -387,26 +422,3 @@ def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
     if value is not None:
         return value
     return f"a value of type {name}" if name else "panic"
-
-
-def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
-    """Read what a stripped program's runtime.throw() was given: a string."""
-    given = _go_arguments(image, frames, ("runtime.throw", "runtime.fatal"))
-    if given is None or not 0 < given[1] <= MESSAGE_MAX:
-        return None
-    raw = image.read(*given)
-    return _text(raw) if len(raw) == given[1] and _PRINTABLE.fullmatch(raw) else None
-
-
-def _go_arguments(
-    image: CoreImage, frames: Frames, names: tuple[str, ...]
-) -> tuple[int, int] | None:
-    """Read the first two words that a Go function was called with, from above its return address:
-    there its caller has left room, and the function spills registers that it needs again
-    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
-    """
-    for frame, caller in pairwise(frames):
-        if frame["function"] in names and caller["sp"] is not None:
-            first, second = image.word(caller["sp"]), image.word(caller["sp"] + 8)
-            return None if first is None or second is None else (first, second)
-    return None

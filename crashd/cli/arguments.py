@@ -201,6 +201,15 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_kdump(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument(
+        "--allow-deletion",
+        action="store_true",
+        help="let crashd.service delete dumps outside of /var/crash (makes a drop-in)",
+    )
+
+
 def _add_newest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-1", dest="newest", action="store_true", help="the newest crash of all")
 
@@ -304,7 +313,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "stats": _add_stats,
     "report": _add_report,
     "status": _add_json,
-    "kdump": _add_json,
+    "kdump": _add_kdump,
     "follow": _add_json,
 }
 

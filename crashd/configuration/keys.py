@@ -70,10 +70,18 @@ class CaptureSection(Section):
     "auto" is "memory" for all but the smallest cores, which the stream delivers sooner."""
 
     buffer: Annotated[str | int, SIZE_OR_AUTO] = "auto"
-    """How much memory all captures together may use to release processes before their cores are
-    compressed. A core that does not fit is read as fast as it can be stored. "auto" is an eighth of
-    the machine's memory, but at least 64M and at most 4G. The buffer never takes more than half of
-    the memory available at the time."""
+    """How much memory all captures together may use to let processes go before their cores are
+    compressed. A capture gets at most half of what is free of it; what does not fit goes to
+    `spill`. A quarter is never given to cores above 64M, so that a small one finds room whatever
+    else goes on. "auto" is an eighth of the machine's memory, but at least 64M and at most 4G.
+    Never more is used than half of what is available at the time."""
+
+    spill: Annotated[Amount, AMOUNT] = Amount(thousandths=50_000)
+    """How much of the store's file system all captures together may use for what `buffer` has no
+    room for: it is written there as it is, in files without names, and compressed once the process
+    is let go. A capture gets at most half of what is free of it, and leaves free what
+    `retention.process.keep_free` says. What does not fit is read as fast as it can be compressed,
+    and so is all with 0."""
 
     page_timeout: Annotated[str | int, duration(_SECOND_NS // 10, 600 * _SECOND_NS)] = "5s"
     """The longest time for one read of memory that a file system has to supply, or the process
@@ -94,8 +102,9 @@ class CaptureSection(Section):
     uid=1000"."""
 
     workers: Annotated[int | Literal["auto"], whole(1, 64, auto=True)] = "auto"
-    """How many crashes are captured at the same time, each by its own process. "auto" is the number
-    of CPUs, but at least 2 and at most 8."""
+    """How many processes wait for the next crash. While crashes come together more are started,
+    four times as many, but at least 24: a process that crashed does not wait until others' cores
+    are compressed. "auto" is the number of CPUs, but at least 2 and at most 8."""
 
     max_core: Annotated[str | int, SIZE_OR_INFINITY] = "32G"
     """The largest core that is kept, before compression; a larger one is cut and marked as

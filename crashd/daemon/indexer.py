@@ -20,9 +20,9 @@ from crashd.domain.signals import signal_name
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.web.exporter import Exporter
-from crashd.errors import CrashdError, IndexCorruptError, NotFoundError
+from crashd.errors import CrashdError, IndexCorruptError, IndexOutdatedError, NotFoundError
 from crashd.store import signatures
-from crashd.store.catalog import WAL_ALARM_BYTES, set_index_aside, wal_bytes
+from crashd.store.catalog import WAL_ALARM_BYTES, reindex, set_index_aside, wal_bytes
 from crashd.store.entry import entry_ids, open_entry, record_size
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -84,8 +84,14 @@ _Item = _Recorded | _Changed | _Removed | _Finished | _Unfinished | _Reconcile |
 
 
 def open_index(paths: Paths) -> Index:
-    """Open the index for writing; one that cannot be read is set aside, and an empty one begun."""
+    """Open the index for writing. One that cannot be read is set aside, and an empty one begun; an
+    older crashd's is rebuilt at once, so that counters and sequence numbers go on.
+    """
     try:
+        return Index.open(paths.index)
+    except IndexOutdatedError as e:
+        log.info("%s, rebuilding it", e)
+        log.info("%d crashes are in the new index", reindex(paths))
         return Index.open(paths.index)
     except IndexCorruptError as e:
         return replace_index(paths, e)

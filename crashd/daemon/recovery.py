@@ -49,11 +49,6 @@ class Recovery:
         if waiting:
             self.look_soon()
 
-    def handler_keeps_it(self) -> None:
-        """Take in soon what a handler that gave up spools, or note that it did not."""
-        self._loop.call_soon(self._ingest.import_spool)
-        self.look_soon()
-
     def look_soon(self) -> None:
         """Have the index say what is unfinished, in a moment."""
         if not self._loop.is_set("unfinished"):

@@ -17,7 +17,7 @@ from crashd.configuration import files as configfiles
 from crashd.configuration import keys as config
 from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.after.captures import Captures
-from crashd.daemon.capture.store_core import Options
+from crashd.daemon.capture.options import Options
 from crashd.daemon.control import ControlServer
 from crashd.daemon.corepattern import CorePattern
 from crashd.daemon.health import Health
@@ -35,7 +35,6 @@ from crashd.daemon.loop import Loop
 from crashd.daemon.recovery import Finished, Recovery
 from crashd.daemon.status import DaemonStatus, free_bytes
 from crashd.daemon.web.serving import MetricsFront
-from crashd.domain.crash.model import DropReason
 from crashd.edge.capture import handoff, process
 from crashd.edge.host import sdaemon
 from crashd.edge.host.kmsg import Kmsg
@@ -74,22 +73,14 @@ class Service:
         self._captures = Captures()
         users = Users()
         self._afterwards = Afterwards(paths, self._indexer, self._exporter, self._captures, users)
-        self._admission = Admission(
-            paths,
-            self._exporter.limited,
-            reserve=self._afterwards.retention.reserve,
-            unreserve=self._afterwards.retention.unreserve,
-            user_of=users.user_of,
+        retention = self._afterwards.retention
+        self._admission = Admission(paths, self._exporter, retention, users)
+        self._dispatcher = Dispatcher(nursery, self._loop, self._admission, self._exporter)
+        self._ingest = Ingest(
+            paths, self._dispatcher, self._ledger, self._exporter, self._admission, users
         )
-        self._dispatcher = self._make_dispatcher(nursery)
-        self._ingest = self._make_ingest(users)
         self._intake = Intake(paths, self._ingest, self._loop, self._exporter)
-        self._spool_watch = SpoolWatch(
-            paths,
-            watch=self._loop.watch,
-            unwatch=self._loop.unwatch,
-            look=self._ingest.import_spool,
-        )
+        self._spool_watch = SpoolWatch(paths, self._loop, self._ingest)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = LossWatch(paths, process.boot_id(), self._kernel)
         known = (self._indexer, self._dispatcher, self._ingest, self._kernel, self._afterwards)
@@ -105,42 +96,6 @@ class Service:
             self._metrics,
         )
         self._control: ControlServer | None = None
-
-    def _make_dispatcher(self, nursery: Nursery) -> Dispatcher:
-        return Dispatcher(
-            nursery,
-            watch=lambda worker: self._loop.watch(
-                worker.channel, lambda: self._dispatcher.readable(worker)
-            ),
-            unwatch=lambda worker: self._loop.unwatch(worker.channel),
-            done=self._finished,
-            dropped=self._drop,
-            refused=lambda: self._recovery.handler_keeps_it(),
-            decide=self._admission.decide,
-            ended=self._admission.ended,
-            clock=self._loop.clock,
-        )
-
-    def _make_ingest(self, users: Users) -> Ingest:
-        return Ingest(
-            self._paths,
-            self._dispatcher,
-            recorded=self._ledger.recorded,
-            dropped=self._drop,
-            id_of_token=self._ledger.id_of_token,
-            finished=self._ledger.finished,
-            refuses=self._admission.refuses,
-            user_of=users.user_of,
-        )
-
-    def _drop(self, reason: str) -> None:
-        self._exporter.dropped(DropReason(reason))
-
-    def _finished(self, crash_id: str) -> None:
-        self._status.crashes += 1
-        self._ledger.finished(crash_id)
-        self._intake.resume()
-        self._ingest.import_more()
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -213,9 +168,13 @@ class Service:
     def tick(self, heard_ns: int) -> None:
         """Do what each turn of the loop does."""
         self._dispatcher.tick(heard_ns)
+        if self._ingest.look():
+            self._recovery.look_soon()
+        self._intake.resume()
         self._kernel.look()
         self._captures.under_way = self._dispatcher.in_flight + self._dispatcher.queued
         self._exporter.in_flight(self._captures.under_way)
+        self._exporter.stages(self._dispatcher.holders, self._dispatcher.storers)
 
     def wait_ns(self) -> int | None:
         """Return in how long there is something to do; None: nothing is under way."""
@@ -312,10 +271,12 @@ class Service:
             capture.policy,
             capture.disposition,
             capture.buffer_bytes(process.memory_total_bytes()),
+            capture.spill.of(space.total_bytes),
         )
         self._dispatcher.options = options.to_json()
         self._dispatcher.snapshot_timeout_ns = capture.snapshot_timeout_ns
         self._dispatcher.capture_deadline_ns = capture.deadline_ns
+        self._dispatcher.storers_max, self._dispatcher.threads = max(2, cpus), options.threads
         self._ingest.queue_max = capture.queue
         self._ingest.keep_free_bytes = keep_free_bytes
         self._dispatcher.set_workers(capture.worker_count(cpus))

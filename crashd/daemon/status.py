@@ -38,15 +38,13 @@ class DaemonStatus:
         self._metrics = metrics
         self._started_ns = time.time_ns()
         self.mode = Mode.PIPE
-        self.crashes = 0
-        """How many this daemon has caught."""
 
     @property
     def line(self) -> str:
         """One line, for `systemctl status`."""
         registered = "registered" if self._core_pattern.is_owned else "NOT registered"
         in_flight = self._dispatcher.in_flight
-        return f"{registered}, {self.crashes} crashes caught, {in_flight} in flight"
+        return f"{registered}, {self._ingest.finished_total} crashes caught, {in_flight} in flight"
 
     def describe(self) -> dict[str, Any]:
         """Return what `crashctl status` prints."""
@@ -62,9 +60,11 @@ class DaemonStatus:
             "mode": self.mode.value,
             "workers": self._dispatcher.workers,
             "in_flight": self._dispatcher.in_flight,
+            "holders": self._dispatcher.holders,
+            "storers": self._dispatcher.storers,
             "queued": self._dispatcher.queued,
             "spool_backlog": self._ingest.spool_backlog,
-            "crashes_total": self.crashes,
+            "crashes_total": self._ingest.finished_total,
             "store": {
                 "entries": sum(count for count, _ in usage.values()),
                 "bytes": sum(size for _, size in usage.values()),

@@ -15,7 +15,6 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,9 +28,7 @@
 
 /* Of corehandler.py. */
 #define SPECIFIERS "pestPIugcdFh"
-#define RECEIPT 'R'
-#define RECEIPT_SECONDS 3
-#define VALUE_MAX 4096
+enum { QUEUED = 'Q', RECEIPT = 'R', RECEIPT_SECONDS = 3, QUEUED_SECONDS = 300, VALUE_MAX = 4096 };
 
 #define ARGUMENTS 12 /* of the pattern that crashd registers: one for each of SPECIFIERS */
 #define NAME "/usr/libexec/crashd-core"
@@ -50,8 +47,8 @@ _Static_assert(ARGUMENTS * (VALUE_MAX + 3) + 512 < sizeof message.data, "every i
 static void add(const char *key, const char *value)
 {
     size_t key_size = strlen(key), size = strnlen(value, VALUE_MAX);
-
     char *at = message.data + message.size;
+
     memcpy(at, key, key_size);
     at[key_size] = '=';
     memcpy(at + key_size + 1, value, size);
@@ -176,26 +173,30 @@ static bool send_message(int peer, const int *descriptors, size_t count)
  * after the shutdown the daemon's receipt fails, and one that was sent before is in our queue. */
 static bool hand_over(const struct sockaddr_un *address, const int *descriptors, size_t count)
 {
-    struct timeval patience = {.tv_sec = RECEIPT_SECONDS};
-    char answer = 0;
+    const struct timeval first = {.tv_sec = RECEIPT_SECONDS}, queued = {.tv_sec = QUEUED_SECONDS};
     int peer = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    char answer = 0;
 
-    if (peer < 0 || setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0 ||
-        setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
+    if (peer < 0 || setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &first, sizeof first) < 0 ||
+        setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &first, sizeof first) < 0 ||
         connect(peer, (const struct sockaddr *)address, sizeof *address) < 0 ||
         !send_message(peer, descriptors, count))
         return false;
-    if (recv(peer, &answer, 1, 0) == 1 && answer == RECEIPT)
-        return true;
-    return shutdown(peer, SHUT_RDWR) == 0 && recv(peer, &answer, 1, 0) == 1 && answer == RECEIPT;
+    if (recv(peer, &answer, 1, 0) == 1 && answer == QUEUED &&
+        setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &queued, sizeof queued) == 0)
+        recv(peer, &answer, 1, 0); /* nothing where the daemon dies, or forgets us */
+    shutdown(peer, SHUT_RDWR);
+    while (answer != RECEIPT && recv(peer, &answer, 1, 0) == 1)
+        ;
+    return answer == RECEIPT;
 }
 
-static int64_t now_ns(clockid_t clock)
+static long long now_ns(clockid_t clock)
 {
     struct timespec now = {0};
 
     clock_gettime(clock, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
 /* Become the Python handler. `tried` are the names under which the daemon may know this crash. */
@@ -216,7 +217,7 @@ int main(int argc, char **argv)
 {
     static struct sockaddr_un address = {.sun_family = AF_UNIX};
     char number[24], tried[128];
-    unsigned char random[4];
+    unsigned int random;
     int descriptors[2] = {0, -1};
 
     prctl(PR_SET_DUMPABLE, 0);
@@ -225,20 +226,19 @@ int main(int argc, char **argv)
         strcmp(argv[0] + (root -= strlen(NAME)), NAME) != 0 ||
         !format(address.sun_path, sizeof address.sun_path, "%.*s" SOCKET, (int)root, argv[0]) ||
         (decimal(argv[PIDFD]) < 0 && decimal(argv[PID]) <= 0) ||
-        getrandom(random, sizeof random, 0) != sizeof random)
+        getrandom(&random, sizeof random, 0) != sizeof random)
         return fall_back(argv, NULL);
 
-    int64_t seen_ns = now_ns(CLOCK_REALTIME), boottime_ns = now_ns(CLOCK_BOOTTIME);
-    format(tried, sizeof tried, "CRASHD_CORE=%x-%llx-%02x%02x%02x%02x %lld %lld", getpid(),
-           (long long)seen_ns, random[0], random[1], random[2], random[3], (long long)seen_ns,
-           (long long)boottime_ns);
+    long long seen_ns = now_ns(CLOCK_REALTIME), boottime_ns = now_ns(CLOCK_BOOTTIME);
+    format(tried, sizeof tried, "CRASHD_CORE=%x-%llx-%08x %lld %lld", getpid(), seen_ns, random, seen_ns,
+           boottime_ns);
     char *token = strchr(tried, '=') + 1, *end = strchr(token, ' ');
     *end = '\0';
     add("token", token);
     *end = ' ';
-    format(number, sizeof number, "%lld", (long long)seen_ns);
+    format(number, sizeof number, "%lld", seen_ns);
     add("seen_ns", number);
-    format(number, sizeof number, "%lld", (long long)boottime_ns);
+    format(number, sizeof number, "%lld", boottime_ns);
     add("boottime_ns", number);
     add("argc", "12");
     for (int i = 0; i < ARGUMENTS; i++)

@@ -16,7 +16,13 @@ from typing import Any
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
 from crashd.domain.crash.viewer import Viewer
-from crashd.errors import FormatError, IndexCorruptError, NotFoundError, UnavailableError
+from crashd.errors import (
+    FormatError,
+    IndexCorruptError,
+    IndexOutdatedError,
+    NotFoundError,
+    UnavailableError,
+)
 from crashd.store import signatures
 from crashd.store.entry import (
     RECORD,
@@ -194,11 +200,17 @@ def set_index_aside(path: Path) -> str:
     return aside.name
 
 
+def _remove_index(path: Path) -> None:
+    for name in ("", *COMPANIONS):  # the WAL last: without it the file would be damaged
+        path.with_name(path.name + name).unlink(missing_ok=True)
+
+
 def reindex(paths: Paths, progress: Progress = no_progress) -> int:
     """Make the index anew from the entries; return how many crashes it has.
 
     In one transaction: who reads it meanwhile sees the old rows, or after it the new. A running
-    daemon goes on writing to the same file, but for one that could not be read: that is set aside.
+    daemon goes on writing to the same file, except to one that could not be read, which is set
+    aside. An older crashd's is removed.
 
     Raises:
         UnavailableError: the store cannot be read or the index not be written.
@@ -207,6 +219,9 @@ def reindex(paths: Paths, progress: Progress = no_progress) -> int:
     try:
         with Index.open(paths.index) as old:
             damaged = bool(old.check())
+    except IndexOutdatedError:
+        _remove_index(paths.index)
+        damaged = False
     except IndexCorruptError:
         damaged = True
     if damaged:

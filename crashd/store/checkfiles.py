@@ -85,7 +85,7 @@ def _of_directory(path: Path, *, private: bool) -> Iterator[Finding]:
 def look_at_state_directory(paths: Paths) -> Iterator[Finding]:
     """Find what is in the state directory and has no business there, or is not as it should be."""
     directories = {paths.crashes.name, paths.spool.name}
-    states = {paths.limiter_state.name, paths.kernel_log_state.name}
+    states = {p.name for p in (paths.limiter_state, paths.kernel_log_state, paths.pstore_state)}
     indexes = {paths.index.name, *(paths.index.name + suffix for suffix in COMPANIONS)}
     previous = paths.previous_core_pattern.name
     others = {previous, paths.pending_deletions.name}

@@ -47,9 +47,10 @@ class CoreWriter:
 
     def __init__(self, fd: int, *, level: int, threads: int) -> None:
         self._fd = fd
-        self._compressor = zstandard.ZstdCompressor(
-            level=level, threads=threads, write_checksum=True, write_content_size=False
-        )
+        self._level = level
+        self.threads = threads
+        """That compress; of no effect once there is a byte to compress."""
+        self._compressor: zstandard.ZstdCompressor | None = None
         self._frame: zstandard.ZstdCompressionObj | None = None
         self._frame_bytes = 0
         self._frame_start = 0
@@ -134,6 +135,13 @@ class CoreWriter:
         if self._frame_bytes >= FRAME_MAX:
             self._end_frame()
         if self._frame is None:
+            if self._compressor is None:
+                self._compressor = zstandard.ZstdCompressor(
+                    level=self._level,
+                    threads=self.threads,
+                    write_checksum=True,
+                    write_content_size=False,
+                )
             self._frame = self._compressor.compressobj()
             self._frame_start = self.stored_bytes
         self._frame_bytes += len(data)

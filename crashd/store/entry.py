@@ -217,6 +217,15 @@ class Entry:
         """Create the partial core for reading and writing; the caller owns the descriptor."""
         return os.open(CORE_PARTIAL, _CREATE, 0o600, dir_fd=self.fd)
 
+    def create_spill(self) -> int:
+        """Create a file without a name on the store's file system; the caller owns the descriptor.
+
+        Raises:
+            OSError: the disk is full, or its file system has no such files.
+
+        """
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+
     def open_partial(self) -> int | None:
         """Open a partial core that a dead writer left; the caller owns the descriptor."""
         try:

@@ -19,8 +19,14 @@ from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import LIST_KEYS, Crash, Kind, State, encode, to_json
 from crashd.domain.crash.viewer import Viewer
 from crashd.domain.text import printable
-from crashd.errors import IndexCorruptError, UnavailableError, UsageError, reason_of
-from crashd.store.schema import COLUMNS, MIGRATIONS
+from crashd.errors import (
+    IndexCorruptError,
+    IndexOutdatedError,
+    UnavailableError,
+    UsageError,
+    reason_of,
+)
+from crashd.store.schema import COLUMNS, SCHEMA, VERSION
 from crashd.store.selection import Selector
 
 BUSY_SECONDS = 5.0
@@ -99,10 +105,11 @@ class Index:
 
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False) -> "Index":
-        """Open the index; unless `readonly`, make or migrate it.
+        """Open the index; unless `readonly`, make it where there is none.
 
         Raises:
             UnavailableError: there is none, or it cannot be read or locked.
+            IndexOutdatedError: an older crashd made it; see `catalog.reindex`.
             IndexCorruptError: it is damaged, or a newer crashd's.
 
         """
@@ -116,7 +123,7 @@ class Index:
             connection = _connect_readonly(path) if readonly else _connect(path)
             index = cls(path, connection, inode)
             try:
-                index._check_version(migrate=not readonly)
+                index._check_version(make=not readonly)
             except BaseException:
                 connection.close()
                 raise
@@ -141,29 +148,31 @@ class Index:
         except OSError:
             return False
 
-    def _check_version(self, *, migrate: bool) -> None:
+    def _check_version(self, *, make: bool) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
+        if version == 0 and make:
+            self._make()
+            version = VERSION
+        if version > VERSION:
             raise IndexCorruptError(
-                f"the index {self._path} has version {version}, newer than {len(MIGRATIONS)}",
+                f"the index {self._path} has version {version}, newer than {VERSION}",
                 hint="a newer crashd made it; crashctl reindex makes one for this version",
             )
-        if version < len(MIGRATIONS):
-            if not migrate:
-                raise UnavailableError(
-                    f"the index {self._path} has version {version}, older than {len(MIGRATIONS)}",
-                    hint="start crashd, or run crashctl reindex",
-                )
-            self._migrate()
-        self._db.execute("SELECT id FROM crash LIMIT 1").fetchone()
+        if version:  # another program's database is not an old one of ours
+            self._db.execute("SELECT id FROM crash LIMIT 1").fetchone()
+        if version < VERSION:
+            raise IndexOutdatedError(
+                f"the index {self._path} has version {version}, older than {VERSION}",
+                hint="start crashd, or run crashctl reindex",
+            )
 
-    def _migrate(self) -> None:
+    def _make(self) -> None:
         with self._transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()  # under the lock
-            for step in MIGRATIONS[version:]:
-                for statement in step:
+            if version == 0:
+                for statement in SCHEMA:
                     self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -70,6 +70,11 @@ class Paths:
         return self.state_dir / "kernel-log.json"
 
     @property
+    def pstore_state(self) -> Path:
+        """Which events of pstore were recorded, or need no record; JSON."""
+        return self.state_dir / "pstore.json"
+
+    @property
     def previous_core_pattern(self) -> Path:
         """What kernel.core_pattern and its companions held before crashd registered."""
         return self.state_dir / "previous-core-pattern"

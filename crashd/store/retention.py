@@ -32,8 +32,6 @@ from crashd.store.pending import BATCH, Pending, open_pending
 from crashd.store.users import Users
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-UNMEASURED_BYTES: Final = 32 << 10
-"""Of a record whose row does not tell its size."""
 METADATA_INODES: Final = 2
 """Directory and record; what was analysed has one more."""
 
@@ -42,7 +40,7 @@ id, coalesce(sequence, time_ns), time_ns, stored_bytes, pinned, state,
 uid, coalesce(user_unit, unit, ''),
 coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, ''))
     || coalesce(' in ' || container_id, ''),
-coalesce(record_bytes, {UNMEASURED_BYTES}), {METADATA_INODES} + (signature IS NOT NULL)
+record_bytes, {METADATA_INODES} + (signature IS NOT NULL)
 """
 _ALL = f"SELECT {_COLUMNS} FROM crash WHERE kind = 'process'"
 # each half by an index of its own: what has no core is the most, and is not looked at

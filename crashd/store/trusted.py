@@ -53,12 +53,6 @@ def _refuse(name: str, status: os.stat_result) -> None:
         )
 
 
-def distrust_of(status: os.stat_result, euid: int) -> str | None:
-    """Say why root must not trust what lstat(2) found; a link's mode means nothing."""
-    mode = status.st_mode
-    return distrust(status.st_uid, 0 if stat.S_ISLNK(mode) else mode, euid)
-
-
 def distrust(owner: int, mode: int, euid: int) -> str | None:
     """Say why root must not trust a file or directory; None where it may, or `euid` is not root."""
     if euid != 0:
@@ -72,23 +66,23 @@ def distrust(owner: int, mode: int, euid: int) -> str | None:
     return None
 
 
-def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
+def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> str | None:
     """Return the first component of a path that others than root can replace, and why; None where
     there is none, or we are not root.
 
     The path is followed as the kernel does, through every link (path_resolution(7)). Only root can
     change what the walk has passed. A component that is missing ends it, where only root can make
-    it. Without `itself` the last component is not judged, only the way there. POSIX ACLs need no
-    look: with one, the group bits of a mode are its mask (acl(5)).
+    it. Without `itself` the last component is not judged, only the way there. With `always` others
+    than root and us count where we are not root. POSIX ACLs need no look: with one, the group bits
+    of a mode are its mask (acl(5)).
     """
-    euid = os.geteuid()
-    if euid != 0:
+    if os.geteuid() != 0 and not always:
         return None
     left, links = list(reversed(path.absolute().parts)), 0
     current = left.pop()
     top = os.lstat(current)
     device = top.st_dev
-    if why := distrust_of(top, euid):
+    if why := _distrust(top):
         return f"{current} {why}"
     while left:
         if (name := left.pop()) == "..":
@@ -103,11 +97,11 @@ def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
             return f"{shown} is missing, and others than root can make it" if shared else None
         except OSError as e:
             return f"{shown} cannot be looked at: {reason_of(e)}"
-        if (left or itself or stat.S_ISLNK(status.st_mode)) and (why := distrust_of(status, euid)):
+        if (left or itself or stat.S_ISLNK(status.st_mode)) and (why := _distrust(status)):
             return f"{shown} {why}"
         if status.st_dev != device:
             device = status.st_dev
-            if why := _distrust_mount(device, euid):
+            if why := _distrust_mount(device):
                 return f"{shown} {why}"
         if not stat.S_ISLNK(status.st_mode):
             current = here
@@ -121,10 +115,15 @@ def find_untrusted(path: Path, *, itself: bool = True) -> str | None:
     return None
 
 
-def _distrust_mount(device: int, euid: int) -> str | None:
+def _distrust(status: os.stat_result) -> str | None:
+    """Say why others than root and us can replace what lstat(2) found."""
+    owner = 0 if status.st_uid == os.geteuid() else status.st_uid
+    mode = status.st_mode
+    return distrust(owner, 0 if stat.S_ISLNK(mode) else mode, 0)  # a link's mode means nothing
+
+
+def _distrust_mount(device: int) -> str | None:
     """Say whose file system it is, where a user mounted it: it can claim any owner (fuse(4))."""
-    if euid != 0:
-        return None
     number = b"%d:%d" % (os.major(device), os.minor(device))
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:

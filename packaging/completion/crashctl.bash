@@ -75,7 +75,8 @@ _crashctl() {
     stats) options='-S --since -U --until --kind -n --lines --json' ;;
     report) options='-S --since -U --until --kind -o --output -f --force' ;;
     doctor) options='--crash --json' ;;
-    status | follow | kdump) options='--json' ;;
+    status | follow) options='--json' ;;
+    kdump) options='--json --allow-deletion' ;;
     esac
 
     if [[ $cur == -* ]]; then

@@ -68,4 +68,5 @@ complete -c crashctl -n '__fish_seen_subcommand_from vacuum' -l dry-run -d 'Only
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'Also decompress every core'
 complete -c crashctl -n '__fish_seen_subcommand_from verify' -l strict -d 'Like --deep; also report unowned files'
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Also crash a test process and follow it'
+complete -c crashctl -n '__fish_seen_subcommand_from kdump' -l allow-deletion -d 'Let crashd.service delete dumps elsewhere'
 complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuum status verify stats follow kdump doctor' -l json -d 'Print JSON'

@@ -109,7 +109,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Tell how far it is."""
+    """Report how far it is."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 

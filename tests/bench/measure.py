@@ -48,7 +48,7 @@ def parse_busy_ticks(text: str) -> int:
 
 
 def busy_seconds() -> float:
-    """Tell how long all CPUs together were busy, but for this process."""
+    """Return how long all CPUs together were busy, but for this process."""
     ticks = parse_busy_ticks(Path("/proc/stat").read_text().partition("\n")[0])
     own = resource.getrusage(resource.RUSAGE_SELF)
     return ticks / os.sysconf("SC_CLK_TCK") - own.ru_utime - own.ru_stime
@@ -155,7 +155,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def kill_and_wait(pid: int) -> float:
-    """Send SIGSEGV; tell the seconds until the parent's wait returns.
+    """Send SIGSEGV; return the seconds until the parent's wait returns.
 
     Raises:
         MeasureError: it takes too long, or something else ended it.
@@ -242,7 +242,7 @@ class ShmemWatch:
 
 
 def parse_shmem(meminfo: str) -> int:
-    """Find Shmem in /proc/meminfo, in bytes; 0 where the kernel does not tell."""
+    """Find Shmem in /proc/meminfo, in bytes; 0 where the kernel does not say."""
     for line in meminfo.splitlines():
         if line.startswith("Shmem:"):
             return int(line.split()[1]) * 1024
@@ -253,7 +253,7 @@ def parse_shmem(meminfo: str) -> int:
 
 
 def measure(case: Case, side: Side, programs: Programs, idle_rate: float, *, quick: bool) -> Sample:
-    """Run a case once on a side, whose store is emptied before and after.
+    """Run a case once on a side; its store is emptied before and after.
 
     Raises:
         MeasureError: it gave no figures.
@@ -444,7 +444,7 @@ def _run_storm(program: Path, crashes: int, at_once: int) -> float:
 
 
 def _await_storm(side: Side, crashes: int) -> float:
-    """Wait until all are recorded, or no more will be; tell when the last one was."""
+    """Wait until all are recorded, or no more will be; return when the last one was."""
     seen = -1
     changed = time.perf_counter()
     while seen < crashes:
@@ -509,7 +509,7 @@ def parse_filesystem(mountinfo: str, major: int, minor: int) -> str:
 
 
 def memory_available() -> int:
-    """Tell how many bytes of memory could be had."""
+    """Return how many bytes of memory could be had."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -73,7 +73,7 @@ class Results:
     """Of those, the sides that failed."""
 
     def figure(self, side: str, key: str) -> float | None:
-        """Summarise one figure of a side; None where it has none.
+        """Summarise one figure of a side; None where there is no such figure.
 
         The median, but of CPU seconds the mean: the kernel counts them in ticks.
         """
@@ -249,7 +249,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_ratio(value: float) -> str:
-    """Show a ratio: two digits behind the zeros, `0.0031`, `0.16`, `12`."""
+    """Show a ratio: two digits after the zeros, `0.0031`, `0.16`, `12`."""
     return f"{value:.3g}" if value >= 1 else f"{value:.2g}"
 
 
@@ -388,7 +388,7 @@ class Machine:
     idle_cpus: float
     """CPUs that it took while nothing crashed, all sides at rest."""
     load: float
-    """Of the last minute, before the first run: who else was at work."""
+    """Of the last minute, before the first run: what else was at work."""
 
     def describe(self) -> str:
         """Say it in one line."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crashd.daemon.capture.store_core import SMALL_BYTES
+from crashd.daemon.capture.source import SMALL_BYTES
 from crashd.domain.crash.model import Crash, Mode, State
 from crashd.edge.host import sysctl
 from crashd.errors import CrashdError
@@ -45,7 +45,7 @@ class Outcome:
     core_bytes: int
     """Of the cores alone: systemd-coredump's metadata is in the journal."""
     whole: int | None = None
-    """None where it cannot be told."""
+    """None where it cannot be known."""
     spooled: int = 0
     """How many came by the spool."""
     note: str = ""
@@ -95,7 +95,7 @@ class Side(ABC):
         """Count the crashes that are listed as done with."""
 
     def busy(self) -> bool:
-        """Tell whether it is still at work on a crash."""
+        """Return whether it is still at work on a crash."""
         return False
 
     @abstractmethod

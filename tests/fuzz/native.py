@@ -14,7 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from crashd.corehandler import RECEIPT
+from crashd.corehandler import QUEUED, RECEIPT
 from crashd.store.handlerfile import NATIVE
 from crashd.store.paths import Paths
 
@@ -55,6 +55,8 @@ def _answer(server: socket.socket) -> None:
             _, descriptors, _, _ = socket.recv_fds(peer, 1 << 16, 4)
             for fd in descriptors:
                 os.close(fd)
+            if number % 3:
+                peer.send(QUEUED)
             if number % 2:
                 peer.send(RECEIPT)
 

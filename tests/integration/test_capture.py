@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from crashd.daemon.capture.capture import Decision, capture
+from crashd.daemon.capture.capture import Decision, Desk, capture
+from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pump import StopError
 from crashd.daemon.capture.salvage import salvage
 from crashd.daemon.capture.sink import CoreSink
-from crashd.daemon.capture.store_core import Options
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Capture, Crash, Disposition, Engine, Kind, Mode, State
+from crashd.domain.elf.elfcore import CoreHead
 from crashd.edge.capture.incoming import IncomingCore
 from crashd.store import entry as entries
 from crashd.store.corefile import read_core
@@ -97,6 +98,21 @@ def a_crash() -> Crash:
     )
 
 
+class Daemonless(Desk):
+    """Answers as the test says."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__()
+        self.decision = decision
+        self.heard = 0
+
+    def identified(self) -> None:
+        self.heard += 1
+
+    def decide(self, crash: Crash, head: CoreHead | None, wanted: int) -> Decision:
+        return self.decision
+
+
 def run(
     entry: entries.Entry,
     stream: bytes,
@@ -121,22 +137,21 @@ def run(
 
     writer = threading.Thread(target=feed)
     writer.start()
-    identified: list[bool] = []
+    desk = Daemonless(decision or Decision())
     incoming = IncomingCore.from_pipe(read_fd, None)
     final = capture(
         crash or a_crash(),
         entry,
         incoming,
         options,
+        desk,
         with_proc=True,
-        identified=lambda: identified.append(True),
-        decide=lambda *_: decision or Decision(),
         reader=Reader(),
     )
     writer.join(10)
     if not end:
         os.close(write_fd)
-    assert identified == [True]
+    assert desk.heard == 1, "identified, once"
     assert entry.read() == final, "what is returned is what is on disk"
     assert set(entry.file_names()) <= {"crash.json", "core.zst"}
     return final
@@ -274,9 +289,8 @@ def test_capture_pidfd_of_another_process_gives_it_nothing_of_proc(entry: entrie
         entry,
         IncomingCore.from_pipe(read_fd, os.pidfd_open(os.getpid())),
         OPTIONS,
+        Desk(),
         with_proc=True,
-        identified=lambda: None,
-        decide=lambda *_: Decision(),
         reader=Reader(),
     )
     assert final.warnings == (

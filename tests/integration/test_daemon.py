@@ -211,6 +211,26 @@ def test_fault_05_index_that_cannot_be_read_is_rebuilt(daemon: Daemon, damage: s
     assert len(kept) == (0 if damage == "empty" else 1)
 
 
+def test_index_of_an_older_version_is_rebuilt_at_start(daemon: Daemon) -> None:
+    crash(daemon, 2)
+    before = sorted(c["id"] for c in daemon.wait_for(2))
+    daemon.stop()
+    with sqlite3.connect(daemon.paths.index) as db:  # as one that had other tables
+        db.execute("DROP TRIGGER crash_past")
+        db.execute("DROP TABLE past")
+        db.execute("ALTER TABLE crash DROP COLUMN fault_address")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    told = daemon.crashctl("list", check=False)
+    assert told.returncode == 4
+    assert "version 1, older than" in told.stderr
+    daemon.start()
+    assert sorted(c["id"] for c in daemon.wait_for(2)) == before
+    assert metric(daemon, 'crashd_crashes_total{disposition="full",kind="process"}') == 2
+    assert daemon.crashctl("verify", "--strict").stdout == ""
+    assert [p.name for p in daemon.paths.state_dir.iterdir() if ".corrupt-" in p.name] == []
+
+
 def test_row_older_than_its_record_is_made_anew_at_start(daemon: Daemon) -> None:
     """Whoever changed the record was killed before the index knew."""
     crash(daemon, 2)
@@ -351,7 +371,8 @@ def test_full_queue_makes_the_handler_spool(short_tmp: Path) -> None:
         install_handler(daemon.paths)
         (nursery,) = children(daemon.pid)
         (worker,) = children(nursery)
-        os.kill(worker, signal.SIGSTOP)
+        for pid in (nursery, worker):  # no other one is forked
+            os.kill(pid, signal.SIGSTOP)
         runs = [start_handler(daemon.paths, SHORT) for _ in range(4)]
         for run in runs:
             threading.Thread(target=run.feed, args=(CORE,)).start()
@@ -360,7 +381,8 @@ def test_full_queue_makes_the_handler_spool(short_tmp: Path) -> None:
             10,
             "queue is full",
         )
-        os.kill(worker, signal.SIGCONT)
+        for pid in (nursery, worker):
+            os.kill(pid, signal.SIGCONT)
         assert [run.wait() for run in runs] == [0] * 4
         found = daemon.wait_for(4)
         assert {c["state"] for c in found} == {"complete"}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from crashd.corehandler import pack
+from crashd.corehandler import QUEUED, pack
 from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.edge.web.exporter import Exporter
@@ -125,7 +125,7 @@ def test_fault_28_no_descriptors_left_costs_no_crash_and_not_the_daemon(daemon: 
 
 
 def hand_over(daemon: Daemon, fields: dict[str, bytes]) -> bytes:
-    """Hand over a crash of our own making; give what the daemon answers."""
+    """Hand over a crash of our own making; return the daemon's last answer."""
     read_fd, write_fd = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
         peer.settimeout(10)
@@ -133,6 +133,7 @@ def hand_over(daemon: Daemon, fields: dict[str, bytes]) -> bytes:
         socket.send_fds(peer, [pack(fields)], [read_fd])
         os.close(read_fd)
         os.close(write_fd)
+        assert peer.recv(1) == QUEUED
         return peer.recv(1)
 
 
@@ -145,11 +146,14 @@ def test_times_past_the_end_of_time_do_no_harm(daemon: Daemon, key: str) -> None
     assert "Traceback" not in daemon.log.read_text()
 
 
-def test_crash_that_waits_too_long_is_let_go_when_its_handler_has_it(short_tmp: Path) -> None:
+def test_crash_that_waits_in_vain_is_let_go_when_its_handler_has_it(short_tmp: Path) -> None:
+    """The only worker is taken, and the nursery that would fork another one hangs."""
     config = DEFAULT_CONFIG + "[capture]\nworkers = 1\n"
     with Daemon(short_tmp, "--no-register", config=config) as daemon:
         install_handler(daemon.paths)
-        slow = start_handler(daemon.paths, SHORT)  # keeps the only worker
+        (nursery,) = children(daemon.pid)
+        os.kill(nursery, signal.SIGSTOP)
+        slow = start_handler(daemon.paths, SHORT)
         assert slow.wait() == 0
         waiting = start_handler(daemon.paths, SHORT)
         pipe = os.readlink(f"/proc/self/fd/{waiting.write_fd}")
@@ -158,9 +162,23 @@ def test_crash_that_waits_too_long_is_let_go_when_its_handler_has_it(short_tmp: 
         assert waiting.wait() == 0
         wait_until(lambda: not holds(daemon.pid, pipe), 2, "the crashed process is let go")
         slow.feed(CORE)
+        os.kill(nursery, signal.SIGCONT)
         found = daemon.wait_for(2)
         assert len(found) == 2
         assert {c["capture"]["mode"] for c in found} == {"pipe", "spool"}
+
+
+def test_crash_beside_a_slow_one_waits_for_no_worker(short_tmp: Path) -> None:
+    config = DEFAULT_CONFIG + "[capture]\nworkers = 1\n"
+    with Daemon(short_tmp, "--no-register", config=config) as daemon:
+        install_handler(daemon.paths)
+        slow = [start_handler(daemon.paths, SHORT) for _ in range(4)]
+        assert [run.wait() for run in slow] == [0] * 4, "all have a worker, which waits for cores"
+        crash(daemon, 1)
+        wait_until(lambda: any(c["state"] == "complete" for c in daemon.crashes()), 20, "it is in")
+        for run in slow:
+            run.feed(CORE)
+        assert {c["capture"]["mode"] for c in daemon.wait_for(5)} == {"pipe"}
 
 
 def test_fault_05_index_damaged_within_is_rebuilt_at_the_start(daemon: Daemon) -> None:

@@ -5,12 +5,13 @@ import select
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from crashd.corehandler import MEMORY_MODULE
+from crashd.corehandler import MEMORY_MODULE, RECEIPT_SECONDS
 from crashd.domain.crash.coremeta import CoreMeta, parse_fields
 from crashd.edge.capture.handoff import Connection, accept, listen_unix
 from crashd.edge.capture.process import pidfd_pid
@@ -303,6 +304,49 @@ def test_wrong_answer_is_no_receipt(paths: Paths, server: socket.socket) -> None
     run.feed(CORE)
     assert run.wait() == 0
     the_spooled(paths).close()
+
+
+@pytest.mark.parametrize("arguments", [SHORT, None], ids=["short", "registered"])
+def test_handler_that_is_queued_waits_longer_than_for_a_first_answer(
+    paths: Paths, server: socket.socket, arguments: list[str] | None
+) -> None:
+    run = start_handler(paths, arguments or dumping(*REGISTERED))
+    with wait_for(server) as connection:
+        assert select.select([connection], [], [], 10)[0]
+        handoff = connection.receive()
+        assert handoff is not None
+        connection.send_queued()
+        time.sleep(RECEIPT_SECONDS + 1)
+        assert os.waitpid(run.pid, os.WNOHANG) == (0, 0), "it gave up a daemon that is only busy"
+        assert connection.send_receipt()
+    assert run.wait() == 0
+    assert spool.ready_names(paths, 0) == []
+    handoff.close()
+    run.end()
+
+
+@pytest.mark.parametrize("arguments", [SHORT, None], ids=["short", "registered"])
+@pytest.mark.parametrize("then", [b"", b"Q", b"x"], ids=["dies", "is queued again", "nonsense"])
+def test_handler_that_is_queued_by_a_daemon_that_then_dies_spools_at_once(
+    paths: Paths, server: socket.socket, arguments: list[str] | None, then: bytes
+) -> None:
+    run = start_handler(paths, arguments or dumping(*REGISTERED))
+    with wait_for(server) as connection:
+        assert select.select([connection], [], [], 10)[0]
+        handoff = connection.receive()
+        assert handoff is not None
+        connection.send_queued()
+        if then:
+            os.write(connection.fileno(), then)
+        handoff.close()
+    began = time.monotonic()
+    run.feed(CORE)
+    assert run.wait() == 0
+    assert time.monotonic() - began < 10
+    with the_spooled(paths) as entry:
+        fd = entry.open_core()
+        assert fd is not None
+        assert read_all(fd) == CORE
 
 
 def test_limits_of_the_daemon_are_kept_while_it_is_away(paths: Paths) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from crashd.cli.main import main
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.keep.kernel import KernelDump, KernelPolicy, plan_retention
 from crashd.errors import FormatError, NotFoundError
@@ -294,6 +295,86 @@ def test_pstore_of_a_crash_that_has_a_dump_is_no_second_crash(short_tmp: Path, d
     with start(short_tmp) as daemon:
         wait_until(lambda: "which has a dump" in daemon.log.read_text(), 20, "the twin is known")
         assert states(daemon) == ["complete"]
+
+
+def put_pstore(root: Path, name: str, data: bytes, time_s: int = 1_700_000_000) -> Path:
+    record = root / "sys/fs/pstore" / name
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_bytes(data)
+    os.utime(record, (time_s, time_s))
+    return record
+
+
+def test_newest_pstore_records_are_read_however_many_there_are(
+    short_tmp: Path, dumps: Path
+) -> None:
+    """systemd-pstore never empties its directory."""
+    archive = short_tmp / "var/lib/systemd/pstore"
+    for event in range(40):
+        directory = archive / str(1_600_000_000 + event * 1000)
+        directory.mkdir(parents=True)
+        for part in range(1, 17):
+            path = directory / f"dmesg-efi-{1_600_000_000 + event * 1000:010}{part:02}001"
+            path.write_bytes(b"Shutdown#1 Part%d\nbye %d\n" % (part, event))
+            os.utime(path, (1_600_000_000 + event * 1000,) * 2)
+    put_pstore(short_tmp, "dmesg-efi-170000000001001", b"Panic#1 Part1\n" + kernel_log("bug"))
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "the newest is recorded")
+        assert daemon.crashes()[0]["title"].startswith("kernel BUG")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "title"),
+    [
+        ("dmesg-efi-1700000000", b"Panic#1\n" + kernel_log("bug"), "kernel BUG"),
+        ("dmesg-efi-1700000000", b"Panic#1", "kernel crash: "),
+        ("dmesg-efi-1700000000.enc.z", b"\x13 lzo", "kernel crash: its records in pstore are"),
+        ("console-ramoops-0", kernel_log("bug"), "kernel BUG"),
+    ],
+)
+def test_pstore_record_of_any_form_is_recorded(
+    short_tmp: Path, dumps: Path, name: str, data: bytes, title: str
+) -> None:
+    put_pstore(short_tmp, name, data)
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "it is recorded")
+        assert daemon.crashes()[0]["title"].startswith(title)
+
+
+def test_oops_panic_and_console_of_one_crash_are_one_record_that_stays_deleted(
+    short_tmp: Path, dumps: Path
+) -> None:
+    words = kernel_log("bug")
+    half = words.rfind(b"\n", 0, len(words) * 3 // 4) + 1
+    put_pstore(short_tmp, "dmesg-ramoops-0", b"Oops#1 Part1\n" + words[:half])
+    put_pstore(short_tmp, "dmesg-ramoops-1", b"Panic#2 Part1\n" + words[1000:], 1_700_000_002)
+    put_pstore(short_tmp, "console-ramoops-0", words, 1_700_090_000)
+    with start(short_tmp) as daemon:
+        wait_until(lambda: states(daemon) == ["metadata-only"], 20, "it is recorded")
+        (crash,) = daemon.crashes()
+        assert crash["kernel"]["source"] == "pstore (ramoops, 2 parts)"
+        daemon.crashctl("delete", "-y", crash["id"])
+    with start(short_tmp) as daemon:
+        time.sleep(1)
+        assert daemon.crashes() == []
+        assert daemon.crashctl("verify", "--strict").stdout == ""
+
+
+def test_dump_without_a_log_gets_that_of_pstore_and_keeps_it(short_tmp: Path, dumps: Path) -> None:
+    directory = save(dumps, "202601010101")
+    (directory / "dmesg.202601010101").unlink()
+    make_old(directory)
+    crashed_s = 1_500_000_000 + 202601010101 % 10**8
+    put_pstore(short_tmp, "dmesg-efi-1", b"Panic#1 Part1\n" + kernel_log("bug"), crashed_s + 3)
+    for _ in range(2):
+        with start(short_tmp) as daemon:
+            wait_until(lambda: bool(daemon.crashes()[0]["signature"]), 20, "it has a title")
+            (crash,) = daemon.crashes()
+            assert crash["title"].startswith("kernel BUG")
+            assert crash["state"] == "complete"
+            assert crash["kernel"]["log_source"] == "pstore (efi, 1 parts)"
+        os.chmod(directory / "dump.202601010101", 0o644)  # looked at again
+        (directory / "dump.202601010101").touch()
 
 
 def build_vmlinux(
@@ -610,3 +691,54 @@ def test_kdump_verb_tells_the_trap_that_leaves_no_image(short_tmp: Path) -> None
         assert document["tool_keeps"] == 2
         assert "dump-dmesg" in [finding["code"] for finding in document["findings"]]
         assert metric(daemon, "crashd_kdump_ready") == 0
+
+
+def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps: Path) -> None:
+    directory = dumps / "127.0.0.1-2026-01-02-03:04:05"
+    directory.mkdir()
+    put(directory / "vmcore-incomplete", KdumpFormat().build()[:9000])
+    put(directory / "vmcore-dmesg.txt", kernel_log())
+    put(
+        directory / "kexec-dmesg.log",
+        b"[ 3.0] kdump.sh[3]: makedumpfile: No space left on device\n",
+    )
+    make_old(directory)
+    wait_until(lambda: states(daemon) == ["incomplete"], 20, "it is judged")
+    shown = daemon.crashctl("info", daemon.crashes()[0]["id"]).stdout
+    assert "kexec-dmesg.log: [ 3.0] kdump.sh[3]: makedumpfile: No space left" in shown
+
+
+def test_kdump_allows_deletion_where_the_unit_does_not(
+    short_tmp: Path, dumps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, text in (
+        (
+            "usr/lib/systemd/system/crashd.service",
+            "ProtectSystem=strict\nReadWritePaths=-/var/crash",
+        ),
+        ("etc/default/kdump-tools", "USE_KDUMP=1\nKDUMP_COREDIR='/srv/my dumps'"),
+        ("etc/crashd/crashd.toml", '[kdump]\npaths = ["/data/a", "/srv/b"]'),
+    ):
+        (short_tmp / path).parent.mkdir(parents=True, exist_ok=True)
+        (short_tmp / path).write_text(text + "\n")
+    for path in ("srv/my dumps", "data/a", "srv/b"):
+        (short_tmp / path).mkdir(parents=True)
+
+    def kdump(*arguments: str) -> str:
+        main(["--root", str(short_tmp), "kdump", *arguments])
+        return capsys.readouterr().out
+
+    denied = json.loads(kdump("--json"))["deletion_denied"]
+    assert sorted(denied) == ["/data/a", "/srv/b", "/srv/my dumps"]
+    assert "crashd.service may not write to /srv/my dumps" in kdump()
+    said = kdump("--allow-deletion")
+    assert "systemctl daemon-reload && systemctl restart crashd.service" in said
+    drop_in = short_tmp / "etc/systemd/system/crashd.service.d/50-kernel-dumps.conf"
+    assert 'ReadWritePaths="-/srv/my dumps"' in drop_in.read_text().splitlines()
+    assert drop_in.stat().st_mode & 0o777 == 0o644
+    assert json.loads(kdump("--json"))["deletion_denied"] == []
+    assert "nothing to do" in kdump("--allow-deletion")
+    # a directory more: what was allowed before stays allowed
+    (short_tmp / "etc/crashd/crashd.toml").write_text('[kdump]\npaths = ["/data/a", "/srv"]\n')
+    kdump("--allow-deletion")
+    assert json.loads(kdump("--json"))["deletion_denied"] == []

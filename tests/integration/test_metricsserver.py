@@ -438,7 +438,7 @@ def test_listen_port_in_use_says_what_to_do() -> None:
 def test_listen_foreign_address_says_what_to_do() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:9816': Cannot assign") as error:
         listen("192.0.2.1:9816")
-    assert "no interface" in (error.value.hint or "")
+    assert "does not have the address" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
 """The buffer between reading and storing: what comes out is what went in, whatever the sizes."""
 
+import os
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crashd.daemon.capture.pace import Gate, Pace
 from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, RECOUNT_BYTES, Pump, StopError
+from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 
 NO_LIMIT = 1 << 62
 
@@ -194,3 +201,150 @@ def test_deserted_buffer_is_not_used_again() -> None:
     left[:] = b"x" * len(left)
     pump.finish()
     assert sink.data == made
+
+
+@contextmanager
+def spill_of(most_bytes: int, least_free_bytes: int = 0) -> Iterator[Spill]:
+    with tempfile.TemporaryFile() as file:
+        spill = Spill(
+            os.dup(file.fileno()), most_bytes=most_bytes, least_free_bytes=least_free_bytes
+        )
+        yield spill
+        spill.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(_STEPS, st.sampled_from([1, 1 << 16, 200_000]), st.sampled_from([0, 1, 150_000, 1 << 30]))
+def test_what_goes_in_comes_out_by_the_spill_too(
+    steps: list[tuple[str, int]], ring: int, most: int
+) -> None:
+    sink = Recorder()
+    with spill_of(most) as spill:
+        pump = Pump(sink, ring, NO_LIMIT, None, spill)
+        expected = b""
+        for number, (kind, size) in enumerate(steps):
+            if kind == "read":
+                expected += fill(pump, size, number)
+            elif kind == "bytes":
+                expected += bytes([number + 1]) * size
+                pump.put_bytes(bytes([number + 1]) * size)
+            else:
+                expected += bytes(size)
+                pump.hole(size)
+        assert pump.size_bytes == len(expected)
+        pump.finish()
+        assert sink.data == expected
+        assert spill.written_bytes <= most
+
+
+def test_reader_waits_for_no_disk_where_it_may_spill() -> None:
+    sink = Recorder()
+    sink.go_on.clear()
+
+    def never() -> float:
+        raise AssertionError("waited for what is stored")
+
+    with spill_of(1 << 30) as spill:
+        pump = Pump(sink, 1 << 16, NO_LIMIT, None, spill)
+        for _ in range(20):
+            view = pump.room(SCRATCH_BYTES, never)
+            view[:] = b"x" * len(view)
+            pump.put(len(view))
+        assert not sink.data
+        assert spill.written_bytes == pump.size_bytes - (1 << 16)
+        sink.go_on.set()
+        pump.finish()
+        assert len(sink.data) == pump.size_bytes
+        assert os.fstat(spill.fd).st_blocks == 0, "what is stored has no second copy"
+
+
+def test_spill_leaves_the_space_free_that_it_must() -> None:
+    with spill_of(1 << 30, least_free_bytes=1 << 60) as spill:
+        pump = Pump(Recorder(), 1 << 16, NO_LIMIT, None, spill)
+        made = fill(pump, 300_000, 1)
+        pump.finish()
+        assert spill.written_bytes == 0
+        assert pump.size_bytes == len(made)
+
+
+def test_spill_whose_disk_refuses_in_the_midst_loses_nothing() -> None:
+    class Full(Spill):
+        def _write(self, offset: int, data: memoryview) -> bool:
+            super()._write(offset, data[: len(data) // 2])
+            return self.written_bytes < 100_000 and super()._write(offset, data)
+
+    sink = Recorder()
+    with tempfile.TemporaryFile() as file:
+        spill = Full(os.dup(file.fileno()), most_bytes=1 << 30, least_free_bytes=0)
+        pump = Pump(sink, 1 << 16, NO_LIMIT, None, spill)
+        made = b"".join(fill(pump, 50_000, number) for number in range(12))
+        pump.finish()
+        assert sink.data == made
+        assert spill.written_bytes < len(made) - (1 << 16)
+        spill.close()
+
+
+def test_deserted_scratch_is_not_used_again() -> None:
+    sink = Recorder()
+    with spill_of(1 << 30) as spill:
+        pump = Pump(sink, 1 << 16, NO_LIMIT, None, spill)
+        made = fill(pump, 1 << 16, 1)
+        left = pump.room(500, wait)
+        pump.desert()
+        made += fill(pump, 2000, 2)
+        left[:] = b"x" * len(left)
+        pump.finish()
+        assert sink.data == made
+
+
+def test_pump_that_is_abandoned_stores_nothing_more() -> None:
+    sink = Recorder()
+    pump = Pump(sink, 1 << 16, NO_LIMIT, None)
+    fill(pump, 1 << 18, 1)
+    pump.abandon()
+    stored = len(sink.data)
+    time.sleep(0.05)
+    assert len(sink.data) == stored
+    assert not any(thread.name == "storer" for thread in threading.enumerate())
+
+
+class Steps(Pace):
+    """Counts, and waits for the test."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.go_on = threading.Event()
+
+    def step(self) -> None:
+        self.go_on.wait(20)
+        self.count += 1
+
+
+def test_storing_asks_before_each_part() -> None:
+    sink, pace = Recorder(), Steps()
+    pump = Pump(sink, 4 << 20, NO_LIMIT, None)
+    fill(pump, 3 << 20, 1)
+    storing = threading.Thread(target=pump.finish, args=(pace,))
+    storing.start()
+    time.sleep(0.05)
+    assert not sink.data
+    pace.go_on.set()
+    storing.join()
+    assert len(sink.data) == 3 << 20
+    assert pace.count >= 3
+
+
+def test_gate_is_one_for_all_processes_and_opens_by_itself() -> None:
+    gate = Gate()
+    assert not gate.is_closed
+    pid = os.fork()
+    if pid == 0:
+        gate.close_until(time.monotonic_ns() + 300_000_000)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert gate.is_closed
+    time.sleep(0.35)
+    assert not gate.is_closed
+    gate.close_until(1 << 62)
+    gate.close_until(0)
+    assert not gate.is_closed

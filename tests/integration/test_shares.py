@@ -9,6 +9,7 @@ from crashd.daemon.capture.pump import BASE_BYTES, StopError
 from crashd.daemon.capture.sink import CoreSink
 from crashd.daemon.intake.admission import Admission
 from crashd.domain.crash.model import Disposition
+from crashd.domain.keep.limiter import Verdict
 from crashd.domain.keep.process import Policy
 from crashd.domain.keep.site import Site
 from crashd.domain.units import Amount
@@ -33,35 +34,72 @@ def question(uid: int, wanted: int) -> dict[str, object]:
 
 
 def test_sec_81_buffer_that_one_user_takes_has_room_for_the_next(paths: Paths) -> None:
-    users: list[int | None] = []
-
-    def reserve(crash_id: str, wanted: int, user: int | None) -> Allotment:
-        users.append(user)
-        return Allotment(1, 2)
-
-    admission = Admission(
-        paths,
-        lambda verdict: None,
-        reserve=reserve,
-        unreserve=lambda crash_id: None,
-        user_of=lambda uid: uid % 1000,
-    )
-    admission.configure({}, (), Disposition.FULL, 64 * MIB)
+    host = Host()
+    admission = admit(paths, host, buffer=64 * MIB, spill=0)
     granted = {
-        name: admission.decide(name, question(uid, 1 << 40))["buffer_bytes"]
+        name: admission.decide(name, question(uid, 1 << 40), live=True)["buffer_bytes"]
         for name, uid in {"a": 1, "b": 1, "c": 5001, "d": 2, "e": 3}.items()
     }
     assert granted == {
-        "a": 32 * MIB,
+        "a": 24 * MIB,
         "b": BASE_BYTES,
         "c": BASE_BYTES,
-        "d": 16 * MIB,
-        "e": 8 * MIB,
+        "d": 12 * MIB,
+        "e": 6 * MIB,
     }
-    assert users == [1, 1, 1, 2, 3], "a subordinate uid is its user's"
+    assert host.users == [1, 1, 1, 2, 3], "a subordinate uid is its user's"
     admission.ended("a")
-    assert admission.decide("f", question(1, MIB))["buffer_bytes"] == BASE_BYTES
-    assert admission.decide("g", question(1, 1 << 40))["buffer_bytes"] == 20 * MIB
+    again = admission.decide("f", question(1, 1 << 40), live=True)
+    assert again["buffer_bytes"] == 15 * MIB, "half of what is left of three quarters"
+    small = admission.decide("g", question(9, 8 * MIB), live=True)
+    assert small["buffer_bytes"] == 8 * MIB, "the last quarter is that of small cores"
+    assert admission.decide("h", question(4, 1 << 40), live=False)["buffer_bytes"] == BASE_BYTES
+
+
+class Host:
+    """What admission asks of the rest of the daemon."""
+
+    def __init__(self) -> None:
+        self.users: list[int | None] = []
+
+    def reserve(self, crash_id: str, wanted: int, user: int | None) -> Allotment:
+        self.users.append(user)
+        return Allotment(1, 2)
+
+    def unreserve(self, crash_id: str) -> None:
+        pass
+
+    def limited(self, verdict: Verdict) -> None:
+        pass
+
+    def user_of(self, uid: int) -> int:
+        return uid % 1000
+
+
+def admit(paths: Paths, host: Host, *, buffer: int, spill: int) -> Admission:
+    admission = Admission(paths, host, host, host)
+    admission.configure({}, (), Disposition.FULL, buffer, spill)
+    return admission
+
+
+def test_spill_that_one_user_takes_has_room_for_the_next(paths: Paths) -> None:
+    admission = admit(paths, Host(), buffer=64 * MIB, spill=1000 * MIB)
+    first = admission.decide("a", question(1, 1 << 40), live=True)
+    assert (first["buffer_bytes"], first["spill_bytes"]) == (24 * MIB, 500 * MIB)
+    assert admission.decide("b", question(1, 1 << 40), live=True)["spill_bytes"] == 0
+    assert admission.decide("c", question(2, 1 << 40), live=True)["spill_bytes"] == 250 * MIB
+    small = admission.decide("d", question(3, 6 * MIB), live=True)
+    assert (small["buffer_bytes"], small["spill_bytes"]) == (6 * MIB, 0), "it needs none"
+    assert admission.decide("e", question(4, 1 << 40), live=False)["spill_bytes"] == 0
+    admission.ended("a")
+    assert admission.decide("f", question(1, 1 << 40), live=True)["spill_bytes"] == 375 * MIB
+
+
+def test_spill_leaves_what_is_to_stay_free_to_the_core_that_comes_of_it(paths: Paths) -> None:
+    admission = admit(paths, Host(), buffer=64 * MIB, spill=1000 * MIB)
+    small = admission.decide("a", question(1, 100 * MIB), live=True)["spill_leaves_bytes"]
+    large = admission.decide("b", question(2, 500 * MIB), live=True)["spill_leaves_bytes"]
+    assert large - small == 100 * MIB, "a quarter of what is to be read"
 
 
 def test_sec_81_what_is_lent_of_keep_free_leaves_some_to_the_next_user(paths: Paths) -> None:

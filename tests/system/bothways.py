@@ -13,8 +13,10 @@ from pathlib import Path
 
 from crashd.daemon.capture import engines
 from crashd.daemon.capture.capture import read_head
+from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pump import Pump
-from crashd.daemon.capture.store_core import Options, Source, copy_memory
+from crashd.daemon.capture.source import Source
+from crashd.daemon.capture.store_core import copy_memory
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Disposition
 from crashd.domain.crash.record import Allowance

@@ -1,24 +1,30 @@
 """`kdump`: checks whether the next kernel crash would leave a dump."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from crashd.base.files import read_file, replace_file
 from crashd.cli.context import Context
 from crashd.cli.render import GREEN, RED, YELLOW, json_page, styled
 from crashd.domain.kdump.conf import Finding, Severity
-from crashd.domain.kdump.ready import Facts, Readiness, assess
+from crashd.domain.kdump.permit import DROP_IN, build_drop_in, is_writable
+from crashd.domain.kdump.ready import Facts, Readiness, Target, assess
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.edge.host.kdumpfacts import read_facts
+from crashd.edge.host.kdumpfacts import read_details, read_facts
+from crashd.errors import CrashdError
 
 _WIDTH = 15
+_DROP_IN_MAX = 64 * 1024
 _STYLES = {Severity.FAULT: RED, Severity.WARNING: YELLOW, Severity.NOTICE: None}
 
 
 def kdump(context: Context, arguments: argparse.Namespace) -> int:
     """Print how kernel dumps are set up; return 1 if the next panic would leave nothing."""
-    facts = read_facts(context.paths.root)
+    facts = _read(context)
+    if arguments.allow_deletion:
+        return _allow_deletion(context, facts)
     verdict = assess(facts)
     if arguments.json:
         print(json_page(_document(facts, verdict)))
@@ -28,10 +34,53 @@ def kdump(context: Context, arguments: argparse.Namespace) -> int:
     return 0 if verdict.ready else 1
 
 
+def _read(context: Context) -> Facts:
+    facts = read_facts(context.paths.root)
+    return read_details(context.paths.root, facts, _configured(context))
+
+
+def _configured(context: Context) -> Sequence[str]:
+    """Name the directories that crashd itself is told to watch."""
+    from crashd.configuration.files import load  # loads pydantic: slow
+
+    try:
+        paths = load(context.paths).kdump.paths
+    except CrashdError as e:
+        context.warn(f"{e}: kdump.paths is not known")
+        return ()
+    return () if isinstance(paths, str) else tuple(paths)
+
+
+def _allow_deletion(context: Context, facts: Facts) -> int:
+    """Write the drop-in that lets crashd.service delete dumps, and say how it takes effect."""
+    path = context.paths.root / DROP_IN
+    if not facts.denied:
+        print("crashd.service may delete dumps wherever they are saved: nothing to do")
+        return 0
+    try:
+        # What the drop-in allows already is not denied, and has to stay in it.
+        before = read_file(path, _DROP_IN_MAX).decode() if path.exists() else ""
+        allowed = [t.path for t in facts.targets if t.path in facts.denied or _names(before, t)]
+        text = build_drop_in(allowed)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        staged = path.with_name(f".{path.name}.new")  # systemd reads only what ends in .conf
+        replace_file(path, text.encode(), staged=staged, mode=0o644)
+    except (OSError, ValueError) as e:
+        raise CrashdError(f"{path} cannot be written: {e}") from e
+    print(f"{path} lets crashd.service delete dumps in {', '.join(map(printable, allowed))}")
+    print("It takes effect with: systemctl daemon-reload && systemctl restart crashd.service")
+    return 0
+
+
+def _names(drop_in: str, target: Target) -> bool:
+    return is_writable(target.path, "ProtectSystem=strict\n" + drop_in)
+
+
 def _document(facts: Facts, verdict: Readiness) -> dict[str, Any]:
     return {
         "ready": verdict.ready,
         "loaded": facts.loaded,
+        "fadump": facts.fadump,
         "reserved_bytes": facts.reserved_bytes,
         "crashkernel": list(_crashkernel(facts)),
         "sysctls": dict(facts.sysctls),
@@ -46,6 +95,10 @@ def _document(facts: Facts, verdict: Readiness) -> dict[str, Any]:
             for target in facts.targets
         ],
         "needed_bytes": verdict.needed_bytes,
+        "dump_level": facts.dump_level,
+        "largest_dump_bytes": facts.dump_bytes,
+        "initrd_bytes": facts.initrd_bytes,
+        "deletion_denied": list(facts.denied),
         "tool_keeps": facts.tool_count,
         "pstore": facts.pstore,
         "findings": [
@@ -85,6 +138,8 @@ def _facts(facts: Facts, verdict: Readiness) -> Iterator[tuple[str, str]]:
     loaded = {True: "loaded", False: "not loaded", None: "not supported by this kernel"}[
         facts.loaded
     ]
+    if facts.fadump:
+        loaded = "registered with the firmware (fadump)"
     yield "Capture kernel", loaded
     reserved = facts.reserved_bytes
     yield "Reserved", "unknown" if reserved is None else format_size(reserved)

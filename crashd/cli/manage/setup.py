@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Iterable
 
 from crashd import registration
 from crashd.cli.context import Context
@@ -26,11 +27,11 @@ def install(context: Context, arguments: argparse.Namespace) -> int:
     if capture.mode == "socket" and mode is Mode.PIPE:
         context.warn("this kernel has no coredump socket (new in Linux 6.17), using the pipe")
     pipe_limit = capture.pipe_limit_for(memory_total_bytes())
-    before = registration.read_settings()
-    done = registration.register(paths, pipe_limit, mode, for_good=True)
+    done, changes = registration.install(paths, pipe_limit, mode)
     if done.installed:
         print(f"{printable(str(paths.handler))}: installed")
-    if not _print_changes(before):
+    _print(changes)
+    if not changes:
         print("already registered")
     return 0
 
@@ -39,9 +40,9 @@ def uninstall(context: Context, arguments: argparse.Namespace) -> int:
     """Restore the kernel's settings from before `install`, or from before the daemon started."""
     del arguments
     _require_root("uninstall")
-    before = registration.read_settings()
-    outcome = registration.unregister(context.paths)
-    if sysctl.PATTERN not in _print_changes(before):
+    outcome, changes = registration.uninstall(context.paths)
+    _print(changes)
+    if sysctl.PATTERN not in {change.name for change in changes}:
         print(printable(outcome))
     return 0
 
@@ -55,9 +56,6 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _print_changes(before: dict[str, str]) -> list[str]:
-    after = registration.read_settings()
-    changed = [name for name, value in before.items() if value != after[name]]
-    for name in changed:
-        print(f"{name}: {printable(before[name])} -> {printable(after[name])}")
-    return changed
+def _print(changes: Iterable[registration.Change]) -> None:
+    for change in changes:
+        print(f"{change.name}: {printable(change.before)} -> {printable(change.after)}")

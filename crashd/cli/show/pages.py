@@ -185,9 +185,7 @@ def _capture(doc: Row) -> Iterator[_Field]:
     words = [f"by {value_text(capture.get('mode'))}"]
     if capture.get("engine") not in (None, "none"):
         words.append(f"engine {value_text(capture['engine'])}")
-    if isinstance(capture.get("hold_seconds"), int | float):
-        held = format_duration(max(0, round(capture["hold_seconds"] * 1e9)))
-        words.append(f"process held for {held}")
+    words += _times(capture)
     if capture.get("disposition") not in (None, "full"):
         words.append(f"kept: {value_text(capture['disposition'])}")
     yield "Captured", ", ".join(words) if capture else None
@@ -201,6 +199,20 @@ def _capture(doc: Row) -> Iterator[_Field]:
         if capture.get("identity") == "none" and doc.get("kind") == "process"
         else None,
     )
+
+
+def _times(capture: Mapping[str, Any]) -> Iterator[str]:
+    """Say where the time went: whom the crash kept waiting, and what was done after that."""
+    held, queued, stored = (
+        format_duration(max(0, round(seconds * 1e9))) if isinstance(seconds, int | float) else None
+        for seconds in (capture.get(f"{what}_seconds") for what in ("hold", "queued", "store"))
+    )
+    if held:
+        yield f"process held for {held}" + (f" ({queued} of it queued)" if queued else "")
+    if stored:
+        spilled = capture.get("spilled_bytes") or 0
+        raw = f" ({format_size(spilled)} spilled to disk before)" if spilled else ""
+        yield f"stored {stored} later{raw}" if held else f"stored within {stored}{raw}"
 
 
 def _core(doc: Row, core_file: str | None) -> Iterator[_Field]:

@@ -1,15 +1,19 @@
-"""The capture of one crash, top to bottom: identify, read the head, decide, take the core, commit.
+"""The capture of one crash, top to bottom: identify, read the head, decide, read the core, let the
+process go; store the core, commit.
 
 A plain synchronous function, run by a worker process on an `IncomingCore` of whatever origin. A
 core that is cut is a recorded fact, never an error.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from crashd.daemon.capture.pump import BASE_BYTES
-from crashd.daemon.capture.store_core import LATE, Options, Source, Taken, take
+from crashd.daemon.capture.options import Options
+from crashd.daemon.capture.pace import Pace
+from crashd.daemon.capture.source import LATE, Source
+from crashd.daemon.capture.store_core import Grant, HeldCore, Kept, hold_core
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash import record
 from crashd.domain.crash.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
@@ -20,8 +24,8 @@ from crashd.errors import FormatError, reason_of
 from crashd.store.entry import Entry
 
 EARLY_RECORD_BYTES = 64 << 20
-"""What is known of a crash is written before its core is taken only where that lasts: a small core
-is taken sooner than the record would be written.
+"""What is known of a crash is written before its core is read only where that lasts: a small core
+is read sooner than the record would be written.
 """
 
 
@@ -32,15 +36,41 @@ class Decision:
     disposition: Disposition = Disposition.FULL
     reason: str | None = None
     """Why not more is kept."""
-    buffer_bytes: int = BASE_BYTES
+    grant: Grant = field(default_factory=Grant)
     credit_bytes: int = 0
     """How far below `keep_free` the capture may go: as much is being deleted for it."""
     leave_bytes: int = 0
     """How much more than `keep_free` it leaves to other users' crashes."""
 
 
-Decide = Callable[[Crash, elfcore.CoreHead | None, int], Decision]
-"""From the crash as far as it is known, the core's head, and how many bytes are to be read."""
+class Desk:
+    """What a capture asks, and reports to. This one answers as where there is no daemon: all is
+    kept, by small means, and stored at once.
+    """
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        """At which the core is stored."""
+
+    def identified(self) -> None:
+        """Note that nothing more is needed of /proc but the memory."""
+
+    def decide(self, crash: Crash, head: elfcore.CoreHead | None, wanted: int) -> Decision:
+        """Decide, once all is known that can be before the memory is read.
+
+        Args:
+            crash: as far as it is known.
+            head: the core's.
+            wanted: how many bytes are to be read.
+
+        """
+        del crash, head, wanted
+        return Decision()
+
+    def released(self, options: Options, read_bytes: int, spilled_bytes: int) -> int:
+        """Note that the process is let go; return, when it may be stored, by how many threads."""
+        del read_bytes, spilled_bytes
+        return options.threads
 
 
 def capture(
@@ -48,19 +78,16 @@ def capture(
     entry: Entry,
     incoming: IncomingCore,
     options: Options,
+    desk: Desk,
     *,
     with_proc: bool,
-    identified: Callable[[], None],
-    decide: Decide,
     reader: Reader,
     refused: str | None = None,
 ) -> Crash:
     """Capture one crash into its entry and commit it; return the final record, which is on disk.
 
-    `identified` is called once nothing more is needed of /proc but the memory, `decide` once all is
-    known that can be before the memory is read; `incoming` is released as soon as its last byte is
-    read, before it is compressed and synced. With `refused`, the reason, nothing is read of the
-    core at all.
+    `incoming` is released as soon as its last byte is read, before it is compressed and synced.
+    With `refused`, the reason, nothing is read of the core at all.
 
     Raises:
         FormatError: the kernel does not offer a core in words that we know.
@@ -68,28 +95,31 @@ def capture(
 
     """
     deadline_ns = time.monotonic_ns() + options.deadline_ns
+    crash = replace(crash, capture=replace(crash.capture, queued_ns=_since(incoming, crash)))
+    # held: whoever waits for the process waits for each of these lines
     if refused is None:
         incoming.accept()  # now: the kernel writes while we look at /proc
     seen = _look(crash, incoming, with_proc=with_proc)
-    identified()
+    desk.identified()
     if refused is not None:
         return _refuse(seen.add_to(crash, options), entry, incoming, options, refused)
     raw, head, trouble = read_head(incoming, deadline_ns)
     source = Source(incoming, raw, head, options, reader)
     try:
         source.swallow(deadline_ns)
-        crash = seen.add_to(crash, options)
-        if head is not None:
-            crash = record.add_head(crash, head)
-        crash = replace(crash, owner_uid=record.owner_of(crash, head, seen.credentials))
-        limit = record.allow(crash, max_core=options.max_core, honour_rlimit=options.honour_rlimit)
-        taken, limit = _take(crash, entry, source, limit, decide, deadline_ns)
+        crash, limit = record.describe(crash, seen.snapshot, head, seen.credentials, options.limits)
+        crash, limit = seen.warn(crash), limit.for_spooled(incoming.spooled_bytes())
+        held, limit = _hold(crash, entry, source, limit, desk, deadline_ns)
     finally:
         source.release()
-    if taken.core.path:
+    # released: nobody waits for what follows
+    kept = _store(crash, entry, source, held, desk)
+    if kept.core.path:
         entry.commit_core()
-    crash = _conclude(crash, head, limit, replace(taken, reason=trouble or taken.reason))
-    return _commit(crash, entry, incoming, options)
+    if kept.no_room:
+        limit = record.Allowance(0, Disposition.METADATA, kept.reason)
+    crash = _conclude(crash, head, limit, replace(kept, reason=trouble or kept.reason))
+    return _commit(crash, entry, incoming, source.options)
 
 
 def _refuse(
@@ -103,8 +133,10 @@ def _refuse(
 
 
 def _commit(crash: Crash, entry: Entry, incoming: IncomingCore, options: Options) -> Crash:
-    hold_ns = _hold_ns(incoming, crash)
-    crash = replace(crash, capture=replace(crash.capture, hold_ns=hold_ns))
+    capture = replace(
+        crash.capture, hold_ns=_hold_ns(incoming, crash), store_ns=_store_ns(incoming)
+    )
+    crash = replace(crash, capture=capture)
     return entry.write(crash, sync=True, max_bytes=_record_bytes(crash, entry, options))
 
 
@@ -116,49 +148,62 @@ def _record_bytes(crash: Crash, entry: Entry, options: Options) -> int:
     return min(most, entry.spare_bytes(options.keep_free_bytes))
 
 
-def _take(
+def _hold(
     crash: Crash,
     entry: Entry,
     source: Source,
     limit: record.Allowance,
-    decide: Decide,
+    desk: Desk,
     deadline_ns: int,
-) -> tuple[Taken, record.Allowance]:
-    """Decide what is to be kept of the core, and take that."""
+) -> tuple[HeldCore | Kept, record.Allowance]:
+    """Decide what is to be kept of the core, and read that."""
     if not source.raw or limit.disposition is Disposition.METADATA:
-        return Taken(build_id=source.build_id(), reason=limit.reason), limit
+        return Kept(build_id=source.build_id(), reason=limit.reason), limit
     source.open_memory(crash.mountinfo or b"")
     build_id = source.build_id()
     wanted = source.wanted_bytes(crash.status or b"")
     asked_ns = time.monotonic_ns()
-    decision = decide(replace(crash, build_id=build_id), source.head, wanted)
+    decision = desk.decide(replace(crash, build_id=build_id), source.head, wanted)
     deadline_ns += time.monotonic_ns() - asked_ns  # the daemon's delay is not the capture's
-    limit = _lower(limit, decision)
+    limit = limit.lowered(decision.disposition, decision.reason)
     if limit.disposition is Disposition.METADATA:
-        return Taken(build_id=build_id, reason=limit.reason), limit
+        return Kept(build_id=build_id, reason=limit.reason), limit
     if limit.disposition is Disposition.MINI:
         source.make_mini()
-    spooled = source.incoming.spooled_bytes() is not None  # then as much comes free as is taken
-    leave_bytes = 0 if spooled else decision.leave_bytes
+    spooled = source.incoming.mode is Mode.SPOOL  # as much comes free there as is stored
     source.options = replace(
-        source.options, credit_bytes=decision.credit_bytes, leave_bytes=leave_bytes
+        source.options,
+        credit_bytes=decision.credit_bytes,
+        leave_bytes=0 if spooled else decision.leave_bytes,
     )
     if wanted > EARLY_RECORD_BYTES:
         # whatever becomes of the core, this much is known
         entry.write(crash, sync=False, max_bytes=entry.spare_bytes(source.options.keep_free_bytes))
-    taken = take(source, entry, limit, decision.buffer_bytes, deadline_ns)
-    if taken.no_room:
-        limit = record.Allowance(0, Disposition.METADATA, taken.reason)
-    taken = replace(taken, expected_bytes=source.expected_bytes)
-    return replace(taken, build_id=taken.build_id or build_id), limit
+    # of a spooled core nobody is held: it is stored as slowly as those that were let go
+    pace = desk.pace if spooled else None
+    held = hold_core(source, entry, limit, decision.grant, deadline_ns, pace)
+    if isinstance(held, Kept):
+        held = replace(held, build_id=build_id, expected_bytes=source.expected_bytes)
+    else:
+        held.build_id = build_id
+    return held, limit
 
 
-def _lower(limit: record.Allowance, decision: Decision) -> record.Allowance:
-    """Lower what the limits allow to what was decided."""
-    if decision.disposition is Disposition.FULL:
-        return limit
-    size = 0 if decision.disposition is Disposition.METADATA else limit.size_bytes
-    return record.Allowance(size, decision.disposition, decision.reason or limit.reason)
+def _store(crash: Crash, entry: Entry, source: Source, held: HeldCore | Kept, desk: Desk) -> Kept:
+    """Store what was read of the core, when the daemon says so."""
+    if isinstance(held, Kept):
+        return held
+    try:
+        hold_ns = _hold_ns(source.incoming, crash)
+        known = replace(crash, capture=replace(crash.capture, hold_ns=hold_ns))
+        spare = entry.spare_bytes(source.options.keep_free_bytes)
+        with contextlib.suppress(OSError):  # it is written once more, and then it must be
+            # should this process be killed before the core is stored: all that is known but that
+            entry.write(known, sync=False, max_bytes=spare)
+        threads = desk.released(source.options, held.size_bytes, held.spilled_bytes)
+        return held.store(threads, desk.pace)
+    finally:
+        held.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +215,12 @@ class _Seen:
     warning: str | None
 
     def add_to(self, crash: Crash, options: Options) -> Crash:
-        """Add it to the record."""
-        crash = record.add_process(
-            crash,
-            self.snapshot,
-            self.credentials,
-            environ_mode=options.environ,
-            patterns=options.patterns,
-        )
+        """Add it to the record of a crash whose core is not read."""
+        crash, _ = record.describe(crash, self.snapshot, None, self.credentials, options.limits)
+        return self.warn(crash)
+
+    def warn(self, crash: Crash) -> Crash:
+        """Add what was odd about it to the record."""
         if self.warning is None:
             return crash
         return replace(crash, warnings=(*crash.warnings, self.warning))
@@ -201,13 +244,13 @@ def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
 
 
 def _conclude(
-    crash: Crash, head: elfcore.CoreHead | None, limit: record.Allowance, taken: Taken
+    crash: Crash, head: elfcore.CoreHead | None, limit: record.Allowance, kept: Kept
 ) -> Crash:
     """Say what was captured, and whether it is all there was."""
-    core, reason = taken.core, taken.reason
+    core, reason = kept.core, kept.reason
     complete = core.path is not None and reason is None and head is not None
     if head is not None:
-        expected = taken.expected_bytes or head.expected_size
+        expected = kept.expected_bytes or head.expected_size
         complete = complete and core.size_bytes >= expected
         core = replace(core, expected_bytes=expected)
         if core.path and not complete and reason is None:
@@ -215,16 +258,17 @@ def _conclude(
     if complete:
         reason = None if limit.disposition is Disposition.FULL else limit.reason
     warnings = crash.warnings
-    if taken.doubt:
-        warnings += (f"not read from memory but from the stream: {taken.doubt}",)
+    if kept.doubt:
+        warnings += (f"not read from memory but from the stream: {kept.doubt}",)
     return replace(
         crash,
         state=_final_state(core, complete, limit),
-        build_id=taken.build_id,
+        build_id=kept.build_id,
         capture=replace(
             crash.capture,
-            engine=taken.engine if core.path else Engine.NONE,
+            engine=kept.engine if core.path else Engine.NONE,
             disposition=limit.disposition,
+            spilled_bytes=kept.spilled_bytes,
             reason=reason,
         ),
         core=replace(core, complete=complete),
@@ -240,12 +284,26 @@ def _final_state(core: Core, complete: bool, limit: record.Allowance) -> State:
     return State.METADATA_ONLY if limit.disposition is Disposition.METADATA else State.LOST
 
 
+def _since(incoming: IncomingCore, crash: Crash) -> int | None:
+    """Return how long the process has been held by now; None where nobody is held, or knows."""
+    if incoming.mode is Mode.SPOOL or crash.boottime_ns is None:
+        return None
+    return max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - crash.boottime_ns)
+
+
 def _hold_ns(incoming: IncomingCore, crash: Crash) -> int | None:
-    """Tell how long the process was held: from the handler's start to the release."""
+    """Return how long the process was held: from the handler's start to the release."""
     released = incoming.released_boottime_ns
     if incoming.mode is Mode.SPOOL or crash.boottime_ns is None or released is None:
         return None
     return max(0, released - crash.boottime_ns)
+
+
+def _store_ns(incoming: IncomingCore) -> int | None:
+    """Return how long ago the process was let go."""
+    released = incoming.released_boottime_ns
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return None if released is None else max(0, now_ns - released)
 
 
 def read_head(

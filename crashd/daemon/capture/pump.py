@@ -1,21 +1,27 @@
-"""A bounded buffer between who reads a core and who stores it.
+"""A bounded buffer between what reads a core and what stores it.
 
     engine ──room(), put(), hole()──▶ Pump ──write(), hole()──▶ Sink (zstd, disk)
+                                       └─▶ Spill ─▶┘
 
-A crashed process is held as long as its core is read, and reading is ten times as fast as storing.
-So nothing is stored while the buffer has room: a core that fits is read at the speed of memory, the
-process let go, and only then is anything compressed. Where the buffer is full a thread begins to
-store behind the reader, which from then on waits for it.
+A crashed process is held as long as its core is read, and reading is thirty times as fast as
+storing. So nothing is stored while the core is read: what the buffer has no room for goes raw into
+the spill. Then the process is let go, and a thread stores all, in the order of the file. Only where
+there is no spill, or no more of it, does that thread begin to store before the end, and the reader
+waits for room.
 """
 
+import contextlib
 import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from crashd.daemon.capture.pace import Pace
+from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 from crashd.edge.capture.memory import populate
+from crashd.errors import reason_of
 
 HOLE_COST_SHIFT = 15
 """A hole counts as what it takes in the store: 4 bytes for each 128 KiB (domain/zstdframes.py)."""
@@ -25,7 +31,8 @@ BASE_BYTES = 4 << 20
 """What every worker may hold without asking."""
 _HUGE_FROM_BYTES = 8 << 20
 _POPULATE_FROM_BYTES = 64 << 20
-STORER_NICE = 10
+STORE_BYTES = 1 << 20
+"""Stored between two looks at whether a process is held: some ten milliseconds."""
 
 
 class StopError(Exception):
@@ -70,15 +77,33 @@ class _Ring:
         return min(self.size - self.head % self.size, self.size - (self.head - self.tail))
 
 
-_Item = tuple[_Ring | None, memoryview | None, int]
-"""Bytes of the ring, bytes of the caller's, or (without a view) zeros; and how many."""
+class _Item(NamedTuple):
+    """A part of the core that waits to be stored."""
+
+    offset: int
+    size: int
+    view: memoryview | None = None
+    """Its bytes; without any it is zeros, or spilled."""
+    ring: _Ring | None = None
+    """What has the bytes, and can take others once these are stored."""
+    spilled: bool = False
 
 
 class Pump:
     """One core's way through the buffer. Used by one reading thread."""
 
-    def __init__(self, sink: Sink, size: int, limit: int, limit_reason: str | None) -> None:
-        """Make a buffer of `size` bytes.
+    def __init__(
+        self,
+        sink: Sink,
+        size: int,
+        limit: int,
+        limit_reason: str | None,
+        spill: Spill | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """Make a buffer of `size` bytes, and take the spill, which stays the caller's.
+
+        What is stored before the end goes at `pace`; None where a process is held meanwhile.
 
         The core is cut where more than `limit` bytes of it are not holes, for `limit_reason`: the
         kernel counts so for files, too (dump_skip() of fs/coredump.c). Zeros that a stream brings
@@ -94,6 +119,10 @@ class Pump:
         self._limit_reason = limit_reason or "limit"
         self._items: deque[_Item] = deque()
         self._changed = threading.Condition(threading.Lock())
+        self._spill = spill
+        self._scratch: _Ring | None = None
+        """Through which is spilled, while anything is."""
+        self._pace = pace or Pace()
         self._storer: threading.Thread | None = None
         self._ended = False
         self._failure: BaseException | None = None
@@ -120,28 +149,46 @@ class Pump:
         if not wanted:
             raise StopError(self._limit_reason)
         ring = self._ring
-        if ring.room() < min(wanted, ring.size // 4):
-            self._wait_for(ring, min(wanted, ring.size // 4), wait)
+        if self._scratch is None and ring.room() < min(wanted, ring.size // 4):
+            if self._spill is not None and self._spill.is_open:
+                self._scratch = _Ring(SCRATCH_BYTES)
+            else:
+                self._wait_for(ring, min(wanted, ring.size // 4), wait)
         self._check()
+        if self._scratch is not None:
+            return self._scratch.view[: min(wanted, SCRATCH_BYTES)]
         at = ring.head % ring.size
         return ring.view[at : at + min(wanted, ring.room())]
 
     def put(self, size: int) -> None:
-        """Tell that so many bytes were read into what `room` gave.
+        """Note that so many bytes were read into what `room` gave.
 
         Raises:
             StopError: they are more than the limit leaves, holes having been put in since; it is
             reached with them.
 
         """
-        ring = self._ring
-        at = ring.head % ring.size
         kept = min(size, self._left)
-        if kept:
-            ring.head += kept
-            self._append(ring, ring.view[at : at + kept], kept)
+        if kept and self._scratch is not None:
+            self._put_spilled(self._scratch, kept)
+        elif kept:
+            self._put_in_ring(self._ring, kept)
         if kept < size:
             raise StopError(self._limit_reason)
+
+    def _put_in_ring(self, ring: _Ring, size: int) -> None:
+        at = ring.head % ring.size
+        ring.head += size
+        self._append(_Item(self.size_bytes, size, ring.view[at : at + size], ring))
+
+    def _put_spilled(self, scratch: _Ring, size: int) -> None:
+        if self._spill is not None and self._spill.write(self.size_bytes, scratch.view[:size]):
+            self._append(_Item(self.size_bytes, size, spilled=True))
+            return
+        # No more of it: these bytes stay in the scratch until they are stored, and for those to
+        # come the reader waits until there is room in the ring.
+        self._scratch = None
+        self._put_in_ring(scratch, size)
 
     def put_bytes(self, data: bytes) -> None:
         """Put in bytes that the caller has already, and does not change.
@@ -152,7 +199,7 @@ class Pump:
         """
         kept = min(len(data), self._left)
         if kept:
-            self._append(None, memoryview(data)[:kept], kept)
+            self._append(_Item(self.size_bytes, kept, memoryview(data)[:kept]))
         if kept < len(data):
             raise StopError(self._limit_reason)
 
@@ -166,46 +213,61 @@ class Pump:
         self._check()
         kept = min(size, ((self._left + 1) << HOLE_COST_SHIFT) - 1)
         self._hole_cost += kept >> HOLE_COST_SHIFT
-        self._append(None, None, kept)
+        self._append(_Item(self.size_bytes, kept))
         if kept < size:
             raise StopError(self._limit_reason)
 
     def desert(self) -> None:
         """Leave the present buffer to a read that does not end, and go on with another."""
+        if self._scratch is not None:
+            self._scratch = _Ring(SCRATCH_BYTES)
+            return
         self._ring.filled = True
         self._ring = _Ring(BASE_BYTES)
 
-    def finish(self) -> None:
-        """Store all that is left; the reading is over and the process let go.
+    def finish(self, pace: Pace | None = None) -> None:
+        """Store all that is left, at `pace`; the reading is over and the process let go.
 
         Raises:
             StopError: the disk refused.
 
         """
         self._ring.filled = True
-        if self._storer is None and self.size_bytes <= BASE_BYTES:
+        self._pace = pace or self._pace
+        try:
+            storer = self._start()
+        except RuntimeError:  # no thread is to be had
             while self._items:
                 self._store(self._items.popleft())
             return
-        storer = self._start()
+        self._pace.begin()
+        self._end(storer)
+        self._check()
+
+    def abandon(self) -> None:
+        """Store nothing more: the core is read again in another way."""
+        self._ring.filled = True
+        if self._storer is not None:
+            with self._changed:
+                self._items.clear()
+            self._end(self._storer)
+
+    def _end(self, storer: threading.Thread) -> None:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
         storer.join()
-        self._check()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _append(self, ring: _Ring | None, view: memoryview | None, size: int) -> None:
-        self._left -= size if view is not None else size >> HOLE_COST_SHIFT
-        self.size_bytes += size
-        if self._storer is None:
-            self._items.append((ring, view, size))
-            return
+    def _append(self, item: _Item) -> None:
+        is_hole = item.view is None and not item.spilled
+        self._left -= item.size >> HOLE_COST_SHIFT if is_hole else item.size
+        self.size_bytes += item.size
         with self._changed:
-            self._items.append((ring, view, size))
+            self._items.append(item)
             self._changed.notify_all()
 
     def _wait_for(self, ring: _Ring, wanted: int, wait: Callable[[], float]) -> None:
@@ -236,10 +298,8 @@ class Pump:
         return self._storer
 
     def _run(self) -> None:
-        # Of this thread alone, and of those that the compressor starts from here: another process
-        # may be held by its crash meanwhile, and is to be read first.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STORER_NICE)
         try:
+            self._pace.begin()
             while True:
                 with self._changed:
                     while not self._items:
@@ -256,13 +316,32 @@ class Pump:
                 self._changed.notify_all()
 
     def _store(self, item: _Item) -> None:
-        ring, view, size = item
-        if view is None:
-            self._sink.hole(size)
+        if item.spilled:
+            self._store_spilled(item)
+        elif item.view is None:
+            self._pace.step()
+            self._sink.hole(item.size)
         else:
-            self._sink.write(view)
+            for at in range(0, item.size, STORE_BYTES):
+                self._pace.step()
+                self._sink.write(item.view[at : at + STORE_BYTES])
         with self._changed:
-            self._stored_bytes += size
-            if ring is not None:
-                ring.tail += size
+            self._stored_bytes += item.size
+            if item.ring is not None:
+                item.ring.tail += item.size
             self._changed.notify_all()
+
+    def _store_spilled(self, item: _Item) -> None:
+        if self._spill is None:
+            raise StopError("nothing was spilled")
+        buffer = memoryview(bytearray(STORE_BYTES))
+        for at in range(0, item.size, STORE_BYTES):
+            part = buffer[: min(STORE_BYTES, item.size - at)]
+            self._pace.step()
+            try:
+                self._spill.read_into(item.offset + at, part)
+            except OSError as e:
+                raise StopError(f"reading the spilled core failed: {reason_of(e)}") from e
+            self._sink.write(part)
+        with contextlib.suppress(OSError):
+            self._spill.drop(item.offset, item.size)

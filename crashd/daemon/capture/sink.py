@@ -111,13 +111,17 @@ class CoreSink:
         except OSError as e:
             raise StopError(f"writing the core failed: {reason_of(e)}") from e
 
+    def use_threads(self, count: int) -> None:
+        """Compress with so many threads, where compressing has not begun; 0 is none but ours."""
+        self._writer.threads = count
+
     @property
     def resident_bytes(self) -> int:
-        """What came by and is not zeros."""
+        """Return what came by and is not zeros."""
         return self._writer.resident_bytes
 
     def spied(self) -> bytes:
-        """Give what came by of the range that was wanted; zeros left out."""
+        """Return what came by of the range that was wanted; zeros left out."""
         return self._spy.bytes()
 
     def _check_free(self) -> None:
@@ -182,5 +186,5 @@ class _Spy:
         self._position += size
 
     def bytes(self) -> bytes:
-        """Tell what was seen of the range."""
+        """Return what was seen of the range."""
         return b"".join(self._parts)

@@ -15,8 +15,10 @@ import time
 from collections.abc import Sequence
 
 from crashd.corehandler import MEMORY_SECONDS, Share, SparseCore
+from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pump import Pump, StopError
-from crashd.daemon.capture.store_core import LATE, Options, Source, copy_memory
+from crashd.daemon.capture.source import LATE, Source
+from crashd.daemon.capture.store_core import copy_memory
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Disposition
 from crashd.domain.crash.record import Allowance

@@ -1,6 +1,17 @@
 """A worker process: takes one job after another from the daemon, and outlives it to finish the
 last.
 
+    daemon                                 worker
+      ├── job, entry, core, handler ────────▶│
+      │◀──────────── accepted ───────────────┤  the handler has its receipt (a pipe's core only)
+      │◀──────────── identified ─────────────┤  the daemon lets go of its descriptors
+      │◀──────────── decide ─────────────────┤
+      ├── what is kept, buffer, spill ──────▶│  the core is read
+      │◀──────────── released ───────────────┤  nobody is held any more
+      ├── store ────────────────────────────▶│  the core is stored
+      │◀──────────── alive, alive, … ────────┤
+      │◀──────────── done ───────────────────┤  or failed, or refused
+
 Jobs and answers are JSON on a SOCK_SEQPACKET pair, descriptors beside them. A capture that is
 killed for memory, or hangs in a read that never returns, costs that capture alone (STYLE, decision
 a).
@@ -10,14 +21,17 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
 from crashd.base.files import read_space
 from crashd.base.messages import receive_message, send_message
-from crashd.daemon.capture.capture import Decision, capture
+from crashd.daemon.capture.capture import Decision, Desk, capture
+from crashd.daemon.capture.options import Options
+from crashd.daemon.capture.pace import POLL_SECONDS, Gate, Pace, lower_threads
 from crashd.daemon.capture.salvage import salvage
-from crashd.daemon.capture.store_core import Options
+from crashd.daemon.capture.store_core import Grant
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Crash, Disposition, State, from_json
 from crashd.domain.elf.elfcore import CoreHead
@@ -34,6 +48,10 @@ ANSWER_SECONDS = 60.0
 A daemon that has died is noticed at once, and one whose disk stands still has not forgotten: its
 watchdog (WatchdogSec=) ends a daemon that does not come back.
 """
+STORE_SECONDS = 600.0
+"""How long a worker waits for the word that its core may be stored; it stores it then by itself."""
+ALIVE_NS = 5 * 10**9
+"""How often a worker that stores a core says that it goes on."""
 RECEIPT_AT = 1
 """Position of the handler's connection among a capture's descriptors (after the core), until it is
 sent.
@@ -45,8 +63,8 @@ class _RefusedError(Exception):
     """The handler gave up waiting and keeps the crash."""
 
 
-def work(channel: socket.socket) -> None:
-    """Do jobs until the daemon's end of `channel` is closed."""
+def work(channel: socket.socket, gate: Gate) -> None:
+    """Do jobs until the daemon's end of `channel` is closed; what is stored waits at `gate`."""
     reader = Reader()
     while True:
         try:
@@ -57,7 +75,7 @@ def work(channel: socket.socket) -> None:
             return
         if "job" not in job:
             continue  # an answer that came too late to be waited for
-        _do_job(_Job(channel, job, descriptors, reader))
+        _do_job(_Job(channel, gate, job, descriptors, reader))
         if reader.stuck:
             # a thread that hangs in the kernel keeps our descriptors, the channel's among them
             with contextlib.suppress(OSError):
@@ -65,17 +83,46 @@ def work(channel: socket.socket) -> None:
             return
 
 
-class _Job:
+class _GatePace(Pace):
+    """Waits while the daemon's gate is closed, and tells the daemon now and then that it is not
+    stuck.
+    """
+
+    def __init__(self, job: "_Job", gate: Gate) -> None:
+        self._job = job
+        self._gate = gate
+        self._told_ns = time.monotonic_ns()
+
+    def begin(self) -> None:
+        lower_threads()
+
+    def step(self) -> None:
+        self._tell()
+        while self._gate.is_closed:
+            time.sleep(POLL_SECONDS)
+            self._tell()
+
+    def _tell(self) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - self._told_ns >= ALIVE_NS:
+            self._told_ns = now_ns
+            self._job.tell("alive")
+
+
+class _Job(Desk):
     """A job on one entry, and the daemon's ear; owns the descriptors."""
 
     def __init__(
         self,
         channel: socket.socket,
+        gate: Gate,
         job: dict[str, Any],
         descriptors: list[int],
         reader: Reader,
     ) -> None:
+        super().__init__()
         self._channel = channel
+        self.pace = _GatePace(self, gate)
         self.what = job
         self.id: str = job["id"]
         self.entry = Entry(self.id, descriptors.pop(0))
@@ -83,36 +130,54 @@ class _Job:
         self.reader = reader
 
     def tell(self, event: str, **more: object) -> None:
-        """Tell the daemon; when it is gone the entry on disk speaks for itself."""
+        """Report to the daemon; when it is gone the entry on disk speaks for itself."""
         with contextlib.suppress(OSError):
             send_message(self._channel, {"event": event, "id": self.id, **more})
 
     def end(self, event: str, **more: object) -> None:
-        """Tell how it ended, and whether this worker takes another: see `work`."""
+        """Report how it ended, and whether this worker takes another: see `work`."""
         self.tell(event, leaves=self.reader.stuck > 0, **more)
+
+    def identified(self) -> None:
+        self.tell("identified")
 
     def decide(self, crash: Crash, head: CoreHead | None, wanted: int) -> Decision:
         """Ask the daemon what to keep; all, by our own small means, when it does not answer."""
         site = site_of(crash, head, crash.build_id)
         self.tell("decide", site=site.to_json(), wanted=wanted)
-        try:
-            self._channel.settimeout(ANSWER_SECONDS)
-            answer, descriptors = receive_message(self._channel)
-        except OSError:
-            return Decision()
-        finally:
-            self._channel.settimeout(None)
-        for fd in descriptors:
-            os.close(fd)
-        if answer is None or answer.get("answer") != self.id:
+        answer = self._answer("disposition", ANSWER_SECONDS)
+        if answer is None:
             return Decision()
         return Decision(
             Disposition(answer["disposition"]),
             answer["reason"],
-            answer["buffer_bytes"],
+            Grant(answer["buffer_bytes"], answer["spill_bytes"], answer["spill_leaves_bytes"]),
             answer["credit_bytes"],
             answer["leave_bytes"],
         )
+
+    def released(self, options: Options, read_bytes: int, spilled_bytes: int) -> int:
+        """Wait until there is a place among those that compress."""
+        self.tell("released", read=read_bytes, spilled=spilled_bytes)
+        answer = self._answer("threads", STORE_SECONDS)
+        return options.threads if answer is None else int(answer["threads"])
+
+    def _answer(self, key: str, seconds: float) -> dict[str, Any] | None:
+        """Wait for the daemon's answer that has `key`; None when it does not come."""
+        self._channel.settimeout(seconds)
+        try:
+            while True:
+                answer, descriptors = receive_message(self._channel)
+                for fd in descriptors:
+                    os.close(fd)
+                if answer is None:
+                    return None
+                if answer.get("answer") == self.id and key in answer:
+                    return answer  # and not one that came too late to be waited for
+        except OSError:
+            return None
+        finally:
+            self._channel.settimeout(None)
 
 
 def _do_job(job: _Job) -> None:
@@ -183,9 +248,8 @@ def _capture(
             job.entry,
             incoming,
             options,
+            job,
             with_proc=job.what["with_proc"],
-            identified=lambda: job.tell("identified"),
-            decide=job.decide,
             reader=job.reader,
             refused=job.what.get("refused"),
         )

@@ -4,10 +4,11 @@ here, in the daemon's one loop.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+from crashd.base.files import read_space
 from crashd.daemon.after.retention import Allotment
 from crashd.daemon.capture.pump import BASE_BYTES
 from crashd.domain.crash.model import Disposition
@@ -22,37 +23,73 @@ from crashd.store.statefile import read_state, write_state
 log = logging.getLogger("crashd.admission")
 
 
-class Admission:
-    """The rules, the limiter and the buffer that all captures share."""
+SMALL_BYTES = 64 << 20
+"""A core up to this size is read at once, whatever large ones have of the buffer."""
+SMALL_SHARE = 4
+"""A quarter of the buffer is never given to large ones."""
+EXPECTED_SHARE = 4
+"""A core is expected to have a quarter of its size on disk; so much stays free beside its spill."""
+HEADROOM_BYTES = 1 << 30
+HEADROOM_SHARE = 100
+"""A spill leaves a hundredth of the disk more, and not more than HEADROOM_BYTES: retention would
+delete cores for a file that is gone in a minute.
+"""
 
-    def __init__(
-        self,
-        paths: Paths,
-        limited: Callable[[Verdict], None],
-        *,
-        reserve: Callable[[str, int, int | None], Allotment],
-        unreserve: Callable[[str], None],
-        user_of: Callable[[int], int],
-    ) -> None:
-        """`limited` is told of each verdict of the limiter that keeps less than the rules allow,
-        `reserve` of each capture, what it may read and whose it is: it gives it its part of the
-        disk; `unreserve` that it ended. `user_of` tells whom a uid counts for.
-        """
-        self._user_of = user_of
-        self._reserve = reserve
-        self._unreserve = unreserve
+
+class Disk(Protocol):
+    """Gives each capture its part of the disk."""
+
+    def reserve(self, crash_id: str, wanted: int, user: int | None) -> Allotment:
+        """Give a user's capture, which may read so many bytes, its part."""
+
+    def unreserve(self, crash_id: str) -> None:
+        """Note that a capture ended."""
+
+
+class Accounts(Protocol):
+    """Knows users."""
+
+    def user_of(self, uid: int) -> int:
+        """Return whom a uid counts for."""
+
+
+class LimitCounter(Protocol):
+    """Counts what the limiter keeps less of."""
+
+    def limited(self, verdict: Verdict) -> None:
+        """Count a verdict that keeps less than the rules allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """What one capture has."""
+
+    user: int | None
+    buffer_bytes: int
+    spill_bytes: int
+    is_small: bool
+
+
+class Admission:
+    """The rules, the limiter, and what all captures share: the buffer, and the disk for spills."""
+
+    def __init__(self, paths: Paths, counter: LimitCounter, disk: Disk, accounts: Accounts) -> None:
         self._paths = paths
-        self._limited = limited
+        self._counter = counter
+        self._disk = disk
+        self._accounts = accounts
         self._limiter = Limiter({})
         self._rules: Sequence[Rule] = ()
         self._default = Disposition.FULL
         self._buffer_bytes = 0
-        self._granted: dict[str, tuple[int | None, int]] = {}
-        """Of the buffer: to whom, and how much."""
+        self._spill_bytes = 0
+        self._granted: dict[str, _Granted] = {}
         self._changed = False
         state = read_state(paths.limiter_state)
         if state is not None and not self._limiter.load_json(state):
-            log.warning("%s is no limiter's state, beginning anew", paths.limiter_state)
+            log.warning(
+                "%s does not have the limiter's state, beginning without", paths.limiter_state
+            )
 
     def configure(
         self,
@@ -60,59 +97,82 @@ class Admission:
         rules: Sequence[Rule],
         default: Disposition,
         buffer_bytes: int,
+        spill_bytes: int,
     ) -> None:
-        """Take new settings."""
+        """Take new settings; buffer and disk for spills are those of all captures together."""
         self._limiter.set_rates(rates)
-        self._rules, self._default, self._buffer_bytes = rules, default, buffer_bytes
+        self._rules, self._default = rules, default
+        self._buffer_bytes, self._spill_bytes = buffer_bytes, spill_bytes
 
-    def decide(self, crash_id: str, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer a worker: what to keep of the crash, why not more, and how large a buffer."""
+    def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
+        """Answer a worker: what to keep of the crash, why not more, and what its capture may use.
+
+        Only a `live` one, whose process is held, has of the buffer.
+        """
         site = Site.from_json(question["site"])
         most, reason = most_of(site, self._rules, self._default)
-        user = None if site.uid is None else self._user_of(site.uid)
+        user = None if site.uid is None else self._accounts.user_of(site.uid)
         account = str(user) if site.account == str(site.uid) else site.account
         keys = keys_of(replace(site, uid=user, account=account))
         verdict = self._limiter.decide(keys, most, time.time_ns())
         self._changed = True
         if verdict.scope is not None:
-            self._limited(verdict)
-        buffer_bytes, disk = 0, Allotment()
+            self._counter.limited(verdict)
+        granted, disk, wanted = _Granted(user, 0, 0, True), Allotment(), question["wanted"]
         if verdict.disposition is Disposition.FULL:
-            buffer_bytes = self._grant(crash_id, question["wanted"], user)
-            disk = self._reserve(crash_id, question["wanted"], user)
+            if live:
+                granted = self._grant(crash_id, wanted, user)
+            disk = self._disk.reserve(crash_id, wanted, user)
+        total = read_space(self._paths.crashes).total_bytes
         return {
             "disposition": verdict.disposition,
             "reason": verdict.reason or (None if most is Disposition.FULL else reason),
-            "buffer_bytes": max(BASE_BYTES, buffer_bytes),
+            "buffer_bytes": max(BASE_BYTES, granted.buffer_bytes),
+            "spill_bytes": granted.spill_bytes,
+            "spill_leaves_bytes": wanted // EXPECTED_SHARE
+            + min(HEADROOM_BYTES, total // HEADROOM_SHARE),
             "credit_bytes": disk.credit_bytes,
             "leave_bytes": disk.leave_bytes,
         }
 
     def refuses(self, uid: int) -> str | None:
-        """Tell why no core of a user's next crash would be kept; None when one may be.
+        """Return why no core of a user's next crash would be kept; None when one may be.
 
         Such a crash is not even asked for its head; it counts as limited.
         """
-        reason = self._limiter.spent(Scope.UID, str(self._user_of(uid)), time.time_ns())
+        user = str(self._accounts.user_of(uid))
+        reason = self._limiter.spent(Scope.UID, user, time.time_ns())
         if reason is not None:
-            self._limited(Verdict(Disposition.METADATA, Scope.UID, reason))
+            self._counter.limited(Verdict(Disposition.METADATA, Scope.UID, reason))
         return reason
 
-    def _grant(self, crash_id: str, wanted: int, user: int | None) -> int:
-        """Give of the shared buffer: no more than the user leaves to others, nor than half of the
-        memory that is available.
+    def _grant(self, crash_id: str, wanted: int, user: int | None) -> _Granted:
+        """Give a capture its part of buffer and spill: no more of either than its user leaves to
+        others, nor than half of the memory that is available.
+
+        What the buffer has no room for is spilled, so that a part of it does as well; a small core
+        fits whole into what large ones never take, and needs no disk.
         """
-        free = self._buffer_bytes - sum(size for _, size in self._granted.values())
-        own = sum(size for whose, size in self._granted.values() if whose == user)
-        granted = max(0, min(wanted, (free - own) // 2, memory_available_bytes() // 2))
-        if granted > BASE_BYTES:
-            self._granted[crash_id] = (user, granted)
+        is_small = wanted <= SMALL_BYTES
+        buffer = self._buffer_bytes if is_small else self._buffer_bytes // SMALL_SHARE * 3
+        seen = [g for g in self._granted.values() if is_small or not g.is_small]
+        size = min(
+            wanted,
+            _half_of_free(buffer, [(g.user, g.buffer_bytes) for g in seen], user),
+            memory_available_bytes() // 2,
+        )
+        if size <= BASE_BYTES:
+            size = 0  # every worker has that anyway
+        spilled = [(g.user, g.spill_bytes) for g in self._granted.values()]
+        spill = min(wanted - size, _half_of_free(self._spill_bytes, spilled, user))
+        granted = _Granted(user, size, spill, is_small)
+        self._granted[crash_id] = granted
         return granted
 
     def ended(self, crash_id: str) -> None:
-        """Take back what the capture of a crash had of the buffer."""
+        """Take back what the capture of a crash had."""
         self._granted.pop(crash_id, None)
-        self._unreserve(crash_id)
+        self._disk.unreserve(crash_id)
 
     def save(self) -> None:
         """Write the limiter's state where it changed; a state that is lost only limits less."""
@@ -123,3 +183,10 @@ class Admission:
             write_state(self._paths.limiter_state, self._limiter.to_json())
         except OSError as e:
             log.error("cannot write %s: %s, ignoring", self._paths.limiter_state, reason_of(e))
+
+
+def _half_of_free(total: int, given: list[tuple[int | None, int]], user: int | None) -> int:
+    """Return how much of what all share a user may have now: as much stays for others."""
+    free = total - sum(size for _, size in given)
+    own = sum(size for whose, size in given if whose == user)
+    return max(0, (free - own) // 2)

@@ -1,5 +1,17 @@
-"""Jobs on their way through the worker pool: a bounded queue, deadlines, and what happens when one
-dies.
+"""Jobs on their way through the worker pool: bounded, with deadlines, and what happens when a
+worker dies.
+
+    queued ──▶ held ──released──▶ raw ──▶ storing ──▶ done
+      │          │                 │         │
+      │          │                 └─────────┴── its worker dies: what was stored is salvaged
+      │          └── its worker dies: another takes the crash, or the handler keeps it, or salvage
+      └── no worker for QUEUED_SECONDS: the handler keeps it
+
+A process is held in the first two stages only, and nothing of the last two keeps it waiting: a
+worker that said "released" takes no place among those that read, storers wait at the gate while
+anybody is held, and run below all others. What limits the number of crashes that are read at the
+same time is memory: each gets what is free of the buffer (`Admission`), and the rest goes to disk.
+Imports and salvage hold nobody: they wait until no live crash does, and never take the last worker.
 
 The worker, not the daemon, sends the handler its receipt: until then the handler would spool the
 crash itself, after that the worker finishes it even if the daemon is killed; so at no moment does a
@@ -16,72 +28,55 @@ import select
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from crashd.base.messages import receive_message, send_message
-from crashd.corehandler import RECEIPT_SECONDS
+from crashd.corehandler import QUEUED_SECONDS
 from crashd.daemon.capture.worker import RECEIPT_AT
+from crashd.daemon.intake.job import Job, Kind, Stage
 from crashd.daemon.intake.pool import Nursery, Worker
-from crashd.daemon.loopclock import LoopClock
+from crashd.daemon.loop import Loop
+from crashd.domain.crash.model import DropReason
 from crashd.errors import UnavailableError
-from crashd.store.entry import Entry
 
 log = logging.getLogger("crashd.dispatch")
 
-LIVE = ("capture", "socket")
-"""Jobs whose process is held meanwhile."""
+PROCESSES_MIN = 24
+"""Jobs under way at least, whatever `capture.workers` says: most of them hold a process for some
+milliseconds, or wait until their core may be stored.
+"""
+SMALL_BYTES = 64 << 20
+"""A core up to this size is stored beside those that take long."""
+HELD_NS = 10 * 10**9
+"""So long at most a held process keeps cores from being stored: it may be held on purpose."""
 RESPAWN_NS = 10**9
 """At least so long between two attempts to replace workers when forking fails."""
+NURSERY_NS = 3 * 10**9
+"""A fork takes milliseconds: where it takes longer, crashes without a worker are left to their
+handlers.
+"""
 GRACE_NS = 30 * 10**9
 """How long after its own deadline a worker is killed."""
 
 
-@dataclass(slots=True)
-class Job:
-    """One piece of work on one entry; owns the entry and the descriptors until they are handed
-    on.
-    """
+class Allotter(Protocol):
+    """Decides what is kept of a crash, and what its capture may use."""
 
-    kind: str
-    """`capture` (from the handler), `socket` (from the kernel), `import` or `salvage`."""
-    entry: Entry
-    descriptors: list[int]
-    more: dict[str, Any] = field(default_factory=dict)
-    """What the worker is told beside kind and id."""
-    finished: Callable[[], None] | None = None
-    """Called when the entry is final, in the daemon's loop."""
-    failed: Callable[[], None] | None = None
-    """Of an import: called when it could not be done, and the spool still has all."""
-    poisoned: Callable[[], None] | None = None
-    """Of an import: called in place of `finished` when workers died of it."""
-    uid: int | None = None
-    """Whose process crashed: no user's crashes keep those of another waiting."""
-    with_proc: bool = True
-    accepted: bool = True
-    """Whether the handler has its receipt; it is the worker who sends it."""
-    identified: bool = False
-    retried: bool = False
-    deadline_ns: int = 0
-    """By the loop's clock; of the present step."""
-    receipt_by_ns: int = 0
-    """CLOCK_MONOTONIC, as the handler counts: by then one without its receipt has given up."""
+    def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
+        """Answer a worker."""
 
-    @property
-    def id(self) -> str:
-        """The crash's id."""
-        return self.entry.id
+    def ended(self, crash_id: str) -> None:
+        """Take back what it had."""
 
-    def let_go(self) -> None:
-        """Close our copies of the descriptors."""
-        for fd in self.descriptors:
-            os.close(fd)
-        self.descriptors.clear()
 
-    def close(self) -> None:
-        """Close all that the job owns."""
-        self.let_go()
-        self.entry.close()
+class Counters(Protocol):
+    """Counts what happens."""
+
+    def dropped(self, reason: DropReason) -> None:
+        """Count something that went wrong."""
+
+    def spilled(self, size_bytes: int) -> None:
+        """Count bytes that waited on disk."""
 
 
 class Dispatcher:
@@ -90,37 +85,33 @@ class Dispatcher:
     def __init__(
         self,
         nursery: Nursery,
-        *,
-        watch: Callable[[Worker], None],
-        unwatch: Callable[[Worker], None],
-        done: Callable[[str], None],
-        dropped: Callable[[str], None],
-        refused: Callable[[], None],
-        decide: Callable[[str, Mapping[str, Any]], dict[str, Any]],
-        ended: Callable[[str], None],
-        clock: LoopClock,
+        loop: Loop,
+        allotter: Allotter,
+        counters: Counters,
     ) -> None:
-        """Take the nursery; `watch`/`unwatch` tell the loop of channels, `done` of finished
-        entries, `decide` what is kept of a crash and `ended` that its capture needs nothing more.
-        `clock` is the loop's: workers are judged by it.
-        """
-        self._clock = clock
+        self._clock = loop.clock
         self._nursery = nursery
-        self._watch = watch
-        self._unwatch = unwatch
-        self._done = done
-        self._dropped = dropped
-        self._refused = refused
-        self._decide = decide
-        self._ended = ended
+        self._loop = loop
+        self._allotter = allotter
+        self._counters = counters
         self._idle: list[Worker] = []
         self._busy: dict[Worker, Job] = {}
-        self._queue: deque[Job] = deque()
-        self._retry_ns = 0
+        self._live: deque[Job] = deque()
+        """Whose processes are held already, and wait for a worker."""
+        self._later: deque[Job] = deque()
+        """Imports and salvage."""
+        self._retry_ns = self._asked_ns = 0
         self.workers = 0
+        """Kept idle, for crashes to come."""
+        self.storers_max = 1
+        """Cores that are stored at the same time."""
+        self.threads = 0
+        """That compress a large core, where it is the only one."""
         self.options: dict[str, Any] = {}
         self.snapshot_timeout_ns = 2 * 10**9
         self.capture_deadline_ns = 300 * 10**9
+
+    # -- what there is -----------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
@@ -130,7 +121,17 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """Jobs that wait for one."""
-        return len(self._queue)
+        return len(self._live) + len(self._later)
+
+    @property
+    def holders(self) -> int:
+        """Workers that read a core whose process is held."""
+        return sum(job.stage is Stage.HELD for job in self._busy.values())
+
+    @property
+    def storers(self) -> int:
+        """Workers whose process is let go, and whose core waits or is being stored."""
+        return len(self._busy) - self.holders
 
     @property
     def helpless(self) -> bool:
@@ -138,80 +139,130 @@ class Dispatcher:
         return self._nursery.gone and not self._idle and not self._busy
 
     def ids(self) -> set[str]:
-        """Tell the crashes that are under way or waiting."""
-        return {job.id for job in (*self._busy.values(), *self._queue)}
+        """Return the crashes that are under way or waiting."""
+        return {job.id for job in (*self._busy.values(), *self._live, *self._later)}
 
     def set_workers(self, count: int) -> None:
-        """Say how many workers there should be; those too many end when idle."""
+        """Say how many workers there should be idle; those too many end."""
+        if not self.workers:
+            self._loop.watch(self._nursery, self.born)
         self.workers = count
-        while self._idle and len(self._idle) + len(self._busy) > count:
+        while len(self._idle) > count:
             self._retire(self._idle.pop())
         self._replenish()
 
-    def submit(self, job: Job, *, first: bool = False) -> None:
-        """Queue a job; it starts at once when a worker is idle."""
-        job.receipt_by_ns = time.monotonic_ns() + RECEIPT_SECONDS * 10**9
-        (self._queue.appendleft if first else self._queue.append)(job)
-        self._dispatch()
+    # -- workers -----------------------------------------------------------------------------------
 
     def _replenish(self) -> None:
-        if time.monotonic_ns() < self._retry_ns:
-            return
-        while len(self._idle) + len(self._busy) < self.workers:
-            if not self._fork():
-                return
+        """Ask for a worker where one is missing; `born` goes on from there."""
+        now_ns = time.monotonic_ns()
+        if len(self._idle) < self._idle_wanted() and now_ns >= self._retry_ns:
+            if not self._nursery.asked:
+                self._asked_ns = now_ns
+            self._nursing(self._nursery.ask)
+        is_silent = self._nursery.asked and now_ns - self._asked_ns >= NURSERY_NS
+        is_refused = now_ns < self._retry_ns and not self._busy
+        if not self._idle and (is_silent or is_refused):
+            self._give_all_back()
 
-    def _fork(self) -> bool:
+    def _idle_wanted(self) -> int:
+        return max(self.workers, 2) if self._later else self.workers
+
+    def born(self) -> None:
+        """Take the worker that the nursery was asked for."""
+
+        def take() -> None:
+            worker = self._nursery.take()
+            self._idle.append(worker)
+            self._loop.watch(worker, lambda: self.readable(worker))
+
+        self._nursing(take)
+        if self._nursery.gone:
+            self._loop.unwatch(self._nursery)
+        self._dispatch()
+        self._replenish()
+
+    def _nursing(self, act: Callable[[], None]) -> None:
         try:
-            worker = self._nursery.fork_worker()
+            act()
         except UnavailableError as e:
             log.error("%s, retrying", e)
             self._retry_ns = time.monotonic_ns() + RESPAWN_NS
-            return False
-        self._idle.append(worker)
-        self._watch(worker)
-        return True
+
+    def _give_all_back(self) -> None:
+        """Leave what waits to the handlers: nobody else will take it soon."""
+        for job in [job for job in self._live if not job.accepted]:
+            self._live.remove(job)
+            self._give_back(job)
+
+    def _retire(self, worker: Worker) -> None:
+        self._loop.unwatch(worker)
+        worker.close()
+
+    # -- queued ------------------------------------------------------------------------------------
+
+    def submit(self, job: Job, *, first: bool = False) -> None:
+        """Queue a job; it starts at once when there is a worker for it."""
+        job.give_back_ns = time.monotonic_ns() + QUEUED_SECONDS * 10**9
+        queue = self._live if job.kind.is_live else self._later
+        (queue.appendleft if first else queue.append)(job)
+        self._dispatch()
 
     def _dispatch(self) -> None:
-        while self._queue:
-            busy = Counter(job.uid for job in self._busy.values())
-            # the first job of the user with the fewest under way
-            job = min(self._queue, key=lambda job: busy[job.uid])
-            if not self._idle and not (busy[job.uid] == 0 and self._add_spare()):
-                return
-            self._queue.remove(job)
+        while self._live:
+            job = self._next_live()
+            if job is None or not self._idle:
+                break
+            self._live.remove(job)
             self._start(self._idle.pop(), job)
+        # one idle worker stays for the crash that may come next
+        while self._later and not self._live and len(self._idle) > 1:
+            size_bytes = 0 if self._later[0].kind is Kind.SALVAGE else None
+            if not self._may_store_more(size_bytes):
+                break
+            self._start(self._idle.pop(), self._later.popleft())
+        self._replenish()
+        self._set_gate()
 
-    def _add_spare(self) -> bool:
-        """Fork a worker above the number, for a user who has none while others have all: theirs
-        may be slow on purpose.
+    def _next_live(self) -> Job | None:
+        """Choose the first job of the user with the fewest under way; None where all have what
+        they may: no user takes more places than are left to others.
         """
-        now_ns = time.monotonic_ns()
-        if len(self._busy) >= 2 * self.workers or now_ns < self._retry_ns:
-            return False
-        return self._fork()
+        busy = Counter(job.uid for job in self._busy.values())
+        job = min(self._live, key=lambda job: busy[job.uid])
+        left = max(PROCESSES_MIN, 4 * self.workers) - len(self._busy)
+        return job if left > busy[job.uid] else None
 
     def make_room(self, uid: int | None) -> bool:
         """Give a crash that waits back to its handler, for one of a user with fewer that wait.
 
-        False when that user has as many as any: it is his own crashes that fill the queue.
+        False when that user has as many as any: their own crashes fill the queue.
         """
-        waiting = Counter(job.uid for job in self._queue if not job.accepted)
+        waiting = Counter(job.uid for job in self._live if not job.accepted)
         if not waiting:
             return False
         heaviest, count = waiting.most_common(1)[0]
         if count <= waiting[uid] + 1:
             return False
-        job = next(j for j in reversed(self._queue) if j.uid == heaviest and not j.accepted)
-        self._queue.remove(job)
+        job = next(j for j in reversed(self._live) if j.uid == heaviest and not j.accepted)
+        self._live.remove(job)
         self._give_back(job)
         return True
+
+    def _give_back(self, job: Job) -> None:
+        log.info("crash %s: the handler gave up waiting and keeps it in the spool", job.id)
+        job.close()
+        job.owner.given_back(job)
+
+    # -- held --------------------------------------------------------------------------------------
 
     def _start(self, worker: Worker, job: Job) -> None:
         message = {"job": job.kind, "id": job.id, "with_proc": job.with_proc}
         message |= {"accepted": job.accepted, "options": self.options}
         descriptors = (job.entry.fd, *job.descriptors)
         self._busy[worker] = job
+        job.stage = Stage.HELD if job.kind.is_live else Stage.STORING
+        job.held_ns = time.monotonic_ns()
         job.deadline_ns = self._clock.now_ns() + self._step_ns(job)
         try:
             send_message(worker.channel, {**message, **job.more}, descriptors)
@@ -219,14 +270,58 @@ class Dispatcher:
             self._lost(worker)
 
     def _step_ns(self, job: Job) -> int:
-        """Tell how long a worker may take until it says something more of a job."""
+        """Return how long a worker may take until it says something more of a job."""
         # a spooled snapshot reads files and a salvage the store: only a live process, or a receipt
         # that is not sent, can hang who reads
-        waits = job.kind in LIVE and (job.with_proc or not job.accepted)
+        waits = job.kind.is_live and (job.with_proc or not job.accepted)
         return self.snapshot_timeout_ns if waits else self._whole_ns()
 
     def _whole_ns(self) -> int:
         return self.capture_deadline_ns + GRACE_NS
+
+    def _set_gate(self) -> None:
+        """Let cores be stored, or have that wait for who is held: HELD_NS at most for each.
+
+        Crashes that wait because no more may be under way wait for what is being stored: then it
+        goes on.
+        """
+        held = [job.held_ns for job in self._busy.values() if job.stage is Stage.HELD]
+        blocked = self._live and self._next_live() is None
+        self._nursery.gate.close_until(max(held) + HELD_NS if held and not blocked else 0)
+
+    # -- raw, and storing --------------------------------------------------------------------------
+
+    def _may_store_more(self, size_bytes: int | None = None) -> bool:
+        """Return whether a core of this size may be stored now; None: that takes long.
+
+        One place stays free of those that take long, so that a small core is soon in the list.
+        """
+        storing = [job for job in self._busy.values() if job.stage is Stage.STORING]
+        if size_bytes is not None and size_bytes <= SMALL_BYTES:
+            return len(storing) < self.storers_max
+        long = sum(job.core_bytes > SMALL_BYTES or job.kind is Kind.IMPORT for job in storing)
+        return long < max(1, self.storers_max - 1) and len(storing) < self.storers_max
+
+    def _store_more(self) -> None:
+        """Tell those whose turn it is to store: the first that may."""
+        for worker, job in list(self._busy.items()):
+            if job.stage is Stage.RAW and self._may_store_more(job.core_bytes):
+                self._let_store(worker, job)
+
+    def _let_store(self, worker: Worker, job: Job) -> None:
+        others = any(
+            other.core_bytes > SMALL_BYTES and other.stage is Stage.STORING and other is not job
+            for other in self._busy.values()
+        )
+        threads = 0 if others or job.core_bytes <= SMALL_BYTES else self.threads
+        job.stage = Stage.STORING
+        job.deadline_ns = self._clock.now_ns() + self._whole_ns()
+        try:
+            send_message(worker.channel, {"answer": job.id, "threads": threads})
+        except OSError:
+            self._lost(worker)
+
+    # -- what workers say --------------------------------------------------------------------------
 
     def readable(self, worker: Worker) -> None:
         """Take what a worker says, or notice that it died."""
@@ -248,59 +343,64 @@ class Dispatcher:
         elif event == "identified":
             job.identified = True
             job.deadline_ns = self._clock.now_ns() + self._whole_ns()
-            if job.kind in LIVE:
+            if job.kind.is_live:
                 job.let_go()  # a spooled core can be read again, and its descriptor holds nobody
         elif event == "decide":
-            try:
-                send_message(worker.channel, {"answer": job.id, **self._decide(job.id, message)})
-            except OSError:
-                self._lost(worker)
-            else:  # it waited for us until now
-                job.deadline_ns = self._clock.now_ns() + self._whole_ns()
+            self._decide(worker, job, message)
+        elif event == "released":
+            self._released(worker, job, message)
+        elif event == "alive":
+            job.deadline_ns = self._clock.now_ns() + self._whole_ns()
         else:
             self._ended_by(worker, job, message)
+
+    def _decide(self, worker: Worker, job: Job, question: Mapping[str, Any]) -> None:
+        answer = self._allotter.decide(job.id, question, live=job.kind.is_live)
+        try:
+            send_message(worker.channel, {"answer": job.id, **answer})
+        except OSError:
+            self._lost(worker)
+        else:  # it waited for us until now
+            job.deadline_ns = self._clock.now_ns() + self._whole_ns()
+
+    def _released(self, worker: Worker, job: Job, message: Mapping[str, Any]) -> None:
+        job.core_bytes = message["read"]
+        if message["spilled"]:
+            self._counters.spilled(message["spilled"])
+        if not job.kind.is_live:
+            self._let_store(worker, job)  # it has its place since it began
+            return
+        job.stage = Stage.RAW
+        job.deadline_ns = None
+        self._store_more()
+        self._dispatch()
 
     def _ended_by(self, worker: Worker, job: Job, message: Mapping[str, Any]) -> None:
         """Take a worker's last word on a job."""
         event = message["event"]
         del self._busy[worker]
-        self._ended(job.id)
-        if message["leaves"] or len(self._idle) + len(self._busy) >= self.workers:
+        self._allotter.ended(job.id)
+        if message["leaves"] or len(self._idle) >= self._idle_wanted():
             self._retire(worker)
-            self._replenish()
         else:
             self._idle.append(worker)
         if event == "refused":
             self._give_back(job)
-        elif event == "failed" and job.failed is not None:
+        elif event == "failed" and job.kind is Kind.IMPORT:
             log.warning(
                 "crash %s: taking it from the spool failed: %s, keeping it there",
                 job.id,
                 message.get("error"),
             )
             job.close()
-            job.failed()
+            job.owner.failed(job)
         elif event == "failed":
             self._salvage(job, str(message.get("error") or "its worker gave no reason"))
         else:
-            self._finish(job)
+            job.close()
+            job.owner.finished(job)
+        self._store_more()
         self._dispatch()
-
-    def _give_back(self, job: Job) -> None:
-        log.info("crash %s: the handler gave up waiting and keeps it in the spool", job.id)
-        job.close()
-        self._refused()
-
-    def _finish(self, job: Job) -> None:
-        crash_id = job.id
-        job.close()
-        if job.finished is not None:
-            job.finished()
-        self._done(crash_id)
-
-    def _retire(self, worker: Worker) -> None:
-        self._unwatch(worker)
-        worker.close()
 
     def _lost(self, worker: Worker) -> None:
         """Replace a worker that died, and save what can be saved of its job."""
@@ -309,37 +409,41 @@ class Dispatcher:
             self._idle.remove(worker)
         self._retire(worker)
         if job is not None:
-            self._ended(job.id)
-            self._dropped("worker_died")
-            if job.kind in LIVE and not job.identified and job.with_proc:
+            self._allotter.ended(job.id)
+            self._counters.dropped(DropReason.WORKER_DIED)
+            if job.kind.is_live and not job.identified and job.with_proc:
                 log.warning(
                     "crash %s: worker died while reading /proc, capturing without it", job.id
                 )
-                job.with_proc = False
-                self._queue.appendleft(job)
-            elif job.kind == "import" and not job.retried:
+                job.with_proc, job.stage = False, Stage.QUEUED
+                self._live.appendleft(job)
+            elif job.kind is Kind.IMPORT and not job.retried:
                 log.warning(
                     "crash %s: worker died while taking it from the spool, trying again", job.id
                 )
-                job.retried = True
-                self._queue.append(job)
+                job.retried, job.stage = True, Stage.QUEUED
+                self._later.append(job)
             elif not job.accepted:
                 self._give_back(job)  # closed without a receipt: the handler keeps it
             else:
-                job.finished = job.poisoned or job.finished
+                job.poisonous = job.kind is Kind.IMPORT
                 self._salvage(job, "the capturing worker died")
-        self._replenish()
+        self._store_more()
         self._dispatch()
 
     def _salvage(self, job: Job, reason: str) -> None:
         job.let_go()
-        if job.kind == "salvage":
+        if job.kind is Kind.SALVAGE:
             log.error("crash %s cannot be finished: %s", job.id, reason)
-            self._dropped("store_error")
+            self._counters.dropped(DropReason.STORE_ERROR)
             job.close()
             return
         log.warning("crash %s: %s, salvaging", job.id, reason)
-        self.submit(Job("salvage", job.entry, [], {"reason": reason}, job.finished), first=True)
+        salvage = Job(Kind.SALVAGE, job.entry, [], job.owner, {"reason": reason})
+        salvage.spooled, salvage.poisonous = job.spooled, job.poisonous
+        self.submit(salvage, first=True)
+
+    # -- time --------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
         """Kill workers whose step took too long, and replace missing ones.
@@ -347,29 +451,34 @@ class Dispatcher:
         `now_ns` is what the loop's clock said before the channels were read.
         """
         for worker, job in list(self._busy.items()):
-            if now_ns >= job.deadline_ns and _is_unread(worker):
+            if job.deadline_ns is None or now_ns < job.deadline_ns:
+                continue
+            if _is_unread(worker):
                 self.readable(worker)  # it is judged by what it said, at the next turn
-            elif now_ns >= job.deadline_ns:
-                self._dropped("deadline")
-                log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
-                job.deadline_ns = now_ns + GRACE_NS
-                worker.kill()  # its channel's end tells the rest
+                continue
+            self._counters.dropped(DropReason.DEADLINE)
+            log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
+            job.deadline_ns = now_ns + GRACE_NS
+            worker.kill()  # its channel's end tells the rest
         given_up_ns = time.monotonic_ns()
-        for job in [j for j in self._queue if not j.accepted and given_up_ns >= j.receipt_by_ns]:
+        for job in [j for j in self._live if not j.accepted and given_up_ns >= j.give_back_ns]:
             # the handler reads the core by now: while we have the pipe too, the process is held
-            self._queue.remove(job)
+            self._live.remove(job)
             self._give_back(job)
-        self._replenish()
         self._dispatch()
 
     def wait_ns(self) -> int | None:
         """Return in how long `tick` has something to do; None when nothing is under way."""
         now_ns = time.monotonic_ns()
-        deadlines = [job.receipt_by_ns - now_ns for job in self._queue if not job.accepted]
-        if len(self._idle) + len(self._busy) < self.workers:
+        deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
+        if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
             deadlines.append(self._retry_ns - now_ns)
+        if self._live and self._nursery.asked:
+            deadlines.append(self._asked_ns + NURSERY_NS - now_ns)
         now_ns = self._clock.now_ns()
-        deadlines += [job.deadline_ns - now_ns for job in self._busy.values()]
+        deadlines += [
+            job.deadline_ns - now_ns for job in self._busy.values() if job.deadline_ns is not None
+        ]
         return min(deadlines, default=None)
 
     def abandon(self) -> list[str]:
@@ -377,13 +486,14 @@ class Dispatcher:
         `capturing`.
         """
         left = sorted(self.ids())
-        for job in (*self._busy.values(), *self._queue):
+        for job in (*self._busy.values(), *self._live, *self._later):
             job.close()
         for worker in (*self._idle, *self._busy):
             self._retire(worker)
-        self._idle.clear()
-        self._busy.clear()
-        self._queue.clear()
+        self._nursery.gate.close_until(0)
+        self._loop.unwatch(self._nursery)
+        for jobs in (self._idle, self._busy, self._live, self._later):
+            jobs.clear()
         return left
 
 

@@ -13,16 +13,27 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from crashd.base.files import read_space
-from crashd.daemon.intake.dispatch import Dispatcher, Job
+from crashd.daemon.intake.admission import Accounts
+from crashd.daemon.intake.dispatch import Counters, Dispatcher
+from crashd.daemon.intake.job import Job, Kind
+from crashd.daemon.ledger import Ledger
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, bounded
 from crashd.domain.crash.coremeta import CoreMeta
 from crashd.domain.crash.losses import Loss
-from crashd.domain.crash.model import Capture, Crash, Identity, Mode, State, next_sequence, to_json
+from crashd.domain.crash.model import (
+    Capture,
+    Crash,
+    DropReason,
+    Identity,
+    Mode,
+    State,
+    next_sequence,
+    to_json,
+)
 from crashd.domain.crash.record import (
     PIDFD_COREDUMP_USER,
     foreign_mount_ns,
@@ -47,6 +58,13 @@ socket.
 """
 
 
+class Refusals(Protocol):
+    """Knows what is not worth to be taken."""
+
+    def refuses(self, uid: int) -> str | None:
+        """Return why nothing of a user's crashes is kept now; None when it is."""
+
+
 class Ingest:
     """Admits crashes: writes the first record, then queues the capture. Runs in the daemon's one
     loop.
@@ -56,25 +74,17 @@ class Ingest:
         self,
         paths: Paths,
         dispatcher: Dispatcher,
-        *,
-        recorded: Callable[[Crash], None],
-        dropped: Callable[[str], None],
-        id_of_token: Callable[[str], str | None],
-        finished: Callable[[str], None],
-        refuses: Callable[[int], str | None],
-        user_of: Callable[[int], int],
+        ledger: Ledger,
+        counters: Counters,
+        refusals: Refusals,
+        accounts: Accounts,
     ) -> None:
-        """Take what is called: `refuses` tells why nothing of a user's crashes is kept now,
-        `user_of` whom a uid counts for.
-        """
-        self._user_of = user_of
         self._paths = paths
         self._dispatcher = dispatcher
-        self._recorded = recorded
-        self._dropped = dropped
-        self._id_of_token = id_of_token
-        self._finished = finished
-        self._refuses = refuses
+        self._ledger = ledger
+        self._counters = counters
+        self._refusals = refusals
+        self._accounts = accounts
         self._may_import = False
         self._boot_id = boot_id()
         self._hostname = os.fsencode(socket.gethostname())
@@ -82,6 +92,8 @@ class Ingest:
         """What is on its way in, and the bytes that its core has in the spool."""
         self._spooled: deque[str] = deque()
         self._recent: dict[str, str] = {}
+        self._gave_back = False
+        self.finished_total = 0
         self.last_sequence = 0
         """Of the crashes so far."""
         self.queue_max = 128
@@ -94,7 +106,7 @@ class Ingest:
         try:
             meta = CoreMeta.from_fields(handoff.fields, time.time_ns())
             if self.is_full:
-                self._dropped("queue_full")
+                self._counters.dropped(DropReason.QUEUE_FULL)
                 if not self._dispatcher.make_room(self._user(meta.uid)):
                     log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
                     raise _NotTakenError
@@ -102,12 +114,15 @@ class Ingest:
                 log.info("crash %s was spooled before it was accepted", self._recent[meta.token])
                 raise _NotTakenError
             crash, entry = self._admit(meta, Mode.PIPE, has_pidfd=handoff.pidfd is not None)
+            # from now on the handler waits as long as we live; one that gave up before spools it,
+            # and the entry is found again by its token
+            connection.send_queued()
         except (FormatError, OSError, _NotTakenError) as e:
             if isinstance(e, FormatError):
-                self._dropped("malformed_handoff")
+                self._counters.dropped(DropReason.MALFORMED_HANDOFF)
                 log.warning("hand-over refused: %s, spooling", e)
             elif isinstance(e, OSError):
-                self._dropped("store_error")
+                self._counters.dropped(DropReason.STORE_ERROR)
                 log.error(
                     "a crash cannot be recorded in %s: %s, spooling",
                     self._paths.crashes,
@@ -123,10 +138,11 @@ class Ingest:
         descriptors = [handoff.core, connection.detach()]  # the job's from here on
         if handoff.pidfd is not None:
             descriptors.append(handoff.pidfd)
-        self._recorded(crash)
+        self._ledger.recorded(crash)
         more = {"crash": identified(crash)}
+        user = self._user(crash.uid)
         self._dispatcher.submit(
-            Job("capture", entry, descriptors, more, uid=self._user(crash.uid), accepted=False)
+            Job(Kind.CAPTURE, entry, descriptors, self, more, uid=user, accepted=False)
         )
         return True
 
@@ -138,12 +154,12 @@ class Ingest:
         info = connection.info
         fields = _fields_of(info)
         is_hosts = foreign_mount_ns(connection.namespaces()) is None
-        refused = self._refuses(info.uids[0]) if info.uids and is_hosts else None
+        refused = self._refusals.refuses(info.uids[0]) if info.uids and is_hosts else None
         try:
             meta = CoreMeta.from_fields(fields, time.time_ns())
             crash, entry = self._admit(meta, Mode.SOCKET, has_pidfd=True)
         except OSError as e:
-            self._dropped("store_error")
+            self._counters.dropped(DropReason.STORE_ERROR)
             log.error(
                 "a crash (pid %s) cannot be recorded in %s: %s, losing it",
                 info.pid,
@@ -155,15 +171,16 @@ class Ingest:
         except BaseException:
             connection.close()
             raise
-        self._recorded(crash)
+        self._ledger.recorded(crash)
         more = {"crash": identified(crash), "refused": refused}
+        user = self._user(crash.uid)
         self._dispatcher.submit(
-            Job("socket", entry, [*connection.detach()], more, uid=self._user(crash.uid))
+            Job(Kind.SOCKET, entry, [*connection.detach()], self, more, uid=user)
         )
 
     def add_lost(self, loss: Loss, time_ns: int, token: str) -> None:
         """Record what the kernel says it did not hand over."""
-        if self._id_of_token(token) is not None:
+        if self._ledger.id_of_token(token) is not None:
             return
         crash = lost_crash(
             loss,
@@ -176,15 +193,15 @@ class Ingest:
         self.last_sequence = next_sequence(self.last_sequence, time.time_ns())
         crash = replace(crash, sequence=self.last_sequence)
         for _ in range(min(loss.count, _COUNTED_MAX)):
-            self._dropped("kernel_refused")
+            self._counters.dropped(DropReason.KERNEL_REFUSED)
         try:
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
         except OSError as e:
             log.error("a crash that was lost cannot be recorded: %s, ignoring", reason_of(e))
             return
-        self._recorded(crash)
-        self._finished(crash.id)
+        self._ledger.recorded(crash)
+        self._ledger.finished(crash.id)
 
     def _admit(self, meta: CoreMeta, mode: Mode, *, has_pidfd: bool) -> tuple[Crash, Entry]:
         crash = new_crash(
@@ -209,7 +226,7 @@ class Ingest:
         return self._dispatcher.queued >= self.queue_max
 
     def _user(self, uid: int | None) -> int | None:
-        return None if uid is None else self._user_of(uid)
+        return None if uid is None else self._accounts.user_of(uid)
 
     def allow_import(self) -> None:
         """Begin to take from the spool: the index knows all tokens, so that nothing comes in
@@ -289,33 +306,51 @@ class Ingest:
             self._set_aside(name, reason_of(e))
             return
         except (OSError, UnavailableError) as e:
-            self._dropped("store_error")
+            self._counters.dropped(DropReason.STORE_ERROR)
             log.error("spooled crash %s cannot be recorded: %s, keeping it there", name, e)
             return
         crash, entry = found
-        self._recorded(crash)
+        self._ledger.recorded(crash)
         self._importing[name] = self._spooled_bytes(name)
-        job = Job(
-            "import",
-            entry,
-            [descriptor],
-            {"spool": name, "crash": identified(crash)},
-            uid=self._user(crash.uid),
+        more, user = {"spool": name, "crash": identified(crash)}, self._user(crash.uid)
+        self._dispatcher.submit(
+            Job(Kind.IMPORT, entry, [descriptor], self, more, spooled=name, uid=user)
         )
-        job.finished = lambda: self._imported(name)
-        job.failed = lambda: self._not_imported(name)
-        job.poisoned = lambda: self._set_aside(name, f"workers died of spooled crash {name}")
-        self._dispatcher.submit(job)
 
-    def _imported(self, name: str) -> None:
-        spool.remove(self._paths, name)
-        self._not_imported(name)
+    # -- how jobs ended ----------------------------------------------------------------------------
 
-    def _not_imported(self, name: str) -> None:
-        self._importing.pop(name, None)
+    def finished(self, job: Job) -> None:
+        """Note that a crash's entry is final."""
+        if job.spooled is not None and job.poisonous:
+            self._set_aside(job.spooled, f"workers died of spooled crash {job.spooled}")
+        elif job.spooled is not None:
+            spool.remove(self._paths, job.spooled)
+            self._importing.pop(job.spooled, None)
+        self.finished_total += 1
+        self._ledger.finished(job.id)
+        self.import_more()
+
+    def failed(self, job: Job) -> None:
+        """Note that a crash could not be taken from the spool, where it still is."""
+        if job.spooled is not None:
+            self._importing.pop(job.spooled, None)
+
+    def given_back(self, job: Job) -> None:
+        """Note that a handler keeps its crash, which is in the spool soon."""
+        del job
+        self._gave_back = True
+
+    def look(self) -> bool:
+        """Take in what handlers kept that gave up; return whether there were any, for then one
+        whose handler did not come to it either is to be looked for.
+        """
+        gave_back, self._gave_back = self._gave_back, False
+        if gave_back:
+            self.import_spool()
+        return gave_back
 
     def _set_aside(self, name: str, why: str) -> None:
-        self._dropped("spool_invalid")
+        self._counters.dropped(DropReason.SPOOL_INVALID)
         self._importing.pop(name, None)
         try:
             gone = spool.set_aside(self._paths, name)
@@ -334,7 +369,7 @@ class Ingest:
                 up; when it does, the spool is looked at again.
 
         """
-        existing = self._recent.get(meta.token) or self._id_of_token(meta.token)
+        existing = self._recent.get(meta.token) or self._ledger.id_of_token(meta.token)
         if existing is None:
             return self._admit(meta, Mode.SPOOL, has_pidfd=has_proc)
         with contextlib.ExitStack() as owner:
@@ -385,13 +420,13 @@ class Ingest:
                 continue
             if crash.state is not State.CAPTURING:
                 entry.close()
-                self._finished(crash_id)  # by a worker that outlived its daemon
+                self._ledger.finished(crash_id)  # by a worker that outlived its daemon
             elif crash.token in spooled or not entry.try_lock():
                 entry.close()
                 waiting += 1
             else:
                 log.warning("crash %s: %s, salvaging", crash_id, reason)
-                self._dispatcher.submit(Job("salvage", entry, [], {"reason": reason}))
+                self._dispatcher.submit(Job(Kind.SALVAGE, entry, [], self, {"reason": reason}))
         return waiting
 
 

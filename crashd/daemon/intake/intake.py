@@ -16,7 +16,7 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.intake")
 
 AGAIN_NS = 10**9
-"""How long a listening socket is left alone when there is no descriptor for who waits there."""
+"""How long a listening socket is left alone when no descriptor is left for what waits there."""
 
 
 class Intake:
@@ -40,7 +40,7 @@ class Intake:
         self._waiting: dict[int, handoff.Connection] = {}
 
     def open(self, configured: str, given: Mapping[str, socket.socket]) -> Mode:
-        """Listen, where systemd does not do so for us; tell which way the kernel is to take.
+        """Listen, where systemd does not do so for us; return which way the kernel is to take.
 
         Raises:
             UnavailableError: a socket cannot be bound.
@@ -62,7 +62,7 @@ class Intake:
             self._own.append(kernel)
         if (
             kernel is not None
-        ):  # systemd's is listened on in either mode: whoever waits there is held
+        ):  # systemd's is listened on in either mode: a process that waits there is held
             self._kernel = kernel
             self._watch(kernel, self.accept_from_kernel)
         return mode
@@ -96,7 +96,7 @@ class Intake:
         try:
             while (connection := handoff.accept(server)) is not None:
                 self._receive(connection)
-        except OSError as e:  # who waits longer than RECEIPT_SECONDS spools
+        except OSError as e:  # a handler that waits longer than RECEIPT_SECONDS spools
             log.error("cannot accept hand-overs: %s, trying again", reason_of(e))
             self._loop.unwatch(server)
             self._loop.timer("accept", AGAIN_NS, lambda: self._accept_again(server))
@@ -152,8 +152,8 @@ class Intake:
         self._loop.timer("kernel", AGAIN_NS, self.resume)
 
     def resume(self) -> None:
-        """Listen to the kernel again, where there was no room for more."""
-        if self._paused and self._kernel is not None:
+        """Listen to the kernel again, where there was no room for more and now is."""
+        if self._paused and self._kernel is not None and not self._ingest.is_full:
             self._paused = False
             self._loop.timer("kernel", 0, self.resume)
             self._watch(self._kernel, self.accept_from_kernel)

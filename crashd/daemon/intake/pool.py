@@ -20,12 +20,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from crashd.base.messages import receive_message, send_message
+from crashd.daemon.capture.pace import Gate
 from crashd.daemon.capture.worker import work
 from crashd.edge.capture.process import set_oom_score
 from crashd.errors import UnavailableError, reason_of
 
-ANSWER_SECONDS = 2.0
-"""How long the loop waits for a fork, which takes a millisecond."""
 WORKER_OOM_SCORE = 500
 """So that a capture, not the daemon, pays for memory that is short (as systemd-coredump's
 workers).
@@ -47,7 +46,7 @@ class Worker:
             raise UnavailableError(f"cannot watch a worker: {reason_of(e)}") from e
 
     def fileno(self) -> int:
-        """Tell the channel's descriptor, for a selector."""
+        """Return the channel's descriptor, for a selector."""
         return self.channel.fileno()
 
     def kill(self) -> None:
@@ -65,7 +64,9 @@ class Worker:
 
 
 class Nursery:
-    """Forks workers on request; owns the channel to the forking process."""
+    """Forks workers on request, one at a time; owns the channel to the forking process, and the
+    gate that all workers share.
+    """
 
     gone = False
     """Whether the forking process has ended: there will be no new workers."""
@@ -75,37 +76,56 @@ class Nursery:
 
         `listen_fds` sockets from 3 on, systemd's for the daemon, are closed in the nursery.
         """
+        self.gate = Gate()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             ours.close()
             for fd in range(3, 3 + listen_fds):
                 os.close(fd)
-            _child(functools.partial(_serve, theirs))
+            _child(functools.partial(_serve, theirs, self.gate))
         theirs.close()
         self.pid = pid
         self._channel = ours
-        self._asked = False
+        self._channel.setblocking(False)
+        self.asked = False
+        """Whether a worker is on its way."""
 
-    def fork_worker(self) -> Worker:
-        """Get a new worker; waits ANSWER_SECONDS for one, and no more once that was in vain.
+    def fileno(self) -> int:
+        """Return the channel's descriptor: readable when a worker is there to be taken."""
+        return self._channel.fileno()
+
+    def ask(self) -> None:
+        """Ask for a worker, where none is on its way.
 
         Raises:
-            UnavailableError: the nursery is gone, hangs or cannot fork.
+            UnavailableError: the nursery is gone.
 
         """
+        if self.asked:
+            return
         try:
-            self._channel.settimeout(0 if self._asked else ANSWER_SECONDS)
-            if not self._asked:
-                send_message(self._channel, {"fork": True})
-                self._asked = True
-            answer, descriptors = receive_message(self._channel)
-        except (BlockingIOError, TimeoutError) as e:
-            raise UnavailableError("cannot fork a worker: the nursery does not answer") from e
+            send_message(self._channel, {"fork": True})
         except OSError as e:
             self.gone = isinstance(e, ConnectionError)
             raise UnavailableError(f"cannot fork a worker: {reason_of(e)}") from e
-        self._asked = False
+        self.asked = True
+
+    def take(self) -> Worker:
+        """Take the worker that was asked for.
+
+        Raises:
+            UnavailableError: the nursery is gone, or cannot fork.
+
+        """
+        try:
+            answer, descriptors = receive_message(self._channel)
+        except BlockingIOError as e:
+            raise UnavailableError("cannot fork a worker: none is there") from e
+        except OSError as e:
+            self.gone = isinstance(e, ConnectionError)
+            raise UnavailableError(f"cannot fork a worker: {reason_of(e)}") from e
+        self.asked = False
         if answer is None:
             self.gone = True
         if answer is None or not descriptors:
@@ -132,7 +152,7 @@ def _child(run: Callable[[], None]) -> NoReturn:
         os._exit(code)
 
 
-def _serve(channel: socket.socket) -> None:
+def _serve(channel: socket.socket, gate: Gate) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the daemon sees a channel end
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection writes to it
@@ -152,7 +172,7 @@ def _serve(channel: socket.socket) -> None:
             channel.close()
             ours.close()
             set_oom_score(WORKER_OOM_SCORE)
-            _child(functools.partial(work, theirs))
+            _child(functools.partial(work, theirs, gate))
         theirs.close()
         send_message(channel, {"pid": pid}, (ours.fileno(),))
         ours.close()

@@ -1,8 +1,9 @@
 """The watch on the spool: says when the handler has finished a crash there."""
 
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
+from crashd.daemon.loop import Loop
 from crashd.edge.host.inotify import DirectoryWatch
 from crashd.errors import CrashdError
 from crashd.store import spool
@@ -11,22 +12,20 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.ingest")
 
 
-class SpoolWatch:
-    """Owns the watch, of which the daemon's loop is told by `watch` and `unwatch`."""
+class Importer(Protocol):
+    """Takes crashes from the spool."""
 
-    def __init__(
-        self,
-        paths: Paths,
-        *,
-        watch: Callable[[DirectoryWatch, Callable[[], None]], None],
-        unwatch: Callable[[DirectoryWatch], None],
-        look: Callable[[], None],
-    ) -> None:
-        """`look` is called when a finished crash appeared, or may have."""
+    def import_spool(self) -> None:
+        """Look for what the handler spooled."""
+
+
+class SpoolWatch:
+    """Owns the watch."""
+
+    def __init__(self, paths: Paths, loop: Loop, importer: Importer) -> None:
         self._paths = paths
-        self._watch = watch
-        self._unwatch = unwatch
-        self._look = look
+        self._loop = loop
+        self._importer = importer
         self._armed: DirectoryWatch | None = None
 
     def renew(self) -> None:
@@ -36,23 +35,23 @@ class SpoolWatch:
         if self._armed is not None:
             return
         try:
-            watch = DirectoryWatch(self._paths.spool, self._appeared, self._look)
+            watch = DirectoryWatch(self._paths.spool, self._appeared, self._importer.import_spool)
         except CrashdError as e:
             log.warning("%s: the spool is looked at once a minute only, ignoring", e)
             return
         self._armed = watch
-        self._watch(watch, lambda: self._read(watch))
+        self._loop.watch(watch, lambda: self._read(watch))
 
     def drop(self) -> None:
         """Stop watching."""
         if self._armed is not None:
-            self._unwatch(self._armed)
+            self._loop.unwatch(self._armed)
             self._armed.close()
             self._armed = None
 
     def _appeared(self, name: str) -> None:
         if spool.is_finished_name(name):
-            self._look()
+            self._importer.import_spool()
 
     def _read(self, watch: DirectoryWatch) -> None:
         watch.read()

@@ -97,6 +97,11 @@ class Known:
         return self.growing or self.log_pending or now_ns - self.changed_at_ns < SETTLE_NS
 
 
+def _is_settled(crash: Crash) -> bool:
+    """Return whether hooks may be told: what they get is final, its title with it."""
+    return crash.state.is_final and not (crash.kernel or {}).get("log_pending")
+
+
 class DumpBook:
     """Knows dumps and their records; for the dumps' thread alone."""
 
@@ -172,6 +177,7 @@ class DumpBook:
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
         # An older crashd judged it by its head alone.
         same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
+        same = same and not kernel.get("log_pending")
         if same and known.state.has_core:
             known.growing = False
         return known
@@ -204,13 +210,13 @@ class DumpBook:
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
             self._indexer.recorded(crash)
-            if crash.state.is_final:
+            if _is_settled(crash):
                 self._indexer.finished(crash.id)
             return crash
         before, crash = entries.change(self._paths, known.crash_id, build)
         # The index is told even of a record that did not change: the daemon that wrote it may have
         # been killed before the index knew.
-        if crash.state.is_final and not (before.state.is_final and known.state.is_final):
+        if _is_settled(crash) and not (_is_settled(before) and known.state.is_final):
             self._indexer.finished(crash.id)
         else:
             self._indexer.changed(crash)

@@ -11,6 +11,7 @@ from crashd.daemon.kernel.unpack import NotJudged, unpack
 from crashd.domain.kdump.compressed import find_wrapper, unwrap
 from crashd.domain.kdump.directory import DumpDirectory, readme_is_unfinished
 from crashd.domain.kdump.record import Look
+from crashd.domain.kdump.troubles import find_troubles
 from crashd.domain.kdump.vmcore import (
     HEAD_SIZE,
     TAIL_SIZE,
@@ -71,6 +72,7 @@ def look_into(
     """
     with root.open(seen) as opened:
         judging = _Judging(opened, worker)
+        capture_log = b"" if growing else _read_log(opened, directory.capture_log)
         verdict, parts = (None, ()) if growing else judging.judge(directory)
         log, source = _read_log(opened, directory.log), "file"
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
@@ -86,6 +88,7 @@ def look_into(
         growing=growing,
         parts=parts,
         try_again=judging.try_again,
+        capture_troubles=find_troubles(capture_log),
     )
 
 

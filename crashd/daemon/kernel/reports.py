@@ -3,23 +3,38 @@
 import logging
 import secrets
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.kernel.live import LiveReport
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, Kind, Mode
-from crashd.domain.kdump.record import SAME_EVENT_NS, split_log, survived
+from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, Kind, Mode, State
+from crashd.domain.kdump.record import SAME_EVENT_NS, add_words, split_log, survived
 from crashd.domain.kernellog.analyse import LogAnalysis, analyse
-from crashd.domain.kernellog.pstore import PstoreLog, assemble
+from crashd.domain.kernellog.pstore import (
+    CONSOLE,
+    GROUP_NS,
+    PACKED,
+    PstoreLog,
+    assemble,
+    merge_events,
+)
 from crashd.edge.capture import process
 from crashd.errors import CrashdError, reason_of
 from crashd.store import entry as entries
 from crashd.store.index import Index
 from crashd.store.paths import Paths
-from crashd.store.pstorefiles import read_parts
+from crashd.store.pstorefiles import PstoreDirectory, list_records, read_parts
+from crashd.store.statefile import read_state, write_state
 
 log = logging.getLogger("crashd.kdump")
 
+_DONE_MAX = 20_000
+_AROUND_MAX = 200
+_LAST_LINES = 400
 _PSTORE = ("sys/fs/pstore", "var/lib/systemd/pstore")
 
 
@@ -32,6 +47,8 @@ class ReportBook:
         self._indexer = indexer
         self._boot_id = process.boot_id()
         self._pstore_done: set[str] = set()
+        self._pstore_seen: list[PstoreDirectory] | None = None
+        self._pstore_left_out = 0
 
     def add_live(self, report: LiveReport) -> None:
         """Record a report of the running kernel, which survived it."""
@@ -60,22 +77,55 @@ class ReportBook:
             CrashdError: the index cannot be read.
 
         """
-        parts = [part for name in _PSTORE for part in read_parts(self._paths.root / name)]
-        for words in assemble(parts):
-            if words.token in self._pstore_done:
-                continue
-            self._pstore_done.add(words.token)
-            analysis = analyse(words.text)
-            if analysis is None or self._is_known(words.token):
-                continue
-            twin = self._find_twin(analysis.signature, words.time_ns)
-            if twin is not None:
-                log.info("pstore tells of crash %s, which has a dump", twin)
-                continue
-            self._record(self._of_pstore(words, analysis))
+        found = [list_records(self._paths.root / name) for name in _PSTORE]
+        if found == self._pstore_seen:
+            return
+        if any(directory.records for directory in found) and not self._indexer.settle():
+            return  # the scan's own dumps have to be in the index first
+        self._tell_left_out(sum(directory.left_out for directory in found))
+        events = merge_events(assemble(part for d in found for part in read_parts(d)))
+        # What the console showed is the most that it can tell: a record of its own says more.
+        events.sort(key=lambda words: words.reason == CONSOLE)
+        done = self._pstore_done | _load_done(self._paths.pstore_state)
+        settled = True
+        for words in events:
+            if (
+                not done.isdisjoint(words.tokens)
+                or any(map(self._is_known, words.tokens))
+                or self._take(words, events)
+            ):
+                done.update(words.tokens)
+            else:
+                settled = False
+        self._keep_done(done, {token for words in events for token in words.tokens})
+        self._pstore_seen = found if settled else None
 
-    def _of_pstore(self, words: PstoreLog, analysis: LogAnalysis) -> Crash:
-        return survived(
+    def _take(self, words: PstoreLog, events: Sequence[PstoreLog]) -> bool:
+        """Record an event where that is due; False where it has to be looked at again."""
+        analysis = analyse(words.text) if words.text else None
+        if words.reason == CONSOLE and (analysis is None or _is_told(words, analysis, events)):
+            return True
+        if analysis is None and not words.is_crash:
+            log.info("pstore: a record of %s names no crash, ignoring", words.backend)
+            return True
+        row = self._find_dump(words, analysis)
+        if row is None:
+            return self._record(self._of_pstore(words, analysis))
+        kernel = row["kernel"]
+        if row["state"] == State.CAPTURING or kernel.get("log_pending"):
+            return False  # what it says of itself is not known yet
+        if analysis is not None and _lacks_log(kernel):
+            return self._add_words(str(row["id"]), words, analysis)
+        log.info("pstore tells of crash %s, which has a dump", row["id"])
+        return True
+
+    def _tell_left_out(self, number: int) -> None:
+        if number and number != self._pstore_left_out:
+            log.warning("pstore: %d older records are not read, only the newest ones", number)
+        self._pstore_left_out = number
+
+    def _of_pstore(self, words: PstoreLog, analysis: LogAnalysis | None) -> Crash:
+        crash = survived(
             analysis,
             mode=Mode.PSTORE,
             time_ns=words.time_ns,
@@ -83,19 +133,50 @@ class ReportBook:
             hostname=self._hostname,
             token=words.token,
             log=split_log(words.text),
-            source=f"pstore ({words.backend}, {words.parts} parts)",
+            source=_source(words),
             random=secrets.randbits(40),
         )
+        if words.reason == PACKED:
+            why = "its records in pstore are compressed in a way that cannot be read here"
+            return replace(crash, title=f"kernel crash: {why}")
+        return crash
 
-    def _record(self, crash: Crash) -> None:
+    def _add_words(self, crash_id: str, words: PstoreLog, analysis: LogAnalysis) -> bool:
+        """Give the record of a dump without a log the log that pstore has of the same crash."""
+        try:
+            _, crash = entries.change(
+                self._paths,
+                crash_id,
+                lambda crash: add_words(crash, split_log(words.text), analysis, _source(words)),
+            )
+        except (OSError, CrashdError) as e:
+            log.error("crash %s cannot get its log from pstore: %s, ignoring", crash_id, e)
+            return False
+        log.info("crash %s: its log is from pstore", crash_id)
+        self._indexer.changed(crash)
+        return True
+
+    def _keep_done(self, done: set[str], present: set[str]) -> None:
+        """Remember what was done, also for the next daemon: a crash that was deleted stays so."""
+        if done == self._pstore_done:
+            return
+        # Records move from one directory to the other: what is not here now may come back soon.
+        self._pstore_done = done if len(done) <= _DONE_MAX else done & present
+        try:
+            write_state(self._paths.pstore_state, {"done": sorted(self._pstore_done)})
+        except OSError as e:
+            log.warning("%s cannot be written: %s", self._paths.pstore_state, reason_of(e))
+
+    def _record(self, crash: Crash) -> bool:
         try:
             with entries.create(self._paths, crash) as entry:
                 entry.write(crash, sync=True)
         except OSError as e:
             log.error("a kernel crash cannot be recorded: %s, ignoring", reason_of(e))
-            return
+            return False
         self._indexer.recorded(crash)
         self._indexer.finished(crash.id)
+        return True
 
     def _is_known(self, token: str) -> bool:
         try:
@@ -105,14 +186,63 @@ class ReportBook:
             log.error("%s, ignoring", e)
             return False
 
-    def _find_twin(self, signature: str, time_ns: int) -> str | None:
-        """Find the record of the same crash that was made of a dump."""
+    def _find_dump(
+        self, words: PstoreLog, analysis: LogAnalysis | None
+    ) -> Mapping[str, Any] | None:
+        """Find the record of the same crash that a dump told of, or another record of pstore's: by
+        its signature, or because no machine crashes twice within so short a time.
+        """
         around = Query(
             kind=Kind.KERNEL,
-            signature=signature,
-            since_ns=time_ns - SAME_EVENT_NS,
-            until_ns=time_ns + SAME_EVENT_NS,
-            limit=1,
+            since_ns=words.time_ns - SAME_EVENT_NS,
+            until_ns=words.time_ns + SAME_EVENT_NS,
+            limit=_AROUND_MAX,
         )
         with Index.open(self._paths.index) as index:
-            return next((str(row["id"]) for row in index.select(around, None)), None)
+            rows = list(index.select(around, None))
+        for row in rows:
+            if analysis is not None and row.get("signature") == analysis.signature:
+                return row
+        near = [row for row in rows if _is_same_time(row, words)]
+        return min(near, key=lambda row: abs(_time_ns(row) - words.time_ns), default=None)
+
+
+def _is_same_time(row: Mapping[str, Any], words: PstoreLog) -> bool:
+    """Return whether a dump's crash, by the dump's own clock, was when the words were written."""
+    kernel = row.get("kernel") or {}
+    told = kernel.get("source") == "kdump" and kernel.get("crash_time_source") == "dump"
+    return told and abs(_time_ns(row) - words.time_ns) <= GROUP_NS
+
+
+def _time_ns(row: Mapping[str, Any]) -> int:
+    crashed = (row.get("kernel") or {}).get("crash_time")
+    return crashed * 10**9 if isinstance(crashed, int) else 0
+
+
+def _lacks_log(kernel: Mapping[str, Any]) -> bool:
+    return kernel.get("source") == "kdump" and not kernel.get("log_source")
+
+
+def _source(words: PstoreLog) -> str:
+    what = f"{words.parts} parts" if words.reason != CONSOLE else "console"
+    return f"pstore ({words.backend}, {what})"
+
+
+def _is_told(words: PstoreLog, analysis: LogAnalysis, events: Sequence[PstoreLog]) -> bool:
+    """Return whether a console's log has no crash, or that of another record: its line with the
+    kernel's own time is in both. The console's file has the time of the boot after.
+    """
+    if not analysis.fatal:
+        return True
+    lines = [line for line in words.text.splitlines() if b"] " in line]
+    told = {line.rpartition(b"] ")[0].rpartition(b"[")[2] + b"] " for line in lines[-_LAST_LINES:]}
+    return any(
+        other.reason != CONSOLE and any(stamp in other.text for stamp in told) for other in events
+    )
+
+
+def _load_done(path: Path) -> set[str]:
+    match read_state(path):
+        case {"done": list(tokens)}:
+            return {token for token in tokens if isinstance(token, str)}
+    return set()

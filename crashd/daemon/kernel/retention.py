@@ -1,5 +1,6 @@
 """Deleting kernel dumps: domain/keep/kernel.py plans it, and the record outlives its dump."""
 
+import errno
 import logging
 import os
 import time
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from crashd.daemon.kernel.book import DumpBook, Known
 from crashd.daemon.kernel.settings import DumpSettings
 from crashd.domain.crash.model import Kind, State
+from crashd.domain.kdump.ready import ALLOW_HINT
 from crashd.domain.keep.kernel import DumpDeletion, KernelDump, plan_retention
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
@@ -59,7 +61,8 @@ class DumpRetention:
         except NotFoundError:
             freed, left = 0, ()  # another program was faster
         except (FormatError, OSError) as e:
-            log.warning("kernel dump %s cannot be deleted: %s, ignoring", name.decode(), e)
+            hint = f" ({ALLOW_HINT} lets it)" if getattr(e, "errno", 0) == errno.EROFS else ""
+            log.warning("kernel dump %s cannot be deleted: %s%s, ignoring", name.decode(), e, hint)
             self._book.write_state(crash.id, crash.state, crash.capture.reason)
             known.removal_failed = True
             return

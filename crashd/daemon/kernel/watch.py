@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from crashd.daemon.kernel.book import SETTLE_NS, WRITER_GONE_NS, DumpBook, Key, Known
@@ -310,7 +311,7 @@ class DumpWatch:
         known.take_verdict(look)
         known.log_pending = asked is None and not growing and _wants_log(look, self._settings)
         try:
-            self._book.record(known, look)
+            self._book.record(known, replace(look, log_pending=known.log_pending))
         except (OSError, CrashdError) as e:
             log.error("a kernel dump cannot be recorded: %s, trying again later", e)
             known.growing = False  # not before the next scan

@@ -6,17 +6,21 @@ specifiers (since 5.3), and silently cuts a pattern longer than PATTERN_MAX.
 
 from typing import Final
 
+from crashd.corehandler import SPECIFIERS
 from crashd.errors import ConfigError
 
 PATTERN_MAX: Final = 127
 """Bytes: CORENAME_MAX_SIZE of include/linux/binfmts.h less the NUL."""
 
-CONTRACT: Final = ("%p", "%e", "%s", "%t")
+CONTRACT: Final = tuple(f"%{letter}" for letter in SPECIFIERS[:4])
 """The arguments that begin every pattern of crashd's."""
 
-EXTENDED: Final = ("%P", "%I", "%u", "%g", "%c", "%d", "%F", "%h")
+EXTENDED: Final = tuple(f"%{letter}" for letter in SPECIFIERS[4:])
 """The arguments that make it race-free. A kernel passes an empty argument for a specifier that it
 does not know.
+
+A new one goes to the end of SPECIFIERS, in the Python and the C handler; coremeta.py says what it
+means.
 """
 
 SUN_PATH_MAX: Final = 107

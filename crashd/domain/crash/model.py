@@ -181,6 +181,12 @@ class Capture:
     identity: Identity = Identity.NONE
     hold_ns: int | None = None
     """From the handler's start to the release of the crashed process."""
+    queued_ns: int | None = None
+    """Of `hold_ns`, the time until a worker began with the crash."""
+    store_ns: int | None = None
+    """From the release until the core was stored."""
+    spilled_bytes: int = 0
+    """Of the core, what waited on disk, uncompressed, until it was stored."""
     reason: str | None = None
     """Why the core is not complete; None if it is."""
 
@@ -421,7 +427,10 @@ def to_json(crash: Crash) -> dict[str, Any]:
     out["capture"] = {
         "engine": capture.engine.value,
         "mode": capture.mode.value,
-        "hold_seconds": None if capture.hold_ns is None else capture.hold_ns / 1e9,
+        "hold_seconds": _seconds(capture.hold_ns),
+        "queued_seconds": _seconds(capture.queued_ns),
+        "store_seconds": _seconds(capture.store_ns),
+        "spilled_bytes": capture.spilled_bytes,
         "disposition": capture.disposition.value,
         "identity": capture.identity.value,
         "reason": capture.reason,
@@ -435,6 +444,14 @@ def to_json(crash: Crash) -> dict[str, Any]:
         "complete": core.complete,
     }
     return out
+
+
+def _seconds(time_ns: int | None) -> float | None:
+    return None if time_ns is None else time_ns / 1e9
+
+
+def _nanoseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1e9)
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -486,7 +503,6 @@ def _from_object(doc: dict[str, Any]) -> Crash:
         values[key] = _get_list(doc, key)
     address = doc.get("fault_address")
     capture, core = doc["capture"], doc["core"]
-    hold = capture.get("hold_seconds")
     return Crash(
         id=crash_id,
         kind=Kind(doc["kind"]),
@@ -501,7 +517,10 @@ def _from_object(doc: dict[str, Any]) -> Crash:
             engine=Engine(capture["engine"]),
             disposition=Disposition(capture["disposition"]),
             identity=Identity(capture.get("identity", "none")),
-            hold_ns=None if hold is None else round(hold * 1e9),
+            hold_ns=_nanoseconds(capture.get("hold_seconds")),
+            queued_ns=_nanoseconds(capture.get("queued_seconds")),
+            store_ns=_nanoseconds(capture.get("store_seconds")),
+            spilled_bytes=_number("spilled_bytes", capture.get("spilled_bytes", 0), 0, 2**63),
             reason=_get_plain(capture, "reason"),
         ),
         core=Core(

@@ -42,6 +42,9 @@ PAGE_BYTES = 4096
 PIDFD_COREDUMP_USER = 4  # linux/pidfd.h, 6.16
 THREADS_MAX = 1024
 """Threads that are listed; further ones are only in the core itself."""
+_UNLIMITED_BYTES = (1 << 63) - 1
+_SPOOL_SLACK_BYTES = 1 << 16
+"""For what the file system needs to describe a sparse file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,19 @@ class Credentials:
     namespace: bytes = b""
     """The owner of its user namespace, read by edge/capture/process.py: OWN_NAMESPACE, or the uid
     that has all capabilities in it; empty if it is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the configuration lets be kept of a crash."""
+
+    max_core: int | None
+    """Bytes of a core that are not holes."""
+    honour_rlimit: bool
+    """Whether RLIMIT_CORE of the process counts, too."""
+    environ: EnvironMode
+    patterns: tuple[str, ...]
+    """Of names in the environment whose values are not kept."""
 
 
 def new_crash(
@@ -111,6 +127,25 @@ def lost_crash(
         title=title,
         warnings=(where,) if named else (),
     )
+
+
+def describe(
+    crash: Crash,
+    snapshot: Mapping[str, bytes],
+    head: CoreHead | None,
+    credentials: Credentials | None,
+    limits: Limits,
+) -> tuple[Crash, "Allowance"]:
+    """Add all that is known before any memory is read: what /proc and the pidfd told, the core's
+    head, and who may read the crash. Return also how much of the core may be kept.
+    """
+    crash = add_process(
+        crash, snapshot, credentials, environ_mode=limits.environ, patterns=limits.patterns
+    )
+    if head is not None:
+        crash = add_head(crash, head)
+    crash = replace(crash, owner_uid=owner_of(crash, head, credentials))
+    return crash, allow(crash, max_core=limits.max_core, honour_rlimit=limits.honour_rlimit)
 
 
 def add_process(
@@ -343,6 +378,25 @@ class Allowance:
     reason: str | None
     """Why it is limited, for the record of a core that reaches the limit."""
 
+    def lowered(self, disposition: Disposition, reason: str | None) -> "Allowance":
+        """Return it lowered to what was decided."""
+        if disposition is Disposition.FULL:
+            return self
+        size = 0 if disposition is Disposition.METADATA else self.size_bytes
+        return Allowance(size, disposition, reason or self.reason)
+
+    def for_spooled(self, spooled_bytes: int | None) -> "Allowance":
+        """Return it for a core that has so much in the spool; None for one that is not there.
+
+        The handler kept to the same limit, page by page, and took the stacks first. Counted in
+        larger blocks what it kept may seem too much, and the stacks, at the end, would be cut.
+        """
+        if spooled_bytes is None or not self.size_bytes:
+            return self
+        if spooled_bytes > self.size_bytes + self.size_bytes // 64 + _SPOOL_SLACK_BYTES:
+            return self  # another limit than the handler had
+        return Allowance(_UNLIMITED_BYTES, self.disposition, self.reason)
+
 
 def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowance:
     """Decide how much of the core is kept, by the process's own limit (%c) and the configured one.
@@ -358,7 +412,7 @@ def allow(crash: Crash, *, max_core: int | None, honour_rlimit: bool) -> Allowan
             (crash.rlimit_core, f"RLIMIT_CORE of the process is {crash.rlimit_core} bytes")
         )
     if not limits:
-        return Allowance((1 << 63) - 1, Disposition.FULL, None)
+        return Allowance(_UNLIMITED_BYTES, Disposition.FULL, None)
     size, reason = min(limits)
     if size < PAGE_BYTES:
         return Allowance(0, Disposition.METADATA, reason)

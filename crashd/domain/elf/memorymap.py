@@ -77,7 +77,7 @@ class Extent(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first address behind it."""
+        """Return the first address after it."""
         return self.address + self.size
 
 
@@ -107,7 +107,7 @@ def parse_maps(raw: bytes) -> list[Mapping]:
     """Parse /proc/PID/maps, whole.
 
     Raises:
-        DoubtError: it is cut, or has a line that is none.
+        DoubtError: it is cut, or has a line that is not a mapping.
 
     """
     found: list[Mapping] = []
@@ -130,7 +130,7 @@ def parse_maps(raw: bytes) -> list[Mapping]:
                 )
             )
     except ValueError as e:
-        raise DoubtError("/proc/PID/maps has a line that is none") from e
+        raise DoubtError("/proc/PID/maps has a line that is not a mapping") from e
     return found
 
 
@@ -176,7 +176,7 @@ def plan_extents(
             )
         )
     if position + len(build_trailer(head)) != head.expected_size:
-        raise DoubtError("the core has more than memory behind its notes")
+        raise DoubtError("the core has more than memory after its notes")
     return extents
 
 
@@ -253,7 +253,7 @@ Runs = Iterable[tuple[int, int]]
 
 
 def overlap(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
-    """Give what lies in both; takes no more of either than it needs."""
+    """Yield what lies in both; takes no more of either than it needs."""
     others = iter(second)
     other = next(others, None)
     for start, end in first:
@@ -269,7 +269,7 @@ def overlap(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
 
 
 def union(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
-    """Give what lies in one or both, runs that touch as one."""
+    """Yield what lies in one or both, runs that touch as one."""
     run: tuple[int, int] | None = None
     for start, end in heapq.merge(first, second):
         if run is None:
@@ -336,7 +336,7 @@ class Spared:
     def __init__(
         self, whole: Iterable[Piece], kept: Sequence[tuple[int, int]], budget_bytes: int
     ) -> None:
-        """`kept` are ranges of the core, ascending; `budget_bytes` is for what lies in none."""
+        """`kept` are ranges of the core, ascending; `budget_bytes` is for all that lies outside."""
         self._whole = whole
         self._kept = kept
         self._left = budget_bytes
@@ -360,7 +360,7 @@ class Spared:
             yield from self._afford(piece, at, end)
 
     def _afford(self, piece: Piece, start: int, end: int) -> Iterator[Piece]:
-        """Give what the budget allows of a part of a piece that is in no range, then a hole."""
+        """Yield what the budget allows of a part of a piece that is in no range, then a hole."""
         afforded = min(end, start + self._left)
         address = (piece.address or 0) + start - piece.offset
         self._left -= afforded - start
@@ -379,7 +379,7 @@ class _Ascending:
         self._run = next(self._source, None)
 
     def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Give the parts of runs that lie in [start, end)."""
+        """Yield the parts of runs that lie in [start, end)."""
         while self._run is not None and self._run[0] < end:
             run = self._run
             if run[1] > start:
@@ -396,7 +396,7 @@ class _Sorted:
         self._runs = list(resident)
 
     def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Give the parts of runs that lie in [start, end)."""
+        """Yield the parts of runs that lie in [start, end)."""
         for index in range(max(0, bisect_right(self._runs, (start,)) - 1), len(self._runs)):
             low, high = self._runs[index]
             if low >= end:

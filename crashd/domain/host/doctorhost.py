@@ -148,11 +148,10 @@ def check_other_handlers(around: Surroundings, handler: str) -> Check:
     name = "other handlers"
     winner = around.boot.get(PATTERN)
     if winner is not None and not is_ours(winner.value, handler):
-        text = f"{winner.file} gives crashes to {handler_of(winner.value) or repr(winner.value)}"
+        text = f"{_place(winner)} gives crashes to {handler_of(winner.value) or repr(winner.value)}"
         file = winner.file.rpartition("/")[2]
-        return warned(
-            name, text, f"ln -s /dev/null {quote('/etc/sysctl.d/' + file)}; crashctl install"
-        )
+        hint = _comment_out(winner) or f"ln -s /dev/null {quote('/etc/sysctl.d/' + file)}"
+        return warned(name, text, f"{hint}; crashctl install")
     if "apport" in around.collectors:
         text = "apport is enabled and registers itself when it starts"
         return warned(name, text, "systemctl disable --now apport; crashctl install")
@@ -162,13 +161,31 @@ def check_other_handlers(around: Surroundings, handler: str) -> Check:
     return passed(name, "none")
 
 
+def _place(setting: BootSetting) -> str:
+    """Name the file, and the line where that alone has to go."""
+    if not _comment_out(setting):
+        return setting.file
+    return f"{setting.target or setting.file}:{setting.line}"
+
+
+def _comment_out(setting: BootSetting) -> str:
+    """Return the command that takes one line out of an administrator's file; "" for a package's
+    file. To mask the whole file would undo all other settings in it.
+    """
+    file = setting.target or setting.file
+    if not setting.line or not (setting.target or "/etc/sysctl" in file):
+        return ""
+    return f"sed -i '{setting.line}s/^/#/' {quote(file)}"
+
+
 def check_boot_settings(boot: Mapping[str, BootSetting]) -> Check:
     """Check that no sysctl.d file overrides the companions of core_pattern."""
     name = "boot settings"
     limit, suid = boot.get(PIPE_LIMIT), boot.get(SUID_DUMPABLE)
     if limit is not None and limit.value == "0":
         text = f"{limit.file} sets {PIPE_LIMIT} = 0"
-        return warned(name, text, f"sed -i '/core_pipe_limit/d' {quote(limit.file)}")
+        hint = _comment_out(limit) or f"sed -i '/core_pipe_limit/d' {quote(limit.file)}"
+        return warned(name, text, hint)
     if suid is not None and suid.value != "2":
         text = f"{suid.file} sets {SUID_DUMPABLE} = {suid.value}"
         return warned(name, text, "echo fs.suid_dumpable=2 > /etc/sysctl.d/zz-crashd.conf")

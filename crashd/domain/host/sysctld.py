@@ -6,7 +6,7 @@ from the globs.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -20,6 +20,10 @@ class BootSetting:
 
     file: str
     value: str
+    line: int = field(default=0, compare=False)
+    """Number of its line, from 1; 0: not known."""
+    target: str = field(default="", compare=False)
+    """What the file is a link to: Debian reads /etc/sysctl.conf by 99-sysctl.conf."""
 
 
 def find_setting(files: Iterable[tuple[str, str]], key: str) -> BootSetting | None:
@@ -28,7 +32,7 @@ def find_setting(files: Iterable[tuple[str, str]], key: str) -> BootSetting | No
     globbed: BootSetting | None = None
     is_named = False
     for path, text in files:
-        for line in text.splitlines():
+        for number, line in enumerate(text.splitlines(), 1):
             name, equals, value = line.strip().partition("=")
             if name.startswith(("#", ";")):
                 continue
@@ -37,9 +41,9 @@ def find_setting(files: Iterable[tuple[str, str]], key: str) -> BootSetting | No
                 if name.startswith("-") and found == key:
                     named, is_named = None, True
             elif found == key:
-                named, is_named = BootSetting(path, value.strip()), True
+                named, is_named = BootSetting(path, value.strip(), number), True
             elif _GLOB & set(found) and fnmatchcase(key, found):
-                globbed = BootSetting(path, value.strip())
+                globbed = BootSetting(path, value.strip(), number)
     return named if is_named else globbed
 
 

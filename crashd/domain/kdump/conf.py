@@ -27,6 +27,9 @@ CONF_LINES_MAX: Final = 4096
 RESERVED_MIN_BYTES: Final = 128 * 2**20
 """96M was seen to hang the capture kernel of a small virtual machine, 128M to work."""
 
+COPIERS: Final = frozenset({"cp", "scp", "dd"})
+"""Core collectors that leave nothing out."""
+
 _TARGETS = frozenset({"raw", "nfs", "ssh", "ext2", "ext3", "ext4", "xfs", "btrfs", "minix"})
 _TARGETS |= {"virtiofs", "nfs4", "net"}
 _KDUMP_TOOLS_COMPRESSIONS = frozenset({"", "bzip2", "gzip", "lz4", "xz"})
@@ -94,6 +97,8 @@ class SysconfigKdump:
     max_dumps: int | None = 0
     """KDUMP_KEEP_OLD_DUMPS; 0 keeps all."""
     dump_format: str = ""
+    dump_level: int | None = 31
+    """KDUMP_DUMPLEVEL, of makedumpfile."""
     remote: str = ""
     """Protocol, where it is not a file."""
     problems: tuple[str, ...] = ()
@@ -161,6 +166,21 @@ def _tools_findings(conf: KdumpTools) -> list[Finding]:
     return found
 
 
+def dump_level(arguments: tuple[str, ...]) -> int:
+    """Return the dump level of makedumpfile's arguments: the last `-d` counts, of `-d 31,17` the
+    first. Without any, all memory is dumped.
+    """
+    level = 0
+    for number, word in enumerate(arguments):
+        found = re.fullmatch(r"-[A-Za-z]*?d(.*)", word)
+        if found is None:
+            continue
+        value = found[1] or "".join(arguments[number + 1 : number + 2])
+        digits = re.match(r"[0-9]{1,2}", value)
+        level = int(digits[0]) if digits is not None else level
+    return level
+
+
 def _collector_findings(arguments: tuple[str, ...], where: str) -> list[Finding]:
     """Find what is wrong with the arguments of makedumpfile."""
     found = []
@@ -198,8 +218,13 @@ def parse_kdump_conf(raw: bytes) -> KdumpConf:
     path = options.get("path") or DEFAULT_PATH
     findings = []
     collector = tuple(options.get("core_collector", "").split())
-    if collector and collector[0].rpartition("/")[2] == "makedumpfile":
+    program = collector[0].rpartition("/")[2] if collector else ""
+    if program == "makedumpfile":
         findings += _collector_findings(collector, "core_collector")
+    elif program in COPIERS:
+        told = f"core_collector is {program}: all memory is copied, free pages and page cache too"
+        hint = "set core_collector to: makedumpfile -l --message-level 7 -d 31"
+        findings.append(Finding("copies-all", Severity.WARNING, told, hint))
     if target is not None:
         told = f"dumps go to the {target[0]} target, `path` is below that"
         findings.append(Finding("other-target", Severity.NOTICE, told))
@@ -237,7 +262,10 @@ def parse_sysconfig(raw: bytes) -> SysconfigKdump:
     if remote:
         text = f"dumps are sent to another host ({remote})"
         findings.append(Finding("remote-target", Severity.NOTICE, text))
-    return SysconfigKdump(directory, max_dumps, form, remote, shell.problems, tuple(findings))
+    level, is_text = _shell_number(shell.get("KDUMP_DUMPLEVEL", "31"))
+    level = 31 if is_text else level
+    problems = shell.problems
+    return SysconfigKdump(directory, max_dumps, form, level, remote, problems, tuple(findings))
 
 
 # ---- the kernel ----

@@ -39,6 +39,9 @@ _NEVER_TOUCHED = re.compile(rb"kexec_cmd|kdump_lock|kernel_link|lost\+found|.*\.
 _README_UNFINISHED = b"If you see this text the crash dump is likely incomplete"
 
 
+CAPTURE_LOG: Final = b"kexec-dmesg.log"
+
+
 class Maker(StrEnum):
     """Which tool saved the dump."""
 
@@ -139,6 +142,8 @@ class DumpDirectory:
     """There is an unfinished dump beside the finished: two panics in one minute."""
     readme: bytes | None = None
     """SUSE's README.txt: readme_is_unfinished() tells whether the dump is being written."""
+    capture_log: bytes | None = None
+    """kexec-dmesg.log: what the capture kernel itself and makedumpfile said."""
     size_bytes: int = 0
     changed_ns: int = 0
     """When it was last written to."""
@@ -242,6 +247,7 @@ def classify(
         log_unfinished=bool(by_role[Role.UNFINISHED_LOG]) and not by_role[Role.LOG],
         shared=bool(finished and unfinished),
         readme=next((f.name for f in by_role[Role.OTHER] if f.name == b"README.txt"), None),
+        capture_log=next((f.name for f in by_role[Role.OTHER] if f.name == CAPTURE_LOG), None),
         size_bytes=sum(file.size_bytes for file in known),
         changed_ns=changed_ns,
         world_readable=_is_open(directory, [*finished, *unfinished]),

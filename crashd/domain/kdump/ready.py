@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from crashd.domain.kdump.conf import (
+    COPIERS,
     DEFAULT_PATH,
+    RESERVED_MIN_BYTES,
     Finding,
     KdumpConf,
     KdumpTools,
     Severity,
     SysconfigKdump,
+    dump_level,
     find_kernel_traps,
 )
 from crashd.domain.kdump.crashkernel import parse_crashkernel
@@ -23,6 +26,19 @@ from crashd.domain.units import format_size
 DUMP_SHARE: Final = 10
 """A dump without free, cached and user pages (-d 31) seldom is more than a tenth of the memory."""
 DUMP_MIN_BYTES: Final = 128 << 20
+
+ALLOW_HINT: Final = "crashctl kdump --allow-deletion"
+_FREE_PAGES = 16
+_CACHE_AND_USER = 2 | 4 | 8
+_WANTED_BY_RAM = ((1 << 40, 512 << 20), (64 << 30, 256 << 20))
+"""Memory of the machine and what the capture kernel then wants: page tables, devices and
+makedumpfile's bitmaps grow with it. Distributions reserve 512 MiB from 64 GiB on; half of it has
+been seen to do.
+"""
+_CAPTURE_KERNEL_BYTES = 88 << 20
+_UNPACKED_SHARE = 4
+_OF_CRASHKERNEL = ("no-crashkernel", "crashkernel-")
+_PLAIN_TOLD_MAX = 3
 
 SYSCTLS: Final = (
     "panic",
@@ -71,6 +87,18 @@ class Facts:
     """Apport's daily job is there, which deletes dumps older than a week."""
     pstore: str | None = None
     """The backend of pstore; None: there is none."""
+    fadump: bool | None = None
+    """POWER's firmware-assisted dump is registered; None: this kernel has none."""
+    initrd_bytes: int | None = None
+    """Of the capture kernel's initramfs, compressed."""
+    dump_bytes: int | None = None
+    """The largest of the newest dumps that this host has left."""
+    compressions: frozenset[str] | None = None
+    """How this host's makedumpfile can compress pages, beside zlib; None: not known."""
+    plain_dumps: tuple[str, ...] = ()
+    """Dumps that lie in a target as they are, in no directory of their own."""
+    denied: tuple[str, ...] = ()
+    """Targets that crashd.service may not write to: it can delete nothing there."""
     problems: tuple[str, ...] = ()
     """Files that could not be read, a line each."""
 
@@ -80,6 +108,30 @@ class Facts:
         counts = [c for c in (self.tools, self.sysconfig) if c is not None]
         known = [c.max_dumps for c in counts if c.max_dumps]
         return known[0] if known else None
+
+    @property
+    def armed(self) -> bool:
+        """Whether something takes over at a panic."""
+        return bool(self.loaded or self.fadump)
+
+    @property
+    def dump_level(self) -> int:
+        """How much is left out of dumps, as makedumpfile counts: the least of the makers' own."""
+        levels = [31]
+        if self.tools is not None and self.is_used("kdump-tools"):
+            levels.append(31 if self.tools.arguments is None else dump_level(self.tools.arguments))
+        if self.conf is not None and self.is_used("kdump-utils"):
+            words = tuple(self.conf.options.get("core_collector", "").split())
+            copies = bool(words) and words[0].rpartition("/")[2] in COPIERS
+            levels.append(0 if copies else dump_level(words) if words else 31)
+        if self.sysconfig is not None and self.is_used("suse-kdump"):
+            level = self.sysconfig.dump_level
+            levels.append(31 if level is None else level)
+        return min(levels)
+
+    def is_used(self, tool: str) -> bool:
+        """Return whether a maker's settings count: where none is installed, all do."""
+        return not self.installed or tool in self.installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +168,9 @@ def dump_paths(facts: Facts) -> tuple[str, ...]:
 def assess(facts: Facts) -> Readiness:
     """Judge what would become of the next crash of the kernel."""
     needed = _needed_bytes(facts)
-    crashkernel = parse_crashkernel(facts.cmdline)
     findings = [
         *_of_the_load(facts),
-        *find_kernel_traps(crashkernel, facts.reserved_bytes, facts.sysctls.get("panic_on_oops")),
+        *_of_the_reserve(facts),
         *_of_the_makers(facts),
         *_of_the_targets(facts, needed),
         *_of_others(facts),
@@ -130,15 +181,62 @@ def assess(facts: Facts) -> Readiness:
 
 
 def _needed_bytes(facts: Facts) -> int:
-    level_known = True
-    if facts.tools is not None and facts.tools.arguments is not None:
-        level_known = any(word.startswith("-d") or word == "-d" for word in facts.tools.arguments)
-    return max(DUMP_MIN_BYTES, facts.ram_bytes // DUMP_SHARE if level_known else facts.ram_bytes)
+    """Say what the next dump may take: by the dumps that are there, where the level says nothing
+    else. Versions of makedumpfile and of the kernel differ by more than twice.
+    """
+    level = facts.dump_level
+    if not level & _FREE_PAGES:
+        return max(DUMP_MIN_BYTES, facts.ram_bytes)
+    if facts.dump_bytes is not None:
+        return max(DUMP_MIN_BYTES, min(facts.ram_bytes, facts.dump_bytes * 3 // 2))
+    share = DUMP_SHARE if level & _CACHE_AND_USER == _CACHE_AND_USER else 2
+    return max(DUMP_MIN_BYTES, facts.ram_bytes // share)
+
+
+def _of_the_reserve(facts: Facts) -> list[Finding]:
+    """Judge the memory that the capture kernel has."""
+    crashkernel = parse_crashkernel(facts.cmdline)
+    panic_on_oops = facts.sysctls.get("panic_on_oops")
+    found = list(find_kernel_traps(crashkernel, facts.reserved_bytes, panic_on_oops))
+    if facts.fadump is not None and facts.fadump:
+        # The firmware keeps the memory: what crashkernel= says is not asked.
+        return [finding for finding in found if not finding.code.startswith(_OF_CRASHKERNEL)]
+    reserved = facts.reserved_bytes or 0
+    if reserved < RESERVED_MIN_BYTES:
+        return found
+    hint = "raise crashkernel=, and try with a panic"
+    wanted = next((size for ram, size in _WANTED_BY_RAM if facts.ram_bytes >= ram), 0)
+    if reserved < wanted:
+        text = (
+            f"{reserved >> 20} MiB are reserved for the capture kernel: a machine with "
+            f"{format_size(facts.ram_bytes)} of memory wants {wanted >> 20} MiB or more"
+        )
+        found.append(Finding("crashkernel-small", Severity.WARNING, text, hint))
+    elif facts.initrd_bytes is not None and reserved < _with_initrd(facts.initrd_bytes):
+        text = (
+            f"{reserved >> 20} MiB are reserved for the capture kernel, its initramfs of "
+            f"{format_size(facts.initrd_bytes)} takes several times that when it is unpacked: "
+            f"about {_with_initrd(facts.initrd_bytes) >> 20} MiB are needed"
+        )
+        hint = "raise crashkernel=, or make the initramfs smaller (MODULES=dep, dracut --hostonly)"
+        found.append(Finding("initramfs-large", Severity.WARNING, text, hint))
+    return found
+
+
+def _with_initrd(size_bytes: int) -> int:
+    """Say what a capture kernel needs whose initramfs has this size compressed: that, and what it
+    unpacks to. A 6 MB one was seen to hang with 96 MiB, and to work with 128 MiB.
+    """
+    return _CAPTURE_KERNEL_BYTES + _UNPACKED_SHARE * size_bytes
 
 
 def _of_the_load(facts: Facts) -> list[Finding]:
-    if facts.loaded:
+    if facts.armed:
         return []
+    if facts.fadump is False and b"fadump=on" in facts.cmdline.split():
+        text = "fadump=on is given, but no dump is registered with the firmware"
+        hint = "echo 1 > /sys/kernel/fadump/registered, then kdumpctl status"
+        return [Finding("fadump-not-registered", Severity.FAULT, text, hint)]
     if not facts.installed:
         text = "no tool that saves kernel dumps is installed"
         hint = "apt-get install kdump-tools (Debian), dnf install kdump-utils (Fedora, RHEL)"
@@ -161,13 +259,23 @@ def _of_the_makers(facts: Facts) -> list[Finding]:
     for name, conf in confs:
         if conf is None:
             continue
-        used = not facts.installed or name in facts.installed
-        found += [f for f in conf.findings if used or f.severity is Severity.NOTICE]
+        used = facts.is_used(name)
+        found += [
+            finding
+            for finding in conf.findings
+            if (used or finding.severity is Severity.NOTICE) and not _is_refuted(finding, facts)
+        ]
     found += [
         Finding("unreadable", Severity.WARNING, problem, "make it root's, and readable")
         for problem in facts.problems
     ]
     return found
+
+
+def _is_refuted(finding: Finding, facts: Facts) -> bool:
+    """Return whether this host's makedumpfile can do what others cannot."""
+    known = facts.compressions or frozenset()
+    return finding.code == "compression-ignored" and any(f"({c})" in finding.text for c in known)
 
 
 def _of_the_targets(facts: Facts, needed: int) -> list[Finding]:
@@ -186,6 +294,19 @@ def _of_the_targets(facts: Facts, needed: int) -> list[Finding]:
             text = f"{target.path} {target.distrust}: dumps there can be replaced by others"
             hint = f"chown root {target.path}; chmod go-w {target.path}"
             found.append(Finding("target-open", Severity.WARNING, text, hint))
+    for path in facts.denied:
+        text = (
+            f"crashd.service may not write to {path}: retention deletes nothing there "
+            f"(ProtectSystem=strict)"
+        )
+        found.append(Finding("deletion-denied", Severity.WARNING, text, ALLOW_HINT))
+    for path in facts.plain_dumps[:_PLAIN_TOLD_MAX]:
+        text = (
+            f"{path} is a kernel dump in no directory of its own: crashd neither lists nor "
+            f"explains nor deletes it"
+        )
+        hint = f"move it to {path.rpartition('/')[0]}/HOST-{'$(date +%F-%T)'}/vmcore"
+        found.append(Finding("plain-dump", Severity.NOTICE, text, hint))
     if not any(target.exists for target in facts.targets) and facts.targets:
         text = f"{facts.targets[0].path} does not exist yet: the first dump makes it"
         found.append(Finding("no-target", Severity.NOTICE, text))
@@ -200,10 +321,10 @@ def _of_others(facts: Facts) -> list[Finding]:
         )
         hint = "copy what you need, or remove /etc/cron.daily/apport"
         found.append(Finding("other-cleaner", Severity.NOTICE, text, hint))
-    if facts.sysctls.get("panic") == 0 and not facts.loaded:
+    if facts.sysctls.get("panic") == 0 and not facts.armed:
         text = "kernel.panic is 0: without a capture kernel the machine halts instead of rebooting"
         found.append(Finding("panic-halts", Severity.WARNING, text, "set kernel.panic=10"))
-    if not facts.loaded and facts.pstore is not None:
+    if not facts.armed and facts.pstore is not None:
         text = f"pstore ({facts.pstore}) keeps the end of the log of a crash; crashd reads it"
         found.append(Finding("pstore", Severity.NOTICE, text))
     return found

@@ -23,7 +23,7 @@ from crashd.domain.crash.model import (
 )
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.kdump.vmcore import Completeness, Verdict
-from crashd.domain.kernellog.analyse import LogAnalysis
+from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.text import printable
 
@@ -54,6 +54,10 @@ class Look:
     """It changed a moment ago, and is not known to be whole."""
     parts: tuple[bytes, ...] = ()
     """The files of a split dump, in the order of their page frames; empty where it is not split."""
+    capture_troubles: tuple[str, ...] = ()
+    """What the capture kernel's own log says of its failure to save the dump."""
+    log_pending: bool = False
+    """There is no log, and none was taken out of the dump yet."""
     try_again: bool = False
     """What is not known of the dump may be known at another look."""
 
@@ -98,7 +102,12 @@ def build_record(
         "first_seen_ns": first_ns if isinstance(first_ns, int) else seen_ns,
         "crash_time_source": "dump" if crashed_ns is not None else "directory name",
     }
-    return add_analysis(replace(crash, kernel=kernel), look.analysis, bool(look.log))
+    crash = replace(crash, kernel=kernel)
+    if not look.log and before is not None and _has_words(before):
+        words = "\n".join(before.log)
+        source = str((before.kernel or {}).get("log_source"))
+        return add_words(crash, before.log, analyse(words.encode()), source)
+    return add_analysis(crash, look.analysis, bool(look.log))
 
 
 def _judge(look: Look) -> tuple[State, str | None]:
@@ -138,6 +147,9 @@ def _warnings(look: Look) -> tuple[str, ...]:
         told.append("the log was never finished")
     if not look.log and look.log_source not in ("file", "dump"):
         told.append(f"there is no log, and none could be taken out of the dump: {look.log_source}")
+    if look.verdict is None or look.verdict.completeness is not Completeness.COMPLETE:
+        name = printable(directory.capture_log or b"")
+        told += [f"{name}: {line}" for line in look.capture_troubles]
     if directory.unknown:
         names = ", ".join(printable(name[:64]) for name in directory.unknown[:4])
         told.append(f"holds what no maker of dumps puts there: {names}")
@@ -161,6 +173,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
         "dump_parts": [_name(name) for name in look.parts] or None,
         "log_file": _name(directory.log),
         "log_source": look.log_source if look.log else None,
+        "log_pending": look.log_pending or None,
         "dump_state": _dump_state(verdict),
         "dump_sure": verdict.sure if verdict is not None else None,
         "world_readable": directory.world_readable or directory.log_world_readable,
@@ -289,8 +302,19 @@ def explain(analysis: LogAnalysis) -> str:
     return printable(text[:1].upper() + text[1:]) + "." if text else ""
 
 
+def add_words(crash: Crash, log: Sequence[str], analysis: LogAnalysis | None, source: str) -> Crash:
+    """Give the record of a dump without a log one that was found elsewhere."""
+    kernel = {**(crash.kernel or {}), "log_source": source}
+    return add_analysis(replace(crash, log=tuple(log), kernel=kernel), analysis, True)
+
+
+def _has_words(crash: Crash | None) -> bool:
+    source = (crash.kernel or {}).get("log_source") if crash is not None else None
+    return isinstance(source, str) and source.startswith("pstore")
+
+
 def survived(
-    analysis: LogAnalysis,
+    analysis: LogAnalysis | None,
     *,
     mode: Mode,
     time_ns: int,

@@ -4,6 +4,7 @@ One message a connection: fields and the descriptors [core, pidfd]; one byte bac
 exchange, and why neither side can take a core twice or not at all, are drawn in corehandler.py.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -11,7 +12,7 @@ import stat
 from pathlib import Path
 
 from crashd.base.messages import PACKET_MAX, Packet, read_peer, receive_packet
-from crashd.corehandler import RECEIPT
+from crashd.corehandler import QUEUED, RECEIPT
 from crashd.domain.crash.coremeta import parse_fields
 from crashd.domain.crash.corepattern import SUN_PATH_MAX
 from crashd.edge.capture.process import pidfd_pid
@@ -79,7 +80,7 @@ class Connection:
         self.close()
 
     def fileno(self) -> int:
-        """Tell the descriptor, for a selector."""
+        """Return the descriptor, for a selector."""
         return self._peer.fileno()
 
     def close(self) -> None:
@@ -115,6 +116,11 @@ class Connection:
             packet.close()
             raise
 
+    def send_queued(self) -> None:
+        """Have the handler wait for its receipt for as long as this daemon lives."""
+        with contextlib.suppress(OSError):  # it gave up: so it does when the receipt is sent
+            self._peer.send(QUEUED, socket.MSG_NOSIGNAL)
+
     def send_receipt(self) -> bool:
         """Take the crash over; False when the handler has given up and keeps it."""
         try:
@@ -143,7 +149,7 @@ def _handoff(packet: Packet) -> Handoff:
 
 
 def accept(server: socket.socket) -> Connection | None:
-    """Accept the next handler; None when none is waiting.
+    """Accept the next handler; None when nobody waits.
 
     Raises:
         OSError: no descriptor or no memory is left; `server` stays readable.

@@ -28,7 +28,7 @@ class IncomingCore:
     """Owns the source descriptor and the pidfd; `release` lets the crashed process go.
 
     The kernel holds the process until the last copy of a pipe's read end is closed (KERNEL.md A3),
-    so whoever passed the descriptor here must have closed its own by then.
+    so the process that passed the descriptor here must have closed its own by then.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class IncomingCore:
 
     @classmethod
     def from_pipe(cls, source: int, pidfd: int | None) -> "IncomingCore":
-        """Take the pipe that the kernel writes into, and the pidfd of who crashed."""
+        """Take the pipe that the kernel writes into, and the pidfd of the crashed process."""
         with contextlib.suppress(OSError):  # over the user's limit: smaller reads, nothing worse
             fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(source, True)
@@ -67,7 +67,7 @@ class IncomingCore:
         return cls(Mode.SPOOL, source, None, snapshot)
 
     def spooled_bytes(self) -> int | None:
-        """Tell what a spooled core has on disk, holes left out; None where it is still to come."""
+        """Return what a spooled core has on disk without its holes; None for any other."""
         if self.mode is not Mode.SPOOL or self._source < 0:
             return None
         return os.fstat(self._source).st_blocks * 512
@@ -90,19 +90,19 @@ class IncomingCore:
         self.release()
 
     def snapshot(self) -> Mapping[str, bytes]:
-        """Read what /proc tells (or told, in the spool); may block, see `read_snapshot`."""
+        """Read what /proc says (or said, in the spool); may block, see `read_snapshot`."""
         return self._snapshot()
 
     def pid(self) -> int | None:
-        """Tell whose pidfd it is; None without one, or once its process is reaped."""
+        """Return the pid that the pidfd means; None without one, or once its process is reaped."""
         return None if self._pidfd is None else pidfd_pid(self._pidfd)
 
     def identity(self) -> PidfdInfo | None:
-        """Ask the kernel who it was; None where it cannot tell."""
+        """Ask the kernel who it was; None where it cannot say."""
         return None if self._pidfd is None else pidfd_info(self._pidfd)
 
     def distrust(self) -> None:
-        """Close the pidfd: it is not surely that of whose core this is."""
+        """Close the pidfd: it may not be that of the process that this core is of."""
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._pidfd = None

@@ -46,7 +46,7 @@ class KernelConnection:
         return read_namespaces(self._pidfd)
 
     def detach(self) -> tuple[int, int]:
-        """Give socket and pidfd away: the caller owns them."""
+        """Return socket and pidfd, which the caller owns from now on."""
         pidfd, self._pidfd = self._pidfd, -1
         return self._peer.detach(), pidfd
 
@@ -59,7 +59,7 @@ class KernelConnection:
 
 
 def accept(server: socket.socket) -> KernelConnection | None:
-    """Accept the next crash; None when none is waiting.
+    """Accept the next crash; None when nobody waits.
 
     Raises:
         FormatError: who connects is not the kernel; it is closed.
@@ -130,7 +130,7 @@ def is_listened_on(path: Path) -> bool:
 
 
 def kernel_has_socket() -> bool:
-    """Tell whether this kernel can hand cores to a socket (kernel.core_modes, 6.17)."""
+    """Return whether this kernel can hand cores to a socket (kernel.core_modes, 6.17)."""
     try:
         return "socket" in _CORE_MODES.read_text().split()
     except OSError:

@@ -30,6 +30,9 @@ _MADV_POPULATE_WRITE = 23  # linux/mman.h
 _POPULATE_BYTES = 2 << 20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PAGEMAP_BYTES = 1 << 20
+_USERFAULTFD = "anon_inode:[userfaultfd]"
+_FDS_MAX = 4096
+"""Descriptors that are looked through for a userfaultfd."""
 _SMAPS_BYTES = 1 << 17
 _SMAPS_READS_MAX = 1 << 16
 """Of /proc/PID/smaps, which has less than a page a read: a hundred thousand mappings."""
@@ -50,7 +53,7 @@ class GoneError(Exception):
 
 class ProcessMemory:
     """Owns descriptors of the process's mem, pagemap and status; all of one and the same address
-    space, whoever gets its pid.
+    space, also after its pid belongs to another process.
     """
 
     def __init__(self, pidfd: int) -> None:
@@ -118,7 +121,7 @@ class ProcessMemory:
         self.close()
 
     def held(self) -> bool:
-        """Tell whether the kernel is still in the coredump: all read before was as it crashed.
+        """Return whether the kernel is still in the coredump: all read before was as it crashed.
 
         SIGKILL ends the dump, and then the exit of its threads writes to its memory (robust
         futexes, clear_child_tid).
@@ -139,7 +142,7 @@ class ProcessMemory:
             return file.read()
 
     def resident(self, ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
-        """Give what is to be read of ranges of addresses, ascending; the rest are zeros.
+        """Yield what is to be read of ranges of addresses, ascending; the rest are zeros.
 
         Of anonymous memory what the page table has, the zero page left out where the kernel says
         so; of shared memory what its file has; guard regions never.
@@ -165,7 +168,7 @@ class ProcessMemory:
         yield from there
 
     def _of_page_table(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Give the pages that the page table has: present or swapped, neither zero nor a guard."""
+        """Yield the pages that the page table has: present or swapped, neither zero nor a guard."""
         while self.scans:
             not_wanted = _PAGE_IS_PFNZERO | (_PAGE_IS_GUARD if self._knows_guards else 0)
             try:
@@ -181,7 +184,7 @@ class ProcessMemory:
         yield from self._walk(start, end)
 
     def _unguarded(self, start: int, end: int) -> Iterator[tuple[int, int]] | None:
-        """Give all but the guard regions; None where the kernel does not know them.
+        """Yield all but the guard regions; None where the kernel does not know them.
 
         A guard region cannot be read, and to find that out page by page costs 10 s a GiB.
         """
@@ -200,7 +203,7 @@ class ProcessMemory:
     def _scan(
         self, start: int, end: int, not_wanted: int, wanted: int
     ) -> Iterator[tuple[int, int]]:
-        """Give pages of none of the categories `not_wanted`, and of one of `wanted` unless 0."""
+        """Yield pages of no category of `not_wanted`, and of one of `wanted` unless that is 0."""
         regions = ctypes.create_string_buffer(_REGIONS_MAX * _REGION.size)
         while start < end:
             argument = bytearray(
@@ -214,13 +217,13 @@ class ProcessMemory:
             found = memoryview(regions)[: count * _REGION.size]
             for low, high, _ in _REGION.iter_unpack(found):
                 yield low, min(high, end)
-                walked = max(walked, high)  # a region can end behind the reported walk_end
+                walked = max(walked, high)  # a region can end after the reported walk_end
             if walked <= start:
                 raise OSError(errno.EIO, "PAGEMAP_SCAN does not advance")
             start = walked
 
     def _data(self, start: int, end: int, behind: Behind) -> Iterator[tuple[int, int]]:
-        """Give what the file behind shared memory has there, in memory or swapped out.
+        """Yield what the file behind shared memory has there, in memory or swapped out.
 
         To read a page that it does not have would allocate it, in the process's own cgroup: a dump
         of sparse shared memory can get its process killed for memory (KERNEL.md).
@@ -265,8 +268,11 @@ class ProcessMemory:
         own dump does without such a page, and a reader from outside waits for it.
 
         That is so for pages that the file has (minor faults), and with `missing` also for those
-        that it has not, which nobody reads who can ask the file.
+        that it has not, which nobody reads who can ask the file. A process that gave its
+        userfaultfd to another one is not found: reads of such memory are given up after a while.
         """
+        if not self._has_userfaultfd():
+            return False
         wanted = _VM_FLAGS_BOTH if missing else _VM_FLAG_MINOR
         last = b""
         try:
@@ -286,6 +292,20 @@ class ProcessMemory:
         finally:
             os.close(file)
         return False
+
+    def _has_userfaultfd(self) -> bool:
+        """Return whether there is one among the process's descriptors, or may be.
+
+        smaps walks the whole page table: 40 ms a GiB, which nobody needs to wait for but those few.
+        """
+        directory = f"/proc/self/fd/{self._place}/fd"
+        try:
+            numbers = os.listdir(directory)
+            if len(numbers) > _FDS_MAX:
+                return True
+            return any(os.readlink(f"{directory}/{n}") == _USERFAULTFD for n in numbers)
+        except OSError:
+            return False  # gone, which the next read of its memory finds out
 
     def _walk(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Read pagemap itself, 8 bytes a page."""
@@ -308,7 +328,7 @@ class ProcessMemory:
             yield run
 
     def read(self, ranges: Sequence[tuple[int, int]], view: memoryview) -> int:
-        """Read ranges of (address, size), at most IOV_MAX, one behind the other into `view`.
+        """Read ranges of (address, size), at most IOV_MAX, one after the other into `view`.
 
         Returns the bytes read; fewer than asked for means that the next page cannot be read so. May
         block for as long as a file system needs for a page. Releases the GIL.
@@ -371,7 +391,7 @@ def _present_pages(raw: bytes) -> Iterator[tuple[int, int]]:
 
 
 def populate(view: memoryview, enough: Callable[[], bool]) -> None:
-    """Fault memory in from its start on, until `enough`; whoever fills it does not wait for that.
+    """Fault memory in from its start on, until `enough`; nobody who fills it waits for that.
 
     Where the kernel cannot (MADV_POPULATE_WRITE, 5.14), nothing is done. Releases the GIL.
     """
@@ -385,7 +405,7 @@ def populate(view: memoryview, enough: Callable[[], bool]) -> None:
 
 
 def _seek(file: int, at: int, whence: int) -> int | None:
-    """Find the next data or hole; None where there is none up to the file's end."""
+    """Find the next data or hole; None where the file ends before one."""
     try:
         return os.lseek(file, at, whence)
     except OSError as e:
@@ -436,7 +456,7 @@ def _mounted(mountinfo: bytes, kind: bytes) -> set[bytes]:
 
 
 def _memfd_device(flags: int) -> set[bytes]:
-    """Make a memfd to see on which device it is; empty where the kernel makes none."""
+    """Make a memfd to see on which device it is; empty where the kernel refuses."""
     try:
         fd = os.memfd_create("probe", os.MFD_CLOEXEC | flags)
     except OSError:

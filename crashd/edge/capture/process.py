@@ -41,23 +41,23 @@ of all others a read that is shorter than it could be is the last one.
 _LAST_WITHOUT_MEMORY = "mountinfo"
 """Of PROC_FILES: those after it are read from the process's memory, which can block."""
 _OF_PROCESS = frozenset({"stat"})
-"""Files that tell of the process even when its first thread has ended."""
+"""Files that describe the process even when its first thread has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class PidfdInfo:
-    """What the kernel itself says of a process, whoever has its number now."""
+    """What the kernel itself says of a process, also after its number belongs to another."""
 
     pid: int
     uids: tuple[int, int, int, int] | None
     """Real, effective, saved, file system user id; None once the process is reaped."""
     gids: tuple[int, int, int, int] | None
     coredump_mask: int | None
-    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not tell (below
+    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not say (below
     6.16).
     """
     coredump_signal: int | None = None
-    """None where the kernel does not tell (below 6.19)."""
+    """None where the kernel does not say (below 6.19)."""
 
 
 def make_undumpable() -> None:
@@ -170,7 +170,7 @@ def pidfd_info(pidfd: int) -> PidfdInfo | None:
 
 
 def signal_is_told() -> bool:
-    """Tell whether a pidfd tells the signal of a coredump (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
+    """Return whether a pidfd gives the signal of a coredump (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
 
     The kernel answers which bits it knows (PIDFD_INFO_SUPPORTED) since the same version.
     """
@@ -189,7 +189,7 @@ def signal_is_told() -> bool:
 
 
 def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
-    """Read what /proc tells of the process, raw and capped; empty when it is not surely the same
+    """Read what /proc says of the process, raw and capped; empty when it is not surely the same
     one.
 
     Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` (the first of `fd_count`),

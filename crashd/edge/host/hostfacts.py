@@ -12,7 +12,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -127,7 +127,13 @@ def read_boot_settings(root: Path, names: Iterable[str]) -> dict[str, BootSettin
     """Return what sysctl.d sets these sysctls to at boot."""
     files = [(str(path), text) for path, text in _read_all(root, SYSCTL_DIRECTORIES)]
     found = {name: find_setting(files, name) for name in names}
-    return {name: setting for name, setting in found.items() if setting is not None}
+    return {name: _with_target(setting) for name, setting in found.items() if setting is not None}
+
+
+def _with_target(setting: BootSetting) -> BootSetting:
+    if not os.path.islink(setting.file):
+        return setting
+    return replace(setting, target=os.path.realpath(setting.file))
 
 
 def read_collectors(root: Path) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,7 +274,7 @@ def _hand_over(handler: str, present: str, saved: _Saved) -> bool:
         if root is None:
             return False
         file = Paths(Path(root)).previous_core_pattern
-        other = _load(file) if _is_trusted(file) else None
+        other = _load_trusted(file)
         if other is None:
             return False
         pattern = other.before[PATTERN]
@@ -301,7 +300,7 @@ def _find_standing(handler: str, saved: _Saved | None) -> Mapping[str, str] | No
         if root is None or not _is_gone(saved.before[PATTERN]):
             return saved.before
         file = Paths(Path(root)).previous_core_pattern
-        older = _load(file) if _is_trusted(file) else None
+        older = _load_trusted(file)
         if older is not None:
             before = {**older.undo(saved.before), PATTERN: older.before[PATTERN]}
             older = replace(older, before=before)
@@ -313,22 +312,6 @@ def _is_gone(pattern: str) -> bool:
     path = handler_of(pattern) or pattern.removeprefix("@@")
     # a program that others can replace or create counts as gone: the kernel would run theirs
     return not os.path.exists(path) or find_untrusted(Path(path)) is not None
-
-
-def _is_trusted(file: Path) -> bool:
-    """Return whether only root or we can have written `file`.
-
-    Its contents decide which program the kernel runs as root.
-    """
-    try:
-        for path in (file, *file.parents):
-            status = path.lstat()
-            shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-            if stat.S_ISLNK(status.st_mode) or shared or status.st_uid not in (0, os.geteuid()):
-                return False
-    except OSError:
-        return False
-    return True
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -425,6 +408,14 @@ def _remove(previous_file: Path) -> None:
         except FileNotFoundError:
             return
         fsync_directory(previous_file.parent)
+
+
+def _load_trusted(previous_file: Path) -> _Saved | None:
+    """Read the file of another root; None unless only root or we can have written it.
+
+    Its contents decide which program the kernel runs as root.
+    """
+    return None if find_untrusted(previous_file, always=True) else _load(previous_file)
 
 
 def _load(previous_file: Path) -> _Saved | None:

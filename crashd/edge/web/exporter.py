@@ -69,6 +69,7 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "Bytes captured: as dumped, without zeros, on disk.",
         {"stage": _STAGES},
     ),
+    "crashd_spilled_bytes": ("Bytes of cores that waited on disk to be compressed.", {}),
     "crashd_limited": ("Crashes of which the limiter kept less.", {"scope": _SCOPES}),
     "crashd_analysis": ("Analyses that ended.", {"result": _RESULTS}),
     "crashd_retention_deleted": (
@@ -81,6 +82,11 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_captures_in_flight": ("Captures running or waiting.", {}),
+    "crashd_holders": ("Crashed processes that are held while their cores are read.", {}),
+    "crashd_storers": (
+        "Cores being stored, or waiting for it, after their processes' release.",
+        {},
+    ),
     "crashd_store_bytes": ("Bytes of stored cores.", {"kind": _KINDS}),
     "crashd_store_entries": ("Crashes in the store.", {"kind": _KINDS}),
     "crashd_store_free_bytes": ("Free bytes on the store's file system.", {}),
@@ -232,6 +238,16 @@ class Exporter(Collector):
     def in_flight(self, count: int) -> None:
         """Set how many captures are running or waiting."""
         self._set("crashd_captures_in_flight", count)
+
+    def stages(self, holders: int, storers: int) -> None:
+        """Set how many of them are held, and how many stored."""
+        self._set("crashd_holders", holders)
+        self._set("crashd_storers", storers)
+
+    def spilled(self, size_bytes: int) -> None:
+        """Count what a core had on disk until it was compressed."""
+        with self._lock:
+            self._values["crashd_spilled_bytes"][()] += size_bytes
 
     def store(self, kind: str, entries: int, size_bytes: int) -> None:
         """Set the entries and bytes of one kind in the store."""

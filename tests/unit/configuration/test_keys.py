@@ -231,6 +231,7 @@ _WRONG = {
     "capture.mode": ["'sockets'", "'Auto'", "''", "1", "['auto']", "true"],
     "capture.engine": ["'mem'", "'fast'", "1"],
     "capture.buffer": ["-1", "'10%'", "'infinity'", "''", "1.5", "true"],
+    "capture.spill": ["'101%'", "-1", "'auto'", "'infinity'", "true"],
     "capture.page_timeout": ["0", "'99ms'", "601", "true"],
     "capture.keep": ["'all'", "true", "'Full'", "[]"],
     "capture.rules": [
@@ -330,6 +331,7 @@ _RIGHT = {
     "limiter.uid.per": ["'1d'", "60"],
     "capture.rules": ["[]", "['mini exe=/a* uid=0', 'metadata signal=SIGABRT']"],
     "capture.buffer": ["'auto'", "0", "'1G'"],
+    "capture.spill": ["0", "'100%'", "'10G'", "'12.5%'"],
     "retention.process.keep_free": ["0", "'0%'", "'100%'", "'10G'", "'12.5%'"],
     "hooks.url": ["''", "'https://example.org/crash?x=1'"],
     "hooks.timeout": ["'1s'", "30"],

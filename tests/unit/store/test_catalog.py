@@ -287,6 +287,23 @@ def test_reindex_replaces_what_cannot_be_read(
         assert verify(paths, fresh, deep=True) == []
 
 
+def test_reindex_of_an_older_version_rebuilds_it_and_leaves_nothing_of_it(
+    paths: Paths, index: Index, keep: Callable[..., Crash]
+) -> None:
+    crash = keep(1)
+    index.close()
+    db = sqlite3.connect(paths.index)
+    db.execute("DROP TABLE signature_count")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    assert reindex(paths) == 1
+    assert [p.name for p in paths.state_dir.glob("*corrupt*")] == []
+    with Index.open(paths.index) as fresh:
+        assert fresh.row(crash.id) == Index.row_of(crash)
+        assert verify(paths, fresh, deep=True) == []
+
+
 def test_reindex_lists_what_is_known_of_entries_that_cannot_be_read(
     paths: Paths, index: Index, keep: Callable[..., Crash]
 ) -> None:

@@ -152,7 +152,11 @@ def test_strict_of_a_sound_store_finds_nothing(store: Store) -> None:
     store.keep(4, core=Core(size_bytes=5), state=State.EVICTED, capture=reason, signature="s")
     analysed(store)
     kernel_crash(store, State.COMPLETE, there=True)
-    for path in (store.paths.limiter_state, store.paths.kernel_log_state):
+    for path in (
+        store.paths.limiter_state,
+        store.paths.kernel_log_state,
+        store.paths.pstore_state,
+    ):
         write_state(path, {})
     put_private(store.paths.previous_core_pattern)
     put_private(store.paths.pending_deletions)

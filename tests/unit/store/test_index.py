@@ -14,9 +14,9 @@ import pytest
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import LIST_KEYS, Core, Kind, State
 from crashd.domain.crash.viewer import Viewer
-from crashd.errors import IndexCorruptError, UnavailableError, UsageError
+from crashd.errors import IndexCorruptError, IndexOutdatedError, UnavailableError, UsageError
 from crashd.store.index import Index
-from crashd.store.schema import MIGRATIONS, PAST_UNITS_MAX
+from crashd.store.schema import PAST_UNITS_MAX, VERSION
 from tests.builders.crashes import START_NS, build_crash, build_crashes
 
 COUNT = 60
@@ -198,22 +198,27 @@ def test_unit_totals_of_what_is_removed_are_bounded(index: Index) -> None:
     assert sum(index.unit_totals(3).values()) == COUNT + len(many)
 
 
-def test_open_of_the_first_version_migrates_and_counts_on(tmp_path: Path) -> None:
-    path = tmp_path / "old.sqlite"
-    with Index.open(tmp_path / "new.sqlite") as index:
-        index.put(build_crashes(3))
-    db = sqlite3.connect(path)
-    for statement in MIGRATIONS[0]:
-        db.execute(statement)
-    names = ", ".join(row[1] for row in db.execute("PRAGMA table_info(crash)"))
-    db.execute("ATTACH ? AS new", [str(tmp_path / "new.sqlite")])
-    db.execute(f"INSERT INTO crash ({names}) SELECT {names} FROM new.crash")
-    db.execute("PRAGMA user_version = 1")
-    db.commit()
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_open_older_is_outdated_and_left_as_it_is(
+    index: Index, path: Path, version: int, readonly: bool
+) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {version}")
     db.close()
-    with Index.open(path) as index:
-        index.remove([build_crash(1).id])
-        assert index.totals().by_disposition["process", "full"] == 3
+    with pytest.raises(IndexOutdatedError, match=f"version {version}, older than {VERSION}"):
+        Index.open(path, readonly=readonly)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (version,)
+        assert db.execute("SELECT count(*) FROM crash").fetchone() == (COUNT,)
+    db.close()
+
+
+def test_open_of_a_new_file_has_the_version_and_nothing_of_another(path: Path) -> None:
+    Index.open(path).close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    db.close()
 
 
 def test_tokens_states_and_missing(index: Index) -> None:
@@ -267,7 +272,7 @@ def test_open_newer_is_refused_with_both_versions(index: Index, path: Path, read
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(IndexCorruptError, match=f"version 7, newer than {len(MIGRATIONS)}"):
+    with pytest.raises(IndexCorruptError, match=f"version 7, newer than {VERSION}"):
         Index.open(path, readonly=readonly)
 
 

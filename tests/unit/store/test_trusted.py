@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from crashd.errors import ConfigError
-from crashd.store.trusted import distrust, read_trusted
+from crashd.store.trusted import distrust, find_untrusted, read_trusted
 
 NOBODY = 65534
 
@@ -115,3 +115,20 @@ def test_distrust_root_trusts_only_what_is_its_own(
     owner: int, mode: int, euid: int, trusted: bool
 ) -> None:
     assert (distrust(owner, mode, euid) is None) is trusted
+
+
+def test_find_untrusted_always_judges_where_we_are_not_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:
+        monkeypatch.setattr(os, "geteuid", lambda: 65534)  # what is root's is trusted by all
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "x").touch(mode=0o600)
+    shared.chmod(0o777)
+    assert find_untrusted(shared / "x") is None
+    found = find_untrusted(shared / "x", always=True)
+    assert found is not None
+    assert found.startswith(f"{shared} ")
+    shared.chmod(0o755)
+    assert find_untrusted(shared / "x", always=True) is None

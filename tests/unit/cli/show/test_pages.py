@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from crashd.cli.show.pages import THREADS_MAX, age_text, render_info, render_status
-from crashd.domain.crash.model import Capture, Core, Kind, State
+from crashd.domain.crash.model import Capture, Core, Kind, Mode, State
 from tests.unit.cli.rows import HOSTILE, TIME_NS, doc_of
 
 NOW_NS = TIME_NS + 90 * 10**9
@@ -42,6 +42,25 @@ def test_render_info_tells_what_who_and_where() -> None:
     assert field(lines, "Stored as") == "/s/core.zst"
     assert field(lines, "Incomplete") is None
     assert field(lines, "Signature") is None
+
+
+@pytest.mark.parametrize(
+    ("capture", "words"),
+    [
+        (
+            Capture(hold_ns=12_300_000, queued_ns=2_300_000, store_ns=4 * 10**9),
+            "process held for 12.3ms (2.3ms of it queued), stored 4s later",
+        ),
+        (
+            Capture(hold_ns=10**9, store_ns=10**9, spilled_bytes=3 << 30),
+            "process held for 1s, stored 1s later (3.0G spilled to disk before)",
+        ),
+        (Capture(mode=Mode.SPOOL, store_ns=10**9), "stored within 1s"),
+        (Capture(), "by pipe"),
+    ],
+)
+def test_render_info_says_where_the_time_went(capture: Capture, words: str) -> None:
+    assert (field(page(doc_of(capture=capture)), "Captured") or "").endswith(words)
 
 
 def test_render_info_of_a_truncated_core_says_so_and_why() -> None:

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from crashd import corehandler
 from crashd.corehandler import SPECIFIERS
 from crashd.domain.crash.corepattern import (
     PATTERN_MAX,
@@ -16,6 +19,12 @@ def test_build_pattern_installed_is_the_design_s() -> None:
     pattern = build_pattern(HANDLER)
     assert pattern == "|/usr/libexec/crashd-core %p %e %s %t %P %I %u %g %c %d %F %h"
     assert "".join(word[1:] for word in pattern.split()[1:]) == SPECIFIERS
+
+
+def test_specifiers_are_those_of_the_native_handler() -> None:
+    native = Path(corehandler.__file__).parent / "native/crashd-core.c"
+    assert f'#define SPECIFIERS "{SPECIFIERS}"\n' in native.read_text()
+    assert f'add("argc", "{len(SPECIFIERS)}");' in native.read_text()
 
 
 def test_build_pattern_short_has_the_contract_only() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,6 +140,11 @@ def test_to_json_values_are_for_people() -> None:
     assert made["capture"]["hold_seconds"] == 0.0015
 
 
+def test_times_of_a_capture_come_back() -> None:
+    capture = Capture(hold_ns=3, queued_ns=2_000_001, store_ns=5 * 10**9, spilled_bytes=1 << 40)
+    assert from_json(to_json(replace(from_json(document()), capture=capture))).capture == capture
+
+
 def test_from_json_smallest_document_has_defaults() -> None:
     crash = from_json(
         {
@@ -268,6 +274,9 @@ def test_from_json_wrong_value_is_refused(key: str, value: object) -> None:
     [
         ("capture", "hold_seconds", float("inf")),
         ("capture", "hold_seconds", "1"),
+        ("capture", "queued_seconds", "1"),
+        ("capture", "store_seconds", float("nan")),
+        ("capture", "spilled_bytes", -1),
         ("capture", "mode", "x"),
         ("capture", "engine", None),
         ("capture", "disposition", "x"),

@@ -9,10 +9,13 @@ from crashd.domain.crash.coremeta import CoreMeta
 from crashd.domain.crash.model import Capture, Crash, Disposition, Identity, Mode, State
 from crashd.domain.crash.procfs import OWN_NAMESPACE
 from crashd.domain.crash.record import (
+    Allowance,
     Credentials,
+    Limits,
     add_head,
     add_process,
     allow,
+    describe,
     new_crash,
     owner_of,
 )
@@ -265,3 +268,49 @@ def test_allow_takes_the_smallest_limit(
 def test_allow_limit_not_asked_for_by_the_pattern_is_not_enforced() -> None:
     made = with_process(crash(c=b""))
     assert allow(made, max_core=None, honour_rlimit=True).disposition is Disposition.FULL
+
+
+def test_describe_adds_process_core_owner_and_limit() -> None:
+    snapshot = {**SNAPSHOT, "status": SNAPSHOT["status"] + PLAIN_STATUS}
+    limits = Limits(max_core=5000, honour_rlimit=True, environ="scrub", patterns=())
+    found, limit = describe(crash(), snapshot, head(auxv=AUXV), CREDENTIALS, limits)
+    assert (found.exe, found.unit) == (b"/usr/bin/prog", "web.service")
+    assert b"API_TOKEN=abc123" not in (found.environ or ())
+    assert found.owner_uid == 1000
+    assert [thread["tid"] for thread in found.threads] == [t.tid for t in head().threads]
+    assert (limit.size_bytes, limit.reason) == (5000, "capture.max_core is 5000 bytes")
+
+
+def test_describe_without_a_head_leaves_the_crash_to_root() -> None:
+    limits = Limits(max_core=None, honour_rlimit=False, environ="drop", patterns=())
+    found, limit = describe(crash(), SNAPSHOT, None, CREDENTIALS, limits)
+    assert (found.owner_uid, found.environ) == (None, None)
+    assert limit.disposition is Disposition.FULL
+
+
+@pytest.mark.parametrize(
+    ("size", "spooled", "unlimited"),
+    [
+        (40 << 20, None, False),
+        (40 << 20, 40 << 20, True),
+        (40 << 20, (40 << 20) + (1 << 16), True),
+        (40 << 20, 42 << 20, False),  # the limit was another one then
+        (8192, 1 << 20, False),  # the head of a core that its limit forbids
+        (0, 0, False),
+    ],
+)
+def test_allowance_for_spooled_is_not_counted_a_second_time(
+    size: int, spooled: int | None, unlimited: bool
+) -> None:
+    limit = Allowance(size, Disposition.FULL, "a limit")
+    found = limit.for_spooled(spooled)
+    assert found == (replace(limit, size_bytes=(1 << 63) - 1) if unlimited else limit)
+
+
+def test_allowance_is_lowered_and_never_raised() -> None:
+    limit = Allowance(5000, Disposition.FULL, "a limit")
+    assert limit.lowered(Disposition.FULL, "x") == limit
+    assert limit.lowered(Disposition.MINI, "a loop") == Allowance(5000, Disposition.MINI, "a loop")
+    assert limit.lowered(Disposition.METADATA, None) == Allowance(
+        0, Disposition.METADATA, "a limit"
+    )

@@ -70,7 +70,7 @@ def test_plan_extents_tells_what_is_behind_each_segment() -> None:
     [
         (SEGMENTS, b"", "missing or was cut"),
         (SEGMENTS, MAPS[:-1], "missing or was cut"),
-        (SEGMENTS, MAPS + b"nonsense\n", "none"),
+        (SEGMENTS, MAPS + b"nonsense\n", "not a mapping"),
         (SEGMENTS, MAPS.replace(b"401000-403000", b"401000-404000"), "no mapping at 0x401000"),
         (SEGMENTS, MAPS.replace(b"600000-", b"5ff000-"), "no mapping at 0x600000"),
         ((SEGMENTS[1], SEGMENTS[0]), MAPS, "overlap"),

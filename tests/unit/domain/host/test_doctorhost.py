@@ -247,3 +247,29 @@ def test_check_kernel_dumps_points_to_its_own_command() -> None:
     bad = Readiness(False, (fault, warning, notice), 0, 1)
     found = doctorhost.check_kernel_dumps(bad)
     expect(found, "warning", "nothing is reserved (and 1 more)", "crashctl kdump")
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        # Debian's link: to mask it would undo the whole of sysctl.conf
+        (
+            BootSetting("/etc/sysctl.d/99-sysctl.conf", "core", 12, "/etc/sysctl.conf"),
+            "sed -i '12s/^/#/' /etc/sysctl.conf; crashctl install",
+        ),
+        (
+            BootSetting("/etc/sysctl.d/local.conf", "core", 3),
+            "sed -i '3s/^/#/' /etc/sysctl.d/local.conf; crashctl install",
+        ),
+        (
+            BootSetting("/usr/lib/sysctl.d/50-x.conf", "core", 3),
+            "ln -s /dev/null /etc/sysctl.d/50-x.conf; crashctl install",
+        ),
+    ],
+)
+def test_line_that_gives_crashes_away_is_named_where_the_file_has_more(
+    setting: BootSetting, hint: str
+) -> None:
+    check = doctorhost.check_other_handlers(replace(AROUND, boot={PATTERN: setting}), HANDLER)
+    assert check.hint == hint
+    assert (f":{setting.line} gives" in check.text) is hint.startswith("sed")

@@ -103,3 +103,76 @@ def test_tool_count_is_none_where_no_tool_limits() -> None:
     assert counted.tool_count == 4
     suse = replace(GOOD, sysconfig=parse_sysconfig(b"KDUMP_KEEP_OLD_DUMPS=5"))
     assert suse.tool_count == 5
+
+
+def tools(arguments: str) -> Facts:
+    conf = parse_kdump_tools(f'USE_KDUMP=1\nMAKEDUMP_ARGS="{arguments}"\n'.encode())
+    return replace(GOOD, tools=conf)
+
+
+def fedora(conf: bytes) -> Facts:
+    return replace(GOOD, tools=None, conf=parse_kdump_conf(conf), installed=("kdump-utils",))
+
+
+LARGE = replace(GOOD, ram_bytes=768 * GIB, targets=(Target("/var/crash", True, 999 * GIB, 999),))
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "found"),
+    [
+        # 10 GiB are free, 64 of memory: a level of 31 fits, all of it does not
+        (replace(tools("-c -d 31"), ram_bytes=64 * GIB), "no-space", False),
+        (replace(tools("-c -d 0"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(tools("-c -d0"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(tools("-cd 0"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(tools("-c -d 1"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(tools("-c"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(fedora(b"core_collector cp\n"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(fedora(b"core_collector /usr/bin/scp\n"), ram_bytes=64 * GIB), "no-space", True),
+        (replace(fedora(b"path /var/crash\n"), ram_bytes=64 * GIB), "no-space", False),
+        (fedora(b"core_collector cp\n"), "copies-all", True),
+        (fedora(b"core_collector makedumpfile -l -d 31\n"), "copies-all", False),
+        # dumps that are there tell more than the memory
+        (replace(GOOD, dump_bytes=8 * GIB, ram_bytes=64 * GIB), "no-space", True),
+        (replace(GOOD, dump_bytes=2 * GIB, ram_bytes=512 * GIB), "no-space", False),
+        (replace(LARGE, reserved_bytes=219 << 20), "crashkernel-small", True),
+        (replace(LARGE, reserved_bytes=512 << 20), "crashkernel-small", False),
+        (replace(GOOD, reserved_bytes=192 << 20, initrd_bytes=60 << 20), "initramfs-large", True),
+        (replace(GOOD, reserved_bytes=192 << 20, initrd_bytes=12 << 20), "initramfs-large", False),
+        (replace(GOOD, reserved_bytes=512 << 20, initrd_bytes=60 << 20), "initramfs-large", False),
+        (tools("-z -d 31"), "compression-ignored", True),
+        (
+            replace(tools("-z -d 31"), compressions=frozenset({"zstd"})),
+            "compression-ignored",
+            False,
+        ),
+        (replace(tools("-p -d 31"), compressions=frozenset({"zstd"})), "compression-ignored", True),
+        (replace(GOOD, denied=("/data/crash",)), "deletion-denied", True),
+        (replace(GOOD, plain_dumps=("/var/crash/vmcore",)), "plain-dump", True),
+    ],
+)
+def test_assess_warns_where_it_should_and_nowhere_else(
+    facts: Facts, code: str, found: bool
+) -> None:
+    verdict = assess(facts)
+    assert (code in codes(facts)) is found
+    assert verdict.ready
+
+
+FADUMP = replace(
+    GOOD, loaded=False, reserved_bytes=0, cmdline=b"root=/dev/vda fadump=on", fadump=True
+)
+
+
+def test_assess_of_a_dump_by_the_firmware_is_ready_without_crashkernel() -> None:
+    verdict = assess(FADUMP)
+    assert (verdict.ready, verdict.findings) == (True, ())
+    assert codes(replace(FADUMP, fadump=False))[0] == "fadump-not-registered"
+    assert not assess(replace(FADUMP, fadump=False)).ready
+
+
+def test_expected_size_learns_from_the_dumps_that_are_there() -> None:
+    assert assess(GOOD).needed_bytes == 4 * GIB // 10
+    assert assess(replace(GOOD, dump_bytes=GIB)).needed_bytes == GIB * 3 // 2
+    assert assess(replace(GOOD, dump_bytes=9 * GIB)).needed_bytes == 4 * GIB
+    assert assess(replace(tools("-d 0"), dump_bytes=GIB)).needed_bytes == 4 * GIB

@@ -1,8 +1,20 @@
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.kernellog.pstore import PARTS_MAX, Part, assemble, parse_part
+from crashd.domain.kernellog.pstore import (
+    PART_MAX,
+    PARTS_MAX,
+    Part,
+    PstoreLog,
+    assemble,
+    is_record_name,
+    merge_events,
+    parse_part,
+    parse_record,
+)
 
 SECOND = 10**9
 
@@ -74,3 +86,83 @@ def test_assemble_loses_no_part(parts: list[Part]) -> None:
     assert sum(log.parts for log in logs) == len(parts)
     assert all(log.parts <= PARTS_MAX for log in logs)
     assert sum(len(log.text) for log in logs) == sum(len(p.text) for p in parts)
+
+
+def deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-12)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "expected"),
+    [
+        ("dmesg-efi-1", b"Panic#1\nwords", ("Panic", 1, 1, b"words")),
+        ("dmesg-efi-1", b"Panic#1", ("Panic", 1, 1, b"")),
+        ("dmesg-pstore_blk-0", b"Oops: Total 3 times\nwords", ("Oops", 3, 1, b"words")),
+        ("dmesg-efi-7.enc.z", deflate(b"Panic#2 Part4\nwords"), ("Panic", 2, 4, b"words")),
+        ("dmesg-efi-7.enc.z", zlib.compress(b"Panic#2 Part4\nx"), ("Panic", 2, 4, b"x")),
+        ("dmesg-efi-7.enc.z", b"\x13lzo or so", ("Compressed", 0, 7, b"\x13lzo or so")),
+        ("console-ramoops-0", b"all of it", ("Console", 0, 1, b"all of it")),
+        ("console-ramoops", b"all of it", ("Console", 0, 1, b"all of it")),
+    ],
+)
+def test_parse_record_of_any_form_is_read(
+    name: str, raw: bytes, expected: tuple[str, int, int, bytes]
+) -> None:
+    found = parse_record(name, raw, 5)
+    assert found is not None
+    assert (found.reason, found.count, found.part, found.text) == expected
+    assert is_record_name(name)
+
+
+@pytest.mark.parametrize("name", ["pmsg-ramoops-0", "ftrace-ramoops-0", "dmesg.txt", "dmesg-efi-"])
+def test_parse_record_of_what_is_no_kernel_log_is_none(name: str) -> None:
+    assert parse_record(name, b"Panic#1 Part1\nx", 0) is None
+    assert not is_record_name(name)
+
+
+def test_parse_record_that_would_unpack_to_much_is_bounded() -> None:
+    found = parse_record("dmesg-efi-7.enc.z", deflate(b"Panic#1 Part1\n" + bytes(9 << 20)), 0)
+    assert found is not None
+    assert len(found.text) <= PART_MAX
+
+
+def words(reason: str, count: int, text: bytes, time_s: int = 100) -> PstoreLog:
+    (log,) = assemble([Part("efi", reason, count, 1, time_s * SECOND, text)])
+    return log
+
+
+def test_oops_and_the_panic_it_led_to_are_one_event() -> None:
+    oops, panic = words("Oops", 1, b"a\nb\nc\n"), words("Panic", 2, b"b\nc\nd\n", 101)
+    (log,) = merge_events([oops, panic])
+    assert log.text == b"a\nb\nc\nd\n"
+    assert (log.reason, log.parts, log.time_ns) == ("Panic", 2, 101 * SECOND)
+    assert set(log.tokens) == {log.token, oops.token, panic.token}
+
+
+def test_cut_first_line_of_the_later_log_is_found_in_the_earlier() -> None:
+    (log,) = merge_events(
+        [words("Oops", 1, b"aaa\nbbb\nccc\n"), words("Panic", 2, b"aa\nbbb\nd\n")]
+    )
+    assert log.text == b"aaa\nbbb\nd\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (words("Oops", 1, b"a"), words("Panic", 2, b"b", 1000)),  # the next boot's, or much later
+        (words("Panic", 2, b"a"), words("Oops", 1, b"b")),
+        (words("Shutdown", 1, b"a"), words("Panic", 2, b"b")),
+        (words("Oops", 1, b"a"), words("Unknown", 0, b"b")),
+    ],
+)
+def test_events_that_did_not_lead_to_one_another_stay_apart(
+    first: PstoreLog, second: PstoreLog
+) -> None:
+    assert merge_events([first, second]) == [first, second]
+
+
+def test_compressed_parts_of_one_event_are_one_without_text() -> None:
+    parts = [Part("efi", "Compressed", 0, number, 5, b"x%d" % number) for number in range(3)]
+    (log,) = assemble(parts)
+    assert (log.text, log.parts, log.is_crash) == (b"", 3, True)

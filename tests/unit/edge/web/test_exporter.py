@@ -188,11 +188,19 @@ def test_control_refused_counts(exporter: Exporter) -> None:
     assert value(exporter, "crashd_control_refused_total") == 1
 
 
+def test_spilled_bytes_add_up(exporter: Exporter) -> None:
+    exporter.spilled(1 << 40)
+    exporter.spilled(5)
+    assert value(exporter, "crashd_spilled_bytes_total") == (1 << 40) + 5
+
+
 def test_gauges_are_set(exporter: Exporter) -> None:
     exporter.in_flight(3)
     exporter.store("process", 7, 1 << 50)
     exporter.store_free(5)
     exporter.core_pattern_owned(True)
+    exporter.stages(2, 5)
+    assert (value(exporter, "crashd_holders"), value(exporter, "crashd_storers")) == (2, 5)
     assert value(exporter, "crashd_captures_in_flight") == 3
     assert value(exporter, "crashd_store_entries", kind="process") == 7
     assert value(exporter, "crashd_store_bytes", kind="process") == 1 << 50

@@ -1,0 +1,183 @@
+"""A core that is to be read: its stream, its head, and its process's memory."""
+
+import contextlib
+
+from crashd.daemon.capture.options import Options
+from crashd.daemon.capture.timedread import Reader, StuckError
+from crashd.domain.crash.procfs import parse_status
+from crashd.domain.elf import elfcore, memorymap
+from crashd.domain.elf.memorymap import Backing, DoubtError, Extent
+from crashd.domain.elf.minicore import MINI_MAX, MiniCore, plan_mini
+from crashd.edge.capture.incoming import DeadlineError, IncomingCore
+from crashd.edge.capture.memory import GoneError, ProcessMemory, huge_devices, shmem_devices
+from crashd.errors import reason_of
+
+LATE = "the core did not arrive before capture.deadline"
+SMALL_BYTES = 1 << 20
+"""Up to here the stream brings a core sooner (13 ms against 17 for a `sleep`) than its memory is
+looked up; a pipe's buffer holds it whole.
+"""
+_SLACK_BYTES = 1 << 20
+
+
+class Source:
+    """A core to be taken: its stream, its head, and its process's memory where that can be read.
+    Owns the memory's descriptors.
+    """
+
+    def __init__(
+        self,
+        incoming: IncomingCore,
+        raw: bytes,
+        head: elfcore.CoreHead | None,
+        options: Options,
+        reader: Reader,
+    ) -> None:
+        self.incoming = incoming
+        self.raw = raw
+        self.head = head
+        self.options = options
+        self.doubt: str | None = None
+        """Why memory is not read, where it was to be."""
+        self.whole = self.late = False
+        """Whether `raw` is the whole core, or all that came of it in time."""
+        self.extents: list[Extent] = []
+        self.estimate_bytes = 0
+        """Of what is to be read of the memory, from above."""
+        self._shared_bytes: dict[int, int | None] = {}
+        """What the file behind each shared extent has, by its place in the core."""
+        self.mini: MiniCore | None = None
+        """What is taken instead of the whole."""
+        self.memory: ProcessMemory | None = None
+        self.reader = reader
+
+    def swallow(self, deadline_ns: int) -> None:
+        """Read a small core whole, and let its process go: sooner done than anything is decided.
+
+        What is longer than its head says stays in the stream.
+        """
+        if (
+            self.head is None
+            or self.head.expected_size > SMALL_BYTES
+            or self.options.engine == "memory"
+        ):
+            return
+        room = bytearray(SMALL_BYTES + 1)
+        held = len(self.raw)
+        room[:held] = self.raw
+        try:
+            with memoryview(room) as view:
+                while held <= SMALL_BYTES:
+                    got = self.incoming.read_into(view[held:], deadline_ns)
+                    if not got:
+                        self.whole = True
+                        break
+                    held += got
+        except DeadlineError:
+            self.whole, self.late = True, True
+        self.raw = bytes(room[:held])
+        if self.whole:
+            self.release()
+
+    def open_memory(self, mountinfo: bytes) -> None:
+        """Plan to read the memory; `doubt` says why not, where it cannot be."""
+        if self.head is None or self.whole or self.options.engine == "stream":
+            return
+        try:
+            self.memory = self.incoming.memory()
+            if self.memory is not None:
+                self.extents = memorymap.plan_extents(
+                    self.head, self.memory.maps(), huge_devices(mountinfo), shmem_devices(mountinfo)
+                )
+                self._look_behind(self.memory)
+        except (DoubtError, OSError, GoneError) as e:
+            self.give_up(reason_of(e))
+
+    def _look_behind(self, memory: ProcessMemory) -> None:
+        """Estimate what files behind shared memory have.
+
+        Raises:
+            DoubtError: a program brings its pages when it likes.
+
+        """
+        sizes = {e.offset: memory.shared_bytes(e.behind) for e in self.extents if e.behind}
+        if sizes and memory.faults_to_a_program(missing=None in sizes.values()):
+            raise DoubtError("userfaultfd brings pages of shared memory")
+        self._shared_bytes = sizes
+
+    def give_up(self, why: str) -> None:
+        """Do without the memory."""
+        self.doubt = why
+        self.extents = []
+        self._close_memory()
+
+    def wanted_bytes(self, status: bytes) -> int:
+        """Estimate what is to be read, from above; `status` is that of /proc/PID."""
+        if self.head is None or self.whole:
+            return 0
+        if self.memory is None:
+            spooled = self.incoming.spooled_bytes()
+            return self.head.expected_size if spooled is None else spooled
+        known = parse_status(status)
+        resident = (known.vm_rss_bytes or 0) + (known.vm_swap_bytes or 0)
+        backed = sum(self._most_of(e) for e in self.extents)
+        self.estimate_bytes = min(self.head.expected_size, resident + backed) + _SLACK_BYTES
+        return self.estimate_bytes
+
+    def _most_of(self, extent: Extent) -> int:
+        """Return how much there may be of an extent besides what is counted as resident."""
+        if extent.backing is Backing.ANONYMOUS:
+            return 0
+        known = self._shared_bytes.get(extent.offset)
+        return extent.size if known is None else min(extent.size, known)
+
+    def make_mini(self) -> None:
+        """Take no more than a mini core, where the head lets one be made."""
+        self.mini = self.plan_mini(MINI_MAX)
+
+    def plan_mini(self, memory_max: int) -> MiniCore | None:
+        """Plan a mini core; None where the head does not let one be made."""
+        if self.head is None or not self.head.notes:
+            return None
+        memory = self.memory
+        read = (lambda at, size: self._read(memory, at, size)) if memory is not None else None
+        return plan_mini(self.head, self.raw, read, memory_max)
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """Bytes of the core that is taken, when it is whole; None where the head does not tell."""
+        if self.mini is not None:
+            return self.mini.size
+        return self.head.expected_size if self.head is not None else None
+
+    def build_id(self) -> str | None:
+        """Read the executable's build-id, before anything else of the memory is."""
+        wanted = elfcore.executable_range(self.head) if self.head is not None else None
+        if wanted is None:
+            return None
+        offset, size = wanted
+        image = self.raw[offset : offset + size]
+        extent = next((e for e in self.extents if 0 <= offset - e.offset < e.size), None)
+        if not image and extent is not None and self.memory is not None:
+            image = self._read(self.memory, extent.address + offset - extent.offset, size)
+        return elfcore.parse_build_id(image)
+
+    def _read(self, memory: ProcessMemory, address: int, size: int) -> bytes:
+        buffer, got = bytearray(size), [0]
+
+        def task() -> None:
+            got[0] = memory.read([(address, size)], memoryview(buffer))
+
+        with contextlib.suppress(GoneError, StuckError):
+            self.reader.do(task, self.options.page_timeout_ns / 1e9)
+        return bytes(buffer[: got[0]])
+
+    def release(self) -> None:
+        """Let the process go. Only the first call does anything."""
+        self.incoming.release()
+        self._close_memory()
+
+    def _close_memory(self) -> None:
+        memory, self.memory = self.memory, None
+        if memory is not None and not self.reader.stuck:  # a read that hangs still has them
+            memory.close()
