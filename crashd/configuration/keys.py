@@ -3,7 +3,7 @@
 The classes below are the only list of keys. packaging/genconfig.py makes etc/crashd.toml and the
 man page from them: operators read the docstrings of the fields. values.py defines the allowed
 values, files.py reads the files. May import domain and errors. Loads pydantic, which is slow:
-import this module only where it is needed.
+import this module only where it is needed. Over 400 lines, because it is one list.
 """
 
 from collections.abc import Iterator
@@ -343,9 +343,7 @@ class RetentionKernel(Section):
     """The age at which a dump is deleted."""
 
     def policy(self, total_bytes: int, tool_count: int | None) -> KernelPolicy:
-        """Resolve the keys to numbers, for the size of a file system and the number that the tool
-        keeps.
-        """
+        """Resolve the keys to numbers, for a file system and the number that the tool keeps."""
         auto = tool_count if tool_count is not None else 0
         infinite_age = self.max_age == "infinity"
         return KernelPolicy(

@@ -18,7 +18,7 @@ from crashd.cli.context import Context
 from crashd.cli.open.crashfiles import CrashFiles, find_files
 from crashd.cli.open.debugroot import DebugRoot, lay_out, warn_of_missing
 from crashd.cli.open.dump import opened_core
-from crashd.cli.open.foreground import User, run
+from crashd.cli.open.foreground import run
 from crashd.cli.open.scratch import (
     descriptor_path,
     give,
@@ -26,6 +26,7 @@ from crashd.cli.open.scratch import (
     private_directory,
     write_core,
 )
+from crashd.cli.open.session import User
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.crash.access import Credentials
 from crashd.domain.crash.model import from_json

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from crashd.daemon.capture.pace import Pace
+from crashd.daemon.capture.pace import STORER_NAME, Pace
 from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 from crashd.edge.capture.memory import populate
 from crashd.errors import reason_of
@@ -292,7 +292,7 @@ class Pump:
 
     def _start(self) -> threading.Thread:
         if self._storer is None:
-            storer = threading.Thread(target=self._run, name="storer", daemon=True)
+            storer = threading.Thread(target=self._run, name=STORER_NAME, daemon=True)
             storer.start()  # may fail: there is none then
             self._storer = storer
         return self._storer

@@ -160,10 +160,12 @@ class Dispatcher:
             if not self._nursery.asked:
                 self._asked_ns = now_ns
             self._nursing(self._nursery.ask)
-        is_silent = self._nursery.asked and now_ns - self._asked_ns >= NURSERY_NS
         is_refused = now_ns < self._retry_ns and not self._busy
-        if not self._idle and (is_silent or is_refused):
+        if not self._idle and (self._is_nursery_silent() or is_refused):
             self._give_all_back()
+
+    def _is_nursery_silent(self) -> bool:
+        return self._nursery.asked and time.monotonic_ns() - self._asked_ns >= NURSERY_NS
 
     def _idle_wanted(self) -> int:
         return max(self.workers, 2) if self._later else self.workers
@@ -215,8 +217,10 @@ class Dispatcher:
                 break
             self._live.remove(job)
             self._start(self._idle.pop(), job)
-        # one idle worker stays for the crash that may come next
-        while self._later and not self._live and len(self._idle) > 1:
+        # One idle worker stays for the crash that may come next, unless there will be no other: a
+        # nursery that hangs must not keep crashes in the spool.
+        stays = 0 if self._is_nursery_silent() else 1
+        while self._later and not self._live and len(self._idle) > stays:
             size_bytes = 0 if self._later[0].kind is Kind.SALVAGE else None
             if not self._may_store_more(size_bytes):
                 break
@@ -473,7 +477,7 @@ class Dispatcher:
         deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
         if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
             deadlines.append(self._retry_ns - now_ns)
-        if self._live and self._nursery.asked:
+        if self.queued and self._nursery.asked and not self._is_nursery_silent():
             deadlines.append(self._asked_ns + NURSERY_NS - now_ns)
         now_ns = self._clock.now_ns()
         deadlines += [

@@ -56,7 +56,7 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
     """Parse a vmlinux.
 
     Raises:
-        FormatError: it is no ELF file that is executed.
+        FormatError: it is not an executable ELF file.
 
     """
     head = read(0, HEADER_MAX)
@@ -85,7 +85,7 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
 
 
 def find_release(image: bytes) -> str | None:
-    """Find what uname -r said, in what a vmlinux loads; None where there is no banner."""
+    """Find what uname -r said, in what a vmlinux loads; None without a banner."""
     found = BANNER.search(image)
     return printable(found[1]) if found else None
 

@@ -29,7 +29,8 @@ whole deletion takes the metadata too. Nothing here reads a clock, a disk or the
 The order is that of `sequence`; the wall clock only gives ages, as far as it is believed
 (crashd/domain/keep/believed.py). A tombstone that contradicts a later stamp stays as long as the
 crash with that stamp. This module cannot detect a *now* that runs ahead: the caller passes a time
-that certainly does not, or None, and then nothing is deleted for its age.
+that certainly does not, or None, and then nothing is deleted for its age. Over 400 lines, because
+the rules hold only together.
 """
 
 from collections import Counter, defaultdict
@@ -211,6 +212,7 @@ class _Store:
         *,
         coming: bool = False,
     ) -> None:
+        # Parallel lists by the crash's place in the order: planning for 100,000 must stay fast.
         self.crashes = sorted(crashes, key=lambda crash: (crash.sequence, crash.id))
         self._reasons: dict[int, Limit] = {}
         known = self.crashes
@@ -429,9 +431,7 @@ class _Store:
         return queues
 
     def reconsider(self) -> bool:
-        """Return whether to plan once more: deletions may settle a doubtful stamp or bring a limit
-        in reach.
-        """
+        """Return whether to plan again: deletions may settle a stamp or help meet a limit."""
         nothing_new = self._before == (len(self._reasons), sum(self._gone))
         if nothing_new or not (self._doubted or self._unmet):
             return False

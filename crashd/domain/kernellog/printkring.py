@@ -135,6 +135,7 @@ class _PrintkRing:
     """A struct printk_ringbuffer."""
 
     def __init__(self, memory: Memory, numbers: Mapping[str, int]) -> None:
+        # Every offset comes from VMCOREINFO: they differ between versions and builds.
         self._memory, self._numbers = memory, numbers
         self._word = memory.bits // 8
         address = memory.word(numbers["SYMBOL(prb)"])
