@@ -103,7 +103,7 @@ class CaptureSection(Section):
 
     workers: Annotated[int | Literal["auto"], whole(1, 64, auto=True)] = "auto"
     """How many processes wait for the next crash. While crashes come together more are started,
-    four times as many, but at least 24: a process that crashed does not wait until others' cores
+    four times as many, but at least 40: a process that crashed does not wait until others' cores
     are compressed. "auto" is the number of CPUs, but at least 2 and at most 8."""
 
     max_core: Annotated[str | int, SIZE_OR_INFINITY] = "32G"

@@ -69,13 +69,12 @@ def open_vmlinux(path: Path, build_id: str) -> int:
 
     """
     fd = _open(path)
-    try:
-        found = _parse(path, fd)
-        if why := _judge(found, build_id):
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        if why := _judge(_parse(path, fd), build_id):
             raise FormatError(f"{printable(os.fsencode(path))}: {why}")
-        return os.dup(fd)
-    finally:
-        os.close(fd)
+        stack.pop_all()
+    return fd
 
 
 def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None]:

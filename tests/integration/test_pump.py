@@ -94,6 +94,7 @@ def test_what_goes_in_comes_out(steps: list[tuple[str, int]], ring: int) -> None
             expected += bytes(size)
             pump.hole(size)
     assert pump.size_bytes == len(expected)
+    assert pump.data_bytes == sum(size for kind, size in steps if kind != "hole")
     pump.finish()
     assert sink.data == expected
 

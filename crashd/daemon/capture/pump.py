@@ -128,6 +128,8 @@ class Pump:
         self._failure: BaseException | None = None
         self.size_bytes = 0
         """Put in so far."""
+        self.data_bytes = 0
+        """The same without holes: what is to be compressed."""
 
     @property
     def full(self) -> bool:
@@ -266,6 +268,7 @@ class Pump:
         is_hole = item.view is None and not item.spilled
         self._left -= item.size >> HOLE_COST_SHIFT if is_hole else item.size
         self.size_bytes += item.size
+        self.data_bytes += 0 if is_hole else item.size
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()

@@ -41,7 +41,7 @@ from crashd.errors import UnavailableError
 
 log = logging.getLogger("crashd.dispatch")
 
-PROCESSES_MIN = 24
+PROCESSES_MIN = 40
 """Jobs under way at least, whatever `capture.workers` says: most of them hold a process for some
 milliseconds, or wait until their core may be stored.
 """
@@ -220,11 +220,12 @@ class Dispatcher:
         # One idle worker stays for the crash that may come next, unless there will be no other: a
         # nursery that hangs must not keep crashes in the spool.
         stays = 0 if self._is_nursery_silent() else 1
-        while self._later and not self._live and len(self._idle) > stays:
-            size_bytes = 0 if self._later[0].kind is Kind.SALVAGE else None
-            if not self._may_store_more(size_bytes):
+        while not self._live and len(self._idle) > stays:
+            job = next((j for j in self._later if self._may_store_more(j.core_bytes)), None)
+            if job is None:
                 break
-            self._start(self._idle.pop(), self._later.popleft())
+            self._later.remove(job)
+            self._start(self._idle.pop(), job)
         self._replenish()
         self._set_gate()
 
@@ -295,16 +296,16 @@ class Dispatcher:
 
     # -- raw, and storing --------------------------------------------------------------------------
 
-    def _may_store_more(self, size_bytes: int | None = None) -> bool:
-        """Return whether a core of this size may be stored now; None: that takes long.
+    def _may_store_more(self, size_bytes: int) -> bool:
+        """Return whether a core of this size may be stored now.
 
         One place stays free of those that take long, so that a small core is soon in the list.
         """
         storing = [job for job in self._busy.values() if job.stage is Stage.STORING]
-        if size_bytes is not None and size_bytes <= SMALL_BYTES:
-            return len(storing) < self.storers_max
-        long = sum(job.core_bytes > SMALL_BYTES or job.kind is Kind.IMPORT for job in storing)
-        return long < max(1, self.storers_max - 1) and len(storing) < self.storers_max
+        if len(storing) >= self.storers_max:
+            return False
+        long = sum(job.core_bytes > SMALL_BYTES for job in storing)
+        return size_bytes <= SMALL_BYTES or long < max(1, self.storers_max - 1)
 
     def _store_more(self) -> None:
         """Tell those whose turn it is to store: the first that may."""

@@ -1,8 +1,8 @@
 """The record of a kernel's crash: what a look at its dump's directory, or at its log, found, as one
 Crash.
 
-A record is made anew with each look and keeps its id, what was pinned, and when it was first seen;
-so a dump that gets its log later gets its title then. Pure.
+Each look builds the record again. It keeps its id, its pin, the time it was first seen, and what a
+vmlinux showed; so a dump that gets its log later gets its title then. Pure.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ LOG_BYTES_MAX: Final = 512 * 1024
 """Of a log, the end of which the record keeps."""
 LIST_MAX: Final = 200
 SAME_EVENT_NS: Final = 10 * 60 * 10**9
-"""What has one signature within this time is one crash, whoever tells of it."""
+"""Reports with one signature within this time are one crash, whatever their source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def build_record(
 
 
 def _judge(look: Look) -> tuple[State, str | None]:
-    """Tell how far the dump came, and why not further."""
+    """Return how far the dump came, and why not further."""
     directory, verdict = look.directory, look.verdict
     if look.growing:
         return State.CAPTURING, None
