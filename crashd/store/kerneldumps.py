@@ -17,7 +17,7 @@ from crashd.base.files import DIRECTORY, NotRegularError, open_regular, read_at,
 from crashd.domain.kdump.directory import (
     FILES_MAX,
     DumpDirectory,
-    Entry,
+    DumpFile,
     classify,
     parse_directory_name,
 )
@@ -33,7 +33,7 @@ NAMES_MAX = 200_000
 class Seen:
     """A directory entry that is named like a dump's directory, not yet opened."""
 
-    entry: Entry
+    entry: DumpFile
     device: int
     inode: int
     ctime_ns: int
@@ -184,9 +184,9 @@ class OpenDump:
     def __exit__(self, *details: object) -> None:
         os.close(self._fd)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[DumpFile]:
         """List its files, one more than any maker writes at most."""
-        found: list[Entry] = []
+        found: list[DumpFile] = []
         with os.scandir(self._fd) as names:
             for file in names:
                 with contextlib.suppress(FileNotFoundError):
@@ -263,6 +263,6 @@ class OpenDump:
         return freed, tuple(sorted(map(os.fsencode, os.listdir(self._fd))))
 
 
-def _entry(name: bytes, status: os.stat_result) -> Entry:
+def _entry(name: bytes, status: os.stat_result) -> DumpFile:
     size, mtime_ns = status.st_size, status.st_mtime_ns
-    return Entry(name, status.st_mode, status.st_uid, status.st_nlink, size, mtime_ns)
+    return DumpFile(name, status.st_mode, status.st_uid, status.st_nlink, size, mtime_ns)

@@ -9,7 +9,7 @@ from stat import S_IFDIR, S_IFREG
 from struct import pack
 from typing import Literal
 
-from crashd.domain.kdump.directory import Entry
+from crashd.domain.kdump.directory import DumpFile
 from tests.builders.elfcore import CoreFormat
 
 BLOCK = 4096
@@ -162,11 +162,11 @@ WRAPPERS: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-def directory(name: bytes, mode: int = 0o755, **more: int) -> Entry:
+def directory(name: bytes, mode: int = 0o755, **more: int) -> DumpFile:
     """Make the entry of a directory."""
-    return Entry(name, S_IFDIR | mode, **more)
+    return DumpFile(name, S_IFDIR | mode, **more)
 
 
-def file(name: bytes, size_bytes: int = 1000, mode: int = 0o600, **more: int) -> Entry:
+def file(name: bytes, size_bytes: int = 1000, mode: int = 0o600, **more: int) -> DumpFile:
     """Make the entry of a regular file."""
-    return Entry(name, S_IFREG | mode, size_bytes=size_bytes, **more)
+    return DumpFile(name, S_IFREG | mode, size_bytes=size_bytes, **more)

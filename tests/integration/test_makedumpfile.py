@@ -16,7 +16,7 @@ import pytest
 
 from crashd.daemon.kernel.look import find_missing_part
 from crashd.domain.kdump.diskdump import parse_diskdump
-from crashd.domain.kdump.vmcore import HEAD_SIZE, Completeness, Verdict, judge
+from crashd.domain.kdump.vmcore import HEAD_SIZE, Completeness, DumpVerdict, judge
 from crashd.store.corefile import unzstd
 
 SHARED = Path(__file__).parents[3] / "shared/data/kdump/default-m512/202611222205"
@@ -76,7 +76,7 @@ def elf(vmcore: Path) -> Path:
     return path
 
 
-def judged(path: Path, size: int) -> Verdict:
+def judged(path: Path, size: int) -> DumpVerdict:
     """Judge a file as if it ended at `size`."""
     with path.open("rb") as file:
 

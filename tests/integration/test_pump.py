@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.daemon.capture.pace import STORER_NICE, Gate, Pace, lower_storer
+from crashd.daemon.capture.pace import STORER_NICE, Pace, PaceGate, lower_storer
 from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, RECOUNT_BYTES, Pump, StopError
 from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 from crashd.daemon.capture.timedread import Reader
@@ -361,7 +361,7 @@ def test_storing_lowers_its_own_threads_and_not_the_one_that_reads_the_next_core
 
 
 def test_gate_is_one_for_all_processes_and_opens_by_itself() -> None:
-    gate = Gate()
+    gate = PaceGate()
     assert not gate.is_closed
     pid = os.fork()
     if pid == 0:

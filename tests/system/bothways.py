@@ -15,7 +15,7 @@ from crashd.daemon.capture import engines
 from crashd.daemon.capture.capture import read_head
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pump import Pump
-from crashd.daemon.capture.source import Source
+from crashd.daemon.capture.source import CoreSource
 from crashd.daemon.capture.store_core import copy_memory
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Disposition
@@ -89,7 +89,7 @@ def compare(incoming: IncomingCore, scratch: Path, scans: bool = True) -> Compar
     deadline_ns = time.monotonic_ns() + OPTIONS.deadline_ns
     raw, head, trouble = read_head(incoming, deadline_ns)
     assert head is not None, trouble
-    source = Source(incoming, raw, head, OPTIONS, Reader())
+    source = CoreSource(incoming, raw, head, OPTIONS, Reader())
     source.open_memory(incoming.snapshot().get("mountinfo", b""))
     taken = SparseFile(scratch)
     if source.memory is not None:

@@ -17,7 +17,7 @@ from crashd.analysisresult import (
     parse_symbols_report,
 )
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json
-from crashd.domain.cause.explain import Context, explain
+from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_signature, build_title
 from crashd.domain.kernellog.printkring import KernelLog
 from crashd.errors import FormatError
@@ -218,7 +218,7 @@ def test_whatever_is_let_in_can_be_explained(
             facts = parse_report(json.dumps(report).encode())
         except FormatError:
             continue
-        cause = explain(facts, Context(frozenset()))
+        cause = explain(facts, ProcessContext(frozenset()))
         signature = build_signature("p", facts, cause)
         assert re.fullmatch(r"p2-[0-9a-f]{16}", signature)
         texts = [build_title("p", signal, facts, cause), cause.short, cause.text]

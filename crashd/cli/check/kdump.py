@@ -7,9 +7,9 @@ from typing import Any
 from crashd.base.files import read_file, replace_file
 from crashd.cli.context import Context
 from crashd.cli.render import GREEN, RED, YELLOW, json_page, styled
-from crashd.domain.kdump.conf import Finding, Severity
+from crashd.domain.kdump.conf import ConfFinding, Severity
 from crashd.domain.kdump.permit import DROP_IN, build_drop_in, is_writable
-from crashd.domain.kdump.ready import Facts, Readiness, Target, assess
+from crashd.domain.kdump.ready import KdumpFacts, Readiness, Target, assess
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.host.kdumpfacts import read_details, read_facts
@@ -34,7 +34,7 @@ def kdump(context: Context, arguments: argparse.Namespace) -> int:
     return 0 if verdict.ready else 1
 
 
-def _read(context: Context) -> Facts:
+def _read(context: Context) -> KdumpFacts:
     facts = read_facts(context.paths.root)
     return read_details(context.paths.root, facts, _configured(context))
 
@@ -51,7 +51,7 @@ def _configured(context: Context) -> Sequence[str]:
     return () if isinstance(paths, str) else tuple(paths)
 
 
-def _allow_deletion(context: Context, facts: Facts) -> int:
+def _allow_deletion(context: Context, facts: KdumpFacts) -> int:
     """Write the drop-in that lets crashd.service delete dumps, and say how it takes effect."""
     path = context.paths.root / DROP_IN
     if not facts.denied:
@@ -76,7 +76,7 @@ def _names(drop_in: str, target: Target) -> bool:
     return is_writable(target.path, "ProtectSystem=strict\n" + drop_in)
 
 
-def _document(facts: Facts, verdict: Readiness) -> dict[str, Any]:
+def _document(facts: KdumpFacts, verdict: Readiness) -> dict[str, Any]:
     """Build the JSON object: the verdict, and the facts behind it."""
     return {
         "ready": verdict.ready,
@@ -114,13 +114,13 @@ def _document(facts: Facts, verdict: Readiness) -> dict[str, Any]:
     }
 
 
-def _crashkernel(facts: Facts) -> Iterator[str]:
+def _crashkernel(facts: KdumpFacts) -> Iterator[str]:
     for word in facts.cmdline.split():
         if word.startswith(b"crashkernel="):
             yield printable(word)
 
 
-def render_readiness(facts: Facts, verdict: Readiness, *, color: bool) -> Iterator[str]:
+def render_readiness(facts: KdumpFacts, verdict: Readiness, *, color: bool) -> Iterator[str]:
     """Yield the lines of the page: whether the next kernel crash would leave a dump, and why."""
     ready = "the next crash of the kernel will leave a dump, as far as can be told"
     not_ready = "the next crash of the kernel will leave no dump"
@@ -135,7 +135,7 @@ def render_readiness(facts: Facts, verdict: Readiness, *, color: bool) -> Iterat
         yield from _finding(finding, color)
 
 
-def _facts(facts: Facts, verdict: Readiness) -> Iterator[tuple[str, str]]:
+def _facts(facts: KdumpFacts, verdict: Readiness) -> Iterator[tuple[str, str]]:
     loaded = {True: "loaded", False: "not loaded", None: "not supported by this kernel"}[
         facts.loaded
     ]
@@ -159,7 +159,7 @@ def _facts(facts: Facts, verdict: Readiness) -> Iterator[tuple[str, str]]:
     yield "pstore", facts.pstore or "none"
 
 
-def _finding(finding: Finding, color: bool) -> Iterator[str]:
+def _finding(finding: ConfFinding, color: bool) -> Iterator[str]:
     style = _STYLES[finding.severity] if color else None
     yield f"{styled(f'{finding.severity.value:<8}', style)} {printable(finding.text)}"
     if finding.hint:

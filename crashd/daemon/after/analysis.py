@@ -9,7 +9,7 @@ from typing import Any
 
 from crashd.analysisresult import is_started, is_whole, parse_report
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
-from crashd.domain.cause.explain import Context, explain
+from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_signature, build_title
 from crashd.domain.crash.filesearch import plan_search
 from crashd.domain.crash.model import Crash
@@ -66,7 +66,7 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
         facts = replace(facts, problems=(*facts.problems, problem))
     facts = _with_names(facts, crash)
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
-    cause = explain(facts, Context(own, crash.user_unit or crash.unit))
+    cause = explain(facts, ProcessContext(own, crash.user_unit or crash.unit))
     program = program_name(crash)
     signal = crash.signal if crash.signal is not None else facts.signal
     return replace(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pace import Pace
-from crashd.daemon.capture.source import LATE, Source
-from crashd.daemon.capture.store_core import Grant, HeldCore, Kept, hold_core
+from crashd.daemon.capture.source import LATE, CoreSource
+from crashd.daemon.capture.store_core import Grant, HeldCore, KeptCore, hold_core
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash import record
 from crashd.domain.crash.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
@@ -104,7 +104,7 @@ def capture(
     if refused is not None:
         return _refuse(seen.add_to(crash, options), entry, incoming, options, refused)
     raw, head, trouble = read_head(incoming, deadline_ns)
-    source = Source(incoming, raw, head, options, reader)
+    source = CoreSource(incoming, raw, head, options, reader)
     try:
         source.swallow(deadline_ns)
         crash, limit = record.describe(crash, seen.snapshot, head, seen.credentials, options.limits)
@@ -151,14 +151,14 @@ def _record_bytes(crash: Crash, entry: Entry, options: Options) -> int:
 def _hold(
     crash: Crash,
     entry: Entry,
-    source: Source,
+    source: CoreSource,
     limit: record.Allowance,
     desk: Desk,
     deadline_ns: int,
-) -> tuple[HeldCore | Kept, record.Allowance]:
+) -> tuple[HeldCore | KeptCore, record.Allowance]:
     """Decide what is to be kept of the core, and read that."""
     if not source.raw or limit.disposition is Disposition.METADATA:
-        return Kept(build_id=source.build_id(), reason=limit.reason), limit
+        return KeptCore(build_id=source.build_id(), reason=limit.reason), limit
     source.open_memory(crash.mountinfo or b"")
     build_id = source.build_id()
     wanted = source.wanted_bytes(crash.status or b"")
@@ -167,7 +167,7 @@ def _hold(
     deadline_ns += time.monotonic_ns() - asked_ns  # the daemon's delay is not the capture's
     limit = limit.lowered(decision.disposition, decision.reason)
     if limit.disposition is Disposition.METADATA:
-        return Kept(build_id=build_id, reason=limit.reason), limit
+        return KeptCore(build_id=build_id, reason=limit.reason), limit
     if limit.disposition is Disposition.MINI:
         source.make_mini()
     spooled = source.incoming.mode is Mode.SPOOL  # as much comes free there as is stored
@@ -182,16 +182,18 @@ def _hold(
     # of a spooled core nobody is held: it is stored as slowly as those that were let go
     pace = desk.pace if spooled else None
     held = hold_core(source, entry, limit, decision.grant, deadline_ns, pace)
-    if isinstance(held, Kept):
+    if isinstance(held, KeptCore):
         held = replace(held, build_id=build_id, expected_bytes=source.expected_bytes)
     else:
         held.build_id = build_id
     return held, limit
 
 
-def _store(crash: Crash, entry: Entry, source: Source, held: HeldCore | Kept, desk: Desk) -> Kept:
+def _store(
+    crash: Crash, entry: Entry, source: CoreSource, held: HeldCore | KeptCore, desk: Desk
+) -> KeptCore:
     """Store what was read of the core, when the daemon says so."""
-    if isinstance(held, Kept):
+    if isinstance(held, KeptCore):
         return held
     try:
         hold_ns = _hold_ns(source.incoming, crash)
@@ -211,7 +213,7 @@ class _Seen:
     """What /proc and the pidfd told; read while the process was held, understood after."""
 
     snapshot: Mapping[str, bytes]
-    credentials: record.Credentials | None
+    credentials: record.ProcessCredentials | None
     warning: str | None
 
     def add_to(self, crash: Crash, options: Options) -> Crash:
@@ -234,7 +236,9 @@ def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
         mismatch = f"the pidfd is that of pid {pid}: nothing was read of either process"
         return _Seen({}, None, mismatch)
     info = incoming.identity()
-    credentials = record.Credentials(info.uids, info.gids, info.coredump_mask) if info else None
+    credentials = (
+        record.ProcessCredentials(info.uids, info.gids, info.coredump_mask) if info else None
+    )
     if not with_proc:
         return _Seen({}, credentials, "reading /proc took too long and was given up")
     snapshot = incoming.snapshot()
@@ -244,7 +248,7 @@ def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
 
 
 def _conclude(
-    crash: Crash, head: elfcore.CoreHead | None, limit: record.Allowance, kept: Kept
+    crash: Crash, head: elfcore.CoreHead | None, limit: record.Allowance, kept: KeptCore
 ) -> Crash:
     """Say what was captured, and whether it is all there was."""
     core, reason = kept.core, kept.reason

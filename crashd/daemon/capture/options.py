@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from crashd.domain.crash.record import Limits
+from crashd.domain.crash.record import RecordLimits
 from crashd.domain.crash.scrub import EnvironMode
 
 
@@ -29,9 +29,9 @@ class Options:
     """More than `keep_free_bytes`, for the crashes of other users."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RecordLimits:
         """What may be kept, for the record."""
-        return Limits(self.max_core, self.honour_rlimit, self.environ, self.patterns)
+        return RecordLimits(self.max_core, self.honour_rlimit, self.environ, self.patterns)
 
     def to_json(self) -> dict[str, Any]:
         """Build the JSON object."""

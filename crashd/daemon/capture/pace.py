@@ -20,7 +20,7 @@ STORER_NAME = "storer"
 """Of the thread that stores."""
 
 
-class Gate:
+class PaceGate:
     """A time, in memory that processes forked after it was made share: until then storers wait."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ looked up; a pipe's buffer holds it whole.
 _SLACK_BYTES = 1 << 20
 
 
-class Source:
+class CoreSource:
     """A core to be taken: its stream, its head, and its process's memory where that can be read.
     Owns the memory's descriptors.
     """

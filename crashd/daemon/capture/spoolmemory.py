@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from crashd.corehandler import MEMORY_SECONDS, Share, SparseCore
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pump import Pump, StopError
-from crashd.daemon.capture.source import LATE, Source
+from crashd.daemon.capture.source import LATE, CoreSource
 from crashd.daemon.capture.store_core import copy_memory
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Disposition
@@ -113,7 +113,7 @@ def copy_process(core: SparseCore, pidfd: int) -> str:
     facts = read_proc_files(pidfd, ("status", "mountinfo"))
     nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     incoming = IncomingCore.from_pipe(nothing, pidfd)
-    source = Source(incoming, raw, head, _OPTIONS, Reader())
+    source = CoreSource(incoming, raw, head, _OPTIONS, Reader())
     source.open_memory(facts.get("mountinfo", b""))
     if source.memory is None:
         raise DoubtError(source.doubt or "the process is gone")

@@ -12,7 +12,7 @@ from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pace import Pace
 from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, Pump, StopError
 from crashd.daemon.capture.sink import CoreSink
-from crashd.daemon.capture.source import LATE, Source
+from crashd.daemon.capture.source import LATE, CoreSource
 from crashd.daemon.capture.spill import Spill
 from crashd.domain.crash.model import Core, Engine
 from crashd.domain.crash.record import Allowance
@@ -40,7 +40,7 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptCore:
     """What is kept of a core."""
 
     core: Core = field(default_factory=Core)
@@ -64,7 +64,7 @@ class HeldCore:
     """
 
     def __init__(
-        self, source: Source, entry: Entry, limit: Allowance, grant: Grant, pace: Pace | None
+        self, source: CoreSource, entry: Entry, limit: Allowance, grant: Grant, pace: Pace | None
     ) -> None:
         """Create the file. What is stored before all is read is stored at `pace`.
 
@@ -116,7 +116,7 @@ class HeldCore:
         """
         self._reason = _read(self._source, self._pump, limit, deadline_ns)
 
-    def store(self, threads: int, pace: Pace) -> Kept:
+    def store(self, threads: int, pace: Pace) -> KeptCore:
         """Store what was read, with so many threads that compress, at `pace`."""
         reason = self._reason
         self._sink.use_threads(threads)
@@ -125,7 +125,7 @@ class HeldCore:
         except StopError as e:
             reason = reason_of(e)
         core = self._sink.finish()
-        kept = Kept(
+        kept = KeptCore(
             build_id=elfcore.parse_build_id(self._sink.spied()) or self.build_id,
             expected_bytes=self._source.expected_bytes,
             spilled_bytes=self.spilled_bytes,
@@ -157,13 +157,13 @@ def _make_spill(entry: Entry, options: Options, grant: Grant) -> Spill | None:
 
 
 def hold_core(
-    source: Source,
+    source: CoreSource,
     entry: Entry,
     limit: Allowance,
     grant: Grant,
     deadline_ns: int,
     pace: Pace | None = None,
-) -> HeldCore | Kept:
+) -> HeldCore | KeptCore:
     """Read the core, whose process is held meanwhile; where there is no room for any of it, say so.
 
     Memory first, where it can be; in doubt the stream, of which nothing but the head was read.
@@ -173,7 +173,9 @@ def hold_core(
             held = HeldCore(source, entry, limit, grant, pace)
         except (StopError, OSError) as e:
             entry.drop_partial()
-            return Kept(reason=reason_of(e), doubt=source.doubt, no_room=isinstance(e, StopError))
+            return KeptCore(
+                reason=reason_of(e), doubt=source.doubt, no_room=isinstance(e, StopError)
+            )
         try:
             held.read(limit, deadline_ns)
         except DoubtError as e:  # of the memory alone: the second round is by the stream
@@ -186,7 +188,7 @@ def hold_core(
             return held
 
 
-def _read(source: Source, pump: Pump, limit: Allowance, deadline_ns: int) -> str | None:
+def _read(source: CoreSource, pump: Pump, limit: Allowance, deadline_ns: int) -> str | None:
     """Read the core into the pump; return why it is not whole, None when it is.
 
     Raises:
@@ -213,7 +215,7 @@ def _read(source: Source, pump: Pump, limit: Allowance, deadline_ns: int) -> str
 
 
 def copy_memory(
-    source: Source,
+    source: CoreSource,
     memory: ProcessMemory,
     head: elfcore.CoreHead,
     pump: Pump,
@@ -259,7 +261,7 @@ def copy_memory(
 
 
 def _spare(
-    source: Source, pieces: Iterator[memorymap.Piece], around_bytes: int, limit_bytes: int
+    source: CoreSource, pieces: Iterator[memorymap.Piece], around_bytes: int, limit_bytes: int
 ) -> memorymap.Spared:
     """Leave out what the limit does not allow, but not the stacks.
 
@@ -274,7 +276,7 @@ def _spare(
     return memorymap.Spared(pieces, kept, max(0, room - reserved))
 
 
-def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:
+def _mini_extents(source: CoreSource, mini: MiniCore) -> list[Extent]:
     """Tell for each part of a mini core what is behind it in memory."""
     backing = {extent.offset: extent for extent in source.extents}
     return [
@@ -290,7 +292,7 @@ def _mini_extents(source: Source, mini: MiniCore) -> list[Extent]:
     ]
 
 
-def _select(source: Source, mini: MiniCore, pump: Pump, deadline_ns: int) -> None:
+def _select(source: CoreSource, mini: MiniCore, pump: Pump, deadline_ns: int) -> None:
     """Take a mini core from the stream, which is read no further than it must."""
     wanted = [(kept.source, kept.offset, kept.size) for kept in mini.kept]
     engines.drain_selected(source.incoming, source.raw, mini.head, wanted, pump, deadline_ns)

@@ -29,7 +29,7 @@ from crashd.base.files import read_space
 from crashd.base.messages import receive_message, send_message
 from crashd.daemon.capture.capture import Decision, Desk, capture
 from crashd.daemon.capture.options import Options
-from crashd.daemon.capture.pace import POLL_SECONDS, Gate, Pace, lower_storer
+from crashd.daemon.capture.pace import POLL_SECONDS, Pace, PaceGate, lower_storer
 from crashd.daemon.capture.salvage import salvage
 from crashd.daemon.capture.store_core import Grant
 from crashd.daemon.capture.timedread import Reader
@@ -63,7 +63,7 @@ class _RefusedError(Exception):
     """The handler gave up waiting and keeps the crash."""
 
 
-def work(channel: socket.socket, gate: Gate) -> None:
+def work(channel: socket.socket, gate: PaceGate) -> None:
     """Do jobs until the daemon's end of `channel` is closed; what is stored waits at `gate`."""
     reader = Reader()
     while True:
@@ -88,7 +88,7 @@ class _GatePace(Pace):
     stuck.
     """
 
-    def __init__(self, job: "_Job", gate: Gate) -> None:
+    def __init__(self, job: "_Job", gate: PaceGate) -> None:
         self._job = job
         self._gate = gate
         self._told_ns = time.monotonic_ns()
@@ -115,7 +115,7 @@ class _Job(Desk):
     def __init__(
         self,
         channel: socket.socket,
-        gate: Gate,
+        gate: PaceGate,
         job: dict[str, Any],
         descriptors: list[int],
         reader: Reader,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from crashd.base.messages import receive_message, send_message
-from crashd.daemon.capture.pace import Gate
+from crashd.daemon.capture.pace import PaceGate
 from crashd.daemon.capture.worker import work
 from crashd.edge.capture.process import set_oom_score
 from crashd.errors import UnavailableError, reason_of
@@ -76,7 +76,7 @@ class Nursery:
 
         `listen_fds` sockets from 3 on, systemd's for the daemon, are closed in the nursery.
         """
-        self.gate = Gate()
+        self.gate = PaceGate()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -152,7 +152,7 @@ def _child(run: Callable[[], None]) -> NoReturn:
         os._exit(code)
 
 
-def _serve(channel: socket.socket, gate: Gate) -> None:
+def _serve(channel: socket.socket, gate: PaceGate) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the daemon sees a channel end
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection writes to it

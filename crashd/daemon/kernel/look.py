@@ -16,7 +16,7 @@ from crashd.domain.kdump.vmcore import (
     HEAD_SIZE,
     TAIL_SIZE,
     Completeness,
-    Verdict,
+    DumpVerdict,
     VmcoreHead,
     judge,
 )
@@ -103,7 +103,7 @@ class _Judging:
         self.try_again = False
         """What is not known now may be another time."""
 
-    def judge(self, directory: DumpDirectory) -> tuple[Verdict | None, tuple[bytes, ...]]:
+    def judge(self, directory: DumpDirectory) -> tuple[DumpVerdict | None, tuple[bytes, ...]]:
         """Judge a directory's dump; with it go the files of a split dump, in order."""
         if directory.dump is None:
             return None, ()
@@ -119,7 +119,7 @@ class _Judging:
                 files[name] = self._judge_file(name, unfinished)
         return judge_parts(verdict, files), order_parts(files)
 
-    def _judge_file(self, name: bytes, unfinished: bool) -> Verdict:
+    def _judge_file(self, name: bytes, unfinished: bool) -> DumpVerdict:
         try:
             head, tail, size = self._opened.read_ends(name, HEAD_SIZE, TAIL_SIZE)
             with self._opened.reader(name) as read:
@@ -132,14 +132,14 @@ class _Judging:
             finally:
                 os.close(fd)
         except FormatError as e:
-            return Verdict(Completeness.BOGUS, reason_of(e))
+            return DumpVerdict(Completeness.BOGUS, reason_of(e))
         if isinstance(found, NotJudged):
             self.try_again = self.try_again or found.try_again
             return judge(head, size, tail, unzstd, unfinished=unfinished, unpacked=found.reason)
         return judge(head, size, tail, unzstd, unfinished=unfinished, unpacked=found)
 
 
-def order_parts(files: Mapping[bytes, Verdict]) -> tuple[bytes, ...]:
+def order_parts(files: Mapping[bytes, DumpVerdict]) -> tuple[bytes, ...]:
     """Name the parts of a split dump in the order of their page frames."""
     found = [
         (file.head.split, name)
@@ -149,7 +149,7 @@ def order_parts(files: Mapping[bytes, Verdict]) -> tuple[bytes, ...]:
     return tuple(name for _, name in sorted(found))
 
 
-def judge_parts(newest: Verdict, files: Mapping[bytes, Verdict]) -> Verdict:
+def judge_parts(newest: DumpVerdict, files: Mapping[bytes, DumpVerdict]) -> DumpVerdict:
     """Judge a dump in several files by each of them: it is whole when all are, and none is missing.
 
     A file that is a dump of its own (what makedumpfile --reassemble made of the parts) is no part.

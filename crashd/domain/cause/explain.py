@@ -62,7 +62,7 @@ _HEAP = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class ProcessContext:
     """What is known of the crash besides its core."""
 
     own_pids: frozenset[int]
@@ -70,7 +70,7 @@ class Context:
     unit: str | None = None
 
 
-def explain(facts: Facts, context: Context) -> Cause:
+def explain(facts: Facts, context: ProcessContext) -> Cause:
     """Tell why it crashed."""
     info = facts.siginfo
     signal = info.signal if info is not None else None
@@ -316,7 +316,7 @@ def _limit(signal: int) -> Cause:
     return Cause("limit", short, text)
 
 
-def _is_own(facts: Facts, context: Context, code: int) -> bool:
+def _is_own(facts: Facts, context: ProcessContext, code: int) -> bool:
     """Return whether the process sent the signal itself, and with such a si_code.
 
     Its threads' ids are those of its own pid namespace, as the sender's is.
@@ -332,7 +332,7 @@ def _called_abort(facts: Facts) -> bool:
     return "abort" in names or not names & _RAISE
 
 
-def _sent(facts: Facts, context: Context) -> Cause:
+def _sent(facts: Facts, context: ProcessContext) -> Cause:
     info = facts.siginfo
     number = info.signal if info is not None else 0
     name = signal_name(number)

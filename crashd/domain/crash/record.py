@@ -48,7 +48,7 @@ _SPOOL_SLACK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class ProcessCredentials:
     """What the kernel reports about the process itself, even if its pid has been reused."""
 
     uids: tuple[int, int, int, int] | None
@@ -61,7 +61,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RecordLimits:
     """What the configuration lets be kept of a crash."""
 
     max_core: int | None
@@ -133,8 +133,8 @@ def describe(
     crash: Crash,
     snapshot: Mapping[str, bytes],
     head: CoreHead | None,
-    credentials: Credentials | None,
-    limits: Limits,
+    credentials: ProcessCredentials | None,
+    limits: RecordLimits,
 ) -> tuple[Crash, "Allowance"]:
     """Add all that is known before any memory is read: what /proc and the pidfd told, the core's
     head, and who may read the crash. Return also how much of the core may be kept.
@@ -151,7 +151,7 @@ def describe(
 def add_process(
     crash: Crash,
     snapshot: Mapping[str, bytes],
-    credentials: Credentials | None,
+    credentials: ProcessCredentials | None,
     *,
     environ_mode: EnvironMode,
     patterns: tuple[str, ...],
@@ -329,7 +329,9 @@ def _merge_threads(crash: Crash, head: CoreHead) -> tuple[Mapping[str, Any], ...
     )
 
 
-def owner_of(crash: Crash, head: CoreHead | None, credentials: Credentials | None) -> int | None:
+def owner_of(
+    crash: Crash, head: CoreHead | None, credentials: ProcessCredentials | None
+) -> int | None:
     """Return the uid that besides root may read this crash, together with the crash's gid; or None.
 
     All of this must be known and true (SECURITY B1): it was dumped as an ordinary process; its

@@ -47,7 +47,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ConfFinding:
     """One trap in how kernel dumps are set up."""
 
     code: str
@@ -73,7 +73,7 @@ class KdumpTools:
     remote: tuple[str, ...] = ()
     """Of NFS, SSH, FTP those that are set: dumps then (also) go to another host."""
     problems: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[ConfFinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class KdumpConf:
     """On this host's own file systems; None: the dumps go elsewhere."""
     target: tuple[str, str] | None = None
     """Type and where: nfs, ssh, raw, or a file system that `path` is on."""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[ConfFinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class SysconfigKdump:
     remote: str = ""
     """Protocol, where it is not a file."""
     problems: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[ConfFinding, ...] = ()
 
 
 # ---- kdump-tools ----
@@ -133,36 +133,38 @@ def parse_kdump_tools(raw: bytes) -> KdumpTools:
     findings = [*_tools_findings(conf), *_unknown_findings(shell, "/etc/default/kdump-tools")]
     if problem:
         text = "KDUMP_NUM_DUMPS is no number: kdump-tools keeps all dumps"
-        findings.append(Finding("num-dumps-invalid", Severity.WARNING, text))
+        findings.append(ConfFinding("num-dumps-invalid", Severity.WARNING, text))
     return replace(conf, findings=tuple(findings))
 
 
-def _tools_findings(conf: KdumpTools) -> list[Finding]:
-    found: list[Finding] = []
+def _tools_findings(conf: KdumpTools) -> list[ConfFinding]:
+    found: list[ConfFinding] = []
     if conf.enabled is False:
         text = "USE_KDUMP is not 1: kdump-tools loads no capture kernel"
-        found.append(Finding("kdump-off", Severity.FAULT, text, "set USE_KDUMP=1"))
+        found.append(ConfFinding("kdump-off", Severity.FAULT, text, "set USE_KDUMP=1"))
     if conf.arguments is not None:
         found += _collector_findings(conf.arguments, "MAKEDUMP_ARGS")
         for flag, name in _UNSUPPORTED_FLAGS.items():
             if flag in conf.arguments:
                 text = f"MAKEDUMP_ARGS has {flag} ({name}): Debian's makedumpfile stores pages raw"
-                found.append(Finding("compression-ignored", Severity.NOTICE, text, "use -c or -l"))
+                found.append(
+                    ConfFinding("compression-ignored", Severity.NOTICE, text, "use -c or -l")
+                )
     if conf.saves_log is False:
         text = "KDUMP_DUMP_DMESG is not 1: no log is saved beside the dump"
-        found.append(Finding("no-log", Severity.WARNING, text, "set KDUMP_DUMP_DMESG=1"))
+        found.append(ConfFinding("no-log", Severity.WARNING, text, "set KDUMP_DUMP_DMESG=1"))
     if conf.compression is not None and conf.compression not in _KDUMP_TOOLS_COMPRESSIONS:
         text = "KDUMP_COMPRESSION is not bzip2, gzip, lz4 or xz: dumps are not compressed"
-        found.append(Finding("compression-unknown", Severity.NOTICE, text))
+        found.append(ConfFinding("compression-unknown", Severity.NOTICE, text))
     if conf.max_dumps and "NFS" not in conf.remote:
         text = (
             f"kdump-tools itself keeps {conf.max_dumps} dumps: the capture kernel removes the "
             f"oldest entries whose names begin with 2, whatever they are"
         )
-        found.append(Finding("other-cleaner", Severity.NOTICE, text))
+        found.append(ConfFinding("other-cleaner", Severity.NOTICE, text))
     if conf.remote:
         text = f"dumps are sent to another host ({', '.join(conf.remote)})"
-        found.append(Finding("remote-target", Severity.NOTICE, text))
+        found.append(ConfFinding("remote-target", Severity.NOTICE, text))
     return found
 
 
@@ -181,15 +183,15 @@ def dump_level(arguments: tuple[str, ...]) -> int:
     return level
 
 
-def _collector_findings(arguments: tuple[str, ...], where: str) -> list[Finding]:
+def _collector_findings(arguments: tuple[str, ...], where: str) -> list[ConfFinding]:
     """Find what is wrong with the arguments of makedumpfile."""
     found = []
     if "--dump-dmesg" in arguments:
         text = f"{where} has --dump-dmesg: the dump is a copy of the log, no memory image"
-        found.append(Finding("dump-dmesg", Severity.FAULT, text, f"take it out of {where}"))
+        found.append(ConfFinding("dump-dmesg", Severity.FAULT, text, f"take it out of {where}"))
     elif not any(re.match(r"-[A-Za-z]*d", a) for a in arguments):
         text = f"{where} has no -d: all memory is dumped, free pages and page cache too"
-        found.append(Finding("dump-level", Severity.NOTICE, text, "add -d 31"))
+        found.append(ConfFinding("dump-level", Severity.NOTICE, text, "add -d 31"))
     return found
 
 
@@ -224,10 +226,10 @@ def parse_kdump_conf(raw: bytes) -> KdumpConf:
     elif program in COPIERS:
         told = f"core_collector is {program}: all memory is copied, free pages and page cache too"
         hint = "set core_collector to: makedumpfile -l --message-level 7 -d 31"
-        findings.append(Finding("copies-all", Severity.WARNING, told, hint))
+        findings.append(ConfFinding("copies-all", Severity.WARNING, told, hint))
     if target is not None:
         told = f"dumps go to the {target[0]} target, `path` is below that"
-        findings.append(Finding("other-target", Severity.NOTICE, told))
+        findings.append(ConfFinding("other-target", Severity.NOTICE, told))
     return KdumpConf(options, None if target else path, target, tuple(findings))
 
 
@@ -252,16 +254,16 @@ def parse_sysconfig(raw: bytes) -> SysconfigKdump:
     if form.lower() == "none":
         text = "KDUMP_DUMPFORMAT is none: no memory image is saved"
         hint = "set KDUMP_DUMPFORMAT=compressed"
-        findings.append(Finding("dump-format-none", Severity.FAULT, text, hint))
+        findings.append(ConfFinding("dump-format-none", Severity.FAULT, text, hint))
     # What is no number is ignored there, also -1.
     max_dumps = None if keep is None else int(keep) if re.fullmatch(r"[0-9]{1,9}", keep) else 0
     if max_dumps and directory:
         text = f"SUSE's kdump itself keeps {max_dumps} dumps: the capture kernel removes older ones"
-        findings.append(Finding("other-cleaner", Severity.NOTICE, text))
+        findings.append(ConfFinding("other-cleaner", Severity.NOTICE, text))
     remote = protocol if protocol not in ("", "file") else ""
     if remote:
         text = f"dumps are sent to another host ({remote})"
-        findings.append(Finding("remote-target", Severity.NOTICE, text))
+        findings.append(ConfFinding("remote-target", Severity.NOTICE, text))
     level, is_text = _shell_number(shell.get("KDUMP_DUMPLEVEL", "31"))
     level = 31 if is_text else level
     problems = shell.problems
@@ -273,7 +275,7 @@ def parse_sysconfig(raw: bytes) -> SysconfigKdump:
 
 def find_kernel_traps(
     crashkernel: CrashKernel | None, reserved_bytes: int | None, panic_on_oops: int | None
-) -> tuple[Finding, ...]:
+) -> tuple[ConfFinding, ...]:
     """Find what of the running kernel's state keeps a crash from leaving a dump.
 
     `reserved_bytes` is /sys/kernel/kexec_crash_size; None is what could not be read.
@@ -282,22 +284,22 @@ def find_kernel_traps(
     if crashkernel is None:
         text = "there is no crashkernel= on the kernel's command line: no memory is reserved"
         hint = "add crashkernel=256M to the boot loader's configuration and reboot"
-        found.append(Finding("no-crashkernel", Severity.FAULT, text, hint))
+        found.append(ConfFinding("no-crashkernel", Severity.FAULT, text, hint))
     elif reserved_bytes == 0:
         why = "; ".join(crashkernel.problems) or "the kernel could not reserve it"
         text = f"crashkernel= is given, but no memory is reserved: {why}"
-        found.append(Finding("crashkernel-refused", Severity.FAULT, text))
+        found.append(ConfFinding("crashkernel-refused", Severity.FAULT, text))
     if reserved_bytes and reserved_bytes < RESERVED_MIN_BYTES:
         text = (
             f"{reserved_bytes // 2**20} MiB are reserved for the capture kernel: with less than "
             f"{RESERVED_MIN_BYTES // 2**20} MiB it may run out of memory and hang"
         )
         hint = "raise crashkernel=, and try with a panic"
-        found.append(Finding("crashkernel-small", Severity.WARNING, text, hint))
+        found.append(ConfFinding("crashkernel-small", Severity.WARNING, text, hint))
     if panic_on_oops == 0:
         text = "kernel.panic_on_oops is 0: an oops in process context leaves no dump"
         hint = "set kernel.panic_on_oops=1"
-        found.append(Finding("panic-on-oops", Severity.WARNING, text, hint))
+        found.append(ConfFinding("panic-on-oops", Severity.WARNING, text, hint))
     return tuple(found)
 
 
@@ -319,11 +321,11 @@ _RELEVANT = ("USE_KDUMP", "KDUMP_COREDIR", "KDUMP_NUM_DUMPS", "MAKEDUMP_ARGS", "
 _RELEVANT += ("KDUMP_COMPRESSION", "KDUMP_SAVEDIR", "KDUMP_KEEP_OLD_DUMPS", "KDUMP_DUMPFORMAT")
 
 
-def _unknown_findings(shell: ShellVariables, path: str) -> list[Finding]:
+def _unknown_findings(shell: ShellVariables, path: str) -> list[ConfFinding]:
     names = [name for name in _RELEVANT if name in shell.unknown]
     if not names and shell.whole:
         return []
     what = ", ".join(names) or "variables"
     text = f"{path} computes {what} or hides them: crashd runs no shell and cannot tell"
     hint = "assign a plain value, or set crashd's own option"
-    return [Finding("shell-computed", Severity.WARNING, text, hint)]
+    return [ConfFinding("shell-computed", Severity.WARNING, text, hint)]

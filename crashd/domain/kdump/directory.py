@@ -105,7 +105,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DumpFile:
     """A directory entry as fstatat(2) without following links has it."""
 
     name: bytes
@@ -210,7 +210,7 @@ def readme_is_unfinished(text: bytes) -> bool:
 
 
 def classify(
-    directory: Entry, files: Sequence[Entry], *, trusted_uids: frozenset[int] = ROOT_ONLY
+    directory: DumpFile, files: Sequence[DumpFile], *, trusted_uids: frozenset[int] = ROOT_ONLY
 ) -> DumpDirectory | None:
     """Tell what a directory below /var/crash is; None when it is no dump's.
 
@@ -258,16 +258,16 @@ def classify(
     )
 
 
-def _is_open(directory: Entry, files: Iterable[Entry]) -> bool:
+def _is_open(directory: DumpFile, files: Iterable[DumpFile]) -> bool:
     """Tell whether every user may read one of the files."""
     return bool(directory.mode & 0o001) and any(file.mode & 0o004 for file in files)
 
 
 def _sort_files(
-    maker: Maker, files: Sequence[Entry], trusted_uids: frozenset[int], faults: list[str]
-) -> tuple[dict[Role, list[Entry]], tuple[bytes, ...]]:
+    maker: Maker, files: Sequence[DumpFile], trusted_uids: frozenset[int], faults: list[str]
+) -> tuple[dict[Role, list[DumpFile]], tuple[bytes, ...]]:
     """Sort the files by role, and name those that have none; what is wrong goes to `faults`."""
-    by_role: dict[Role, list[Entry]] = {role: [] for role in Role}
+    by_role: dict[Role, list[DumpFile]] = {role: [] for role in Role}
     unknown: list[bytes] = []
     for file in sorted(files, key=lambda f: f.name):
         role = _role_of(maker, file.name)
@@ -285,12 +285,12 @@ def _role_of(maker: Maker, name: bytes) -> Role | None:
     return next((role for role, pattern in _ROLES[maker] if pattern.fullmatch(name)), None)
 
 
-def _newest(files: Sequence[Entry]) -> Entry | None:
+def _newest(files: Sequence[DumpFile]) -> DumpFile | None:
     return max(files, key=lambda f: (f.mtime_ns, f.size_bytes, f.name), default=None)
 
 
 def _entry_faults(
-    entry: Entry, trusted_uids: frozenset[int], *, directory: bool = False
+    entry: DumpFile, trusted_uids: frozenset[int], *, directory: bool = False
 ) -> list[str]:
     """Say why an entry cannot have been made by root's kdump alone (SECURITY B3)."""
     what = printable(entry.name[:64])

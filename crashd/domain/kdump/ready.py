@@ -12,7 +12,7 @@ from crashd.domain.kdump.conf import (
     COPIERS,
     DEFAULT_PATH,
     RESERVED_MIN_BYTES,
-    Finding,
+    ConfFinding,
     KdumpConf,
     KdumpTools,
     Severity,
@@ -67,7 +67,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class KdumpFacts:
     """What was read; None is what could not be."""
 
     loaded: bool | None
@@ -140,7 +140,7 @@ class Readiness:
 
     ready: bool
     """No finding is a fault."""
-    findings: tuple[Finding, ...]
+    findings: tuple[ConfFinding, ...]
     """The worst first."""
     crashkernel_bytes: int
     needed_bytes: int
@@ -155,7 +155,7 @@ _START = {
 }
 
 
-def dump_paths(facts: Facts) -> tuple[str, ...]:
+def dump_paths(facts: KdumpFacts) -> tuple[str, ...]:
     """Name the directories that dumps are saved in, by the makers' own settings."""
     paths = [DEFAULT_PATH]
     for conf in (facts.tools, facts.conf, facts.sysconfig):
@@ -165,7 +165,7 @@ def dump_paths(facts: Facts) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in paths if path != "/"))
 
 
-def assess(facts: Facts) -> Readiness:
+def assess(facts: KdumpFacts) -> Readiness:
     """Judge what would become of the next crash of the kernel."""
     needed = _needed_bytes(facts)
     findings = [
@@ -180,7 +180,7 @@ def assess(facts: Facts) -> Readiness:
     return Readiness(ready, tuple(findings), facts.reserved_bytes or 0, needed)
 
 
-def _needed_bytes(facts: Facts) -> int:
+def _needed_bytes(facts: KdumpFacts) -> int:
     """Say what the next dump may take: by the dumps that are there, where the level says nothing
     else. Versions of makedumpfile and of the kernel differ by more than twice.
     """
@@ -193,7 +193,7 @@ def _needed_bytes(facts: Facts) -> int:
     return max(DUMP_MIN_BYTES, facts.ram_bytes // share)
 
 
-def _of_the_reserve(facts: Facts) -> list[Finding]:
+def _of_the_reserve(facts: KdumpFacts) -> list[ConfFinding]:
     """Judge the memory that the capture kernel has."""
     crashkernel = parse_crashkernel(facts.cmdline)
     panic_on_oops = facts.sysctls.get("panic_on_oops")
@@ -211,7 +211,7 @@ def _of_the_reserve(facts: Facts) -> list[Finding]:
             f"{reserved >> 20} MiB are reserved for the capture kernel: a machine with "
             f"{format_size(facts.ram_bytes)} of memory wants {wanted >> 20} MiB or more"
         )
-        found.append(Finding("crashkernel-small", Severity.WARNING, text, hint))
+        found.append(ConfFinding("crashkernel-small", Severity.WARNING, text, hint))
     elif facts.initrd_bytes is not None and reserved < _with_initrd(facts.initrd_bytes):
         text = (
             f"{reserved >> 20} MiB are reserved for the capture kernel, its initramfs of "
@@ -219,7 +219,7 @@ def _of_the_reserve(facts: Facts) -> list[Finding]:
             f"about {_with_initrd(facts.initrd_bytes) >> 20} MiB are needed"
         )
         hint = "raise crashkernel=, or make the initramfs smaller (MODULES=dep, dracut --hostonly)"
-        found.append(Finding("initramfs-large", Severity.WARNING, text, hint))
+        found.append(ConfFinding("initramfs-large", Severity.WARNING, text, hint))
     return found
 
 
@@ -230,27 +230,27 @@ def _with_initrd(size_bytes: int) -> int:
     return _CAPTURE_KERNEL_BYTES + _UNPACKED_SHARE * size_bytes
 
 
-def _of_the_load(facts: Facts) -> list[Finding]:
+def _of_the_load(facts: KdumpFacts) -> list[ConfFinding]:
     if facts.armed:
         return []
     if facts.fadump is False and b"fadump=on" in facts.cmdline.split():
         text = "fadump=on is given, but no dump is registered with the firmware"
         hint = "echo 1 > /sys/kernel/fadump/registered, then kdumpctl status"
-        return [Finding("fadump-not-registered", Severity.FAULT, text, hint)]
+        return [ConfFinding("fadump-not-registered", Severity.FAULT, text, hint)]
     if not facts.installed:
         text = "no tool that saves kernel dumps is installed"
         hint = "apt-get install kdump-tools (Debian), dnf install kdump-utils (Fedora, RHEL)"
-        return [Finding("no-tool", Severity.FAULT, text, hint)]
+        return [ConfFinding("no-tool", Severity.FAULT, text, hint)]
     if facts.loaded is None:
         text = "this kernel cannot load a capture kernel (CONFIG_KEXEC, CONFIG_CRASH_DUMP)"
-        return [Finding("no-kexec", Severity.FAULT, text)]
+        return [ConfFinding("no-kexec", Severity.FAULT, text)]
     text = "no capture kernel is loaded: a crash leaves nothing behind"
-    return [Finding("not-loaded", Severity.FAULT, text, _START[facts.installed[0]])]
+    return [ConfFinding("not-loaded", Severity.FAULT, text, _START[facts.installed[0]])]
 
 
-def _of_the_makers(facts: Facts) -> list[Finding]:
+def _of_the_makers(facts: KdumpFacts) -> list[ConfFinding]:
     """Take over what is wrong in the files of those makers that are there."""
-    found: list[Finding] = []
+    found: list[ConfFinding] = []
     confs = (
         ("kdump-tools", facts.tools),
         ("kdump-utils", facts.conf),
@@ -266,19 +266,19 @@ def _of_the_makers(facts: Facts) -> list[Finding]:
             if (used or finding.severity is Severity.NOTICE) and not _is_refuted(finding, facts)
         ]
     found += [
-        Finding("unreadable", Severity.WARNING, problem, "make it root's, and readable")
+        ConfFinding("unreadable", Severity.WARNING, problem, "make it root's, and readable")
         for problem in facts.problems
     ]
     return found
 
 
-def _is_refuted(finding: Finding, facts: Facts) -> bool:
+def _is_refuted(finding: ConfFinding, facts: KdumpFacts) -> bool:
     """Return whether this host's makedumpfile can do what others cannot."""
     known = facts.compressions or frozenset()
     return finding.code == "compression-ignored" and any(f"({c})" in finding.text for c in known)
 
 
-def _of_the_targets(facts: Facts, needed: int) -> list[Finding]:
+def _of_the_targets(facts: KdumpFacts, needed: int) -> list[ConfFinding]:
     found = []
     for target in facts.targets:
         if target.free_bytes is not None and target.free_bytes < needed:
@@ -289,42 +289,42 @@ def _of_the_targets(facts: Facts, needed: int) -> list[Finding]:
             hint = "make room, or lower crashd's retention.kernel.max_count"
             full = target.free_bytes < DUMP_MIN_BYTES
             severity = Severity.FAULT if full else Severity.WARNING
-            found.append(Finding("no-space", severity, text, hint))
+            found.append(ConfFinding("no-space", severity, text, hint))
         if target.distrust is not None:
             text = f"{target.path} {target.distrust}: dumps there can be replaced by others"
             hint = f"chown root {target.path}; chmod go-w {target.path}"
-            found.append(Finding("target-open", Severity.WARNING, text, hint))
+            found.append(ConfFinding("target-open", Severity.WARNING, text, hint))
     for path in facts.denied:
         text = (
             f"crashd.service may not write to {path}: retention deletes nothing there "
             f"(ProtectSystem=strict)"
         )
-        found.append(Finding("deletion-denied", Severity.WARNING, text, ALLOW_HINT))
+        found.append(ConfFinding("deletion-denied", Severity.WARNING, text, ALLOW_HINT))
     for path in facts.plain_dumps[:_PLAIN_TOLD_MAX]:
         text = (
             f"{path} is a kernel dump in no directory of its own: crashd neither lists nor "
             f"explains nor deletes it"
         )
         hint = f"move it to {path.rpartition('/')[0]}/HOST-{'$(date +%F-%T)'}/vmcore"
-        found.append(Finding("plain-dump", Severity.NOTICE, text, hint))
+        found.append(ConfFinding("plain-dump", Severity.NOTICE, text, hint))
     if not any(target.exists for target in facts.targets) and facts.targets:
         text = f"{facts.targets[0].path} does not exist yet: the first dump makes it"
-        found.append(Finding("no-target", Severity.NOTICE, text))
+        found.append(ConfFinding("no-target", Severity.NOTICE, text))
     return found
 
 
-def _of_others(facts: Facts) -> list[Finding]:
+def _of_others(facts: KdumpFacts) -> list[ConfFinding]:
     found = []
     if facts.apport_cleans:
         text = (
             "Apport's daily job deletes kernel dumps older than 7 days, whatever crashd is set to"
         )
         hint = "copy what you need, or remove /etc/cron.daily/apport"
-        found.append(Finding("other-cleaner", Severity.NOTICE, text, hint))
+        found.append(ConfFinding("other-cleaner", Severity.NOTICE, text, hint))
     if facts.sysctls.get("panic") == 0 and not facts.armed:
         text = "kernel.panic is 0: without a capture kernel the machine halts instead of rebooting"
-        found.append(Finding("panic-halts", Severity.WARNING, text, "set kernel.panic=10"))
+        found.append(ConfFinding("panic-halts", Severity.WARNING, text, "set kernel.panic=10"))
     if not facts.armed and facts.pstore is not None:
         text = f"pstore ({facts.pstore}) keeps the end of the log of a crash; crashd reads it"
-        found.append(Finding("pstore", Severity.NOTICE, text))
+        found.append(ConfFinding("pstore", Severity.NOTICE, text))
     return found

@@ -22,7 +22,7 @@ from crashd.domain.crash.model import (
     build_id_text,
 )
 from crashd.domain.kdump.directory import DumpDirectory
-from crashd.domain.kdump.vmcore import Completeness, Verdict
+from crashd.domain.kdump.vmcore import Completeness, DumpVerdict
 from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.text import printable
@@ -43,7 +43,7 @@ class Look:
     """Path of the directory that the dump's is in."""
     directory: DumpDirectory
     inode: int
-    verdict: Verdict | None
+    verdict: DumpVerdict | None
     """None: there is no file that is named like a dump."""
     log: bytes
     """The end of the log."""
@@ -202,7 +202,7 @@ DUMP_NOT_KNOWN: Final = "not known"
 """`dump_state` where nothing speaks against the dump, but its end could not be seen."""
 
 
-def _dump_state(verdict: Verdict | None) -> str | None:
+def _dump_state(verdict: DumpVerdict | None) -> str | None:
     if verdict is None:
         return None
     if verdict.completeness is Completeness.COMPLETE and not verdict.sure:

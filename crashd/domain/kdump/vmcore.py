@@ -154,7 +154,7 @@ class VmcoreHead:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DumpVerdict:
     """Whether a dump can be used."""
 
     completeness: Completeness
@@ -205,7 +205,7 @@ def judge(
     unfinished: bool = False,
     read: Read | None = None,
     unpacked: Unpacked | str | None = None,
-) -> Verdict:
+) -> DumpVerdict:
     """Judge a file that is named like a dump: its first bytes, its size, and its last bytes.
 
     `unfinished` says that its maker had not yet given it its final name: then only the end marker
@@ -214,13 +214,13 @@ def judge(
     to its end, or why it could not be. Raises nothing but what `read` does.
     """
     if not size_bytes:
-        return Verdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
+        return DumpVerdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
     try:
         peeled = _peel(head, size_bytes, tail, unzstd)
     except MemoryWantedError as e:
-        return Verdict(Completeness.COMPLETE, str(e), sure=False)
+        return DumpVerdict(Completeness.COMPLETE, str(e), sure=False)
     except FormatError as e:
-        return Verdict(Completeness.BOGUS, str(e))
+        return DumpVerdict(Completeness.BOGUS, str(e))
     try:
         if peeled.wrapper is not None:
             peeled = _add_unpacked(peeled, unpacked)
@@ -233,16 +233,16 @@ def judge(
         return _judge_without_head(peeled, size_bytes, str(e))
     reason = _find_fault(peeled, vmcore)
     if reason:
-        return Verdict(Completeness.INCOMPLETE, reason, vmcore)
+        return DumpVerdict(Completeness.INCOMPLETE, reason, vmcore)
     proven = peeled.flattened and peeled.ended
     if unfinished and not proven:
-        return Verdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
+        return DumpVerdict(Completeness.INCOMPLETE, "never given its final name", vmcore)
     if peeled.size is None:
         reason = f"the end of what {vmcore.wrapped_by} compressed was not checked"
         reason += f": {peeled.why}" if peeled.why else ""
     elif peeled.ended is None if peeled.flattened else not vmcore.end_told:
         reason = "where it ends could not be read"
-    return Verdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
+    return DumpVerdict(Completeness.COMPLETE, reason, vmcore, sure=not reason)
 
 
 def _add_unpacked(peeled: _Peeled, unpacked: Unpacked | str | None) -> _Peeled:
@@ -290,22 +290,22 @@ def _find_fault(peeled: _Peeled, vmcore: VmcoreHead) -> str:
     return ""
 
 
-def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> Verdict:
+def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> DumpVerdict:
     data = peeled.data
     if peeled.wrapper is not None and not data and not peeled.flattened:
         if peeled.size is None:
-            return Verdict(
+            return DumpVerdict(
                 Completeness.INCOMPLETE, f"cut at the start of what {peeled.wrapper} wrote"
             )
-        return Verdict(Completeness.BOGUS, f"empty inside {peeled.wrapper}")
+        return DumpVerdict(Completeness.BOGUS, f"empty inside {peeled.wrapper}")
     signed = data.startswith((SIGNATURE, MAGIC))
     if peeled.flattened and not peeled.ended and (signed or not data):
-        return Verdict(Completeness.INCOMPLETE, "no end marker of the flattened format")
+        return DumpVerdict(Completeness.INCOMPLETE, "no end marker of the flattened format")
     needed = HEADER_SIZE if data.startswith(SIGNATURE) else HEADER_MAX
     if signed and peeled.size is not None and peeled.size <= len(data) < needed:
-        return Verdict(Completeness.INCOMPLETE, "file ends before its header does")
+        return DumpVerdict(Completeness.INCOMPLETE, "file ends before its header does")
     size = size_bytes if peeled.size is None else peeled.size
-    return Verdict(Completeness.BOGUS, error if signed else describe(data, size))
+    return DumpVerdict(Completeness.BOGUS, error if signed else describe(data, size))
 
 
 # ---- what is around the dump ----

@@ -21,7 +21,7 @@ from crashd.domain.kdump.conf import (
 from crashd.domain.kdump.directory import FILES_MAX, is_never_touched, parse_directory_name
 from crashd.domain.kdump.diskdump import SIGNATURE
 from crashd.domain.kdump.permit import UNIT, UNIT_PLACES, is_writable
-from crashd.domain.kdump.ready import SYSCTLS, Facts, Target, dump_paths
+from crashd.domain.kdump.ready import SYSCTLS, KdumpFacts, Target, dump_paths
 from crashd.domain.kdump.stream import FLAT_MAGIC
 from crashd.errors import CrashdError
 
@@ -49,10 +49,10 @@ _PROGRAMS = (
 _T = TypeVar("_T")
 
 
-def read_facts(root: Path = Path("/")) -> Facts:
+def read_facts(root: Path = Path("/")) -> KdumpFacts:
     """Read everything that decides whether a panic leaves a dump; `root` holds the tools' files."""
     problems: list[str] = []
-    facts = Facts(
+    facts = KdumpFacts(
         loaded=_flag(SYS / "kernel/kexec_crash_loaded"),
         reserved_bytes=_number(SYS / "kernel/kexec_crash_size"),
         cmdline=_read(PROC / "cmdline", _SMALL) or b"",
@@ -72,7 +72,7 @@ def read_facts(root: Path = Path("/")) -> Facts:
     return replace(facts, targets=targets, problems=tuple(problems))
 
 
-def read_details(root: Path, facts: Facts, more_paths: Iterable[str] = ()) -> Facts:
+def read_details(root: Path, facts: KdumpFacts, more_paths: Iterable[str] = ()) -> KdumpFacts:
     """Add what takes longer to read, and what decides how large a dump may be: for a person who
     asks. `more_paths` are directories that crashd is told to watch.
     """

@@ -10,7 +10,7 @@ from crashd.cli.check import doctor, doctorfacts
 from crashd.domain.crash.corepattern import build_pattern
 from crashd.domain.host.doctor import Check, Level, check_handler, check_own, failed
 from crashd.domain.kdump.conf import parse_kdump_tools
-from crashd.domain.kdump.ready import Facts as KdumpFacts
+from crashd.domain.kdump.ready import KdumpFacts as KdumpFacts
 from crashd.domain.kdump.ready import Target
 from crashd.edge.host import hostfacts, kdumpfacts
 from crashd.errors import UnavailableError

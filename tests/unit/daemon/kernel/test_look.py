@@ -2,7 +2,7 @@ import pytest
 import zstandard
 
 from crashd.daemon.kernel.look import find_missing_part, judge_parts, order_parts
-from crashd.domain.kdump.vmcore import Completeness, Verdict, judge, parse_vmcore
+from crashd.domain.kdump.vmcore import Completeness, DumpVerdict, judge, parse_vmcore
 from tests.builders.kdumpdir import KdumpFormat
 
 
@@ -33,7 +33,7 @@ def test_part_of_a_split_dump_that_is_missing_is_noticed(
         assert said == f"a part is missing: no file has the page frame {missing} of 4096"
 
 
-def judged(split: tuple[int, int] | None, cut: int = 0) -> Verdict:
+def judged(split: tuple[int, int] | None, cut: int = 0) -> DumpVerdict:
     raw = KdumpFormat(split=split).build()
     raw = raw[: len(raw) - cut]
     return judge(raw, len(raw), raw[-4096:], unzstd)
@@ -54,11 +54,11 @@ def test_parts_are_named_in_the_order_of_their_page_frames() -> None:
         # makedumpfile --reassemble wrote into the same directory, and has not finished
         ([judged(None, cut=1), judged((0, 1000)), judged((1000, 4096))], Completeness.COMPLETE),
         # a part that ends before its header does says of no split
-        ([judged((0, 4096)), Verdict(Completeness.BOGUS, "empty")], Completeness.BOGUS),
+        ([judged((0, 4096)), DumpVerdict(Completeness.BOGUS, "empty")], Completeness.BOGUS),
     ],
 )
 def test_dump_in_parts_is_whole_when_all_parts_are(
-    files: list[Verdict], expected: Completeness
+    files: list[DumpVerdict], expected: Completeness
 ) -> None:
     named = {b"vmcore%d" % number: file for number, file in enumerate(files)}
     newest = next(file for file in files if file.head is not None and file.head.split)

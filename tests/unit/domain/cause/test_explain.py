@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from crashd.domain.cause.analysis import Handled, Instruction
-from crashd.domain.cause.explain import Context, explain
+from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_title
 from tests.builders.facts import build_access, build_facts, build_frame
 
-SELF = Context(frozenset({42}))
+SELF = ProcessContext(frozenset({42}))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_explain_sent_signal_names_its_sender(
 ) -> None:
     code = -6 if pid == 42 else 0
     facts = build_facts("loop", signal=signal, code=code, sender_pid=pid, sender_uid=uid)
-    cause = explain(facts, Context(frozenset({42}), unit))
+    cause = explain(facts, ProcessContext(frozenset({42}), unit))
     assert cause.kind == kind
     assert text in cause.text
     assert str(77) not in cause.short
@@ -97,7 +97,7 @@ def test_explain_sent_signal_names_its_sender(
 
 def test_explain_signal_from_a_thread_of_its_own_is_not_another_process() -> None:
     facts = build_facts("loop", signal=6, code=0, sender_pid=100, sender_uid=0)
-    assert explain(facts, Context(frozenset())).kind == "raised"
+    assert explain(facts, ProcessContext(frozenset())).kind == "raised"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_explain_handled_signal_is_the_cause_and_its_end_a_consequence(
     frames = ["decode"] if handled.again else ["abort", "report", "decode"]
     facts = build_facts(*frames, address=0x28, access=(build_access("read", 0x28),))
     facts = replace(facts, handled=handled)
-    cause = explain(facts, Context(frozenset({100})))
+    cause = explain(facts, ProcessContext(frozenset({100})))
     assert cause.kind == "null-pointer"
     assert cause.text.startswith("NULL pointer: read at address 0x28")
     assert cause.text.endswith(text)
@@ -180,7 +180,7 @@ def test_explain_handled_signal_is_the_cause_and_its_end_a_consequence(
 def test_explain_handled_signal_of_another_process_is_not_an_abort() -> None:
     facts = build_facts("abort", "report", "work", code=0, sender_pid=77, sender_uid=0)
     facts = replace(facts, handled=Handled(6, -6, 2, again=False))
-    cause = explain(facts, Context(frozenset({100})))
+    cause = explain(facts, ProcessContext(frozenset({100})))
     assert cause.short == "SIGSEGV sent by another process"
 
 
@@ -195,7 +195,7 @@ def test_explain_handled_signal_of_another_process_is_not_an_abort() -> None:
 def test_explain_call_to_what_is_not_an_address(mnemonic: str, target: int, short: str) -> None:
     facts = build_facts("f", code=128, mnemonic=mnemonic)
     instruction = Instruction("ff", None, mnemonic, (), target)
-    cause = explain(replace(facts, instruction=instruction), Context(frozenset()))
+    cause = explain(replace(facts, instruction=instruction), ProcessContext(frozenset()))
     assert cause.short.startswith(short)
 
 

@@ -10,8 +10,8 @@ from crashd.domain.crash.model import Capture, Crash, Disposition, Identity, Mod
 from crashd.domain.crash.procfs import OWN_NAMESPACE
 from crashd.domain.crash.record import (
     Allowance,
-    Credentials,
-    Limits,
+    ProcessCredentials,
+    RecordLimits,
     add_head,
     add_process,
     allow,
@@ -35,7 +35,7 @@ SNAPSHOT = {
     "threads": b"100 prog\n101 worker",
     "limits": b"Max core file size        0                    unlimited            bytes     \n",
 }
-CREDENTIALS = Credentials((1000,) * 4, (1001,) * 4, 5, OWN_NAMESPACE)
+CREDENTIALS = ProcessCredentials((1000,) * 4, (1001,) * 4, 5, OWN_NAMESPACE)
 PLAIN_STATUS, POWERFUL_STATUS = b"CapPrm:\t%016x\n" % 0, b"CapPrm:\t%016x\n" % (1 << 13)
 AUXV = {AT_SECURE: 0, AT_UID: 1000, AT_EUID: 1000}
 
@@ -232,7 +232,7 @@ def test_owner_of_has_all_capabilities_of_the_process(
     ],
 )
 def test_owner_of_any_doubt_is_root_only(
-    fields: dict[str, bytes], credentials: Credentials | None, auxv: dict[int, int]
+    fields: dict[str, bytes], credentials: ProcessCredentials | None, auxv: dict[int, int]
 ) -> None:
     made = replace(crash(has_pidfd=True, **fields), status=PLAIN_STATUS)
     assert owner_of(made, head(auxv=auxv), credentials) is None
@@ -272,7 +272,7 @@ def test_allow_limit_not_asked_for_by_the_pattern_is_not_enforced() -> None:
 
 def test_describe_adds_process_core_owner_and_limit() -> None:
     snapshot = {**SNAPSHOT, "status": SNAPSHOT["status"] + PLAIN_STATUS}
-    limits = Limits(max_core=5000, honour_rlimit=True, environ="scrub", patterns=())
+    limits = RecordLimits(max_core=5000, honour_rlimit=True, environ="scrub", patterns=())
     found, limit = describe(crash(), snapshot, head(auxv=AUXV), CREDENTIALS, limits)
     assert (found.exe, found.unit) == (b"/usr/bin/prog", "web.service")
     assert b"API_TOKEN=abc123" not in (found.environ or ())
@@ -282,7 +282,7 @@ def test_describe_adds_process_core_owner_and_limit() -> None:
 
 
 def test_describe_without_a_head_leaves_the_crash_to_root() -> None:
-    limits = Limits(max_core=None, honour_rlimit=False, environ="drop", patterns=())
+    limits = RecordLimits(max_core=None, honour_rlimit=False, environ="drop", patterns=())
     found, limit = describe(crash(), SNAPSHOT, None, CREDENTIALS, limits)
     assert (found.owner_uid, found.environ) == (None, None)
     assert limit.disposition is Disposition.FULL

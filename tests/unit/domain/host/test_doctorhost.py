@@ -16,7 +16,7 @@ from crashd.domain.host.doctorhost import (
 )
 from crashd.domain.host.sysctld import BootSetting
 from crashd.domain.host.unittimes import UnitTimes
-from crashd.domain.kdump.conf import Finding, Severity
+from crashd.domain.kdump.conf import ConfFinding, Severity
 from crashd.domain.kdump.ready import Readiness
 
 HANDLER = "/usr/libexec/crashd-core"
@@ -239,9 +239,9 @@ def test_check_clock_behind_a_crash_is_a_problem(
 
 
 def test_check_kernel_dumps_points_to_its_own_command() -> None:
-    notice = Finding("a", Severity.NOTICE, "a trifle")
-    fault = Finding("b", Severity.FAULT, "nothing is reserved")
-    warning = Finding("c", Severity.WARNING, "little space")
+    notice = ConfFinding("a", Severity.NOTICE, "a trifle")
+    fault = ConfFinding("b", Severity.FAULT, "nothing is reserved")
+    warning = ConfFinding("c", Severity.WARNING, "little space")
     ready = Readiness(True, (notice,), 1, 1)
     expect(doctorhost.check_kernel_dumps(ready), "ok", "kdump is ready")
     bad = Readiness(False, (fault, warning, notice), 0, 1)

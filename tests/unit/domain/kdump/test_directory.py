@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from crashd.domain.kdump.directory import (
     FAULTS_MAX,
     FILES_MAX,
-    Entry,
+    DumpFile,
     Maker,
     classify,
     is_never_touched,
@@ -172,27 +172,31 @@ DUMP = file(b"dump." + STAMP)
         (directory(STAMP, uid=65534), DUMP, "202611222205 belongs to uid 65534"),
         (directory(STAMP, 0o777), DUMP, "202611222205 is writable by others"),
         (directory(STAMP, 0o775), DUMP, "202611222205 is writable by others"),
-        (Entry(STAMP, S_IFLNK | 0o777), DUMP, "202611222205 is a symbolic link"),
+        (DumpFile(STAMP, S_IFLNK | 0o777), DUMP, "202611222205 is a symbolic link"),
         (file(STAMP), DUMP, "202611222205 is a file"),
         (directory(STAMP), replace(DUMP, uid=1), "dump.202611222205 belongs to uid 1"),
         (directory(STAMP), replace(DUMP, nlink=2), "dump.202611222205 has 2 hard links"),
         (directory(STAMP), file(DUMP.name, mode=0o666), "dump.202611222205 is writable by others"),
         (
             directory(STAMP),
-            Entry(DUMP.name, S_IFLNK | 0o777),
+            DumpFile(DUMP.name, S_IFLNK | 0o777),
             "dump.202611222205 is a symbolic link",
         ),
-        (directory(STAMP), Entry(DUMP.name, S_IFIFO | 0o600), "dump.202611222205 is a FIFO"),
+        (directory(STAMP), DumpFile(DUMP.name, S_IFIFO | 0o600), "dump.202611222205 is a FIFO"),
         (
             directory(STAMP),
-            Entry(DUMP.name, S_IFBLK | 0o600),
+            DumpFile(DUMP.name, S_IFBLK | 0o600),
             "dump.202611222205 is a block device",
         ),
-        (directory(STAMP), Entry(DUMP.name, S_IFSOCK | 0o600), "dump.202611222205 is a socket"),
-        (directory(STAMP), Entry(DUMP.name, S_IFDIR | 0o700), "dump.202611222205 is a directory"),
+        (directory(STAMP), DumpFile(DUMP.name, S_IFSOCK | 0o600), "dump.202611222205 is a socket"),
+        (
+            directory(STAMP),
+            DumpFile(DUMP.name, S_IFDIR | 0o700),
+            "dump.202611222205 is a directory",
+        ),
     ],
 )
-def test_classify_planted_is_a_fault(top: Entry, entry: Entry, fault: str) -> None:
+def test_classify_planted_is_a_fault(top: DumpFile, entry: DumpFile, fault: str) -> None:
     found = classify(top, [entry])
     assert found is not None
     assert found.faults == (fault,)
@@ -241,7 +245,7 @@ NAMES = st.one_of(
     st.sampled_from([b"dump." + STAMP, b"dmesg." + STAMP, b"dump-incomplete", b"vmcore", b"dmesg"]),
 )
 ENTRIES = st.builds(
-    Entry, NAMES, st.integers(0, 0o177777), st.integers(0, 2), st.integers(0, 3), st.integers(0)
+    DumpFile, NAMES, st.integers(0, 0o177777), st.integers(0, 2), st.integers(0, 3), st.integers(0)
 )
 
 
@@ -251,8 +255,10 @@ ENTRIES = st.builds(
     st.integers(0, 0o177777),
     st.lists(ENTRIES, max_size=6),
 )
-def test_classify_hostile_entries_raise_nothing(name: bytes, mode: int, files: list[Entry]) -> None:
-    found = classify(Entry(name, mode), files)
+def test_classify_hostile_entries_raise_nothing(
+    name: bytes, mode: int, files: list[DumpFile]
+) -> None:
+    found = classify(DumpFile(name, mode), files)
     if found is None:
         return
     regular = {f.name for f in files if f.mode & 0o170000 == 0o100000}

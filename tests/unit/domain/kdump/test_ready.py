@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from crashd.domain.kdump.conf import parse_kdump_conf, parse_kdump_tools, parse_sysconfig
-from crashd.domain.kdump.ready import Facts, Target, assess, dump_paths
+from crashd.domain.kdump.ready import KdumpFacts, Target, assess, dump_paths
 
 GIB = 1 << 30
-GOOD = Facts(
+GOOD = KdumpFacts(
     loaded=True,
     reserved_bytes=256 << 20,
     cmdline=b"root=/dev/vda crashkernel=256M quiet",
@@ -18,7 +18,7 @@ GOOD = Facts(
 )
 
 
-def codes(facts: Facts) -> list[str]:
+def codes(facts: KdumpFacts) -> list[str]:
     return [finding.code for finding in assess(facts).findings]
 
 
@@ -64,7 +64,7 @@ def test_assess_of_a_host_that_is_set_up_finds_nothing() -> None:
         (replace(GOOD, loaded=False, sysctls={"panic": 0}), "panic-halts", False),
     ],
 )
-def test_assess_trap_is_named_with_what_to_do(facts: Facts, code: str, ready: bool) -> None:
+def test_assess_trap_is_named_with_what_to_do(facts: KdumpFacts, code: str, ready: bool) -> None:
     verdict = assess(facts)
     assert code in [finding.code for finding in verdict.findings]
     assert verdict.ready is ready
@@ -105,12 +105,12 @@ def test_tool_count_is_none_where_no_tool_limits() -> None:
     assert suse.tool_count == 5
 
 
-def tools(arguments: str) -> Facts:
+def tools(arguments: str) -> KdumpFacts:
     conf = parse_kdump_tools(f'USE_KDUMP=1\nMAKEDUMP_ARGS="{arguments}"\n'.encode())
     return replace(GOOD, tools=conf)
 
 
-def fedora(conf: bytes) -> Facts:
+def fedora(conf: bytes) -> KdumpFacts:
     return replace(GOOD, tools=None, conf=parse_kdump_conf(conf), installed=("kdump-utils",))
 
 
@@ -152,7 +152,7 @@ LARGE = replace(GOOD, ram_bytes=768 * GIB, targets=(Target("/var/crash", True, 9
     ],
 )
 def test_assess_warns_where_it_should_and_nowhere_else(
-    facts: Facts, code: str, found: bool
+    facts: KdumpFacts, code: str, found: bool
 ) -> None:
     verdict = assess(facts)
     assert (code in codes(facts)) is found

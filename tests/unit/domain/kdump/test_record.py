@@ -5,7 +5,7 @@ import pytest
 from crashd.domain.crash.model import Crash, Mode, State, from_json, to_json
 from crashd.domain.kdump.directory import classify
 from crashd.domain.kdump.record import Look, build_record, explain, split_log, token_of
-from crashd.domain.kdump.vmcore import Completeness, Verdict, judge
+from crashd.domain.kdump.vmcore import Completeness, DumpVerdict, judge
 from crashd.domain.kernellog.analyse import analyse
 from tests.builders.kdumpdir import KdumpFormat, directory, file, flatten
 from tests.builders.kdumps import kernel_log
@@ -105,7 +105,7 @@ def test_record_of_hostile_head_has_no_control_characters() -> None:
     dump = flatten(KdumpFormat(utsname=names, vmcoreinfo=b"").build())
     verdict = judge(dump, len(dump), dump[-4096:], unzstd)
     assert verdict == replace(verdict, completeness=Completeness.COMPLETE)
-    crash = record(replace(look(), verdict=Verdict(Completeness.COMPLETE, "", verdict.head)))
+    crash = record(replace(look(), verdict=DumpVerdict(Completeness.COMPLETE, "", verdict.head)))
     assert crash.kernel is not None
     assert "\x1b" not in str(to_json(crash))
     assert "\n" not in str(crash.kernel["release"])

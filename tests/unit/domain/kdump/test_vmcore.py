@@ -16,7 +16,7 @@ from crashd.domain.kdump.vmcore import (
     HEAD_SIZE,
     Completeness,
     DumpFormat,
-    Verdict,
+    DumpVerdict,
     judge,
     parse_vmcore,
     parse_vmcoreinfo,
@@ -49,7 +49,7 @@ def unzstd(head: bytes, limit: int) -> bytes:
         raise FormatError(str(e)) from e
 
 
-def judged(raw: bytes, *, unfinished: bool = False, head_size: int = HEAD_SIZE) -> Verdict:
+def judged(raw: bytes, *, unfinished: bool = False, head_size: int = HEAD_SIZE) -> DumpVerdict:
     """Judge a file that is all at hand."""
     return judge(raw[:head_size], len(raw), raw[-4096:], unzstd, unfinished=unfinished)
 
@@ -116,7 +116,7 @@ def test_judge_real_artefact_is_named_for_what_it_is(
 
 def test_judge_real_error_text_is_bogus() -> None:
     verdict = judged((DATA / "error-text").read_bytes())
-    assert verdict == Verdict(BOGUS, "104 bytes of text, no memory image")
+    assert verdict == DumpVerdict(BOGUS, "104 bytes of text, no memory image")
 
 
 @pytest.mark.parametrize(
@@ -236,14 +236,14 @@ def test_parse_vmcore_elf_ppc64_in_little_endian_is_ppc64le() -> None:
 def test_judge_elf_without_memory_is_bogus() -> None:
     raw = bytearray(build_elf_vmcore())
     raw[64 + 56] = 0  # p_type of the second: PT_NULL
-    assert judged(bytes(raw)) == Verdict(BOGUS, "ELF dump without any memory")
+    assert judged(bytes(raw)) == DumpVerdict(BOGUS, "ELF dump without any memory")
 
 
 def test_parse_vmcore_core_of_a_process_is_refused() -> None:
     raw = build_elf_vmcore(vmcoreinfo=None, process=True)
     with pytest.raises(FormatError, match="core of a process"):
         parse_vmcore(raw, unzstd)
-    assert judged(raw) == Verdict(BOGUS, "the core of a process, not a kernel's dump")
+    assert judged(raw) == DumpVerdict(BOGUS, "the core of a process, not a kernel's dump")
 
 
 # ---- is it whole? ----
@@ -283,7 +283,7 @@ def test_judge_riscv_elf_flag_of_compressed_code_is_not_the_incomplete_bit() -> 
 
 @pytest.mark.parametrize("raw", [KDUMP, ELF], ids=["kdump", "elf"])
 def test_judge_cut_at_any_byte_is_never_complete(raw: bytes) -> None:
-    assert judged(raw) == Verdict(COMPLETE, "", parse_vmcore(raw, unzstd))
+    assert judged(raw) == DumpVerdict(COMPLETE, "", parse_vmcore(raw, unzstd))
     for size in [*range(len(raw) - 700, len(raw)), *range(1, len(raw), 97)]:
         assert judged(raw[:size]).completeness is not COMPLETE, size
 
@@ -359,7 +359,7 @@ def test_judge_unfinished_name_counts_unless_the_end_is_proven(
     ],
 )
 def test_judge_no_dump_is_named_for_what_it_is(raw: bytes, reason: str) -> None:
-    assert judged(raw) == Verdict(BOGUS, reason)
+    assert judged(raw) == DumpVerdict(BOGUS, reason)
 
 
 # ---- wrapped ----
@@ -496,7 +496,7 @@ def test_vmcoreinfo_of_the_builder_is_read_whole() -> None:
 LARGE = KdumpFormat(max_mapnr=2**24, pages=(b"page" * 100, b"", b"last" * 50)).build()
 
 
-def judged_by_reading(raw: bytes) -> Verdict:
+def judged_by_reading(raw: bytes) -> DumpVerdict:
     def read(at: int, size: int) -> bytes:
         return raw[at : at + size]
 

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.kdump.ready import Facts, Target
+from crashd.domain.kdump.ready import KdumpFacts, Target
 from crashd.edge.host.kdumpfacts import read_details
 from tests.builders.elfcore import CoreFormat
 from tests.builders.kdumpdir import KdumpFormat, build_elf_vmcore, flatten
 
-FACTS = Facts(
+FACTS = KdumpFacts(
     loaded=True,
     reserved_bytes=256 << 20,
     cmdline=b"",
