@@ -44,7 +44,7 @@ from typing import NamedTuple
 from crashd.domain.keep.believed import EARLIEST_NS, believe
 from crashd.domain.keep.fairness import (
     Claimant,
-    Stage,
+    Offer,
     by_user,
     largest_new,
     most_by_user,
@@ -273,7 +273,7 @@ class _Store:
             queues = self._queue(i for i in group if self.may_lose_core(i) and i not in kept)
             take = partial(self._delete_core, self.count, Limit.MAX_PER_SIGNATURE)
             uses = self.uses_of_shares(self.count, group)
-            take_fairly([Stage(queues, take)], uses, len(group) - maximum)
+            take_fairly([Offer(queues, take)], uses, len(group) - maximum)
 
     def drop_old_metadata(self) -> None:
         """Delete tombstones that are too old, except those that contradict a crash's stamp."""
@@ -331,7 +331,7 @@ class _Store:
         spared = {s: levels[s.user] for s in queues if s.user in levels and s not in busy}
         others = most_of_others(by_user(busy))
         several = {share: queue.copy() for share, queue in queues.items()}
-        last = Stage(queues, partial(self._delete_core, resource, reason), spared)
+        last = Offer(queues, partial(self._delete_core, resource, reason), spared)
         return take_fairly(
             [self._stage_of_several(several, resource, reason), last],
             self.uses_of_shares(resource, range(len(self.crashes))),
@@ -341,7 +341,7 @@ class _Store:
 
     def _stage_of_several(
         self, queues: dict[Claimant, list[int]], resource: _Resource, reason: Limit
-    ) -> Stage:
+    ) -> Offer:
         """Build the stage that never takes a user's last core of a signature."""
 
         def take(i: int) -> int:
@@ -349,7 +349,7 @@ class _Store:
                 self._delete_core(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
             )
 
-        return Stage(queues, take)
+        return Offer(queues, take)
 
     def find_room(self, new: Claimant, spare: int) -> int:
         """Return what a new crash may use: `spare`, and what others give for it."""
@@ -485,7 +485,7 @@ class _Store:
         candidates = self._list_metadata()
         queues = self._queue(i for i in candidates if i not in self._evidence)
         uses = self.uses_of_shares(resource, candidates)
-        return short - wanted + take_fairly([Stage(queues, take)], uses, wanted)
+        return short - wanted + take_fairly([Offer(queues, take)], uses, wanted)
 
     def _delete(self, i: int, reason: Limit, *, whole: bool) -> None:
         for uses, keeps in self._resources:
