@@ -113,7 +113,7 @@ def test_listen_fds_file_is_refused_and_all_closed(
         said = run_given([sockets[0].fileno(), fd], TAKE, LISTEN_FDNAMES="handoff:control")
     finally:
         os.close(fd)
-    assert "passed by systemd as 'control', is no socket" in said["error"]
+    assert "passed by systemd as 'control', is not a socket" in said["error"]
     assert said["open"] == []
 
 
