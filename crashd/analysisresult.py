@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from crashd.domain.cause.analysis import Facts
 from crashd.domain.kdump.stream import HEAD_SIZE, Unpacked
+from crashd.domain.kdump.symbols import KernelFacts
 from crashd.domain.kernellog.printkring import RECORDS_MAX, KernelLog
 from crashd.domain.kernellog.printkring import TEXT_MAX as LOG_MAX
 from crashd.domain.text import printable
@@ -25,6 +26,8 @@ _LISTS = ("problems", "interpreted")
 _NUMBER_MAX = 1 << 64
 _SIZE_MAX = 1 << 63
 _FACTS = TypeAdapter(Facts)
+_KERNEL_FACTS = TypeAdapter(KernelFacts)
+_BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
 _LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
 
 
@@ -70,7 +73,28 @@ def parse_log_report(raw: bytes) -> KernelLog:
         raise FormatError("the worker's result is malformed at records, skipped or cut")
     if not 0 <= records <= RECORDS_MAX or not 0 <= skipped <= 4 * RECORDS_MAX:
         raise FormatError("the worker's result has an absurd number")
-    return KernelLog(log, records, skipped, cut)
+    build_id = document.get("build_id")
+    if build_id is not None and not (isinstance(build_id, str) and _BUILD_ID.fullmatch(build_id)):
+        raise FormatError("the worker's result has an absurd build-id")
+    return KernelLog(log, records, skipped, cut, build_id)
+
+
+def parse_symbols_report(raw: bytes) -> KernelFacts:
+    """Parse and check what the worker found in a kernel's dump by its vmlinux.
+
+    Raises:
+        FormatError: as parse_report().
+
+    """
+    document = _clean(_load(raw), 0)
+    _refuse_failed(document)
+    document.pop("version", None)
+    try:
+        return _KERNEL_FACTS.validate_python(document, extra="forbid")
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"the worker's result is malformed at {where}: {first['msg']}") from e
 
 
 def parse_dump_report(raw: bytes) -> Unpacked:

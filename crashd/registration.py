@@ -96,7 +96,7 @@ def register(
 
 
 def unregister(paths: Paths) -> str:
-    """Put back what was before, whoever registered; return what was done, in words.
+    """Put back what was before, no matter which process registered; return what was done, in words.
 
     Raises:
         CrashdError: something could not be put back.
@@ -121,8 +121,8 @@ def install(paths: Paths, pipe_limit: int, mode: Mode) -> tuple[Registered, tupl
 
 
 def uninstall(paths: Paths) -> tuple[str, tuple[Change, ...]]:
-    """Put back what was before, whoever registered; return what was done, in words, and which
-    sysctls have changed by it.
+    """Put back what was before, no matter which process registered; return what was done, in words,
+    and which sysctls have changed by it.
 
     Raises:
         CrashdError: as `unregister`; or a sysctl cannot be read.

@@ -8,9 +8,18 @@ program=check.sh
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 . "$here/packaging/lib.sh"
 
-# Test files that simulate or generate so much that they alone would take more than half of the minute. They rarely find
-# what their neighbours do not: run one by hand after a change of its module.
+# Test files that simulate days of crashes, or generate megabytes of input: these few take two thirds of the time of the
+# unit tier, which would then not fit into the minute. After a change of such a module, run its tests by hand.
 SLOW="
+tests/unit/domain/crash/test_boundedrecord.py
+tests/unit/domain/kdump/test_shellconf.py
+tests/unit/domain/keep/test_kernel.py
+tests/unit/domain/keep/test_process.py
+tests/unit/domain/kernellog/test_printk.py
+tests/unit/domain/kernellog/test_regions.py
+tests/unit/domain/test_text.py
+tests/unit/store/test_index.py
+tests/unit/test_conftest.py
 "
 PYTHON_FILES="crashd tests packaging"
 

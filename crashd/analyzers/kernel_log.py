@@ -1,5 +1,5 @@
-"""The log of a crashed kernel, out of its dump: libkdumpfile, as drgn brings it, reads the pages of
-every format there is, and drgn walks the page tables.
+"""The log of a crashed kernel, out of its dump: libkdumpfile, which drgn brings, reads the pages of
+every format, and drgn walks the page tables.
 """
 
 import os
@@ -9,6 +9,12 @@ import drgn
 
 from crashd.domain.elf.headers import Bits, ByteOrder
 from crashd.domain.kdump.compressed import find_wrapper
+from crashd.domain.kdump.vmcoreinfo import (
+    build_id_in,
+    find_vmcoreinfo,
+    has_note,
+    parse_elf_dump,
+)
 from crashd.domain.kernellog.printkring import Memory, parse_numbers, read_log
 from crashd.errors import FormatError, reason_of
 
@@ -26,17 +32,63 @@ def analyse(fd: int) -> dict[str, Any]:
         return {"failed": reason_of(e)}
 
 
-def _analyse(fd: int) -> dict[str, Any]:
+def open_dump(fd: int, build_id: str | None = None) -> drgn.Program:
+    """Open the dump of a kernel, without any debug information. Where it has no VMCOREINFO note,
+    what is found in memory takes its place: that with the build-id, where one is given.
+
+    Raises:
+        FormatError: it is not one that drgn reads.
+
+    """
+    return _open(fd, next(iter(_missing_infos(fd, build_id)), None))
+
+
+def _missing_infos(fd: int, build_id: str | None = None) -> list[bytes]:
+    """Find what could be the VMCOREINFO that an ELF dump has no note of; none are missing where it
+    has the note, or is no ELF dump.
+    """
+
+    def read(offset: int, size: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    dump = parse_elf_dump(read)
+    if dump is None or has_note(read, dump):
+        return []
+    found = [text for text in find_vmcoreinfo(read, dump) if build_id in (None, build_id_in(text))]
+    if not found:
+        raise FormatError("the dump has no VMCOREINFO, neither as a note nor in memory")
+    return found
+
+
+def _open(fd: int, info: bytes | None) -> drgn.Program:
     wrapper = find_wrapper(os.pread(fd, _HEAD, 0))
     if wrapper is not None:
         raise FormatError(f"{wrapper} compressed the dump as a whole: no page of it can be found")
-    program = drgn.Program()
-    program.set_enabled_debug_info_finders([])
     try:
+        program = drgn.Program(vmcoreinfo=info)
+        program.set_enabled_debug_info_finders([])
         program.set_core_dump(fd)
-        info = program["VMCOREINFO"].string_()
     except Exception as e:  # boundary: drgn has no narrower class for what libkdumpfile refuses
         raise FormatError(f"the dump cannot be opened: {_text(e)}") from e
+    return program
+
+
+def _analyse(fd: int) -> dict[str, Any]:
+    failed: FormatError | None = None
+    infos: list[bytes | None] = [*_missing_infos(fd)] or [None]
+    for info in infos:
+        try:
+            return _read(_open(fd, info))
+        except FormatError as e:
+            failed = failed or e  # what only looked like it, or the only one
+    raise failed or FormatError("the dump cannot be opened")
+
+
+def _read(program: drgn.Program) -> dict[str, Any]:
+    try:
+        info: bytes = program["VMCOREINFO"].string_()
+    except Exception as e:  # boundary: as above
+        raise FormatError(f"the dump has no VMCOREINFO: {_text(e)}") from e
     if len(info) > _VMCOREINFO_MAX:
         raise FormatError(f"VMCOREINFO has {len(info)} bytes")
     platform = program.platform
@@ -62,6 +114,7 @@ def _analyse(fd: int) -> dict[str, Any]:
         "records": log.records,
         "skipped": log.skipped,
         "cut": log.cut,
+        "build_id": build_id_in(info),
     }
 
 

@@ -7,7 +7,7 @@ to read, takes everything else away from itself, and prints JSON.
     stdout   the result: a line for each analyzer, one JSON object; the last line has "whole". The
              lines before stay good when a later analyzer takes the worker down
 
-Everything needed is imported first: behind seal() there are no files to import from.
+Everything needed is imported before seal(): behind it there are no files to import from.
 """
 
 import contextlib
@@ -40,6 +40,8 @@ a module beside crashd.analyzers.pythonstack, and its class in here.
 """
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong
+MAPPED_MAX = 4 << 30
+"""Of a vmlinux, whose file is mapped as a whole."""
 
 
 def main() -> int:
@@ -103,6 +105,14 @@ def _work(
     if request.get("task") == "kernel log":
         seal(_limits(request), [1, 2, request["core_fd"]])
         return _print(kernel_log.analyse(request["core_fd"]))
+    if request.get("task") == "kernel symbols":
+        from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
+
+        core_fd, vmlinux_fd = request["core_fd"], request["extra_fd"]
+        # mapped by elfutils: the page cache's, and none that the dump can make it use
+        mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
+        seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
+        return _print(kernel_core.analyse(core_fd, vmlinux_fd, request["build_id"]))
     opened = open_core(request, open_files)
     chosen, scratch, problems = _prepare(opened, int(request["memory_bytes"]))
     keep = [1, 2, request["core_fd"], *opened.descriptors]
@@ -159,12 +169,14 @@ def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str]
     return 0
 
 
-def _limits(request: dict[str, Any], scratch: int = 0, file_bytes: int = 0) -> confine.Limits:
+def _limits(
+    request: dict[str, Any], scratch: int = 0, file_bytes: int = 0, mapped_bytes: int = 0
+) -> confine.Limits:
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     return confine.Limits(
         cpu_seconds=int(request["cpu_seconds"]),
-        memory_bytes=now + int(request["memory_bytes"]),
+        memory_bytes=now + int(request["memory_bytes"]) + mapped_bytes,
         scratch_bytes=scratch,
         file_bytes=file_bytes,
     )

@@ -334,39 +334,6 @@ def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
     return None
 
 
-def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
-    """Read what a stripped program's runtime.throw() was given: its frame holds the string, among
-    what the function that prints it on the system stack is given.
-    """
-    for frame, caller in pairwise(frames):
-        if frame["function"] not in ("runtime.throw", "runtime.fatal") or None in (
-            frame["sp"],
-            caller["sp"],
-        ):
-            continue
-        for at in range(frame["sp"], min(caller["sp"], frame["sp"] + _GO_FRAME_MAX), 8):
-            pointer, size = image.word(at), image.word(at + 8)
-            if pointer and size and _GO_WORDS_MIN <= size <= MESSAGE_MAX:
-                raw = image.read(pointer, size)
-                if len(raw) == size and _PRINTABLE.fullmatch(raw):
-                    return _text(raw)
-    return None
-
-
-def _go_arguments(
-    image: CoreImage, frames: Frames, names: tuple[str, ...]
-) -> tuple[int, int] | None:
-    """Read the first two words that a Go function was called with, from above its return address:
-    there its caller has left room, and the function spills registers that it needs again
-    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
-    """
-    for frame, caller in pairwise(frames):
-        if frame["function"] in names and caller["sp"] is not None:
-            first, second = image.word(caller["sp"]), image.word(caller["sp"] + 8)
-            return None if first is None or second is None else (first, second)
-    return None
-
-
 _GO_BOUNDS = (
     "index out of range [{x}] with length {y}",
     "slice bounds out of range [:{x}] with length {y}",
@@ -422,3 +389,36 @@ def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
     if value is not None:
         return value
     return f"a value of type {name}" if name else "panic"
+
+
+def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
+    """Read what a stripped program's runtime.throw() was given: its frame holds the string, among
+    what the function that prints it on the system stack is given.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] not in ("runtime.throw", "runtime.fatal") or None in (
+            frame["sp"],
+            caller["sp"],
+        ):
+            continue
+        for at in range(frame["sp"], min(caller["sp"], frame["sp"] + _GO_FRAME_MAX), 8):
+            pointer, size = image.word(at), image.word(at + 8)
+            if pointer and size and _GO_WORDS_MIN <= size <= MESSAGE_MAX:
+                raw = image.read(pointer, size)
+                if len(raw) == size and _PRINTABLE.fullmatch(raw):
+                    return _text(raw)
+    return None
+
+
+def _go_arguments(
+    image: CoreImage, frames: Frames, names: tuple[str, ...]
+) -> tuple[int, int] | None:
+    """Read the first two words that a Go function was called with, from above its return address:
+    there its caller has left room, and the function spills registers that it needs again
+    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] in names and caller["sp"] is not None:
+            first, second = image.word(caller["sp"]), image.word(caller["sp"] + 8)
+            return None if first is None or second is None else (first, second)
+    return None

@@ -54,11 +54,14 @@ class NativeFacts(Analyzer):
 
 
 def _ends(threads: list[dict[str, Any]]) -> list[str]:
-    """Say why the crashed thread's stack ended early."""
-    end = threads[0]["end"] if threads else None
-    if end is None or len(threads[0]["frames"]) >= FRAMES_MAX:
+    """Say why the crashed thread's stack ended early, but for one that the program itself found
+    overwritten.
+    """
+    frames, end = (threads[0]["frames"], threads[0]["end"]) if threads else ([], None)
+    smashed = any("stack_chk_fail" in (frame["function"] or "") for frame in frames)
+    if end is None or smashed or len(frames) >= FRAMES_MAX:
         return []
-    return [f"the stack ends after {len(threads[0]['frames'])} frames: {end}"]
+    return [f"the stack ends after {len(frames)} frames: {end}"]
 
 
 def _first_moment(

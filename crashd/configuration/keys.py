@@ -3,7 +3,7 @@
 The classes below are the only list of keys. packaging/genconfig.py makes etc/crashd.toml and the
 man page from them: operators read the docstrings of the fields. values.py defines the allowed
 values, files.py reads the files. May import domain and errors. Loads pydantic, which is slow:
-import this module only where it is needed.
+import this module only where it is needed. Over 400 lines, because it is one list.
 """
 
 from collections.abc import Iterator
@@ -103,7 +103,7 @@ class CaptureSection(Section):
 
     workers: Annotated[int | Literal["auto"], whole(1, 64, auto=True)] = "auto"
     """How many processes wait for the next crash. While crashes come together more are started,
-    four times as many, but at least 24: a process that crashed does not wait until others' cores
+    four times as many, but at least 40: a process that crashed does not wait until others' cores
     are compressed. "auto" is the number of CPUs, but at least 2 and at most 8."""
 
     max_core: Annotated[str | int, SIZE_OR_INFINITY] = "32G"
@@ -343,9 +343,7 @@ class RetentionKernel(Section):
     """The age at which a dump is deleted."""
 
     def policy(self, total_bytes: int, tool_count: int | None) -> KernelPolicy:
-        """Resolve the keys to numbers, for the size of a file system and the number that the tool
-        keeps.
-        """
+        """Resolve the keys to numbers, for a file system and the number that the tool keeps."""
         auto = tool_count if tool_count is not None else 0
         infinite_age = self.max_age == "infinity"
         return KernelPolicy(
@@ -378,6 +376,12 @@ class Kdump(Section):
 
     live: Annotated[bool, FLAG] = True
     """Whether oopses, warnings and lockups that the kernel survives are recorded from its log."""
+
+    vmlinux_dirs: Annotated[tuple[str, ...], DIRECTORIES] = ()
+    """Directories with kernels' vmlinux files, beside the usual places below /usr/lib/debug and
+    /lib/modules: `vmlinux-RELEASE`, `RELEASE/vmlinux` (each also with `.debug`), `vmlinux`, or by
+    build-id as in analysis.build_id_dirs, which are searched too. Only the one with the dump's own
+    build-id is used, and only where nobody but root can change it."""
 
     @property
     def rescan_ns(self) -> int:

@@ -60,7 +60,7 @@ PROGRESS_SECONDS = 0.2
 _LOG_EVERY_SECONDS = 10.0
 
 
-class Status(Protocol):
+class StatusSource(Protocol):
     """Knows how the daemon is; see daemon/status.py."""
 
     def describe(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Status(Protocol):
 
 
 class Work(Protocol):
-    """Does what root asks for; see daemon/after/afterwards.py."""
+    """Does what root asks for; see daemon/rootwork.py."""
 
     def analyze(self, crash_id: str) -> bool:
         """Queue a crash's analysis before all others; False where that cannot be."""
@@ -143,7 +143,7 @@ class ControlServer:
         self,
         sock: socket.socket,
         paths: Paths,
-        status: Status,
+        status: StatusSource,
         work: Work,
         exporter: Exporter,
     ) -> None:

@@ -22,9 +22,10 @@ from crashd.domain.units import format_size
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, IndexCorruptError, IndexOutdatedError, NotFoundError
 from crashd.store import signatures
-from crashd.store.catalog import WAL_ALARM_BYTES, reindex, set_index_aside, wal_bytes
+from crashd.store.catalog import reindex
 from crashd.store.entry import entry_ids, open_entry, record_size
 from crashd.store.index import Index
+from crashd.store.indexfile import WAL_ALARM_BYTES, set_index_aside, wal_bytes
 from crashd.store.paths import Paths
 from crashd.store.restoring import restore_record
 

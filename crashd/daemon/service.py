@@ -33,6 +33,7 @@ from crashd.daemon.kernel.side import KernelSide
 from crashd.daemon.ledger import Ledger
 from crashd.daemon.loop import Loop
 from crashd.daemon.recovery import Finished, Recovery
+from crashd.daemon.rootwork import RootWork
 from crashd.daemon.status import DaemonStatus, free_bytes
 from crashd.daemon.web.serving import MetricsFront
 from crashd.edge.capture import handoff, process
@@ -127,7 +128,11 @@ class Service:
             self._paths.control_socket, socket.SOCK_STREAM, 0o666
         )
         self._control = ControlServer(
-            control, self._paths, self._status, self._afterwards, self._exporter
+            control,
+            self._paths,
+            self._status,
+            RootWork(self._kernel, self._afterwards),
+            self._exporter,
         )
         audience = Finished(self._loop, self._afterwards, self._control, self._recovery)
         self._indexer.start(audience)

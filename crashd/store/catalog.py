@@ -7,7 +7,6 @@ not see does not exist.
 
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,8 @@ from crashd.store.entry import (
     remove,
     walk,
 )
-from crashd.store.index import COMPANIONS, Index
+from crashd.store.index import Index
+from crashd.store.indexfile import remove_index, set_index_aside
 from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
 from crashd.store.restoring import unreadable
@@ -177,36 +177,8 @@ def _not_found(crash_id: str) -> NotFoundError:
     return NotFoundError(f"no crash {crash_id}")
 
 
-WAL_ALARM_BYTES = 64 << 20
-"""No WAL grows to this but for a reader that does not end: crashctl's take milliseconds."""
-
-
-def wal_bytes(path: Path) -> int:
-    """Tell the size of the index's WAL; nothing of it is written back behind a reader's back, so it
-    grows while one has a transaction open.
-    """
-    try:
-        return os.stat(path.with_name(path.name + "-wal")).st_size
-    except FileNotFoundError:
-        return 0
-
-
-def set_index_aside(path: Path) -> str:
-    """Rename an index that cannot be read, so that a new one can be made; return its new name."""
-    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-    os.rename(path, aside)
-    for suffix in COMPANIONS:
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    return aside.name
-
-
-def _remove_index(path: Path) -> None:
-    for name in ("", *COMPANIONS):  # the WAL last: without it the file would be damaged
-        path.with_name(path.name + name).unlink(missing_ok=True)
-
-
 def reindex(paths: Paths, progress: Progress = no_progress) -> int:
-    """Make the index anew from the entries; return how many crashes it has.
+    """Rebuild the index from the entries; return how many crashes it has.
 
     In one transaction: who reads it meanwhile sees the old rows, or after it the new. A running
     daemon goes on writing to the same file, except to one that could not be read, which is set
@@ -220,7 +192,7 @@ def reindex(paths: Paths, progress: Progress = no_progress) -> int:
         with Index.open(paths.index) as old:
             damaged = bool(old.check())
     except IndexOutdatedError:
-        _remove_index(paths.index)
+        remove_index(paths.index)
         damaged = False
     except IndexCorruptError:
         damaged = True

@@ -39,7 +39,8 @@ from crashd.store.entry import (
     open_entry,
     walk,
 )
-from crashd.store.index import COMPANIONS, Index
+from crashd.store.index import Index
+from crashd.store.indexfile import COMPANIONS
 from crashd.store.paths import Paths
 
 __all__ = ["Finding", "verify", "verify_strictly"]

@@ -12,7 +12,7 @@ from typing import Final
 
 from crashd.corehandler import LIMITS_NAME, PROC_FILES, PROC_LINKS
 from crashd.store import spool
-from crashd.store.index import COMPANIONS
+from crashd.store.indexfile import COMPANIONS
 from crashd.store.paths import Paths
 
 SPOOL_PATIENCE_NS: Final = 120 * 10**9

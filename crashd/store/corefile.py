@@ -241,7 +241,7 @@ def unzstd(head: bytes, limit: int) -> bytes:
     """Decompress the start of a zstd stream, cut or whole, into `limit` bytes at most.
 
     Raises:
-        FormatError: it is none, or damaged.
+        FormatError: it is not a stored core, or damaged.
 
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)

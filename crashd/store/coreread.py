@@ -172,13 +172,13 @@ def _read_table(fd: int, stored: int) -> list[FrameSize] | None:
 
 
 def _is_hole(fd: int, position: int, frame: FrameSize) -> bool:
-    """Tell whether a frame is nothing but zeros, by its size alone: 4 bytes for 128 KiB."""
+    """Return whether a frame is only zeros, by its size alone: 4 bytes for 128 KiB."""
     blocks = -(-frame.size // (128 << 10))
     return frame.stored == 6 + 4 * blocks and os.pread(fd, 5, position)[4:5] == b"\0"
 
 
 def _measure(fd: int, stored: int) -> Iterator[FrameSize]:
-    """Find the frames of a file without a table, by unpacking all that is no hole."""
+    """Find the frames of a file without a table, by unpacking everything except holes."""
     position = 0
     while header := parse_frame_header(os.pread(fd, FRAME_HEADER_MAX, position)):
         end = _frame_end(fd, position + header.size_bytes, stored, has_checksum=header.has_checksum)

@@ -1,8 +1,7 @@
 """Entries: one directory for each crash.
 
     <state>/crashes/                  0700 root
-      <id>/                           flock(2)ed (on the directory) by whoever is still writing to
-      it
+      <id>/                           flock(2)ed (on the directory) while a writer lives
         crash.json                    the record; always whole (crash.json.new is renamed)
         core.zst.partial              a core on its way in
         core.zst                      a committed core; crash.json says how whole it is
@@ -11,6 +10,9 @@
 An entry is finished when its crash.json says so; `state: capturing` without a lock means that the
 writer died. Everything is reached from the directory's descriptor, never by a path again. What is
 not named by a well-formed id is not ours and is never touched.
+
+Over 400 lines because it is the only door to the entries: nothing else opens, locks, writes or
+removes one, so what holds for each of them can be checked here.
 """
 
 import contextlib
@@ -51,12 +53,12 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
     del done, total
 
 
 LOCK_SECONDS = 2.0
-"""Whoever looks at an entry, or pins it, has its lock for milliseconds."""
+"""A command that looks at an entry, or pins it, holds its lock for milliseconds."""
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -89,7 +91,7 @@ class Entry:
         return True
 
     def lock(self) -> None:
-        """Take the entry's lock, waiting for whoever looks at it, or pins it.
+        """Take the entry's lock; wait for a command that looks at it, or pins it.
 
         Raises:
             UnavailableError: not within LOCK_SECONDS: a capture writes to it.
@@ -200,7 +202,7 @@ class Entry:
         return fd
 
     def is_core_in_use(self) -> bool:
-        """Tell whether somebody has the core open, and wants it spared."""
+        """Return whether a reader has the core open, and wants it spared."""
         try:
             fd = open_regular(CORE, dir_fd=self.fd)
         except OSError:
@@ -248,7 +250,7 @@ class Entry:
             os.unlink(CORE, dir_fd=self.fd)
 
     def stored_bytes(self) -> int | None:
-        """Size of the committed core as it is on disk; None when there is none."""
+        """Return the committed core's size on disk; None without a core."""
         try:
             return os.stat(CORE, dir_fd=self.fd, follow_symlinks=False).st_size
         except FileNotFoundError:
@@ -263,7 +265,7 @@ def prepare(paths: Paths) -> None:
     """Make the store's directories, private to their owner; close those that are open to others.
 
     Raises:
-        UnavailableError: one is another user's, who could put into it what he likes.
+        UnavailableError: one is another user's, who could put anything into it.
         OSError: one cannot be made.
 
     """
@@ -350,7 +352,7 @@ def open_entry(paths: Paths, crash_id: str) -> Entry:
 
 
 def record_size(paths: Paths, crash_id: str) -> int:
-    """Return the size of an entry's record; 0 where there is none."""
+    """Return the size of an entry's record; 0 without one."""
     try:
         return os.stat(paths.crashes / crash_id / RECORD, follow_symlinks=False).st_size
     except OSError:

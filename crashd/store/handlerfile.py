@@ -42,7 +42,7 @@ def python_program() -> bytes:
 
 
 def native_program(built: Path = NATIVE, running: Path = _EXECUTABLE) -> bytes | None:
-    """Read the native handler; None where there is none, or where it is for another machine."""
+    """Read the native handler; None if it was not built, or is for another machine."""
     try:
         program = built.read_bytes()
         with running.open("rb") as file:

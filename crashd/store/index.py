@@ -1,8 +1,10 @@
 """The index: SQLite, one row for each crash, a cache of the entries' crash.json.
 
 Every column is computed from a `Crash` alone, by `_row`, for a new crash and for a rebuilt row
-alike. WAL with synchronous=FULL: what was put is there after a power cut, and readers never wait
-for the writer.
+alike. How the file is opened, and what SQLite's errors mean, is in indexfile.py.
+
+Over 400 lines because it is one class: all that is asked of the table, beside the code that fills
+its columns.
 """
 
 import contextlib
@@ -18,7 +20,6 @@ from typing import Any
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import LIST_KEYS, Crash, Kind, State, encode, to_json
 from crashd.domain.crash.viewer import Viewer
-from crashd.domain.text import printable
 from crashd.errors import (
     IndexCorruptError,
     IndexOutdatedError,
@@ -26,25 +27,14 @@ from crashd.errors import (
     UsageError,
     reason_of,
 )
+from crashd.store.indexfile import connect, connect_readonly, damaged, guard, make_private
 from crashd.store.schema import COLUMNS, SCHEMA, VERSION
 from crashd.store.selection import Selector
 
-BUSY_SECONDS = 5.0
-WAL_BYTES = 16 << 20
-"""The WAL shrinks to this once no reader needs more of it."""
 BLOCK_BYTES = 4096
 """Files take whole blocks of a file system; these are most file systems'."""
 FILE_MAX = 32 << 20
 """No record or analysis is larger."""
-PAGE_BYTES = 8192
-"""Rows have about 1 KiB: of smaller pages a quarter would stay empty."""
-WAL_PAGES = 500
-"""Pages in the WAL from which on a commit tries to write them back."""
-COMPANIONS = ("-wal", "-shm")
-_TEMPORARY = "PRAGMA temp_store = MEMORY"
-"""Else a statement that can fail half-way, as every put, copies rows to a file in /var/tmp: outside
-of the root, and on a disk that may be full or not there.
-"""
 
 _NEWEST = "time_ns DESC, id DESC"
 _REPLACED = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name != "id")
@@ -105,22 +95,22 @@ class Index:
 
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False) -> "Index":
-        """Open the index; unless `readonly`, make it where there is none.
+        """Open the index; unless `readonly`, create a missing one.
 
         Raises:
-            UnavailableError: there is none, or it cannot be read or locked.
+            UnavailableError: it is missing, or cannot be read or locked.
             IndexOutdatedError: an older crashd made it; see `catalog.reindex`.
             IndexCorruptError: it is damaged, or a newer crashd's.
 
         """
         try:
             if not readonly:
-                _make_private(path)
+                make_private(path)
             inode = os.stat(path).st_ino
         except OSError as e:
             raise UnavailableError(f"cannot open the index {path}: {reason_of(e)}") from e
-        with _guard(path):
-            connection = _connect_readonly(path) if readonly else _connect(path)
+        with guard(path):
+            connection = connect_readonly(path) if readonly else connect(path)
             index = cls(path, connection, inode)
             try:
                 index._check_version(make=not readonly)
@@ -140,7 +130,7 @@ class Index:
         self._db.close()
 
     def is_current(self) -> bool:
-        """Tell whether this is still the file at its path: `reindex` may have replaced a corrupt
+        """Return whether this is still the file at its path: `reindex` may have replaced a corrupt
         one.
         """
         try:
@@ -184,8 +174,7 @@ class Index:
             raise
         self._db.execute("COMMIT")
 
-    # -- writing
-    # -------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------
 
     def put(self, crashes: Iterable[Crash]) -> None:
         """Insert or replace rows, all or none; on disk on return.
@@ -193,13 +182,13 @@ class Index:
         What `crashes` yields is asked for once nobody else can write: who writes a record and then
         its row, as all do, cannot get between one that is read there and its row.
         """
-        with _guard(self._path), self._transaction():
+        with guard(self._path), self._transaction():
             self._db.executemany(_PUT, (_row(crash) for crash in crashes))
 
     def replace_all(self, crashes: Iterable[Crash]) -> int:
         """Make `crashes` the whole content, in one transaction; return how many there are."""
         rows = [_row(crash) for crash in crashes]
-        with _guard(self._path), self._transaction():
+        with guard(self._path), self._transaction():
             past = self._db.execute("SELECT what, name, count FROM past").fetchall()
             self._db.execute("DELETE FROM crash")
             self._db.execute("DELETE FROM past")  # the rows of now, which are put again
@@ -212,63 +201,57 @@ class Index:
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove rows; ids without one are no error."""
-        with _guard(self._path), self._transaction():
+        with guard(self._path), self._transaction():
             self._db.executemany("DELETE FROM crash WHERE id = ?", [(i,) for i in ids])
 
     def mark_missing(self, ids: Iterable[str]) -> None:
         """Say of rows that their entry is gone from the disk."""
         missing = State.MISSING.value
-        with _guard(self._path), self._transaction():
+        with guard(self._path), self._transaction():
             self._db.executemany(
                 "UPDATE crash SET state = ?, stored_bytes = 0, doc = json_set(doc, '$.state', ?)"
                 " WHERE id = ?",
                 [(missing, missing, i) for i in ids],
             )
 
-    # -- reading
-    # -------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------
 
     def get(self, crash_id: str, viewer: Viewer | None = None) -> dict[str, Any] | None:
-        """Read one row as `crashctl list --json` shows it, whoever may see it."""
+        """Read one row as `crashctl list --json` shows it, even one that `viewer` may not see."""
         found = self._documents("WHERE id = ?", [crash_id], 1, viewer)
         return found[0] if found else None
 
     def is_visible(self, crash_id: str, viewer: Viewer | None) -> bool:
         """Return whether there is such a row, and `viewer` may see it."""
-        with _guard(self._path):
+        with guard(self._path):
             sql = "SELECT owner_uid, gid FROM crash WHERE id = ?"
             row = self._db.execute(sql, [crash_id]).fetchone()
         return row is not None and (viewer is None or viewer.owns(*row))
 
     def id_of_token(self, token: str) -> str | None:
         """Find the crash that the handler gave this token."""
-        with _guard(self._path):
+        with guard(self._path):
             sql = "SELECT id FROM crash WHERE token = ? AND token != ''"
             row = self._db.execute(sql, [token]).fetchone()
         return row[0] if row else None
 
     def ids(self) -> list[str]:
         """List all ids."""
-        with _guard(self._path):
+        with guard(self._path):
             return [row[0] for row in self._db.execute("SELECT id FROM crash ORDER BY id")]
 
     def ids_in_state(self, state: State, kind: Kind = Kind.PROCESS) -> list[str]:
         """List the ids of all crashes of one kind in one state."""
-        with _guard(self._path):
+        with guard(self._path):
             sql = f"SELECT id FROM crash WHERE state = '{state.value}' AND kind = ? ORDER BY id"
             return [row[0] for row in self._db.execute(sql, [kind.value])]
 
     def row(self, crash_id: str) -> tuple[Any, ...] | None:
         """Read one whole row, to compare it with `row_of`."""
         sql = f"SELECT {', '.join(COLUMNS)} FROM crash WHERE id = ?"
-        with _guard(self._path):
+        with guard(self._path):
             found: tuple[Any, ...] | None = self._db.execute(sql, [crash_id]).fetchone()
         return found
-
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """Yield all rows in the order of their ids, to compare them with `row_of`."""
-        with _guard(self._path):
-            yield from self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM crash ORDER BY id")
 
     @staticmethod
     def row_of(crash: Crash) -> tuple[Any, ...]:
@@ -283,25 +266,25 @@ class Index:
 
     def check(self) -> list[str]:
         """Have SQLite check the whole file; return what it complains of. Reads everything."""
-        with _guard(self._path):
+        with guard(self._path):
             found = [row[0] for row in self._db.execute("PRAGMA quick_check(20)")]
         return [] if found == ["ok"] else found
 
     def usage(self) -> dict[str, tuple[int, int]]:
-        """Tell entries and stored bytes of each kind."""
+        """Return entries and stored bytes of each kind."""
         found = {kind.value: (0, 0) for kind in Kind}
-        with _guard(self._path):
+        with guard(self._path):
             for kind, entries, size in self._db.execute("SELECT kind, entries, bytes FROM usage"):
                 found[kind] = (entries, size)
         return found
 
     def records_bytes(self, kind: Kind = Kind.PROCESS) -> int:
-        """Tell what the records of one kind have on disk together."""
+        """Return the bytes on disk of all records of one kind."""
         found = self.fetch("SELECT bytes FROM record_usage WHERE kind = ?", [kind.value])
         return found[0][0] if found else 0
 
     def last_sequence(self) -> int:
-        """Tell the highest number of a crash; 0 where none has one. Reads every row."""
+        """Return the highest number of a crash; 0 without any. Reads every row."""
         ((last,),) = self.fetch("SELECT max(sequence) FROM crash")
         return last or 0
 
@@ -310,7 +293,7 @@ class Index:
         done = "FROM crash WHERE state != 'capturing'"
         by_disposition: Counter[tuple[str, str]] = Counter()
         by_signal: Counter[int | None] = Counter()
-        with _guard(self._path):
+        with guard(self._path):
             for kind, disposition, count in self._db.execute(
                 f"SELECT kind, disposition, count(*) {done} GROUP BY kind, disposition"
             ):
@@ -334,7 +317,7 @@ class Index:
         None counts all others: of other units, or of none.
         """
         counts: Counter[str | None] = Counter()
-        with _guard(self._path):
+        with guard(self._path):
             for unit, count in self._db.execute(
                 "SELECT unit, count(*) FROM crash WHERE state != 'capturing' AND kind = 'process' "
                 "GROUP BY unit"
@@ -373,12 +356,12 @@ class Index:
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a query that reads."""
-        with _guard(self._path):
+        with guard(self._path):
             return self._db.execute(sql, values).fetchall()
 
     def where(self, query: Query, viewer: Viewer | None) -> tuple[str, list[Any]]:
         """Build the WHERE of a query, and its values; see `select`."""
-        with _guard(self._path):
+        with guard(self._path):
             return Selector(self._db, viewer).where(query)
 
     def _documents(
@@ -396,13 +379,13 @@ class Index:
         found, size = [], 0
         of_viewer: dict[Any, int] = {}
         with (
-            _guard(self._path),
+            guard(self._path),
             contextlib.closing(self._db.execute(sql, [*values, limit])) as rows,
         ):
             for doc, count in rows:
                 document = json.loads(doc) if isinstance(doc, str) else None
                 if not isinstance(document, dict):
-                    raise _damaged(self._path, "a row is not what crashd wrote")
+                    raise damaged(self._path, "a row is not what crashd wrote")
                 size += 0 if max_bytes is None else len(doc.encode())
                 if max_bytes is not None and size > max_bytes:
                     raise UsageError(
@@ -422,84 +405,3 @@ class Index:
             sql = f"SELECT count(*) FROM crash {where}"
             (known[signature],) = self._db.execute(sql, values).fetchone()
         return known[signature]
-
-
-def _make_private(path: Path) -> None:
-    """Make the file if there is none, and let nobody else read it.
-
-    One that is there is never opened here: closing it would drop the POSIX locks of every
-    connection that this process has to it, and another process could then remove the WAL under us
-    (SQLite, "How To Corrupt", 2.2).
-    """
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        for name in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(name, follow_symlinks=False).st_mode & 0o077:
-                    os.chmod(name, 0o600)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-    try:
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-        connection.execute(_TEMPORARY)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect_readonly(path: Path) -> sqlite3.Connection:
-    uri = path.absolute().as_uri()
-    connection = sqlite3.connect(
-        f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
-    )
-    try:
-        connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.OperationalError as e:
-        connection.close()
-        # On a read-only file system WAL's -shm cannot be made, and nobody can be writing either.
-        # Anywhere else, `immutable` would read past the locks and the WAL of a writer at work.
-        unwritable = e.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-        if not (unwritable and os.statvfs(path).f_flag & os.ST_RDONLY):
-            raise
-        connection = sqlite3.connect(f"{uri}?immutable=1", isolation_level=None, uri=True)
-    except BaseException:
-        connection.close()
-        raise
-    connection.execute(_TEMPORARY)
-    return connection
-
-
-@contextlib.contextmanager
-def _guard(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors, and what is no row of ours, into our errors."""
-    try:
-        yield
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise _damaged(path, "a text is not what crashd wrote") from e
-    except sqlite3.OperationalError as e:
-        if "no such" in str(e):
-            raise IndexCorruptError(f"the index {path} is not crashd's: {_told(e)}") from e
-        if "decode to UTF-8" in str(e):  # the message goes on with the bytes themselves
-            raise _damaged(path, "a text is not UTF-8") from e
-        raise UnavailableError(f"the index {path} is not available: {_told(e)}") from e
-    except sqlite3.DatabaseError as e:
-        raise _damaged(path, _told(e)) from e
-
-
-def _damaged(path: Path, why: str) -> IndexCorruptError:
-    return IndexCorruptError(
-        f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"
-    )
-
-
-def _told(error: sqlite3.Error) -> str:
-    """Quote SQLite, who quotes the file."""
-    return printable(str(error))[:200]

@@ -83,7 +83,7 @@ class DumpRoot:
             self._fd = -1
 
     def space(self) -> tuple[int, int]:
-        """Tell the file system's size, and what it has left for root; bytes."""
+        """Return the file system's size, and what it has left for root; bytes."""
         space = read_space(self._fd)
         return space.total_bytes, space.root_free_bytes
 
@@ -109,7 +109,7 @@ class DumpRoot:
         return Seen(_entry(name, status), status.st_dev, status.st_ino, status.st_ctime_ns)
 
     def classify(self, seen: Seen) -> DumpDirectory | None:
-        """Tell what a directory is, by its files' names; one with faults is not opened.
+        """Return what a directory is, by its files' names; one with faults is not opened.
 
         Raises:
             OSError: it is gone, or cannot be read.
@@ -202,7 +202,7 @@ class OpenDump:
 
         Raises:
             OSError: it is gone.
-            FormatError: it is no regular file that root alone vouches for.
+            FormatError: it is not a regular file that only root can change.
 
         """
         wrong = FormatError(f"{printable(name)} is not a file that only root can change")

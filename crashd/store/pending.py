@@ -1,8 +1,9 @@
-"""What is being deleted, written down first: whoever is killed at it is followed by who finishes.
+"""What is being deleted, written down first, so that the next process finishes a deletion whose
+process was killed.
 
     <state>/retention.pending     ids, a line each; flock(2)ed by who deletes, daemon or crashctl
 
-Empty when nothing is under way. A torn line is no id, and its crash has not been touched yet.
+Empty when nothing is under way. A torn line is not an id; its crash has not been touched yet.
 """
 
 import contextlib

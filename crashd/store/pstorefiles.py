@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from crashd.base.files import DIRECTORY, open_regular, read_all
 from crashd.domain.kernellog.pstore import PART_MAX, Part, is_record_name, parse_record
 
 DEPTH_MAX = 3
@@ -17,8 +18,6 @@ NAMES_MAX = 100_000
 PARTS_READ_MAX = 4096
 BYTES_READ_MAX = 64 << 20
 """Of the newest records that are read; nobody ever empties systemd-pstore's directory."""
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Record(NamedTuple):
@@ -45,7 +44,7 @@ def list_records(root: Path) -> PstoreDirectory:
     """List the newest records below a directory; none where there is none."""
     found: list[Record] = []
     with contextlib.suppress(OSError):
-        fd = os.open(root, _DIR)
+        fd = os.open(root, DIRECTORY)
         try:
             for number, record in enumerate(_walk(fd, (), DEPTH_MAX)):
                 if record is not None:
@@ -68,7 +67,7 @@ def read_parts(directory: PstoreDirectory) -> list[Part]:
     """Read the records of a directory, those that are still there."""
     found: list[Part] = []
     with contextlib.suppress(OSError):
-        root = os.open(directory.root, _DIR)
+        root = os.open(directory.root, DIRECTORY)
         try:
             for record in directory.records:
                 # moved on by systemd-pstore, or unreadable: firmware is what it is
@@ -91,7 +90,7 @@ def _walk(directory: int, path: tuple[str, ...], depth: int) -> Iterator[Record 
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode) and depth > 0:
-                fd = os.open(name, _DIR, dir_fd=directory)
+                fd = os.open(name, DIRECTORY, dir_fd=directory)
                 try:
                     yield from _walk(fd, (*path, name), depth - 1)
                 finally:
@@ -111,11 +110,11 @@ def _read(root: int, path: tuple[str, ...]) -> Part | None:
     with contextlib.ExitStack() as opened:
         fd = root
         for part in directories:
-            fd = os.open(part, _DIR, dir_fd=fd)
+            fd = os.open(part, DIRECTORY, dir_fd=fd)
             opened.callback(os.close, fd)
-        file = opened.enter_context(open(os.open(name, _READ, dir_fd=fd), "rb", buffering=0))
-        status = os.fstat(file.fileno())
+        file = open_regular(name, dir_fd=fd)
+        opened.callback(os.close, file)
+        status = os.fstat(file)
         if not _is_trusted(status):
             return None
-        raw = file.read(PART_MAX) or b""
-        return parse_record(name, raw, status.st_mtime_ns)
+        return parse_record(name, read_all(file, PART_MAX), status.st_mtime_ns)

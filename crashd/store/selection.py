@@ -119,7 +119,7 @@ class Selector:
         return total, tuple(met)
 
     def _meanings(self, term: Term) -> tuple[str, Group]:
-        """Tell the group's name and the conditions of one MATCH."""
+        """Return the group's name and the conditions of one MATCH."""
         if not term.explicit and len(term.text) == SHORT_ID_LENGTH:
             short = _compare("short", term.text)
             if self._ids(short):

@@ -39,7 +39,7 @@ def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any
 
 
 def span(index: Index, signature: str, viewer: Viewer | None) -> dict[str, str]:
-    """Tell when a signature was `first_of_signature` and `last_of_signature` seen."""
+    """Return when a signature was `first_of_signature` and `last_of_signature` seen."""
     where, values = index.where(Query(signature=signature), viewer)
     ((first_ns, last_ns),) = index.fetch(
         f"SELECT min(time_ns), max(time_ns) FROM crash {where}", values
@@ -51,7 +51,7 @@ def span(index: Index, signature: str, viewer: Viewer | None) -> dict[str, str]:
 
 
 def count(index: Index) -> int:
-    """Tell how many signatures there are."""
+    """Return how many signatures there are."""
     ((number,),) = index.fetch("SELECT count(*) FROM signature_count WHERE count > 0")
     return int(number)
 

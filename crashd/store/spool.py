@@ -109,12 +109,12 @@ def tokens(paths: Paths) -> set[str]:
 
 
 def is_entry_name(name: str) -> bool:
-    """Tell whether a name in the spool is that of a crash, finished or not."""
+    """Return whether a name in the spool is that of a crash, finished or not."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_finished_name(name: str) -> bool:
-    """Tell whether a name that appeared in the spool is a finished crash."""
+    """Return whether a name that appeared in the spool is a finished crash."""
     match = _NAME.fullmatch(name)
     return match is not None and not match[4]
 
@@ -135,7 +135,7 @@ def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
 
 
 def _is_handler(pid: int) -> bool:
-    """Tell whether this process is a handler: of a script comm is the file's name, proc(5)."""
+    """Return whether this process is a handler: of a script comm is the file's name, proc(5)."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
             return file.read(64) in _HANDLER_COMMS
@@ -186,7 +186,7 @@ class SpoolEntry:
         return parse_fields(raw)
 
     def ending(self) -> str | None:
-        """Tell why the core is not all there; None when it is."""
+        """Return why the core is incomplete; None when it is complete."""
         raw = self._read("done", VALUE_MAX)
         if raw is None:
             return DIED
@@ -206,7 +206,7 @@ class SpoolEntry:
         return found
 
     def open_core(self) -> int | None:
-        """Open the spooled core; None when there is none. The caller owns the descriptor."""
+        """Open the spooled core; None without one. The caller owns the descriptor."""
         try:
             return open_regular("core", dir_fd=self.fd)
         except (FileNotFoundError, NotRegularError):
@@ -214,7 +214,7 @@ class SpoolEntry:
 
 
 def core_bytes(paths: Paths, name: str) -> int:
-    """Tell how much of the disk a spooled core takes; 0 where there is none."""
+    """Return how much of the disk a spooled core takes; 0 without one."""
     try:
         return os.stat(paths.spool / name / "core", follow_symlinks=False).st_blocks * 512
     except OSError:

@@ -14,7 +14,7 @@ STATE_MAX = 16 << 20
 
 
 def read_state(path: Path) -> Any:
-    """Read a file's JSON; None when there is none, or it is not whole."""
+    """Read a file's JSON; None if it is missing or damaged."""
     try:
         return json.loads(read_file(path, STATE_MAX))
     except (OSError, ValueError, RecursionError):

@@ -68,7 +68,7 @@ def distrust(owner: int, mode: int, euid: int) -> str | None:
 
 def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> str | None:
     """Return the first component of a path that others than root can replace, and why; None where
-    there is none, or we are not root.
+    all is safe, or we are not root.
 
     The path is followed as the kernel does, through every link (path_resolution(7)). Only root can
     change what the walk has passed. A component that is missing ends it, where only root can make

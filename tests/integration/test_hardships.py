@@ -17,10 +17,10 @@ from crashd.daemon.indexer import Indexer
 from crashd.edge.web.exporter import Exporter
 from crashd.store import entry as entries
 from crashd.store import spool
-from crashd.store.catalog import WAL_ALARM_BYTES, wal_bytes
 from crashd.store.entry import prepare
 from crashd.store.handlerfile import install_handler
-from crashd.store.index import WAL_BYTES, Index
+from crashd.store.index import Index
+from crashd.store.indexfile import WAL_ALARM_BYTES, WAL_BYTES, wal_bytes
 from crashd.store.paths import Paths
 from tests.builders.audience import Heard
 from tests.builders.crashes import build_crash

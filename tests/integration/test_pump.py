@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashd.daemon.capture.pace import Gate, Pace
+from crashd.daemon.capture.pace import STORER_NICE, Gate, Pace, lower_storer
 from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, RECOUNT_BYTES, Pump, StopError
 from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
+from crashd.daemon.capture.timedread import Reader
 
 NO_LIMIT = 1 << 62
 
@@ -93,6 +94,7 @@ def test_what_goes_in_comes_out(steps: list[tuple[str, int]], ring: int) -> None
             expected += bytes(size)
             pump.hole(size)
     assert pump.size_bytes == len(expected)
+    assert pump.data_bytes == sum(size for kind, size in steps if kind != "hole")
     pump.finish()
     assert sink.data == expected
 
@@ -332,6 +334,30 @@ def test_storing_asks_before_each_part() -> None:
     storing.join()
     assert len(sink.data) == 3 << 20
     assert pace.count >= 3
+
+
+def test_storing_lowers_its_own_threads_and_not_the_one_that_reads_the_next_core() -> None:
+    class Lowering(Pace):
+        def begin(self) -> None:
+            lower_storer()
+
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    class Looking(Recorder):
+        def write(self, data: memoryview) -> None:
+            niceness["storer"] = nice()
+            super().write(data)
+
+    niceness: dict[str, int] = {}
+    reader = Reader()
+    reader.do(lambda: None, 10)
+    pump = Pump(Looking(), 1 << 20, NO_LIMIT, None)
+    fill(pump, 1 << 20, 1)
+    pump.finish(Lowering())
+    reader.do(lambda: niceness.update(reader=nice()), 10)
+    assert niceness == {"storer": STORER_NICE, "reader": nice()}
+    assert nice() < STORER_NICE
 
 
 def test_gate_is_one_for_all_processes_and_opens_by_itself() -> None:

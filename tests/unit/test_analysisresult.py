@@ -14,6 +14,7 @@ from crashd.analysisresult import (
     is_whole,
     parse_log_report,
     parse_report,
+    parse_symbols_report,
 )
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json
 from crashd.domain.cause.explain import Context, explain
@@ -256,3 +257,60 @@ def test_log_that_no_worker_prints_is_refused(change: dict[str, object]) -> None
 def test_log_that_could_not_be_read_is_refused_in_the_worker_s_words() -> None:
     with pytest.raises(FormatError, match=r"^no pages \\x1b$"):
         parse_log_report(json.dumps({"failed": "no pages \x1b"}).encode())
+
+
+# -- a kernel's symbols ----------------------------------------------------------------------------
+
+KERNEL_FRAME = {
+    "function": "panic",
+    "module": "kernel",
+    "symbol_offset": 1,
+    "file": "kernel/panic.c",
+    "line": 3,
+    "inline": False,
+    "pc": 2**64 - 1,
+    "locals": [{"name": "fmt", "value": "\x1b[31mred"}],
+}
+KERNEL_REPORT = {
+    "version": 1,
+    "tid": 1,
+    "comm": "sh\n",
+    "frames": [KERNEL_FRAME],
+    "cut": False,
+    "cpus": [{"cpu": 0, "tid": 1, "comm": "sh", "pc": None, "function": None}],
+    "problems": [],
+    "cpu_seconds": 0.5,
+}
+
+
+def test_symbols_report_is_read_and_made_printable() -> None:
+    facts = parse_symbols_report(json.dumps(KERNEL_REPORT).encode())
+    assert facts.comm == "sh\\x0a"
+    assert facts.frames[0].locals[0].value == "\\x1b[31mred"
+    assert facts.cpus[0].cpu == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": [{**KERNEL_FRAME, "pc": 2**64}]},
+        {"frames": [{**KERNEL_FRAME, "pc": "x"}]},
+        {"frames": [{**KERNEL_FRAME, "more": 1}]},
+        {"frames": [KERNEL_FRAME] * 9000},
+        {"cpus": [{"cpu": 0}]},
+        {"comm": ["sh"]},
+        {"extra": 1},
+        {"failed": "the vmlinux cannot be used"},
+    ],
+)
+def test_symbols_report_that_is_not_one_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(FormatError):
+        parse_symbols_report(json.dumps({**KERNEL_REPORT, **change}).encode())
+
+
+@pytest.mark.parametrize("build_id", ["../x", "AB" * 10, 5, "a" * 200])
+def test_log_report_with_an_absurd_build_id_is_refused(build_id: object) -> None:
+    report = {"version": 1, "log": "x", "records": 1, "skipped": 0, "cut": False}
+    assert parse_log_report(json.dumps({**report, "build_id": "ab" * 20}).encode()).build_id
+    with pytest.raises(FormatError):
+        parse_log_report(json.dumps({**report, "build_id": build_id}).encode())

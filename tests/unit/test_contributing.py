@@ -83,6 +83,13 @@ def test_each_usual_change_touches_three_modules_at_most() -> None:
         assert len(modules) <= 3, change
 
 
+def test_each_slow_test_file_of_check_sh_exists() -> None:
+    text = (ROOT / "packaging/check.sh").read_text()
+    slow = re.findall(r"^tests/unit/\S+\.py$", text, re.MULTILINE)
+    assert slow
+    assert [name for name in slow if not (ROOT / name).is_file()] == []
+
+
 def test_each_path_exists() -> None:
     paths = set(_PATH.findall(TEXT))
     assert len(paths) > 40

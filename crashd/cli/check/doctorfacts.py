@@ -148,7 +148,7 @@ def _index(paths: Paths) -> tuple[int, str | None, str | None]:
 
 
 def _alarming_wal(paths: Paths) -> int:
-    from crashd.store.catalog import WAL_ALARM_BYTES, wal_bytes
+    from crashd.store.indexfile import WAL_ALARM_BYTES, wal_bytes
 
     size = wal_bytes(paths.index)
     return size if size >= WAL_ALARM_BYTES else 0

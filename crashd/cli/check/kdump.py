@@ -77,6 +77,7 @@ def _names(drop_in: str, target: Target) -> bool:
 
 
 def _document(facts: Facts, verdict: Readiness) -> dict[str, Any]:
+    """Build the JSON object: the verdict, and the facts behind it."""
     return {
         "ready": verdict.ready,
         "loaded": facts.loaded,

@@ -7,31 +7,40 @@
     files/N/NAME    these files
     SHA256SUMS      checksums of all members above
 
-crashd.cli.open.unbundle reads it.
+crashd.cli.open.unbundle opens it. Of a kernel's crash there is instead of the last three:
+
+    kernel.json     which vmlinux it takes (release, build_id, package), where that was on this
+                    host, and the members below
+    dump/N/NAME     the dump's files as they lie in its directory; of a split dump all parts
+    log/NAME        the log that was saved beside it
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from crashd.cli.context import Context
 from crashd.cli.open.crashfiles import FILE_MAX, find_files
 from crashd.cli.open.dump import open_stored
+from crashd.cli.open.kerneldump import KernelDump, find_dump, open_file
 from crashd.cli.output import terminable
 from crashd.cli.progress import Progress, progress
 from crashd.cli.show.pages import render_info
 from crashd.cli.source import newest, open_source
 from crashd.domain.crash.model import from_json
+from crashd.domain.elf.vmlinux import debug_package
+from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
-from crashd.errors import CrashdError, UsageError, reason_of
+from crashd.errors import CrashdError, NotFoundError, UsageError, reason_of
 from crashd.store.corefile import zstd_writer
 
 SUFFIX = ".tar.zst"
@@ -46,10 +55,14 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
     try:
         row = newest(context, source, arguments.match)
         doc = source.info(row["id"])
+        if row.get("kind") == "kernel":
+            return _bundle_kernel(context, target, doc, force=arguments.force)
         stored = open_stored(context, source, row)
         try:
             with terminable(), progress(context, "packing", sizes=True) as shown:
-                count = _write(target, doc, stored, shown, force=arguments.force)
+                count = _write(
+                    target, doc, shown, lambda packer: packer.pack(stored), force=arguments.force
+                )
         finally:
             os.close(stored)
     finally:
@@ -59,7 +72,57 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write(target: Path, doc: dict[str, Any], stored: int, shown: Progress, *, force: bool) -> int:
+def _bundle_kernel(context: Context, target: Path, doc: dict[str, Any], *, force: bool) -> int:
+    """Write a bundle of a kernel's crash: its dump and log as far as there are any, and which
+    vmlinux they take. That is in no bundle: it is half a gigabyte, and anybody's to install.
+    """
+    with contextlib.ExitStack() as stack:
+        files = list(_kernel_files(context, doc, stack))
+        stack.enter_context(terminable())
+        shown = stack.enter_context(progress(context, "packing", sizes=True))
+        _write(target, doc, shown, lambda packer: packer.pack_kernel(files), force=force)
+    size = format_size(target.stat().st_size)
+    what = ", ".join(name for name, _ in files) or "no dump"
+    context.note(f"{target}: {size}, the report of {doc['id']}, {what}")
+    return 0
+
+
+def _kernel_files(
+    context: Context, doc: dict[str, Any], stack: contextlib.ExitStack
+) -> Iterator[tuple[str, int]]:
+    """Open what there is of a kernel's crash; yield members' names and descriptors of the stack."""
+    kernel = doc.get("kernel") or {}
+    try:
+        dump = find_dump(doc)
+        named = [(f"dump/{number}/{name}", name) for number, name in enumerate(dump.names)]
+    except NotFoundError as e:
+        context.warn(f"{e}")
+        where, log = kernel.get("path"), kernel.get("log_file")
+        if not isinstance(where, str) or not isinstance(log, str):
+            return
+        inode = kernel.get("inode")
+        dump = KernelDump(Path(where), inode if isinstance(inode, int) else None, (), log)
+        named = []
+    if dump.log is not None:
+        named.append((f"log/{dump.log}", dump.log))
+    for member, name in named:
+        try:
+            fd = open_file(dump, name)
+        except CrashdError as e:
+            context.warn(f"{e}: not in the bundle")
+            continue
+        stack.callback(os.close, fd)
+        yield member, fd
+
+
+def _write(
+    target: Path,
+    doc: dict[str, Any],
+    shown: Progress,
+    pack: Callable[["_Packer"], int],
+    *,
+    force: bool,
+) -> int:
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     if target.exists() and not force:
         raise UsageError(f"bundle: {target} exists", hint="--force replaces it")
@@ -69,7 +132,7 @@ def _write(target: Path, doc: dict[str, Any], stored: int, shown: Progress, *, f
             zstd_writer(raw) as out,
             tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
         ):
-            count = _Packer(tar, doc, shown).pack(stored)
+            count = pack(_Packer(tar, doc, shown))
         os.replace(staged, target)
     except OSError as e:
         raise CrashdError(f"bundle: cannot write {target}: {reason_of(e)}") from e
@@ -93,7 +156,36 @@ class _Packer:
         self._sums: list[str] = []
 
     def pack(self, stored: int) -> int:
-        """Write all members; return the number of module files."""
+        """Write everything; return how many files of modules there are."""
+        self._add_report()
+        self._add_file("core.zst", stored)
+        modules = list(self._add_modules(stored))
+        self._add("modules.json", json.dumps(modules, indent=1).encode())
+        self._add("SHA256SUMS", "".join(self._sums).encode())
+        return len(modules)
+
+    def pack_kernel(self, files: Sequence[tuple[str, int]]) -> int:
+        """Write everything of a kernel's crash; return how many files there are."""
+        self._add_report()
+        kernel = self._doc.get("kernel") or {}
+        release, version = str(kernel.get("release") or ""), str(kernel.get("version") or "")
+        about = {
+            "release": release,
+            "version": version,
+            "machine": kernel.get("machine"),
+            "build_id": kernel.get("build_id"),
+            "package": debug_package(release, version),
+            "vmlinux": (symbols_of(kernel) or {}).get("vmlinux"),
+            "path": kernel.get("path"),
+            "members": [name for name, _ in files],
+        }
+        self._add("kernel.json", json.dumps(about, indent=1).encode())
+        for name, fd in files:
+            self._add_file(name, fd)
+        self._add("SHA256SUMS", "".join(self._sums).encode())
+        return len(files)
+
+    def _add_report(self) -> None:
         page = "\n".join(
             render_info(
                 self._doc, now_ns=time.time_ns(), show_all=True, color=False, core_file=None
@@ -101,11 +193,6 @@ class _Packer:
         )
         self._add("crash.json", json.dumps(self._doc, indent=1).encode())
         self._add("report.txt", page.encode() + b"\n")
-        self._add_file("core.zst", stored)
-        modules = list(self._add_modules(stored))
-        self._add("modules.json", json.dumps(modules, indent=1).encode())
-        self._add("SHA256SUMS", "".join(self._sums).encode())
-        return len(modules)
 
     def _add(self, name: str, data: bytes) -> None:
         self._put(name, io.BytesIO(data), len(data))

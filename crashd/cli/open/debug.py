@@ -18,7 +18,7 @@ from crashd.cli.context import Context
 from crashd.cli.open.crashfiles import CrashFiles, find_files
 from crashd.cli.open.debugroot import DebugRoot, lay_out, warn_of_missing
 from crashd.cli.open.dump import opened_core
-from crashd.cli.open.foreground import User, run
+from crashd.cli.open.foreground import run
 from crashd.cli.open.scratch import (
     descriptor_path,
     give,
@@ -26,6 +26,7 @@ from crashd.cli.open.scratch import (
     private_directory,
     write_core,
 )
+from crashd.cli.open.session import User
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.crash.access import Credentials
 from crashd.domain.crash.model import from_json
@@ -33,7 +34,7 @@ from crashd.edge.sandbox.loanedid import loan
 from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from crashd.configuration.keys import AnalysisSection
+    from crashd.configuration.keys import AnalysisSection, Settings
 
 PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
 _DEBUG_DIRECTORY = "/usr/lib/debug"
@@ -54,7 +55,8 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         extra = shlex.split(arguments.debugger_arguments)
     except ValueError as e:
         raise UsageError(f"debug: {arguments.debugger_arguments!r}: {e}") from e
-    settings = _analysis_settings(context)
+    all_settings = _settings(context)
+    settings = all_settings.analysis
     if not settings.debuginfod:
         os.environ.pop("DEBUGINFOD_URLS", None)  # not every debugger has an option for it
     if len(arguments.match) == 1 and arguments.match[0].endswith(".tar.zst"):
@@ -67,9 +69,11 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         if row.get("kind") == "kernel":
             from crashd.cli.open.kerneldebug import kernel_command
 
+            directories = (*all_settings.kdump.vmlinux_dirs, *settings.build_id_dirs)
+            doc = source.info(row["id"])
             # as root: nobody else may read the dump, and only root could write it
-            command = kernel_command(context, arguments, source.info(row["id"]), program)
-            return run([*command, *extra], None)
+            with kernel_command(context, arguments, doc, program, directories) as (argv, keep):
+                return run([*argv, *extra], None, keep)
         with (
             choose_user(as_root=arguments.as_root) as user,
             nameless_file() as core,
@@ -172,15 +176,15 @@ def _reader(user: User | None) -> Credentials:
     return Credentials(euid, os.getegid(), groups, overrides=euid == 0)
 
 
-def _analysis_settings(context: Context) -> "AnalysisSection":
+def _settings(context: Context) -> "Settings":
     from crashd.configuration import files as configfiles
     from crashd.configuration import keys as config
 
     try:
-        return configfiles.load(context.paths).analysis
+        return configfiles.load(context.paths)
     except ConfigError as e:
         context.warn(f"{e}, ignoring")  # must not prevent debugging
-        return config.AnalysisSection()
+        return config.Settings()
 
 
 def build_command(

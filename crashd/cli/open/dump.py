@@ -1,4 +1,4 @@
-"""`dump`: writes the core of a crash as the kernel would have written it."""
+"""`dump`: writes the core of a crash as the kernel would have written it, or the kernel's dump."""
 
 import argparse
 import contextlib
@@ -55,7 +55,7 @@ def dump(context: Context, arguments: argparse.Namespace) -> int:
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
-        with opened_core(context, source, row) as chunks:
+        with _opened(context, source, row) as chunks:
             if to_file:
                 target = Path(arguments.output)
                 size_bytes = write_file(target, chunks, force=arguments.force)
@@ -67,6 +67,23 @@ def dump(context: Context, arguments: argparse.Namespace) -> int:
     finally:
         source.close()
     return 0
+
+
+@contextlib.contextmanager
+def _opened(context: Context, source: Source, row: dict[str, Any]) -> Iterator[Iterator[bytes]]:
+    """Open what `dump` writes: a process's core, or a kernel's dump."""
+    if row.get("kind") != "kernel":
+        with opened_core(context, source, row) as chunks:
+            yield chunks
+        return
+    from crashd.cli.open.kerneldump import find_dump, opened_dump
+
+    with opened_dump(find_dump(row)) as (chunks, size_bytes):
+        if row.get("state") != "complete":
+            reason = (row.get("capture") or {}).get("reason")
+            context.warn(f"the dump of {row['id']} is not whole: {printable(str(reason))}")
+        with progress(context, "copying", sizes=True) as shown:
+            yield _counted(chunks, shown, size_bytes)
 
 
 @contextlib.contextmanager

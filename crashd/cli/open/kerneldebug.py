@@ -1,30 +1,28 @@
 """`debug` of a kernel crash: crash(8) or drgn, with the vmlinux that matches the dump."""
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crashd.base.files import NotRegularError, open_regular
 from crashd.cli.context import Context
-from crashd.domain.crash.model import State
-from crashd.domain.elf.vmlinux import Vmlinux, find_release, parse_vmlinux
-from crashd.domain.text import printable
-from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
-from crashd.store.kerneldumps import DumpRoot
-
-_WITH_DUMP = frozenset(state for state in State if state.has_core)
-PLACES = (
-    "usr/lib/debug/boot/vmlinux-{release}",
-    "usr/lib/debug/lib/modules/{release}/vmlinux",
-    "usr/lib/debug/usr/lib/modules/{release}/vmlinux",
-    "lib/modules/{release}/build/vmlinux",
-    "lib/modules/{release}/vmlinux",
-    "boot/vmlinux-{release}",
+from crashd.cli.open.kerneldump import (
+    FoundInfo,
+    copy_with_note,
+    find_dump,
+    find_missing_info,
+    open_file,
+    plain_copy,
+    wrapper_of,
 )
-"""Where distributions, and people who build their own kernels, keep vmlinux."""
-_CHUNK = 4 << 20
-_OVERLAP = 256
+from crashd.cli.open.scratch import descriptor_path
+from crashd.domain.elf.vmlinux import Vmlinux, debug_package, vmlinux_places
+from crashd.domain.text import printable
+from crashd.errors import CrashdError, NotFoundError
+from crashd.store.vmlinuxfiles import read_vmlinux
+
 _HINT = (
     "apt-get install linux-image-{release}-dbg (Debian), linux-image-{release}-dbgsym (Ubuntu), "
     "dnf debuginfo-install kernel-core-{release} (Fedora, RHEL), zypper install "
@@ -32,94 +30,159 @@ _HINT = (
 )
 
 
+@contextlib.contextmanager
 def kernel_command(
-    context: Context, arguments: argparse.Namespace, doc: dict[str, Any], program: str
-) -> list[str]:
-    """Build the debugger's command line, without the user's extra arguments.
+    context: Context,
+    arguments: argparse.Namespace,
+    doc: dict[str, Any],
+    program: str,
+    directories: Iterable[str] = (),
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Build the debugger's command line, without more arguments, and the descriptors that it needs;
+    they are closed at the end.
 
     Raises:
-        NotFoundError: there is no dump, or this host has no vmlinux for it.
-        CrashdError: the given vmlinux belongs to another kernel.
+        NotFoundError: there is no dump, or no vmlinux of it on this host.
+        CrashdError: the vmlinux that was named is another kernel's; or the debugger does not read
+            such a dump.
+
     """
     kernel = doc.get("kernel") or {}
-    dump = _dump_of(doc, kernel)
-    vmlinux = _vmlinux_of(context, arguments.vmlinux, kernel)
-    if Path(program).name == "drgn":
-        return [program, "-c", str(dump), "-s", str(vmlinux)]
-    return [program, str(vmlinux), str(dump)]
+    dump = find_dump(doc)
+    is_drgn = Path(program).name == "drgn"
+    if len(dump.names) > 1 and is_drgn:
+        paths = " ".join(printable(os.fsencode(path)) for path in dump.paths)
+        raise CrashdError(
+            "drgn does not read a split dump",
+            hint=f"--debugger crash, or makedumpfile --reassemble {paths} FILE",
+        )
+    with contextlib.ExitStack() as stack:
+        opened = _OpenedDump(_VmlinuxSearch(context, directories), arguments.vmlinux, kernel)
+        for path, name in zip(dump.paths, dump.names, strict=True):
+            fd = open_file(dump, name)
+            stack.callback(os.close, fd)
+            opened.add(path, fd, stack)
+        vmlinux = str(opened.vmlinux())
+        if is_drgn:
+            yield [program, "-c", opened.files[0], "-s", vmlinux], opened.keep
+        else:
+            yield [program, vmlinux, *opened.files], opened.keep
 
 
-def _dump_of(doc: dict[str, Any], kernel: dict[str, Any]) -> Path:
-    path, name = kernel.get("path"), kernel.get("dump")
-    if doc.get("state") not in _WITH_DUMP or not (path and name):
-        raise NotFoundError(f"crash {doc.get('id')} has no dump to open")
-    if kernel.get("dump_state") == "bogus":
-        reason = (doc.get("capture") or {}).get("reason")
-        raise NotFoundError(f"crash {doc.get('id')} has no usable dump: {reason}")
-    dump = Path(str(path)) / str(name)
-    _check_dump(dump, kernel.get("inode"))
-    return dump
+class _OpenedDump:
+    """The files of a dump as a debugger gets them, and the vmlinux that they are of."""
+
+    def __init__(
+        self, search: "_VmlinuxSearch", named: str | None, kernel: Mapping[str, Any]
+    ) -> None:
+        self.files: list[str] = []
+        self.keep: list[int] = []
+        """Descriptors of the files that have no name."""
+        self._search = search
+        self._named = named
+        self._kernel = kernel
+        self._vmlinux: Path | None = None
+
+    def vmlinux(self) -> Path:
+        """Find the vmlinux, once."""
+        if self._vmlinux is None:
+            self._vmlinux = self._search.find(self._named, self._kernel)
+        return self._vmlinux
+
+    def add(self, path: Path, fd: int, stack: contextlib.ExitStack) -> None:
+        """Take one of the files; where the debugger cannot read it as it is, a copy."""
+        name = printable(os.fsencode(path.name))
+        copy: int | None = None
+        if (wrapper := wrapper_of(fd)) is not None:
+            self.vmlinux()  # that one is missing is said before hours of unpacking
+            self._search.context.note(f"{name}: unpacking what {wrapper} compressed")
+            copy = stack.enter_context(plain_copy(fd))
+        elif found := find_missing_info(fd):
+            info, self._vmlinux = self._search.choose(self._named, self._kernel, found)
+            self._search.context.note(f"{name}: no VMCOREINFO note, found in memory instead")
+            copy = stack.enter_context(copy_with_note(fd, info))
+        if copy is not None:
+            self.keep.append(copy)
+        self.files.append(str(path if copy is None else descriptor_path(copy)))
 
 
-def _check_dump(dump: Path, inode: object) -> None:
-    """Check that the dump is still the recorded one, and that only root could have written it."""
-    name = printable(os.fsencode(dump))
-    try:
-        with DumpRoot(dump.parent.parent) as root:
-            seen = root.look(os.fsencode(dump.parent.name))
-            told = root.classify(seen)
-            faults = "not a dump directory" if told is None else ", ".join(map(str, told.faults))
-            if root.distrust or faults:
-                raise CrashdError(f"{name} is not a trusted kernel dump: {root.distrust or faults}")
-            if isinstance(inode, int) and inode != seen.inode:
-                raise NotFoundError(f"{name}: its directory has been replaced")
-            with root.open(seen) as directory:
-                os.close(directory.open_file(os.fsencode(dump.name)))
-    except OSError as e:
-        raise NotFoundError(f"{name}: {reason_of(e)}") from e
+class _VmlinuxSearch:
+    """Finds the vmlinux of a dump on this host."""
 
+    def __init__(self, context: Context, directories: Iterable[str]) -> None:
+        self.context = context
+        self._directories = tuple(directories)
 
-def _vmlinux_of(context: Context, named: str | None, kernel: dict[str, Any]) -> Path:
-    """Find the vmlinux that matches the dump; a given one must match it."""
-    release = str(kernel.get("release") or "")
-    if named is not None:
-        why, found = _why_unfit(Path(named), kernel)
+    def choose(
+        self, named: str | None, kernel: Mapping[str, Any], found: list[FoundInfo]
+    ) -> tuple[FoundInfo, Path]:
+        """Choose the VMCOREINFO whose vmlinux is here: a process's memory can look like one."""
+        first: NotFoundError | None = None
+        wanted = kernel.get("build_id")
+        for info in found:
+            if wanted not in (None, info.build_id):
+                continue
+            try:
+                known = {**kernel, "build_id": info.build_id, "release": info.release}
+                return info, self.find(named, known)
+            except NotFoundError as e:
+                first = first or e
+        raise first or NotFoundError("no VMCOREINFO was found in the dump")
+
+    def find(self, named: str | None, kernel: Mapping[str, Any]) -> Path:
+        """Find the vmlinux that a dump is of; one that is named must be it.
+
+        Raises:
+            NotFoundError: there is none.
+            CrashdError: the one that was named is another kernel's.
+
+        """
+        release = str(kernel.get("release") or "")
+        if named is not None:
+            return self._named(named, kernel)
+        if not release and not kernel.get("build_id"):
+            raise NotFoundError(
+                "the dump does not name its kernel's release", hint="use --vmlinux FILE"
+            )
+        others = []
+        for place in vmlinux_places(release, kernel.get("build_id"), self._directories):
+            path = self.context.paths.root / place
+            if not os.path.isfile(path):  # False also for a name that is too long
+                continue
+            try:
+                why, found = _judge(path, kernel)
+            except CrashdError as e:
+                others.append(str(e))
+                continue
+            if found is not None and found.has_debug_info:
+                self._warn_unsure(why)
+                return path
+            others.append(f"{path} {why if found is None else 'has no debug information'}")
+        told = f" with build-id {kernel['build_id']}" if kernel.get("build_id") else ""
+        package = debug_package(release, str(kernel.get("version") or ""))
+        general = _HINT.format(release=printable(release))
+        raise NotFoundError(
+            f"no vmlinux for {printable(release)}{told} on this host"
+            + "".join(f"; {o}" for o in others),
+            hint=f"install {package}, or --vmlinux FILE" if package else general,
+        )
+
+    def _named(self, named: str, kernel: Mapping[str, Any]) -> Path:
+        why, found = _judge(Path(named), kernel)
         if found is None:
             raise CrashdError(f"{named} {why}")
         if not found.has_debug_info:
-            context.warn(f"{named} has no debug information: the debugger may refuse it")
-        _warn_unsure(context, why)
+            self.context.warn(f"{named} has no debug information: the debugger may refuse it")
+        self._warn_unsure(why)
         return Path(named)
-    if not release or "/" in release:
-        raise NotFoundError(
-            "the dump does not name its kernel's release", hint="use --vmlinux FILE"
-        )
-    others = []
-    for place in PLACES:
-        path = context.paths.root / place.format(release=release)
-        if not os.path.isfile(path):  # False also for a name that is too long
-            continue
-        try:
-            why, found = _why_unfit(path, kernel)
-        except CrashdError as e:
-            others.append(str(e))
-            continue
-        if found is not None and found.has_debug_info:
-            _warn_unsure(context, why)
-            return path
-        others.append(f"{path} {why if found is None else 'has no debug information'}")
-    told = f" with build-id {kernel['build_id']}" if kernel.get("build_id") else ""
-    raise NotFoundError(
-        f"no vmlinux for {printable(release)}{told} on this host"
-        + "".join(f"; {o}" for o in others),
-        hint=_HINT.format(release=printable(release)),
-    )
+
+    def _warn_unsure(self, why: str) -> None:
+        if why:
+            self.context.warn(f"{why}: the vmlinux may not match it")
 
 
-def _why_unfit(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]:
-    """Decide whether a vmlinux matches the dump.
-
-    Return what is unsure about it, and the vmlinux; or why it does not match, and None.
+def _judge(path: Path, kernel: Mapping[str, Any]) -> tuple[str, Vmlinux | None]:
+    """Return whether a vmlinux is the dump's: it, and what is not sure of that; or why it is not.
 
     Raises:
         NotFoundError: it cannot be read.
@@ -138,50 +201,3 @@ def _why_unfit(path: Path, kernel: dict[str, Any]) -> tuple[str, Vmlinux | None]
     if banner != release:
         return f"is of another kernel: Linux {banner}, the dump's is {printable(release)}", None
     return f"the dump has no build-id, only the release {banner}", found
-
-
-def _warn_unsure(context: Context, why: str) -> None:
-    if why:
-        context.warn(f"{why}: the vmlinux may not match it")
-
-
-def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None]:
-    """Read the identity of a vmlinux, and with `with_release` the release in its banner.
-
-    The banner is somewhere in the loaded segments, so all of them are searched.
-
-    Raises:
-        NotFoundError: it cannot be read.
-        FormatError: it is not a vmlinux.
-    """
-    name = printable(os.fsencode(path))
-    try:
-        fd = open_regular(path, follow=True)
-    except NotRegularError as e:
-        raise FormatError(f"{name} is not a regular file") from e
-    except OSError as e:
-        raise NotFoundError(f"{name}: {reason_of(e)}") from e
-    try:
-        try:
-            found = parse_vmlinux(lambda offset, size: os.pread(fd, size, offset))
-            return found, _release(fd, found) if with_release else None
-        except FormatError as e:
-            raise FormatError(f"{name} {e}") from e
-        except OSError as e:
-            raise NotFoundError(f"{name}: {reason_of(e)}") from e
-    finally:
-        os.close(fd)
-
-
-def _release(fd: int, found: Vmlinux) -> str | None:
-    before = b""
-    for offset, size in found.loaded:
-        for at in range(offset, offset + size, _CHUNK):
-            chunk = os.pread(fd, min(_CHUNK, offset + size - at), at)
-            release = find_release(before + chunk)
-            if release is not None:
-                return release
-            if not chunk:
-                break
-            before = chunk[-_OVERLAP:]
-    return None

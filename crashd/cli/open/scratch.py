@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from crashd.base.files import read_space
-from crashd.cli.open.foreground import User
+from crashd.cli.open.session import User
 from crashd.cli.output import write_sparse
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, reason_of

@@ -224,6 +224,11 @@ class _Taken:
     def take(self, member: _Member) -> None:
         """Read a member and keep what is needed of it."""
         name, limits = member.name, self.limits
+        if name == "kernel.json":
+            raise FormatError(
+                "it is of a kernel's crash: unpack it by tar, and run crash VMLINUX dump/0/*"
+                " (kernel.json says which vmlinux)"
+            )
         if name in self.members or not (name == "SHA256SUMS" or _MEMBER.fullmatch(name)):
             raise FormatError(f"the bundle has an unexpected member {printable(name)}")
         self.members[name] = member

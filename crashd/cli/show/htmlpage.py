@@ -114,6 +114,7 @@ def _cards(page: Page) -> Iterator[str]:
 
 
 def _timeline(line: Timeline) -> Iterator[str]:
+    """Draw the timeline as SVG: a grid, a stacked bar for each column, and times below."""
     totals = line.totals()
     most = max(totals, default=0) or 1
     height = _HEIGHT - _BOTTOM - 10

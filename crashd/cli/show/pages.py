@@ -14,7 +14,7 @@ from crashd.cli.render import (
     styled,
     value_text,
 )
-from crashd.cli.show.kernelpage import kernel_fields, report_lines
+from crashd.cli.show.kernelpage import kernel_fields, report_lines, symbol_lines
 from crashd.domain.crash.model import BOOT_UNKNOWN, SHORT_ID_LENGTH
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
@@ -59,6 +59,7 @@ def render_info(
         if number == 0:  # what happened, and where, comes first
             yield from _frames(doc, show_all)
     yield from _warnings(doc)
+    yield from symbol_lines(doc, show_all=show_all)
     yield from _threads(doc, show_all)
     yield from report_lines(doc, show_all=show_all)
     if show_all:
@@ -245,7 +246,7 @@ def _warnings(doc: Row) -> Iterator[str]:
 
 def _threads(doc: Row, show_all: bool) -> Iterator[str]:
     threads = [thread for thread in doc.get("threads") or [] if isinstance(thread, Mapping)]
-    if not threads:
+    if not threads or doc.get("kind") == "kernel":  # the kernel's are those of its CPUs
         return
     threads.sort(key=lambda thread: not thread.get("crashed"))
     shown = threads if show_all else threads[:THREADS_MAX]
@@ -262,7 +263,7 @@ def _threads(doc: Row, show_all: bool) -> Iterator[str]:
 
 def _frames(doc: Row, show_all: bool) -> Iterator[str]:
     frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
-    if not frames or doc.get("report"):  # the kernel's report includes the trace
+    if not frames or doc.get("kind") == "kernel":  # its own words have the trace, or a vmlinux
         return
     shown = frames if show_all else frames[:FRAMES_MAX]
     yield ""

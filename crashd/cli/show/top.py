@@ -17,9 +17,12 @@ from crashd.cli.render import (
     value_text,
     what_crashed,
 )
+from crashd.cli.show.kernelpage import symbols_text
 from crashd.cli.show.listing import show
 from crashd.cli.source import Source, newest, open_source
 from crashd.domain.crash.match import Query, parse_time
+from crashd.domain.crash.model import State
+from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnavailableError
 
@@ -35,7 +38,7 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
-        before = source.info(row["id"]).get("analysis") or {}
+        before = _analysis(source.info(row["id"]))
         client = ControlClient(context.paths.control_socket)
         daemon = _daemon_pid(client)
         client.ask({"verb": "analyze", "id": row["id"]})
@@ -45,10 +48,19 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
     if found.get("kept"):
         why = printable(str(found["kept"]))
         context.warn(f"this analysis found less than an earlier one, which is kept: {why}")
+    if found.get("state") == "none":
+        raise CrashdError(f"no symbols: {symbols_text(found)}")
     if found.get("state") != "done":
         raise CrashdError(f"the analysis failed: {found.get('reason')}")
     arguments.match, arguments.all = [row["id"]], False
     return show(context, arguments)
+
+
+def _analysis(doc: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of its analysis: of a kernel's dump, of its symbols."""
+    if doc.get("kind") == "kernel":
+        return symbols_of(doc.get("kernel")) or {}
+    return doc.get("analysis") or {}
 
 
 def _daemon_pid(client: ControlClient) -> object:
@@ -68,10 +80,13 @@ def _wait(
     next_look = time.monotonic() + _LOOK_SECONDS
     while (now := time.monotonic()) < deadline:
         doc = source.info(crash_id)
-        found = doc.get("analysis") or {}
+        found = _analysis(doc)
         if found.get("time") not in (None, before):
             return dict(found)
-        if not (doc.get("core") or {}).get("path"):
+        if doc.get("kind") == "kernel":
+            if State(doc["state"]).is_gone:
+                raise CrashdError(f"crash {crash_id} has no dump to analyse")
+        elif not (doc.get("core") or {}).get("path"):
             raise CrashdError(f"crash {crash_id} has no core to analyse")
         if now >= next_look:
             next_look = now + _LOOK_SECONDS

@@ -200,7 +200,7 @@ def _store(crash: Crash, entry: Entry, source: Source, held: HeldCore | Kept, de
         with contextlib.suppress(OSError):  # it is written once more, and then it must be
             # should this process be killed before the core is stored: all that is known but that
             entry.write(known, sync=False, max_bytes=spare)
-        threads = desk.released(source.options, held.size_bytes, held.spilled_bytes)
+        threads = desk.released(source.options, held.read_bytes, held.spilled_bytes)
         return held.store(threads, desk.pace)
     finally:
         held.close()

@@ -8,6 +8,7 @@ a daemon that dies leaves none closed.
 import ctypes
 import mmap
 import os
+import threading
 import time
 
 POLL_SECONDS = 0.005
@@ -15,6 +16,8 @@ _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, linux/ioprio.h
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "s390x": 282, "ppc64le": 273}
 """Numbers of ioprio_set(2), which libc does not wrap."""
 STORER_NICE = 19
+STORER_NAME = "storer"
+"""Of the thread that stores."""
 
 
 class Gate:
@@ -44,15 +47,16 @@ class Pace:
         """Return when the next part, of a few milliseconds, may be stored."""
 
 
-def lower_threads() -> None:
-    """Let all threads of this process but the first give way to everybody else.
+def lower_storer() -> None:
+    """Let the storer of this process, and the compressor's threads, give way to everybody else.
 
-    Threads that they start inherit it: the compressor's. The first stays as it is: it reads the
-    next core, and a process without CAP_SYS_NICE cannot take it back. Not SCHED_IDLE: on a host
-    whose CPUs are never idle the cores would stay in memory for ever.
+    Threads that they start inherit it. Python's others stay as they are: they read the next core,
+    and a process without CAP_SYS_NICE cannot take it back. Not SCHED_IDLE: on a host whose CPUs are
+    never idle the cores would stay in memory for ever.
     """
+    spared = {thread.native_id for thread in threading.enumerate() if thread.name != STORER_NAME}
     for name in os.listdir("/proc/self/task"):
-        if int(name) != os.getpid():
+        if int(name) not in spared:
             _lower(int(name))
 
 

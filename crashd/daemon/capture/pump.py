@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from crashd.daemon.capture.pace import Pace
+from crashd.daemon.capture.pace import STORER_NAME, Pace
 from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 from crashd.edge.capture.memory import populate
 from crashd.errors import reason_of
@@ -128,6 +128,8 @@ class Pump:
         self._failure: BaseException | None = None
         self.size_bytes = 0
         """Put in so far."""
+        self.data_bytes = 0
+        """The same without holes: what is to be compressed."""
 
     @property
     def full(self) -> bool:
@@ -266,6 +268,7 @@ class Pump:
         is_hole = item.view is None and not item.spilled
         self._left -= item.size >> HOLE_COST_SHIFT if is_hole else item.size
         self.size_bytes += item.size
+        self.data_bytes += 0 if is_hole else item.size
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()
@@ -292,7 +295,7 @@ class Pump:
 
     def _start(self) -> threading.Thread:
         if self._storer is None:
-            storer = threading.Thread(target=self._run, name="storer", daemon=True)
+            storer = threading.Thread(target=self._run, name=STORER_NAME, daemon=True)
             storer.start()  # may fail: there is none then
             self._storer = storer
         return self._storer

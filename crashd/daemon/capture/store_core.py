@@ -98,9 +98,9 @@ class HeldCore:
         )
 
     @property
-    def size_bytes(self) -> int:
-        """Return how many bytes of it were read, holes included."""
-        return self._pump.size_bytes
+    def read_bytes(self) -> int:
+        """Return how many bytes of it were read, holes left out."""
+        return self._pump.data_bytes
 
     @property
     def spilled_bytes(self) -> int:

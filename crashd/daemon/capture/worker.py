@@ -29,7 +29,7 @@ from crashd.base.files import read_space
 from crashd.base.messages import receive_message, send_message
 from crashd.daemon.capture.capture import Decision, Desk, capture
 from crashd.daemon.capture.options import Options
-from crashd.daemon.capture.pace import POLL_SECONDS, Gate, Pace, lower_threads
+from crashd.daemon.capture.pace import POLL_SECONDS, Gate, Pace, lower_storer
 from crashd.daemon.capture.salvage import salvage
 from crashd.daemon.capture.store_core import Grant
 from crashd.daemon.capture.timedread import Reader
@@ -94,7 +94,7 @@ class _GatePace(Pace):
         self._told_ns = time.monotonic_ns()
 
     def begin(self) -> None:
-        lower_threads()
+        lower_storer()
 
     def step(self) -> None:
         self._tell()

@@ -41,7 +41,7 @@ from crashd.errors import UnavailableError
 
 log = logging.getLogger("crashd.dispatch")
 
-PROCESSES_MIN = 24
+PROCESSES_MIN = 40
 """Jobs under way at least, whatever `capture.workers` says: most of them hold a process for some
 milliseconds, or wait until their core may be stored.
 """
@@ -160,10 +160,12 @@ class Dispatcher:
             if not self._nursery.asked:
                 self._asked_ns = now_ns
             self._nursing(self._nursery.ask)
-        is_silent = self._nursery.asked and now_ns - self._asked_ns >= NURSERY_NS
         is_refused = now_ns < self._retry_ns and not self._busy
-        if not self._idle and (is_silent or is_refused):
+        if not self._idle and (self._is_nursery_silent() or is_refused):
             self._give_all_back()
+
+    def _is_nursery_silent(self) -> bool:
+        return self._nursery.asked and time.monotonic_ns() - self._asked_ns >= NURSERY_NS
 
     def _idle_wanted(self) -> int:
         return max(self.workers, 2) if self._later else self.workers
@@ -215,12 +217,15 @@ class Dispatcher:
                 break
             self._live.remove(job)
             self._start(self._idle.pop(), job)
-        # one idle worker stays for the crash that may come next
-        while self._later and not self._live and len(self._idle) > 1:
-            size_bytes = 0 if self._later[0].kind is Kind.SALVAGE else None
-            if not self._may_store_more(size_bytes):
+        # One idle worker stays for the crash that may come next, unless there will be no other: a
+        # nursery that hangs must not keep crashes in the spool.
+        stays = 0 if self._is_nursery_silent() else 1
+        while not self._live and len(self._idle) > stays:
+            job = next((j for j in self._later if self._may_store_more(j.core_bytes)), None)
+            if job is None:
                 break
-            self._start(self._idle.pop(), self._later.popleft())
+            self._later.remove(job)
+            self._start(self._idle.pop(), job)
         self._replenish()
         self._set_gate()
 
@@ -291,16 +296,16 @@ class Dispatcher:
 
     # -- raw, and storing --------------------------------------------------------------------------
 
-    def _may_store_more(self, size_bytes: int | None = None) -> bool:
-        """Return whether a core of this size may be stored now; None: that takes long.
+    def _may_store_more(self, size_bytes: int) -> bool:
+        """Return whether a core of this size may be stored now.
 
         One place stays free of those that take long, so that a small core is soon in the list.
         """
         storing = [job for job in self._busy.values() if job.stage is Stage.STORING]
-        if size_bytes is not None and size_bytes <= SMALL_BYTES:
-            return len(storing) < self.storers_max
-        long = sum(job.core_bytes > SMALL_BYTES or job.kind is Kind.IMPORT for job in storing)
-        return long < max(1, self.storers_max - 1) and len(storing) < self.storers_max
+        if len(storing) >= self.storers_max:
+            return False
+        long = sum(job.core_bytes > SMALL_BYTES for job in storing)
+        return size_bytes <= SMALL_BYTES or long < max(1, self.storers_max - 1)
 
     def _store_more(self) -> None:
         """Tell those whose turn it is to store: the first that may."""
@@ -473,7 +478,7 @@ class Dispatcher:
         deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
         if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
             deadlines.append(self._retry_ns - now_ns)
-        if self._live and self._nursery.asked:
+        if self.queued and self._nursery.asked and not self._is_nursery_silent():
             deadlines.append(self._asked_ns + NURSERY_NS - now_ns)
         now_ns = self._clock.now_ns()
         deadlines += [

@@ -313,9 +313,9 @@ class Ingest:
         self._ledger.recorded(crash)
         self._importing[name] = self._spooled_bytes(name)
         more, user = {"spool": name, "crash": identified(crash)}, self._user(crash.uid)
-        self._dispatcher.submit(
-            Job(Kind.IMPORT, entry, [descriptor], self, more, spooled=name, uid=user)
-        )
+        job = Job(Kind.IMPORT, entry, [descriptor], self, more, spooled=name, uid=user)
+        job.core_bytes = self._importing[name]
+        self._dispatcher.submit(job)
 
     # -- how jobs ended ----------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Job:
     held_ns: int = 0
     """CLOCK_MONOTONIC, when a worker began to read the core."""
     core_bytes: int = 0
-    """Read of the core, once its process is let go."""
+    """Of the core, holes left out: of a spooled one, or once its process is let go."""
 
     @property
     def id(self) -> str:

@@ -9,10 +9,12 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel.symbols import SymbolState
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash, Kind, State
 from crashd.domain.kdump.directory import DumpDirectory
@@ -66,6 +68,8 @@ class Known:
     log_pending: bool = False
     """There is no log, and the dump was not asked: the log may still be on its way."""
 
+    symbols: SymbolState = field(default_factory=SymbolState)
+
     @property
     def key(self) -> Key:
         """What names it in the book."""
@@ -105,10 +109,13 @@ def _is_settled(crash: Crash) -> bool:
 class DumpBook:
     """Knows dumps and their records; for the dumps' thread alone."""
 
-    def __init__(self, paths: Paths, hostname: bytes, indexer: Indexer) -> None:
+    def __init__(
+        self, paths: Paths, hostname: bytes, indexer: Indexer, symbols: SymbolWork
+    ) -> None:
         self._paths = paths
         self._hostname = hostname
         self._indexer = indexer
+        self._symbols = symbols
         self._known: dict[Key, Known] = {}
         self._absent: dict[Key, Mapping[str, Any]] = {}
         """The index's rows of dumps that this daemon has not seen, or sees no more."""
@@ -148,6 +155,15 @@ class DumpBook:
         """List the dumps that are worth looking at again soon."""
         return [known for known in self._known.values() if known.is_active(now_ns)]
 
+    def list_all(self) -> list[Known]:
+        """List all dumps that are there."""
+        return list(self._known.values())
+
+    def find_id(self, crash_id: str) -> Known | None:
+        """Find the dump of a record; also for other threads."""
+        there = tuple(self._known.values())
+        return next((known for known in there if known.crash_id == crash_id), None)
+
     def count(self) -> dict[State, int]:
         """Count the dumps by their state."""
         counts = dict.fromkeys(State, 0)
@@ -174,6 +190,7 @@ class DumpBook:
         known.time_ns = crashed * 10**9 if isinstance(crashed, int) else told.stamp_ns
         known.sure = kernel.get("dump_sure") is True
         known.maybe = kernel.get("dump_state") == DUMP_NOT_KNOWN
+        known.symbols = SymbolState.of(kernel)
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
         # An older crashd judged it by its head alone.
         same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
@@ -192,18 +209,20 @@ class DumpBook:
         """
         crash = self._write(look, known)
         known.crash_id, known.state, known.time_ns = crash.id, crash.state, crash.time_ns
+        known.symbols = SymbolState.of(crash.kernel or {})
 
     def _write(self, look: Look, known: Known) -> Crash:
         """Write under the record's lock, because an administrator may pin it meanwhile."""
 
         def build(before: Crash | None) -> Crash:
-            return build_record(
+            crash = build_record(
                 look,
                 before,
                 hostname=self._hostname,
                 random=secrets.randbits(40),
                 seen_ns=known.first_seen_ns,
             )
+            return self._symbols.carry(crash, before)
 
         if known.crash_id is None or self.read(known.crash_id) is None:
             crash = build(None)

@@ -74,9 +74,10 @@ def look_into(
         judging = _Judging(opened, worker)
         capture_log = b"" if growing else _read_log(opened, directory.capture_log)
         verdict, parts = (None, ()) if growing else judging.judge(directory)
-        log, source = _read_log(opened, directory.log), "file"
+        log, source, build_id = _read_log(opened, directory.log), "file", None
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
-            log, source = _log_of_dump(opened, parts or (directory.dump or b"",), analysis)
+            names = parts or (directory.dump or b"",)
+            log, source, build_id = _log_of_dump(opened, names, analysis)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
@@ -87,6 +88,7 @@ def look_into(
         analysis=_analyse(log),
         growing=growing,
         parts=parts,
+        build_id=build_id,
         try_again=judging.try_again,
         capture_troubles=find_troubles(capture_log),
     )
@@ -190,9 +192,9 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 
 def _log_of_dump(
     opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions
-) -> tuple[bytes, str]:
-    """Take the log out of the dump, whose files are named; nothing, and why, where that cannot
-    be.
+) -> tuple[bytes, str, str | None]:
+    """Take the log out of the dump, whose files are named, and the build-id that its memory has;
+    nothing, and why, where that cannot be.
     """
     with contextlib.ExitStack() as files:
         fds: list[int] = []
@@ -200,10 +202,12 @@ def _log_of_dump(
             try:
                 fds.append(opened.open_file(name))
             except FormatError as e:
-                return b"", reason_of(e)
+                return b"", reason_of(e), None
             files.callback(os.close, fds[-1])
         found = read_log(fds[0], options)
-    return (b"", found.reason) if isinstance(found, LogFailure) else (found.text, "dump")
+    if isinstance(found, LogFailure):
+        return b"", found.reason, None
+    return found.text, "dump", found.build_id
 
 
 def _analyse(log: bytes) -> LogAnalysis | None:

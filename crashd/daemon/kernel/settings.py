@@ -22,6 +22,8 @@ class DumpSettings:
     """How a log is taken out of a dump; None: not at all."""
     worker: AnalysisOptions | None = None
     """How a compressed dump is read to its end; None: not at all, and it is not known."""
+    vmlinux_dirs: tuple[str, ...] = ()
+    """Where kernels' vmlinux files are looked for, beside the usual places."""
     retention: config.RetentionKernel = field(default_factory=config.RetentionKernel)
     tool_count: int | None = None
     """How many dumps the tool that saves them is set to keep."""
@@ -58,6 +60,7 @@ class KernelSettings:
             rescan_ns=settings.kdump.rescan_ns,
             analysis=analysis.options if analysis.enabled else None,
             worker=analysis.options,
+            vmlinux_dirs=(*settings.kdump.vmlinux_dirs, *settings.analysis.build_id_dirs),
             retention=settings.retention.kernel,
             tool_count=facts.tool_count,
         )

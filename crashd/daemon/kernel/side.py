@@ -9,6 +9,7 @@ from crashd.daemon.kernel.book import DumpBook
 from crashd.daemon.kernel.live import LiveOopses
 from crashd.daemon.kernel.reports import ReportBook
 from crashd.daemon.kernel.settings import KernelSettings
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.daemon.kernel.watch import DumpWatch
 from crashd.domain.crash.losses import LogRecord
 from crashd.domain.crash.model import DropReason
@@ -25,8 +26,9 @@ class KernelSide:
         self._live = LiveOopses()
         hostname = os.fsencode(os.uname().nodename)
         self._reports = ReportBook(paths, hostname, indexer)
-        book = DumpBook(paths, hostname, indexer)
-        self._dumps = DumpWatch(paths, book, self._reports, self._settings, exporter)
+        symbols = SymbolWork(paths, indexer, exporter)
+        book = DumpBook(paths, hostname, indexer, symbols)
+        self._dumps = DumpWatch(paths, book, symbols, self._reports, self._settings, exporter)
 
     def start(self) -> None:
         """Start the thread that looks after dumps."""
@@ -44,6 +46,12 @@ class KernelSide:
     def stop(self) -> None:
         """End the thread."""
         self._dumps.stop()
+
+    def analyze(self, crash_id: str) -> bool:
+        """Have a dump's symbols looked for (again) before all others; False where it is not one
+        that is here.
+        """
+        return self._dumps.analyze(crash_id)
 
     def heard(self, record: LogRecord) -> None:
         """Take a record of the running kernel's log."""

@@ -20,6 +20,7 @@ from crashd.daemon.kernel.look import is_unfinished, look_into
 from crashd.daemon.kernel.reports import ReportBook
 from crashd.daemon.kernel.retention import DumpRetention
 from crashd.daemon.kernel.settings import DumpSettings, KernelSettings
+from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.model import State
 from crashd.domain.kdump.ready import assess
 from crashd.domain.kdump.record import Look
@@ -50,12 +51,14 @@ class DumpWatch:
         self,
         paths: Paths,
         book: DumpBook,
+        symbols: SymbolWork,
         reports: ReportBook,
         kernel_settings: KernelSettings,
         exporter: Exporter,
     ) -> None:
         self._paths = paths
         self._book = book
+        self._symbols = symbols
         self._reports = reports
         self._kernel_settings = kernel_settings
         self._exporter = exporter
@@ -89,6 +92,16 @@ class DumpWatch:
         """Have everything looked at soon, by the settings as they are then."""
         self._dirty = True
         self._wake()
+
+    def analyze(self, crash_id: str) -> bool:
+        """Have a dump's symbols looked for before all others; False where none is known by this id,
+        or nothing is analysed.
+        """
+        if self._book.find_id(crash_id) is None or self._settings.analysis is None:
+            return False
+        self._symbols.ask(crash_id)
+        self._wake()
+        return True
 
     def stop(self) -> None:
         """End the thread; one that hangs in a network file system is left to itself."""
@@ -129,6 +142,7 @@ class DumpWatch:
         else:
             self._poll_active()
             self._dirty = self._dirty or self._news  # one more: another may have to go
+        self._symbols.next(self._book)
         if self._news:
             self._news = False
             self._count()
@@ -144,6 +158,8 @@ class DumpWatch:
             due_ns = self._earliest_ns()
         if self._book.list_active(now_ns):
             due_ns = min(due_ns, now_ns + POLL_NS)
+        if self._symbols.pending:
+            due_ns = now_ns
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         sources = {w.fileno(): w for w in self._watches.values() if w is not None and w.alive}
@@ -170,6 +186,7 @@ class DumpWatch:
             self._loaded = True
         self._foreign_count = 0
         self._settings = self._kernel_settings.resolve()
+        self._symbols.begin_scan(self._settings)
         wanted = {os.fspath(path) for path in self._settings.paths}
         for name in [name for name in self._watches if name not in wanted]:
             self._disarm(name)

@@ -92,9 +92,7 @@ def _plain_entries(mode: int) -> list[tuple[int, int, int]]:
 
 
 def _parse_acl(raw: bytes) -> list[tuple[int, int, int]]:
-    """Parse tag, permissions and id of each entry; a malformed list has no entries and permits
-    nothing.
-    """
+    """Parse tag, permissions and id of each entry; a malformed list permits nothing."""
     if raw[:4] != _ACL_VERSION or len(raw) % 8 != 4:
         return []
     return list(iter_unpack("<HHI", raw[4:]))

@@ -94,9 +94,7 @@ def parse_cgroup(raw: bytes) -> Placement:
 
 
 def _path(raw: bytes) -> str | None:
-    """Choose the path: of systemd's own hierarchy, of version 2, of any other; prefer one other
-    than `/`.
-    """
+    """Choose the path: of systemd's hierarchy, version 2, any other; prefer one other than `/`."""
     paths: list[tuple[bool, int, str]] = []
     for line in raw.split(b"\n", LINES_MAX)[:LINES_MAX]:
         hierarchy, _, rest = line.partition(b":")

@@ -155,6 +155,7 @@ def parse_term(text: str) -> Term:
 
 
 def _parse_field(text: str, name: str, value: str) -> Term:
+    """Parse FIELD=VALUE; coredumpctl's names (COREDUMP_PID) work as well."""
     key = name.lower().removeprefix("coredump_")
     if key == "signal":
         number = signal_number(value)

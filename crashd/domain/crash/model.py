@@ -3,7 +3,7 @@
 `crash.json` (the sidecar in each store entry), the index, the control socket and `crashctl --json`
 all use `Crash`; `to_json` and `from_json` are the only conversions. Bytes that the crashed process
 chose stay bytes inside. In JSON, UTF-8 is text; any other value is backslash-escaped text, with the
-exact bytes under `<key>_base64`.
+exact bytes under `<key>_base64`. Over 400 lines, because fields and JSON must change together.
 """
 
 import base64
@@ -487,6 +487,7 @@ def from_json(document: object) -> Crash:
 
 
 def _from_object(doc: dict[str, Any]) -> Crash:
+    """Build a crash from its object; from_json() turns every error into a FormatError."""
     crash_id = doc["id"]
     if not isinstance(crash_id, str) or not ID_PATTERN.fullmatch(crash_id):
         raise FormatError(f"crash id {crash_id!r} is not of the form TIME-BOOT-PID-RANDOM")

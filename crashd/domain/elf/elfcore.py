@@ -110,7 +110,7 @@ class CoreHead:
 
 
 def head_size(head: bytes) -> int:
-    """Tell how many bytes from the start of a core its head has, as far as `head` tells.
+    """Return how many bytes from the start of a core its head has, as far as `head` says.
 
     Call it with more bytes until it asks for no more than there are. Notes behind the memory
     (gcore) are not counted.
@@ -305,7 +305,7 @@ def _executable_start(head: CoreHead, phdr: int) -> int:
 def parse_build_id(image: bytes) -> str | None:
     """Find the GNU build-id, hex, in the first bytes of an ELF image as it lies in memory.
 
-    None when there is none, or it lies past the end of `image`.
+    None when it has none, or it lies past the end of `image`.
     """
     header = _sound_header(image)
     if header is None:

@@ -210,7 +210,7 @@ def _parse_files(desc: bytes, layout: Layout, found: Notes) -> tuple[MappedFile,
     count, page_size = pair.unpack_from(desc)
     there = min(count, (len(desc) - pair.size) // triple.size)
     names_at = pair.size + there * triple.size
-    # Each name ends in a NUL, so what is behind the last one is no name but the rest of a cut one.
+    # Each name ends in a NUL, so what follows the last NUL is the rest of a name that was cut.
     names = desc[names_at:].split(b"\0", there)[:-1]
     if len(names) < count:
         found.problem("NT_FILE holds less than it says")

@@ -101,7 +101,7 @@ class Shdr(NamedTuple):
 
 
 def parse_header(image: bytes) -> Header | None:
-    """Parse the first bytes of a file; None where it is no ELF file, or cut inside its header."""
+    """Parse the first bytes of a file; None if it is not ELF, or is cut in its header."""
     if image[:4] != MAGIC or image[4:6] not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
         return None
     bits: Bits = 64 if image[4] == 2 else 32

@@ -168,7 +168,7 @@ def _link_maps(head: CoreHead, read: ReadMemory) -> Iterator[tuple[int, int]]:
 
 
 def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> int:
-    """Find the address of r_debug, 0 when there is none: static, or not started yet."""
+    """Find the address of r_debug, 0 in a program that is static, or has not started yet."""
     phdr, count = head.auxv.get(AT_PHDR, 0), min(head.auxv.get(AT_PHNUM, 0), 64)
     size = PHDR_SIZE[head.bits]
     if not phdr or head.auxv.get(AT_PHENT) != size:

@@ -1,11 +1,12 @@
-"""Which kernel a vmlinux is, by its ELF headers and its notes: of either word size and byte order.
+"""Which kernel a vmlinux is, by its ELF headers and its notes, of either word size and byte order;
+where one may lie; and which package brings it.
 
-Its notes lie far behind its first bytes, in its read-only data; so do its section names, which tell
-whether it has debug information. So the file is asked piece by piece.
+The notes lie far behind the first bytes, in the read-only data; so do the section names, which show
+whether the file has debug information. So the file is read piece by piece.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,7 @@ from crashd.domain.elf.headers import (
     PT_NOTE,
     SHDR_SIZE,
     Header,
+    Shdr,
     find_build_id,
     parse_header,
     parse_phdrs,
@@ -34,11 +36,44 @@ PHDRS_MAX: Final = 128
 BANNER: Final = re.compile(rb"Linux version ([\x21-\x7e]{1,64}) \(")
 """linux_banner of init/version.c; the group is what uname -r says."""
 
+_SHT_NOTE, _SHT_NOBITS = 7, 8
+_NOTE_SECTIONS_MAX = 16
 _OFFSET_MAX = 2**62
 _LOADED_MAX = 2**28
 
 ReadAt = Callable[[int, int], bytes]
 """From offset and size in the file; short at its end."""
+
+
+_RELEASE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.+~@:-]{0,64}")
+_BUILD_ID = re.compile(r"(?:[0-9a-f]{2}){2,64}")
+PLACES: Final = (
+    "usr/lib/debug/boot/vmlinux-{release}",
+    "usr/lib/debug/boot/vmlinux-{release}.debug",
+    "usr/lib/debug/lib/modules/{release}/vmlinux",
+    "usr/lib/debug/lib/modules/{release}/vmlinux.debug",
+    "usr/lib/debug/usr/lib/modules/{release}/vmlinux",
+    "usr/lib/debug/usr/lib/modules/{release}/vmlinux.debug",
+    "lib/modules/{release}/build/vmlinux",
+    "lib/modules/{release}/vmlinux",
+    "boot/vmlinux-{release}",
+)
+"""Where distributions, and those who build their own kernels, put it."""
+_IN_DIRECTORY: Final = (
+    "vmlinux-{release}",
+    "vmlinux-{release}.debug",
+    "{release}/vmlinux",
+    "{release}/vmlinux.debug",
+)
+_BY_BUILD_ID: Final = (".build-id/{head}/{tail}.debug", ".build-id/{head}/{tail}")
+_DEBUG: Final = "usr/lib/debug"
+
+_UBUNTU = re.compile(r"-\d+-(?:generic|lowlatency|aws|azure|gcp|gke|oracle|ibm|kvm|raspi|nvidia)")
+_DEBIAN = re.compile(
+    r"\+deb\d+|\+bpo|-\d+-(?:rt-|cloud-)?(?:amd64|arm64|686|686-pae|armmp|s390x|powerpc64le|riscv64)$"
+)
+_RPM = re.compile(r"\.(?:fc|el|amzn|oe|an)\d")
+_SUSE = re.compile(r"-(default|preempt|azure|rt|kvmsmall|longterm|64kb)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +91,7 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
     """Parse a vmlinux.
 
     Raises:
-        FormatError: it is no ELF file that is executed.
+        FormatError: it is not an executable ELF file.
 
     """
     head = read(0, HEADER_MAX)
@@ -68,7 +103,8 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
     layout = header.layout
     if header.type not in (ET_EXEC, ET_DYN) or max(header.phoff, header.shoff) > _OFFSET_MAX:
         raise FormatError("is no program, so no vmlinux")
-    build_id, loaded = None, []
+    build_id: str | None = None
+    loaded: list[tuple[int, int]] = []
     phdrs = _rows(
         read, header.phoff, header.phentsize, min(header.phnum, PHDRS_MAX), PHDR_SIZE[layout.bits]
     )
@@ -79,13 +115,62 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
             loaded.append((offset, min(size, _LOADED_MAX)))
         elif kind == PT_NOTE and build_id is None:
             build_id = find_build_id(read(offset, min(size, NOTES_MAX)), layout)
-    sections = _section_names(read, header)
-    debug = b".debug_info" in sections or b".zdebug_info" in sections
+    sections = _sections(read, header)
+    names = _section_names(read, header, sections)
+    debug = b".debug_info" in names or b".zdebug_info" in names
+    if build_id is None:
+        # `objcopy --only-keep-debug` keeps the notes; its program headers no longer point to them.
+        notes = [s for s in sections if s.type == _SHT_NOTE and s.offset <= _OFFSET_MAX]
+        found = (
+            find_build_id(read(section.offset, min(section.size, NOTES_MAX)), layout)
+            for section in notes[:_NOTE_SECTIONS_MAX]
+        )
+        build_id = next((text for text in found if text is not None), None)
     return Vmlinux(build_id, debug, tuple(loaded))
 
 
+def vmlinux_places(
+    release: str | None, build_id: str | None, directories: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """List where the vmlinux of a kernel may lie, as paths below the root directory.
+
+    Release and build-id are a dump's own words: one that could lead elsewhere gives no place.
+    """
+    wanted = release if release is not None and _RELEASE.fullmatch(release) else None
+    known = build_id if build_id is not None and _BUILD_ID.fullmatch(build_id) else None
+    places: list[str] = []
+    own = [directory.strip("/") for directory in directories]
+    if wanted is not None:
+        places += [place.format(release=wanted) for place in PLACES]
+    for directory in (_DEBUG, *own):
+        if known is not None:
+            names = (name.format(head=known[:2], tail=known[2:]) for name in _BY_BUILD_ID)
+            places += [f"{directory}/{name}" for name in names]
+        if wanted is not None and directory != _DEBUG:
+            places += [f"{directory}/{name.format(release=wanted)}" for name in _IN_DIRECTORY]
+    return tuple(dict.fromkeys(places + [f"{directory}/vmlinux" for directory in own]))
+
+
+def debug_package(release: str | None, version: str | None) -> str | None:
+    """Name the package with a kernel's vmlinux, by what the kernel says of itself; None where that
+    shows no distribution.
+    """
+    if release is None or not _RELEASE.fullmatch(release):
+        return None
+    version = version or ""
+    if "Ubuntu" in version or _UBUNTU.search(release):
+        return f"linux-image-{release}-dbgsym"
+    if "Debian" in version or _DEBIAN.search(release):
+        return f"linux-image-{release}-dbg"
+    if _RPM.search(release):
+        return f"kernel-debuginfo-{release}"
+    if found := _SUSE.search(release):
+        return f"kernel-{found[1]}-debuginfo"
+    return None
+
+
 def find_release(image: bytes) -> str | None:
-    """Find what uname -r said, in what a vmlinux loads; None where there is no banner."""
+    """Find what uname -r said, in what a vmlinux loads; None without a banner."""
     found = BANNER.search(image)
     return printable(found[1]) if found else None
 
@@ -98,13 +183,18 @@ def _rows(read: ReadAt, offset: int, size: int, count: int, least: int) -> bytes
     return b"".join(table[at : at + least] for at in range(0, len(table) - size + 1, size))
 
 
-def _section_names(read: ReadAt, header: Header) -> frozenset[bytes]:
+def _sections(read: ReadAt, header: Header) -> list[Shdr]:
     layout, count = header.layout, min(header.shnum, SECTIONS_MAX)
     table = _rows(read, header.shoff, header.shentsize, count, SHDR_SIZE[layout.bits])
-    sections = list(parse_shdrs(table, layout))
+    return list(parse_shdrs(table, layout))
+
+
+def _section_names(read: ReadAt, header: Header, sections: list[Shdr]) -> frozenset[bytes]:
+    """Return the names of the sections whose bytes are in the file."""
     if header.shstrndx >= len(sections) or sections[header.shstrndx].offset > _OFFSET_MAX:
         return frozenset()
     names = sections[header.shstrndx]
     strings = read(names.offset, min(names.size, NAMES_MAX))
-    ends = ((section.name, strings.find(b"\0", section.name)) for section in sections)
+    starts = [section.name for section in sections if section.type != _SHT_NOBITS]
+    ends = ((start, strings.find(b"\0", start)) for start in starts)
     return frozenset(strings[start:end] for start, end in ends if end > start)

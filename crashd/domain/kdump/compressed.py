@@ -151,12 +151,12 @@ def _unwrap_lz4(head: bytes, limit: int) -> Unwrapped:
         at += size + block_checksum
         if word >> 31:
             out += block
-        elif not _unlz4_block(block, out, limit):
+        elif not unlz4_block(block, out, limit):
             break
     return Unwrapped(bytes(out[:limit]), False)
 
 
-def _unlz4_block(block: bytes, out: bytearray, limit: int) -> bool:
+def unlz4_block(block: bytes, out: bytearray, limit: int) -> bool:
     """Decompress one lz4 block behind `out`; False when it is cut, damaged or the limit reached.
 
     Source: lz4_Block_format.md. What is there is kept: a head mostly ends inside a block.

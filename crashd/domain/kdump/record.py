@@ -1,8 +1,8 @@
 """The record of a kernel's crash: what a look at its dump's directory, or at its log, found, as one
 Crash.
 
-A record is made anew with each look and keeps its id, what was pinned, and when it was first seen;
-so a dump that gets its log later gets its title then. Pure.
+Each look builds the record again. It keeps its id, its pin, the time it was first seen, and what a
+vmlinux showed; so a dump that gets its log later gets its title then. Pure.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ LOG_BYTES_MAX: Final = 512 * 1024
 """Of a log, the end of which the record keeps."""
 LIST_MAX: Final = 200
 SAME_EVENT_NS: Final = 10 * 60 * 10**9
-"""What has one signature within this time is one crash, whoever tells of it."""
+"""Reports with one signature within this time are one crash, whatever their source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class Look:
     analysis: LogAnalysis | None
     growing: bool
     """It changed a moment ago, and is not known to be whole."""
+    build_id: str | None = None
+    """Of the vmlinux, found in the memory of a dump whose head has none."""
     parts: tuple[bytes, ...] = ()
     """The files of a split dump, in the order of their page frames; empty where it is not split."""
     capture_troubles: tuple[str, ...] = ()
@@ -111,7 +113,7 @@ def build_record(
 
 
 def _judge(look: Look) -> tuple[State, str | None]:
-    """Tell how far the dump came, and why not further."""
+    """Return how far the dump came, and why not further."""
     directory, verdict = look.directory, look.verdict
     if look.growing:
         return State.CAPTURING, None
@@ -191,7 +193,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
             "wrapped_by": head.wrapped_by.value if head.wrapped_by is not None else None,
             "compression": head.compression,
             "memory_bytes": head.memory_bytes,
-            "build_id": head.build_id,
+            "build_id": head.build_id or look.build_id,
         }
     return said
 

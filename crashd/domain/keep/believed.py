@@ -20,12 +20,11 @@ SKEW_NS: Final = 3600 * 10**9
 def believe(
     stamps_ns: Sequence[int | None], now_ns: int | None
 ) -> tuple[list[int], list[int | None]]:
-    """Return for each crash a time not before it happened, and which earlier crash contradicts its
-    stamp.
+    """Return a time not before each crash, and which earlier crash contradicts its stamp.
 
     Args:
-        stamps_ns: the wall clock at each crash, in order; None if it is no longer known.
-        now_ns: a time that is certainly not ahead of the true time. None if there is none; then no
+        stamps_ns: the wall clock at each crash, in order; None if it is no longer known. now_ns: a
+        time that is certainly not ahead of the true time. None if there is none; then no
             stamp is contradicted, and every time is 0.
     """
     if now_ns is None:

@@ -21,8 +21,8 @@ class Claimant(NamedTuple):
     unit: str
 
 
-class Stage(NamedTuple):
-    """What a user gives before anything of the next stage."""
+class Offer(NamedTuple):
+    """What a user gives before anything of the next offer."""
 
     queues: Mapping[Claimant, list[int]]
     """What each unit can give, the next item at the end; consumed."""
@@ -36,7 +36,7 @@ _NOBODY: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 def take_fairly(
-    stages: Sequence[Stage],
+    stages: Sequence[Offer],
     uses: dict[Claimant, int],
     short: int,
     spared: Mapping[str, int] = _NOBODY,
@@ -95,7 +95,7 @@ def most_by_user(uses: Mapping[Claimant, int]) -> dict[str, int]:
 
 
 def _give(
-    units: Set[Claimant], stages: Sequence[Stage], uses: dict[Claimant, int]
+    units: Set[Claimant], stages: Sequence[Offer], uses: dict[Claimant, int]
 ) -> Iterator[int]:
     """Take a user's items one by one; yield what each freed, and 0 if the rest is spared."""
     spares = False

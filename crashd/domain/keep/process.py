@@ -29,7 +29,8 @@ whole deletion takes the metadata too. Nothing here reads a clock, a disk or the
 The order is that of `sequence`; the wall clock only gives ages, as far as it is believed
 (crashd/domain/keep/believed.py). A tombstone that contradicts a later stamp stays as long as the
 crash with that stamp. This module cannot detect a *now* that runs ahead: the caller passes a time
-that certainly does not, or None, and then nothing is deleted for its age.
+that certainly does not, or None, and then nothing is deleted for its age. Over 400 lines, because
+the rules hold only together.
 """
 
 from collections import Counter, defaultdict
@@ -43,7 +44,7 @@ from typing import NamedTuple
 from crashd.domain.keep.believed import EARLIEST_NS, believe
 from crashd.domain.keep.fairness import (
     Claimant,
-    Stage,
+    Offer,
     by_user,
     largest_new,
     most_by_user,
@@ -211,6 +212,7 @@ class _Store:
         *,
         coming: bool = False,
     ) -> None:
+        # Parallel lists by the crash's place in the order: planning for 100,000 must stay fast.
         self.crashes = sorted(crashes, key=lambda crash: (crash.sequence, crash.id))
         self._reasons: dict[int, Limit] = {}
         known = self.crashes
@@ -271,7 +273,7 @@ class _Store:
             queues = self._queue(i for i in group if self.may_lose_core(i) and i not in kept)
             take = partial(self._delete_core, self.count, Limit.MAX_PER_SIGNATURE)
             uses = self.uses_of_shares(self.count, group)
-            take_fairly([Stage(queues, take)], uses, len(group) - maximum)
+            take_fairly([Offer(queues, take)], uses, len(group) - maximum)
 
     def drop_old_metadata(self) -> None:
         """Delete tombstones that are too old, except those that contradict a crash's stamp."""
@@ -329,7 +331,7 @@ class _Store:
         spared = {s: levels[s.user] for s in queues if s.user in levels and s not in busy}
         others = most_of_others(by_user(busy))
         several = {share: queue.copy() for share, queue in queues.items()}
-        last = Stage(queues, partial(self._delete_core, resource, reason), spared)
+        last = Offer(queues, partial(self._delete_core, resource, reason), spared)
         return take_fairly(
             [self._stage_of_several(several, resource, reason), last],
             self.uses_of_shares(resource, range(len(self.crashes))),
@@ -339,7 +341,7 @@ class _Store:
 
     def _stage_of_several(
         self, queues: dict[Claimant, list[int]], resource: _Resource, reason: Limit
-    ) -> Stage:
+    ) -> Offer:
         """Build the stage that never takes a user's last core of a signature."""
 
         def take(i: int) -> int:
@@ -347,7 +349,7 @@ class _Store:
                 self._delete_core(resource, reason, i) if self._cores_of[self._keys[i]] > 1 else 0
             )
 
-        return Stage(queues, take)
+        return Offer(queues, take)
 
     def find_room(self, new: Claimant, spare: int) -> int:
         """Return what a new crash may use: `spare`, and what others give for it."""
@@ -429,9 +431,7 @@ class _Store:
         return queues
 
     def reconsider(self) -> bool:
-        """Return whether to plan once more: deletions may settle a doubtful stamp or bring a limit
-        in reach.
-        """
+        """Return whether to plan again: deletions may settle a stamp or help meet a limit."""
         nothing_new = self._before == (len(self._reasons), sum(self._gone))
         if nothing_new or not (self._doubted or self._unmet):
             return False
@@ -485,7 +485,7 @@ class _Store:
         candidates = self._list_metadata()
         queues = self._queue(i for i in candidates if i not in self._evidence)
         uses = self.uses_of_shares(resource, candidates)
-        return short - wanted + take_fairly([Stage(queues, take)], uses, wanted)
+        return short - wanted + take_fairly([Offer(queues, take)], uses, wanted)
 
     def _delete(self, i: int, reason: Limit, *, whole: bool) -> None:
         for uses, keeps in self._resources:

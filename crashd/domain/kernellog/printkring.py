@@ -51,6 +51,8 @@ class KernelLog:
     """Records that were just being written, are damaged, or are not in the dump."""
     cut: bool = False
     """Whether there were too many records; the oldest are missing."""
+    build_id: str | None = None
+    """Of the dump's vmlinux, by the VMCOREINFO that the log was found by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class _PrintkRing:
     """A struct printk_ringbuffer."""
 
     def __init__(self, memory: Memory, numbers: Mapping[str, int]) -> None:
+        # Every offset comes from VMCOREINFO: they differ between versions and builds.
         self._memory, self._numbers = memory, numbers
         self._word = memory.bits // 8
         address = memory.word(numbers["SYMBOL(prb)"])

@@ -8,7 +8,8 @@ line that looks like part of a report. Lines that follow from it are part of it:
     BUG: unable to handle …   →  Oops: 0002 [#1]  one crash, told in two heads
     watchdog: BUG: soft lockup …  →  Kernel panic - not syncing: softlockup: hung tasks
 
-A panic that follows from a report does not name the crash, but makes it fatal.
+A panic that follows from a report does not name the crash, but makes it fatal. Over 400 lines,
+because it is one state machine.
 """
 
 import re

@@ -160,6 +160,7 @@ class _Table:
 
 
 def _parse_tls(table: _Table) -> Tls:
+    """Check `tls_server_config`; contradictory or ineffective settings are errors."""
     cert, key = table.needed("cert_file"), table.needed("key_file")
     wanted = table.text("client_auth_type") or ClientCert.NONE
     if wanted in ("RequestClientCert", "RequireAnyClientCert"):

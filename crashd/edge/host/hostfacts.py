@@ -1,5 +1,4 @@
-"""Reads facts about the host for `crashctl doctor`: services, kernel features, files of other
-packages.
+"""Reads facts about the host for `crashctl doctor`: services, kernel, files of other packages.
 
 Never changes anything. Size, number and time are bounded. domain/host/doctorhost.py judges the
 facts.

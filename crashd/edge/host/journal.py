@@ -53,9 +53,7 @@ def send(fields: Mapping[str, bytes], path: Path = SOCKET, seconds: float = SEND
 
 
 def _encode(name: str, value: bytes) -> bytes:
-    """Encode a field; a value of several lines is prefixed with its length, so that it cannot forge
-    fields.
-    """
+    """Encode a field; several lines are prefixed with their length, and so cannot forge fields."""
     key = name.encode("ascii")
     if b"\n" in value:
         return key + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"

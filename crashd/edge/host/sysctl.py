@@ -14,7 +14,7 @@ The file with the old values, as `register` writes it:
 Several roots form a chain: each saves the pattern of the one before it. A root that stops while
 another root's pattern is set removes itself from the chain: it writes what it saved into the file
 of the root that saved its pattern. A value that differs from what crashd set was chosen by someone
-else, and stays.
+else, and stays. Over 400 lines, because setting and restoring must agree.
 """
 
 import contextlib
@@ -72,9 +72,7 @@ class _Saved:
     """The value that crashd has set since; None if the file does not say."""
 
     def undo(self, present: Mapping[str, str]) -> dict[str, str]:
-        """Return `present`, with the old values of the companions that nobody has changed since
-        crashd.
-        """
+        """Return `present`, with old values for the companions that are as crashd set them."""
         ours = {PIPE_LIMIT: self.pipe_limit, SUID_DUMPABLE: SUID_ROOT_ONLY}
         return {
             name: self.before[name] if value == ours.get(name) else value
@@ -151,8 +149,7 @@ def write(name: str, value: str, proc: Path = PROC) -> None:
 
 
 def owned(handler: str, proc: Path = PROC) -> bool:
-    """Return whether kernel.core_pattern is a pipe to `handler` with our arguments; raises like
-    `read`.
+    """Return whether kernel.core_pattern pipes to `handler` with our arguments; raises like `read`.
 
     Does not check whether that program exists.
     """

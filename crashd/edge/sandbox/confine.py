@@ -197,8 +197,9 @@ def seal(limits: Limits, keep: Sequence[int], isolation: Isolation) -> None:
 
 
 def seal_in_unit(limits: Limits, keep: Sequence[int]) -> None:
-    """Like seal(), for a process that systemd already deprived of ids, capabilities, namespaces and
-    the host's files (crashd-analyze@.service).
+    """Like seal(), for a process that systemd has already confined (crashd-analyze@.service).
+
+    systemd has taken ids, capabilities, namespaces and the host's files from it.
 
     Raises:
         UnsupportedError: systemd has not done so, or a part of the rest does not work on this host;

@@ -52,16 +52,21 @@ class WorkerResult:
 
 
 def run_worker(
-    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float
+    request: Mapping[str, Any],
+    core_fd: int | None,
+    timeout_seconds: float,
+    extra_fd: int | None = None,
 ) -> WorkerResult:
     """Run one worker to its end or to its deadline; blocks. The result reports every failure.
 
-    The caller keeps the descriptor. The worker gets nothing of the caller's environment, and at
+    The caller keeps the descriptors. The worker gets nothing of the caller's environment, and at
     most OUTPUT_MAX of its output is read.
     """
     started = time.monotonic()
     try:
-        process = _start({**request, "core_fd": core_fd, "parent": os.getpid()}, core_fd)
+        fds = tuple(fd for fd in (core_fd, extra_fd) if fd is not None)
+        given = {"core_fd": core_fd, "extra_fd": extra_fd, "parent": os.getpid()}
+        process = _start({**request, **given}, fds)
     except OSError as e:
         return WorkerResult(b"", f"the worker cannot be started: {reason_of(e)}")
     output, errors = bytearray(), bytearray()
@@ -85,7 +90,11 @@ def run_worker(
 
 
 def ask_worker(
-    request: Mapping[str, Any], core_fd: int | None, timeout_seconds: float, address: Path
+    request: Mapping[str, Any],
+    core_fd: int | None,
+    timeout_seconds: float,
+    address: Path,
+    extra_fd: int | None = None,
 ) -> WorkerResult:
     """Have the service at `address`, a SOCK_STREAM socket owned by root, run a worker.
 
@@ -101,7 +110,8 @@ def ask_worker(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout_seconds)
             peer.connect(str(address))
-            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, core_fd)
+            fds = [fd for fd in (core_fd, extra_fd) if fd is not None]
+            workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, fds)
             if "task" not in request:  # other tasks than the analysis need no files
                 workerlink.answer_modules(peer, request)
             peer.shutdown(socket.SHUT_WR)
@@ -123,7 +133,7 @@ def ask_worker(
     return WorkerResult(bytes(output), failure, round(time.monotonic() - started, 3))
 
 
-def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen[bytes]":
+def _start(request: Mapping[str, Any], fds: tuple[int, ...]) -> "subprocess.Popen[bytes]":
     with open(os.memfd_create("request", os.MFD_CLOEXEC), "w+b") as file:
         file.write(json.dumps(request).encode())
         file.seek(0)
@@ -135,7 +145,7 @@ def _start(request: Mapping[str, Any], core_fd: int | None) -> "subprocess.Popen
             cwd="/",
             env=_ENVIRON,
             start_new_session=True,
-            pass_fds=() if core_fd is None else (core_fd,),
+            pass_fds=fds,
         )
 
 

@@ -5,7 +5,8 @@ and the daemon the descriptors of their files. The worker has no privileges, and
 host but /usr. The daemon opens files for it that the crashed user could read, and only the ELF
 images that were mapped.
 
-    daemon    the request; the core's descriptor, if any, comes with its first byte
+    daemon    the request; the core's descriptor, if any, comes with its first byte, and after it
+              that of a second file (a kernel's vmlinux)
     worker    [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
     daemon    [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with each
               byte, the files in this order
@@ -40,10 +41,10 @@ _ID_MAX = 128
 # -- the daemon's side -----------------------------------------------------------------------------
 
 
-def send_request(peer: socket.socket, request: Mapping[str, Any], core_fd: int | None) -> None:
+def send_request(peer: socket.socket, request: Mapping[str, Any], fds: Sequence[int]) -> None:
     """Send a request; blocks up to the socket's own timeout."""
     raw = messages.pack(request)
-    sent = messages.send_packet(peer, raw, () if core_fd is None else (core_fd,))
+    sent = messages.send_packet(peer, raw, fds)
     peer.sendall(raw[sent:])
 
 
@@ -96,18 +97,19 @@ def _is_build_id(text: object) -> bool:
 
 
 def receive_request(peer: socket.socket) -> dict[str, Any]:
-    """Receive the request; its `core_fd` is the descriptor that came with it.
+    """Receive the request; its `core_fd` and `extra_fd` are the descriptors that came with it.
 
     Raises:
         EOFError: the daemon has ended.
     """
-    first = messages.receive_packet(peer, messages.HEADER_SIZE, 1)
+    first = messages.receive_packet(peer, messages.HEADER_SIZE, 2)
     header = first.data
     if len(header) < messages.HEADER_SIZE:
         header += messages.receive_exactly(peer, messages.HEADER_SIZE - len(header))
     size = messages.parse_size(header, MESSAGE_MAX)
     request = messages.parse(messages.receive_exactly(peer, size))
-    return {**request, "core_fd": first.descriptors[0] if first.descriptors else None}
+    core_fd, extra_fd = [*first.descriptors, None, None][:2]
+    return {**request, "core_fd": core_fd, "extra_fd": extra_fd}
 
 
 def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[ModuleFile]:

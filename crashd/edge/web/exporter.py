@@ -41,8 +41,7 @@ UNITS_MAX = 50
 """Units counted by name: the first to crash (at start, those that crashed most)."""
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,120}\.(service|scope|socket|slice|mount|timer)")
 _CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
-"""Units created by container runtimes, one per container; they must not displace units of the host.
-"""
+"""Units of container runtimes, one per container; they must not displace units of the host."""
 _STAGES = ("logical", "resident", "stored")
 
 

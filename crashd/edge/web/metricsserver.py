@@ -242,6 +242,7 @@ class MetricsServer:
     def _answer(
         self, connection: _Connection, asked: tuple[str, str, dict[str, str]], let_in: bool
     ) -> None:
+        """Answer a judged request: a refusal, the metrics, or a health check."""
         method, path, headers = asked
         only_head = method == "HEAD"
         check = self._checks.get(path)

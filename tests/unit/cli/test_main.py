@@ -34,6 +34,7 @@ ALLOWED = {
         "errors",
         "store",
         "store.index",
+        "store.indexfile",
         "store.schema",
         "store.paths",
         "store.selection",

@@ -243,7 +243,7 @@ def test_put_again_replaces_and_leaves_one_row(index: Index) -> None:
 
 def test_rows_are_what_row_of_says(index: Index) -> None:
     expected = sorted(Index.row_of(crash) for crash in build_crashes(COUNT))
-    assert list(index.rows()) == expected
+    assert [index.row(crash_id) for crash_id in index.ids()] == expected
 
 
 def test_open_makes_a_private_file_in_wal_mode(index: Index, path: Path) -> None:
@@ -297,7 +297,7 @@ def test_open_another_programs_database_is_corrupt(path: Path) -> None:
 def test_open_locked_for_long_is_unavailable_not_corrupt(
     index: Index, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crashd.store.index.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("crashd.store.indexfile.BUSY_SECONDS", 0.05)
     with Index.open(path) as second:
         db = sqlite3.connect(path, isolation_level=None)
         db.execute("BEGIN IMMEDIATE")
@@ -334,7 +334,7 @@ def test_is_current_notices_a_replaced_file(index: Index, path: Path) -> None:
 def test_open_readonly_of_a_locked_file_never_reads_past_its_wal(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crashd.store.index.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("crashd.store.indexfile.BUSY_SECONDS", 0.05)
     with Index.open(path) as index:
         index.put([build_crash(1)])
     db = sqlite3.connect(path, isolation_level=None)
@@ -366,8 +366,8 @@ def test_open_closes_its_companions_to_others(index: Index, path: Path) -> None:
 
 
 def test_wal_shrinks_once_no_reader_needs_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crashd.store.index.WAL_BYTES", 256 << 10)
-    monkeypatch.setattr("crashd.store.index.WAL_PAGES", 10)
+    monkeypatch.setattr("crashd.store.indexfile.WAL_BYTES", 256 << 10)
+    monkeypatch.setattr("crashd.store.indexfile.WAL_PAGES", 10)
     wal = path.with_name(path.name + "-wal")
     with Index.open(path) as writer:
         writer.put([build_crash(1)])
@@ -402,7 +402,7 @@ def test_any_damage_is_one_clear_error(tmp_path: Path) -> None:
                 index.select(Query(), None)
                 index.totals()
                 index.ids()
-                list(index.rows())
+                [index.row(crash_id) for crash_id in index.ids()]
                 index.put([build_crash(50)])
         except IndexCorruptError as e:
             refused += 1

@@ -6,8 +6,8 @@ import pytest
 from crashd.cli.open import scratch
 from crashd.cli.open.debug import Given, build_command, find_caller, find_debugger
 from crashd.cli.open.debugroot import DebugRoot
-from crashd.cli.open.foreground import User, build_environ
 from crashd.cli.open.scratch import nameless_file, private_directory, write_core
+from crashd.cli.open.session import User, build_environ
 from crashd.errors import CrashdError, UnsupportedError
 
 

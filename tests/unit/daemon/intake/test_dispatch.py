@@ -136,11 +136,12 @@ class Scene:
         while self.nursery.asked:
             self.dispatcher.born()
 
-    def submit(self, kind: Kind = Kind.SOCKET, uid: int | None = None) -> Job:
+    def submit(self, kind: Kind = Kind.SOCKET, uid: int | None = None, size: int = 0) -> Job:
         """Submit a job."""
         self.number += 1
         entry = Entry(build_crash(self.number).id, self.open(self.directory))
         job = Job(kind, entry, [self.open("/dev/null")], self.host, uid=uid)
+        job.core_bytes = size
         self.dispatcher.submit(job)
         self.nurse()
         return job
@@ -299,7 +300,7 @@ def test_storers_go_on_where_crashes_wait_for_their_places(crowd: Scene) -> None
 
 def test_import_never_takes_the_last_worker_nor_goes_before_a_live_crash(tmp_path: Path) -> None:
     scene = Scene(tmp_path, workers=1)
-    imports = [scene.submit(Kind.IMPORT) for _ in range(2)]
+    imports = [scene.submit(Kind.IMPORT, size=SMALL_BYTES + 1) for _ in range(2)]
     assert scene.stages(*imports) == "SQ"
     assert len(scene.dispatcher._idle) >= 1, "for the crash that comes next"
     live = scene.submit()
@@ -307,6 +308,12 @@ def test_import_never_takes_the_last_worker_nor_goes_before_a_live_crash(tmp_pat
     scene.end(imports[0])
     assert imports[1].stage is Stage.STORING
     scene.close()
+
+
+def test_small_import_goes_before_large_ones_that_have_to_wait(crowd: Scene) -> None:
+    large = [crowd.submit(Kind.IMPORT, size=SMALL_BYTES + 1) for _ in range(2)]
+    small = crowd.submit(Kind.IMPORT, size=SMALL_BYTES)
+    assert crowd.stages(*large, small) == "SQS"
 
 
 def test_spilled_bytes_are_counted(crowd: Scene) -> None:

@@ -5,7 +5,13 @@ from typing import Literal
 
 import pytest
 
-from crashd.domain.elf.vmlinux import ReadAt, find_release, parse_vmlinux
+from crashd.domain.elf.vmlinux import (
+    ReadAt,
+    debug_package,
+    find_release,
+    parse_vmlinux,
+    vmlinux_places,
+)
 from crashd.errors import FormatError
 
 BUILD_ID = bytes(range(20))
@@ -99,3 +105,86 @@ def test_vmlinux_cut_or_damaged_anywhere_raises_nothing_else() -> None:
 
 def test_find_release_without_banner_is_none() -> None:
     assert find_release(b"Linux version \n %s version %s (") is None
+
+
+RELEASE = "6.1.0-56-cloud-amd64"
+DEBUG_PLACES = (
+    f"usr/lib/debug/boot/vmlinux-{RELEASE}",
+    f"usr/lib/debug/lib/modules/{RELEASE}/vmlinux",
+    f"usr/lib/debug/lib/modules/{RELEASE}/vmlinux.debug",
+    f"usr/lib/debug/usr/lib/modules/{RELEASE}/vmlinux",
+    f"usr/lib/debug/usr/lib/modules/{RELEASE}/vmlinux.debug",
+    f"lib/modules/{RELEASE}/build/vmlinux",
+    "usr/lib/debug/.build-id/ab/cdef01.debug",
+    f"srv/vmlinux/vmlinux-{RELEASE}",
+    f"srv/vmlinux/{RELEASE}/vmlinux.debug",
+    "srv/vmlinux/.build-id/ab/cdef01.debug",
+    "srv/vmlinux/vmlinux",
+)
+
+
+@pytest.mark.parametrize("place", DEBUG_PLACES)
+def test_vmlinux_is_looked_for_where_distributions_and_the_administrator_put_it(place: str) -> None:
+    assert place in vmlinux_places(RELEASE, "abcdef01", ["/srv/vmlinux"])
+
+
+@pytest.mark.parametrize(
+    "release", ["", "..", "../../etc/x", "a/b", "x" * 70, "a b", "\n", "6.1\0"]
+)
+def test_release_that_leads_elsewhere_names_no_place(release: str) -> None:
+    places = vmlinux_places(release, None, ["/srv"])
+    assert places == ("srv/vmlinux",)
+
+
+@pytest.mark.parametrize("build_id", ["", "ab", "../../..", "ABCD", "abc", "ab" * 65, "ab/cd"])
+def test_build_id_that_is_none_names_no_place(build_id: str) -> None:
+    assert vmlinux_places(None, build_id) == ()
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "package"),
+    [
+        (
+            RELEASE,
+            "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)",
+            f"linux-image-{RELEASE}-dbg",
+        ),
+        (RELEASE, None, f"linux-image-{RELEASE}-dbg"),
+        ("6.12.57+deb13-amd64", "", "linux-image-6.12.57+deb13-amd64-dbg"),
+        ("6.8.0-45-generic", "#45-Ubuntu SMP", "linux-image-6.8.0-45-generic-dbgsym"),
+        ("6.8.0-1010-aws", None, "linux-image-6.8.0-1010-aws-dbgsym"),
+        ("6.11.4-301.fc41.x86_64", None, "kernel-debuginfo-6.11.4-301.fc41.x86_64"),
+        ("5.14.0-427.el9.x86_64", None, "kernel-debuginfo-5.14.0-427.el9.x86_64"),
+        ("6.4.0-150600.23-default", None, "kernel-default-debuginfo"),
+        ("6.1.0-test", "#1", None),
+        (None, "Debian", None),
+        ("$(reboot)", "Debian", None),
+    ],
+)
+def test_package_is_the_distribution_s(
+    release: str | None, version: str | None, package: str | None
+) -> None:
+    assert debug_package(release, version) == package
+
+
+def only_debug(notes_kept: bool = True) -> bytes:
+    """Make what `objcopy --only-keep-debug` leaves: its program headers lead nowhere."""
+    data = bytearray(build(sections=b"\0.debug_info\0"))
+    shoff = struct.unpack_from("<Q", data, 40)[0]
+    notes_at, size = struct.unpack_from("<8xQ16xQ", data, 64 + 56)
+    struct.pack_into("<Q", data, 64 + 56 + 8, 0)  # p_offset
+    if notes_kept:
+        struct.pack_into("<IIQQQQ", data, shoff, 1, 7, 0, 0, notes_at, size)
+    return bytes(data)
+
+
+def test_build_id_of_a_debug_file_is_found_by_its_sections() -> None:
+    assert parse_vmlinux(reader(only_debug())).build_id == BUILD_ID.hex()
+    assert parse_vmlinux(reader(only_debug(notes_kept=False))).build_id is None
+
+
+def test_debug_information_without_bytes_is_none() -> None:
+    data = bytearray(build())
+    shoff = struct.unpack_from("<Q", data, 40)[0]
+    struct.pack_into("<I", data, shoff + 4, 8)  # SHT_NOBITS
+    assert not parse_vmlinux(reader(bytes(data))).has_debug_info

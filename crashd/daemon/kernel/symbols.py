@@ -1,0 +1,174 @@
+"""Symbols for a kernel's dump: its vmlinux, found by build-id, and what a sealed worker reads out
+of the dump by it.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crashd.analysisresult import parse_symbols_report
+from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.domain.elf.vmlinux import debug_package
+from crashd.domain.kdump.symbols import DONE, FAILED, NONE, REASON_MAX, Symbols, symbols_of
+from crashd.domain.text import printable
+from crashd.edge.sandbox.start import ask_worker, run_worker
+from crashd.errors import CrashdError, FormatError, reason_of
+from crashd.store.vmlinuxfiles import VmlinuxSearch, find_vmlinux, open_vmlinux
+
+
+@dataclass(frozen=True, slots=True)
+class WantedKernel:
+    """What a dump says of its kernel."""
+
+    release: str | None
+    version: str | None
+    build_id: str | None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "WantedKernel | None":
+        """Take it from the `kernel` of a record; None where there is no memory image."""
+        if record.get("format") is None or record.get("dump") is None:
+            return None
+        release, version, build_id = map(record.get, ("release", "version", "build_id"))
+        return cls(
+            release if isinstance(release, str) else None,
+            version if isinstance(version, str) else None,
+            build_id if isinstance(build_id, str) else None,
+        )
+
+    @property
+    def package(self) -> str | None:
+        """The package with its vmlinux."""
+        return debug_package(self.release, self.version)
+
+
+@dataclass(slots=True)
+class SymbolState:
+    """How far the symbols of one dump are."""
+
+    kernel: WantedKernel | None = None
+    state: str | None = None
+    stamp: tuple[int, ...] | None = None
+    """Of the vmlinux that was tried."""
+    reason: str | None = None
+    is_split: bool = False
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "SymbolState":
+        """Take it from the `kernel` of a record."""
+        found = symbols_of(record) or {}
+        stamp = found.get("stamp")
+        return cls(
+            WantedKernel.of(record),
+            found.get("state"),
+            tuple(stamp) if isinstance(stamp, list) else None,
+            found.get("reason"),
+            len(record.get("dump_parts") or ()) > 1,
+        )
+
+    def is_worth(self, search: "VmlinuxSearch") -> bool:
+        """Return whether a vmlinux that was found may show what is not known yet."""
+        if self.kernel is None or self.state == DONE:
+            return False
+        return search.path is not None and search.stamp != self.stamp
+
+    def is_news(self, search: "VmlinuxSearch") -> bool:
+        """Return whether it is to be recorded that there is no vmlinux, or why not."""
+        if self.kernel is None or self.state in (DONE, FAILED) or search.path is not None:
+            return False
+        told = no_symbols(self.kernel, search)
+        return (self.state, self.reason) != (told.state, told.reason)
+
+
+class VmlinuxFinder:
+    """Finds vmlinux files; during one scan each kernel's is looked for once, however many dumps
+    there are of it.
+    """
+
+    def __init__(self, root: Path, directories: Iterable[str]) -> None:
+        self._root = root
+        self._directories = tuple(directories)
+        self._found: dict[tuple[str | None, str], VmlinuxSearch] = {}
+
+    def find(self, kernel: WantedKernel) -> VmlinuxSearch:
+        """Find the vmlinux of a kernel; without a build-id none is sure to be."""
+        if kernel.build_id is None:
+            return VmlinuxSearch()
+        key = kernel.release, kernel.build_id
+        if key not in self._found:
+            self._found[key] = find_vmlinux(self._root, *key, self._directories)
+        return self._found[key]
+
+
+def no_symbols(kernel: WantedKernel, search: VmlinuxSearch) -> Symbols:
+    """Say that there is no vmlinux, and why what is there is not used."""
+    reason = "; ".join(search.refused)[:REASON_MAX]
+    if kernel.build_id is None:
+        reason = "the dump has no build-id, by which alone a vmlinux is used"
+    return Symbols(NONE, _now(), package=kernel.package, reason=reason or None)
+
+
+def not_readable(kernel: WantedKernel, search: VmlinuxSearch, reason: str) -> Symbols:
+    """Say why a vmlinux that was found is of no use."""
+    return Symbols(
+        FAILED,
+        _now(),
+        vmlinux=None if search.path is None else printable(os.fsencode(search.path)),
+        stamp=search.stamp,
+        package=kernel.package,
+        reason=printable(reason),
+    )
+
+
+def read_symbols(
+    dump_fd: int, kernel: WantedKernel, search: VmlinuxSearch, options: AnalysisOptions
+) -> Symbols:
+    """Read stacks out of the dump behind a descriptor, which stays the caller's, by the vmlinux
+    that was found. Blocks for `options.timeout_seconds` at most.
+
+    Raises nothing that a dump or a vmlinux provokes.
+    """
+    if search.path is None or kernel.build_id is None:
+        return no_symbols(kernel, search)
+    try:
+        vmlinux = open_vmlinux(search.path, kernel.build_id)
+    except (CrashdError, OSError) as e:
+        return not_readable(kernel, search, reason_of(e))
+    seconds = options.timeout_seconds
+    request: dict[str, Any] = {
+        "task": "kernel symbols",
+        "cpu_seconds": max(1, math.ceil(seconds)),
+        "memory_bytes": options.memory_bytes,
+        "build_id": kernel.build_id,
+    }
+    try:
+        if options.worker_socket is None:
+            result = run_worker(request, dump_fd, seconds, vmlinux)
+        else:
+            result = ask_worker(request, dump_fd, seconds, options.worker_socket, vmlinux)
+    finally:
+        os.close(vmlinux)
+    if result.failure is not None:
+        return not_readable(kernel, search, result.failure)
+    try:
+        facts = parse_symbols_report(result.output)
+    except FormatError as e:
+        return not_readable(kernel, search, reason_of(e))
+    return Symbols(
+        DONE,
+        _now(),
+        vmlinux=printable(os.fsencode(search.path)),
+        stamp=search.stamp,
+        facts=facts,
+        seconds=result.seconds,
+        cpu_seconds=result.cpu_seconds or facts.cpu_seconds,
+        peak_bytes=result.peak_bytes,
+    )
+
+
+def _now() -> float:
+    return round(time.time(), 3)

@@ -1,0 +1,181 @@
+"""Which dump gets symbols next, and its record with them: one at a time, between looks at the
+directories, because a dump that is being written must be seen meanwhile.
+"""
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel.settings import DumpSettings
+from crashd.daemon.kernel.symbols import (
+    SymbolState,
+    VmlinuxFinder,
+    WantedKernel,
+    no_symbols,
+    not_readable,
+    read_symbols,
+)
+from crashd.domain.cause.analysis import AnalysisState
+from crashd.domain.crash.model import Crash, State
+from crashd.domain.kdump.symbols import (
+    DONE,
+    FAILED,
+    NONE,
+    Symbols,
+    add_symbols,
+    keep_symbols,
+)
+from crashd.edge.web.exporter import Exporter
+from crashd.errors import CrashdError, FormatError, reason_of
+from crashd.store import entry as entries
+from crashd.store.kerneldumps import DumpRoot
+from crashd.store.paths import Paths
+from crashd.store.vmlinuxfiles import VmlinuxSearch
+
+if TYPE_CHECKING:
+    from crashd.daemon.kernel.book import DumpBook, Known
+
+log = logging.getLogger("crashd.kdump")
+
+_NO_KERNEL = WantedKernel(None, None, None)
+_HERE = (State.COMPLETE, State.INCOMPLETE)
+ASKED_MAX = 1000
+
+
+class SymbolWork:
+    """The part of the dumps' thread that looks for symbols; other threads only `ask`."""
+
+    def __init__(self, paths: Paths, indexer: Indexer, exporter: Exporter) -> None:
+        self._paths = paths
+        self._indexer = indexer
+        self._exporter = exporter
+        self._settings = DumpSettings()
+        self._finder = VmlinuxFinder(paths.root, ())
+        self._lock = threading.Lock()
+        self._asked: dict[str, None] = {}
+        self._untried: list[tuple[str, bytes]] | None = None
+        """What is still to be looked at since the last scan; None: everything."""
+
+    def ask(self, crash_id: str) -> None:
+        """Have one dump's symbols looked for before all others."""
+        with self._lock:
+            if len(self._asked) < ASKED_MAX:
+                self._asked[crash_id] = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether there may be more to do at once."""
+        with self._lock:
+            return bool(self._asked) or bool(self._untried)
+
+    def begin_scan(self, settings: DumpSettings) -> None:
+        """Look for every vmlinux again: one may have arrived."""
+        self._settings = settings
+        self._finder = self._new_finder()
+        self._untried = None
+
+    def _new_finder(self) -> VmlinuxFinder:
+        return VmlinuxFinder(self._paths.root, self._settings.vmlinux_dirs)
+
+    def carry(self, crash: Crash, before: Crash | None) -> Crash:
+        """Put into a new record what is known of its symbols without opening the dump."""
+        crash = keep_symbols(crash, before)
+        state = SymbolState.of(crash.kernel or {})
+        if self._settings.analysis is None or state.kernel is None:
+            return crash
+        search = self._finder.find(state.kernel)
+        if crash.state not in _HERE or not state.is_news(search):
+            return crash
+        return add_symbols(crash, no_symbols(state.kernel, search), state.kernel.build_id)
+
+    def next(self, book: "DumpBook") -> None:
+        """Do what takes longest, for one dump at most: the one that was asked for, or the next one
+        whose vmlinux is there.
+        """
+        if self._settings.analysis is None:
+            return
+        with self._lock:
+            asked = next(iter(self._asked), None)
+            self._asked.pop(asked or "", None)
+        if asked is not None:
+            self._finder = self._new_finder()
+            if (known := book.find_id(asked)) is not None:
+                self._symbolise(known)
+            return
+        if self._untried is None:
+            self._untried = [known.key for known in book.list_all()]
+        while self._untried:
+            found = book.find(self._untried.pop(0))
+            if found is not None and self._is_ready(found) and self._try(found):
+                return
+
+    def _is_ready(self, known: "Known") -> bool:
+        settled = not known.growing and not known.log_pending
+        return known.crash_id is not None and known.state in _HERE and settled
+
+    def _try(self, known: "Known") -> bool:
+        """Look for a dump's symbols where they may have come; return whether that took long."""
+        kernel = known.symbols.kernel
+        if kernel is None:
+            return False
+        search = self._finder.find(kernel)
+        if known.symbols.is_worth(search):
+            self._symbolise(known)
+            return True
+        if known.symbols.is_news(search):
+            self._write(known, no_symbols(kernel, search))
+            return True
+        return False
+
+    def _symbolise(self, known: "Known") -> None:
+        kernel = known.symbols.kernel
+        if kernel is None or known.state not in _HERE:
+            why = "there is no memory image"
+            if known.state is State.CAPTURING:
+                why = "the dump is being written"
+            self._write(known, not_readable(_NO_KERNEL, VmlinuxSearch(), why))
+            return
+        search = self._finder.find(kernel)
+        symbols = self._read(known, kernel, search)
+        if symbols.state != NONE:
+            self._exporter.analysed(AnalysisState(symbols.state), symbols.seconds)
+        if symbols.state == FAILED:
+            log.warning("crash %s: no symbols: %s", known.crash_id, symbols.reason)
+        self._write(known, symbols)
+
+    def _read(self, known: "Known", kernel: WantedKernel, search: VmlinuxSearch) -> Symbols:
+        options, name = self._settings.analysis, known.told.dump
+        if options is None or name is None or search.path is None:
+            return no_symbols(kernel, search)
+        if known.symbols.is_split:
+            return not_readable(kernel, search, "drgn reads one part of a split dump, not all")
+        try:
+            with DumpRoot(Path(known.root)) as root, root.open(known.seen) as opened:
+                dump = opened.open_file(name)
+        except (OSError, FormatError, CrashdError) as e:
+            return not_readable(kernel, search, f"the dump cannot be opened: {reason_of(e)}")
+        try:
+            return read_symbols(dump, kernel, search, options)
+        finally:
+            os.close(dump)
+
+    def _write(self, known: "Known", symbols: Symbols) -> None:
+        kernel = known.symbols.kernel or _NO_KERNEL
+
+        def how(crash: Crash) -> Crash:
+            return add_symbols(crash, symbols, kernel.build_id)
+
+        known.symbols.state, known.symbols.reason = symbols.state, symbols.reason
+        known.symbols.stamp = symbols.stamp
+        try:
+            _, changed = entries.change(self._paths, known.crash_id or "", how)
+        except (OSError, CrashdError) as e:
+            log.error("crash %s: its symbols cannot be recorded: %s", known.crash_id, e)
+            return
+        known.symbols = SymbolState.of(changed.kernel or {})
+        self._indexer.changed(changed)
+        if symbols.state == DONE:
+            log.info("crash %s: symbols by %s", known.crash_id, symbols.vmlinux)

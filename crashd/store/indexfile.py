@@ -1,0 +1,147 @@
+"""The index's file: how it is opened, kept private, set aside, and what SQLite's errors mean.
+
+WAL with synchronous=FULL: what was put is there after a power cut, and readers never wait for the
+writer. Index, in index.py, is what is in the file.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from crashd.domain.text import printable
+from crashd.errors import IndexCorruptError, UnavailableError
+
+BUSY_SECONDS = 5.0
+WAL_BYTES = 16 << 20
+"""The WAL shrinks to this once no reader needs more of it."""
+PAGE_BYTES = 8192
+"""Rows have about 1 KiB: of smaller pages a quarter would stay empty."""
+WAL_PAGES = 500
+"""Pages in the WAL from which on a commit tries to write them back."""
+COMPANIONS = ("-wal", "-shm")
+_TEMPORARY = "PRAGMA temp_store = MEMORY"
+"""Else a statement that can fail half-way, as every put, copies rows to a file in /var/tmp: outside
+of the root, and on a disk that may be full or not there.
+"""
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def make_private(path: Path) -> None:
+    """Create the file if it is missing, and let nobody else read it.
+
+    One that is there is never opened here: closing it would drop the POSIX locks of every
+    connection that this process has to it, and another process could then remove the WAL under us
+    (SQLite, "How To Corrupt", 2.2).
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        for name in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(name, follow_symlinks=False).st_mode & 0o077:
+                    os.chmod(name, 0o600)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        connection.execute(_TEMPORARY)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_readonly(path: Path) -> sqlite3.Connection:
+    uri = path.absolute().as_uri()
+    connection = sqlite3.connect(
+        f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
+    )
+    try:
+        connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.OperationalError as e:
+        connection.close()
+        # On a read-only file system WAL's -shm cannot be made, and nobody can be writing either.
+        # Anywhere else, `immutable` would read past the locks and the WAL of a writer at work.
+        unwritable = e.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if not (unwritable and os.statvfs(path).f_flag & os.ST_RDONLY):
+            raise
+        connection = sqlite3.connect(f"{uri}?immutable=1", isolation_level=None, uri=True)
+    except BaseException:
+        connection.close()
+        raise
+    connection.execute(_TEMPORARY)
+    return connection
+
+
+# -- the whole file --------------------------------------------------------------------------------
+
+
+WAL_ALARM_BYTES = 64 << 20
+"""No WAL grows to this but for a reader that does not end: crashctl's take milliseconds."""
+
+
+def wal_bytes(path: Path) -> int:
+    """Return the size of the index's WAL, which grows as long as a reader has a transaction open:
+    until that ends nothing of it can be written back.
+    """
+    try:
+        return os.stat(path.with_name(path.name + "-wal")).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def set_index_aside(path: Path) -> str:
+    """Rename an index that cannot be read, so that a new one can be made; return its new name."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    os.rename(path, aside)
+    for suffix in COMPANIONS:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return aside.name
+
+
+def remove_index(path: Path) -> None:
+    for name in ("", *COMPANIONS):  # the WAL last: without it the file would be damaged
+        path.with_name(path.name + name).unlink(missing_ok=True)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def guard(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors, and rows that are not ours, into our errors."""
+    try:
+        yield
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise damaged(path, "a text is not what crashd wrote") from e
+    except sqlite3.OperationalError as e:
+        if "no such" in str(e):
+            raise IndexCorruptError(f"the index {path} is not crashd's: {_told(e)}") from e
+        if "decode to UTF-8" in str(e):  # the message goes on with the bytes themselves
+            raise damaged(path, "a text is not UTF-8") from e
+        raise UnavailableError(f"the index {path} is not available: {_told(e)}") from e
+    except sqlite3.DatabaseError as e:
+        raise damaged(path, _told(e)) from e
+
+
+def damaged(path: Path, why: str) -> IndexCorruptError:
+    return IndexCorruptError(
+        f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"
+    )
+
+
+def _told(error: sqlite3.Error) -> str:
+    """Quote SQLite, who quotes the file."""
+    return printable(str(error))[:200]
