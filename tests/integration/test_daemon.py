@@ -365,6 +365,25 @@ def test_stored_crashes_are_there_without_the_daemon(daemon: Daemon) -> None:
     assert [c["id"] for c in daemon.crashes()] == [c["id"] for c in found]
 
 
+def test_limit_that_the_handler_kept_is_not_counted_again(short_tmp: Path) -> None:
+    """The daemon counts by blocks in which a page of data makes 128 KiB: once it cut such a core
+    near its end, where the stacks are.
+    """
+    config = DEFAULT_CONFIG + '[capture]\nmax_core = "5M"\n'
+    pages = (b"\1" * 4096 + bytes(4096)) * 1024
+    core = build_core(segments=[CoreSegment(0x400000, pages)])
+    with Daemon(short_tmp, "--no-register", config=config) as daemon:
+        install_handler(daemon.paths)
+        daemon.stop()
+        run = start_handler(daemon.paths, SHORT)
+        run.feed(core)
+        assert run.wait() == 0
+        daemon.start()
+        (c,) = daemon.wait_for(1)
+    assert c["capture"]["mode"] == "spool"
+    assert (c["state"], c["core"]["size_bytes"]) == ("complete", len(core)), c
+
+
 def test_full_queue_makes_the_handler_spool(short_tmp: Path) -> None:
     config = DEFAULT_CONFIG + "[capture]\nqueue = 1\nworkers = 1\n"
     with Daemon(short_tmp, "--no-register", config=config) as daemon:
