@@ -21,6 +21,7 @@ from crashd.domain.kdump.vmcore import (
     judge,
 )
 from crashd.domain.kernellog.analyse import LogAnalysis, analyse
+from crashd.domain.kernellog.printkring import KernelLog
 from crashd.errors import FormatError, reason_of
 from crashd.store.corefile import unzstd
 from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen
@@ -196,6 +197,7 @@ def _log_of_dump(
     """Take the log out of the dump, whose files are named, and the build-id that its memory has;
     nothing, and why, where that cannot be.
     """
+    found: KernelLog | LogFailure = LogFailure("there is no dump")
     with contextlib.ExitStack() as files:
         fds: list[int] = []
         for name in names:
@@ -204,7 +206,12 @@ def _log_of_dump(
             except FormatError as e:
                 return b"", reason_of(e), None
             files.callback(os.close, fds[-1])
-        found = read_log(fds[0], options)
+        # No library reads several parts as one dump: most often one of them has the whole log, and
+        # the page tables to it.
+        for fd in fds:
+            found = read_log(fd, options)
+            if not isinstance(found, LogFailure):
+                break
     if isinstance(found, LogFailure):
         return b"", found.reason, None
     return found.text, "dump", found.build_id

@@ -72,6 +72,8 @@ class DumpWatch:
         self._news = False
         self._missing_told: set[str] = set()
         self._next_scan_ns = self._scanned_ns = self._scan_took_ns = 0
+        self._looked_ns = 0
+        """Spent in looks at dumps, each of which is looked at once: not what a scan costs again."""
         self._wake_out, self._wake_in = -1, -1
         self._stopping = threading.Event()
         self._allowed = threading.Event()
@@ -134,9 +136,9 @@ class DumpWatch:
     def _turn(self) -> None:
         now_ns = time.monotonic_ns()
         if now_ns >= self._next_scan_ns or (self._dirty and now_ns >= self._earliest_ns()):
-            self._dirty = False
+            self._dirty, self._looked_ns = False, 0
             self._scan_all()
-            self._scan_took_ns = time.monotonic_ns() - now_ns
+            self._scan_took_ns = time.monotonic_ns() - now_ns - self._looked_ns
             self._scanned_ns = time.monotonic_ns()
             self._next_scan_ns = self._scanned_ns + self._settings.rescan_ns
         else:
@@ -318,9 +320,11 @@ class DumpWatch:
         asked = self._settings.analysis if quiet_ns >= SETTLE_NS else None
         # Nobody writes to it any more: a compressed dump is worth being read to its end.
         worker = self._settings.worker if quiet_ns >= SETTLE_NS else None
+        begun_ns = time.monotonic_ns()
         look = look_into(
             root, known.seen, known.told, growing=growing, analysis=asked, worker=worker
         )
+        self._looked_ns += time.monotonic_ns() - begun_ns
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):
             growing = True
             look = look_into(root, known.seen, known.told, growing=True)
