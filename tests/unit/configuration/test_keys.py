@@ -286,6 +286,7 @@ _WRONG = {
     "analysis.workers": ["0", "17", "'auto'"],
     "analysis.python": ["1"],
     "analysis.build_id_dirs": ["'auto'", "'/a'", "['a']", "['/a/../b']", "[1]"],
+    "kdump.vmlinux_dirs": ["'auto'", "'/a'", "['a']", "['/a/../b']", "[1]"],
     "analysis.debuginfod": ["1", "'on'"],
     "http.listen": ["9816", "':9816'", "'localhost'", "'[::1]'", "'a:65536'", "false"],
     "http.web_config": ["'web.yml'", "'/a/../b'", '"/a\\u0000"', "false"],
