@@ -1,8 +1,8 @@
 """The store and the index together, for crashctl and the control socket.
 
 The entries on disk are the truth and the index answers quickly. check.py reports where they differ;
-`reindex` rebuilds the index. A viewer who is not root sees only their own crashes; the others do
-not exist for them.
+`reindex` rebuilds the index. A viewer who is not root sees only their own crashes; to them the
+others do not exist.
 """
 
 import json
@@ -201,7 +201,7 @@ def reindex(paths: Paths, progress: Progress = no_progress) -> int:
     with Index.open(paths.index) as index:
         read: dict[str, _Stamp] = {}
         index.replace_all(_readable(paths, entry_ids(paths), read, progress))
-        # a writer put what it finished, changed or deleted meanwhile into the old rows
+        # entries finished, changed or deleted meanwhile: their writers changed only the old rows
         now = {crash_id: _stamp(paths, crash_id) for crash_id in entry_ids(paths)}
         changed = [crash_id for crash_id in now if now[crash_id] != read.get(crash_id)]
         gone = read.keys() - now.keys()

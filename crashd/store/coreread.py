@@ -216,7 +216,7 @@ def unpack_zstd(fd: int, window_max: int, piece: int) -> Iterator[bytes]:
     early without an error; zstdframes detects that.
 
     Raises:
-        FormatError: it is damaged, or wants a larger window.
+        FormatError: it is damaged, or needs a larger window.
 
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=window_max)

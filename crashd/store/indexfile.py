@@ -49,6 +49,7 @@ def make_private(path: Path) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
+    """Open the file for reading and writing; the caller owns the connection."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # for a new file
@@ -64,6 +65,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def connect_readonly(path: Path) -> sqlite3.Connection:
+    """Open the file for reading, also on a read-only disk; the caller owns the connection."""
     uri = path.absolute().as_uri()
     connection = sqlite3.connect(
         f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
@@ -112,7 +114,8 @@ def set_index_aside(path: Path) -> str:
 
 
 def remove_index(path: Path) -> None:
-    for name in ("", *COMPANIONS):  # the WAL last: without it the file would be damaged
+    """Remove the file and its companions; a missing one is not an error."""
+    for name in ("", *COMPANIONS):  # the file before its WAL: without that it would be damaged
         path.with_name(path.name + name).unlink(missing_ok=True)
 
 
@@ -137,6 +140,7 @@ def guard(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, why: str) -> IndexCorruptError:
+    """Build the error for a damaged index."""
     return IndexCorruptError(
         f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"
     )

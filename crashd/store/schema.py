@@ -5,7 +5,7 @@ crash            columns to match by, and `doc`: the JSON of `crashctl list`
 signature_count  how many crashes have a signature        }
 usage            entries and stored bytes of each kind    } kept by triggers: never
 record_usage     bytes of each kind's records             } counted by a scan
-past             how many crashes there were whose rows are gone: what was counted stays so
+past             counts of crashes whose rows are gone, so that totals never fall
 """
 
 from typing import Final

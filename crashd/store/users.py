@@ -19,7 +19,7 @@ class Users:
     """
 
     def __init__(self, directory: Path = Path("/etc")) -> None:
-        """Uids are the kernel's, so the files are the host's, whatever root crashd has."""
+        """Use the host's files, whatever root crashd has, because uids are the kernel's."""
         self._files = (directory / "subuid", directory / "passwd")
         self._stamps: list[tuple[int, int] | None] = []
         self._look_s = 0.0

@@ -60,7 +60,7 @@ class Look:
     log_pending: bool = False
     """There is no log, and none has been taken out of the dump yet."""
     try_again: bool = False
-    """Another look may find what is not known of the dump now."""
+    """Another look may find what is still unknown about the dump."""
 
 
 def token_of(root: str, name: bytes) -> str:

@@ -310,7 +310,7 @@ def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> DumpVer
     return DumpVerdict(Completeness.BOGUS, error if signed else describe(data, size))
 
 
-# ---- what is around the dump ----
+# ---- the layers around the dump ----
 
 
 def _peel(head: bytes, size: int | None, tail: bytes, unzstd: Unzstd) -> _Peeled:
