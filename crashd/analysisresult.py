@@ -1,4 +1,4 @@
-"""The border to the analysis worker: what it prints is hostile, and becomes Facts here or not."""
+"""The border to the analysis worker: its output is hostile, and becomes Facts or is refused."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ ITEMS_MAX = 8192
 DEPTH_MAX = 10
 PARTS_MAX = 16
 _LISTS = ("problems", "interpreted")
-"""What several analyzers add to."""
+"""Lists to which several analyzers add."""
 _NUMBER_MAX = 1 << 64
 _SIZE_MAX = 1 << 63
 _FACTS = TypeAdapter(Facts)
@@ -32,11 +32,11 @@ _LOG_TEXT = re.compile(rb"[\x20-\x7e\t\r\n]*")
 
 
 def parse_report(raw: bytes) -> Facts:
-    """Parse and check what the worker printed; every text in the result is printable.
+    """Parse and check the worker's output; every text in the result is printable.
 
     Raises:
-        FormatError: it is too long, no JSON, or not what a worker prints. Also when the worker says
-            itself that it could not do it; then the message is its own.
+        FormatError: it is too long, not JSON, or malformed. Also if the worker itself reports that
+            it failed; then the message is the worker's.
 
     """
     document = _clean(_load_parts(raw), 0)
@@ -54,10 +54,10 @@ def parse_report(raw: bytes) -> Facts:
 
 
 def parse_log_report(raw: bytes) -> KernelLog:
-    """Parse and check the log that the worker read out of a kernel's dump.
+    """Parse and check the log that the worker read from a kernel dump.
 
     Raises:
-        FormatError: as parse_report().
+        FormatError: as in parse_report().
 
     """
     document = _load(raw)
@@ -80,10 +80,10 @@ def parse_log_report(raw: bytes) -> KernelLog:
 
 
 def parse_symbols_report(raw: bytes) -> KernelFacts:
-    """Parse and check what the worker found in a kernel's dump by its vmlinux.
+    """Parse and check what the worker found in a kernel dump with its vmlinux.
 
     Raises:
-        FormatError: as parse_report().
+        FormatError: as in parse_report().
 
     """
     document = _clean(_load(raw), 0)
@@ -101,7 +101,7 @@ def parse_dump_report(raw: bytes) -> Unpacked:
     """Parse and check what the worker found inside a compressed kernel dump.
 
     Raises:
-        FormatError: as parse_report().
+        FormatError: as in parse_report().
 
     """
     document = _load(raw)
@@ -138,17 +138,17 @@ def _least(value: object) -> tuple[int, str, bool] | None:
 
 
 def is_started(raw: bytes) -> bool:
-    """Return whether output that broke off has the first analyzer's facts whole."""
+    """Return whether interrupted output has all facts of the first analyzer."""
     return b"\n" in raw
 
 
 def is_whole(raw: bytes) -> bool:
-    """Return whether all analyzers came to their end."""
+    """Return whether all analyzers have finished."""
     return raw.endswith(b'"whole":true}\n')
 
 
 def _load_parts(raw: bytes) -> dict[str, Any]:
-    """Merge the analyzers' lines. A last line that broke off counts for nothing."""
+    """Merge the analyzers' lines, without an incomplete last line."""
     lines = raw.split(b"\n", PARTS_MAX)
     document = _load(lines[0]) if len(raw) <= OUTPUT_MAX else _load(raw)
     for line in lines[1:]:
@@ -159,7 +159,7 @@ def _load_parts(raw: bytes) -> dict[str, Any]:
         for key in _LISTS:
             if isinstance(document.get(key, []), list) and isinstance(more.get(key, []), list):
                 document[key] = [*document.get(key, []), *more.pop(key, [])]
-        # the first line has the native facts: a later analyzer adds to them, and replaces none
+        # the first line has the native facts: a later analyzer adds to them, and replaces nothing
         document = {**more, **document}
     return document
 
@@ -182,7 +182,7 @@ def _refuse_failed(document: dict[str, Any]) -> None:
 
 
 def _clean(value: Any, depth: int) -> Any:
-    """Bound every text, number and list, and make texts printable."""
+    """Limit every text, number and list, and make texts printable."""
     if depth > DEPTH_MAX:
         raise FormatError("the worker's result is nested too deeply")
     match value:
@@ -211,7 +211,7 @@ def _clean(value: Any, depth: int) -> Any:
 
 
 def _from_worker(document: dict[str, Any]) -> dict[str, Any]:
-    """Bring the worker's object into the form of Facts."""
+    """Convert the worker's object into the form of Facts."""
     modules = {module["start"]: module for module in document["modules"]}
     own = (
         "machine", "bits", "modules", "registers", "instruction", "siginfo", "regions",

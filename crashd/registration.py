@@ -1,7 +1,7 @@
-"""Registering crashd as the kernel's crash handler, and giving that back; for daemon and crashctl.
+"""Register crashd as the kernel's crash handler, and undo that; for the daemon and crashctl.
 
-Who registered is remembered by `registered-by-daemon` in the runtime directory: what the daemon
-took, it gives back when it stops; what `crashctl install` took stays, so that crashes are spooled
+`registered-by-daemon` in the runtime directory records which of them registered: the daemon undoes
+its own registration when it stops; that of `crashctl install` stays, so that crashes are spooled
 while the daemon is away.
 """
 
@@ -23,18 +23,18 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What `register` has done."""
+    """The result of `register`."""
 
     pattern: str
     installed: bool
-    """The handler was not there yet, or another version of it."""
+    """The handler was missing, or was another version."""
     changed: bool
     """One of the three sysctls was set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A sysctl that has another value than before."""
+    """A sysctl whose value has changed."""
 
     name: str
     before: str
@@ -45,11 +45,11 @@ def choose_mode(configured: str, *, passed: bool) -> Mode:
     """Choose how the kernel hands over cores; `passed` says whether systemd holds the socket.
 
     A kernel without coredump sockets (before Linux 6.17) gets the pipe, whatever is configured: it
-    would take a pattern with @@ for a file's name.
+    would take a pattern with @@ for a file name.
 
-    Without a program started for each crash is faster, but nobody spools what the socket does not
-    take: so by itself only where systemd holds it while the daemon is away, and where the kernel
-    tells the signal of a crash that is refused.
+    The socket is faster, because no program is started for each crash, but nothing spools what the
+    socket does not take. So crashd chooses it by itself only if systemd holds the socket while the
+    daemon is away, and if the kernel reports the signal of a crash that is refused.
     """
     if configured == "pipe" or not kernel_has_socket():
         return Mode.PIPE
@@ -59,18 +59,18 @@ def choose_mode(configured: str, *, passed: bool) -> Mode:
 
 
 def is_socket_held(paths: Paths) -> bool:
-    """Return whether the kernel's socket is listened on; its file alone may be a dead one's."""
+    """Return whether a process listens on the kernel's socket; a dead one leaves the file."""
     return is_listened_on(paths.kernel_socket)
 
 
 def register(
     paths: Paths, pipe_limit: int, mode: Mode = Mode.PIPE, *, for_good: bool = False
 ) -> Registered:
-    """Put the handler in place and register it, or the socket; `for_good` outlives the daemon.
+    """Install the handler and register it, or the socket; `for_good` outlives the daemon.
 
     Raises:
         ConfigError: the root makes the pattern too long.
-        CrashdError: this system does not let us.
+        CrashdError: the system refuses it.
 
     """
     pattern = build_pattern(str(paths.handler))
@@ -96,10 +96,11 @@ def register(
 
 
 def unregister(paths: Paths) -> str:
-    """Put back what was before, no matter which process registered; return what was done, in words.
+    """Restore the previous settings, no matter which process registered; return what was done, in
+    words.
 
     Raises:
-        CrashdError: something could not be put back.
+        CrashdError: a setting could not be restored.
 
     """
     outcome = sysctl.restore(str(paths.handler), paths.previous_core_pattern, PROC)
@@ -109,10 +110,10 @@ def unregister(paths: Paths) -> str:
 
 def install(paths: Paths, pipe_limit: int, mode: Mode) -> tuple[Registered, tuple[Change, ...]]:
     """Register for good, as `crashctl install` does: a daemon that stops leaves it so. Return what
-    was done, and which sysctls have changed by it.
+    was done, and the sysctls that it changed.
 
     Raises:
-        CrashdError: as `register`; or a sysctl cannot be read.
+        CrashdError: as in `register`; or a sysctl cannot be read.
 
     """
     before = _read_settings()
@@ -121,11 +122,11 @@ def install(paths: Paths, pipe_limit: int, mode: Mode) -> tuple[Registered, tupl
 
 
 def uninstall(paths: Paths) -> tuple[str, tuple[Change, ...]]:
-    """Put back what was before, no matter which process registered; return what was done, in words,
-    and which sysctls have changed by it.
+    """Restore the previous settings, no matter which process registered; return what was done, in
+    words, and the sysctls that it changed.
 
     Raises:
-        CrashdError: as `unregister`; or a sysctl cannot be read.
+        CrashdError: as in `unregister`; or a sysctl cannot be read.
 
     """
     before = _read_settings()
@@ -142,7 +143,7 @@ def is_owned(paths: Paths) -> bool:
 
 
 def current_pattern() -> str:
-    """Read kernel.core_pattern; empty where it cannot be read."""
+    """Read kernel.core_pattern; return "" if it cannot be read."""
     try:
         return sysctl.read(sysctl.PATTERN, PROC)
     except (CrashdError, OSError):
@@ -157,7 +158,7 @@ def _changes(before: Mapping[str, str]) -> tuple[Change, ...]:
 
 
 def _read_settings() -> dict[str, str]:
-    """Read the three sysctls; raises as sysctl.read does."""
+    """Read the three sysctls; raises like sysctl.read."""
     return {
         name: sysctl.read(name, PROC)
         for name in (sysctl.PATTERN, sysctl.PIPE_LIMIT, sysctl.SUID_DUMPABLE)

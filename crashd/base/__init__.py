@@ -1,1 +1,1 @@
-"""The floor that everything but `domain` may stand on: files and messages, each written once."""
+"""Files and messages, each written once; everything but `domain` may import these modules."""

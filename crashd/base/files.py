@@ -1,12 +1,12 @@
-"""Files that others may have made, or may break: opened, read and replaced in one way each.
+"""Files that others may have made, or may break: one way each to open, read and replace them.
 
-A name that a user can choose may be a link, a FIFO that blocks for ever, a device, or larger than
-memory. So what is read is a regular file, opened without waiting, and read up to a limit. A write
-can be short, and a disk can be full in the middle of it: what is replaced is staged beside its
-final name, and renamed when it is whole.
+A name that a user can choose may be a link, a FIFO that blocks for ever, a device, or a file larger
+than memory. So only regular files are read, opened without waiting and read up to a limit. A write
+can be short, and a disk can fill up in the middle of it. So a file is staged beside its final name,
+and renamed when it is whole.
 
-Takes names relative to a directory's descriptor as well as paths; raises OSError as the kernel
-says it, and leaves words for the operator to its callers.
+Names may be relative to a directory's descriptor, or paths. OSError passes as the kernel raises it;
+callers find the words for the operator.
 """
 
 import errno
@@ -25,7 +25,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class NotRegularError(OSError):
-    """Something is not a regular file."""
+    """What was opened is not a regular file."""
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -34,14 +34,14 @@ class NotRegularError(OSError):
 def open_regular(name: StrPath, *, dir_fd: int | None = None, follow: bool = False) -> int:
     """Open a regular file for reading, without waiting; the caller owns the descriptor.
 
-    With `follow` the name may be a link: only where nobody but root chose it.
+    With `follow` the name may be a link: use it only if nobody but root chose the name.
 
     Raises:
-        NotRegularError: it is something else; its errno is EISDIR for a directory.
+        NotRegularError: it is not a regular file; errno is EISDIR for a directory.
         OSError: it cannot be opened.
 
     """
-    # O_NONBLOCK: a FIFO without a writer would block for ever, and a regular file ignores it.
+    # O_NONBLOCK: a FIFO without a writer would block for ever; a regular file ignores the flag.
     fd = os.open(name, _READ if follow else _READ | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         mode = os.fstat(fd).st_mode
@@ -66,7 +66,7 @@ def read_file(
 
 
 def read_all(fd: int, max_bytes: int) -> bytes:
-    """Read from where the descriptor stands to the end, `max_bytes` at most."""
+    """Read from the descriptor's position to the end, at most `max_bytes`."""
     parts = []
     while max_bytes > 0:
         part = os.read(fd, min(max_bytes, 1 << 20))
@@ -78,7 +78,7 @@ def read_all(fd: int, max_bytes: int) -> bytes:
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """Read as much as there is at an offset, in one piece where the file system gives it."""
+    """Read up to `size` bytes at an offset; short only at the end of the file."""
     parts = []
     while size > 0:
         part = os.pread(fd, size, offset)
@@ -93,7 +93,7 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all of `data`: write(2) can be short."""
+    """Write all of `data`, because write(2) can be short."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -110,14 +110,16 @@ def replace_file(
     sync: bool = False,
     sync_directory: bool = False,
 ) -> None:
-    """Replace a file by `data`, whole or not at all: readers see the old one until it is complete.
+    """Replace a file with `data`, whole or not at all: readers see the old one until it is
+    complete.
 
-    It is written as `staged`, which lies in the same directory and is removed where the disk
-    refuses it. With `exclusive` nobody else can be writing that: its name is ours alone. With
-    `sync` the data is on disk before the name is, with `sync_directory` the name is, on return.
+    The data is written as `staged`, which is in the same directory and is removed if the disk
+    refuses the data. With `exclusive`, no other process can be writing the staged file: its name is
+    ours alone. With `sync` the data is on disk before the name is; with `sync_directory` the name
+    is on disk on return.
 
     Raises:
-        OSError: the disk is full, read-only or broken; the old file is what it was.
+        OSError: the disk is full, read-only or broken; the old file is unchanged.
 
     """
     fd = os.open(staged, _CREATE | (os.O_EXCL if exclusive else os.O_TRUNC), 0o600, dir_fd=dir_fd)
@@ -143,7 +145,7 @@ def replace_file(
 
 
 def fsync_directory(path: Path) -> None:
-    """Have the names in a directory on disk."""
+    """Sync the names in a directory to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -156,23 +158,23 @@ def fsync_directory(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The size of a file system, and what is left of it."""
+    """The size of a file system, and its free space."""
 
     total_bytes: int
     free_bytes: int
-    """What `keep_free` is about: without the blocks that are reserved for root."""
+    """Without the blocks reserved for root; `keep_free` refers to this."""
     root_free_bytes: int
-    """With them."""
+    """With the blocks reserved for root."""
     total_inodes: int
-    """0 where the file system makes them as it needs them (btrfs)."""
+    """0 if the file system makes inodes as it needs them (btrfs)."""
     free_inodes: int
 
 
 def read_space(where: int | Path) -> Space:
-    """Ask the file system of a path, or of an open file, how full it is (statvfs(3)).
+    """Return how full the file system of a path, or of an open file, is (statvfs(3)).
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the file system cannot be examined.
 
     """
     found = os.fstatvfs(where) if isinstance(where, int) else os.statvfs(where)

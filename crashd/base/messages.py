@@ -1,12 +1,12 @@
-"""What goes through unix sockets: framed JSON on streams, descriptors beside a message, who sends.
+"""Messages on unix sockets: framed JSON on streams, descriptors beside a message, and the sender.
 
     stream    u32 little endian, then that many bytes of JSON: the control socket, and an analysis
               worker that systemd started
     packet    one message of SOCK_SEQPACKET, with descriptors (SCM_RIGHTS, unix(7)): the handler's
               hand-over, and the daemon's own workers, whose messages are JSON as well
 
-Used by the daemon, by crashctl and in the sandbox; imports nothing of crashd but its errors. The
-crash-time handler has its own few lines: it imports nothing at all.
+The daemon, crashctl and the sandbox use it; it imports nothing of crashd but its errors. The
+crash-time handler has its own few lines, because it imports nothing at all.
 """
 
 import errno
@@ -23,20 +23,20 @@ from crashd.errors import FormatError
 
 HEADER_SIZE: Final = 4
 REQUEST_MAX: Final = 64 << 10
-"""Bytes of a request on the control socket."""
+"""Limit for a request on the control socket, in bytes."""
 ANSWER_MAX: Final = 64 << 20
-"""Bytes of an answer there."""
+"""Limit for an answer on the control socket, in bytes."""
 PACKET_MAX: Final = 1 << 16
-"""Bytes of a packet."""
+"""Limit for a packet, in bytes."""
 JOB_DESCRIPTORS_MAX: Final = 4
-"""Descriptors that come with a packet between the daemon and its workers."""
+"""Limit for the descriptors in a packet between the daemon and its workers."""
 _HEADER = struct.Struct("<I")
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 _CHUNK_BYTES = 1 << 20
 
 
 class Peer(NamedTuple):
-    """The process at the other end of a socket, as the kernel knew it when it connected."""
+    """The process at the other end of a socket, as the kernel saw it when it connected."""
 
     pid: int
     uid: int
@@ -44,7 +44,7 @@ class Peer(NamedTuple):
 
 
 def read_peer(peer: socket.socket) -> Peer:
-    """Ask the kernel who is at the other end (SO_PEERCRED)."""
+    """Return the process at the other end, from the kernel (SO_PEERCRED)."""
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return Peer(*_UCRED.unpack(raw))
 
@@ -61,15 +61,15 @@ def pack(document: object) -> bytes:
 
 
 def pack_size(size: int) -> bytes:
-    """Build the length of a message of so many bytes."""
+    """Build the length field of a message of this size."""
     return _HEADER.pack(size)
 
 
 def parse_size(header: bytes, limit: int) -> int:
-    """Parse the length; at most `limit`.
+    """Parse the length field; the length may be at most `limit`.
 
     Raises:
-        FormatError: cut, zero, or over the limit.
+        FormatError: the field is cut, zero, or over the limit.
 
     """
     if len(header) != HEADER_SIZE:
@@ -84,7 +84,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     """Parse the JSON of one message.
 
     Raises:
-        FormatError: not a JSON object.
+        FormatError: it is not a JSON object.
 
     """
     try:
@@ -97,11 +97,11 @@ def parse(raw: bytes) -> dict[str, Any]:
 
 
 def receive(peer: socket.socket, limit: int, deadline: float | None = None) -> bytes:
-    """Receive one message of at most `limit` bytes, its length taken off; see `receive_exactly`.
+    """Receive one message of at most `limit` bytes, without its length; see `receive_exactly`.
 
     Raises:
         EOFError: the peer closed the connection.
-        FormatError: it did so within the message, or the length is wrong.
+        FormatError: the peer closed it within the message, or the length is wrong.
         TimeoutError: the message is late.
 
     """
@@ -113,14 +113,14 @@ def receive(peer: socket.socket, limit: int, deadline: float | None = None) -> b
 
 
 def receive_exactly(peer: socket.socket, size: int, deadline: float | None = None) -> bytes:
-    """Receive so many bytes, never one more: the next one may have descriptors with it.
+    """Receive exactly this many bytes: the next byte may have descriptors with it.
 
-    With a `deadline` (of time.monotonic()) what has come by now counts, however late we are.
+    With a `deadline` (of time.monotonic()), bytes that have arrived count, however late we are.
     Without one, the socket's own timeout applies to each part.
 
     Raises:
         EOFError: the peer closed the connection before the first byte.
-        FormatError: it did so after it.
+        FormatError: the peer closed it after the first byte.
         TimeoutError: the bytes are late.
 
     """
@@ -128,7 +128,7 @@ def receive_exactly(peer: socket.socket, size: int, deadline: float | None = Non
     while len(data) < size:
         if deadline is not None:
             peer.settimeout(max(0.0, deadline - time.monotonic()))
-        # descriptors that come along are not asked for: the kernel closes what is not received
+        # descriptors are not asked for: the kernel closes those that are not received
         try:
             chunk = peer.recv(min(size - len(data), _CHUNK_BYTES))
         except BlockingIOError as e:
@@ -146,13 +146,13 @@ def receive_exactly(peer: socket.socket, size: int, deadline: float | None = Non
 
 @dataclass(slots=True)
 class Packet:
-    """One message as it was received; who receives it owns the descriptors."""
+    """One received message; the receiver owns the descriptors."""
 
     data: bytes
     """Empty at the end of the connection."""
     descriptors: list[int]
     lacks_descriptors: bool
-    """More were sent than asked for, or than this process may open."""
+    """More were sent than the receiver takes, or than this process may open."""
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -168,13 +168,13 @@ def send_packet(channel: socket.socket, data: bytes, descriptors: Sequence[int] 
 
 
 def receive_packet(channel: socket.socket, size_max: int, descriptors_max: int) -> Packet:
-    """Receive one message, or what a stream has, with the descriptors that came with it.
+    """Receive one message, or what a stream holds now, with its descriptors.
 
     Raises:
         OSError: the channel is broken, or the message is longer than `size_max` (EMSGSIZE).
 
     """
-    # Each descriptor is CLOEXEC from the start: another thread may be starting a program.
+    # CLOEXEC from the start, because another thread may be starting a program.
     data, ancillary, flags, _ = channel.recvmsg(
         size_max, socket.CMSG_SPACE(descriptors_max * 4), socket.MSG_CMSG_CLOEXEC
     )
@@ -199,7 +199,7 @@ def send_message(
 
 
 def receive_message(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one packet of JSON; the caller owns the descriptors. None at the end.
+    """Receive one packet of JSON; the caller owns the descriptors. None at the connection's end.
 
     Raises:
         OSError: the channel is broken, or the message is too large.

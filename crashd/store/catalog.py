@@ -1,8 +1,8 @@
-"""Store and index together: what crashctl and the control socket ask of them.
+"""The store and the index together, for crashctl and the control socket.
 
-The entries on disk are the truth, the index answers quickly; check.py says where they differ,
-`reindex` rebuilds the index. A viewer who is not root sees only their own crashes; what they may
-not see does not exist.
+The entries on disk are the truth and the index answers quickly. check.py reports where they differ;
+`reindex` rebuilds the index. A viewer who is not root sees only their own crashes; to them the
+others do not exist.
 """
 
 import json
@@ -41,7 +41,7 @@ from crashd.store.restoring import unreadable
 
 
 class Catalog:
-    """The crashes of one root; for one thread, as its index is."""
+    """The crashes of one root. Use it in one thread only, as its index requires."""
 
     def __init__(self, paths: Paths, index: Index) -> None:
         self._paths = paths
@@ -58,10 +58,10 @@ class Catalog:
         return signatures.top(self._index, query, viewer)
 
     def info(self, crash_id: str, viewer: Viewer | None) -> dict[str, Any]:
-        """Give all that is known of one crash: crash.json, and how many share its signature.
+        """Return everything known about one crash: crash.json, and how many share its signature.
 
         Raises:
-            NotFoundError: there is none, or the viewer may not see it.
+            NotFoundError: there is no such crash, or the viewer may not see it.
 
         """
         fd, more = self.open_record(crash_id, viewer)
@@ -74,12 +74,12 @@ class Catalog:
     def open_record(
         self, crash_id: str, viewer: Viewer | None
     ) -> tuple[int | None, dict[str, Any]]:
-        """Open crash.json, which is whole and a record; return beside it how many crashes share its
-        signature, and since when. Where it cannot be read it is None, beside what the index knows.
-        The caller owns the descriptor.
+        """Open crash.json, checked to be a whole record, and return it with the number of crashes
+        that share its signature, and since when. If it cannot be read, return None with what the
+        index knows. The caller owns the descriptor.
 
         Raises:
-            NotFoundError: there is none, or the viewer may not see it.
+            NotFoundError: there is no such crash, or the viewer may not see it.
 
         """
         row = self._visible(crash_id, viewer)
@@ -95,11 +95,11 @@ class Catalog:
         return fd, {"count_of_signature": row["count_of_signature"], **span}
 
     def open_core(self, crash_id: str, viewer: Viewer | None) -> int:
-        """Open the stored core; the caller owns the descriptor. Retention spares a core that root
-        reads: other users' readers must not decide what is kept.
+        """Open the stored core; the caller owns the descriptor. Retention spares only a core that
+        root reads: other users' readers must not decide what is kept.
 
         Raises:
-            NotFoundError: no such crash, no core, or not the viewer's.
+            NotFoundError: there is no such crash or core, or it is not the viewer's.
 
         """
         self._visible(crash_id, viewer)
@@ -120,12 +120,12 @@ class Catalog:
         return row
 
     def delete(self, crash_ids: Iterable[str]) -> int:
-        """Delete crashes, entry first and then row; return the bytes freed.
+        """Delete crashes, each entry before its row; return the bytes freed.
 
         Raises:
-            NotFoundError: neither entry nor row.
-            UnavailableError: one is still being captured.
-            FormatError: a kernel's dump is not to be trusted, and stays.
+            NotFoundError: a crash has neither entry nor row.
+            UnavailableError: a crash is still being captured.
+            FormatError: a kernel dump is not to be trusted, and stays.
 
         """
         freed = 0
@@ -140,7 +140,7 @@ class Catalog:
         return freed
 
     def _remove_dump(self, crash_id: str) -> int:
-        """Remove the directory of a kernel's dump, where the crash has one."""
+        """Remove the directory of a kernel dump, if the crash has one."""
         try:
             with open_entry(self._paths, crash_id) as entry:
                 crash = entry.read()
@@ -162,15 +162,15 @@ class Catalog:
         """Pin or unpin crashes, on disk on return.
 
         Raises:
-            NotFoundError: no such crash.
-            CrashdError: one is still being captured, or its record cannot be read.
+            NotFoundError: there is no such crash.
+            CrashdError: a crash is still being captured, or its record cannot be read.
 
         """
         for crash_id in crash_ids:
             with open_entry(self._paths, crash_id) as entry:
                 entry.lock()
                 crash = entry.write(replace(entry.read(), pinned=pinned), sync=True)
-                self._index.put([crash])  # under the lock: nobody else changes it meanwhile
+                self._index.put([crash])  # under the lock: nothing else changes it meanwhile
 
 
 def _not_found(crash_id: str) -> NotFoundError:
@@ -180,12 +180,12 @@ def _not_found(crash_id: str) -> NotFoundError:
 def reindex(paths: Paths, progress: Progress = no_progress) -> int:
     """Rebuild the index from the entries; return how many crashes it has.
 
-    In one transaction: who reads it meanwhile sees the old rows, or after it the new. A running
-    daemon goes on writing to the same file, except to one that could not be read, which is set
-    aside. An older crashd's is removed.
+    This is one transaction: a reader sees either the old rows or the new ones. A running daemon
+    keeps writing to the same file, unless the file could not be read and is set aside. An index
+    that an older crashd made is removed.
 
     Raises:
-        UnavailableError: the store cannot be read or the index not be written.
+        UnavailableError: the store cannot be read, or the index cannot be written.
 
     """
     try:
@@ -201,7 +201,7 @@ def reindex(paths: Paths, progress: Progress = no_progress) -> int:
     with Index.open(paths.index) as index:
         read: dict[str, _Stamp] = {}
         index.replace_all(_readable(paths, entry_ids(paths), read, progress))
-        # what was finished, changed or deleted meanwhile, by who put it into the old rows
+        # entries finished, changed or deleted meanwhile: their writers changed only the old rows
         now = {crash_id: _stamp(paths, crash_id) for crash_id in entry_ids(paths)}
         changed = [crash_id for crash_id in now if now[crash_id] != read.get(crash_id)]
         gone = read.keys() - now.keys()
@@ -211,7 +211,7 @@ def reindex(paths: Paths, progress: Progress = no_progress) -> int:
 
 
 _Stamp = tuple[int, int] | None
-"""Inode and mtime of a crash.json: a new one has another."""
+"""Inode and mtime of a crash.json; a new file has other ones."""
 
 
 def _stamp(paths: Paths, crash_id: str) -> _Stamp:
@@ -228,13 +228,13 @@ def _readable(
     read: dict[str, _Stamp],
     progress: Progress = no_progress,
 ) -> Iterator[Crash]:
-    """Read the records of entries, one at a time, and note in `read` which ones those were."""
+    """Yield the records of entries one at a time; note in `read` the stamp of each record read."""
     for entry in walk(paths, progress, ids):
         stamp = _stamp(paths, entry.id)
         try:
             try:
                 crash = entry.read()
-            except FormatError as e:  # `verify` reports it, retention deletes it in its time
+            except FormatError as e:  # `verify` reports it, retention deletes it when it is due
                 crash = unreadable(entry, e)
         except (NotFoundError, FormatError):
             continue

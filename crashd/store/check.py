@@ -1,11 +1,11 @@
-"""What `crashctl verify` finds: where the entries on disk and the index differ; with `deep` every
-core is read as well, with `--strict` every file of the state directory has an owner too. Reads, and
-changes nothing.
+"""What `crashctl verify` finds: where the entries on disk and the index differ. With `deep` it also
+reads every core; with `--strict` it also checks that every file of the state directory belongs to
+something. It reads, and changes nothing.
 
-One look walks once over the entries, and once over the rows. What is locked is being written and is
-not looked at. What a running daemon is about to finish looks, for a moment, like what it will never
-finish: rows that differ are asked for again at the end, and a strict look that found something is
-repeated for some seconds, and what was found each time is reported.
+One look walks once over the entries and once over the rows. It skips a locked entry, which is being
+written. An entry that a running daemon is about to finish briefly looks like one that will never be
+finished. So rows that differ are read again at the end, and a strict look that found something is
+repeated for some seconds; only what is found each time is reported.
 """
 
 import json
@@ -48,11 +48,11 @@ __all__ = ["Finding", "verify", "verify_strictly"]
 LOOKS: Final = 5
 LOOK_SECONDS: Final = 1.0
 COUNTS_MAX: Final = 20
-"""Wrong counts that are reported, of each sort."""
+"""Wrong counts reported, of each kind."""
 ANALYSIS_MAX: Final = 8 << 20
 
 _LASTING: Final = frozenset({"index-damaged", "core-damaged", "seek-table"})
-"""Findings of what nobody changes any more: once is enough."""
+"""Findings about things that nothing changes any more: looking once is enough."""
 _EXPECTED: Final = frozenset({RECORD, CORE, ANALYSIS})
 
 _Unread = tuple[int, int]
@@ -86,10 +86,10 @@ GROUP BY token HAVING count(*) > 1 LIMIT {COUNTS_MAX}
 def verify(
     paths: Paths, index: Index, *, deep: bool = False, progress: Progress = no_progress
 ) -> list[Finding]:
-    """Compare store and index; with `deep` every core is read and the index file checked as well.
+    """Compare store and index; with `deep`, also read every core and check the index file.
 
     Raises:
-        UnavailableError: store or index cannot be read at all.
+        UnavailableError: the store or the index cannot be read at all.
 
     """
     return list(_Look(paths, index, deep=deep).findings(progress))
@@ -103,10 +103,10 @@ def verify_strictly(
     pause: Callable[[float], None] = time.sleep,
     progress: Progress = no_progress,
 ) -> list[Finding]:
-    """Look at everything; `is_live` tells whether a daemon runs, `pause` waits so many seconds.
+    """Look at everything; `is_live` returns whether a daemon runs, `pause` waits that many seconds.
 
     Raises:
-        UnavailableError: store or index cannot be read at all.
+        UnavailableError: the store or the index cannot be read at all.
 
     """
     first = _StrictLook(paths, index, deep=True, live=is_live())
@@ -122,17 +122,17 @@ def verify_strictly(
 
 
 class _Look:
-    """One look at the whole store, and at what its index says of it."""
+    """One look at the whole store and its index."""
 
     def __init__(self, paths: Paths, index: Index, *, deep: bool) -> None:
         self._paths = paths
         self._index = index
         self._deep = deep
         self._doubtful: list[str] = []
-        """Crashes whose rows were not as their records have them."""
+        """Crashes whose rows differ from their records."""
 
     def findings(self, progress: Progress) -> Iterator[Finding]:
-        """Yield what is found, whatever a daemon may be doing at this moment."""
+        """Yield what is found, whatever a daemon is doing meanwhile."""
         if self._deep:
             for complaint in self._index.check():
                 yield Finding("index-damaged", self._paths.index.name, complaint)
@@ -140,9 +140,9 @@ class _Look:
         for entry in walk(self._paths, progress):
             unread = yield from self._of_entry(entry)
             entry.close()
-            if unread is not None:  # without the lock: the daemon shall not wait for a large core
+            if unread is not None:  # unlocked: the daemon must not wait for a large core
                 yield from _read_through(entry.id, *unread)
-        for crash_id in self._doubtful:  # again: a daemon may just have been about to put it
+        for crash_id in self._doubtful:  # again: a daemon may have been about to put the row
             yield from self._of_row(crash_id)
         for crash_id in self._index.ids():
             gone = not (self._paths.crashes / crash_id).exists()
@@ -165,7 +165,7 @@ class _Look:
                     return
                 crash = entry.read()
         except (FormatError, NotFoundError):
-            return  # reported already, or deleted while we looked
+            return  # already reported, or deleted meanwhile
         row = self._index.row(crash_id)
         if row is None:
             yield Finding("no-row", crash_id, "is on disk but not in the index")
@@ -176,7 +176,7 @@ class _Look:
             )
 
     def _of_entry(self, entry: Entry) -> _Found:
-        """Look at all but a core's content; that is returned for the caller, to read and close."""
+        """Check all but a core's content; return the core for the caller to read and close."""
         if not entry.try_lock():
             return None  # being written: whatever it looks like now, it is not finished
         yield from self._of_files(entry)
@@ -199,11 +199,11 @@ class _Look:
         return (yield from self._of_core(entry, crash))
 
     def _of_files(self, entry: Entry) -> Iterator[Finding]:
-        """Look at an entry's files, whatever they say."""
+        """Check an entry's files, whatever they contain."""
         yield from ()
 
     def _of_crash(self, entry: Entry, crash: Crash) -> Iterator[Finding]:
-        """Look at what a record says."""
+        """Check what a record says."""
         if crash.state is State.CAPTURING and crash.kind is Kind.PROCESS:
             yield Finding(
                 "unfinished", entry.id, "was never finished; a running crashd salvages it"
@@ -227,14 +227,14 @@ class _Look:
 
 
 class _StrictLook(_Look):
-    """One look at all that `--strict` looks at."""
+    """One look at everything that `--strict` checks."""
 
     def __init__(self, paths: Paths, index: Index, *, deep: bool, live: bool) -> None:
         super().__init__(paths, index, deep=deep)
         self._live = live
 
     def findings(self, progress: Progress) -> Iterator[Finding]:
-        """Yield what is found, whatever a daemon may be doing at this moment."""
+        """Yield what is found, whatever a daemon is doing meanwhile."""
         yield from super().findings(progress)
         yield from look_at_state_directory(self._paths)
         yield from look_at_spool(self._paths, live=self._live)
@@ -246,7 +246,7 @@ class _StrictLook(_Look):
 
     def _of_crash(self, entry: Entry, crash: Crash) -> Iterator[Finding]:
         for finding in super()._of_crash(entry, crash):
-            # unfinished because its handler still writes the core to the spool
+            # it is unfinished because its handler is still writing the core to the spool
             if not (finding.kind == "unfinished" and self._live and self._is_spooled(crash)):
                 yield finding
         for text in contradictions(crash):
@@ -283,7 +283,7 @@ class _StrictLook(_Look):
 
 
 def _read_through(crash_id: str, fd: int, size_bytes: int) -> Iterator[Finding]:
-    """Decompress a whole core, whose checksums zstd compares; close it."""
+    """Decompress a whole core, which makes zstd check its checksums; close it."""
     try:
         for _ in corefile.read_core(fd, size_bytes):
             pass
@@ -294,7 +294,7 @@ def _read_through(crash_id: str, fd: int, size_bytes: int) -> Iterator[Finding]:
 
 
 def _of_analysis(entry: Entry, crash: Crash) -> Iterator[Finding]:
-    """Compare analysis.json, which is written last, with what the record says of it."""
+    """Compare analysis.json, which is written last, with what the record says about it."""
     if ANALYSIS not in entry.file_names():
         if crash.analysis is not None:
             yield Finding("no-analysis", entry.id, f"its {ANALYSIS} is missing")
@@ -316,7 +316,7 @@ def _parse_object(raw: bytes) -> dict[str, object] | None:
 
 
 def _of_dump(crash: Crash) -> Iterator[Finding]:
-    """Look whether a kernel's dump is where its record says, or gone as it says."""
+    """Check that a kernel dump is where its record says, or gone as its record says."""
     kernel = crash.kernel or {}
     path, inode = kernel.get("path"), kernel.get("inode")
     if crash.kind is not Kind.KERNEL or not isinstance(path, str) or type(inode) is not int:
@@ -332,16 +332,16 @@ def _of_dump(crash: Crash) -> Iterator[Finding]:
 
 
 def _of_seek_table(entry: Entry, crash: Crash) -> Iterator[Finding]:
-    """Check that the table at the core's end, where there is one, names the frames there are."""
+    """Check that the seek table at the core's end, if there is one, matches the core's frames."""
     try:
         fd = entry.open_core()
     except NotFoundError:
-        return  # `verify` tells of it
+        return  # `verify` reports it
     try:
         stored = os.fstat(fd).st_size
         size = seek_table_size(os.pread(fd, SEEK_FOOTER_SIZE, max(0, stored - SEEK_FOOTER_SIZE)))
         if size is None:
-            return  # mended after its writer died: such a core has none
+            return  # repaired after its writer died: such a core has no table
         frames = parse_seek_table(os.pread(fd, size, max(0, stored - size)), stored)
     finally:
         os.close(fd)

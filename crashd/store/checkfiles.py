@@ -1,5 +1,5 @@
-"""What `crashctl verify` finds wrong with files, whatever they hold, and with those beside the
-entries: in the state directory, and in the spool. Reads, and changes nothing.
+"""What `crashctl verify` finds wrong with files, whatever they contain, and with files beside the
+entries: in the state directory and in the spool. It reads, and changes nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ from crashd.store.indexfile import COMPANIONS
 from crashd.store.paths import Paths
 
 SPOOL_PATIENCE_NS: Final = 120 * 10**9
-"""A running daemon looks into the spool once a minute at least."""
+"""A running daemon looks into the spool at least once a minute."""
 _IN_SPOOL: Final = frozenset({"meta", "core", "done", *(f"proc.{n}" for n in PROC_LINKS)}) | {
     f"proc.{name}" for name in PROC_FILES
 }
@@ -37,11 +37,11 @@ class Finding:
 
 
 def find_open(path: Path) -> Iterator[Finding]:
-    """Find out whether others can read, or change, what is theirs not to."""
+    """Check that others cannot read or change a path that must be private."""
     try:
         status = path.lstat()
     except FileNotFoundError:
-        return  # SQLite's companions come and go
+        return  # SQLite creates and removes its companion files
     if status.st_uid != os.geteuid():
         yield Finding("wrong-owner", str(path), f"belongs to uid {status.st_uid}")
     if stat.S_IMODE(status.st_mode) & 0o077:
@@ -51,7 +51,7 @@ def find_open(path: Path) -> Iterator[Finding]:
 def find_odd(
     path: Path, subject: str, name: str, *, directory: int | None = None, private: bool = True
 ) -> Iterator[Finding]:
-    """Find out whether a file is regular, has one name, and with `private` belongs to us alone."""
+    """Check that a file is regular, has one name and, with `private`, belongs to us alone."""
     try:
         status = os.stat(path, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def _of_directory(path: Path, *, private: bool) -> Iterator[Finding]:
 
 
 def look_at_state_directory(paths: Paths) -> Iterator[Finding]:
-    """Find what is in the state directory and has no business there, or is not as it should be."""
+    """Find what does not belong in the state directory, or is not as it should be."""
     directories = {paths.crashes.name, paths.spool.name}
     states = {p.name for p in (paths.limiter_state, paths.kernel_log_state, paths.pstore_state)}
     indexes = {paths.index.name, *(paths.index.name + suffix for suffix in COMPANIONS)}
@@ -92,11 +92,11 @@ def look_at_state_directory(paths: Paths) -> Iterator[Finding]:
     for name in sorted(os.listdir(paths.state_dir)):
         path = paths.state_dir / name
         if name == "lost+found" and paths.state_dir.is_mount():
-            continue  # that of the file system
+            continue  # the file system's own
         if name in directories:
             yield from _of_directory(path, private=name == paths.spool.name)
         elif name in indexes:
-            yield from find_odd(path, name, name, private=False)  # the index is looked at anyway
+            yield from find_odd(path, name, name, private=False)  # `findings` checks the index too
         elif name in states or name in others:
             yield from find_odd(path, name, name)
         elif name.removesuffix(".new") in states or name.startswith(f".{previous}."):
@@ -109,8 +109,8 @@ def look_at_state_directory(paths: Paths) -> Iterator[Finding]:
 
 
 def look_at_spool(paths: Paths, *, live: bool) -> Iterator[Finding]:
-    """Find what is in the spool and has no business there, or waits too long; `live` says whether a
-    daemon is there to take it in.
+    """Find what does not belong in the spool, or has waited too long there; `live` says whether a
+    daemon runs that should take it in.
     """
     try:
         names = sorted(os.listdir(paths.spool))
@@ -136,7 +136,7 @@ def _of_waiting(directory: Path, subject: str, *, live: bool) -> Iterator[Findin
         age_ns = time.time_ns() - directory.lstat().st_mtime_ns
         unknown = sorted(set(os.listdir(directory)) - _IN_SPOOL)
     except FileNotFoundError:
-        return  # taken in while we looked
+        return  # taken in meanwhile
     except NotADirectoryError:
         yield Finding("odd-file", subject, "is no directory")
         return

@@ -1,5 +1,5 @@
-"""The stored core: written as it arrives, read back, and mended when its writer died. Only importer
-of zstandard."""
+"""The stored core: written as it arrives, read back, and repaired when its writer died. The only
+importer of zstandard."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,14 +21,15 @@ from crashd.domain.elf.zstdframes import (
 from crashd.errors import FormatError
 
 ZERO_BLOCK = 128 << 10
-"""Zeros are looked for in blocks of this size, aligned in the core."""
+"""Zeros are detected in blocks of this size, aligned in the core."""
 HOLE_MIN = 1 << 20
-"""A run of zeros shorter than this stays in its frame: zstd does it nearly as well, without a
+"""A run of zeros shorter than this stays in its frame: zstd compresses it nearly as well without a
 cut.
 """
 FRAME_MAX = 16 << 20
-"""Data of one frame at most: bounds what a damaged frame costs, and what has to be unpacked to read
-a byte of it. Frames of 512 MiB would be 0.03 % smaller, and no sooner made.
+"""A frame has at most this much data. This bounds what a damaged frame costs, and how much has to
+be unpacked to read one byte of it. Frames of 512 MiB would be 0.03 % smaller, and no faster to
+make.
 """
 CHUNK = 1 << 20
 _HOLE_PART = 64 << 30
@@ -41,7 +42,7 @@ _ZEROS = bytes(ZERO_BLOCK)
 class CoreWriter:
     """Compress a core into `fd`, which stays the caller's; bytes go in in file order.
 
-    What is written decompresses to exactly what was put in; zeros in long runs cost nothing to
+    What is written decompresses to exactly what was put in; long runs of zeros cost nothing to
     store.
     """
 
@@ -49,7 +50,7 @@ class CoreWriter:
         self._fd = fd
         self._level = level
         self.threads = threads
-        """That compress; of no effect once there is a byte to compress."""
+        """Threads that compress; a change has no effect once there is a byte to compress."""
         self._compressor: zstandard.ZstdCompressor | None = None
         self._frame: zstandard.ZstdCompressionObj | None = None
         self._frame_bytes = 0
@@ -63,14 +64,14 @@ class CoreWriter:
 
     @property
     def resident_bytes(self) -> int:
-        """What was put in and is not zeros, by blocks of ZERO_BLOCK."""
+        """Bytes put in that are not zeros, counted in blocks of ZERO_BLOCK."""
         return self._resident + len(self._tail)
 
     def write(self, data: memoryview) -> None:
         """Put in the next bytes.
 
         Raises:
-            OSError: the disk is full or broken; `repair` makes what is there readable.
+            OSError: the disk is full or broken; `repair` makes what was written readable.
 
         """
         self.size_bytes += len(data)
@@ -87,7 +88,7 @@ class CoreWriter:
         self._tail += data[whole:]
 
     def hole(self, size: int) -> None:
-        """Put in `size` zeros without having them."""
+        """Put in `size` zeros without holding them in memory."""
         if self._tail:
             part = min(size, ZERO_BLOCK - len(self._tail))
             self.write(memoryview(bytes(part)))
@@ -99,12 +100,12 @@ class CoreWriter:
             self.write(memoryview(bytes(size - whole)))
 
     def flush(self) -> None:
-        """Store what is pending; costs a frame."""
+        """Store what is pending; this costs a frame."""
         self._end_hole()
         self._end_frame()
 
     def finish(self) -> None:
-        """Write what is pending, end the last frame and tell where each is; the caller syncs."""
+        """Write what is pending, end the last frame and write the seek table; the caller syncs."""
         if self._tail:
             if any(self._tail):
                 self._data(memoryview(self._tail))
@@ -119,7 +120,7 @@ class CoreWriter:
         start = position = 0
         while position < len(data):
             block = data[position : position + ZERO_BLOCK]
-            # as bytes: memoryviews are compared item by item, a hundred times slower than memcmp(3)
+            # bytes, because memoryviews compare item by item, a hundred times slower than memcmp(3)
             if block[0] == 0 and block.tobytes() == _ZEROS:
                 if position > start:
                     self._data(data[start:position])
@@ -176,10 +177,10 @@ class CoreWriter:
 
 
 def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
-    """Yield the core's own bytes in chunks of at most 1 MiB; `fd` stays the caller's.
+    """Yield the uncompressed core in chunks of at most 1 MiB; `fd` stays the caller's.
 
     Raises:
-        FormatError: damaged, or not `size_bytes` long where that is given.
+        FormatError: the core is damaged, or not `size_bytes` long if that is given.
 
     """
     os.lseek(fd, 0, os.SEEK_SET)
@@ -193,10 +194,10 @@ def read_core(fd: int, size_bytes: int | None = None) -> Iterator[bytes]:
 
 
 def read_frames(source: IO[bytes]) -> Iterator[bytes]:
-    """Yield what a stored core's stream holds in chunks of at most 1 MiB, as it is read.
+    """Yield the contents of a stored core's stream in chunks of at most 1 MiB, as it is read.
 
     Raises:
-        FormatError: damaged.
+        FormatError: the stream is damaged.
 
     """
     total = 0
@@ -214,15 +215,15 @@ def read_frames(source: IO[bytes]) -> Iterator[bytes]:
 
 
 def zstd_writer(file: IO[bytes]) -> IO[bytes]:
-    """Make a stream that compresses into `file`, which stays open when it is closed."""
+    """Return a stream that compresses into `file`; closing it leaves `file` open."""
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
     return compressor.stream_writer(file, closefd=False)
 
 
 def zstd_reader(file: IO[bytes]) -> Callable[[int], bytes]:
-    """Make a function that reads at most so many decompressed bytes of `file`.
+    """Return a function that reads up to the given number of decompressed bytes of `file`.
 
-    It takes little memory whatever the stream asks for, and raises FormatError where that is
+    It takes little memory whatever the stream asks for, and raises FormatError if the stream is
     damaged.
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ARCHIVE_WINDOW_MAX)
@@ -238,10 +239,10 @@ def zstd_reader(file: IO[bytes]) -> Callable[[int], bytes]:
 
 
 def unzstd(head: bytes, limit: int) -> bytes:
-    """Decompress the start of a zstd stream, cut or whole, into `limit` bytes at most.
+    """Decompress the start of a zstd stream, cut or whole, into at most `limit` bytes.
 
     Raises:
-        FormatError: it is not a stored core, or damaged.
+        FormatError: it is not a stored core, or is damaged.
 
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
@@ -260,7 +261,7 @@ def unzstd(head: bytes, limit: int) -> bytes:
 
 
 def repair(fd: int) -> int:
-    """Cut a core whose writer died after its last whole block, and end that frame; return its new
+    """Cut off a dead writer's core after its last whole block, and end that frame; return its new
     size.
 
     The result is a whole zstd stream of the first part of the core, whatever was lost after it.

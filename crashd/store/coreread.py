@@ -1,7 +1,7 @@
-"""A stored core as it is read: any byte of it, without what is before it being unpacked.
+"""Reading a stored core: any byte of it, without unpacking what comes before.
 
-The seek table at the file's end (crashd.domain.elf.zstdframes) tells where each frame is. A core
-whose writer died has none: then frames are unpacked one by one to find out how long they are.
+The seek table at the file's end (crashd.domain.elf.zstdframes) says where each frame is. A core
+whose writer died has no table; its frames are unpacked one by one to find out how long they are.
 """
 
 import io
@@ -31,13 +31,13 @@ CHUNK = 1 << 20
 WINDOW_BYTES = 128 << 10
 _WINDOW_MAX = 1 << 27
 _FRAME_MAX = 512 << 20
-"""What was stored before there were seek tables has frames of this size."""
+"""Frames stored before seek tables existed have this size."""
 
 
 class StoredCore:
     """A core in a stored file, whose descriptor stays the caller's.
 
-    Holds the unpacked start of the last CACHED_FRAMES frames, as far as they were asked for.
+    It holds the unpacked start of the last CACHED_FRAMES frames, as far as they were read.
     """
 
     def __init__(self, fd: int) -> None:
@@ -46,9 +46,10 @@ class StoredCore:
         stored = os.fstat(fd).st_size
         frames = _read_table(fd, stored)
         self.indexed = frames is not None
-        """Whether the file tells where its frames are."""
+        """Whether the file has a seek table."""
         if frames is None:
             frames = list(_measure(fd, stored))
+        # where each frame starts in the core, and in the file
         self._sizes = frames
         self._starts: list[int] = []
         self._positions: list[int] = []
@@ -60,10 +61,10 @@ class StoredCore:
             position += frame.stored
         self.size_bytes = start
         self.unpacked_bytes = 0
-        """Bytes that were unpacked so far."""
+        """Bytes unpacked so far."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read from the core; short where it ends, or where it is damaged."""
+        """Read from the core; short at its end, or where it is damaged."""
         parts: list[bytes] = []
         end = min(offset + size, self.size_bytes)
         while offset < end:
@@ -77,7 +78,7 @@ class StoredCore:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Give offset and size of what is not a hole, ascending."""
+        """Yield offset and size of each part that is not a hole, ascending."""
         for start, position, frame in zip(self._starts, self._positions, self._sizes, strict=True):
             if not _is_hole(self._fd, position, frame):
                 yield start, frame.size
@@ -97,7 +98,7 @@ def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
     """Read and parse the head of a core.
 
     Raises:
-        FormatError: not an ELF core.
+        FormatError: it is not an ELF core.
 
     """
     raw = core.read(0, _HEAD_FIRST)
@@ -112,7 +113,7 @@ def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
 
 
 class _Frame:
-    """One frame, unpacked as far as it was asked for."""
+    """One frame, unpacked as far as it was read."""
 
     def __init__(self, core: StoredCore, fd: int, position: int, size: FrameSize) -> None:
         self._core = core
@@ -123,7 +124,7 @@ class _Frame:
         self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).stream_reader(source)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read; short where the frame ends or is damaged."""
+        """Read; short at the frame's end, or where it is damaged."""
         end = min(offset + size, self._size.size, _FRAME_MAX if not self._hole else 1 << 62)
         if self._hole:
             return bytes(min(end - offset, CHUNK))
@@ -140,14 +141,14 @@ class _Frame:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file, to read from."""
+    """A part of a file, as a stream."""
 
     def __init__(self, fd: int, position: int, size: int) -> None:
         super().__init__()
         self._fd, self._position, self._end = fd, position, position + size
 
     def readable(self) -> bool:
-        """It is."""
+        """Return that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -172,7 +173,7 @@ def _read_table(fd: int, stored: int) -> list[FrameSize] | None:
 
 
 def _is_hole(fd: int, position: int, frame: FrameSize) -> bool:
-    """Return whether a frame is only zeros, by its size alone: 4 bytes for 128 KiB."""
+    """Return whether a frame is all zeros, judged by its size: 4 bytes for 128 KiB."""
     blocks = -(-frame.size // (128 << 10))
     return frame.stored == 6 + 4 * blocks and os.pread(fd, 5, position)[4:5] == b"\0"
 
@@ -189,7 +190,7 @@ def _measure(fd: int, stored: int) -> Iterator[FrameSize]:
                 while chunk := reader.read(CHUNK):
                     size += len(chunk)
             except zstandard.ZstdError:
-                pass  # what came before is what there is
+                pass  # what came before the damage counts
         if size:
             yield FrameSize(end - position, size)
         position = end
@@ -211,11 +212,11 @@ def _frame_end(fd: int, position: int, stored: int, *, has_checksum: bool) -> in
 
 
 def unpack_zstd(fd: int, window_max: int, piece: int) -> Iterator[bytes]:
-    """Unpack any zstd file, all frames of it, in pieces of at most this size. A file that is cut
-    ends early, and nothing says so: zstdframes tells.
+    """Unpack all frames of any zstd file, in pieces of at most this size. A file that was cut ends
+    early without an error; zstdframes detects that.
 
     Raises:
-        FormatError: it is damaged, or wants a larger window.
+        FormatError: it is damaged, or needs a larger window.
 
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=window_max)

@@ -1,4 +1,4 @@
-"""The lock of a root: one daemon holds it as long as it lives, and nothing else ever takes it."""
+"""The lock of a root: one daemon holds it as long as it lives; nothing else ever takes it."""
 
 import fcntl
 import os
@@ -38,7 +38,7 @@ def lock_root(paths: Paths) -> int:
 
 
 def is_daemon_live(paths: Paths) -> bool:
-    """Return whether a daemon holds this root, without ever holding its lock: a daemon that starts
+    """Return whether a daemon holds this root. Never takes the lock, because a daemon that starts
     at that very moment would give up. Source: proc_locks(5).
     """
     try:
@@ -54,8 +54,8 @@ def is_daemon_live(paths: Paths) -> bool:
     finally:
         os.close(fd)
     device = b"%02x:%02x" % (os.major(status.st_dev), os.minor(status.st_dev))
-    # Another file system may have a locked file of the same number; btrfs has devices of its own
-    # in stat(2), so there the pid in the file decides.
+    # Another file system may have a locked file with the same inode number. On btrfs, stat(2)
+    # reports devices of its own, so there the pid in the file decides.
     return any(
         len(line) > 5
         and line[1] == b"FLOCK"

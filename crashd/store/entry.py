@@ -3,16 +3,16 @@
     <state>/crashes/                  0700 root
       <id>/                           flock(2)ed (on the directory) while a writer lives
         crash.json                    the record; always whole (crash.json.new is renamed)
-        core.zst.partial              a core on its way in
+        core.zst.partial              a core that is being written
         core.zst                      a committed core; crash.json says how whole it is
         analysis.json                 what its analysis found, or that it has begun
 
 An entry is finished when its crash.json says so; `state: capturing` without a lock means that the
-writer died. Everything is reached from the directory's descriptor, never by a path again. What is
-not named by a well-formed id is not ours and is never touched.
+writer died. Everything is reached through the directory's descriptor, never by its path again. A
+name that is not a well-formed id is not ours and is never touched.
 
 Over 400 lines because it is the only door to the entries: nothing else opens, locks, writes or
-removes one, so what holds for each of them can be checked here.
+removes one, so what must hold for each of them is checked here.
 """
 
 import contextlib
@@ -42,23 +42,23 @@ CORE = "core.zst"
 CORE_PARTIAL = "core.zst.partial"
 ANALYSIS = "analysis.json"
 RECORD_MAX = 32 << 20
-"""Bytes of a crash.json that are read at most; RECORD_BYTES are written, but earlier crashds wrote
-more."""
+"""At most this many bytes of a crash.json are read; RECORD_BYTES are written, but earlier crashds
+wrote more."""
 SPARE_PART = 16
-"""A record takes no more than this part of the space above `keep_free`: as many are written at the
+"""A record takes at most this part of the space above `keep_free`: that many are written at the
 same time."""
 
 Progress = Callable[[int, int], None]
-"""Takes what is done, and the whole."""
+"""Called with the number done and the total."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Report to nobody."""
+    """Ignore the progress."""
     del done, total
 
 
 LOCK_SECONDS = 2.0
-"""A command that looks at an entry, or pins it, holds its lock for milliseconds."""
+"""A command that checks or pins an entry holds its lock for milliseconds."""
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -91,10 +91,10 @@ class Entry:
         return True
 
     def lock(self) -> None:
-        """Take the entry's lock; wait for a command that looks at it, or pins it.
+        """Take the entry's lock; wait for a command that checks or pins it.
 
         Raises:
-            UnavailableError: not within LOCK_SECONDS: a capture writes to it.
+            UnavailableError: not within LOCK_SECONDS: a capture is writing to it.
 
         """
         end = time.monotonic() + LOCK_SECONDS
@@ -107,8 +107,8 @@ class Entry:
         """Read the record.
 
         Raises:
-            FormatError: not a record, too large, not a regular file, or another entry's.
-            NotFoundError: there is none.
+            FormatError: it is not a record, too large, not a regular file, or another entry's.
+            NotFoundError: there is no record.
 
         """
         fd, crash = self.open_record()
@@ -116,7 +116,7 @@ class Entry:
         return crash
 
     def open_record(self) -> tuple[int, Crash]:
-        """Open the record's file, and read it; the caller owns the descriptor. See `read`."""
+        """Open and read the record's file; the caller owns the descriptor. See `read`."""
         fd = self._open_record()
         try:
             return fd, self._parse(read_all(fd, RECORD_MAX))
@@ -152,8 +152,8 @@ class Entry:
         return fd
 
     def write(self, crash: Crash, *, sync: bool, max_bytes: int = RECORD_BYTES) -> Crash:
-        """Replace the record; with `sync` it is on disk, with all that was renamed before, on
-        return. Returns it as it is there: cut to `max_bytes`.
+        """Replace the record and return it as written: cut to `max_bytes`. With `sync` it is on
+        disk on return, with all that was renamed before.
         """
         crash, raw = bounded(crash, max_bytes)
         replace_file(
@@ -162,16 +162,16 @@ class Entry:
         return crash
 
     def spare_bytes(self, keep_free_bytes: int) -> int:
-        """Return how large a record may be that leaves `keep_free_bytes` free."""
+        """Return how large a record may be so that `keep_free_bytes` stay free."""
         spare = read_space(self.fd).free_bytes - keep_free_bytes
         return max(LEAST_BYTES, min(RECORD_BYTES, spare // SPARE_PART))
 
     def write_file(self, name: str, data: bytes) -> None:
-        """Replace one more of the entry's files, on disk on return."""
+        """Replace another of the entry's files, on disk on return."""
         replace_file(name, data, staged=name + ".new", dir_fd=self.fd, sync=True)
 
     def read_file(self, name: str, max_bytes: int) -> bytes | None:
-        """Read one more of the entry's files; None when it is not there, or larger."""
+        """Read another of the entry's files; None when it is missing, or larger."""
         try:
             fd = open_regular(name, dir_fd=self.fd)
         except OSError:
@@ -183,8 +183,8 @@ class Entry:
         return raw if len(raw) <= max_bytes else None
 
     def open_core(self, *, spared: bool = True) -> int:
-        """Open the committed core for reading; the caller owns the descriptor. Retention leaves one
-        that is `spared` alone.
+        """Open the committed core for reading; the caller owns the descriptor. Retention leaves a
+        `spared` core alone.
 
         Raises:
             NotFoundError: this crash has no core.
@@ -197,12 +197,12 @@ class Entry:
         except OSError as e:
             raise NotFoundError(f"crash {self.id} has no core: {reason_of(e)}") from e
         if spared:
-            with contextlib.suppress(OSError):  # nothing but retention asks for it
+            with contextlib.suppress(OSError):  # only retention asks for this lock
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd
 
     def is_core_in_use(self) -> bool:
-        """Return whether a reader has the core open, and wants it spared."""
+        """Return whether a reader has the core open and wants it spared."""
         try:
             fd = open_regular(CORE, dir_fd=self.fd)
         except OSError:
@@ -220,10 +220,10 @@ class Entry:
         return os.open(CORE_PARTIAL, _CREATE, 0o600, dir_fd=self.fd)
 
     def create_spill(self) -> int:
-        """Create a file without a name on the store's file system; the caller owns the descriptor.
+        """Create an unnamed file on the store's file system; the caller owns the descriptor.
 
         Raises:
-            OSError: the disk is full, or its file system has no such files.
+            OSError: the disk is full, or its file system has no unnamed files.
 
         """
         return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
@@ -257,7 +257,7 @@ class Entry:
             return None
 
     def file_names(self) -> list[str]:
-        """All names in the entry's directory, sorted."""
+        """List all names in the entry's directory, sorted."""
         return sorted(os.listdir(self.fd))
 
 
@@ -265,13 +265,13 @@ def prepare(paths: Paths) -> None:
     """Make the store's directories, private to their owner; close those that are open to others.
 
     Raises:
-        UnavailableError: one is another user's, who could put anything into it.
-        OSError: one cannot be made.
+        UnavailableError: a directory belongs to another user, who could put anything into it.
+        OSError: a directory cannot be made.
 
     """
     for directory in (paths.state_dir, paths.crashes, paths.spool):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(directory, DIRECTORY & ~os.O_NOFOLLOW)  # a link is the administrator's word
+        fd = os.open(directory, DIRECTORY & ~os.O_NOFOLLOW)  # the administrator may use a link
         try:
             status = os.fstat(fd)
             if status.st_uid != os.geteuid():
@@ -286,7 +286,7 @@ def prepare(paths: Paths) -> None:
 
 
 def create(paths: Paths, crash: Crash) -> Entry:
-    """Make the entry of a new crash, locked, its first record written (not synced).
+    """Create the locked entry of a new crash and write its first record (not synced).
 
     Raises:
         OSError: the disk is full, read-only or broken; nothing is left behind.
@@ -298,11 +298,11 @@ def create(paths: Paths, crash: Crash) -> Entry:
         entry = Entry(crash.id, -1)
         try:
             entry.fd = os.open(crash.id, DIRECTORY, dir_fd=parent)
-            with contextlib.suppress(CrashdError):  # the crash counts for more than its lock
-                entry.lock()  # `verify` may have come across the directory already
+            with contextlib.suppress(CrashdError):  # the crash matters more than its lock
+                entry.lock()  # `verify` may have found the directory already
             entry.write(crash, sync=False)
         except OSError:
-            # by name: to list a directory takes a descriptor, and there may be none left
+            # by name: listing a directory takes a descriptor, and there may be none left
             with contextlib.suppress(OSError):
                 for name in (RECORD_STAGED, RECORD) if entry.fd >= 0 else ():
                     with contextlib.suppress(FileNotFoundError):
@@ -316,12 +316,12 @@ def create(paths: Paths, crash: Crash) -> Entry:
 
 
 def change(paths: Paths, crash_id: str, how: Callable[[Crash], Crash]) -> tuple[Crash, Crash]:
-    """Change a record as it is by now, under its lock, on disk on return; return what it was, and
-    what it is.
+    """Change the current record under its lock, on disk on return; return it as it was and as it
+    is now.
 
     Raises:
-        CrashdError: no such entry, its record cannot be read, or a capture writes to it.
-        OSError: the disk is full, read-only or broken; the record is what it was.
+        CrashdError: there is no such entry, its record cannot be read, or a capture writes to it.
+        OSError: the disk is full, read-only or broken; the record is unchanged.
 
     """
     with open_entry(paths, crash_id) as entry:
@@ -337,7 +337,7 @@ def open_entry(paths: Paths, crash_id: str) -> Entry:
     """Open an entry by its id.
 
     Raises:
-        NotFoundError: no such entry, or `crash_id` is not of an id's form.
+        NotFoundError: there is no such entry, or `crash_id` does not have the form of an id.
         UnavailableError: the store cannot be read.
 
     """
@@ -376,8 +376,8 @@ def entry_ids(paths: Paths) -> list[str]:
 def walk(
     paths: Paths, progress: Progress = no_progress, ids: Iterable[str] | None = None
 ) -> Iterator[Entry]:
-    """Open entry after entry, oldest first, or those of `ids` in their order. One that is deleted
-    meanwhile is passed over; each is closed, where the caller has not, when the next is asked for.
+    """Open one entry after the other, oldest first, or those of `ids` in their order. Skip an entry
+    that was deleted meanwhile. Each is closed when the next is asked for, if not before.
 
     Raises:
         UnavailableError: the store cannot be read.
@@ -395,12 +395,12 @@ def walk(
 
 
 def foreign_names(paths: Paths) -> list[str]:
-    """List names in the store that are no entries: never touched, only told."""
+    """List names in the store that are not entries: they are reported, never touched."""
     return [name for name in _names(paths) if not ID_PATTERN.fullmatch(name)]
 
 
 def _empty(directory: int) -> int:
-    """Unlink the files of an entry's directory, the record first; return the bytes freed."""
+    """Unlink the files in an entry's directory, the record first; return the bytes freed."""
     freed = 0
     for name in sorted(os.listdir(directory), key=lambda name: name != RECORD):
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -414,7 +414,7 @@ def remove(paths: Paths, crash_id: str) -> int:
     """Remove an entry and all its files; return the bytes freed.
 
     Raises:
-        NotFoundError: no such entry.
+        NotFoundError: there is no such entry.
         UnavailableError: a capture is still writing to it.
 
     """

@@ -1,7 +1,7 @@
 """Put the crash-time handler where kernel.core_pattern names it.
 
-    /usr/libexec/crashd-core       what the kernel starts: the native program where one was built
-    /usr/libexec/crashd-core.py    the Python handler, which that one becomes on any trouble
+    /usr/libexec/crashd-core       what the kernel starts: the native program if one was built
+    /usr/libexec/crashd-core.py    the Python handler, which the native program execs on any trouble
 
 Without a native program (a wheel, a machine without a compiler) the first is the Python handler.
 """
@@ -22,16 +22,16 @@ NATIVE = Path(corehandler.__file__).parent / "native/crashd-core"
 """Built by packaging/lib.sh from the C file beside it."""
 _EXECUTABLE = Path("/proc/self/exe")
 _INTERPRETER = Path("/usr/bin/python3")
-"""Of the Python handler, by its first line."""
+"""The Python handler's first line names it."""
 _SAME_MACHINE_BYTES = 20
-"""Of the ELF header: class, byte order, ABI, type and machine (elf(5))."""
+"""Bytes of the ELF header up to class, byte order, ABI, type and machine (elf(5))."""
 
 
 def python_program() -> bytes:
     """Build the Python handler as it is installed: its own source, the lower part commented out.
 
-    corehandler.py says why; a comment costs the compiler next to nothing, and the file stays one
-    readable program that needs nothing beside it.
+    corehandler.py explains why. A comment costs the compiler next to nothing, and the file stays
+    one readable program that needs nothing beside it.
     """
     top, _, rest = Path(corehandler.__file__).read_text(encoding="utf-8").partition("# LOWER PART")
     lower, end, guard = rest.partition("# END OF LOWER PART")
@@ -55,10 +55,10 @@ def native_program(built: Path = NATIVE, running: Path = _EXECUTABLE) -> bytes |
 
 
 def memory_program() -> Path | None:
-    """Return the interpreter that may read a process's memory for the handler: ours; None where
-    others than root can change it, or what it would run.
+    """Return the interpreter that may read a process's memory for the handler: ours; None if users
+    other than root can change it, or what it would run.
 
-    The handler runs it as root, for any crash, long after this daemon was started.
+    The handler runs it as root, for any crash, long after this daemon started.
     """
     interpreter = Path(sys.executable) if sys.executable else None
     if interpreter is None or not interpreter.is_absolute():
@@ -68,20 +68,20 @@ def memory_program() -> Path | None:
 
 
 def list_programs(paths: Paths, native: bytes | None) -> Iterator[tuple[Path, bytes]]:
-    """List what is to be installed, the Python handler first: the native one needs it."""
+    """Yield what to install, the Python handler first, because the native one needs it."""
     if native is not None:
         yield paths.handler_fallback, python_program()
     yield paths.handler, python_program() if native is None else native
 
 
 def install_handler(paths: Paths, built: Path = NATIVE) -> bool:
-    """Write the handler, root-owned and 0755, by rename; False when all is as it should be.
+    """Write the handler, root-owned and 0755, by rename; return False when nothing had to change.
 
     A kernel that is starting the old one keeps its inode (FAULTS 30). Without a native program at
-    `built` the Python handler is installed alone.
+    `built`, only the Python handler is installed.
 
     Raises:
-        ConfigError: others than root can replace it.
+        ConfigError: users other than root can replace it.
         UnsupportedError: the kernel cannot start it there.
         UnavailableError: it cannot be written.
 
@@ -94,7 +94,7 @@ def install_handler(paths: Paths, built: Path = NATIVE) -> bool:
 
 
 def is_current(paths: Paths) -> bool:
-    """Return whether what is installed is what this version would install.
+    """Return whether the installed programs are those that this version would install.
 
     Raises:
         OSError: it cannot be read.
@@ -121,7 +121,7 @@ def _install(target: Path, program: bytes) -> bool:
 
 
 def _prepare(directory: Path) -> None:
-    """Make the handler's directory, where it is safe and a program can be started from it."""
+    """Make the handler's directory, if it is safe and programs can be started from it."""
     if why := find_untrusted(directory):
         raise untrusted(why)
     try:
@@ -138,11 +138,11 @@ def _prepare(directory: Path) -> None:
 
 
 def find_noexec(directory: Path) -> str | None:
-    """Return the mount point of the file system that a directory is on, where nothing of it can be
-    executed; None where it can.
+    """Return the mount point of a directory's file system if it is mounted noexec; None if it is
+    not.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: the directory cannot be examined.
 
     """
     if not os.statvfs(directory).f_flag & os.ST_NOEXEC:

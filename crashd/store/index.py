@@ -1,10 +1,10 @@
 """The index: SQLite, one row for each crash, a cache of the entries' crash.json.
 
-Every column is computed from a `Crash` alone, by `_row`, for a new crash and for a rebuilt row
-alike. How the file is opened, and what SQLite's errors mean, is in indexfile.py.
+Every column is computed by `_row` from a `Crash` alone, for a new crash and for a rebuilt row
+alike. indexfile.py says how the file is opened and what SQLite's errors mean.
 
-Over 400 lines because it is one class: all that is asked of the table, beside the code that fills
-its columns.
+Over 400 lines because it is one class: all questions to the table, beside the code that fills its
+columns.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ from crashd.store.schema import COLUMNS, SCHEMA, VERSION
 from crashd.store.selection import Selector
 
 BLOCK_BYTES = 4096
-"""Files take whole blocks of a file system; these are most file systems'."""
+"""Files take whole blocks of a file system; this is the block size of most."""
 FILE_MAX = 32 << 20
-"""No record or analysis is larger."""
+"""The largest possible size of a record or an analysis."""
 
 _NEWEST = "time_ns DESC, id DESC"
 _REPLACED = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name != "id")
@@ -46,8 +46,8 @@ _PUT = (
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts of finished crashes, for counters that survive a restart: also of those whose rows are
-    gone, for a counter that begins lower than it ended is taken for so many new crashes.
+    """Counts of finished crashes, for counters that survive a restart. They include crashes whose
+    rows are gone: a counter that restarts at a lower value is taken for that many new crashes.
     """
 
     by_disposition: dict[tuple[str, str], int]
@@ -56,7 +56,7 @@ class Totals:
 
 
 def record_bytes(crash: Crash, document: Mapping[str, Any]) -> int:
-    """Work out what a crash without its core has on disk: its directory, record and analysis."""
+    """Compute a crash's bytes on disk without its core: its directory, record and analysis."""
     analysis = (crash.analysis or {}).get("stored_bytes")
     sizes = [1, len(encode(document))]
     if isinstance(analysis, int) and 0 <= analysis <= FILE_MAX:
@@ -65,9 +65,9 @@ def record_bytes(crash: Crash, document: Mapping[str, Any]) -> int:
 
 
 def _row(crash: Crash) -> tuple[Any, ...]:
-    """Build the row of a crash: from it alone."""
+    """Build the row of a crash from it alone."""
     document = to_json(crash)
-    # what is not known is not written: a tombstone in ten thousands of them shall be small
+    # unknown values are left out: tombstones come in tens of thousands and must be small
     listed = {key: document[key] for key in LIST_KEYS if document.get(key) is not None}
     values: dict[str, Any] = {
         **{name: getattr(crash, name) for name in COLUMNS if hasattr(crash, name)},
@@ -86,7 +86,7 @@ def _row(crash: Crash) -> tuple[Any, ...]:
 
 
 class Index:
-    """An open index; to be used by the thread that opened it, and closed."""
+    """An open index; only the thread that opened it may use and close it."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, inode: int) -> None:
         self._path = path
@@ -131,7 +131,7 @@ class Index:
 
     def is_current(self) -> bool:
         """Return whether this is still the file at its path: `reindex` may have replaced a corrupt
-        one.
+        file.
         """
         try:
             return os.stat(self._path).st_ino == self._inode
@@ -179,19 +179,19 @@ class Index:
     def put(self, crashes: Iterable[Crash]) -> None:
         """Insert or replace rows, all or none; on disk on return.
 
-        What `crashes` yields is asked for once nobody else can write: who writes a record and then
-        its row, as all do, cannot get between one that is read there and its row.
+        `crashes` is iterated only after the transaction locks out other writers. Every writer
+        writes a record before its row, so none can get between a record read there and its row.
         """
         with guard(self._path), self._transaction():
             self._db.executemany(_PUT, (_row(crash) for crash in crashes))
 
     def replace_all(self, crashes: Iterable[Crash]) -> int:
-        """Make `crashes` the whole content, in one transaction; return how many there are."""
+        """Replace all rows with `crashes` in one transaction; return how many there are."""
         rows = [_row(crash) for crash in crashes]
         with guard(self._path), self._transaction():
             past = self._db.execute("SELECT what, name, count FROM past").fetchall()
             self._db.execute("DELETE FROM crash")
-            self._db.execute("DELETE FROM past")  # the rows of now, which are put again
+            self._db.execute("DELETE FROM past")  # has counted the rows put again below
             self._db.executemany("INSERT INTO past VALUES (?, ?, ?)", past)
             self._db.execute("DELETE FROM signature_count")
             self._db.execute("DELETE FROM usage")
@@ -200,12 +200,12 @@ class Index:
         return len(rows)
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Remove rows; ids without one are no error."""
+        """Remove rows; an id without a row is not an error."""
         with guard(self._path), self._transaction():
             self._db.executemany("DELETE FROM crash WHERE id = ?", [(i,) for i in ids])
 
     def mark_missing(self, ids: Iterable[str]) -> None:
-        """Say of rows that their entry is gone from the disk."""
+        """Mark rows whose entries are gone from the disk."""
         missing = State.MISSING.value
         with guard(self._path), self._transaction():
             self._db.executemany(
@@ -222,14 +222,14 @@ class Index:
         return found[0] if found else None
 
     def is_visible(self, crash_id: str, viewer: Viewer | None) -> bool:
-        """Return whether there is such a row, and `viewer` may see it."""
+        """Return whether there is such a row and `viewer` may see it."""
         with guard(self._path):
             sql = "SELECT owner_uid, gid FROM crash WHERE id = ?"
             row = self._db.execute(sql, [crash_id]).fetchone()
         return row is not None and (viewer is None or viewer.owns(*row))
 
     def id_of_token(self, token: str) -> str | None:
-        """Find the crash that the handler gave this token."""
+        """Return the id of the crash to which the handler gave this token."""
         with guard(self._path):
             sql = "SELECT id FROM crash WHERE token = ? AND token != ''"
             row = self._db.execute(sql, [token]).fetchone()
@@ -255,23 +255,23 @@ class Index:
 
     @staticmethod
     def row_of(crash: Crash) -> tuple[Any, ...]:
-        """Build the row that `crash` has to have; its first column is the id."""
+        """Build the row that `crash` must have; its first column is the id."""
         return _row(crash)
 
     @staticmethod
     def differing(row: Sequence[Any], crash: Crash) -> list[str]:
-        """Name the columns in which a row is not the one that `crash` has to have."""
+        """Name the columns in which a row differs from the one that `crash` must have."""
         wanted = zip(COLUMNS, row, _row(crash), strict=True)
         return [name for name, has, should in wanted if has != should]
 
     def check(self) -> list[str]:
-        """Have SQLite check the whole file; return what it complains of. Reads everything."""
+        """Have SQLite check the whole file; return its complaints. Reads everything."""
         with guard(self._path):
             found = [row[0] for row in self._db.execute("PRAGMA quick_check(20)")]
         return [] if found == ["ok"] else found
 
     def usage(self) -> dict[str, tuple[int, int]]:
-        """Return entries and stored bytes of each kind."""
+        """Return the number of entries and the stored bytes of each kind."""
         found = {kind.value: (0, 0) for kind in Kind}
         with guard(self._path):
             for kind, entries, size in self._db.execute("SELECT kind, entries, bytes FROM usage"):
@@ -284,12 +284,12 @@ class Index:
         return found[0][0] if found else 0
 
     def last_sequence(self) -> int:
-        """Return the highest number of a crash; 0 without any. Reads every row."""
+        """Return the highest sequence number; 0 without any crash. Reads every row."""
         ((last,),) = self.fetch("SELECT max(sequence) FROM crash")
         return last or 0
 
     def totals(self) -> Totals:
-        """Count all finished crashes, those included whose rows are gone."""
+        """Count all finished crashes, including those whose rows are gone."""
         done = "FROM crash WHERE state != 'capturing'"
         by_disposition: Counter[tuple[str, str]] = Counter()
         by_signal: Counter[int | None] = Counter()
@@ -312,9 +312,9 @@ class Index:
         return Totals(dict(by_disposition), dict(by_signal), last)
 
     def unit_totals(self, limit: int) -> dict[str | None, int]:
-        """Count the finished process crashes of the units that crashed most, these first.
+        """Count finished process crashes by unit, for the units that crashed most, these first.
 
-        None counts all others: of other units, or of none.
+        None counts all others: those of other units, or of no unit.
         """
         counts: Counter[str | None] = Counter()
         with guard(self._path):
@@ -341,11 +341,11 @@ class Index:
 
         Args:
             query: what to find.
-            viewer: sees only what it owns; None sees all.
-            max_bytes: of the JSON of what is found, at most.
+            viewer: who sees only what they own; None sees all.
+            max_bytes: largest size of the result as JSON.
 
         Raises:
-            UsageError: a term names a field that there is not, or begins the ids of several
+            UsageError: a term names an unknown field, or begins the ids of several
             crashes; or more than `max_bytes` were found.
 
         """
@@ -355,7 +355,7 @@ class Index:
         return documents[::-1] if query.reverse else documents
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a query that reads."""
+        """Run a query that only reads."""
         with guard(self._path):
             return self._db.execute(sql, values).fetchall()
 
@@ -372,6 +372,9 @@ class Index:
         viewer: Viewer | None,
         max_bytes: int | None = None,
     ) -> list[dict[str, Any]]:
+        """Read rows as listings show them; `viewer` only limits the signature's count. Rows are
+        read one by one, so that `max_bytes` also bounds the memory.
+        """
         sql = (
             "SELECT doc, (SELECT count FROM signature_count s WHERE s.signature = crash.signature)"
             f" FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
@@ -399,7 +402,7 @@ class Index:
         return found
 
     def _count_of(self, signature: Any, viewer: Viewer, known: dict[Any, int]) -> int:
-        """Count a signature among the viewer's own crashes: others' must not leak."""
+        """Count a signature among the viewer's own crashes: those of others must not leak."""
         if signature not in known:
             where, values = Selector(self._db, viewer).where(Query(signature=signature))
             sql = f"SELECT count(*) FROM crash {where}"

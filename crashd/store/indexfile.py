@@ -1,7 +1,7 @@
-"""The index's file: how it is opened, kept private, set aside, and what SQLite's errors mean.
+"""The index's file: how it is opened, kept private and set aside, and what SQLite's errors mean.
 
-WAL with synchronous=FULL: what was put is there after a power cut, and readers never wait for the
-writer. Index, in index.py, is what is in the file.
+WAL with synchronous=FULL: what was put survives a power cut, and readers never wait for the writer.
+index.py holds Index, the file's content.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ BUSY_SECONDS = 5.0
 WAL_BYTES = 16 << 20
 """The WAL shrinks to this once no reader needs more of it."""
 PAGE_BYTES = 8192
-"""Rows have about 1 KiB: of smaller pages a quarter would stay empty."""
+"""Rows have about 1 KiB; a quarter of each smaller page would stay empty."""
 WAL_PAGES = 500
-"""Pages in the WAL from which on a commit tries to write them back."""
+"""A commit tries to write the WAL back once it has this many pages."""
 COMPANIONS = ("-wal", "-shm")
 _TEMPORARY = "PRAGMA temp_store = MEMORY"
-"""Else a statement that can fail half-way, as every put, copies rows to a file in /var/tmp: outside
-of the root, and on a disk that may be full or not there.
+"""Without this, a statement that can fail half-way, as every put can, copies rows to a file in
+/var/tmp: outside the root, and on a disk that may be full or missing.
 """
 
 
@@ -33,9 +33,9 @@ of the root, and on a disk that may be full or not there.
 
 
 def make_private(path: Path) -> None:
-    """Create the file if it is missing, and let nobody else read it.
+    """Create the file if it is missing, and make it unreadable for other users.
 
-    One that is there is never opened here: closing it would drop the POSIX locks of every
+    An existing file is never opened here: closing it would drop the POSIX locks of every
     connection that this process has to it, and another process could then remove the WAL under us
     (SQLite, "How To Corrupt", 2.2).
     """
@@ -49,9 +49,10 @@ def make_private(path: Path) -> None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
+    """Open the file for reading and writing; the caller owns the connection."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # for a new file
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
@@ -64,6 +65,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def connect_readonly(path: Path) -> sqlite3.Connection:
+    """Open the file for reading, also on a read-only disk; the caller owns the connection."""
     uri = path.absolute().as_uri()
     connection = sqlite3.connect(
         f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
@@ -72,8 +74,8 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.OperationalError as e:
         connection.close()
-        # On a read-only file system WAL's -shm cannot be made, and nobody can be writing either.
-        # Anywhere else, `immutable` would read past the locks and the WAL of a writer at work.
+        # On a read-only file system WAL's -shm cannot be made, and nothing can be writing either.
+        # Anywhere else, `immutable` would read past the locks and the WAL of an active writer.
         unwritable = e.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
         if not (unwritable and os.statvfs(path).f_flag & os.ST_RDONLY):
             raise
@@ -89,12 +91,12 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
 
 
 WAL_ALARM_BYTES = 64 << 20
-"""No WAL grows to this but for a reader that does not end: crashctl's take milliseconds."""
+"""A WAL grows to this only if a reader does not end; those of crashctl take milliseconds."""
 
 
 def wal_bytes(path: Path) -> int:
-    """Return the size of the index's WAL, which grows as long as a reader has a transaction open:
-    until that ends nothing of it can be written back.
+    """Return the size of the index's WAL. It grows as long as a reader has a transaction open,
+    because nothing can be written back until that ends.
     """
     try:
         return os.stat(path.with_name(path.name + "-wal")).st_size
@@ -112,7 +114,8 @@ def set_index_aside(path: Path) -> str:
 
 
 def remove_index(path: Path) -> None:
-    for name in ("", *COMPANIONS):  # the WAL last: without it the file would be damaged
+    """Remove the file and its companions; a missing one is not an error."""
+    for name in ("", *COMPANIONS):  # the file before its WAL: without that it would be damaged
         path.with_name(path.name + name).unlink(missing_ok=True)
 
 
@@ -129,7 +132,7 @@ def guard(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as e:
         if "no such" in str(e):
             raise IndexCorruptError(f"the index {path} is not crashd's: {_told(e)}") from e
-        if "decode to UTF-8" in str(e):  # the message goes on with the bytes themselves
+        if "decode to UTF-8" in str(e):  # the rest of the message is the bytes themselves
             raise damaged(path, "a text is not UTF-8") from e
         raise UnavailableError(f"the index {path} is not available: {_told(e)}") from e
     except sqlite3.DatabaseError as e:
@@ -137,11 +140,12 @@ def guard(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, why: str) -> IndexCorruptError:
+    """Build the error for a damaged index."""
     return IndexCorruptError(
         f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"
     )
 
 
 def _told(error: sqlite3.Error) -> str:
-    """Quote SQLite, who quotes the file."""
+    """Quote SQLite's message, which quotes the file."""
     return printable(str(error))[:200]

@@ -1,9 +1,9 @@
-"""Directories of kernel dumps on disk: looked at, read and removed without following anything.
+"""Directories of kernel dumps on disk: examined, read and removed without following any link.
 
 /var/crash is hostile ground (SECURITY B3): many distributions let every user write to it. So each
-step goes from a descriptor to a name inside of it, O_NOFOLLOW, and what was opened is asked with
-fstat(2) what it is; a directory that root alone cannot vouch for is listed by name and never
-opened. Nothing blocks: no FIFO, no device is opened for read.
+step goes from a descriptor to a name inside it, O_NOFOLLOW, and fstat(2) checks what was opened. A
+directory that is not root's alone is listed by name and never opened. Nothing blocks: no FIFO and
+no device is opened for reading.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from crashd.errors import FormatError, NotFoundError, UnavailableError, reason_o
 from crashd.store.trusted import distrust
 
 NAMES_MAX = 200_000
-"""Names of a directory that are looked at; the rest is told of, and not seen."""
+"""At most this many names of a directory are examined; the rest are not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +40,18 @@ class Seen:
 
     @property
     def stamp(self) -> tuple[int, int, int, int]:
-        """What changes when a file in it appears, goes, or gets another name."""
+        """Values that change when a file in it appears, disappears or is renamed."""
         return self.device, self.inode, self.entry.mtime_ns, self.ctime_ns
 
 
 class DumpRoot:
-    """One directory that kernel dumps are saved in; owns its descriptor."""
+    """One directory in which kernel dumps are saved; owns its descriptor."""
 
     def __init__(self, path: Path) -> None:
-        """Open it; a link to it is the administrator's word and is followed.
+        """Open it; a link to it is followed, because the administrator made it.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: it does not exist.
             UnavailableError: it is not a directory, or cannot be opened.
 
         """
@@ -68,7 +68,7 @@ class DumpRoot:
         self._trusted = frozenset({0, os.geteuid()})
         owner = 0 if status.st_uid in self._trusted else status.st_uid
         self.distrust = distrust(owner, status.st_mode, 0)
-        """Why others can replace what is in it; None where they cannot (a sticky directory)."""
+        """Why others can replace what is in it; None if they cannot (a sticky directory)."""
 
     def __enter__(self) -> "DumpRoot":
         return self
@@ -83,12 +83,12 @@ class DumpRoot:
             self._fd = -1
 
     def space(self) -> tuple[int, int]:
-        """Return the file system's size, and what it has left for root; bytes."""
+        """Return the file system's size, and what it has free for root; bytes."""
         space = read_space(self._fd)
         return space.total_bytes, space.root_free_bytes
 
     def list(self) -> Iterator[Seen]:
-        """List what is named like a dump's directory, whatever it is."""
+        """Yield every entry with the name of a dump's directory, whatever it is."""
         with os.scandir(self._fd) as names:
             for number, found in enumerate(names):
                 if number >= NAMES_MAX:
@@ -99,7 +99,7 @@ class DumpRoot:
                         yield self.look(name)
 
     def look(self, name: bytes) -> Seen:
-        """Look at one entry.
+        """Return one entry as lstat(2) sees it.
 
         Raises:
             FileNotFoundError: it is gone.
@@ -109,7 +109,7 @@ class DumpRoot:
         return Seen(_entry(name, status), status.st_dev, status.st_ino, status.st_ctime_ns)
 
     def classify(self, seen: Seen) -> DumpDirectory | None:
-        """Return what a directory is, by its files' names; one with faults is not opened.
+        """Classify a directory by its files' names; one with faults is not opened.
 
         Raises:
             OSError: it is gone, or cannot be read.
@@ -139,12 +139,12 @@ class DumpRoot:
         return OpenDump(fd, self._trusted)
 
     def remove(self, name: bytes, inode: int) -> tuple[int, tuple[bytes, ...]]:
-        """Remove a dump's files, and its directory where nothing else is in it; return the bytes
-        freed, and what stays because no maker of dumps wrote it.
+        """Remove a dump's files, and its directory if nothing else is in it; return the bytes
+        freed, and the names of files that stay because no dump tool wrote them.
 
         Raises:
-            NotFoundError: it is gone, or there is another in its place.
-            FormatError: it is not to be trusted (any more).
+            NotFoundError: it is gone, or another directory is in its place.
+            FormatError: it is not to be trusted (any more), or cannot be removed.
             OSError: the file system refuses.
 
         """
@@ -185,7 +185,7 @@ class OpenDump:
         os.close(self._fd)
 
     def entries(self) -> list[DumpFile]:
-        """List its files, one more than any maker writes at most."""
+        """List its files: at most one more than any dump tool writes."""
         found: list[DumpFile] = []
         with os.scandir(self._fd) as names:
             for file in names:
@@ -217,7 +217,7 @@ class OpenDump:
         return fd
 
     def read_ends(self, name: bytes, head: int, tail: int) -> tuple[bytes, bytes, int]:
-        """Read a file's first and last bytes, and tell its size.
+        """Read a file's first and last bytes; return these and its size.
 
         Raises:
             OSError: it is gone, or cannot be read.
@@ -234,7 +234,7 @@ class OpenDump:
 
     @contextlib.contextmanager
     def reader(self, name: bytes) -> Iterator[Callable[[int, int], bytes]]:
-        """Open a file to read from any offset as many bytes as are there.
+        """Open a file; yield a function that reads up to `size` bytes at any offset.
 
         Raises:
             OSError: it is gone.
@@ -248,8 +248,8 @@ class OpenDump:
             os.close(fd)
 
     def unlink(self, names: Iterable[bytes]) -> tuple[int, tuple[bytes, ...]]:
-        """Unlink the files that are named and nothing else, so that a file that appears meanwhile
-        stays; return the bytes freed, and the names of what is left.
+        """Unlink only the named files, so that a file that appears meanwhile stays; return the
+        bytes freed, and the names of the files left.
         """
         freed = 0
         for name in names:

@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-# sizeof(sockaddr_un.sun_path) less the NUL, unix(7).
-
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The file system layout below `root` ("/" on a host, a private directory in a trial or a
-    test).
-    """
+    """The file system layout below `root`: "/" on a host, a private one in a trial or test."""
 
     root: Path
 
@@ -21,7 +17,7 @@ class Paths:
 
     @property
     def handler_fallback(self) -> Path:
-        """The Python handler, which a native one becomes on any trouble."""
+        """The Python handler, which the native one execs on any trouble."""
         return self.handler.with_name("crashd-core.py")
 
     @property
@@ -46,7 +42,7 @@ class Paths:
 
     @property
     def spool(self) -> Path:
-        """Crashes that the handler kept by itself while the daemon was away."""
+        """Crashes that the handler kept itself while the daemon was away."""
         return self.state_dir / "spool"
 
     @property
@@ -61,7 +57,7 @@ class Paths:
 
     @property
     def pending_deletions(self) -> Path:
-        """What retention is deleting; flock(2)ed by who is at it."""
+        """The crashes that retention is deleting; flock(2)ed by the process that deletes."""
         return self.state_dir / "retention.pending"
 
     @property
@@ -71,12 +67,12 @@ class Paths:
 
     @property
     def pstore_state(self) -> Path:
-        """Which events of pstore were recorded, or need no record; JSON."""
+        """The pstore events that were recorded, or need no record; JSON."""
         return self.state_dir / "pstore.json"
 
     @property
     def previous_core_pattern(self) -> Path:
-        """What kernel.core_pattern and its companions held before crashd registered."""
+        """The values of kernel.core_pattern and its companions before crashd registered."""
         return self.state_dir / "previous-core-pattern"
 
     @property
@@ -91,22 +87,22 @@ class Paths:
 
     @property
     def kernel_socket(self) -> Path:
-        """SOCK_STREAM, 0600: from the kernel itself, where `capture.mode` is "socket"."""
+        """SOCK_STREAM, 0600: from the kernel itself, if `capture.mode` is "socket"."""
         return self.runtime_dir / "kernel.sock"
 
     @property
     def hooks(self) -> Path:
-        """Programs that are run for each crash."""
+        """Programs run for each crash."""
         return self.root / "etc/crashd/hooks.d"
 
     @property
     def hooks_socket(self) -> Path:
-        """SOCK_STREAM, 0600: systemd's, that runs the hooks for each connection."""
+        """SOCK_STREAM, 0600: held by systemd, which runs the hooks for each connection."""
         return self.runtime_dir / "hooks.sock"
 
     @property
     def analyze_socket(self) -> Path:
-        """SOCK_STREAM, 0600: systemd's, that starts an analysis worker for each connection."""
+        """SOCK_STREAM, 0600: held by systemd, which starts an analysis worker per connection."""
         return self.runtime_dir / "analyze.sock"
 
     @property

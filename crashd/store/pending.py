@@ -1,9 +1,9 @@
-"""What is being deleted, written down first, so that the next process finishes a deletion whose
-process was killed.
+"""Deletions are written down first, so that the next process finishes one whose process was killed.
 
-    <state>/retention.pending     ids, a line each; flock(2)ed by who deletes, daemon or crashctl
+    <state>/retention.pending     ids, a line each; flock(2)ed by the daemon or crashctl
 
-Empty when nothing is under way. A torn line is not an id; its crash has not been touched yet.
+The file is empty when nothing is under way. A torn line is not an id; its crash has not been
+touched yet.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
 
 BATCH = 64
-"""Crashes that are deleted between two fsyncs of the file."""
+"""Crashes deleted between two fsyncs of the file."""
 _BYTES_MAX = 1 << 20
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -29,28 +29,28 @@ class Pending:
         self._fd = fd
 
     def ids(self) -> list[str]:
-        """List what was under way when the file was last written."""
+        """List the crashes whose deletion was under way when the file was last written."""
         lines = os.pread(self._fd, _BYTES_MAX, 0).decode("ascii", "replace").split("\n")
         return [line for line in lines if ID_PATTERN.fullmatch(line)]
 
     def note(self, crash_ids: Iterable[str]) -> None:
-        """Write down what is about to be deleted; on disk on return."""
+        """Write down what will be deleted; on disk on return."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         write_all(self._fd, "".join(f"{crash_id}\n" for crash_id in crash_ids).encode())
         os.fsync(self._fd)
 
     def clear(self) -> None:
-        """Note that nothing is under way; not synced: an old id is looked at in vain at worst."""
+        """Note that nothing is under way. Not synced: at worst an old id is checked for nothing."""
         os.ftruncate(self._fd, 0)
 
 
 @contextlib.contextmanager
 def open_pending(paths: Paths) -> Iterator[Pending]:
-    """Be the only one who deletes.
+    """Lock out every other process that deletes.
 
     Raises:
-        UnavailableError: somebody else is.
+        UnavailableError: another process is deleting.
         OSError: the file cannot be made.
 
     """

@@ -1,4 +1,4 @@
-"""Records of pstore on disk: the kernel's own file system, and where systemd-pstore moves them."""
+"""Records of pstore on disk, in the kernel's file system and where systemd-pstore moves them."""
 
 import contextlib
 import os
@@ -12,36 +12,36 @@ from crashd.base.files import DIRECTORY, open_regular, read_all
 from crashd.domain.kernellog.pstore import PART_MAX, Part, is_record_name, parse_record
 
 DEPTH_MAX = 3
-"""Directories that systemd-pstore makes, one for each event and part of its id."""
+"""systemd-pstore makes a directory for each event and for each part of its id."""
 NAMES_MAX = 100_000
-"""Entries that are looked at in all."""
+"""Entries examined in all."""
 PARTS_READ_MAX = 4096
 BYTES_READ_MAX = 64 << 20
-"""Of the newest records that are read; nobody ever empties systemd-pstore's directory."""
+"""Of the newest records, this much is read; nothing ever empties systemd-pstore's directory."""
 
 
 class Record(NamedTuple):
-    """A file that is named like a record."""
+    """A file with the name of a record."""
 
     mtime_ns: int
     size_bytes: int
     path: tuple[str, ...]
-    """Names from the directory above all down to the file."""
+    """Names from the top directory down to the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PstoreDirectory:
-    """What lies below one directory, as far as names tell."""
+    """The records below one directory, as far as their names show."""
 
     root: Path
     records: tuple[Record, ...] = ()
-    """The newest first: what there is no room for is the oldest."""
+    """The newest first, so that the oldest are left out."""
     left_out: int = 0
     """Older records that are not read."""
 
 
 def list_records(root: Path) -> PstoreDirectory:
-    """List the newest records below a directory; none where there is none."""
+    """List the newest records below a directory; empty if it does not exist."""
     found: list[Record] = []
     with contextlib.suppress(OSError):
         fd = os.open(root, DIRECTORY)
@@ -64,13 +64,13 @@ def list_records(root: Path) -> PstoreDirectory:
 
 
 def read_parts(directory: PstoreDirectory) -> list[Part]:
-    """Read the records of a directory, those that are still there."""
+    """Read those records of a directory that are still there."""
     found: list[Part] = []
     with contextlib.suppress(OSError):
         root = os.open(directory.root, DIRECTORY)
         try:
             for record in directory.records:
-                # moved on by systemd-pstore, or unreadable: firmware is what it is
+                # systemd-pstore has moved it, or it cannot be read: firmware makes errors
                 with contextlib.suppress(OSError):
                     part = _read(root, record.path)
                     if part is not None:
@@ -81,10 +81,10 @@ def read_parts(directory: PstoreDirectory) -> list[Part]:
 
 
 def _walk(directory: int, path: tuple[str, ...], depth: int) -> Iterator[Record | None]:
-    """Give each entry's record; None for what is none, so that all are counted."""
+    """Yield None for every entry, so that all are counted, and then its record if it is one."""
     with os.scandir(directory) as entries:
         names = [entry.name for entry, _ in zip(entries, range(NAMES_MAX), strict=False)]
-    # systemd-pstore names directories by time: were there too many, the oldest go short
+    # systemd-pstore names directories by time: if there are too many, the oldest are left out
     for name in sorted(names, reverse=True):
         yield None
         try:

@@ -1,6 +1,7 @@
-"""Records that cannot be read. The first record of a crash is not synced, because its process
-waits: after a power cut it can be empty or not there, and its row in the index, which is synced,
-be all that is left of it. A disk can damage one, and earlier crashds wrote some that are too large.
+"""Restore records lost in a power cut. The first record of a crash is not synced, because its
+process waits: after a power cut it can be empty or missing, and its row in the index, which is
+synced, can be all that is left of it. A disk can damage a record, too, and earlier crashds wrote
+some that are too large.
 """
 
 import contextlib
@@ -38,10 +39,9 @@ _COLUMNS = ("doc", "time_ns", "token", "sequence", "owner_uid")
 
 
 def restore_record(paths: Paths, index: Index, crash_id: str) -> bool:
-    """Give a crash whose record cannot be read, or is not there, a record again, on disk on return:
-    the one that was about to take its place, else what the index knows, else what its id says.
-    Return whether that was needed. A newer crashd's record stays as it is, as does one whose writer
-    lives.
+    """Restore the record of a crash if it is missing or cannot be read, on disk on return: from the
+    record that was about to replace it, or else from the index, or else from its id. Return whether
+    that was needed. A newer crashd's record stays as it is, and so does one whose writer lives.
 
     Raises:
         CrashdError: the store or the index cannot be read.
@@ -58,10 +58,10 @@ def restore_record(paths: Paths, index: Index, crash_id: str) -> bool:
     with entry:
         if _is_sound(entry) or not entry.try_lock():
             return False
-        if _is_sound(entry):  # by the writer that was about to lock it
+        if _is_sound(entry):  # a writer finished it before we got the lock
             return False
         names = entry.file_names()
-        if RECORD not in names and CORE in names:  # a deletion that was broken off
+        if RECORD not in names and CORE in names:  # an interrupted deletion
             return False
         if _is_staged(entry):
             os.rename(RECORD_STAGED, RECORD, src_dir_fd=entry.fd, dst_dir_fd=entry.fd)
@@ -82,10 +82,10 @@ def _is_sound(entry: Entry) -> bool:
 
 
 def unreadable(entry: Entry, error: CrashdError) -> Crash:
-    """Make a record of what is known without one: what the id says, and the core's size.
+    """Build a record from what is known without one: the id's contents and the core's size.
 
     Raises:
-        FormatError: the id has no time.
+        FormatError: the id contains no time.
 
     """
     stored = entry.stored_bytes()

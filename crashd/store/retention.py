@@ -1,9 +1,9 @@
-"""Retention of process crashes on disk: what there is, for domain/retention.py to plan with, and
-how a planned deletion is carried out.
+"""Retention of process crashes on disk: lists what there is, for domain/keep/process.py to plan
+with, and carries out a planned deletion.
 
-The core goes, its record stays as a tombstone in state `evicted` that says why and since when;
-later that goes too. In this order: the id into `retention.pending`, the record, the core, the row.
-Killed anywhere in between, the next one to delete finishes it first.
+The core goes; its record stays as a tombstone in state `evicted` that says why and since when, and
+goes later. The order is: the id into `retention.pending`, the record, the core, the row. If the
+process is killed in between, the next one that deletes finishes it first.
 """
 
 import errno
@@ -33,7 +33,7 @@ from crashd.store.users import Users
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 METADATA_INODES: Final = 2
-"""Directory and record; what was analysed has one more."""
+"""Directory and record; an analysed crash has one more."""
 
 _COLUMNS = f"""
 id, coalesce(sequence, time_ns), time_ns, stored_bytes, pinned, state,
@@ -43,7 +43,7 @@ coalesce(signature, hex(coalesce(exe, comm)) || ' ' || coalesce(signal, ''))
 record_bytes, {METADATA_INODES} + (signature IS NOT NULL)
 """
 _ALL = f"SELECT {_COLUMNS} FROM crash WHERE kind = 'process'"
-# each half by an index of its own: what has no core is the most, and is not looked at
+# each half uses its own index: most crashes have no core and are not read
 _CORES = f"""
 SELECT {_COLUMNS} FROM crash INDEXED BY crash_core
 WHERE kind = 'process' AND stored_bytes > 0
@@ -54,11 +54,11 @@ WHERE kind = 'process' AND state = 'capturing'
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A deletion that was carried out, or finished after somebody else was killed at it."""
+    """A deletion that was carried out, or finished after another process was killed at it."""
 
     id: str
     reason: Limit | None
-    """None: it was counted by who began it."""
+    """None: the process that began it has counted it."""
     freed_bytes: int
     tombstone: Crash | None
     """None: the record is gone as well."""
@@ -70,30 +70,30 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Who is told how a plan is carried out."""
+    """Callbacks that report how a plan is carried out."""
 
     done: Callable[[Removed], None]
-    """To put the tombstone into the index, or take the row out of it."""
+    """Puts the tombstone into the index, or takes the row out of it."""
     failed: Callable[[str, Exception], None] = _ignore
     settled: Callable[[], bool] = lambda: True
-    """Wait until the index has all that was told of; False where it does not take it."""
+    """Waits until the index has everything reported; returns False if it does not take it."""
     progress: Callable[[int, int], None] = _ignore
-    """Deletions done, of so many."""
+    """Gets the number of deletions done, and the total."""
 
 
 class RowWriter:
-    """Puts what was deleted into an index, where no daemon does that."""
+    """Puts deletions into an index when no daemon does that."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._waiting: list[Removed] = []
 
     def add(self, removed: Removed) -> None:
-        """Keep it for `write`."""
+        """Keep a deletion for `write`."""
         self._waiting.append(removed)
 
     def write(self) -> bool:
-        """Write rows for all that is kept."""
+        """Write the rows of all kept deletions."""
         self._index.put([r.tombstone for r in self._waiting if r.tombstone is not None])
         self._index.remove([r.id for r in self._waiting if r.tombstone is None])
         self._waiting.clear()
@@ -102,12 +102,12 @@ class RowWriter:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a plan."""
+    """The result of a plan."""
 
     freed_bytes: int = 0
     count: int = 0
     kept: set[str] = field(default_factory=set)
-    """Crashes that may not go at the moment: pinned meanwhile, locked, or their cores are read."""
+    """Crashes that may not go now: pinned meanwhile, locked, or their cores are being read."""
 
 
 def read_stored(
@@ -119,15 +119,15 @@ def read_stored(
     unlike: Callable[[], AbstractSet[str]] = frozenset,
     users: Users | None = None,
 ) -> list[StoredCrash]:
-    """Read the crashes of processes as a plan wants them, from the index alone.
+    """Read process crashes in the form that a plan needs, from the index alone.
 
     Args:
         index: where they are.
-        cores_only: leave out what has no core and gets none.
-        growing: how many bytes those being captured may come to have.
-        kept: those that count, but may not go now.
-        unlike: asked after the index: those that stand for themselves, not for a signature.
-        users: who tells whose a uid is.
+        cores_only: leave out crashes that have no core and get none.
+        growing: how many bytes each crash being captured may come to have.
+        kept: crashes that count, but may not go now.
+        unlike: called after the index is read: crashes that stand alone, not for a signature.
+        users: says which user a uid counts for.
 
     """
     expected, found = growing or {}, []
@@ -158,14 +158,15 @@ def read_stored(
 
 
 def read_usage(paths: Paths, *, reserved_bytes: int = 0, unlisted_bytes: int = 0) -> Usage:
-    """Ask the store's file system. What the spool takes counts as free: it is taken in and removed,
-    and no stored core has to go for it.
+    """Return the usage of the store's file system. The spool counts as free: it is taken in and
+    removed, and no stored core has to go for it.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the file system cannot be examined.
 
     """
-    spooled_bytes = spool.stored_bytes(paths)  # first: what goes meanwhile counts twice, not never
+    # the spool first: a core removed meanwhile then counts twice, not never
+    spooled_bytes = spool.stored_bytes(paths)
     space = read_space(paths.crashes)
     return Usage(
         total_bytes=space.total_bytes,
@@ -178,12 +179,12 @@ def read_usage(paths: Paths, *, reserved_bytes: int = 0, unlisted_bytes: int = 0
 
 
 def unlisted_bytes(index: Index, listed: Sequence[StoredCrash]) -> int:
-    """Tell what all records have that are not in a list of cores only."""
+    """Return the bytes of all records that a list of cores only leaves out."""
     return max(0, index.records_bytes() - sum(crash.metadata_bytes for crash in listed))
 
 
 def carry_out(paths: Paths, deletion: Deletion) -> Removed | None:
-    """Carry a deletion out; None where the crash may not go now: pinned, locked, being read.
+    """Carry a deletion out; None if the crash may not go now: pinned, locked, being read.
 
     Raises:
         OSError: the file system refuses.
@@ -200,7 +201,7 @@ def carry_out(paths: Paths, deletion: Deletion) -> Removed | None:
             ):
                 return None
             if entry.is_core_in_use():
-                return None  # its space would not come free either
+                return None  # deleting it would not free its space
             if deletion.whole or crash is None:
                 return Removed(deletion.id, deletion.reason, remove_locked(paths, entry), None)
             return _delete_core(entry, crash, deletion.reason)
@@ -209,7 +210,7 @@ def carry_out(paths: Paths, deletion: Deletion) -> Removed | None:
 
 
 def _read(entry: Entry) -> Crash | None:
-    """Read a record; None where nobody can. There is no tombstone then, and all of it goes."""
+    """Read a record; None if it is unreadable. Then there is no tombstone, and all of it goes."""
     try:
         return entry.read()
     except NewerError:
@@ -219,9 +220,9 @@ def _read(entry: Entry) -> Crash | None:
 
 
 def _delete_core(entry: Entry, crash: Crash, limit: Limit) -> Removed:
-    """Leave a tombstone of a crash."""
+    """Delete a crash's core, and leave a tombstone."""
     if crash.core.path is not None:
-        # the record first: it never names a core that is not there
+        # the record first, so that it never names a core that is missing
         crash = replace(
             crash,
             state=State.EVICTED,
@@ -238,7 +239,7 @@ def _delete_core(entry: Entry, crash: Crash, limit: Limit) -> Removed:
 
 
 def _drop_core(entry: Entry, crash: Crash, limit: Limit | None) -> Removed:
-    """Unlink the core of a crash whose record is a tombstone already."""
+    """Unlink the core of a crash whose record is already a tombstone."""
     stored = entry.stored_bytes()
     if stored is None:
         return Removed(entry.id, None, 0, crash)
@@ -248,7 +249,7 @@ def _drop_core(entry: Entry, crash: Crash, limit: Limit | None) -> Removed:
 
 
 def _delete_core_first(entry: Entry, crash: Crash, limit: Limit) -> Removed:
-    """Take the space for the tombstone from the core: else nothing would ever come free."""
+    """Free the tombstone's space by deleting the core first, because the disk is full."""
     stored = entry.stored_bytes()
     entry.drop_core()
     crash = entry.write(crash, sync=True)
@@ -256,11 +257,11 @@ def _delete_core_first(entry: Entry, crash: Crash, limit: Limit) -> Removed:
 
 
 def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Outcome:
-    """Carry out a plan as far as it can be, after what somebody was killed at.
+    """Carry out a plan as far as possible, after finishing what a killed process left.
 
     Raises:
-        UnavailableError: somebody else is deleting, or the index does not take it.
-        OSError: what is to be deleted cannot be written down.
+        UnavailableError: another process is deleting, or the index does not take the changes.
+        OSError: the planned deletions cannot be written down.
 
     """
     outcome = Outcome()
@@ -273,7 +274,7 @@ def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Ou
             except OSError as e:
                 if e.errno not in _FULL:
                     raise
-                pending.clear()  # half of it could be read; `verify` finds what is cut short now
+                pending.clear()  # it may be half-written; `verify` finds what is interrupted now
             for number, deletion in enumerate(batch, start + 1):
                 _try(paths, deletion, told, outcome)
                 told.progress(number, len(deletions))
@@ -282,7 +283,7 @@ def carry_out_all(paths: Paths, deletions: Sequence[Deletion], told: Told) -> Ou
 
 
 def finish_all(paths: Paths, told: Told) -> None:
-    """Finish what somebody was killed at."""
+    """Finish what a killed process left."""
     carry_out_all(paths, (), told)
 
 
@@ -331,20 +332,20 @@ def _finish_one(paths: Paths, crash_id: str) -> Removed | None:
     try:
         with open_entry(paths, crash_id) as entry:
             if not entry.try_lock():
-                return None  # somebody pins it
+                return None  # a command is pinning it
             try:
                 crash = entry.read()
-            except NotFoundError:  # the record goes first, with a crash that goes altogether
+            except NotFoundError:  # the record goes first when a whole crash is deleted
                 return Removed(crash_id, None, remove_locked(paths, entry), None)
             if crash.state is not State.EVICTED or crash.core.path is not None:
-                return None  # it was not begun
+                return None  # its deletion had not begun
             return _drop_core(entry, crash, None)
     except NotFoundError:
         return Removed(crash_id, None, 0, None)
 
 
 def describe(index: Index, deletions: Sequence[Deletion]) -> list[dict[str, Any]]:
-    """Say what a plan deletes, as `crashctl vacuum` prints it."""
+    """Describe a plan's deletions as `crashctl vacuum` prints them."""
     found = []
     for deletion in deletions:
         doc = index.get(deletion.id) or {}

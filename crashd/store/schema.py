@@ -1,11 +1,11 @@
-"""The index's schema. An older crashd's index is rebuilt from the store and not migrated: it holds
+"""The index's schema. An older crashd's index is rebuilt from the store, not migrated: it holds
 nothing that the store does not, except `past`, which counts from 0 again.
 
 crash            columns to match by, and `doc`: the JSON of `crashctl list`
 signature_count  how many crashes have a signature        }
 usage            entries and stored bytes of each kind    } kept by triggers: never
 record_usage     bytes of each kind's records             } counted by a scan
-past             how many crashes there were whose rows are gone: what was counted stays so
+past             counts of crashes whose rows are gone, so that totals never fall
 """
 
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 from crashd.store.selection import LISTED
 
 VERSION: Final = 4
-"""PRAGMA user_version: another one for each change of SCHEMA."""
+"""PRAGMA user_version: raised with each change of SCHEMA."""
 
 COLUMNS: Final = {
     "id": "TEXT NOT NULL UNIQUE",
@@ -82,7 +82,7 @@ SCHEMA: Final = (
     "CREATE INDEX crash_capturing ON crash (id) WHERE state = 'capturing'",
     "CREATE INDEX crash_core ON crash (id) WHERE stored_bytes > 0",
     "CREATE INDEX crash_kind ON crash (kind, time_ns, id)",
-    # what is not known is in no index: most crashes have no container, and no user's unit
+    # unknown values are in no index: most crashes have no container and no user unit
     *(
         f"CREATE INDEX crash_{name} ON crash ({name}, time_ns, id) WHERE {name} IS NOT NULL"
         for name in LISTED

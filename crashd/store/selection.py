@@ -1,10 +1,10 @@
 """A query's WHERE: what the words mean in this index, and which condition leads the search.
 
-SQLite without ANALYZE cannot know that a pid is rarer than a kind, and sorts whatever an OR of two
-columns finds. So each condition is counted in its index, up to COMMON; what matches nothing drops
-out, the rarest leads, and the others are kept from their indexes by a unary `+` (SQLite, "The Query
-Planner", "Disqualifying WHERE Clause Terms Using Unary +"). The cost is then that of the rarest
-condition, however many crashes there are.
+SQLite without ANALYZE cannot know that a pid is rarer than a kind, and sorts everything that an OR
+of two columns finds. So each condition is counted in its index, up to COMMON. One that matches
+nothing drops out, the rarest leads, and a unary `+` keeps the others from using their indexes
+(SQLite, "The Query Planner", "Disqualifying WHERE Clause Terms Using Unary +"). The cost is then
+that of the rarest condition, however many crashes there are.
 """
 
 import sqlite3
@@ -19,27 +19,27 @@ from crashd.errors import UsageError
 
 CANDIDATES_MAX = 5
 COMMON = 1000
-"""Rows from which on it does not matter how many there are."""
+"""From this number of rows on, the exact number does not matter."""
 
 _LISTED_TEXT = """
 pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
 """
 LISTED = tuple(_LISTED_TEXT.split())
-"""Columns whose index has the order of a listing behind it: the newest N are read, not sorted."""
+"""Columns with an index in the order of a listing: the newest N are read without sorting."""
 BLOBS = frozenset({"hostname", "comm", "exe", "cmdline", "cwd"})
 _INDEXED = frozenset({*LISTED, "id", "short"})
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One comparison of one column: with a value, or with a range that ends before `end`."""
+    """One comparison of a column: with a value, or with a range that ends before `end`."""
 
     column: str
     value: str | bytes | int
     end: str | None = None
 
     def sql(self, plus: str = "") -> str:
-        """Build the SQL; with `plus` no index serves it."""
+        """Build the SQL; with `plus`, no index serves it."""
         if self.end is None:
             return f"{plus}{self.column} = ?"
         return f"({plus}{self.column} >= ? AND {plus}{self.column} < ?)"
@@ -51,11 +51,11 @@ class Condition:
 
 
 Group = tuple[Condition, ...]
-"""Conditions of which any one suffices."""
+"""Conditions, any one of which suffices."""
 
 
 class Selector:
-    """Builds the WHERE of queries in one index for one viewer; not to be kept."""
+    """Builds the WHERE of queries in one index for one viewer; must not be kept."""
 
     def __init__(self, db: sqlite3.Connection, viewer: Viewer | None) -> None:
         self._db = db
@@ -65,7 +65,7 @@ class Selector:
         """Build the WHERE of a query, and the values of its question marks.
 
         Raises:
-            UsageError: a term names a field that there is not, or begins the ids of several
+            UsageError: a term names an unknown field, or begins the ids of several
             crashes.
 
         """
@@ -95,7 +95,7 @@ class Selector:
             plus = "" if leads and item is leader else "+"
             clauses.append("(" + " OR ".join(c.sql(plus) for c in item[1]) + ")")
             values += [value for c in item[1] for value in c.values]
-        # the time is of use to an index that leads only where it is the index's second column
+        # the leading index can use the time only if the time is its second column
         listed = len(leader[1]) == 1 and leader[1][0].column in LISTED
         plus = "+" if leads and not listed else ""
         for operator, time_ns in ((">=", since_ns), ("<=", until_ns)):
@@ -105,7 +105,7 @@ class Selector:
         return ("WHERE " + " AND ".join(clauses) if clauses else ""), values
 
     def _count(self, group: Group) -> tuple[int, Group]:
-        """Count what a group matches, up to COMMON, and leave out what matches nothing."""
+        """Count what a group matches, up to COMMON; leave out conditions that match nothing."""
         total, met = 0, []
         for condition in dict.fromkeys(group):
             found = COMMON + 1
@@ -119,7 +119,7 @@ class Selector:
         return total, tuple(met)
 
     def _meanings(self, term: Term) -> tuple[str, Group]:
-        """Return the group's name and the conditions of one MATCH."""
+        """Return the group's name and the conditions of one MATCH term."""
         if not term.explicit and len(term.text) == SHORT_ID_LENGTH:
             short = _compare("short", term.text)
             if self._ids(short):
@@ -134,7 +134,7 @@ class Selector:
         ids = self._ids(prefix)
         if len(ids) > 1:
             if self._ids(others):
-                return term.group, others  # a word that means something else begins no ids
+                return term.group, others  # a word with another meaning is not an id prefix
             shown = ", ".join(ids[:CANDIDATES_MAX]) + (" …" if len(ids) > CANDIDATES_MAX else "")
             raise UsageError(
                 f"{term.text!r} is ambiguous: it begins {shown}", hint="give more of the id"
@@ -142,14 +142,14 @@ class Selector:
         return term.group, prefix + others
 
     def _ids(self, group: Group) -> list[str]:
-        """Find the ids of the first few rows that match and that the viewer may see."""
+        """Return the ids of the first few matching rows that the viewer may see."""
         where, values = self._join([*self._mine, group])
         rows = self._db.execute(f"SELECT id FROM crash {where} LIMIT {CANDIDATES_MAX + 1}", values)
         return sorted(row[0] for row in rows)
 
 
 def _owned_by(viewer: Viewer | None) -> list[Group]:
-    """Build `Viewer.owns` as conditions that must all hold; everything is root's, who is None."""
+    """Build `Viewer.owns` as conditions that must all hold; None is root, who sees everything."""
     if viewer is None:
         return []
     return [(Condition("owner_uid", viewer.uid),), (Condition("gid", viewer.gid),)]
@@ -158,7 +158,7 @@ def _owned_by(viewer: Viewer | None) -> list[Group]:
 def _conditions(alternative: Alternative) -> Group:
     field, value = alternative.field, alternative.value
     if field == Field.ID_PREFIX:
-        # a range, which an index serves; LIKE would scan
+        # a range, which an index serves; LIKE would scan the table
         end = f"{value}\x7f"
         return Condition("id", value, end), Condition("short", value, end)
     if field == Field.UNIT:
@@ -167,7 +167,7 @@ def _conditions(alternative: Alternative) -> Group:
 
 
 def _compare(column: str, value: str | int) -> Group:
-    """Compare a column with a value as the column holds it; one that it cannot hold matches
+    """Compare a column with a value in the column's form; a value that it cannot hold matches
     nothing.
     """
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""What the index tells of signatures: how often, since when, and of which crashes there is none."""
+"""Signatures in the index: how often each was seen and since when, and which crashes have none."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,9 @@ _WITH_CORE = ", ".join(f"'{state}'" for state in State if state.has_core)
 
 
 def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
-    """Count the crashes that match by their signature, the most frequent first: `query.limit`.
+    """Count matching crashes by signature, the most frequent first, at most `query.limit`.
 
-    Each has `signature count first last`, and of its newest crash `title kind exe unit id`.
+    Each result has `signature count first last`, and `title kind exe unit id` of its newest crash.
 
     Raises:
         UsageError: see `Index.select`.
@@ -31,7 +31,7 @@ def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any
     found = []
     for signature, count, first_ns, last_ns in rows:
         documents = index.select(replace(query, signature=signature, limit=1), viewer)
-        if documents:  # else it was deleted meanwhile
+        if documents:  # otherwise it was deleted meanwhile
             one = {key: documents[0][key] for key in ("title", "kind", "exe", "unit", "id")}
             times = {"first": time_text(first_ns), "last": time_text(last_ns)}
             found.append({"signature": signature, "count": count, **times, **one})
@@ -39,7 +39,7 @@ def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any
 
 
 def span(index: Index, signature: str, viewer: Viewer | None) -> dict[str, str]:
-    """Return when a signature was `first_of_signature` and `last_of_signature` seen."""
+    """Return when a signature was seen: `first_of_signature` and `last_of_signature`."""
     where, values = index.where(Query(signature=signature), viewer)
     ((first_ns, last_ns),) = index.fetch(
         f"SELECT min(time_ns), max(time_ns) FROM crash {where}", values

@@ -1,4 +1,4 @@
-"""The spool: crashes that the handler kept by itself; corehandler.py draws and writes the layout.
+"""The spool: crashes that the handler kept itself; corehandler.py draws and writes the layout.
 
 spool/limits                           what the handler may keep, from the configuration
 spool/<ns>-<pid>-<rand>-<user>.tmp/    being written, or left by a handler that died
@@ -29,9 +29,9 @@ from crashd.store.paths import Paths
 _NAME = re.compile(r"(\d{10,20})-(\d{1,10})-[0-9a-f]{8}(?:-(\d{1,10}|-))?(\.tmp)?", re.ASCII)
 _META_MAX = 1 << 18
 DIED = "the handler died while spooling"
-"""Why a core may not be all there; it can be, where only the last sync was missing."""
+"""Why a core may be incomplete. It can also be complete, if only the last sync was missing."""
 ASIDE_MAX = 20
-"""Spooled crashes that are kept although they make no sense: who can make one can make many."""
+"""Spooled crashes kept although they are not valid: a user who can make one can make many."""
 _HANDLER_COMMS = (b"crashd-core\n", b"crashd-core.py\n")
 
 
@@ -43,8 +43,9 @@ def write_limits(
     honour_rlimit: bool,
     program: Path | None = None,
 ) -> None:
-    """Write for the handler, which reads no configuration, what it may keep by itself (bytes), and
-    the interpreter that reads a process's memory for it (see corehandler.copy_memory).
+    """Write the limits (bytes) for what the handler may keep itself, because it reads no
+    configuration, and the interpreter that reads a process's memory for it (see
+    corehandler.copy_memory).
     """
     fields = {
         "max_core": b"%d" % (max_core if max_core is not None else 1 << 62),
@@ -58,8 +59,8 @@ def write_limits(
 
 
 def ready_names(paths: Paths, now_ns: int) -> list[str]:
-    """List spooled crashes to be taken in: finished ones and those whose handler died. Oldest
-    first, but users take turns, so that nobody waits for all that another has there.
+    """List spooled crashes to take in: finished ones, and those whose handler died. Oldest first,
+    but users take turns, so that no user waits for all of another's crashes.
     """
     names: list[tuple[int, str, str | None]] = []
     try:
@@ -81,7 +82,7 @@ def ready_names(paths: Paths, now_ns: int) -> list[str]:
 
 
 def stored_bytes(paths: Paths, user: int | None = None) -> int:
-    """Return how much of the disk spooled cores take that are to be taken in: all, or a user's."""
+    """Return the disk space of spooled cores that wait to be taken in: of all users, or of one."""
     try:
         names = os.listdir(paths.spool)
     except OSError:
@@ -96,7 +97,7 @@ def stored_bytes(paths: Paths, user: int | None = None) -> int:
 
 
 def tokens(paths: Paths) -> set[str]:
-    """Collect the tokens of all crashes in the spool, those being written too."""
+    """Return the tokens of all crashes in the spool, including those being written."""
     found: set[str] = set()
     for name in os.listdir(paths.spool):
         if _NAME.fullmatch(name):
@@ -104,24 +105,24 @@ def tokens(paths: Paths) -> set[str]:
                 with SpoolEntry.open(paths, name) as spooled:
                     found.add(spooled.fields().get("token", b"").decode("ascii", "replace"))
             except (OSError, FormatError):
-                continue  # not written so far, or gone meanwhile
+                continue  # not written yet, or removed meanwhile
     return found
 
 
 def is_entry_name(name: str) -> bool:
-    """Return whether a name in the spool is that of a crash, finished or not."""
+    """Return whether a name in the spool is a crash's, finished or not."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_finished_name(name: str) -> bool:
-    """Return whether a name that appeared in the spool is a finished crash."""
+    """Return whether a name that appeared in the spool is a finished crash's."""
     match = _NAME.fullmatch(name)
     return match is not None and not match[4]
 
 
 def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
     if _is_handler(pid):
-        return False  # its own alarm ends it, whatever the wall clock did meanwhile
+        return False  # its own alarm ends it, whatever happened to the wall clock
     age_ns = now_ns - started_ns
     if not 0 <= age_ns < (SPOOL_DEADLINE_SECONDS + 30) * 10**9:
         return True
@@ -135,7 +136,7 @@ def _abandoned(started_ns: int, pid: int, now_ns: int) -> bool:
 
 
 def _is_handler(pid: int) -> bool:
-    """Return whether this process is a handler: of a script comm is the file's name, proc(5)."""
+    """Return whether a process is a handler. A script's comm is its file name, proc(5)."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
             return file.read(64) in _HANDLER_COMMS
@@ -152,7 +153,7 @@ class SpoolEntry:
 
     @classmethod
     def open(cls, paths: Paths, name: str) -> "SpoolEntry":
-        """Open by name, as `ready_names` gave it."""
+        """Open by a name that `ready_names` returned."""
         return cls(name, os.open(paths.spool / name, DIRECTORY))
 
     def __enter__(self) -> "SpoolEntry":
@@ -177,7 +178,7 @@ class SpoolEntry:
         """Read the handler's fields.
 
         Raises:
-            FormatError: there are none, or they are no such thing.
+            FormatError: they are missing or malformed.
 
         """
         raw = self._read("meta", _META_MAX)
@@ -197,7 +198,7 @@ class SpoolEntry:
         return reason.decode("utf-8", "backslashreplace") or None
 
     def snapshot(self) -> Mapping[str, bytes]:
-        """Read the raw copies from /proc that the handler made."""
+        """Read the raw copies that the handler made of /proc."""
         found: dict[str, bytes] = {}
         for name in (*PROC_LINKS, *PROC_FILES):
             raw = self._read("proc." + name, PROC_FILES.get(name, VALUE_MAX))
@@ -214,7 +215,7 @@ class SpoolEntry:
 
 
 def core_bytes(paths: Paths, name: str) -> int:
-    """Return how much of the disk a spooled core takes; 0 without one."""
+    """Return the disk space of a spooled core; 0 without one."""
     try:
         return os.stat(paths.spool / name / "core", follow_symlinks=False).st_blocks * 512
     except OSError:
@@ -222,14 +223,14 @@ def core_bytes(paths: Paths, name: str) -> int:
 
 
 def remove(paths: Paths, name: str) -> None:
-    """Remove a spooled crash that was taken in; it may be gone already."""
+    """Remove a spooled crash that was taken in; it may already be gone."""
     shutil.rmtree(paths.spool / name, ignore_errors=True)
 
 
 def set_aside(paths: Paths, name: str) -> list[str]:
-    """Keep a spooled crash that makes no sense for a human, and never look at it again.
+    """Keep an invalid spooled crash for a human, and never read it again.
 
-    Of those kept so the newest ASIDE_MAX stay; returns the names of those that had to go for it.
+    Only the newest ASIDE_MAX such crashes stay; return the names of those removed.
     """
     os.rename(paths.spool / name, paths.spool / f"{name}.bad")
     kept = sorted(found for found in os.listdir(paths.spool) if found.endswith(".bad"))

@@ -1,4 +1,4 @@
-"""Small files of state in the state directory: replaced whole, and worth nothing when damaged."""
+"""Small state files in the state directory: replaced whole, and ignored when damaged."""
 
 import errno
 import json
@@ -10,7 +10,7 @@ from crashd.base.files import read_file, replace_file
 from crashd.domain.crash.model import encode
 
 STATE_MAX = 16 << 20
-"""Bytes of a file that are read."""
+"""At most this many bytes of a file are read."""
 
 
 def read_state(path: Path) -> Any:
@@ -22,10 +22,10 @@ def read_state(path: Path) -> Any:
 
 
 def write_state(path: Path, document: Any) -> None:
-    """Replace a file by `document` as JSON; not synced: the newest is not worth a wait.
+    """Replace a file with `document` as JSON. Not synced: the newest state is not worth a wait.
 
     Raises:
-        OSError: the disk refuses it, or nobody could read so much again.
+        OSError: the disk refuses it, or it is too large for `read_state`.
 
     """
     raw = encode(document)

@@ -17,11 +17,12 @@ LINKS_MAX = 40
 def read_trusted(path: Path, max_bytes: int) -> bytes:
     """Read a regular file; as root, only one that nobody else can change. Never blocks.
 
-    Links are followed, as configuration management uses them; others must not be able to replace
-    one, nor any directory on the way.
+    Links are followed, because configuration management uses them; others must not be able to
+    replace one, nor any directory on the way.
 
     Raises:
-        ConfigError: it cannot be read, is something else or too large, or others can change it.
+        ConfigError: it cannot be read, is not a regular file, is too large, or others can change
+        it.
 
     """
     name = printable(os.fsencode(path))
@@ -54,12 +55,12 @@ def _refuse(name: str, status: os.stat_result) -> None:
 
 
 def distrust(owner: int, mode: int, euid: int) -> str | None:
-    """Say why root must not trust a file or directory; None where it may, or `euid` is not root."""
+    """Return why root must not trust a file or directory; None if it may, or `euid` is not root."""
     if euid != 0:
         return None
     if owner != 0:
         return f"belongs to uid {owner} and not to root"
-    # In a sticky directory nobody else can replace what is root's.
+    # In a sticky directory nobody else can replace root's files.
     sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         return "can be written by others than root"
@@ -67,14 +68,14 @@ def distrust(owner: int, mode: int, euid: int) -> str | None:
 
 
 def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> str | None:
-    """Return the first component of a path that others than root can replace, and why; None where
-    all is safe, or we are not root.
+    """Return the first component of a path that users other than root can replace, and why; None
+    if all are safe, or we are not root.
 
     The path is followed as the kernel does, through every link (path_resolution(7)). Only root can
-    change what the walk has passed. A component that is missing ends it, where only root can make
-    it. Without `itself` the last component is not judged, only the way there. With `always` others
-    than root and us count where we are not root. POSIX ACLs need no look: with one, the group bits
-    of a mode are its mask (acl(5)).
+    change what the walk has passed. A missing component ends the walk; it is safe if only root can
+    make it. Without `itself`, the last component is not judged, only the way there. With `always`,
+    users other than root and us count even if we are not root. POSIX ACLs need no check: with one,
+    the group bits of a mode are its mask (acl(5)).
     """
     if os.geteuid() != 0 and not always:
         return None
@@ -116,14 +117,14 @@ def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> 
 
 
 def _distrust(status: os.stat_result) -> str | None:
-    """Say why others than root and us can replace what lstat(2) found."""
+    """Return why users other than root and us can replace what lstat(2) found."""
     owner = 0 if status.st_uid == os.geteuid() else status.st_uid
     mode = status.st_mode
     return distrust(owner, 0 if stat.S_ISLNK(mode) else mode, 0)  # a link's mode means nothing
 
 
 def _distrust_mount(device: int) -> str | None:
-    """Say whose file system it is, where a user mounted it: it can claim any owner (fuse(4))."""
+    """Return which user mounted a FUSE file system: it can claim any owner (fuse(4))."""
     number = b"%d:%d" % (os.major(device), os.minor(device))
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
@@ -137,15 +138,15 @@ def _distrust_mount(device: int) -> str | None:
 
 
 def refuse_untrusted(paths: Paths, *, handler: bool = False) -> None:
-    """Refuse a root below which others than root can replace what root trusts: configuration,
+    """Refuse a root below which users other than root can replace what root trusts: configuration,
     hooks, store and sockets, and with `handler` the program that the kernel starts.
 
     Raises:
-        ConfigError: one is not safe; the message names the first bad component of its path.
+        ConfigError: a path is not safe; the message names its first bad component.
 
     """
     whole = [paths.config_file.parent, *([paths.handler.parent] if handler else [])]
-    # These themselves are judged where they are used: the store is closed, hooks are not run.
+    # These directories are judged where they are used: the store is closed, hooks are not run.
     ways = [paths.state_dir, paths.runtime_dir, paths.hooks]
     for path in (*whole, *ways):
         if why := find_untrusted(path, itself=path in whole):

@@ -1,4 +1,4 @@
-"""Whose share a uid's crashes take: subordinate uids count for the user who has them."""
+"""Which user's share a uid's crashes take: subordinate uids count for the user who has them."""
 
 import contextlib
 import time
@@ -8,18 +8,18 @@ from typing import Final
 from crashd.corehandler import parse_subuids, user_of
 
 LOOK_SECONDS: Final = 1.0
-"""How long the files are not looked at again."""
+"""The files are checked again after this time."""
 FILE_MAX: Final = 1 << 20
 _KNOWN_MAX: Final = 1 << 17
 
 
 class Users:
-    """Knows subuid(5) and passwd(5), as far as both are files of this host: nothing here waits for
-    a directory service. May be used by any thread.
+    """Knows subuid(5) and passwd(5), as far as they are files of this host: nothing here waits for
+    a directory service. Any thread may use it.
     """
 
     def __init__(self, directory: Path = Path("/etc")) -> None:
-        """Uids are the kernel's, so that the files are the host's, whatever root crashd has."""
+        """Use the host's files, whatever root crashd has, because uids are the kernel's."""
         self._files = (directory / "subuid", directory / "passwd")
         self._stamps: list[tuple[int, int] | None] = []
         self._look_s = 0.0
@@ -31,7 +31,7 @@ class Users:
         if time.monotonic() >= self._look_s:
             self._look()
         known = self._known
-        user = known.get(uid)  # another thread may empty it at any moment
+        user = known.get(uid)  # another thread may empty the dict at any moment
         if user is None:
             if len(known) >= _KNOWN_MAX:
                 known.clear()

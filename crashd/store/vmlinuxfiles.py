@@ -1,7 +1,7 @@
-"""vmlinux files on disk: found for a kernel, and opened only where they are that kernel's.
+"""vmlinux files on disk: found for a kernel, and opened only if they are that kernel's.
 
-What a kernel's dump says chooses among places that root alone may write to; nothing in the dump can
-name a path.
+A kernel dump's contents only choose among places that root alone may write to; nothing in the dump
+can name a path.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _OVERLAP = 256
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 Stamp = tuple[int, int, int, int]
-"""Device, inode, size and time of last change: the file that was used, or another."""
+"""Device, inode, size and modification time: shows whether a file is still the one used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class VmlinuxSearch:
     path: Path | None = None
     stamp: Stamp | None = None
     refused: tuple[str, ...] = ()
-    """What lies where it could be, and why it is not used; a line each."""
+    """Files that lie where it could be, and why each is not used; a line each."""
 
 
 def find_vmlinux(
     root: Path, release: str | None, build_id: str, directories: Iterable[str] = ()
 ) -> VmlinuxSearch:
-    """Find the vmlinux with a build-id, and with debug information; as root only one that nobody
+    """Find the vmlinux with a build-id and with debug information; as root, only one that nobody
     else can change. Raises nothing.
     """
     refused: list[str] = []
@@ -60,11 +60,11 @@ def find_vmlinux(
 
 
 def open_vmlinux(path: Path, build_id: str) -> int:
-    """Open a vmlinux that was found, and make sure that it is still the one; the caller owns the
+    """Open a vmlinux that was found, and check that it is still the same; the caller owns the
     descriptor.
 
     Raises:
-        FormatError: it is another one now.
+        FormatError: it is another file now.
         NotFoundError: it cannot be read.
 
     """
@@ -78,9 +78,8 @@ def open_vmlinux(path: Path, build_id: str) -> int:
 
 
 def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None]:
-    """Read which kernel a vmlinux is and, if wanted, the release in its banner: all that it loads
-    is searched for that.
-
+    """Read which kernel a vmlinux belongs to and, if wanted, the release in its banner, for which
+    everything that it loads is searched.
     Raises:
         NotFoundError: it cannot be read.
         FormatError: it is not a vmlinux.
@@ -97,7 +96,7 @@ def read_vmlinux(path: Path, *, with_release: bool) -> tuple[Vmlinux, str | None
 
 
 def _judge(found: Vmlinux, build_id: str) -> str | None:
-    """Say why a vmlinux is of no use for a kernel; None where it is that kernel's."""
+    """Return why a vmlinux does not suit a kernel; None if it is that kernel's."""
     if found.build_id != build_id:
         own = f"its build-id is {found.build_id}" if found.build_id else "it has no build-id"
         return f"is of another kernel: {own}"

@@ -1,9 +1,9 @@
 """A dump that was piped through a compressor (`KDUMP_COMPRESSION` of kdump-tools): which one, its
 first bytes decompressed, and whether its end is there.
 
-Source: RFC 1952 (gzip), the .xz file format 1.1, lz4_Frame_format.md, RFC 8878 (zstd), and for
-bzip2, which has no paper, decompress.c. Every byte may be hostile: output and memory are bounded.
-zstandard is for the store alone, so its decompressor is handed in.
+Source: RFC 1952 (gzip), the .xz file format 1.1, lz4_Frame_format.md, RFC 8878 (zstd), and
+decompress.c for bzip2, which has no specification. Every byte may be hostile, so output and memory
+are bounded. Only the store may import zstandard, so its decompressor is passed in.
 """
 
 import bz2
@@ -16,17 +16,17 @@ from typing import Any, Final, NamedTuple
 from crashd.errors import FormatError
 
 TAIL_MIN: Final = 16
-"""Bytes of a file's end that are enough for is_ended()."""
+"""This many bytes of a file's end are enough for is_ended()."""
 
 XZ_MEMORY_MAX: Final = 80 * 2**20
-"""Bytes; `xz -9` wants 65 MiB to decompress, and nobody more."""
+"""Bytes; `xz -9` needs 65 MiB to decompress, and nothing needs more."""
 
 Unzstd = Callable[[bytes, int], bytes]
-"""Decompresses the start of a zstd stream, cut or whole, into that many bytes at most. It raises
-FormatError alone.
+"""Decompresses the start of a zstd stream, cut or whole, into at most that many bytes. It raises
+only FormatError.
 """
 
-_WANTS_MEMORY = "emory"  # in the words of liblzma and zstd both
+_WANTS_MEMORY = "emory"  # in the error texts of both liblzma and zstd
 _BZIP2_BLOCK = 0x314159265359
 _BZIP2_END = 0x177245385090
 _LZ4_MIN_MATCH = 4
@@ -34,11 +34,11 @@ _LZ4_HEADER_MIN = 7
 
 
 class MemoryWantedError(FormatError):
-    """A stream that may be sound, and cannot be decompressed in the memory that there is for it."""
+    """A stream that may be sound, but needs more memory to decompress than it may have."""
 
 
 class Wrapper(StrEnum):
-    """Who compressed the file as a whole."""
+    """The program that compressed the whole file."""
 
     GZIP = "gzip"
     XZ = "xz"
@@ -60,7 +60,7 @@ class Unwrapped(NamedTuple):
 
     data: bytes
     whole: bool
-    """The stream ended inside the bytes given, and all that was in it is in `data`."""
+    """The stream ended inside the given bytes, and `data` has everything in it."""
 
 
 def find_wrapper(head: bytes) -> Wrapper | None:
@@ -77,14 +77,14 @@ def unwrap(head: bytes, wrapper: Wrapper, limit: int, unzstd: Unzstd) -> Unwrapp
     """Decompress up to `limit` bytes from the start of a compressed file.
 
     Raises:
-        FormatError: nothing of it can be decompressed.
-        MemoryWantedError: it wants more memory than there is for it.
+        FormatError: nothing can be decompressed.
+        MemoryWantedError: it needs more memory than it may have.
 
     """
     if wrapper is Wrapper.LZ4:
         return _unwrap_lz4(head, limit)
     if wrapper is Wrapper.ZSTD:
-        # Whether it ended cannot be seen here: less than the limit may be all there is at hand.
+        # The end cannot be seen here: less than the limit may only mean that `head` ends.
         try:
             return Unwrapped(unzstd(head, limit)[:limit], False)
         except FormatError as e:
@@ -108,21 +108,21 @@ def unwrap(head: bytes, wrapper: Wrapper, limit: int, unzstd: Unzstd) -> Unwrapp
 
 
 def _is_last(stream: Any) -> bool:
-    """Tell whether a stream has ended, and no other follows it (pbzip2 writes many)."""
+    """Return whether a stream has ended and no other follows it (pbzip2 writes many)."""
     return bool(stream.eof and not stream.unused_data.strip(b"\0"))
 
 
 def is_ended(wrapper: Wrapper, head: bytes, tail: bytes) -> bool | None:
-    """Tell by a compressed file's last bytes whether it was written to its end.
+    """Return whether a compressed file was written to its end, judged by its last bytes.
 
-    None for gzip and zstd: neither marks its end in a way that can be told from the end alone.
+    None for gzip and zstd: neither marks its end in a way that the end alone shows.
     """
     if wrapper is Wrapper.XZ:
         footer = tail.rstrip(b"\0")[-12:]  # padding is allowed
         checksum = int.from_bytes(footer[:4], "little")
         return footer.endswith(b"YZ") and zlib.crc32(footer[4:10]) == checksum
     if wrapper is Wrapper.BZIP2:
-        # The end stands at any bit: 48 bits, a checksum of 32, and padding to a byte.
+        # The end is at any bit position: 48 bits, a checksum of 32, and padding to a byte.
         bits = int.from_bytes(tail[-11:], "big")
         return any(bits >> (32 + pad) & (2**48 - 1) == _BZIP2_END for pad in range(8))
     if wrapper is Wrapper.LZ4:
@@ -132,7 +132,7 @@ def is_ended(wrapper: Wrapper, head: bytes, tail: bytes) -> bool | None:
 
 
 def _unwrap_lz4(head: bytes, limit: int) -> Unwrapped:
-    """Decompress the blocks of an lz4 frame: the standard library cannot."""
+    """Decompress the blocks of an lz4 frame, which the standard library cannot do."""
     if len(head) < _LZ4_HEADER_MIN:
         raise FormatError("lz4 frame is cut inside its header")
     flags = head[4]
@@ -157,9 +157,10 @@ def _unwrap_lz4(head: bytes, limit: int) -> Unwrapped:
 
 
 def unlz4_block(block: bytes, out: bytearray, limit: int) -> bool:
-    """Decompress one lz4 block behind `out`; False when it is cut, damaged or the limit reached.
+    """Append one decompressed lz4 block to `out`; return False if the block is cut or damaged, or
+    the limit is reached.
 
-    Source: lz4_Block_format.md. What is there is kept: a head mostly ends inside a block.
+    Source: lz4_Block_format.md. What was decompressed is kept: a head mostly ends inside a block.
     """
     at, end = 0, len(block)
     while at < end and len(out) < limit:
@@ -189,7 +190,7 @@ def _lz4_length(block: bytes, at: int, nibble: int) -> tuple[int, int]:
 
 
 def _copy_match(out: bytearray, distance: int, size: int) -> None:
-    """Append `size` bytes from `distance` back; they may overlap what is being appended."""
+    """Append `size` bytes from `distance` back; source and result may overlap."""
     pattern = bytes(out[-distance:][:size])
     repeats, rest = divmod(size, len(pattern))
     out += pattern * repeats + pattern[:rest]

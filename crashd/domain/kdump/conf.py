@@ -1,11 +1,11 @@
-"""What the makers of kernel dumps are set to, and the traps in it.
+"""How the tools that make kernel dumps are configured, and the traps in it.
 
     /etc/default/kdump-tools   shell, sourced by kdump-config (dash)      Debian, Ubuntu, SONiC
     /etc/kdump.conf            `option value` lines                       RHEL, Fedora
     /etc/sysconfig/kdump       shell, sourced by bash                     SUSE (RHEL: other keys)
 
-Each is read as its tool reads it: an empty variable is an unset one, the last line wins. What only
-a shell could tell is None, and a finding says so.
+Each file is read as its tool reads it: an empty variable is unset, the last line wins. A value that
+only a shell could compute is None, and a finding says so.
 
 Source: kdump-config of kdump-tools 1.8.1; kdump-lib-initramfs.sh and kdump.conf(5) of kdump-utils;
 kdump-read-config.sh and kdump(5) of SUSE's kdump 2. The traps: TESTBED.md, from real panics.
@@ -28,7 +28,7 @@ RESERVED_MIN_BYTES: Final = 128 * 2**20
 """96M was seen to hang the capture kernel of a small virtual machine, 128M to work."""
 
 COPIERS: Final = frozenset({"cp", "scp", "dd"})
-"""Core collectors that leave nothing out."""
+"""Core collectors that leave no pages out."""
 
 _TARGETS = frozenset({"raw", "nfs", "ssh", "ext2", "ext3", "ext4", "xfs", "btrfs", "minix"})
 _TARGETS |= {"virtiofs", "nfs4", "net"}
@@ -38,29 +38,29 @@ _UNSUPPORTED_FLAGS = {"-p": "snappy", "-z": "zstd"}
 
 
 class Severity(StrEnum):
-    """How much a finding matters for the next panic."""
+    """How much a finding matters at the next panic."""
 
     FAULT = "fault"
-    """It would leave no memory image behind, or nothing."""
+    """The panic would leave no memory image, or nothing at all."""
     WARNING = "warning"
     NOTICE = "notice"
 
 
 @dataclass(frozen=True, slots=True)
 class ConfFinding:
-    """One trap in how kernel dumps are set up."""
+    """One trap in the setup of kernel dumps."""
 
     code: str
-    """Stable, for scripts: lower case, dashes."""
+    """Stable, for scripts: lower case with dashes."""
     severity: Severity
     text: str
     hint: str = ""
-    """What to do about it."""
+    """What the administrator can do about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class KdumpTools:
-    """/etc/default/kdump-tools; None is what only a shell could tell."""
+    """/etc/default/kdump-tools; None where only a shell could compute the value."""
 
     enabled: bool | None = None
     directory: str | None = DEFAULT_PATH
@@ -69,9 +69,9 @@ class KdumpTools:
     saves_log: bool | None = True
     compression: str | None = ""
     arguments: tuple[str, ...] | None = ("-F", "-c", "-d", "31")
-    """Of makedumpfile."""
+    """Arguments of makedumpfile."""
     remote: tuple[str, ...] = ()
-    """Of NFS, SSH, FTP those that are set: dumps then (also) go to another host."""
+    """Those of NFS, SSH and FTP that are set: dumps then (also) go to another host."""
     problems: tuple[str, ...] = ()
     findings: tuple[ConfFinding, ...] = ()
 
@@ -84,7 +84,7 @@ class KdumpConf:
     directory: str | None = DEFAULT_PATH
     """On this host's own file systems; None: the dumps go elsewhere."""
     target: tuple[str, str] | None = None
-    """Type and where: nfs, ssh, raw, or a file system that `path` is on."""
+    """Type and place: nfs, ssh, raw, or a file system that contains `path`."""
     findings: tuple[ConfFinding, ...] = ()
 
 
@@ -98,9 +98,9 @@ class SysconfigKdump:
     """KDUMP_KEEP_OLD_DUMPS; 0 keeps all."""
     dump_format: str = ""
     dump_level: int | None = 31
-    """KDUMP_DUMPLEVEL, of makedumpfile."""
+    """KDUMP_DUMPLEVEL, a dump level of makedumpfile."""
     remote: str = ""
-    """Protocol, where it is not a file."""
+    """The protocol, unless it is a file."""
     problems: tuple[str, ...] = ()
     findings: tuple[ConfFinding, ...] = ()
 
@@ -112,7 +112,7 @@ def parse_kdump_tools(raw: bytes) -> KdumpTools:
     """Parse /etc/default/kdump-tools.
 
     Raises:
-        FormatError: too long, or not text.
+        FormatError: it is too long, or not text.
 
     """
     shell = parse_shell(raw)
@@ -138,6 +138,7 @@ def parse_kdump_tools(raw: bytes) -> KdumpTools:
 
 
 def _tools_findings(conf: KdumpTools) -> list[ConfFinding]:
+    """Find the traps in the settings of kdump-tools."""
     found: list[ConfFinding] = []
     if conf.enabled is False:
         text = "USE_KDUMP is not 1: kdump-tools loads no capture kernel"
@@ -169,8 +170,8 @@ def _tools_findings(conf: KdumpTools) -> list[ConfFinding]:
 
 
 def dump_level(arguments: tuple[str, ...]) -> int:
-    """Return the dump level of makedumpfile's arguments: the last `-d` counts, of `-d 31,17` the
-    first. Without any, all memory is dumped.
+    """Return the dump level in makedumpfile's arguments. The last `-d` counts, and of `-d 31,17`
+    the first number. Without any, all memory is dumped.
     """
     level = 0
     for number, word in enumerate(arguments):
@@ -184,7 +185,7 @@ def dump_level(arguments: tuple[str, ...]) -> int:
 
 
 def _collector_findings(arguments: tuple[str, ...], where: str) -> list[ConfFinding]:
-    """Find what is wrong with the arguments of makedumpfile."""
+    """Find the traps in the arguments of makedumpfile."""
     found = []
     if "--dump-dmesg" in arguments:
         text = f"{where} has --dump-dmesg: the dump is a copy of the log, no memory image"
@@ -199,10 +200,10 @@ def _collector_findings(arguments: tuple[str, ...], where: str) -> list[ConfFind
 
 
 def parse_kdump_conf(raw: bytes) -> KdumpConf:
-    """Parse /etc/kdump.conf: what is behind `#` is a comment, the last of each option counts.
+    """Parse /etc/kdump.conf: `#` begins a comment, and the last of each option counts.
 
     Raises:
-        FormatError: too long, or not text.
+        FormatError: it is too long, or not text.
 
     """
     if len(raw) > CONF_MAX or b"\0" in raw:
@@ -240,7 +241,7 @@ def parse_sysconfig(raw: bytes) -> SysconfigKdump:
     """Parse /etc/sysconfig/kdump.
 
     Raises:
-        FormatError: too long, or not text.
+        FormatError: it is too long, or not text.
 
     """
     shell = parse_shell(raw)
@@ -255,7 +256,7 @@ def parse_sysconfig(raw: bytes) -> SysconfigKdump:
         text = "KDUMP_DUMPFORMAT is none: no memory image is saved"
         hint = "set KDUMP_DUMPFORMAT=compressed"
         findings.append(ConfFinding("dump-format-none", Severity.FAULT, text, hint))
-    # What is no number is ignored there, also -1.
+    # SUSE's kdump ignores a value that is not a number, including -1.
     max_dumps = None if keep is None else int(keep) if re.fullmatch(r"[0-9]{1,9}", keep) else 0
     if max_dumps and directory:
         text = f"SUSE's kdump itself keeps {max_dumps} dumps: the capture kernel removes older ones"
@@ -276,9 +277,9 @@ def parse_sysconfig(raw: bytes) -> SysconfigKdump:
 def find_kernel_traps(
     crashkernel: CrashKernel | None, reserved_bytes: int | None, panic_on_oops: int | None
 ) -> tuple[ConfFinding, ...]:
-    """Find what of the running kernel's state keeps a crash from leaving a dump.
+    """Find settings of the running kernel that keep a crash from leaving a dump.
 
-    `reserved_bytes` is /sys/kernel/kexec_crash_size; None is what could not be read.
+    `reserved_bytes` is /sys/kernel/kexec_crash_size; None means that a value could not be read.
     """
     found = []
     if crashkernel is None:
@@ -307,7 +308,7 @@ def find_kernel_traps(
 
 
 def _shell_number(text: str | None) -> tuple[int | None, bool]:
-    """Read an integer as `[ … -gt 0 ]` does, and whether it is none: then the test fails."""
+    """Read an integer as `[ … -gt 0 ]` does; also return whether it is not one: the test fails."""
     if text is None:
         return None, False
     number = text.strip(" \t\n")

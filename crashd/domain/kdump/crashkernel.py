@@ -1,4 +1,4 @@
-"""The `crashkernel=` parameter of /proc/cmdline: how much memory the capture kernel was to get.
+"""The `crashkernel=` parameter of /proc/cmdline: how much memory the capture kernel should get.
 
     crashkernel=SIZE[@OFFSET]
     crashkernel=START-[END]:SIZE[,START-[END]:SIZE…][@OFFSET]
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 CMDLINE_MAX: Final = 64 * 1024
-"""Bytes; COMMAND_LINE_SIZE is 4096 at most (s390x)."""
+"""Bytes; COMMAND_LINE_SIZE is at most 4096 (s390x)."""
 RANGES_MAX: Final = 64
 
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})([kKmMgGtTpPeE]?)", re.ASCII)
@@ -28,13 +28,13 @@ class MemoryRange:
 
     start_bytes: int
     end_bytes: int | None
-    """None: no upper end."""
+    """None: there is no upper end."""
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CrashKernel:
-    """What the kernel's command line asks for; several parameters are taken together."""
+    """What the kernel's command line asks for; several parameters are combined."""
 
     ranges: tuple[MemoryRange, ...] = ()
     """The plain form is one range of all sizes."""
@@ -43,15 +43,15 @@ class CrashKernel:
     low_bytes: int | None = None
     cma_bytes: int | None = None
     problems: tuple[str, ...] = ()
-    """Why the kernel refuses (part of) it."""
+    """Reasons why the kernel refuses (part of) it."""
 
     def wanted_bytes(self, ram_bytes: int) -> int:
-        """Tell what is reserved on a machine with that much memory; 0: nothing.
+        """Return the bytes reserved on a machine with this much memory; 0: nothing.
 
-        Memory of CMA is not counted: the capture kernel shares it with user space, and cannot do
+        CMA memory does not count: the capture kernel shares it with user space, and cannot work
         with it alone.
         """
-        # Firmware keeps some of the memory: the kernel rounds up before it compares.
+        # Firmware keeps some of the memory, so the kernel rounds up before it compares.
         ram = -(-ram_bytes // _ROUND_RAM) * _ROUND_RAM
         for found in self.ranges:
             if found.start_bytes <= ram and (found.end_bytes is None or ram < found.end_bytes):
@@ -62,16 +62,16 @@ class CrashKernel:
 
 
 def parse_crashkernel(cmdline: bytes) -> CrashKernel | None:
-    """Parse `crashkernel=` of /proc/cmdline; None when there is none.
+    """Parse `crashkernel=` in /proc/cmdline; None if it is not given.
 
-    The last of each kind counts; what is wrong is left out and in `problems`. Raises nothing.
+    The last of each kind counts; a wrong value is left out and named in `problems`. Raises nothing.
     """
     plain: str | None = None
     suffixed: dict[str, str] = {}
     for word in cmdline[:CMDLINE_MAX].decode("ascii", "backslashreplace").split():
         name, equals, value = word.partition("=")
         if name == "--":
-            break  # from here on it is init's
+            break  # the rest is for init
         if name != "crashkernel" or not equals:
             continue
         suffix = next((s for s in ("high", "low", "cma") if value.endswith("," + s)), None)
@@ -116,7 +116,7 @@ def _parse_plain(value: str, problems: list[str]) -> tuple[tuple[MemoryRange, ..
     for part in sizes.split(",")[:RANGES_MAX]:
         found = _parse_range(part)
         if found is None:
-            # The kernel stops here, and has what came before only if that matched.
+            # The kernel stops here; what came before counts only if that matched.
             problems.append("a range is not START-[END]:SIZE")
             break
         ranges.append(found)
@@ -136,7 +136,7 @@ def _parse_range(text: str) -> MemoryRange | None:
 
 
 def _parse_all(text: str) -> int | None:
-    """Parse a number as memparse() does: 0x…, 0… in octal, and a suffix of powers of 1024."""
+    """Parse a number as memparse() does: 0x…, 0… in octal, and suffixes for powers of 1024."""
     found = _NUMBER.fullmatch(text)
     if found is None:
         return None

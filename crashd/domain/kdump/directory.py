@@ -1,4 +1,4 @@
-"""Directories of kernel dumps, told by name: whose they are, of when, and which file is what.
+"""Directories of kernel dumps, recognised by name: their maker, their time, and each file's role.
 
     maker        directory                            dump                 log
     kdump-tools  [HOST-]YYYYmmddHHMM                  dump.STAMP[.gz …]    dmesg.STAMP
@@ -7,8 +7,8 @@
     kdump-utils  HOST-YYYY-mm-dd-HH:MM:SS             vmcore[.flat]        vmcore-dmesg.txt
     SUSE         [HOST-]YYYY-mm-dd-HH-MM (or HH:MM)   vmcore               dmesg[.txt]
 
-Names prove nothing (vmcore.judge looks inside), and /var/crash may be writable by everyone: what
-does not belong to root alone is `faults`, and a directory with faults is never counted and never
+Names prove nothing (vmcore.judge looks inside), and /var/crash may be writable by everyone. What
+does not belong to root alone goes to `faults`; a directory with faults is never counted and never
 deleted. Nothing here touches a file.
 
 Source: kdump-config of kdump-tools 1.8.1, dracut/99kdumpbase/kdump.sh of kdump-utils,
@@ -26,7 +26,7 @@ from typing import Final
 from crashd.domain.text import printable
 
 FILES_MAX: Final = 256
-"""Files of a dump directory that are looked at; no maker writes more than ten."""
+"""At most this many files of a dump directory are examined; no maker writes more than ten."""
 FAULTS_MAX: Final = 8
 ROOT_ONLY: Final = frozenset({0})
 _WRITTEN_WITHIN_NS: Final = 3600 * 10**9
@@ -43,7 +43,7 @@ CAPTURE_LOG: Final = b"kexec-dmesg.log"
 
 
 class Maker(StrEnum):
-    """Which tool saved the dump."""
+    """The tool that saved the dump."""
 
     KDUMP_TOOLS = "kdump-tools"
     KDUMP_UTILS = "kdump-utils"
@@ -52,14 +52,14 @@ class Maker(StrEnum):
 
 
 class Role(StrEnum):
-    """What a file of a dump directory is."""
+    """The role of a file in a dump directory."""
 
     DUMP = "dump"
     LOG = "log"
     UNFINISHED_DUMP = "unfinished dump"
     UNFINISHED_LOG = "unfinished log"
     OTHER = "other"
-    """Written by the maker, and neither: README.txt, the capture kernel's own log …"""
+    """Written by the maker, but neither dump nor log: README.txt, the capture kernel's own log …"""
 
 
 _DIRECTORIES = (
@@ -106,11 +106,11 @@ _ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class DumpFile:
-    """A directory entry as fstatat(2) without following links has it."""
+    """A directory entry as fstatat(2) returns it without following links."""
 
     name: bytes
     mode: int
-    """st_mode, with the file's type."""
+    """st_mode, including the file type."""
     uid: int = 0
     nlink: int = 1
     size_bytes: int = 0
@@ -119,31 +119,31 @@ class DumpFile:
 
 @dataclass(frozen=True, slots=True)
 class DumpDirectory:
-    """A directory that is named like a dump's, and what is in it."""
+    """A directory with the name of a dump's directory, and its contents."""
 
     name: bytes
     maker: Maker
     host: str | None
     """Name or address that the maker put before the stamp; None: this host."""
     stamp: str
-    """The time as the name has it, by the capture kernel's clock and zone."""
+    """The time in the name, by the capture kernel's clock and zone."""
     stamp_ns: int
-    """The same, ns since the epoch. The zone is written nowhere: it is taken for this host's, or
-    for UTC where the files' times show that."""
+    """The same in ns since the epoch. The zone is recorded nowhere: this host's is assumed, or UTC
+    if the files' times show that."""
     dump: bytes | None = None
-    """File name; with several, the one written last."""
+    """File name; if there are several, the one written last."""
     log: bytes | None = None
     parts: tuple[bytes, ...] = ()
-    """All files that are named like a finished dump, in name order."""
+    """All files with the name of a finished dump, in name order."""
     unfinished: bool = False
-    """The maker has not given the dump its final name, or there is none."""
+    """The maker has not given the dump its final name, or there is no dump."""
     log_unfinished: bool = False
     shared: bool = False
-    """There is an unfinished dump beside the finished: two panics in one minute."""
+    """An unfinished dump lies beside a finished one: two panics in one minute."""
     readme: bytes | None = None
-    """SUSE's README.txt: readme_is_unfinished() tells whether the dump is being written."""
+    """SUSE's README.txt: readme_is_unfinished() says whether the dump is being written."""
     capture_log: bytes | None = None
-    """kexec-dmesg.log: what the capture kernel itself and makedumpfile said."""
+    """kexec-dmesg.log: messages of the capture kernel itself and of makedumpfile."""
     size_bytes: int = 0
     changed_ns: int = 0
     """When it was last written to."""
@@ -152,20 +152,20 @@ class DumpDirectory:
     log_world_readable: bool = False
     """A kernel's log that every user may read, whatever dmesg_restrict says."""
     known: tuple[bytes, ...] = ()
-    """The files that a maker puts there: what goes when the dump is deleted."""
+    """Files that a maker puts there; they go when the dump is deleted."""
     unknown: tuple[bytes, ...] = ()
-    """What no maker puts there."""
+    """Files that no maker puts there."""
     faults: tuple[str, ...] = ()
-    """Why it is not to be trusted, a line each: planted, or another's."""
+    """Reasons not to trust it, a line each: planted, or owned by another user."""
 
 
 def is_never_touched(name: bytes) -> bool:
-    """Tell whether an entry of the dumps' directory belongs to the makers or to Apport."""
+    """Return whether an entry beside the dumps belongs to the makers or to Apport."""
     return _NEVER_TOUCHED.fullmatch(name) is not None
 
 
 def parse_directory_name(name: bytes) -> tuple[Maker, str | None, str, int] | None:
-    """Tell maker, host, stamp and its time (ns) by a directory's name; None: not a dump's."""
+    """Parse maker, host, stamp and its time (ns) from a name; None if it is not a dump's."""
     if is_never_touched(name):
         return None
     for maker, pattern, formats in _DIRECTORIES:
@@ -193,10 +193,10 @@ def _parse_stamp(stamp: str, formats: Iterable[str]) -> int | None:
 
 
 def _place_stamp(utc_ns: int, changed_ns: int) -> int:
-    """Return when a stamp was, given what it would be as UTC and when the files were written.
+    """Return the time of a stamp, given its time as UTC and the time when the files were written.
 
-    kdump-tools runs in the whole system, with its zone; an initramfs may have none. Files are
-    written within minutes of the stamp, unless somebody has copied them since.
+    kdump-tools runs in the whole system, with its zone; an initramfs may have no zone. Files are
+    written within minutes of the stamp, unless they were copied since.
     """
     utc = datetime.fromtimestamp(utc_ns // 10**9, UTC)
     local_ns = int(utc.replace(tzinfo=None).timestamp()) * 10**9
@@ -205,17 +205,17 @@ def _place_stamp(utc_ns: int, changed_ns: int) -> int:
 
 
 def readme_is_unfinished(text: bytes) -> bool:
-    """Tell by SUSE's README.txt that its dump was not (or not yet) written to its end."""
+    """Return whether SUSE's README.txt says that its dump is not (or not yet) complete."""
     return _README_UNFINISHED in text[:4096]
 
 
 def classify(
     directory: DumpFile, files: Sequence[DumpFile], *, trusted_uids: frozenset[int] = ROOT_ONLY
 ) -> DumpDirectory | None:
-    """Tell what a directory below /var/crash is; None when it is no dump's.
+    """Classify a directory below /var/crash; None when it is not a dump's.
 
-    An empty one counts: every maker makes the directory first. So does a link or a file of such a
-    name, with its fault.
+    An empty one counts, because every maker makes the directory first. A link or a file with such a
+    name counts too, with its fault.
     """
     named = parse_directory_name(directory.name)
     if named is None:
@@ -259,14 +259,14 @@ def classify(
 
 
 def _is_open(directory: DumpFile, files: Iterable[DumpFile]) -> bool:
-    """Tell whether every user may read one of the files."""
+    """Return whether every user may read one of the files."""
     return bool(directory.mode & 0o001) and any(file.mode & 0o004 for file in files)
 
 
 def _sort_files(
     maker: Maker, files: Sequence[DumpFile], trusted_uids: frozenset[int], faults: list[str]
 ) -> tuple[dict[Role, list[DumpFile]], tuple[bytes, ...]]:
-    """Sort the files by role, and name those that have none; what is wrong goes to `faults`."""
+    """Sort the files by role, and list those without one; add what is wrong to `faults`."""
     by_role: dict[Role, list[DumpFile]] = {role: [] for role in Role}
     unknown: list[bytes] = []
     for file in sorted(files, key=lambda f: f.name):
@@ -275,7 +275,7 @@ def _sort_files(
             unknown.append(file.name)
             continue
         faults += _entry_faults(file, trusted_uids)
-        # A link, a FIFO or a device is never named as something to be read.
+        # A link, a FIFO or a device is never listed as something to read.
         if S_ISREG(file.mode):
             by_role[role].append(file)
     return by_role, tuple(unknown)
@@ -292,7 +292,7 @@ def _newest(files: Sequence[DumpFile]) -> DumpFile | None:
 def _entry_faults(
     entry: DumpFile, trusted_uids: frozenset[int], *, directory: bool = False
 ) -> list[str]:
-    """Say why an entry cannot have been made by root's kdump alone (SECURITY B3)."""
+    """Return why an entry cannot have been made by root's kdump alone (SECURITY B3)."""
     what = printable(entry.name[:64])
     if not (S_ISDIR if directory else S_ISREG)(entry.mode):
         return [f"{what} is {_TYPES.get(S_IFMT(entry.mode), 'of an unknown type')}"]

@@ -7,7 +7,7 @@
     …         a struct page_desc for each page dumped (24 bytes), then the pages
 
 Both structs have the crashed machine's own word size, alignment and byte order, and nothing in them
-says which: they are told by what makes sense, as libkdumpfile does it.
+says which: they are found by what makes sense, as in libkdumpfile.
 
 Source: makedumpfile diskdump_mod.h and IMPLEMENTATION, libkdumpfile src/kdumpfile/diskdump.c.
 """
@@ -24,9 +24,9 @@ from crashd.errors import FormatError
 SIGNATURE: Final = b"KDUMP   "
 VERSION_KNOWN: Final = 6
 VERSION_MAX: Final = 15
-"""A later version is wrong byte order or damage."""
+"""A later version means wrong byte order or damage."""
 VMCOREINFO_MAX: Final = 64 * 1024
-"""Bytes; the kernel has one page of at most this size for it."""
+"""Bytes; the kernel has one page for it, of at most this size."""
 NOTES_MAX_BYTES: Final = 4 * 2**20
 
 DUMP_DH_COMPRESSED_ZLIB: Final = 0x1
@@ -53,19 +53,18 @@ _PIECE = 2**20
 _FILE_END_MAX = 2**63 - 1  # loff_t
 _MACHINE_32 = re.compile(rb"i[3-6]86|arm(v\w+)?|ppc|mips|parisc|s390|sh\w*|riscv32|m68k")
 
-# Where `timestamp` begins and the code of its two words: struct timeval follows utsname (402 bytes)
+# Offset of `timestamp`, and the code of its two words: struct timeval follows utsname (402 bytes)
 # at its own alignment. The first is that of 64-bit machines, and of 32-bit ones with a 64-bit
 # time_t.
 _HEADERS: tuple[tuple[int, str], ...] = ((408, "qq"), (404, "ii"))
 HEADER_SIZE: Final = 464
-"""Bytes of the larger of the two forms of struct disk_dump_header."""
+"""Size in bytes of the larger of the two forms of struct disk_dump_header."""
 
 Read = Callable[[int, int], bytes]
-"""Gives the bytes from an offset on, of that size or as many as there are."""
+"""Returns the bytes at an offset: as many as asked for, or fewer if the file ends."""
 Alignment = Literal["64", "32-packed", "32-padded"]
 # phys_base, dump_level, split, start_pfn, end_pfn, offset and size of vmcoreinfo, of note and of
-# eraseinfo, start_pfn_64, end_pfn_64, max_mapnr_64. 32-bit x86 packs off_t to 4 bytes, ARM does
-# not.
+# eraseinfo, start_pfn_64, end_pfn_64, max_mapnr_64. 32-bit x86 aligns off_t to 4 bytes, ARM to 8.
 _SUB_HEADERS: dict[Alignment, str] = {
     "64": "QiiQQQQQQQQQQQ",
     "32-packed": "IiiIIQIQIQIQQQ",
@@ -75,7 +74,7 @@ _SUB_HEADERS: dict[Alignment, str] = {
 
 @dataclass(frozen=True, slots=True)
 class DiskDump:
-    """What the two headers tell."""
+    """The contents of the two headers."""
 
     header_version: int
     bits: Bits
@@ -89,28 +88,28 @@ class DiskDump:
     sub_header_blocks: int
     bitmap_blocks: int
     max_mapnr: int
-    """Page frames of the machine, holes counted."""
+    """Page frames of the machine, including holes."""
     dump_level: int | None = None
     split: tuple[int, int] | None = None
-    """The first page frame of this part and the one behind its last; None: not split."""
+    """First page frame of this part, and the first one after it; None: not split."""
     vmcoreinfo: tuple[int, int] = (0, 0)
-    """Offset and size; 0, 0: none."""
+    """Offset and size; 0, 0: there is none."""
     notes: tuple[int, int] = (0, 0)
     problems: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout:
-        """How its notes are laid out."""
+        """The layout of its notes."""
         return Layout(0, self.bits, self.byteorder)
 
     @property
     def incomplete(self) -> bool:
-        """Whether makedumpfile said that it could not write all (a full disk)."""
+        """Whether makedumpfile noted that it could not write everything (a full disk)."""
         return bool(self.status & DUMP_DH_COMPRESSED_INCOMPLETE)
 
     @property
     def compression(self) -> str | None:
-        """How pages are compressed; None: stored as they are."""
+        """How pages are compressed; None: not at all."""
         return next((name for flag, name in _COMPRESSIONS if self.status & flag), None)
 
     @property
@@ -122,10 +121,10 @@ class DiskDump:
 def parse_diskdump(data: bytes) -> DiskDump:
     """Parse the headers at the start of a kdump-compressed dump.
 
-    Where the sub-header is cut or absurd, what it tells is missing and `problems` says so.
+    If the sub-header is cut or absurd, its values are missing and `problems` says so.
 
     Raises:
-        FormatError: not such a dump, cut inside its first header, or absurd.
+        FormatError: it is not such a dump, is cut inside its first header, or absurd.
 
     """
     if not data.startswith(SIGNATURE):
@@ -169,7 +168,7 @@ def parse_diskdump(data: bytes) -> DiskDump:
 
 
 def _add_sub_header(dump: DiskDump, sub: tuple[int, ...]) -> DiskDump:
-    """Take from the sub-header what its version has."""
+    """Add the fields that the sub-header has in its version."""
     version = dump.header_version
     _, level, split, start, end, info_at, info_size, note_at, note_size, *_ = sub
     if version >= 6:
@@ -185,7 +184,7 @@ def _add_sub_header(dump: DiskDump, sub: tuple[int, ...]) -> DiskDump:
 
 
 def _find_header(data: bytes) -> tuple[ByteOrder, bool, int, tuple[int, ...]] | None:
-    """Find the byte order and the word size with which the header makes sense."""
+    """Find the byte order and word size that make sense of the header."""
     orders: tuple[ByteOrder, ...] = ("little", "big")
     for byteorder in orders:
         version = int.from_bytes(data[8:12], byteorder)
@@ -213,7 +212,7 @@ def _makes_sense(values: tuple[int, ...], version: int) -> bool:
 
 
 def _parse_sub_header(data: bytes, dump: DiskDump) -> tuple[int, ...] | None:
-    """Parse the sub-header; None when it is cut, or the version has none."""
+    """Parse the sub-header; None if it is cut, or the version has none."""
     alignments: tuple[Alignment, ...] = ("64",) if dump.bits == 64 else ("32-packed", "32-padded")
     block, version = dump.block_size_bytes, dump.header_version
     found: tuple[int, ...] | None = None
@@ -223,7 +222,7 @@ def _parse_sub_header(data: bytes, dump: DiskDump) -> tuple[int, ...] | None:
             break
         found = struct.unpack_from(data, block)
         offset, size = found[5:7]
-        # Up to version 2 the two do not differ.
+        # Up to version 2 the two forms do not differ.
         inside = block < offset and offset + size <= block * (1 + dump.sub_header_blocks)
         if version < 3 or not (offset or size) or inside:
             break
@@ -231,8 +230,8 @@ def _parse_sub_header(data: bytes, dump: DiskDump) -> tuple[int, ...] | None:
 
 
 def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
-    """Return how many bytes the dump has at least, what lies before that end, in words, and whether
-    the bitmap and the last descriptors, which say so, could be read.
+    """Return the least size of the dump in bytes, what lies before that end, in words, and whether
+    the bitmap and the last descriptors, which determine it, could be read.
     """
     at = dump.descriptors_at
     count = _count_dumped(read, dump)
@@ -248,14 +247,14 @@ def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
         for offset, length in pages:
             if offset + length > size:
                 size, what = offset + length, "pages"
-        # All zero pages share the data of one: behind it, the data are in the descriptors' order.
+        # All zero pages share one page's data; after it, the data follow the descriptors' order.
         if len(set(pages)) > 1:
             break
     return size, what, told
 
 
 def _count_dumped(read: Read, dump: DiskDump) -> int | None:
-    """Count the pages dumped; None where their bitmap is not there."""
+    """Count the pages dumped; None if their bitmap is missing."""
     bitmap = find_bitmap(dump)
     if bitmap is None:
         return None
@@ -270,19 +269,19 @@ def _count_dumped(read: Read, dump: DiskDump) -> int | None:
 
 
 class BitmapRange(NamedTuple):
-    """Where the bits lie that say which pages this file has."""
+    """The place of the bits that say which pages this file has."""
 
     at: int
     """Offset of the first byte."""
     end: int
-    """Offset behind the last one."""
+    """Offset after the last byte."""
     first_bit: int
-    """In the first byte, the first bit that counts."""
+    """The first bit that counts in the first byte."""
     last_bits: int
     """How many bits of the last byte count; 0: all."""
 
     def count_pages(self, at: int, data: bytes) -> int:
-        """Count the pages in a piece of it that begins at this offset."""
+        """Count the pages in a piece of the bitmap that begins at this offset."""
         if not data:
             return 0
         bits = bytearray(data)
@@ -294,7 +293,7 @@ class BitmapRange(NamedTuple):
 
 
 def find_bitmap(dump: DiskDump) -> BitmapRange | None:
-    """Find the bits of the pages dumped, in the second of two bitmaps; None: there are none."""
+    """Find the bits of the pages dumped, in the second of two bitmaps; None if there are none."""
     block = dump.block_size_bytes
     needed = (dump.max_mapnr + 8 * block - 1) // (8 * block)
     if not needed or dump.bitmap_blocks < 2 * needed:
@@ -308,15 +307,15 @@ def find_bitmap(dump: DiskDump) -> BitmapRange | None:
 
 
 def find_pages_end(table: bytes, dump: DiskDump) -> int:
-    """Return the end of the page data that reaches farthest, by these descriptors; 0: of none."""
+    """Return where these descriptors' farthest page data ends; 0 if they have none."""
     return max((offset + size for offset, size in _descriptors(table, dump)), default=0)
 
 
 def _descriptors(table: bytes, dump: DiskDump) -> Iterator[tuple[int, int]]:
-    """Yield offset and size of each page's data, as far as they make sense."""
+    """Yield offset and size of each page's data, if they make sense."""
     struct = _PAGE_DESC[dump.byteorder]
     whole = len(table) // struct.size * struct.size
     for offset, size, _, _ in struct.iter_unpack(table[:whole]):
-        # A compressor makes no page larger: makedumpfile stores those as they are.
+        # A compressor never makes a page larger: makedumpfile then stores it uncompressed.
         if dump.descriptors_at < offset <= _FILE_END_MAX and size <= dump.block_size_bytes:
             yield offset, size

@@ -1,5 +1,5 @@
-"""A flattened dump followed record by record: makedumpfile writes an ELF dump's program headers
-last but one, far behind what a head has.
+"""Follow a flattened dump record by record: makedumpfile writes an ELF dump's program headers last
+but one, far after the end of a head.
 """
 
 from struct import Struct
@@ -8,14 +8,15 @@ from typing import Final
 from crashd.domain.kdump.diskdump import Read
 
 RECORDS_MAX: Final = 2**20
-"""A record of makedumpfile is a page at the least: enough for 4 GiB."""
+"""A record of makedumpfile has at least a page: enough for 4 GiB."""
 
 _RECORD = Struct(">qq")
 
 
 def walk(read: Read, first: int, size: int, limit: int) -> tuple[bytes, bool | None]:
     """Return the first `limit` bytes of the dump inside a flattened file of `size` bytes, whose
-    records begin at `first`, and whether the end marker ends it; None where that is too far.
+    records begin at `first`, and whether the end marker ends it; None if there are too many records
+    to see that.
     """
     out = bytearray()
     at = first

@@ -1,4 +1,4 @@
-"""What is named like a kernel dump, and is none."""
+"""Files with the name of a kernel dump that are not dumps."""
 
 import re
 
@@ -8,11 +8,11 @@ _TEXT_SAMPLE = 64 * 1024
 
 
 def describe(data: bytes, size: int) -> str:
-    """Say what a file is that is no dump."""
+    """Describe a file that is not a dump."""
     sample = data[:_TEXT_SAMPLE]
     if not sample.strip(b"\0"):
         return f"{size} bytes, zeros at the start"
-    # Many a log ends in zeros, where the file system had not yet written the data.
+    # Many logs end in zeros, where the file system had not yet written the data.
     if not sample.rstrip(b"\0").translate(None, _TEXT):
         if _LOG_LINE.search(sample) or sample.startswith(b"Linux version "):
             return "a copy of the log, no memory image (--dump-dmesg)"

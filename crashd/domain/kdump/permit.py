@@ -15,13 +15,13 @@ UNIT_PLACES: Final = (
     "usr/lib/systemd/system",
     "lib/systemd/system",
 )
-"""Those that win first."""
+"""The first one wins."""
 DROP_IN: Final = f"etc/systemd/system/{UNIT}.d/50-kernel-dumps.conf"
 
 
 def is_writable(path: str, unit: str) -> bool:
     """Return whether a unit and its drop-ins, read one after the other, let a service write to a
-    directory. A unit that is not there forbids nothing.
+    directory. A missing unit forbids nothing.
     """
     strict = False
     allowed: list[str] = []
@@ -33,7 +33,7 @@ def is_writable(path: str, unit: str) -> bool:
             strict = value.strip() == "strict"
         elif key.strip() in ("ReadWritePaths", "ReadWriteDirectories"):
             words = _split(value)
-            allowed = [*allowed, *words] if words else []  # an empty one forgets those before
+            allowed = [*allowed, *words] if words else []  # an empty value resets the list
     wanted = _parts(path)
     return not strict or any(wanted[: len(_parts(a))] == _parts(a) for a in allowed)
 
@@ -42,7 +42,7 @@ def build_drop_in(paths: Iterable[str]) -> str:
     """Build the drop-in that lets crashd.service delete below these directories.
 
     Raises:
-        ValueError: a path that no unit can name.
+        ValueError: a path cannot be named in a unit.
 
     """
     lines = [
@@ -61,13 +61,13 @@ def _parts(path: str) -> list[str]:
 def _quote(path: str) -> str:
     if not path.isprintable() or not path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path!r} cannot be named in a unit")
-    # "-": the directory may come later; "%" begins a specifier
+    # "-": the directory may be made later; "%" begins a specifier
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"-{escaped}"'
 
 
 def _split(value: str) -> list[str]:
-    """Split a list of paths, which may be quoted, and take prefixes and escapes off."""
+    """Split a list of paths, which may be quoted; remove prefixes and escapes."""
     words: list[str] = []
     word, quote, escaped, begun = "", "", False, False
     for letter in value.strip():

@@ -1,7 +1,7 @@
-"""Whether the next crash of the kernel would leave a dump behind, and what to do if not. Pure.
+"""Whether the next kernel crash would leave a dump behind, and what to do if not. Pure.
 
-What `kdump-config show`/`status` and `kdumpctl status` tell, with the traps that they do not know
-of (TESTBED.md).
+It reports what `kdump-config show`/`status` and `kdumpctl status` report, and the traps that they
+do not know (TESTBED.md).
 """
 
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ from crashd.domain.kdump.crashkernel import parse_crashkernel
 from crashd.domain.units import format_size
 
 DUMP_SHARE: Final = 10
-"""A dump without free, cached and user pages (-d 31) seldom is more than a tenth of the memory."""
+"""A dump without free, cached and user pages (-d 31) is seldom more than a tenth of the memory."""
 DUMP_MIN_BYTES: Final = 128 << 20
 
 ALLOW_HINT: Final = "crashctl kdump --allow-deletion"
 _FREE_PAGES = 16
 _CACHE_AND_USER = 2 | 4 | 8
 _WANTED_BY_RAM = ((1 << 40, 512 << 20), (64 << 30, 256 << 20))
-"""Memory of the machine and what the capture kernel then wants: page tables, devices and
-makedumpfile's bitmaps grow with it. Distributions reserve 512 MiB from 64 GiB on; half of it has
-been seen to do.
+"""A machine's memory, and what the capture kernel then needs: page tables, devices and
+makedumpfile's bitmaps grow with it. Distributions reserve 512 MiB from 64 GiB on; half of that was
+seen to be enough.
 """
 _CAPTURE_KERNEL_BYTES = 88 << 20
 _UNPACKED_SHARE = 4
@@ -51,12 +51,12 @@ SYSCTLS: Final = (
     "panic_on_rcu_stall",
     "sysrq",
 )
-"""Of /proc/sys/kernel, those that decide what becomes of a crash."""
+"""Names in /proc/sys/kernel that decide what happens at a crash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A directory that dumps are saved in."""
+    """A directory in which dumps are saved."""
 
     path: str
     exists: bool
@@ -68,7 +68,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class KdumpFacts:
-    """What was read; None is what could not be."""
+    """The values that were read; None if a value could not be read."""
 
     loaded: bool | None
     """/sys/kernel/kexec_crash_loaded."""
@@ -81,30 +81,30 @@ class KdumpFacts:
     conf: KdumpConf | None = None
     sysconfig: SysconfigKdump | None = None
     installed: tuple[str, ...] = ()
-    """Of kdump-tools, kdump-utils and suse-kdump those whose program is there."""
+    """Those of kdump-tools, kdump-utils and suse-kdump whose program is installed."""
     targets: tuple[Target, ...] = ()
     apport_cleans: bool = False
-    """Apport's daily job is there, which deletes dumps older than a week."""
+    """Apport's daily job is installed, which deletes dumps older than a week."""
     pstore: str | None = None
     """The backend of pstore; None: there is none."""
     fadump: bool | None = None
-    """POWER's firmware-assisted dump is registered; None: this kernel has none."""
+    """POWER's firmware-assisted dump is registered; None: this kernel does not have it."""
     initrd_bytes: int | None = None
-    """Of the capture kernel's initramfs, compressed."""
+    """Compressed size of the capture kernel's initramfs."""
     dump_bytes: int | None = None
-    """The largest of the newest dumps that this host has left."""
+    """Size of the largest of the newest dumps on this host."""
     compressions: frozenset[str] | None = None
-    """How this host's makedumpfile can compress pages, beside zlib; None: not known."""
+    """Ways in which this host's makedumpfile can compress pages, beside zlib; None: not known."""
     plain_dumps: tuple[str, ...] = ()
-    """Dumps that lie in a target as they are, in no directory of their own."""
+    """Dumps that lie directly in a target, without a directory of their own."""
     denied: tuple[str, ...] = ()
-    """Targets that crashd.service may not write to: it can delete nothing there."""
+    """Targets to which crashd.service may not write: it can delete nothing there."""
     problems: tuple[str, ...] = ()
     """Files that could not be read, a line each."""
 
     @property
     def tool_count(self) -> int | None:
-        """How many dumps the installed tool is told to keep; None: no tool says."""
+        """Number of dumps that the installed tool is set to keep; None: no tool is set to."""
         counts = [c for c in (self.tools, self.sysconfig) if c is not None]
         known = [c.max_dumps for c in counts if c.max_dumps]
         return known[0] if known else None
@@ -116,7 +116,7 @@ class KdumpFacts:
 
     @property
     def dump_level(self) -> int:
-        """How much is left out of dumps, as makedumpfile counts: the least of the makers' own."""
+        """How much dumps leave out, as makedumpfile counts it: the lowest level of the makers."""
         levels = [31]
         if self.tools is not None and self.is_used("kdump-tools"):
             levels.append(31 if self.tools.arguments is None else dump_level(self.tools.arguments))
@@ -130,7 +130,7 @@ class KdumpFacts:
         return min(levels)
 
     def is_used(self, tool: str) -> bool:
-        """Return whether a maker's settings count: where none is installed, all do."""
+        """Return whether a maker's settings count; if none is installed, all do."""
         return not self.installed or tool in self.installed
 
 
@@ -144,7 +144,7 @@ class Readiness:
     """The worst first."""
     crashkernel_bytes: int
     needed_bytes: int
-    """What a dump is thought to take."""
+    """The estimated size of a dump."""
 
 
 _ORDER = {Severity.FAULT: 0, Severity.WARNING: 1, Severity.NOTICE: 2}
@@ -156,7 +156,7 @@ _START = {
 
 
 def dump_paths(facts: KdumpFacts) -> tuple[str, ...]:
-    """Name the directories that dumps are saved in, by the makers' own settings."""
+    """Return the directories in which dumps are saved, by the makers' own settings."""
     paths = [DEFAULT_PATH]
     for conf in (facts.tools, facts.conf, facts.sysconfig):
         directory = conf.directory if conf is not None else None
@@ -166,7 +166,7 @@ def dump_paths(facts: KdumpFacts) -> tuple[str, ...]:
 
 
 def assess(facts: KdumpFacts) -> Readiness:
-    """Judge what would become of the next crash of the kernel."""
+    """Judge what the next kernel crash would leave behind."""
     needed = _needed_bytes(facts)
     findings = [
         *_of_the_load(facts),
@@ -181,8 +181,9 @@ def assess(facts: KdumpFacts) -> Readiness:
 
 
 def _needed_bytes(facts: KdumpFacts) -> int:
-    """Say what the next dump may take: by the dumps that are there, where the level says nothing
-    else. Versions of makedumpfile and of the kernel differ by more than twice.
+    """Estimate the size of the next dump. If the level keeps free pages, it is that of the memory.
+    Otherwise existing dumps are the best guide, because versions of makedumpfile and of the kernel
+    differ by more than twice.
     """
     level = facts.dump_level
     if not level & _FREE_PAGES:
@@ -194,12 +195,12 @@ def _needed_bytes(facts: KdumpFacts) -> int:
 
 
 def _of_the_reserve(facts: KdumpFacts) -> list[ConfFinding]:
-    """Judge the memory that the capture kernel has."""
+    """Judge the capture kernel's memory."""
     crashkernel = parse_crashkernel(facts.cmdline)
     panic_on_oops = facts.sysctls.get("panic_on_oops")
     found = list(find_kernel_traps(crashkernel, facts.reserved_bytes, panic_on_oops))
     if facts.fadump is not None and facts.fadump:
-        # The firmware keeps the memory: what crashkernel= says is not asked.
+        # The firmware keeps the memory, so crashkernel= does not matter.
         return [finding for finding in found if not finding.code.startswith(_OF_CRASHKERNEL)]
     reserved = facts.reserved_bytes or 0
     if reserved < RESERVED_MIN_BYTES:
@@ -224,8 +225,8 @@ def _of_the_reserve(facts: KdumpFacts) -> list[ConfFinding]:
 
 
 def _with_initrd(size_bytes: int) -> int:
-    """Say what a capture kernel needs whose initramfs has this size compressed: that, and what it
-    unpacks to. A 6 MB one was seen to hang with 96 MiB, and to work with 128 MiB.
+    """Return the memory that a capture kernel needs with an initramfs of this compressed size: that
+    and its unpacked size. A 6 MB one was seen to hang with 96 MiB, and to work with 128 MiB.
     """
     return _CAPTURE_KERNEL_BYTES + _UNPACKED_SHARE * size_bytes
 
@@ -249,7 +250,7 @@ def _of_the_load(facts: KdumpFacts) -> list[ConfFinding]:
 
 
 def _of_the_makers(facts: KdumpFacts) -> list[ConfFinding]:
-    """Take over what is wrong in the files of those makers that are there."""
+    """Return the traps in the files of the installed makers."""
     found: list[ConfFinding] = []
     confs = (
         ("kdump-tools", facts.tools),
@@ -273,12 +274,13 @@ def _of_the_makers(facts: KdumpFacts) -> list[ConfFinding]:
 
 
 def _is_refuted(finding: ConfFinding, facts: KdumpFacts) -> bool:
-    """Return whether this host's makedumpfile can do what others cannot."""
+    """Return whether this host's makedumpfile can do what a finding says it cannot."""
     known = facts.compressions or frozenset()
     return finding.code == "compression-ignored" and any(f"({c})" in finding.text for c in known)
 
 
 def _of_the_targets(facts: KdumpFacts, needed: int) -> list[ConfFinding]:
+    """Judge the directories in which dumps are saved: room, trust, and crashd's access to them."""
     found = []
     for target in facts.targets:
         if target.free_bytes is not None and target.free_bytes < needed:

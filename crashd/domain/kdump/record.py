@@ -1,8 +1,7 @@
-"""The record of a kernel's crash: what a look at its dump's directory, or at its log, found, as one
-Crash.
+"""The record of a kernel crash: builds one Crash from a look at its dump's directory or its log.
 
 Each look builds the record again. It keeps its id, its pin, the time it was first seen, and what a
-vmlinux showed; so a dump that gets its log later gets its title then. Pure.
+vmlinux showed; so a dump whose log arrives later gets its title then. Pure.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from crashd.domain.text import printable
 
 LOG_LINES_MAX: Final = 4000
 LOG_BYTES_MAX: Final = 512 * 1024
-"""Of a log, the end of which the record keeps."""
+"""The record keeps at most this much of the end of a log."""
 LIST_MAX: Final = 200
 SAME_EVENT_NS: Final = 10 * 60 * 10**9
 """Reports with one signature within this time are one crash, whatever their source."""
@@ -37,35 +36,35 @@ SAME_EVENT_NS: Final = 10 * 60 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at a dump's directory found."""
+    """The result of a look at a dump's directory."""
 
     root: str
-    """Path of the directory that the dump's is in."""
+    """Path of the directory that contains the dump's directory."""
     directory: DumpDirectory
     inode: int
     verdict: DumpVerdict | None
-    """None: there is no file that is named like a dump."""
+    """None: there is no file with the name of a dump."""
     log: bytes
     """The end of the log."""
     log_source: str
-    """`file`, `dump` where it was taken out of that, or why it could not be."""
+    """`file`, or `dump` if it was taken out of the dump, or why it could not be."""
     analysis: LogAnalysis | None
     growing: bool
     """It changed a moment ago, and is not known to be whole."""
     build_id: str | None = None
-    """Of the vmlinux, found in the memory of a dump whose head has none."""
+    """The vmlinux's, found in the memory of a dump whose head has none."""
     parts: tuple[bytes, ...] = ()
-    """The files of a split dump, in the order of their page frames; empty where it is not split."""
+    """Files of a split dump, in the order of their page frames; empty if it is not split."""
     capture_troubles: tuple[str, ...] = ()
-    """What the capture kernel's own log says of its failure to save the dump."""
+    """What the capture kernel's own log says about its failure to save the dump."""
     log_pending: bool = False
-    """There is no log, and none was taken out of the dump yet."""
+    """There is no log, and none has been taken out of the dump yet."""
     try_again: bool = False
-    """What is not known of the dump may be known at another look."""
+    """Another look may find what is still unknown about the dump."""
 
 
 def token_of(root: str, name: bytes) -> str:
-    """Name a dump's directory for good: the same directory is the same crash."""
+    """Return the permanent token of a dump's directory: the same directory is the same crash."""
     digest = hashlib.sha256(root.encode("utf-8", "surrogateescape") + b"\0" + name)
     return f"kdump-{digest.hexdigest()[:32]}"
 
@@ -73,7 +72,7 @@ def token_of(root: str, name: bytes) -> str:
 def build_record(
     look: Look, before: Crash | None, *, hostname: bytes, random: int, seen_ns: int
 ) -> Crash:
-    """Build the record of a dump's directory; `before` is that of the look before this one."""
+    """Build the record of a dump's directory; `before` is the record of the previous look."""
     head = look.verdict.head if look.verdict is not None else None
     crashed_ns = head.crash_time_ns if head is not None else None
     time_ns = max(0, crashed_ns if crashed_ns is not None else look.directory.stamp_ns)
@@ -113,7 +112,7 @@ def build_record(
 
 
 def _judge(look: Look) -> tuple[State, str | None]:
-    """Return how far the dump came, and why not further."""
+    """Return how far saving the dump got, and why not further."""
     directory, verdict = look.directory, look.verdict
     if look.growing:
         return State.CAPTURING, None
@@ -138,6 +137,7 @@ def _disposition(look: Look) -> Disposition:
 
 
 def _warnings(look: Look) -> tuple[str, ...]:
+    """List what the operator should know about the dump, apart from its state."""
     directory, told = look.directory, []
     if directory.world_readable:
         told.append("every user may read the dump, which is the kernel's memory")
@@ -161,7 +161,7 @@ def _warnings(look: Look) -> tuple[str, ...]:
 
 
 def _of_dump(look: Look) -> dict[str, Any]:
-    """Build what the record's `kernel` says of the dump itself."""
+    """Build the dump's own part of the record's `kernel`."""
     directory = look.directory
     verdict, head = look.verdict, look.verdict.head if look.verdict is not None else None
     said: dict[str, Any] = {
@@ -199,7 +199,7 @@ def _of_dump(look: Look) -> dict[str, Any]:
 
 
 DUMP_NOT_KNOWN: Final = "not known"
-"""`dump_state` where nothing speaks against the dump, but its end could not be seen."""
+"""`dump_state` if nothing speaks against the dump, but its end could not be seen."""
 
 
 def _dump_state(verdict: DumpVerdict | None) -> str | None:
@@ -215,13 +215,13 @@ def _name(name: bytes | None) -> str | None:
 
 
 def split_log(log: bytes) -> tuple[str, ...]:
-    """Split a log into the lines that a record keeps, the last ones."""
+    """Split a log into the last lines, which a record keeps."""
     lines = log[-LOG_BYTES_MAX:].decode("utf-8", "backslashreplace").splitlines()
     return tuple(printable(line) for line in lines[-LOG_LINES_MAX:])
 
 
 def add_analysis(crash: Crash, analysis: LogAnalysis | None, has_log: bool) -> Crash:
-    """Put what a log tells into the record."""
+    """Put what a log says into the record."""
     kernel = dict(crash.kernel or {})
     if analysis is None:
         why = "its log names no cause" if has_log else "there is no log"
@@ -287,7 +287,7 @@ _WORDS: dict[PanicKind, str] = {
 
 
 def explain(analysis: LogAnalysis) -> str:
-    """Say in a line or two what happened, where, and to whom."""
+    """Return a line or two about what happened, where, and to which process."""
     parts = [_WORDS[analysis.kind]] if analysis.kind in _WORDS else []
     if analysis.function is not None:
         where = f"in {analysis.function}"
@@ -305,7 +305,7 @@ def explain(analysis: LogAnalysis) -> str:
 
 
 def add_words(crash: Crash, log: Sequence[str], analysis: LogAnalysis | None, source: str) -> Crash:
-    """Give the record of a dump without a log one that was found elsewhere."""
+    """Give the record of a dump without a log a log that was found elsewhere."""
     kernel = {**(crash.kernel or {}), "log_source": source}
     return add_analysis(replace(crash, log=tuple(log), kernel=kernel), analysis, True)
 
@@ -327,7 +327,7 @@ def survived(
     source: str,
     random: int,
 ) -> Crash:
-    """Build the record of a crash of which only words are left: a live kernel's, or pstore's."""
+    """Build the record of a crash that left only words: a live kernel's, or pstore's."""
     crash = Crash(
         id=build_id_text(time_ns, boot_id, 0, random),
         kind=Kind.KERNEL,

@@ -1,9 +1,9 @@
-"""Assignments of a shell file, as far as they can be told without running a shell.
+"""Assignments in a shell file, as far as they are clear without running a shell.
 
-/etc/default/kdump-tools and /etc/sysconfig/kdump are sourced by sh or bash, so that they may hold
-any program. Here nothing is run: quotes, comments, continued lines, `export` and the last of
-several assignments are understood; whatever a shell would have to compute (`$…`, backticks, `~`,
-arrays) or may not reach (inside `if`, behind `&&`) leaves its variable *unknown*.
+sh or bash sources /etc/default/kdump-tools and /etc/sysconfig/kdump, so they may hold any program.
+Nothing is run here. Quotes, comments, continued lines, `export` and the last of several assignments
+are understood. If a shell would have to compute a value (`$…`, backticks, `~`, arrays) or may not
+reach it (inside `if`, after `&&`), its variable is *unknown*.
 
 Source: POSIX.1-2024, Shell Command Language, 2.2 (quoting), 2.3 (tokens), 2.9.1 (simple commands).
 """
@@ -16,7 +16,7 @@ from typing import Final
 from crashd.errors import FormatError
 
 TEXT_MAX: Final = 256 * 1024
-"""Bytes of a file; kdump-tools' own has 5 KiB."""
+"""Bytes of a file; the one of kdump-tools has 5 KiB."""
 PROBLEMS_MAX: Final = 20
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -29,7 +29,7 @@ _HARMLESS = frozenset({":", "true", "false", "echo", "[", "test"})
 _CHANGING = frozenset({".", "source", "eval", "read", "getopts", "declare", "typeset", "local"})
 _CHANGING |= {"let", "mapfile", "readarray", "printf", "alias", "set", "command", "builtin", "exec"}
 _CHANGING |= {"shopt", "trap", "enable"}
-# Special builtins: what is assigned before them stays assigned, with sh; not so with bash.
+# Special builtins: assignments before them persist with sh, but not with bash.
 _SPECIAL = frozenset({":", ".", "break", "continue", "eval", "exec", "exit", "export", "readonly"})
 _SPECIAL |= {"return", "set", "shift", "times", "trap", "unset"}
 _SEPARATORS = ("&&", "||", ";;", ";", "&", "|", "\n", "(", ")")
@@ -37,18 +37,18 @@ _SEPARATORS = ("&&", "||", ";;", ";", "&", "|", "\n", "(", ")")
 
 @dataclass(frozen=True, slots=True)
 class ShellVariables:
-    """What a shell would have after reading the file."""
+    """The variables of a shell that has read the file."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     unknown: frozenset[str] = frozenset()
-    """Assigned, but to what only a shell can tell."""
+    """Assigned, but only a shell can compute the value."""
     whole: bool = True
-    """False: variables that are not named here may have been assigned as well."""
+    """False: variables not named here may have been assigned as well."""
     problems: tuple[str, ...] = ()
-    """What was not understood, with line numbers; no text of the file."""
+    """What was not understood, with line numbers; without any text of the file."""
 
     def get(self, name: str, default: str) -> str | None:
-        """Take a variable as ${NAME:=default} does; None when only a shell could tell."""
+        """Return a variable as ${NAME:=default} does; None if only a shell could compute it."""
         if name in self.unknown or (not self.whole and name not in self.values):
             return None
         return self.values.get(name) or default
@@ -61,7 +61,7 @@ class _Word:
     computed: bool = False
     """Holds something that a shell would expand."""
     bare: int = 0
-    """Characters before the first quote: the name of an assignment has none in it."""
+    """Characters before the first quote: an assignment's name has no quote in it."""
     separator: bool = False
     redirection: bool = False
 
@@ -72,11 +72,11 @@ class _State:
     unknown: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     depth: int = 0
-    """Of compound commands: whether what is in them runs is not known here."""
+    """Depth of compound commands: it is not known here whether their contents run."""
     parens: int = 0
     conditional: bool = False
     left: bool = False
-    """The file may have been left before this line."""
+    """The shell may have left the file before this line."""
     functions: bool = False
     """The file defines functions, so that any command may be one."""
     broken: bool = False
@@ -110,7 +110,7 @@ def parse_shell(raw: bytes) -> ShellVariables:
     """Parse the assignments of a shell file; bytes that are not UTF-8 become surrogates.
 
     Raises:
-        FormatError: more than TEXT_MAX, or a NUL in it.
+        FormatError: it is longer than TEXT_MAX, or contains a NUL.
 
     """
     if len(raw) > TEXT_MAX:
@@ -123,7 +123,7 @@ def parse_shell(raw: bytes) -> ShellVariables:
         if not word.separator:
             command.append(word)
             continue
-        # A pattern of `case` is no command.
+        # A pattern of `case` is not a command.
         is_pattern = word.text == ")" and not state.parens
         if not is_pattern and not _run(command, state, word.text):
             break
@@ -132,7 +132,7 @@ def parse_shell(raw: bytes) -> ShellVariables:
             state.depth, state.parens = state.depth + 1, state.parens + 1
         elif word.text == ")" and state.parens:  # one without "(" belongs to `case`
             state.depth, state.parens = max(0, state.depth - 1), state.parens - 1
-        if command or word.text != "\n":  # && goes on behind the end of its line
+        if command or word.text != "\n":  # a command may follow && on the next line
             state.conditional = word.text in ("&&", "||", "|")
         command = []
     if state.broken:
@@ -144,7 +144,7 @@ def parse_shell(raw: bytes) -> ShellVariables:
 
 
 def _run(command: list[_Word], state: _State, separator: str) -> bool:
-    """Note what a simple command does to the variables; False where the file is left."""
+    """Note what a simple command does to the variables; return False if it leaves the file."""
     words = _strip_keywords(command, state)
     redirected = any(word.redirection for word in words)
     words = [w for w, before in zip(words, [None, *words], strict=False) if _is_own(w, before)]
@@ -154,8 +154,8 @@ def _run(command: list[_Word], state: _State, separator: str) -> bool:
     names_only = declares or all(found)
     name = next((w.text for w, f in zip(words, found, strict=False) if f is None), "")
     if separator in ("|", "&"):
-        return True  # another process: the file's own shell never has it
-    # Nor has it what stands before a command, as in `A=1 command`.
+        return True  # another process runs it: the file's own shell never sees the variable
+    # A variable before a command, as in `A=1 command`, does not stay either.
     persistent = names_only or name in _SPECIAL
     certain = names_only and not redirected and separator not in ("&&", "||")
     for assignment, word in zip(found, candidates, strict=True):
@@ -167,12 +167,12 @@ def _run(command: list[_Word], state: _State, separator: str) -> bool:
 
 
 def _is_own(word: _Word, before: _Word | None) -> bool:
-    """Tell whether a word is the command's own, not part of a redirection."""
+    """Return whether a word is the command's own, not part of a redirection."""
     return not (word.redirection or (before is not None and before.redirection))
 
 
 def _strip_keywords(command: list[_Word], state: _State) -> list[_Word]:
-    """Take the reserved words off a command's start, and count how deep they lead."""
+    """Remove the reserved words from a command's start, and count their depth."""
     words = command
     while words and words[0].bare == len(words[0].text):
         text = words[0].text
@@ -184,13 +184,13 @@ def _strip_keywords(command: list[_Word], state: _State) -> list[_Word]:
             break
         if text in ("for", "select") and len(words) > 1:
             state.assign(words[1].text, "", known=False)
-        # What follows these is no command.
+        # What follows these is not a command.
         words = [] if text in ("for", "case", "select", "in") else words[1:]
     return words
 
 
 def _note_command(words: list[_Word], state: _State) -> bool:
-    """Note a command that is no assignment; False where it ends the file."""
+    """Note a command that is not an assignment; return False if it ends the file."""
     first = next((word for word in words if _split_assignment(word) is None), None)
     if first is None:
         return True
@@ -224,7 +224,7 @@ def _split_words(text: str, state: _State) -> list[_Word]:
     at, line = 0, 1
     while at < len(text):
         char = text[at]
-        if char in " \t":  # a carriage return is no blank to a shell, but part of the value
+        if char in " \t":  # a carriage return is not a blank to a shell, but part of the value
             at += 1
         elif text.startswith("\\\n", at):
             at, line = at + 2, line + 1
@@ -257,7 +257,7 @@ def _split_words(text: str, state: _State) -> list[_Word]:
 
 
 def _read_word(text: str, at: int, word: _Word) -> int:
-    """Read one word into `word`; return the position behind it, -1 when a quote stays open."""
+    """Read one word into `word`; return the position after it, -1 if a quote stays open."""
     parts: list[str] = []
     bare: int | None = None
     while at < len(text) and text[at] not in " \t\n;&|()<>":
@@ -283,7 +283,7 @@ def _read_word(text: str, at: int, word: _Word) -> int:
                 word.computed = True
             parts.append(char)
             at += 1
-    # NAME=(…): an array of bash, a syntax error elsewhere.
+    # NAME=(…): an array in bash, a syntax error elsewhere.
     word.computed |= text[at : at + 1] == "(" and parts[-1:] == ["="]
     word.text = "".join(parts)
     word.bare = len(word.text) if bare is None else bare
@@ -291,7 +291,7 @@ def _read_word(text: str, at: int, word: _Word) -> int:
 
 
 def _read_double(text: str, at: int, parts: list[str], word: _Word) -> int:
-    """Read the inside of double quotes; return the position behind the closing one, or -1."""
+    """Read the inside of double quotes; return the position after the closing one, or -1."""
     while at < len(text):
         char = text[at]
         if char == '"':

@@ -1,9 +1,9 @@
-"""A kernel dump that can be read only once, from its start to its end: what a compressor wrapped.
+"""A kernel dump that can be read only once, from start to end, because a compressor wrapped it.
 
-What judge() (vmcore.py) reads at any place of a plain file is gathered here as it passes by: the
-head, the size, how many pages the bitmap says were dumped and where their last byte is, or whether
-the end marker of the flattened format ends it. Memory is bounded by HEAD_SIZE, whatever the dump
-says of itself.
+judge() (vmcore.py) reads at any offset of a plain file. Here the same facts are collected as the
+data passes: the head, the size, how many pages the bitmap says were dumped and where their last
+byte is, or whether the end marker of the flattened format ends it. HEAD_SIZE bounds the memory,
+whatever the dump says of itself.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from crashd.domain.kdump.diskdump import (
 from crashd.errors import FormatError
 
 HEAD_SIZE: Final = 2**20
-FLAT_MAGIC: Final = b"makedumpfile\0"  # "makedumpfile Failed." is what its error texts begin with
+FLAT_MAGIC: Final = b"makedumpfile\0"  # its error texts begin with "makedumpfile Failed."
 FLAT_HEADER_SIZE: Final = 4096
 
 _RECORD = Struct(">qq")
@@ -31,25 +31,25 @@ _RECORD = Struct(">qq")
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What a compressed dump turned out to be, read to the end of what the compressor wrote."""
+    """A compressed dump, read to the end of what the compressor wrote."""
 
     cut: bool
-    """The compressor's own end is missing, or what it wrote is damaged."""
+    """The compressor's own end is missing, or its output is damaged."""
     why: str
-    """What is wrong with it, in words; "" where it is not cut."""
+    """What is wrong with it, in words; "" if it is not cut."""
     size_bytes: int
-    """Bytes of what is inside."""
+    """Decompressed size."""
     head: bytes
-    """Its first bytes; of a flattened dump those of the dump itself, in order."""
+    """First decompressed bytes; of a flattened dump those of the dump itself, in order."""
     flattened: bool
     flat_ended: bool
-    """The end marker of the flattened format is the last that is inside."""
+    """The end marker of the flattened format is the last thing inside."""
     least: tuple[int, str, bool] | None
-    """As diskdump.size_at_least(); None where it is no plain kdump-compressed dump."""
+    """As diskdump.size_at_least(); None if it is not a plain kdump-compressed dump."""
 
 
 class DumpMeter:
-    """Takes a dump piece by piece (`feed`), and says in the end what it was (`finish`)."""
+    """Takes a dump piece by piece (`feed`) and in the end reports what it was (`finish`)."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -64,7 +64,7 @@ class DumpMeter:
         if self._begun:
             self._pass_on(at, data)
             return
-        # What it is shows in its head: until that is here, nothing is passed on.
+        # The head shows what the dump is: nothing is passed on until it is complete.
         taken = HEAD_SIZE - len(self._head)
         self._head += data[:taken]
         if len(self._head) == HEAD_SIZE:
@@ -72,7 +72,7 @@ class DumpMeter:
             self._pass_on(HEAD_SIZE, data[taken:])
 
     def finish(self, *, cut: bool, why: str = "") -> Unpacked:
-        """Say what it was; `cut` where there should have been more."""
+        """Return what it was; `cut` if there should have been more."""
         if not self._begun:
             self._begin()
         flat = self._flat
@@ -96,7 +96,7 @@ class DumpMeter:
             try:
                 self._pages = _PageCount(parse_diskdump(head))
             except FormatError:
-                return  # whoever parses the head again says why
+                return  # the caller that parses the head again reports the reason
         self._pass_on(0, head)
 
     def _pass_on(self, at: int, data: bytes) -> None:
@@ -131,7 +131,7 @@ class _FlatWalk:
                 view = view[taken:]
                 continue
             if self.ended:
-                self.ended, self._broken = False, True  # there is something after the end
+                self.ended, self._broken = False, True  # something follows the end marker
                 return
             wanted = _RECORD.size - len(self._pending)
             self._pending += bytes(view[:wanted])
@@ -153,13 +153,13 @@ class _FlatWalk:
         if at >= HEAD_SIZE:
             return
         kept = bytes(data[: HEAD_SIZE - at])
-        # Records come in any order: what is between them is zeros until its own comes.
+        # Records come in any order: a gap between them is zeros until its own record comes.
         self.head.extend(bytes(max(0, at + len(kept) - len(self.head))))
         self.head[at : at + len(kept)] = kept
 
 
 class _PageCount:
-    """Counts the pages of a kdump-compressed dump, and finds the end of the last."""
+    """Counts the pages of a kdump-compressed dump, and finds the end of the last one."""
 
     def __init__(self, dump: DiskDump) -> None:
         self._dump = dump
@@ -192,7 +192,7 @@ class _PageCount:
         return self._dump.descriptors_at + DESC_SIZE * self._count
 
     def least(self) -> tuple[int, str, bool]:
-        """Return what diskdump.size_at_least() does."""
+        """Return what diskdump.size_at_least() would."""
         at = self._dump.descriptors_at
         if self._bitmap is None or self._counted_to < self._bitmap.end:
             return at, "bitmaps", False

@@ -1,6 +1,6 @@
 """What a kernel's vmlinux adds to the record of its dump: stacks with lines, locals, CPUs' tasks.
 
-Title and signature come from the log, with a vmlinux as without: the same bug keeps its name on
+Title and signature come from the log, with or without a vmlinux: the same bug keeps its name on
 hosts that have no debug information. Pure.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 from crashd.domain.crash.model import Crash
 
 THREADS_MAX: Final = 4096
-"""CPUs in a record."""
+"""At most this many CPUs in a record."""
 REASON_MAX: Final = 500
 DONE, NONE, FAILED = "done", "none", "failed"
 
@@ -26,7 +26,7 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class KernelFrame:
-    """One call on a kernel stack, the callee first."""
+    """One call on a kernel stack; the callee comes first."""
 
     function: str | None
     module: str | None
@@ -40,7 +40,7 @@ class KernelFrame:
 
 @dataclass(frozen=True, slots=True)
 class CpuTask:
-    """What a CPU was running."""
+    """The task that a CPU was running."""
 
     cpu: int
     tid: int
@@ -51,7 +51,7 @@ class CpuTask:
 
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
-    """What the sealed worker found in a dump by its vmlinux."""
+    """What the sealed worker found in a dump with its vmlinux."""
 
     tid: int | None
     comm: str | None
@@ -64,17 +64,17 @@ class KernelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """How far the search for symbols of one dump came."""
+    """How far the search for a dump's symbols got."""
 
     state: str
-    """`done`, `none` where no vmlinux was found, `failed` where one is of no use."""
+    """`done`, `none` if no vmlinux was found, `failed` if it could not be used."""
     time: float
     """When this was found; seconds since the epoch."""
     vmlinux: str | None = None
     stamp: tuple[int, ...] | None = None
-    """Of the vmlinux: another one may do better."""
+    """Stamp of the vmlinux: another vmlinux may do better."""
     package: str | None = None
-    """What to install."""
+    """The package to install."""
     reason: str | None = None
     facts: KernelFacts | None = None
     seconds: float = 0.0
@@ -83,9 +83,9 @@ class Symbols:
 
 
 def add_symbols(crash: Crash, symbols: Symbols, build_id: str | None) -> Crash:
-    """Put what a vmlinux showed into a record; nothing but its frames and threads change.
+    """Put what a vmlinux showed into a record; only its frames and threads change.
 
-    What an earlier one showed stays where this time there is none.
+    What an earlier vmlinux showed stays if this search has no result.
     """
     facts, old = symbols.facts, symbols_of(crash.kernel)
     if old is not None and old.get("state") == DONE and symbols.state != DONE:
@@ -116,9 +116,9 @@ def add_symbols(crash: Crash, symbols: Symbols, build_id: str | None) -> Crash:
 
 
 def keep_symbols(crash: Crash, before: Crash | None) -> Crash:
-    """Keep in a new record of a dump what an earlier look found with a vmlinux: that may be gone.
+    """Keep in a new record what an earlier look found with a vmlinux, which may be gone now.
 
-    Only where the dump is the same: its directory, and the kernel's build-id.
+    Only if the dump is the same: its directory, and the kernel's build-id.
     """
     old = symbols_of(before.kernel) if before is not None else None
     if before is None or old is None or crash.kernel is None:
@@ -127,7 +127,7 @@ def keep_symbols(crash: Crash, before: Crash | None) -> Crash:
     if any(was.get(key) != crash.kernel.get(key) for key in ("inode", "build_id", "dump")):
         return crash
     if old.get("state") != DONE and was.get("changed_ns") != crash.kernel.get("changed_ns"):
-        return crash  # what was there failed, and more is there now
+        return crash  # that attempt failed, and the dump has changed since
     crash = replace(crash, kernel={**crash.kernel, "symbols": dict(old)})
     if old.get("state") != DONE:
         return crash
@@ -135,7 +135,7 @@ def keep_symbols(crash: Crash, before: Crash | None) -> Crash:
 
 
 def symbols_of(kernel: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a record says of its symbols; None where nobody looked for any."""
+    """Return what a record says about its symbols; None if they were never searched for."""
     found = (kernel or {}).get("symbols")
     return found if isinstance(found, dict) else None
 
@@ -155,7 +155,7 @@ def _frame(frame: KernelFrame) -> dict[str, Any]:
 
 
 def _threads(facts: KernelFacts) -> Iterable[dict[str, Any]]:
-    """List the CPUs' tasks, that of the one that panicked first."""
+    """Yield the CPUs' tasks, the one that panicked first."""
     crashed = next((cpu for cpu in facts.cpus if cpu.tid == facts.tid and facts.tid), None)
     if crashed is None and facts.tid is not None:
         yield {"tid": facts.tid, "name": facts.comm, "pc": _first_pc(facts), "crashed": True}

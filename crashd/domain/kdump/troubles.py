@@ -1,4 +1,4 @@
-"""What the capture kernel's own log says of a dump that it could not save."""
+"""What the capture kernel's own log says about a dump that it could not save."""
 
 import re
 from typing import Final
@@ -22,8 +22,8 @@ _KERNEL = re.compile(
 
 
 def find_troubles(log: bytes) -> tuple[str, ...]:
-    """Find the last lines that say why saving a dump failed: makedumpfile's own, those of the
-    script around it, and the kernel's of memory, disks and networks.
+    """Return the last lines that say why saving a dump failed: those of makedumpfile, of the script
+    around it, and of the kernel about memory, disks and networks.
     """
     found: list[str] = []
     for line in log.decode("utf-8", "backslashreplace").splitlines():

@@ -7,10 +7,12 @@
     (wrapped.py)       be64 size, data …
                        … 16 bytes 0xff
 
-Either or both of the outer layers may be missing. Of a plain file the head, the tail and what says
-where it ends are read; a compressed one has to be read to its end (stream.py), elsewhere. No name
-is believed: kdump-tools calls a dump finished that is a copy of the log, an error
-message, empty, or cut (TESTBED.md). Every byte may be hostile; work is linear in the head.
+Either or both of the outer layers may be missing. Of a plain file, the head, the tail and whatever
+says where it ends are read. A compressed one must be read to its end, which stream.py does. No name
+is trusted: kdump-tools gives the name of a finished dump to a copy of the log, an error message, an
+empty file or a cut one (TESTBED.md). Every byte may be hostile; work is linear in the head.
+
+Over 400 lines because it is one idea: the verdict on a dump, from its outer layers to its head.
 
 Source: makedumpfile IMPLEMENTATION, makedumpfile.h, libkdumpfile flatmap.c,
 Documentation/admin-guide/kdump/vmcoreinfo.rst.
@@ -64,7 +66,7 @@ from crashd.domain.text import printable
 from crashd.errors import FormatError
 
 TAIL_SIZE: Final = 4096
-"""Bytes from the end of a dump; 16 are enough for all but padded xz."""
+"""Bytes from the end of a dump; 16 are enough for everything but padded xz."""
 
 FLAT_END: Final = b"\xff" * 16
 """A record with offset and size -1: makedumpfile -F writes it last."""
@@ -76,9 +78,9 @@ PHDRS_MAX: Final = 2**16
 # include/uapi/linux/elf.h
 NT_PRPSINFO: Final = 3
 DUMP_ELF_INCOMPLETE: Final = 0x1
-"""In e_flags, by makedumpfile; crash's netdump.h."""
+"""A flag in e_flags, set by makedumpfile; crash's netdump.h."""
 
-# EM_* of include/uapi/linux/elf-em.h to what uname(2) has; ppc64 in little endian is ppc64le.
+# EM_* of include/uapi/linux/elf-em.h to the names of uname(2); little-endian ppc64 is ppc64le.
 _MACHINES = {3: "i686", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64"}
 _MACHINES |= {183: "aarch64", 243: "riscv64", 258: "loongarch64"}
 _FLAGGED_MACHINES = frozenset({8, 243})  # bit 0 of their own e_flags means something else
@@ -88,7 +90,7 @@ _TIME_MAX_S = 2**33  # the year 2242; ns fit in 63 bits
 
 
 class DumpFormat(StrEnum):
-    """What the dump itself is, inside compression and flattening."""
+    """The format of the dump itself, inside compression and flattening."""
 
     KDUMP = "kdump-compressed"
     ELF = "elf"
@@ -101,14 +103,14 @@ class Completeness(StrEnum):
     INCOMPLETE = "incomplete"
     """A dump that was cut: part of the memory may be there."""
     BOGUS = "bogus"
-    """No dump at all, whatever its name says."""
+    """Not a dump at all, whatever its name says."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmcoreHead:
-    """What the head of a dump tells; text is safe to print, "" and None are what it does not tell.
+    """The contents of a dump's head. Text is safe to print; "" and None stand for unknown values.
 
-    ELF has no utsname, time or level of its own: release and time are then those of VMCOREINFO.
+    ELF has no utsname, time or level of its own: VMCOREINFO then gives release and time.
     """
 
     format: DumpFormat
@@ -123,32 +125,32 @@ class VmcoreHead:
     """`uname -v`."""
     machine: str = ""
     nodename: str = ""
-    """Of the host that crashed, which may be another."""
+    """Name of the host that crashed, which may be another one."""
     crash_time_ns: int | None = None
     """CRASHTIME of VMCOREINFO; without it, when the dump was begun. Whole seconds."""
     memory_bytes: int | None = None
-    """End of the machine's physical memory: its RAM and the holes in it."""
+    """End of the machine's physical memory: its RAM including holes."""
     dump_level: int | None = None
     """makedumpfile -d: 1 zero, 2 cache, 4 private cache, 8 user, 16 free pages left out."""
     compression: str | None = None
-    """Of the pages: zlib, lzo, snappy, zstd; None: stored as they are."""
+    """Compression of the pages: zlib, lzo, snappy, zstd; None: not compressed."""
     incomplete: bool = False
-    """makedumpfile said so itself (the disk was full)."""
+    """makedumpfile itself noted it (the disk was full)."""
     split: tuple[int, int] | None = None
-    """First page frame, and the one behind the last, of this part of a split dump."""
+    """First page frame of this part of a split dump, and the first one after it."""
     vmcoreinfo: Mapping[str, str] = field(default_factory=dict)
     """OSRELEASE, BUILD-ID, PAGESIZE, KERNELOFFSET, CRASHTIME …: those with a plain name, not
     SYMBOL(…), SIZE(…), OFFSET(…), LENGTH(…), NUMBER(…)."""
     build_id: str | None = None
-    """Hex, of the vmlinux; kernels before 5.9 do not tell."""
+    """Build-id of the vmlinux, in hex; kernels before 5.9 do not record it."""
     size_at_least: int = 0
-    """Bytes of the dump itself, neither flattened nor compressed."""
+    """Least size of the dump itself in bytes, neither flattened nor compressed."""
     ends_with: str = ""
-    """What reaches to `size_at_least`, in words."""
+    """What ends at `size_at_least`, in words."""
     end_told: bool = True
-    """`size_at_least` comes from all that tells it."""
+    """Everything that determines `size_at_least` could be read."""
     page_frames: int = 0
-    """Of the machine, holes counted."""
+    """Page frames of the machine, including holes."""
     problems: tuple[str, ...] = ()
     """What was missing or absurd: a line each, without any text from the dump."""
 
@@ -159,38 +161,38 @@ class DumpVerdict:
 
     completeness: Completeness
     reason: str
-    """Why it is not complete, or why that is not sure; "" otherwise."""
+    """Why it is incomplete, or why that is not sure; "" otherwise."""
     head: VmcoreHead | None = None
-    """None when not even that could be read."""
+    """None when even the head could not be read."""
     sure: bool = True
     """False: nothing speaks against the dump, but its end could not be checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Peeled:
-    """The start of the dump itself, and what was peeled off it."""
+    """The start of the dump itself, and the layers peeled off it."""
 
     data: bytes
     size: int | None
-    """Bytes of what `data` is the start of; None: not known."""
+    """Whole size in bytes of what `data` begins; None: not known."""
     wrapper: Wrapper | None = None
     flattened: bool = False
     ended: bool | None = None
-    """Of what was peeled off; None: nothing was, or its end cannot be seen."""
+    """Whether the peeled layer has its end; None: nothing was peeled, or its end cannot be seen."""
     problems: tuple[str, ...] = ()
     read: Read | None = None
-    """Reads the dump itself beyond `data`; None where that is not known to work."""
+    """Reads the dump itself beyond `data`; None if that is not known to work."""
     why: str = ""
-    """Why the end of what was peeled off is missing, or is not known."""
+    """Why the end of the peeled layer is missing, or is not known."""
     least: tuple[int, str, bool] | None = None
-    """What diskdump.size_at_least() would return, where that is known."""
+    """The result of diskdump.size_at_least(), if it is known."""
 
 
 def parse_vmcore(head: bytes, unzstd: Unzstd) -> VmcoreHead:
     """Parse the first bytes of a dump.
 
     Raises:
-        FormatError: no kernel dump, cut inside its first header, or absurd.
+        FormatError: it is not a kernel dump, is cut inside its first header, or absurd.
 
     """
     return _parse_peeled(_peel(head, None, b"", unzstd))
@@ -206,12 +208,12 @@ def judge(
     read: Read | None = None,
     unpacked: Unpacked | str | None = None,
 ) -> DumpVerdict:
-    """Judge a file that is named like a dump: its first bytes, its size, and its last bytes.
+    """Judge a file with the name of a dump by its first bytes, its size, and its last bytes.
 
-    `unfinished` says that its maker had not yet given it its final name: then only the end marker
-    of the flattened format proves that all was written. `read` reads the file where its head does
-    not tell where it ends. `unpacked` is what a compressed file turned out to be when it was read
-    to its end, or why it could not be. Raises nothing but what `read` does.
+    `unfinished` means that its maker had not yet given it its final name: then only the end marker
+    of the flattened format proves that everything was written. `read` reads the file if its head
+    does not say where it ends. `unpacked` is the result of reading a compressed file to its end, or
+    why it could not be read. Raises only what `read` raises.
     """
     if not size_bytes:
         return DumpVerdict(Completeness.INCOMPLETE if unfinished else Completeness.BOGUS, "empty")
@@ -246,7 +248,7 @@ def judge(
 
 
 def _add_unpacked(peeled: _Peeled, unpacked: Unpacked | str | None) -> _Peeled:
-    """Add what reading a compressed file to its end has shown."""
+    """Add the result of reading a compressed file to its end."""
     if unpacked is None or isinstance(unpacked, str):
         return replace(peeled, why=unpacked or "")
     data = unpacked.head or peeled.data
@@ -263,8 +265,8 @@ def _add_unpacked(peeled: _Peeled, unpacked: Unpacked | str | None) -> _Peeled:
 
 
 def _walk_flat(peeled: _Peeled, read: Read, size_bytes: int) -> _Peeled:
-    """Follow the records of a flattened dump: memory that is full of ones looks like the end marker
-    to who sees the file's last bytes alone. Too many records leave what those say.
+    """Follow the records of a flattened dump: in the file's last bytes alone, memory full of ones
+    looks like the end marker. With too many records, the verdict of those bytes stays.
     """
     data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
     if not data.startswith((SIGNATURE, MAGIC)):
@@ -308,11 +310,11 @@ def _judge_without_head(peeled: _Peeled, size_bytes: int, error: str) -> DumpVer
     return DumpVerdict(Completeness.BOGUS, error if signed else describe(data, size))
 
 
-# ---- what is around the dump ----
+# ---- the layers around the dump ----
 
 
 def _peel(head: bytes, size: int | None, tail: bytes, unzstd: Unzstd) -> _Peeled:
-    """Take compression and flattening off; `size` and `tail` are the file's, None if not known."""
+    """Remove compression and flattening; `size` and `tail` are the file's, None if not known."""
     wrapper = find_wrapper(head)
     ended: bool | None = None
     if wrapper is not None:
@@ -328,7 +330,7 @@ def _peel(head: bytes, size: int | None, tail: bytes, unzstd: Unzstd) -> _Peeled
     if size is not None:
         ended = end == size if size <= len(head) else _ends_flat(tail, data)
     elif ended:
-        ended = None  # the compressor saw its input end: that says nothing of makedumpfile
+        ended = None  # the compressor saw its input end: that says nothing about makedumpfile
     return _Peeled(data, size, wrapper, flattened=True, ended=ended, problems=tuple(problems))
 
 
@@ -339,22 +341,22 @@ def _is_wrapper_ended(
         return True
     if size is None:
         return None
-    # All of the file is at hand, and decompressing it came to no end.
+    # The whole file is at hand, and decompressing it did not reach an end.
     if size <= len(head) and len(inner.data) < HEAD_SIZE and wrapper is not Wrapper.ZSTD:
         return False
     return is_ended(wrapper, head, tail)
 
 
 def _ends_flat(tail: bytes, data: bytes) -> bool:
-    """Tell the end marker from a bitmap that was cut: full of ones, it looks the same."""
+    """Distinguish the end marker from a cut bitmap: full of ones, it looks the same."""
     is_ones = data.startswith(SIGNATURE) and tail.endswith(FLAT_END + FLAT_END)
     return tail.endswith(FLAT_END) and not is_ones
 
 
 def _unflatten(raw: bytes, problems: list[str]) -> tuple[bytes, int | None]:
-    """Put the records of a flattened dump's start in order; what later ones bring is zeros.
+    """Put the records at a flattened dump's start in order; zeros stand for later records.
 
-    Also tells where the end marker ends, None when it is not in `raw`.
+    Also return where the end marker ends, None when it is not in `raw`.
     """
     kind, version = (int.from_bytes(raw[at : at + 8], "big") for at in (16, 24))
     if len(raw) >= FLAT_HEADER_SIZE and (kind, version) != (1, 1):
@@ -406,7 +408,7 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
     at, size = dump.vmcoreinfo
     info = data[at : at + min(size, VMCOREINFO_MAX)]
     if not size:
-        at, size = dump.notes  # QEMU and sadump have it in the notes alone
+        at, size = dump.notes  # QEMU and sadump have it only in the notes
         notes = data[at : at + min(size, NOTES_MAX_BYTES)]
         info = _notes_of(notes, dump.layout).get(b"VMCOREINFO", b"")
     if not info:
@@ -444,6 +446,7 @@ def _parse_kdump(peeled: _Peeled) -> VmcoreHead:
 
 
 def _parse_elf(peeled: _Peeled) -> VmcoreHead:
+    # An ELF dump is at least as long as its farthest segment, or its program headers.
     data, problems = peeled.data, list(peeled.problems)
     header = _elf_header(data)
     layout = header.layout
@@ -492,7 +495,7 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
 
 
 def _elf_header(data: bytes) -> Header:
-    """Parse the ELF header of a dump; of its program headers PHDRS_MAX count at most."""
+    """Parse the ELF header of a dump; at most PHDRS_MAX of its program headers count."""
     if len(data) < HEADER_MAX:
         raise FormatError(f"dump is cut inside its header, at {len(data)} bytes")
     header = parse_header(data)
@@ -507,7 +510,7 @@ def _elf_header(data: bytes) -> Header:
 
 
 def _notes_of(blob: bytes, layout: Layout) -> dict[bytes, bytes]:
-    """Take the VMCOREINFO note, and `process` where the notes are those of a process."""
+    """Return the VMCOREINFO note, and `process` if the notes are those of a process."""
     found: dict[bytes, bytes] = {}
     for name, kind, desc, _ in split_notes(blob, layout):
         if name == b"VMCOREINFO":
@@ -518,7 +521,7 @@ def _notes_of(blob: bytes, layout: Layout) -> dict[bytes, bytes]:
 
 
 def parse_vmcoreinfo(text: bytes) -> dict[str, str]:
-    """Parse VMCOREINFO: lines `KEY=value`, those with a plain key, printable and not too long."""
+    """Parse VMCOREINFO: lines `KEY=value` with a plain key; values are printable and cut."""
     found: dict[str, str] = {}
     for line in text.split(b"\n", VMCOREINFO_LINES_MAX)[:VMCOREINFO_LINES_MAX]:
         key, equals, value = line.partition(b"=")
@@ -529,7 +532,7 @@ def parse_vmcoreinfo(text: bytes) -> dict[str, str]:
 
 def _crash_time(vmcoreinfo: Mapping[str, str], fallback_s: int) -> int | None:
     text = vmcoreinfo.get("CRASHTIME", "")
-    # int() would take spaces, signs, underscores and other scripts' digits.
+    # int() would accept spaces, signs, underscores and other scripts' digits.
     seconds = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else 0
     seconds = seconds or fallback_s
     return seconds * 10**9 if 0 < seconds < _TIME_MAX_S else None

@@ -1,7 +1,7 @@
-"""VMCOREINFO found in memory: QEMU's and virsh's dumps have no such note.
+"""VMCOREINFO found in memory, because the dumps of QEMU and virsh have no such note.
 
 The kernel keeps the text in a page of its own (kernel/crash_core.c), which begins with OSRELEASE=.
-Any process can make a page that begins so, therefore all pages are found that could be it, and a
+Any process can make a page that begins so. Therefore every page that could be it is found, and a
 build-id chooses among them.
 """
 
@@ -39,24 +39,24 @@ _NAME = b"VMCOREINFO\0"
 _OFFSET_MAX = 1 << 62
 
 ReadAt = Callable[[int, int], bytes]
-"""From offset and size in the file; short at its end."""
+"""Takes offset and size in the file; the result is short at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class ElfHead:
-    """Where the program headers of an ELF dump are, and the memory that they place."""
+    """The program headers of an ELF dump, and the memory that they place."""
 
     layout: Layout
     head: bytes
     phdrs: bytes
     count: int
     loads: tuple[tuple[int, int, int], ...]
-    """Offset, size and physical address of each."""
+    """Offset, size and physical address of each segment."""
     notes: tuple[tuple[int, int], ...]
 
 
 def parse_elf_dump(read: ReadAt) -> ElfHead | None:
-    """Parse the head of an ELF dump; None where the file is another."""
+    """Parse the head of an ELF dump; None if the file is not one."""
     head = read(0, HEADER_MAX)
     header = parse_header(head)
     if header is None or header.type != _ET_CORE or header.phoff > _OFFSET_MAX:
@@ -78,12 +78,12 @@ def parse_elf_dump(read: ReadAt) -> ElfHead | None:
 
 
 def has_note(read: ReadAt, dump: ElfHead) -> bool:
-    """Return whether there is a VMCOREINFO note, as a kernel's own dump has."""
+    """Return whether there is a VMCOREINFO note, as in a kernel's own dump."""
     return any(_NAME in read(offset, min(size, 1 << 20)) for offset, size in dump.notes[:16])
 
 
 def find_vmcoreinfo(read: ReadAt, dump: ElfHead) -> tuple[bytes, ...]:
-    """Find the texts in memory that could be VMCOREINFO, each once, in the order of the file."""
+    """Return the texts in memory that could be VMCOREINFO, each once, in the file's order."""
     found: dict[bytes, None] = {}
     for offset, size, address in dump.loads:
         for text in _search(read, offset, size, address):
@@ -108,22 +108,22 @@ def _search(read: ReadAt, offset: int, size: int, address: int) -> Iterator[byte
 
 
 def build_id_in(text: bytes) -> str | None:
-    """Return the build-id of the vmlinux that a VMCOREINFO has; kernels before 5.9 have none."""
+    """Return the vmlinux's build-id in a VMCOREINFO; kernels before 5.9 have none."""
     found = _BUILD_ID.search(text)
     return found[1].decode("ascii") if found else None
 
 
 def release_in(text: bytes) -> str:
-    """Return the release that a VMCOREINFO has."""
+    """Return the release in a VMCOREINFO."""
     return text[len(_START) :].partition(b"\n")[0].decode("ascii", "replace")
 
 
 def add_note(dump: ElfHead, size: int, text: bytes) -> tuple[bytes, bytes]:
-    """Build what makes a copy of an ELF dump of `size` bytes one with a VMCOREINFO note: its new
-    head, and what is to be written behind its end. Segments stay where they are.
+    """Build the parts that add a VMCOREINFO note to a copy of an ELF dump of `size` bytes: its new
+    head, and the bytes to write after its end. Segments stay where they are.
 
     Raises:
-        FormatError: it has too many program headers for one more.
+        FormatError: it has too many program headers to add one.
 
     """
     if dump.count >= 0xFFFE or len(dump.phdrs) < dump.count:

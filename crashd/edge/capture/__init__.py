@@ -1,1 +1,1 @@
-"""Crashing processes and the sockets that they come by."""
+"""Crashing processes, and the sockets through which their cores arrive."""

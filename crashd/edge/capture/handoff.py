@@ -1,7 +1,8 @@
 """The socket on which the handler hands crashes over; the other end is corehandler.hand_over().
 
-One message a connection: fields and the descriptors [core, pidfd]; one byte back. The rules of that
-exchange, and why neither side can take a core twice or not at all, are drawn in corehandler.py.
+Each connection carries one message, fields and the descriptors [core, pidfd], and one byte back.
+corehandler.py draws the rules of this exchange, and why neither side can take a core twice or not
+at all.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ def listen_unix(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket
     """Bind and listen on a unix socket at `path` with permissions `mode`, non-blocking; the caller
     owns it.
 
-    The caller holds the daemon's lock, so a socket that stands there is a dead daemon's.
+    The caller holds the daemon's lock, so an existing socket is a dead daemon's.
 
     Raises:
         UnavailableError: the path is too long, or cannot be bound.
@@ -52,7 +53,7 @@ def listen_unix(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket
 
 
 class Handoff:
-    """One crash as the handler gave it: its fields and its descriptors, which this owns."""
+    """One crash from the handler: its fields, and its descriptors, which this owns."""
 
     def __init__(self, fields: dict[str, bytes], core: int, pidfd: int | None) -> None:
         self.fields = fields
@@ -60,7 +61,7 @@ class Handoff:
         self.pidfd = pidfd
 
     def close(self) -> None:
-        """Close the descriptors; the crashed process is let go."""
+        """Close the descriptors; this releases the crashed process."""
         for fd in (self.core, self.pidfd):
             if fd is not None and fd >= 0:
                 os.close(fd)
@@ -84,18 +85,18 @@ class Connection:
         return self._peer.fileno()
 
     def close(self) -> None:
-        """Close the connection; without a receipt before, the handler spools."""
+        """Close the connection; if no receipt was sent, the handler spools."""
         self._peer.close()
 
     def detach(self) -> int:
-        """Give the descriptor away: the caller owns it, and this is closed."""
+        """Give up the descriptor: the caller owns it, and this object is closed."""
         return self._peer.detach()
 
     def receive(self) -> Handoff | None:
-        """Receive the message; None when it has not come yet.
+        """Receive the message; None when it has not arrived yet.
 
         Raises:
-            FormatError: the peer is not root, or what it sent is no hand-over. All descriptors are
+            FormatError: the peer is not root, or did not send a hand-over. All descriptors are
             closed.
 
         """
@@ -117,12 +118,12 @@ class Connection:
             raise
 
     def send_queued(self) -> None:
-        """Have the handler wait for its receipt for as long as this daemon lives."""
-        with contextlib.suppress(OSError):  # it gave up: so it does when the receipt is sent
+        """Make the handler wait for its receipt as long as this daemon lives."""
+        with contextlib.suppress(OSError):  # it gave up; then sending the receipt fails as well
             self._peer.send(QUEUED, socket.MSG_NOSIGNAL)
 
     def send_receipt(self) -> bool:
-        """Take the crash over; False when the handler has given up and keeps it."""
+        """Take the crash over; return False when the handler has given up and keeps it."""
         try:
             return self._peer.send(RECEIPT, socket.MSG_NOSIGNAL) == 1
         except OSError:
@@ -130,7 +131,7 @@ class Connection:
 
 
 def _handoff(packet: Packet) -> Handoff:
-    """Check what was handed over; the result owns the descriptors, the caller on FormatError."""
+    """Check a hand-over; the result owns the descriptors, or the caller on FormatError."""
     if packet.lacks_descriptors:
         raise FormatError("hand-over message is too large")
     if not packet.data:
@@ -143,16 +144,16 @@ def _handoff(packet: Packet) -> Handoff:
         raise FormatError("hand-over of a core that is neither pipe nor file")
     fields = parse_fields(packet.data)
     if pidfd is not None and pidfd_pid(pidfd) is None:
-        os.close(pidfd)  # already reaped, or no pidfd: nothing of /proc can be trusted
+        os.close(pidfd)  # already reaped, or not a pidfd: nothing in /proc can be trusted
         pidfd = None
     return Handoff(fields, core, pidfd)
 
 
 def accept(server: socket.socket) -> Connection | None:
-    """Accept the next handler; None when nobody waits.
+    """Accept the next handler; None when none is waiting.
 
     Raises:
-        OSError: no descriptor or no memory is left; `server` stays readable.
+        OSError: there is no descriptor or no memory left; `server` stays readable.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""One core on its way in, whatever brought it: the one type that the capture path takes.
+"""One core that is arriving, by any transport: the only type that the capture path takes.
 
 A new transport costs one constructor here, not a second path.
 """
@@ -25,10 +25,10 @@ class DeadlineError(Exception):
 
 
 class IncomingCore:
-    """Owns the source descriptor and the pidfd; `release` lets the crashed process go.
+    """Owns the source descriptor and the pidfd; `release` lets the crashed process exit.
 
-    The kernel holds the process until the last copy of a pipe's read end is closed (KERNEL.md A3),
-    so the process that passed the descriptor here must have closed its own by then.
+    The kernel holds the process until the last copy of a pipe's read end is closed (KERNEL.md A3).
+    So the process that passed the descriptor here must have closed its own copy by then.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class IncomingCore:
         self._pidfd = pidfd
         self._snapshot = snapshot
         self.released_boottime_ns: int | None = None
-        """CLOCK_BOOTTIME when the crashed process was let go."""
+        """CLOCK_BOOTTIME when the crashed process was released."""
         self._poll = select.poll()
         self._poll.register(source, select.POLLIN)
 
     @classmethod
     def from_pipe(cls, source: int, pidfd: int | None) -> "IncomingCore":
         """Take the pipe that the kernel writes into, and the pidfd of the crashed process."""
-        with contextlib.suppress(OSError):  # over the user's limit: smaller reads, nothing worse
+        with contextlib.suppress(OSError):  # over the user's limit: reads are just smaller
             fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(source, True)
         snapshot = (lambda: read_snapshot(pidfd)) if pidfd is not None else dict[str, bytes]
@@ -63,62 +63,62 @@ class IncomingCore:
 
     @classmethod
     def from_spool(cls, source: int, snapshot: Callable[[], Mapping[str, bytes]]) -> "IncomingCore":
-        """Take a core that the handler spooled; its process is long gone."""
+        """Take a core that the handler spooled; its process is gone."""
         return cls(Mode.SPOOL, source, None, snapshot)
 
     def spooled_bytes(self) -> int | None:
-        """Return what a spooled core has on disk without its holes; None for any other."""
+        """Return a spooled core's size on disk without its holes; None for any other core."""
         if self.mode is not Mode.SPOOL or self._source < 0:
             return None
         return os.fstat(self._source).st_blocks * 512
 
     def accept(self) -> None:
-        """Have the core sent, where the kernel asks whether it shall.
+        """Ask for the core, if the kernel waits for an answer.
 
         Raises:
-            FormatError: it and we do not understand each other.
+            FormatError: the handshake failed.
 
         """
         if self.mode is Mode.SOCKET:
             shake_hands(self._source, reject=False)
 
     def refuse(self) -> None:
-        """Let the process go without its core."""
+        """Release the process without taking its core."""
         if self.mode is Mode.SOCKET and self._source >= 0:
-            with contextlib.suppress(FormatError):  # it is let go in any case
+            with contextlib.suppress(FormatError):  # the process is released in any case
                 shake_hands(self._source, reject=True)
         self.release()
 
     def snapshot(self) -> Mapping[str, bytes]:
-        """Read what /proc says (or said, in the spool); may block, see `read_snapshot`."""
+        """Read what /proc says (or said, in the spool). May block, see `read_snapshot`."""
         return self._snapshot()
 
     def pid(self) -> int | None:
-        """Return the pid that the pidfd means; None without one, or once its process is reaped."""
+        """Return the pidfd's process; None without a pidfd, or once the process is reaped."""
         return None if self._pidfd is None else pidfd_pid(self._pidfd)
 
     def identity(self) -> PidfdInfo | None:
-        """Ask the kernel who it was; None where it cannot say."""
+        """Return the process's identity from the kernel; None if the kernel does not report it."""
         return None if self._pidfd is None else pidfd_info(self._pidfd)
 
     def distrust(self) -> None:
-        """Close the pidfd: it may not be that of the process that this core is of."""
+        """Close the pidfd, because it may not belong to the process of this core."""
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._pidfd = None
 
     def memory(self) -> ProcessMemory | None:
-        """Open the memory of the process, which is held; the caller owns it. None without a pidfd.
+        """Open the memory of the held process; the caller owns it. None without a pidfd.
 
         Raises:
             GoneError: the process is not (or no longer) held in its coredump.
-            OSError: /proc does not let us.
+            OSError: /proc refuses it.
 
         """
         return None if self._pidfd is None else ProcessMemory(self._pidfd)
 
     def read_into(self, view: memoryview, deadline_ns: int) -> int:
-        """Read the next bytes of the core; 0 at its end, and once it is released.
+        """Read the next bytes of the core; 0 at its end, and after `release`.
 
         Raises:
             DeadlineError: nothing came before `deadline_ns` (CLOCK_MONOTONIC).
@@ -132,7 +132,7 @@ class IncomingCore:
         return os.readv(self._source, [view])
 
     def skip_hole(self) -> int:
-        """Step over a hole that begins here in a spooled core; return its bytes, 0 for none."""
+        """Skip a hole that begins here in a spooled core; return its bytes, 0 if there is none."""
         if self.mode is not Mode.SPOOL or self._source < 0:
             return 0
         at = os.lseek(self._source, 0, os.SEEK_CUR)
@@ -145,7 +145,7 @@ class IncomingCore:
         return max(0, data - at)
 
     def release(self) -> None:
-        """Close the source: the crashed process is let go. Only the first call does anything."""
+        """Close the source, which releases the crashed process. Later calls do nothing."""
         if self._source < 0:
             return
         self.released_boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,7 +1,8 @@
-"""The listening end of the kernel's coredump socket: who connects, and the handshake.
+"""The listening end of the kernel's coredump socket: the check of the peer, and the handshake.
 
-Two gates, for each alone could be passed (KERNEL.md A5): the socket is 0600, and the peer's pidfd
-says that it is in its coredump (PIDFD_COREDUMPED), which the kernel sets before it connects.
+There are two checks, because each alone could be passed (KERNEL.md A5): the socket is 0600, and the
+peer's pidfd says that it is in its coredump (PIDFD_COREDUMPED), which the kernel sets before it
+connects.
 """
 
 import os
@@ -30,7 +31,7 @@ _ACCEPTCON = 1 << 16  # __SO_ACCEPTCON, linux/net.h
 _CORE_MODES = Path("/proc/sys/kernel/core_modes")
 _ELF = b"\x7fELF"
 HANDSHAKE_SECONDS = 5
-"""The kernel answers at once; nobody else is worth more."""
+"""The kernel answers at once; any other peer deserves no more."""
 
 
 class KernelConnection:
@@ -42,16 +43,16 @@ class KernelConnection:
         self.info = info
 
     def namespaces(self) -> Mapping[str, bytes]:
-        """Read which namespaces the process is in; empty when it is gone. Does not block."""
+        """Read the process's namespaces; empty when it is gone. Does not block."""
         return read_namespaces(self._pidfd)
 
     def detach(self) -> tuple[int, int]:
-        """Return socket and pidfd, which the caller owns from now on."""
+        """Return the socket and the pidfd, which the caller then owns."""
         pidfd, self._pidfd = self._pidfd, -1
         return self._peer.detach(), pidfd
 
     def close(self) -> None:
-        """Let the crashed process go."""
+        """Release the crashed process."""
         self._peer.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -59,11 +60,11 @@ class KernelConnection:
 
 
 def accept(server: socket.socket) -> KernelConnection | None:
-    """Accept the next crash; None when nobody waits.
+    """Accept the next crash; None when none is waiting.
 
     Raises:
-        FormatError: who connects is not the kernel; it is closed.
-        OSError: no descriptor or no memory is left; `server` stays readable.
+        FormatError: the peer is not the kernel; its connection is closed.
+        OSError: there is no descriptor or no memory left; `server` stays readable.
 
     """
     try:
@@ -95,7 +96,7 @@ def shake_hands(fd: int, *, reject: bool) -> None:
     """Have the kernel send its core on `fd`, or drop it; the descriptor stays the caller's.
 
     Raises:
-        FormatError: the kernel and we do not understand each other.
+        FormatError: the handshake failed.
 
     """
     with socket.socket(fileno=os.dup(fd)) as peer:
@@ -104,7 +105,7 @@ def shake_hands(fd: int, *, reject: bool) -> None:
         )
         try:
             if peer.recv(4, socket.MSG_PEEK) == _ELF:
-                return  # by a worker that has died since: the core itself comes already
+                return  # a worker that died had shaken hands: the core itself arrives already
             request = parse_request(peer.recv(REQUEST_MIN, socket.MSG_WAITALL))
             if request.size > REQUEST_MIN:
                 peer.recv(request.size - REQUEST_MIN, socket.MSG_WAITALL)
@@ -117,7 +118,7 @@ def shake_hands(fd: int, *, reject: bool) -> None:
 
 
 def is_listened_on(path: Path) -> bool:
-    """Return whether a unix socket is listened on in our network namespace (proc_net(5))."""
+    """Return whether a process of our network namespace listens on a unix socket (proc_net(5))."""
     try:
         lines = _UNIX_SOCKETS.read_bytes().splitlines()
     except OSError:

@@ -1,9 +1,13 @@
-"""The memory of a process that the kernel holds in its coredump: what is resident, and its bytes.
+"""The memory of a process that the kernel holds in its coredump: its resident pages and their
+bytes.
 
 `process_vm_readv` copies twice as fast as a read of /proc/PID/mem (5.8 against 3.0 GB/s into
-memory that is faulted in, Linux 6.18), which goes through a bounce page; but only the latter reads
-what the process itself may not (PROT_NONE), as the kernel's own dump does. So: the first, and where
-that stops, the second for that page.
+memory that is faulted in, Linux 6.18), which goes through a bounce page. But only the latter reads
+pages that the process itself may not (PROT_NONE), as the kernel's own dump does. So the first is
+used, and where it stops, the second for that page.
+
+Over 400 lines because it is one idea: how the memory of a held process is read, with every kernel
+interface that this takes.
 """
 
 import ctypes
@@ -32,45 +36,45 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PAGEMAP_BYTES = 1 << 20
 _USERFAULTFD = "anon_inode:[userfaultfd]"
 _FDS_MAX = 4096
-"""Descriptors that are looked through for a userfaultfd."""
+"""At most this many descriptors are searched for a userfaultfd."""
 _SMAPS_BYTES = 1 << 17
 _SMAPS_READS_MAX = 1 << 16
-"""Of /proc/PID/smaps, which has less than a page a read: a hundred thousand mappings."""
+"""Reads of /proc/PID/smaps, each of less than a page: enough for a hundred thousand mappings."""
 _VM_FLAG_MINOR = re.compile(rb"^VmFlags:.* ui(?: |$)", re.MULTILINE)
 _VM_FLAGS_BOTH = re.compile(rb"^VmFlags:.* u[im](?: |$)", re.MULTILINE)
 _SLICE_BYTES = 512
 _ABSENT = (bytes(_SLICE_BYTES), struct.pack("=Q", 1 << 55) * (_SLICE_BYTES // 8))
-"""Of pagemap: nothing there, without and with the soft-dirty bit that a new mapping has."""
+"""Pieces of pagemap without any page, without and with the soft-dirty bit of a new mapping."""
 
 
 class GoneError(Exception):
-    """The process is no longer held in its coredump, or was never to be read."""
+    """The process is no longer held in its coredump, or must not be read."""
 
     def __str__(self) -> str:
-        """Return the one reason there is."""
+        """Return the only possible reason."""
         return "the process was gone before its memory was read"
 
 
 class ProcessMemory:
-    """Owns descriptors of the process's mem, pagemap and status; all of one and the same address
-    space, also after its pid belongs to another process.
+    """Owns descriptors of the process's mem, pagemap and status. They all belong to one and the
+    same address space, even after its pid belongs to another process.
     """
 
     def __init__(self, pidfd: int) -> None:
-        """Open the process that `pidfd` means.
+        """Open the process of `pidfd`.
 
         Raises:
             GoneError: it is not (or no longer) there.
-            OSError: /proc does not let us.
+            OSError: /proc refuses it.
 
         """
         pid = pidfd_pid(pidfd)
         if pid is None:
             raise GoneError
         self.scans = True
-        """Whether PAGEMAP_SCAN is there; until minimum kernel 6.7."""
+        """Whether the kernel has PAGEMAP_SCAN; until minimum kernel 6.7."""
         self._knows_guards = True
-        """Whether it knows guard regions, too; until minimum kernel 6.15."""
+        """Whether it also knows guard regions; until minimum kernel 6.15."""
         self._tid = pid
         self._mem = self._pagemap = self._status = self._place = self._process = -1
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -86,7 +90,7 @@ class ProcessMemory:
             raise
 
     def _open(self, pid: int) -> None:
-        """Open the files of a thread that still has its memory; one that ended does not."""
+        """Open the files of a thread that still has its memory; an ended thread has none."""
         for task in (str(pid), *os.listdir(f"/proc/self/fd/{self._process}/task")):
             place = f"task/{task}/"
             self._status = self._open_file(place + "status")
@@ -96,7 +100,7 @@ class ProcessMemory:
                 self._pagemap = self._open_file(place + "pagemap")
                 self._place = self._process
                 if self._tid != pid:
-                    # Only /proc/TID, which is in no listing, has a thread's map_files.
+                    # Only /proc/TID, which no listing shows, has a thread's map_files.
                     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                     self._place = os.open(f"/proc/{task}", flags)
                 return
@@ -108,7 +112,7 @@ class ProcessMemory:
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._process)
 
     def close(self) -> None:
-        """Close all; the process is not held by them."""
+        """Close all descriptors; they do not hold the process."""
         for fd in {self._mem, self._pagemap, self._status, self._place, self._process}:
             if fd >= 0:
                 os.close(fd)
@@ -121,10 +125,11 @@ class ProcessMemory:
         self.close()
 
     def held(self) -> bool:
-        """Return whether the kernel is still in the coredump: all read before was as it crashed.
+        """Return whether the kernel is still in the coredump: all that was read before is then as
+        it was at the crash.
 
-        SIGKILL ends the dump, and then the exit of its threads writes to its memory (robust
-        futexes, clear_child_tid).
+        SIGKILL ends the dump; then the exiting threads write to the memory (robust futexes,
+        clear_child_tid).
         """
         try:
             return b"\nCoreDumping:\t1\n" in os.pread(self._status, 1 << 14, 0)
@@ -132,7 +137,7 @@ class ProcessMemory:
             return False
 
     def maps(self) -> bytes:
-        """Read its maps, whole.
+        """Read the whole of its maps.
 
         Raises:
             OSError: it is gone.
@@ -142,13 +147,13 @@ class ProcessMemory:
             return file.read()
 
     def resident(self, ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
-        """Yield what is to be read of ranges of addresses, ascending; the rest are zeros.
+        """Yield the parts of address ranges that must be read, ascending; the rest are zeros.
 
-        Of anonymous memory what the page table has, the zero page left out where the kernel says
-        so; of shared memory what its file has; guard regions never.
+        Of anonymous memory these are the pages in the page table, without the zero page if the
+        kernel reports it; of shared memory those that its file has. Guard regions are never read.
 
         Raises:
-            OSError: the kernel does not say; EFAULT for addresses that no process has.
+            OSError: the kernel does not report it; EFAULT for addresses that no process has.
 
         """
         for wanted in ranges:
@@ -168,13 +173,13 @@ class ProcessMemory:
         yield from there
 
     def _of_page_table(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the pages that the page table has: present or swapped, neither zero nor a guard."""
+        """Yield pages in the page table: present or swapped, neither the zero page nor a guard."""
         while self.scans:
             not_wanted = _PAGE_IS_PFNZERO | (_PAGE_IS_GUARD if self._knows_guards else 0)
             try:
                 yield from self._scan(start, end, not_wanted, _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED)
                 return
-            except OSError as e:  # refused at its first call: nothing was given yet
+            except OSError as e:  # refused at the first call: nothing was yielded yet
                 if e.errno == errno.EINVAL and self._knows_guards:
                     self._knows_guards = False
                 elif e.errno in (errno.ENOTTY, errno.EINVAL, errno.EPERM):
@@ -184,9 +189,9 @@ class ProcessMemory:
         yield from self._walk(start, end)
 
     def _unguarded(self, start: int, end: int) -> Iterator[tuple[int, int]] | None:
-        """Yield all but the guard regions; None where the kernel does not know them.
+        """Yield all but the guard regions; None if the kernel does not know them.
 
-        A guard region cannot be read, and to find that out page by page costs 10 s a GiB.
+        A guard region cannot be read, and finding that out page by page costs 10 s a GiB.
         """
         if not self.scans or not self._knows_guards:
             return None
@@ -203,7 +208,7 @@ class ProcessMemory:
     def _scan(
         self, start: int, end: int, not_wanted: int, wanted: int
     ) -> Iterator[tuple[int, int]]:
-        """Yield pages of no category of `not_wanted`, and of one of `wanted` unless that is 0."""
+        """Yield pages in no category of `not_wanted`, and in one of `wanted` unless that is 0."""
         regions = ctypes.create_string_buffer(_REGIONS_MAX * _REGION.size)
         while start < end:
             argument = bytearray(
@@ -223,10 +228,10 @@ class ProcessMemory:
             start = walked
 
     def _data(self, start: int, end: int, behind: Behind) -> Iterator[tuple[int, int]]:
-        """Yield what the file behind shared memory has there, in memory or swapped out.
+        """Yield the parts that the file of shared memory has there, in memory or swapped out.
 
-        To read a page that it does not have would allocate it, in the process's own cgroup: a dump
-        of sparse shared memory can get its process killed for memory (KERNEL.md).
+        Reading a page that the file does not have would allocate it, in the process's own cgroup:
+        a dump of sparse shared memory can get its process killed for memory (KERNEL.md).
         """
         try:
             file = self._open_behind(behind)
@@ -247,15 +252,15 @@ class ProcessMemory:
             os.close(file)
 
     def _open_behind(self, behind: Behind) -> int:
-        """Open the file behind a mapping; the caller made sure that it is on tmpfs, where nothing
+        """Open the file of a mapping; the caller has checked that it is on tmpfs, where nothing
         blocks.
         """
         name = f"map_files/{behind.name}"
         return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._place)
 
     def shared_bytes(self, behind: Behind) -> int | None:
-        """Return how much memory the file behind shared memory has; None where it cannot be seen
-        (map_files wants CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN before Linux 5.9).
+        """Return how much memory the file of shared memory has; None if it cannot be seen
+        (map_files needs CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN before Linux 5.9).
         """
         try:
             found = os.stat(f"map_files/{behind.name}", dir_fd=self._place)
@@ -264,12 +269,13 @@ class ProcessMemory:
         return found.st_blocks * 512
 
     def faults_to_a_program(self, *, missing: bool) -> bool:
-        """Return whether a program brings pages of shared memory by userfaultfd(2): the kernel's
-        own dump does without such a page, and a reader from outside waits for it.
+        """Return whether a program supplies pages of shared memory by userfaultfd(2): the kernel's
+        own dump leaves such a page out, but a reader from outside waits for it.
 
-        That is so for pages that the file has (minor faults), and with `missing` also for those
-        that it has not, which nobody reads who can ask the file. A process that gave its
-        userfaultfd to another one is not found: reads of such memory are given up after a while.
+        That is so for pages that the file has (minor faults), and with `missing` also for pages
+        that it lacks, which a caller that can examine the file does not read. A process that gave
+        its userfaultfd to another one is not found: reads of such memory are given up after a
+        while.
         """
         if not self._has_userfaultfd():
             return False
@@ -278,7 +284,7 @@ class ProcessMemory:
         try:
             file = os.open("smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._place)
         except OSError:
-            return False  # gone, which the next read of its memory finds out
+            return False  # gone; the next read of its memory finds that out
         try:
             for _ in range(_SMAPS_READS_MAX):
                 part = os.read(file, _SMAPS_BYTES)
@@ -294,9 +300,9 @@ class ProcessMemory:
         return False
 
     def _has_userfaultfd(self) -> bool:
-        """Return whether there is one among the process's descriptors, or may be.
+        """Return whether the process has a userfaultfd among its descriptors, or may have one.
 
-        smaps walks the whole page table: 40 ms a GiB, which nobody needs to wait for but those few.
+        smaps walks the whole page table: 40 ms a GiB. Only these few processes must wait for that.
         """
         directory = f"/proc/self/fd/{self._place}/fd"
         try:
@@ -305,7 +311,7 @@ class ProcessMemory:
                 return True
             return any(os.readlink(f"{directory}/{n}") == _USERFAULTFD for n in numbers)
         except OSError:
-            return False  # gone, which the next read of its memory finds out
+            return False  # gone; the next read of its memory finds that out
 
     def _walk(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Read pagemap itself, 8 bytes a page."""
@@ -330,8 +336,8 @@ class ProcessMemory:
     def read(self, ranges: Sequence[tuple[int, int]], view: memoryview) -> int:
         """Read ranges of (address, size), at most IOV_MAX, one after the other into `view`.
 
-        Returns the bytes read; fewer than asked for means that the next page cannot be read so. May
-        block for as long as a file system needs for a page. Releases the GIL.
+        Return the bytes read; fewer than asked for means that this way cannot read the next page.
+        May block for as long as a file system needs for a page. Releases the GIL.
 
         Raises:
             GoneError: the address space is gone.
@@ -352,15 +358,15 @@ class ProcessMemory:
         return int(count)
 
     def force(self, address: int, view: memoryview) -> int:
-        """Read what the process itself may not, through /proc/PID/mem; 0 when there is no page to
-        be had.
+        """Read what the process itself may not, through /proc/PID/mem; 0 when the page cannot be
+        had.
 
         Raises:
             GoneError: the address space is gone.
 
         """
         if address >= 1 << 63:
-            return 0  # no offset for pread(2); such a page is process_vm_readv's or nobody's
+            return 0  # no offset for pread(2); only process_vm_readv can read such a page
         try:
             got = os.preadv(self._mem, [view], address)
         except OSError as e:
@@ -373,7 +379,7 @@ class ProcessMemory:
 
 
 def _present_pages(raw: bytes) -> Iterator[tuple[int, int]]:
-    """Find runs of present or swapped pages, as indices, in a piece of pagemap."""
+    """Yield runs of present or swapped pages, as indices, in a piece of pagemap."""
     for at in range(0, len(raw), _SLICE_BYTES):
         part = raw[at : at + _SLICE_BYTES]
         if part in _ABSENT:
@@ -391,9 +397,9 @@ def _present_pages(raw: bytes) -> Iterator[tuple[int, int]]:
 
 
 def populate(view: memoryview, enough: Callable[[], bool]) -> None:
-    """Fault memory in from its start on, until `enough`; nobody who fills it waits for that.
+    """Fault memory in from its start on, until `enough`; the thread that fills it does not wait.
 
-    Where the kernel cannot (MADV_POPULATE_WRITE, 5.14), nothing is done. Releases the GIL.
+    If the kernel cannot do that (MADV_POPULATE_WRITE, 5.14), do nothing. Releases the GIL.
     """
     libc = ctypes.CDLL(None)
     start = ctypes.addressof(ctypes.c_char.from_buffer(view))
@@ -405,7 +411,7 @@ def populate(view: memoryview, enough: Callable[[], bool]) -> None:
 
 
 def _seek(file: int, at: int, whence: int) -> int | None:
-    """Find the next data or hole; None where the file ends before one."""
+    """Return the next data or hole; None if the file ends before one."""
     try:
         return os.lseek(file, at, whence)
     except OSError as e:
@@ -417,7 +423,7 @@ def _seek(file: int, at: int, whence: int) -> int | None:
 def huge_devices(mountinfo: bytes) -> frozenset[bytes]:
     """Return the devices that /proc/PID/maps shows for mappings of hugetlbfs.
 
-    Those mounted are in `mountinfo`; each page size has one more, unmounted, for MAP_HUGETLB and
+    `mountinfo` lists the mounted ones; each page size has one more, unmounted, for MAP_HUGETLB and
     memfds.
     """
     found = _mounted(mountinfo, b"hugetlbfs")
@@ -436,15 +442,15 @@ def huge_devices(mountinfo: bytes) -> frozenset[bytes]:
 def shmem_devices(mountinfo: bytes) -> frozenset[bytes]:
     """Return the devices that /proc/PID/maps shows for mappings of tmpfs.
 
-    Those mounted are in `mountinfo`; one more, unmounted, has memfds, SysV shared memory and
-    MAP_SHARED|MAP_ANONYMOUS. By the device alone it is known that nothing is asked of a server
-    (FUSE, NFS) when the file is opened.
+    `mountinfo` lists the mounted ones; one more, unmounted, has memfds, SysV shared memory and
+    MAP_SHARED|MAP_ANONYMOUS. The device alone shows that opening the file asks no server (FUSE,
+    NFS).
     """
     return frozenset(_mounted(mountinfo, b"tmpfs") | _memfd_device(0))
 
 
 def _mounted(mountinfo: bytes, kind: bytes) -> set[bytes]:
-    """Find the devices of mounted file systems of a kind."""
+    """Return the devices of mounted file systems of a kind."""
     found = set()
     for line in mountinfo.split(b"\n"):
         before, _, after = line.partition(b" - ")
@@ -456,7 +462,7 @@ def _mounted(mountinfo: bytes, kind: bytes) -> set[bytes]:
 
 
 def _memfd_device(flags: int) -> set[bytes]:
-    """Make a memfd to see on which device it is; empty where the kernel refuses."""
+    """Make a memfd to see its device; empty if the kernel refuses."""
     try:
         fd = os.memfd_create("probe", os.MFD_CLOEXEC | flags)
     except OSError:

@@ -1,8 +1,8 @@
 """Processes: prctl(2), pidfds, and one race-free look at /proc/PID.
 
-A process is named by its pidfd, never by its number alone: the /proc directory is opened once, and
-the pidfd says after that, and again at the end, that it is still the same living process (KERNEL.md
-A6).
+A process is identified by its pidfd, never by its number alone: the /proc directory is opened once,
+and the pidfd says after that, and again at the end, that it is still the same living process
+(KERNEL.md A6).
 """
 
 import ctypes
@@ -35,33 +35,33 @@ THREADS_MAX = 4096
 OPEN_FDS_MAX = 256
 _TEXT_MAX = 1 << 16
 _BY_THE_PAGE = frozenset({"maps", "mountinfo"})
-"""Files of which a read brings some lines, however much is asked for (seq_read() of fs/seq_file.c);
-of all others a read that is shorter than it could be is the last one.
+"""A read of these files returns some lines, however much is asked for (seq_read() of
+fs/seq_file.c); of all others, a read that is shorter than it could be is the last one.
 """
 _LAST_WITHOUT_MEMORY = "mountinfo"
-"""Of PROC_FILES: those after it are read from the process's memory, which can block."""
+"""Files of PROC_FILES after this one are read from the process's memory, which can block."""
 _OF_PROCESS = frozenset({"stat"})
-"""Files that describe the process even when its first thread has ended."""
+"""Files that describe the process even after its first thread has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class PidfdInfo:
-    """What the kernel itself says of a process, also after its number belongs to another."""
+    """What the kernel itself reports of a process, even after its number belongs to another."""
 
     pid: int
     uids: tuple[int, int, int, int] | None
     """Real, effective, saved, file system user id; None once the process is reaped."""
     gids: tuple[int, int, int, int] | None
     coredump_mask: int | None
-    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None where the kernel does not say (below
+    """PIDFD_COREDUMPED 1, SKIP 2, USER 4, ROOT 8; None if the kernel does not report it (below
     6.16).
     """
     coredump_signal: int | None = None
-    """None where the kernel does not say (below 6.19)."""
+    """None if the kernel does not report it (below 6.19)."""
 
 
 def make_undumpable() -> None:
-    """Never dump core, and shut out ptrace and /proc readers: a collector must not feed itself."""
+    """Prevent core dumps, ptrace and /proc readers: a collector must not feed itself."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
@@ -72,19 +72,19 @@ def make_undumpable() -> None:
 
 
 def give_memory_back() -> None:
-    """Have the C library return large memory to the kernel as soon as it is freed.
+    """Make the C library return large memory to the kernel as soon as it is freed.
 
-    By itself glibc keeps up to 64 MiB in each of many arenas, the more the larger what was freed,
-    and a daemon with a thread for each reader has as many (mallopt(3), M_MMAP_THRESHOLD).
+    By default glibc keeps up to 64 MiB in each of many arenas, the more the larger what was freed;
+    a daemon with a thread for each reader has that many arenas (mallopt(3), M_MMAP_THRESHOLD).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
         mallopt(M_ARENA_MAX, _ARENAS)
 
 
 def set_oom_score(adjust: int) -> bool:
-    """Set /proc/self/oom_score_adj; False where that is not allowed."""
+    """Set /proc/self/oom_score_adj; return False if that is not allowed."""
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(str(adjust))
@@ -100,12 +100,12 @@ def boot_id() -> str:
 
 
 def memory_total_bytes() -> int:
-    """Return how much memory the machine has."""
+    """Return the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_available_bytes() -> int:
-    """Return how much memory could be had without swapping (MemAvailable of proc_meminfo(5))."""
+    """Return the memory available without swapping (MemAvailable of proc_meminfo(5))."""
     fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
         lines = os.read(fd, 4096).split(b"\n")
@@ -118,7 +118,7 @@ def memory_available_bytes() -> int:
 
 
 def pidfd_pid(pidfd: int) -> int | None:
-    """Return which process a pidfd means; None once it is reaped, or when `pidfd` is not one."""
+    """Return the pid of a pidfd's process; None once it is reaped, or if it is not a pidfd."""
     buffer = bytearray(_PIDFD_INFO.size)
     try:
         fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer)
@@ -145,8 +145,8 @@ def _pid_of_fdinfo(pidfd: int) -> int | None:
 
 
 def pidfd_info(pidfd: int) -> PidfdInfo | None:
-    """Ask the kernel for a process's identity (ioctl PIDFD_GET_INFO); None where it cannot
-    answer.
+    """Return a process's identity from the kernel (ioctl PIDFD_GET_INFO); None if the kernel does
+    not report it.
     """
     # until minimum kernel 6.16: ENOTTY below 6.13, no coredump_mask below 6.16
     wanted = _PIDFD_INFO_CREDS | _PIDFD_INFO_CGROUPID | _PIDFD_INFO_COREDUMP
@@ -170,9 +170,9 @@ def pidfd_info(pidfd: int) -> PidfdInfo | None:
 
 
 def signal_is_told() -> bool:
-    """Return whether a pidfd gives the signal of a coredump (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
+    """Return whether a pidfd reports a coredump's signal (PIDFD_INFO_COREDUMP_SIGNAL, 6.19).
 
-    The kernel answers which bits it knows (PIDFD_INFO_SUPPORTED) since the same version.
+    The kernel reports the bits that it knows (PIDFD_INFO_SUPPORTED) since the same version.
     """
     buffer = bytearray(80)
     struct.pack_into("=Q", buffer, 0, _PIDFD_INFO_SUPPORTED)
@@ -189,19 +189,18 @@ def signal_is_told() -> bool:
 
 
 def read_snapshot(pidfd: int) -> Mapping[str, bytes]:
-    """Read what /proc says of the process, raw and capped; empty when it is not surely the same
-    one.
+    """Read what /proc says of the process, raw and capped; empty unless it is surely the same one.
 
     Keys: the names of PROC_FILES and PROC_LINKS, `comm`, `open_fds` (the first of `fd_count`),
     `threads` (`tid name` lines) and `user_ns_owner` (see `_user_ns_owner`). May block for as long
-    as a page of the process's memory does: the caller has a deadline.
+    as a page of the process's memory does, so the caller has a deadline.
     """
 
     return _read_surely(pidfd, _read_all)
 
 
 def _read_all(process: int, pid: str) -> dict[str, bytes]:
-    """Read all, each file once: the process is held meanwhile, and small crashes come in storms."""
+    """Read each file once, because the process is held meanwhile and crashes come in storms."""
     found: dict[str, bytes] = {"comm": _read("comm", 64, process).rstrip(b"\n")}
     maps = _read("maps", PROC_FILES["maps"], process)
     alive = "" if maps else _with_memory(process, pid)
@@ -222,7 +221,7 @@ def _read_all(process: int, pid: str) -> dict[str, bytes]:
 
 
 def read_proc_files(pidfd: int, names: Collection[str]) -> Mapping[str, bytes]:
-    """Read some of PROC_FILES, capped; empty when the process is not surely the same one."""
+    """Read some of PROC_FILES, capped; empty unless the process is surely the same one."""
 
     def read(process: int, pid: str) -> dict[str, bytes]:
         alive = "" if _read("maps", 1, process) else _with_memory(process, pid)
@@ -232,8 +231,8 @@ def read_proc_files(pidfd: int, names: Collection[str]) -> Mapping[str, bytes]:
 
 
 def read_namespaces(pidfd: int) -> Mapping[str, bytes]:
-    """Read those links of PROC_LINKS that name namespaces; empty when the process is not surely the
-    same one. No memory of the process is touched, so this does not block.
+    """Read those links of PROC_LINKS that name namespaces; empty unless the process is surely the
+    same one. It reads no memory of the process, so it does not block.
     """
     links = {name: link for name, link in PROC_LINKS.items() if name.endswith("_ns")}
     return _read_surely(
@@ -262,8 +261,8 @@ def _read_surely(pidfd: int, read: Callable[[int, str], dict[str, bytes]]) -> Ma
 
 
 def _with_memory(process: int, pid: str) -> str:
-    """Find the thread whose files show the process's memory, where the first one has ended and
-    others go on.
+    """Find a thread whose files show the process's memory, if the first one has ended and others
+    have not.
     """
     for tid in _list("task", process):
         if tid != pid and _read(f"task/{tid}/maps", 1, process):
@@ -286,21 +285,21 @@ def _read(name: str, limit: int, directory: int) -> bytes:
             if not part or (len(part) < wanted and name.rpartition("/")[2] not in _BY_THE_PAGE):
                 break
     except OSError:
-        pass  # what was read so far is what there is
+        pass  # what was read so far counts
     finally:
         os.close(fd)
     return b"".join(parts)
 
 
 def _user_ns_owner(name: str, link: bytes, directory: int) -> bytes:
-    """Read who, outside of a user namespace, has all capabilities in it: the uid of the owner of
-    the one on the way up to it that is right below ours, ns_capable() in kernel/capability.c.
+    """Read which user outside a user namespace has all capabilities in it: the uid that owns its
+    ancestor, or itself, right below our namespace; ns_capable() in kernel/capability.c.
 
-    `link` is what stands behind `name`. OWN_NAMESPACE for ours; empty where the kernel does not
-    say.
+    `link` is the target of `name`. Returns OWN_NAMESPACE for ours; empty if the kernel does not
+    report it.
     """
     if link and link == _link("/proc/self/ns/user", directory):
-        return OWN_NAMESPACE  # an inode of nsfs, of which there is one
+        return OWN_NAMESPACE  # nsfs exists once, so the inode identifies it
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
@@ -326,7 +325,7 @@ def _user_ns_owner(name: str, link: bytes, directory: int) -> bytes:
 
 
 def is_peer_in_our_user_ns(peer: socket.socket) -> bool:
-    """Return whether the process that connected a unix socket is surely in our user namespace."""
+    """Return whether the process that connected a socket is surely in our user namespace."""
     try:
         pidfd = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:
@@ -336,7 +335,7 @@ def is_peer_in_our_user_ns(peer: socket.socket) -> bool:
         theirs = os.stat(f"/proc/{pid}/ns/user")
         return os.path.samestat(theirs, os.stat("/proc/self/ns/user")) and pidfd_pid(pidfd) == pid
     except OSError:
-        return False  # it is gone
+        return False  # the process is gone
     finally:
         os.close(pidfd)
 
@@ -350,7 +349,7 @@ def _link(name: str, directory: int) -> bytes:
 
 def _list(name: str, directory: int) -> list[str]:
     try:
-        # by its path: of a descriptor it takes twice as many system calls
+        # by path: listing a descriptor takes twice as many system calls
         names = os.listdir(f"/proc/self/fd/{directory}/{name}")
     except OSError:
         return []
@@ -358,7 +357,7 @@ def _list(name: str, directory: int) -> list[str]:
 
 
 def _threads(process: int, pid: str, found: Mapping[str, bytes]) -> bytes:
-    """Read `tid name` lines; of a process with one thread all is known."""
+    """Read `tid name` lines; if there is one thread, everything is known already."""
     if b"\nThreads:\t1\n" in found["status"]:
         return _thread(pid, found["comm"])
     lines = [
