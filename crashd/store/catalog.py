@@ -88,10 +88,13 @@ class Catalog:
                 fd, crash = entry.open_record()
         except (NotFoundError, FormatError) as e:
             return None, {**row, "warnings": [f"only the index knows this crash: {e}"]}
-        if viewer is not None and not viewer.owns(crash.owner_uid, crash.gid):
+        try:
+            if viewer is not None and not viewer.owns(crash.owner_uid, crash.gid):
+                raise _not_found(crash_id)
+            span = signatures.span(self._index, crash.signature, viewer) if crash.signature else {}
+        except BaseException:
             os.close(fd)
-            raise _not_found(crash_id)
-        span = signatures.span(self._index, crash.signature, viewer) if crash.signature else {}
+            raise
         return fd, {"count_of_signature": row["count_of_signature"], **span}
 
     def open_core(self, crash_id: str, viewer: Viewer | None) -> int:

@@ -32,8 +32,12 @@ def lock_root(paths: Paths) -> int:
         owner = os.read(fd, 16).decode("ascii", "replace").strip()
         os.close(fd)
         raise BusyError(f"another crashd (pid {owner}) runs on the root {paths.root}") from e
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    except OSError as e:
+        os.close(fd)
+        raise UnavailableError(f"cannot write {paths.daemon_lock}: {reason_of(e)}") from e
     return fd
 
 

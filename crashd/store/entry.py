@@ -301,7 +301,7 @@ def create(paths: Paths, crash: Crash) -> Entry:
             with contextlib.suppress(CrashdError):  # the crash matters more than its lock
                 entry.lock()  # `verify` may have found the directory already
             entry.write(crash, sync=False)
-        except OSError:
+        except BaseException:
             # by name: listing a directory takes a descriptor, and there may be none left
             with contextlib.suppress(OSError):
                 for name in (RECORD_STAGED, RECORD) if entry.fd >= 0 else ():

@@ -1,5 +1,6 @@
 """The daemon's lock, with the kernel's own flock(2) and /proc/locks."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crashd.cli.main import main
-from crashd.errors import BusyError
+from crashd.errors import BusyError, UnavailableError
 from crashd.store.daemonlock import is_daemon_live, lock_root
 from crashd.store.paths import Paths
 
@@ -40,6 +41,19 @@ def test_is_daemon_live_of_a_link_or_a_fifo_is_false(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         paths.daemon_lock.symlink_to(elsewhere)
         assert not is_daemon_live(paths)
+
+
+def test_lock_root_that_cannot_write_its_pid_says_so_and_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crashd.store.daemonlock.os.pwrite", fail)
+        with pytest.raises(UnavailableError, match=r"lock.*No space left"):
+            lock_root(Paths(tmp_path))
+    os.close(lock_root(Paths(tmp_path)))
 
 
 def test_starts_amid_many_looks_never_fail(tmp_path: Path) -> None:

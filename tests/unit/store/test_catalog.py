@@ -137,6 +137,21 @@ def test_info_without_the_record_says_so(
     assert "only the index knows" in catalog.info(crash.id, None)["warnings"][0]
 
 
+def test_open_record_when_the_index_fails_leaves_no_descriptor(
+    catalog: Catalog, keep: Callable[..., Crash], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = keep(1, signature="p2-0123456789abcdef")
+
+    def fail(*_: object) -> None:
+        raise UnavailableError("the index cannot be read")
+
+    monkeypatch.setattr("crashd.store.catalog.signatures.span", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UnavailableError):
+        catalog.open_record(crash.id, None)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_delete_frees_and_forgets(
     catalog: Catalog, paths: Paths, keep: Callable[..., Crash]
 ) -> None:
