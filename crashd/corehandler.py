@@ -1,14 +1,16 @@
 #!/usr/bin/python3 -IS
 """The crash-time handler: installed as /usr/libexec/crashd-core, started by the kernel for each
-crash. Where the native one (crashd/native/crashd-core.c) was built, that is started, and becomes
-this, installed as crashd-core.py, on any trouble; this one is the reference.
+crash. If the native handler (crashd/native/crashd-core.c) was built, the kernel starts that one
+instead. On any trouble it executes this one, which is then installed as crashd-core.py; this one is
+the reference.
 
-One self-contained file at the bottom of the import graph, standard library only; it may import
-nothing of crashd, and everything may import its constants. The crashed process, and whoever waits
-for it, is held while this starts, so: `posix` and `_socket` in place of `os` and `socket` (1.5 ms
-and 7 ms more), no other import on the fast path, and no code that need not be compiled: Python
-compiles a main program anew at each start, so the installed file has the lower part, which is for
-spooling only, commented out (store/handlerfile.py) and compiles it when it is needed (1 ms of 2.4).
+One self-contained file at the bottom of the import graph, standard library only; it must not import
+from crashd, but any module may import its constants. The crashed process, and everything that waits
+for it, is held while this program starts. So it imports `posix` and `_socket` instead of `os` and
+`socket` (1.5 ms and 7 ms more), imports nothing else on the fast path, and compiles as little code
+as possible: Python compiles a main program again at each start. The lower part, which only spools,
+is commented out in the installed file (store/handlerfile.py), and compiled when needed (1 ms of
+2.4). It is one idea despite its length: the kernel starts one file, which must not need others.
 
     kernel ─ fd 0: the core, argv: core(5) specifiers ─▶ hand over to the daemon (fields +
     descriptors)
@@ -16,18 +18,18 @@ spooling only, commented out (store/handlerfile.py) and compiles it when it is n
 
 The hand-over is one SOCK_SEQPACKET message `KEY=value NUL …` with the descriptors [core, pidfd],
 answered by two bytes: QUEUED, as soon as the daemon has the crash on record, and RECEIPT, when one
-of its workers begins to read the core. A daemon that does not answer at all is not waited for, one
-that answered QUEUED is: it is busy, and ends the connection when it dies. Whoever gives up first
-wins, atomically: the handler shuts the socket down before it spools, and no worker reads a core
-before its receipt was taken by the socket (unix(7): a send to a peer that shut down fails with
-EPIPE), so that never both read one core, and never none.
+of its workers begins to read the core. The handler does not wait long for a daemon that does not
+answer (RECEIPT_SECONDS), but waits for one that answered QUEUED: it is busy, and the connection
+ends when it dies. The side that gives up first wins, atomically: the handler shuts the socket down
+before it spools, and a worker reads a core only after the socket took its receipt (unix(7): a send
+to a peer that shut down fails with EPIPE). So exactly one of them reads the core.
 
-Spool entry: `<ns>-<pid>-<random>-<user>.tmp/`, renamed without `.tmp` when all in it is synced:
+Spool entry: `<ns>-<pid>-<random>-<user>.tmp/`, renamed without `.tmp` once its contents are synced:
 `meta` (the same fields), `core` (sparse), `proc.*` (raw copies from /proc/PID), `done` (how the
 copy ended).
 
-What the kernel gives (KERNEL.md A3): root, no environment, fd 1 and 2 closed, RLIMIT_CORE 1 so that
-a crash in here starts no second handler.
+The kernel starts the handler (KERNEL.md A3) as root, without an environment, with fd 1 and 2
+closed, and with RLIMIT_CORE 1, so that a crash in here does not start a second handler.
 """
 
 import posix
@@ -46,9 +48,7 @@ from _socket import (
 from time import CLOCK_BOOTTIME, clock_gettime_ns, time_ns
 
 SPECIFIERS = "pestPIugcdFh"
-"""core(5) specifiers in the order of the pattern: the first four are the whole of the short
-form.
-"""
+"""core(5) specifiers in the order of the pattern; the short form has only the first four."""
 QUEUED = b"Q"
 RECEIPT = b"R"
 RECEIPT_SECONDS = 3  # for a first answer
@@ -57,18 +57,18 @@ VALUE_MAX = 4096
 SPOOL_DEADLINE_SECONDS = 300
 PROC_DEADLINE_SECONDS = 2
 TRIED = b"CRASHD_CORE"
-"""In the environment, which the kernel leaves empty, where the native handler offered the crash to
-the daemon in vain: its `token seen_ns boottime_ns`. The daemon may know it by these, and only the
-spool is left.
+"""Environment variable that the native handler sets after it offered the crash to the daemon in
+vain: its `token seen_ns boottime_ns`. The daemon may know the crash by these; this handler only
+spools it then. The kernel itself leaves the environment empty.
 """
 LIMITS_NAME = "limits"
-"""In the spool: `max_core=N keep_free=N` in bytes, written by the daemon from its configuration."""
+"""File in the spool: `max_core=N keep_free=N` in bytes, written by the daemon from its
+configuration.
+"""
 MAX_CORE = 32 << 30
 PAGE = 4096
 HEAD_BYTES = 1 << 20
-"""Kept of a core that RLIMIT_CORE forbids: its notes say what happened; the daemon drops the
-rest.
-"""
+"""Bytes to keep of a core that RLIMIT_CORE forbids, for its notes; the daemon drops the rest."""
 PROC_FILES = {
     "status": 1 << 14,
     "stat": 1 << 12,
@@ -80,7 +80,9 @@ PROC_FILES = {
     "cmdline": 1 << 16,
     "environ": 1 << 18,
 }
-"""Copied from /proc/PID, bytes at most of each; those that touch the process's memory last."""
+"""Files to copy from /proc/PID, with size limits in bytes. Files whose reading touches the
+process's memory come last.
+"""
 PROC_LINKS = {
     "exe": "exe",
     "cwd": "cwd",
@@ -90,15 +92,15 @@ PROC_LINKS = {
     "init_mount_ns": "/proc/1/ns/mnt",
     "kthreadd_mount_ns": "/proc/2/ns/mnt",
 }
-"""Copied from /proc/PID too; and whose mount namespace is the host's, which says who is in none of
-its containers (a security module may hide PID 1).
+"""Links to copy from /proc/PID, and those to the host's mount namespace, which shows whether the
+process runs outside containers. There are two of these because a security module may hide PID 1.
 """
 
 
 def main(argv: "list[str]") -> int:
-    """Take one crash from the kernel; return the exit status, which nobody but a test looks at."""
+    """Take one crash from the kernel; return the exit status, which only tests use."""
     null = posix.open("/dev/null", posix.O_RDWR)
-    while null < 3:  # 1 and 2 are closed: fill them, so that no file of ours becomes "stdout"
+    while null < 3:  # 1 and 2 are closed: fill them, or a file of ours becomes "stdout"
         null = posix.dup(null)
     core = posix.dup(0)
     posix.dup2(null, 0)
@@ -123,18 +125,17 @@ def main(argv: "list[str]") -> int:
 
 
 def compile_lower_part(path: str) -> None:
-    """Define what stands commented out in the installed file, unless it is defined."""
+    """Define the part that is commented out in the installed file, unless it is defined already."""
     if "spool" in globals():
         return
     source = read_file(path, 1 << 20).decode()
-    lines = [
-        line[2:] if line[:2] == "#|" else "" for line in source.split("\n")
-    ]  # keeps the line numbers
+    # other lines become empty ones, which keeps the line numbers
+    lines = [line[2:] if line[:2] == "#|" else "" for line in source.split("\n")]
     exec(compile("\n".join(lines), path, "exec"), globals())
 
 
 def decimal(argv: "list[str]", position: int) -> "int | None":
-    """Read one numeric argument; None when it is not there or is not a number below 2^31."""
+    """Return one numeric argument; None if it is missing or not a number below 2^31."""
     text = argv[position] if position < len(argv) else ""
     if not text.isascii() or not text.isdigit() or len(text) > 10:
         return None
@@ -142,7 +143,7 @@ def decimal(argv: "list[str]", position: int) -> "int | None":
 
 
 def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
-    """Turn the arguments into fields, and find the pidfd that goes with them."""
+    """Return the fields made from the arguments, and the pidfd of the crashed process."""
     fields = {
         "token": b"%x-%x-%s" % (posix.getpid(), time_ns(), posix.urandom(4).hex().encode()),
         "seen_ns": b"%d" % time_ns(),
@@ -155,7 +156,7 @@ def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
     number, pid = decimal(argv, 11), decimal(argv, 5)
     if number is not None:
         if not 2 < number < 100 or pidfd_pid(number) is None:
-            return fields, None  # gone: whoever has its number now is another
+            return fields, None  # gone: another process may have its number now
         fields["identity"] = b"kernel"
         return fields, number
     if pid is None:
@@ -169,14 +170,14 @@ def collect(argv: "list[str]") -> "tuple[dict[str, bytes], int | None]":
         return fields, None
     status = read_file(f"/proc/{pid}/status", 1 << 14)
     if b"\nCoreDumping:\t1\n" not in status or not is_of(status, fields):
-        return fields, None  # gone, and its number given to another
+        return fields, None  # gone, and another process has its number
     fields["P"] = b"%d" % pid
     fields["identity"] = b"opened"
     return fields, pidfd
 
 
 def is_of(status: bytes, fields: "dict[str, bytes]") -> bool:
-    """Tell whether the process's real uid and gid are those that the kernel told, where it did."""
+    """Return whether the process's real uid and gid match those that the kernel gave, if any."""
     for key, label in (("u", b"\nUid:\t"), ("g", b"\nGid:\t")):
         real = status.partition(label)[2].partition(b"\t")[0]
         if fields.get(key, real) != real:
@@ -185,7 +186,7 @@ def is_of(status: bytes, fields: "dict[str, bytes]") -> bool:
 
 
 def pidfd_pid(number: int) -> "int | None":
-    """Tell which process a pidfd means; None when it is no pidfd or its process is gone."""
+    """Return the pid of a pidfd; None if it is not a pidfd or its process is gone."""
     for line in read_file(f"/proc/self/fdinfo/{number}", 4096).split(b"\n"):
         if line.startswith(b"Pid:\t") and line[5:].isdigit():
             return int(line[5:])
@@ -193,7 +194,7 @@ def pidfd_pid(number: int) -> "int | None":
 
 
 def read_file(path: str, limit: int, directory: "int | None" = None) -> bytes:
-    """Read a small file; empty when it cannot be read."""
+    """Return up to `limit` bytes of a file; empty if it cannot be opened."""
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
     except OSError:
@@ -218,7 +219,7 @@ def pack(fields: "dict[str, bytes]") -> bytes:
 
 
 def hand_over(path: str, fields: "dict[str, bytes]", descriptors: "list[int]") -> bool:
-    """Give the crash to the daemon; True once it has taken it."""
+    """Give the crash to the daemon; return True once a worker has taken it."""
     try:
         peer = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         peer.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeval(RECEIPT_SECONDS))
@@ -239,7 +240,7 @@ def hand_over(path: str, fields: "dict[str, bytes]", descriptors: "list[int]") -
     if answer == RECEIPT:
         return True
     try:
-        peer.shutdown(SHUT_RDWR)  # from here on a receipt fails; those sent before are in our queue
+        peer.shutdown(SHUT_RDWR)  # from here on a receipt fails; an earlier one is in our queue
         while answer := peer.recv(1):
             if answer == RECEIPT:
                 return True
@@ -255,7 +256,7 @@ def timeval(seconds: int) -> bytes:
 
 
 def complain(text: str) -> None:
-    """Say one line in the kernel's log: journald may be what crashed."""
+    """Write one line to the kernel log, because journald itself may have crashed."""
     try:
         fd = posix.open("/dev/kmsg", posix.O_WRONLY | posix.O_CLOEXEC)
         posix.write(fd, b"<3>crashd-core: %s\n" % text.encode("utf-8", "backslashreplace")[:900])
@@ -268,7 +269,7 @@ def complain(text: str) -> None:
 
 
 def list_names(path: str) -> "list[str]":
-    """List a directory; empty when it is gone."""
+    """Return the names in a directory; empty if it is gone."""
     try:
         return posix.listdir(path)
     except OSError:
@@ -276,10 +277,11 @@ def list_names(path: str) -> "list[str]":
 
 
 def find_process(ns_pid: bytes, comm: bytes) -> "int | None":
-    """Find who is dumping core under `ns_pid`, where the short pattern does not tell.
+    """Return the pid of the process that dumps core as `ns_pid`; for the short pattern.
 
-    One with a thread called `comm` is meant: the number may be another's by now, and pid namespaces
-    have equal ones. None when that does not single one out: no identity is better than a wrong one.
+    The process must have a thread called `comm`, because another process may have the number by
+    now, and pid namespaces use the same numbers. None if there is not exactly one such process: a
+    missing identity is better than a wrong one.
     """
     found = []
     for name in posix.listdir("/proc"):
@@ -310,8 +312,8 @@ def put_file(name: str, data: bytes, directory: int) -> None:
 
 
 def make_directory(name: str, parent: "int | None") -> int:
-    """Make a directory where there is none, and open it; never through a link but the state
-    directory's own, which is the administrator's word.
+    """Create a directory unless it exists, and open it. Only the state directory itself may be a
+    link, because the administrator chooses its place.
     """
     try:  # noqa: SIM105 (contextlib is one more import)
         posix.mkdir(name, 0o700, dir_fd=parent)
@@ -322,10 +324,10 @@ def make_directory(name: str, parent: "int | None") -> int:
 
 
 def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None") -> None:
-    """Keep the crash by ourselves, for the daemon to take in when it comes back."""
+    """Keep the crash in the spool, where the daemon finds it when it is back."""
     from _signal import alarm  # not needed on the fast path
 
-    alarm(SPOOL_DEADLINE_SECONDS)  # the default action ends us even in a read that never returns
+    alarm(SPOOL_DEADLINE_SECONDS)  # its default action ends us even in a read that never returns
     spool_fd = make_directory("spool", make_directory(state, None))
     maximum, keep_free = copy_limits(fields, spool_fd)
     share = Share(spool_fd, find_user(fields, pidfd), keep_free)
@@ -334,8 +336,8 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
     put_file("meta", pack(fields), entry)
     reader = posix.fork() if pidfd is not None else 0
     if pidfd is not None and reader == 0:
-        # Reading its memory can block for ever (a page behind FUSE): in a child that the alarm
-        # ends.
+        # Reading its memory can block for ever (a page backed by FUSE), so a child does it, which
+        # the alarm ends.
         alarm(PROC_DEADLINE_SECONDS)
         try:
             copy_proc(pidfd, entry, share)
@@ -355,14 +357,14 @@ def spool(state: str, fields: "dict[str, bytes]", core: int, pidfd: "int | None"
 
 
 SCANT_PROC_BYTES = (1 << 14) - 1
-"""Kept of a file in /proc where the disk is nearly full; no other limit is the same."""
+"""Bytes to keep of a file in /proc when the disk is nearly full; no other limit has this value."""
 SCANT_SHARE = 16
-"""So many handlers may copy a file at the same time, and leave what is to stay free."""
+"""Number of handlers that may copy a file at the same time without using the reserved space."""
 
 
 def copy_proc(pidfd: int, entry: int, share: "Share") -> None:
-    """Copy what /proc tells of the process, raw; the pidfd says before and after that it is the
-    same one.
+    """Copy the process's files from /proc, unparsed. Checking the pidfd before and after opening
+    its directory proves that it is the same process.
     """
     pid = pidfd_pid(pidfd)
     if pid is None:
@@ -385,7 +387,7 @@ def copy_proc(pidfd: int, entry: int, share: "Share") -> None:
 
 
 def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":
-    """Work out how many bytes of core may be kept, and how much free space must stay."""
+    """Return how many bytes of core may be kept, and how much space must stay free."""
     limits = {"max_core": MAX_CORE, "keep_free": -1, "honour_rlimit": 1}
     for item in read_file(LIMITS_NAME, 4096, spool_fd).split(b"\0"):
         key, _, value = item.partition(b"=")
@@ -401,21 +403,21 @@ def copy_limits(fields: "dict[str, bytes]", spool_fd: int) -> "tuple[int, int]":
 
 
 SCANT_HEAD_BYTES = 1 << 16
-"""The same where the disk is nearly full: the notes of a dozen threads."""
+"""Bytes to keep of a core when the disk is nearly full: enough for the notes of a dozen threads."""
 SHARE_LOOK_BYTES = 1 << 20
-"""What all of a user's crashes have in the spool is added up again after so many bytes."""
+"""After this many bytes, the spool use of all the user's crashes is added up again."""
 SHARED_NAMES = ("core", "proc.maps", "proc.mountinfo", "proc.environ", "proc.cmdline")
-"""What can be large in a spool entry."""
+"""Files of a spool entry that can be large."""
 RANGES_MAX = 10_000
 NEARLY_FULL = "disk nearly full"
 SHARE_USED = "the user's other crashes have their share of the spool"
 
 
 def parse_subuids(subuid: bytes, passwd: bytes) -> "list[tuple[int, int, int]]":
-    """Parse subuid(5) with the help of passwd(5): first uid, end, and the user whose range it is.
+    """Parse subuid(5) with the help of passwd(5); return first uid, end and user of each range.
 
-    Ranges of root's, and of who is not in passwd(5), are one user for each name, apart from all
-    others: that of the first uid.
+    The ranges of root, and of names that are not in passwd(5), count for one separate user per
+    name, whose uid is the first uid of the name's first range.
     """
     owners: dict[bytes, int] = {}
     ranges = []
@@ -431,7 +433,7 @@ def parse_subuids(subuid: bytes, passwd: bytes) -> "list[tuple[int, int, int]]":
 
 
 def user_of(uid: int, ranges: "list[tuple[int, int, int]]") -> int:
-    """Return the uid of the user that a process counts for, whose subuid it may have."""
+    """Return the uid of the user that a process counts for; its own uid may be a user's subuid."""
     for first, end, user in ranges:
         if 0 < first <= uid < end:
             return user
@@ -439,7 +441,7 @@ def user_of(uid: int, ranges: "list[tuple[int, int, int]]") -> int:
 
 
 def find_user(fields: "dict[str, bytes]", pidfd: "int | None") -> str:
-    """Find whose share a crash takes of the spool; `-` where nobody tells."""
+    """Return the user whose share of the spool a crash takes; `-` if that is unknown."""
     uid = fields.get("u", b"")
     if not uid and pidfd is not None:
         status = read_file(f"/proc/{pidfd_pid(pidfd)}/status", 1 << 14)
@@ -451,10 +453,10 @@ def find_user(fields: "dict[str, bytes]", pidfd: "int | None") -> str:
 
 
 class Share:
-    """What one user's crashes may take of the spool: no more than they leave to other users'.
+    """One user's share of the spool: at most as much as they leave to other users.
 
-    Of what is free above `keep_free` that is a half for the first user, a quarter for the second:
-    however many crash at once, there is room for the next one.
+    Of the free space above `keep_free`, the first user may take half, the second a quarter, and so
+    on: however many users have crashes at once, there is room for the next one.
     """
 
     def __init__(self, spool_fd: int, user: str, keep_free: int) -> None:
@@ -463,7 +465,7 @@ class Share:
         self.keep_free = keep_free
 
     def used_bytes(self) -> int:
-        """Add up what the user's crashes have in the spool."""
+        """Return how many bytes the user's crashes take in the spool."""
         used = 0
         for entry in posix.listdir(self.spool_fd):
             if entry.removesuffix(".tmp").split("-", 3)[3:] == [self.user]:
@@ -478,8 +480,8 @@ class Share:
         return used
 
     def free_bytes(self, scant: bool = False) -> int:
-        """Return what is free of the file system, but what is to stay so; half of that if `scant`,
-        which is for what says what happened.
+        """Return the free space of the file system less `keep_free`; less only half of that if
+        `scant`, which is for the small files that describe the crash.
         """
         filesystem = posix.fstatvfs(self.spool_fd)
         keep_free = self.keep_free // 2 if scant else self.keep_free
@@ -491,9 +493,9 @@ class Share:
 
 
 class SparseCore:
-    """A core being written into the spool, its pages of zeros as holes; owns the descriptor.
+    """A core being written into the spool, with pages of zeros as holes; owns the descriptor.
 
-    Holes count for no limit: they take nothing.
+    Holes take no space, and do not count toward any limit.
     """
 
     def __init__(self, out: int, maximum: int, share: Share) -> None:
@@ -502,19 +504,19 @@ class SparseCore:
         self.share = share
         self.received = self.kept = self.looked = 0
         self.reason = ""
-        """Why there is no more of it; empty while there may be."""
+        """Why the core is cut; empty while it may continue."""
         self.engine = b"stream"
         self.used = share.used_bytes()
-        # Where half of what shall stay free is gone not even the notes are kept: on a full disk
-        # nobody could record that there was a crash.
+        # When half of the reserved space is gone, not even the notes are kept: on a full disk the
+        # crash could not be recorded at all.
         if share.free_bytes(scant=True) < self.used:
             self.reason = NEARLY_FULL if share.free_bytes(scant=True) < 0 else SHARE_USED
 
     def put(self, chunk: bytes) -> None:
-        """Write what comes next, as far as limits and space allow; `reason` says what stopped it.
+        """Write the next bytes, as far as limits and space allow; if they do not, set `reason`.
 
-        Free space is looked at before each write: a thousand small cores fill a disk as well as a
-        large one.
+        Free space is checked before each write, because a thousand small cores fill a disk just
+        like a large one.
         """
         if self.kept - self.looked >= SHARE_LOOK_BYTES:
             self.used, self.looked = self.share.used_bytes(), self.kept
@@ -541,7 +543,7 @@ class SparseCore:
         self.received += len(chunk)
 
     def close(self) -> None:
-        """Give it its length and sync it; no error is worse than one that came before."""
+        """Set the file's length and sync it; an error here does not replace an earlier `reason`."""
         try:
             posix.ftruncate(self.out, self.received)
             posix.fsync(self.out)
@@ -551,7 +553,7 @@ class SparseCore:
 
 
 def copy_core(core: int, entry: int, maximum: int, share: Share, pidfd: "int | None") -> SparseCore:
-    """Copy the core, a large one from the memory of its process where that can be done."""
+    """Copy the core; a large one from its process's memory, if that is possible."""
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
     copy = SparseCore(posix.open("core", flags, 0o600, dir_fd=entry), maximum, share)
     try:
@@ -570,18 +572,19 @@ def copy_core(core: int, entry: int, maximum: int, share: Share, pidfd: "int | N
 
 
 LARGE_BYTES = 16 << 20
-"""Up to here a core is copied sooner than the full program starts (0.1 s)."""
+"""Up to this size, copying a core takes less time than starting the full program (0.1 s)."""
 MEMORY_SECONDS = 240
-"""For the full program: what is left of SPOOL_DEADLINE_SECONDS is for the stream."""
+"""Time for the full program; the rest of SPOOL_DEADLINE_SECONDS is left for the stream."""
 MEMORY_MODULE = "crashd.daemon.capture.spoolmemory"
 
 
 def copy_memory(copy: SparseCore, entry: int, pidfd: int) -> bool:
-    """Have the full program read the process's memory into the core's file, in proportion to what
-    is resident; the kernel writes the whole address space through a pipe of 64 KiB.
+    """Start the full program to read the process's memory into the core's file. That takes time in
+    proportion to the resident memory; the kernel writes the whole address space through a pipe of
+    64 KiB.
 
-    False where it cannot: it is not there, may not, or has a doubt. Nothing of the stream is lost
-    by that. The program is the interpreter that the daemon named in LIMITS_NAME.
+    Return False if the program is missing, not permitted, or in doubt about the memory; the stream
+    is still complete then. The program is the interpreter that the daemon named in LIMITS_NAME.
     """
     from _signal import alarm
 
@@ -598,7 +601,7 @@ def copy_memory(copy: SparseCore, entry: int, pidfd: int) -> bool:
             posix.dup2(write_end, 1)
             for number in numbers[:3]:
                 posix.set_inheritable(number, True)
-            # its own path, by which it finds its library
+            # argv[0] is the interpreter's own path, by which it finds its library
             name = program.decode(sys.getfilesystemencoding(), "surrogateescape")
             words = [name, "-I", "-m", MEMORY_MODULE, copy.share.user]
             posix.execve(name, [*words, *[str(number) for number in numbers]], {})
@@ -611,7 +614,7 @@ def copy_memory(copy: SparseCore, entry: int, pidfd: int) -> bool:
     posix.close(answer)
     received, _, reason = said.partition(b" ")
     if posix.waitpid(child, 0)[1] or not received.isdigit():
-        posix.ftruncate(copy.out, copy.received)  # what it wrote is not surely the kernel's
+        posix.ftruncate(copy.out, copy.received)  # its data may differ from the kernel's
         return False
     copy.received, copy.reason = int(received), reason.decode("utf-8", "replace")
     copy.engine = b"memory"
@@ -624,7 +627,7 @@ def copy_memory(copy: SparseCore, entry: int, pidfd: int) -> bool:
 if __name__ == "__main__":
     try:
         status = main(sys.argv)
-    except BaseException as e:  # boundary: the kernel is our caller, and nobody sees a traceback
+    except BaseException as e:  # boundary: the kernel is our caller, and shows no traceback
         complain(f"{type(e).__name__} in the handler: {e}")
         status = 1
     posix._exit(status)

@@ -1,8 +1,9 @@
-"""How the control socket's answers reach their readers, however slow these are.
+"""Send the control socket's answers to their readers, however slow these are.
 
-What is large is not held in memory but read from its file as it is sent: records, and cores. What
-is held counts for its reader, and for all: lists. No descriptor of the store is ever passed on: a
-user could keep it for ever, and the space with it.
+Large answers (records and cores) are not held in memory, but read from their file while they are
+sent. Answers held in memory (lists) count toward a limit for their reader and a limit for all. A
+descriptor of the store is never passed to a reader, because a user could keep it open for ever, and
+with it the disk space.
 """
 
 import os
@@ -18,29 +19,30 @@ from typing import Final
 from crashd.errors import UnavailableError
 
 ANSWER_SECONDS: Final = 30.0
-"""For a whole answer, but a core's, and for a reader of a core to take anything at all."""
+"""Time to send a whole answer that is not a core; a reader of a core must make progress within it.
+"""
 CORE_SECONDS: Final = 60.0
 CORE_BYTES_PER_SECOND: Final = 1 << 20
-"""A reader of a core has CORE_SECONDS, and the time for its size at this rate."""
+"""A reader of a core has CORE_SECONDS, plus the time for the core's size at this rate."""
 CORES_PER_USER: Final = 2
-"""Cores that are sent to one user at the same time."""
+"""Limit on cores sent to one user at the same time."""
 HELD_FOR_USERS: Final = 24 << 20
 HELD_FOR_USER: Final = 8 << 20
 HELD_FOR_ROOT: Final = 16 << 20
-"""Bytes of answers in memory; of one reader who holds nothing a larger one is taken as well."""
+"""Limits on bytes of answers in memory; a reader without other answers may have one larger one."""
 FREE_BYTES: Final = 64 << 10
-"""An answer of no more is not counted: connections are."""
+"""Answers up to this size are not counted, because connections are limited."""
 CHUNK_BYTES: Final = 256 << 10
 POLL_SECONDS: Final = 0.5
 
 
 class SlowReaderError(TimeoutError):
-    """An answer is read too slowly."""
+    """A reader reads an answer too slowly."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """Bytes to be sent: `head`, `size_bytes` of a file, which the answer owns, and `tail`."""
+    """Bytes to send: `head`, `size_bytes` of a file, which the answer owns, and `tail`."""
 
     head: bytes
     fd: int = -1
@@ -55,12 +57,12 @@ class Answer:
             self.fd = -1
 
     def send(self, peer: socket.socket) -> None:
-        """Send all of it.
+        """Send the whole answer.
 
         Raises:
             SlowReaderError: the reader is too slow.
-            OSError: the reader is gone, or the file is: a core that retention deletes is not kept
-            on disk for a reader.
+            OSError: the reader is gone, or the file is: a core that retention deletes does not
+            stay on disk for a reader.
 
         """
         seconds = ANSWER_SECONDS
@@ -95,7 +97,9 @@ class Answer:
 
 
 class Shares:
-    """What all readers hold, and each; for any thread. A reader is a uid, or None for root."""
+    """Counts what each reader and all readers hold; for any thread. A reader is a uid, or None for
+    root.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,10 +108,10 @@ class Shares:
 
     @contextmanager
     def held(self, reader: int | None, size_bytes: int) -> Iterator[None]:
-        """Count an answer as long as it is in memory.
+        """Count an answer while it is in memory.
 
         Raises:
-            UnavailableError: too much is held already.
+            UnavailableError: too many bytes are held already.
 
         """
         size_bytes = size_bytes if size_bytes > FREE_BYTES else 0
@@ -132,10 +136,10 @@ class Shares:
 
     @contextmanager
     def core(self, reader: int | None) -> Iterator[None]:
-        """Count a core as long as it is sent.
+        """Count a core while it is sent.
 
         Raises:
-            UnavailableError: CORES_PER_USER are being sent already.
+            UnavailableError: CORES_PER_USER cores are being sent to this reader already.
 
         """
         with self._lock:

@@ -1,9 +1,10 @@
 """The control socket: crashctl for users who may not read the store, `status` and `follow` for all.
 
-Read-only, but that root can have a crash analysed, and retention done at once. SO_PEERCRED says who
-asks: root (and the daemon's own user) sees all, others see what is theirs. Bounded: connections
-in all and for each user, seconds for a request and its answer, bytes both ways, and what is held in
-memory for slow readers (`answers.py`).
+Read-only, except that root can request the analysis of a crash, or retention at once. SO_PEERCRED
+identifies the peer: root (and the daemon's own user) sees all crashes, other users see their own.
+There are limits on connections (in total and for each user), seconds for a request and its answer,
+bytes in both directions, and memory held for slow readers (`answers.py`). It is one idea despite
+its length: everything here is one protocol, and the checks that guard it.
 """
 
 import contextlib
@@ -44,44 +45,44 @@ log = logging.getLogger("crashd.control")
 
 CONNECTIONS_MAX = 64
 CONNECTIONS_FOR_OTHERS = 48
-"""So that root can ask, whatever other users do."""
+"""Less than CONNECTIONS_MAX, so that root can always connect."""
 CONNECTIONS_PER_UID = 8
 REQUEST_SECONDS = 5.0
 FOLLOW_QUEUE = 256
 LIST_MAX = 100_000
 LIST_BYTES = 8 << 20
-"""Of the JSON of a list: the crashed processes chose what is in it."""
+"""Limit on the JSON of a list, because crashed processes chose its contents."""
 FOLLOW_BYTES = 512 << 10
-"""Of what waits for one reader of `follow`."""
+"""Limit on messages that wait for one reader of `follow`."""
 TOP_MAX = 1000
 PLAN_MAX = 50_000
-"""Crashes of a vacuum's plan that are named."""
+"""Limit on the crashes listed in a vacuum's plan."""
 PROGRESS_SECONDS = 0.2
 _LOG_EVERY_SECONDS = 10.0
 
 
 class StatusSource(Protocol):
-    """Knows how the daemon is; see daemon/status.py."""
+    """Reports the daemon's status; see daemon/status.py."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what `crashctl status` prints; called by any thread."""
+        """Return the data that `crashctl status` prints; called by any thread."""
         ...
 
 
 class Work(Protocol):
-    """Does what root asks for; see daemon/rootwork.py."""
+    """Does the work that root requests; see daemon/rootwork.py."""
 
     def analyze(self, crash_id: str) -> bool:
-        """Queue a crash's analysis before all others; False where that cannot be."""
+        """Queue a crash's analysis before all others; return False if that is impossible."""
         ...
 
     def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
-        """Meet the limits of retention now."""
+        """Enforce the limits of retention now."""
         ...
 
 
 class _Teller(Spectator):
-    """Reports to a peer on work that goes on without it, too."""
+    """Reports to a peer on work that continues even if the peer leaves."""
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
@@ -89,7 +90,7 @@ class _Teller(Spectator):
         self._told_s = 0.0
 
     def tell(self, document: dict[str, Any]) -> None:
-        """Send, unless it is gone."""
+        """Send a message, unless the peer is gone."""
         if not self._gone:
             try:
                 _send(self._peer, document)
@@ -97,11 +98,11 @@ class _Teller(Spectator):
                 self._gone = True
 
     def planned(self, rows: list[dict[str, Any]]) -> None:
-        """Send what is about to be deleted."""
+        """Send the crashes that are about to be deleted."""
         self.tell({"plan": rows[:PLAN_MAX], "count": len(rows)})
 
     def progress(self, done: int, total: int) -> None:
-        """Send how far the work is, now and then."""
+        """Send the progress of the work, at most every PROGRESS_SECONDS."""
         now_s = time.monotonic()
         if now_s - self._told_s >= PROGRESS_SECONDS:
             self._told_s = now_s
@@ -118,7 +119,7 @@ class _Follower:
         self.dropped = 0
 
     def put(self, message: bytes) -> None:
-        """Queue a message, or count it as dropped; under the server's lock, as `take`."""
+        """Queue a message, or count it as dropped; under the server's lock, like `took`."""
         if self.queue.full() or (
             self.waiting_bytes and self.waiting_bytes + len(message) > FOLLOW_BYTES
         ):
@@ -128,15 +129,15 @@ class _Follower:
         self.queue.put_nowait(message)
 
     def took(self, message: bytes) -> int:
-        """Note that a message waits no more; return how many were dropped since the last one."""
+        """Note that a message was taken from the queue; return how many were dropped before it."""
         self.waiting_bytes -= len(message)
         dropped, self.dropped = self.dropped, 0
         return dropped
 
 
 class ControlServer:
-    """Answers on a listening socket, which it owns; a thread accepts, one more serves each
-    connection.
+    """Answers on a listening socket, which it owns; one thread accepts, and each connection has
+    another thread.
     """
 
     def __init__(
@@ -157,8 +158,8 @@ class ControlServer:
         self._refused = 0
         self._lock = threading.Lock()
         self._building = {True: threading.Lock(), False: threading.Lock()}
-        """Answers are built one after another, root's beside those of users: what that takes of
-        memory is had twice at most."""
+        """Answers are built one after another, separately for root and for users: at most two are
+        built at a time, which limits the memory for them."""
         self._shares = Shares()
         self._open: Counter[int] = Counter()
         self._followers: set[_Follower] = set()
@@ -168,16 +169,16 @@ class ControlServer:
 
     @property
     def refused(self) -> int:
-        """How many connections were turned away, or closed for what they said."""
+        """Return how many connections were refused, or closed because of a bad request."""
         return self._refused
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self._socket.setblocking(False)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, and close the socket; connections end by themselves."""
+        """Stop answering, and close the socket; open connections end on their own."""
         self._stopping.set()
         self._wake_out.send(b"\0")
         self._thread.join()
@@ -185,8 +186,8 @@ class ControlServer:
             end.close()
 
     def publish(self, document: dict[str, Any], owner_uid: int | None) -> None:
-        """Show a finished crash to the readers of `follow` who may see it; from any thread, never
-        waits.
+        """Queue a finished crash for the readers of `follow` who may see it. Callable from any
+        thread; does not block.
         """
         gid = document.get("gid")
         with self._lock:
@@ -255,14 +256,14 @@ class ControlServer:
         except SlowReaderError:
             self._complain(f"uid {user.uid} on the control socket: read an answer too slowly")
         except (EOFError, OSError):
-            pass  # the peer went away, or the core that it read did
-        except Exception:  # boundary: one conversation must not take the daemon along
+            pass  # the peer left, or the core that it read was deleted
+        except Exception:  # boundary: one request must not end the daemon
             log.exception("control socket: a request failed")
         finally:
             self._leave(user.uid)
 
     def _complain(self, text: str) -> None:
-        """Count a connection that was refused, and log it unless another one just was."""
+        """Count a refused connection, and log it unless another was logged just before."""
         now = time.monotonic()
         self._exporter.control_refused()
         with self._lock:
@@ -275,6 +276,7 @@ class ControlServer:
         log.warning("%s%s, ignoring", text, more)
 
     def _converse(self, peer: socket.socket, viewer: Viewer | None) -> None:
+        """Read one request and answer it; a malformed one is refused, and raises FormatError."""
         try:
             deadline = time.monotonic() + REQUEST_SECONDS
             request = messages.parse(messages.receive(peer, messages.REQUEST_MAX, deadline))
@@ -293,7 +295,7 @@ class ControlServer:
                 answer = self._answer(request, viewer, held)
             except CrashdError as e:
                 answer = _whole(_refusal(e))
-            except OSError as e:  # of the store: the peer's own are not met in here
+            except OSError as e:  # from the store: building an answer does not touch the peer
                 broken = UnavailableError(f"the daemon cannot read its store: {reason_of(e)}")
                 answer = _whole(_refusal(broken))
             held.callback(answer.close)
@@ -302,7 +304,7 @@ class ControlServer:
     def _answer(
         self, request: dict[str, Any], viewer: Viewer | None, held: contextlib.ExitStack
     ) -> Answer:
-        """Build an answer; what it holds is counted until `held` is left."""
+        """Build an answer; its memory, or its core, counts for the reader until `held` exits."""
         verb = request.get("verb")
         if verb == "status":
             return _whole({"ok": True, "status": self._status.describe()})
@@ -333,7 +335,7 @@ class ControlServer:
             return _whole({"ok": True})
 
     def _answer_vacuum(self, teller: "_Teller", viewer: Viewer | None, *, dry_run: bool) -> None:
-        """Stream what goes, how far it is, and the result; done even if the peer is gone."""
+        """Run a vacuum, and send its plan, progress and result; it continues if the peer leaves."""
         try:
             if viewer is not None:
                 raise PermissionDeniedError("only root may delete crashes")
@@ -370,7 +372,7 @@ class ControlServer:
         except queue.Empty:
             peer.settimeout(0)
             with contextlib.suppress(BlockingIOError):
-                peer.recv(1)  # nothing is expected: it is the end, or nonsense, and ends it
+                peer.recv(1)  # the peer closed, or sent something unexpected: end the connection
                 raise ConnectionAbortedError from None
             return
         with self._lock:
@@ -398,7 +400,7 @@ def _found(
 
 
 def _record(fd: int | None, more: dict[str, Any]) -> Answer:
-    """Answer with a record as it is stored, and what is known beside it; owns the file."""
+    """Build the answer with a record as it is stored, plus the fields `more`; owns the file."""
     if fd is None:
         return _whole({"ok": True, "crash": more})
     size = _last_brace(fd)
@@ -407,22 +409,22 @@ def _record(fd: int | None, more: dict[str, Any]) -> Answer:
 
 
 def _last_brace(fd: int) -> int:
-    """Find the end of a JSON object in a file: what follows it is white space at most."""
+    """Return the offset of the last brace of a JSON object in a file; only white space follows."""
     start = max(0, os.fstat(fd).st_size - 4096)
     return start + os.pread(fd, 4096, start).rindex(b"}")
 
 
 def _core(fd: int) -> Answer:
-    """Answer with a message that says how many bytes a core has, and then these; owns the file."""
+    """Build the answer with a message that has a core's size, then the core; owns the file."""
     size = os.fstat(fd).st_size
     return Answer(messages.pack({"ok": True, "size_bytes": size}), fd, size, is_core=True)
 
 
 def _viewer(peer: socket.socket, user: Viewer) -> Viewer | None:
-    """Decide as whom a peer is answered; None sees all.
+    """Return the viewer that a peer is answered as; None sees all.
 
-    A process in a user namespace below the host's is not let into its own user's processes outside
-    of it by ptrace(2) either: it may be there to be kept from them.
+    A process in a user namespace below the host's sees nothing, because ptrace(2) does not give it
+    access to its own user's processes outside either: the namespace may be there to isolate it.
     """
     if user.uid in (0, os.geteuid()):
         return None

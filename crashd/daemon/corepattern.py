@@ -1,4 +1,4 @@
-"""kernel.core_pattern in the daemon's life: taken at the start, watched, given back at the end."""
+"""kernel.core_pattern while the daemon runs: set at the start, watched, restored at the end."""
 
 import logging
 
@@ -12,7 +12,7 @@ log = logging.getLogger("crashd.service")
 
 
 class CorePattern:
-    """What this daemon does with kernel.core_pattern: nothing but look at it without `register`."""
+    """Sets, watches and restores kernel.core_pattern; without `register` it only reads it."""
 
     def __init__(self, paths: Paths, exporter: Exporter, *, register: bool) -> None:
         self._paths = paths
@@ -22,11 +22,11 @@ class CorePattern:
 
     @property
     def is_owned(self) -> bool:
-        """Whether the kernel gives crashes to crashd's handler; read from the kernel each time."""
+        """Return whether the kernel gives crashes to crashd's handler; reads it each time."""
         return registration.is_owned(self._paths)
 
     def take(self, pipe_limit: int, mode: Mode) -> None:
-        """Register with the kernel for as long as this daemon runs, where the system lets us.
+        """Register with the kernel for as long as this daemon runs, if the system allows it.
 
         Raises:
             ConfigError: the root makes the pattern too long.
@@ -48,12 +48,14 @@ class CorePattern:
             log.info("kernel.core_pattern is %s", done.pattern)
 
     def take_again(self, pipe_limit: int, mode: Mode) -> None:
-        """Register with other settings, but leave it to a tool that took it over meanwhile."""
+        """Register with new settings, unless another tool took the pattern over meanwhile."""
         if self.is_owned:
             self.take(pipe_limit, mode)
 
     def give_back(self) -> None:
-        """Give back what this daemon, or one before it that was killed, took; once is enough."""
+        """Restore the settings that this daemon, or an earlier one that was killed, replaced. Only
+        the first call has an effect.
+        """
         if not self._register or not self._paths.registered_marker.exists():
             return
         try:
@@ -62,7 +64,7 @@ class CorePattern:
             log.error("kernel.core_pattern was not given back: %s", e)
 
     def check(self) -> None:
-        """Log when another tool has taken it over, and have the metrics say whose it is."""
+        """Log when another tool has taken the pattern over, and report the owner in the metrics."""
         owned = self.is_owned
         if self._was_owned and not owned:
             log.warning(

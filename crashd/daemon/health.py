@@ -1,20 +1,20 @@
-"""Whether the daemon is alive, and whether it takes crashes: what probes are answered."""
+"""The answers to health probes: whether the daemon is alive, and whether it takes crashes."""
 
 from crashd.daemon.loop import Loop
 
 ALIVE_NS = 120 * 10**9
-"""A loop that has not turned for so long is not alive (it turns at least every 30 s)."""
+"""A loop that has not turned for this long is not alive (it turns at least every 30 s)."""
 
 
 class Health:
-    """For any thread; the daemon says when it is ready."""
+    """Answers from any thread; the daemon sets `ready`."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.ready = False
 
     def is_ready(self) -> bool:
-        """Return whether crashes are taken."""
+        """Return whether the daemon takes crashes."""
         return self.ready
 
     def is_alive(self) -> bool:

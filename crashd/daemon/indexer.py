@@ -1,7 +1,9 @@
-"""The index's only writer in the daemon, in a thread of its own: an fsync never holds up a crash.
+"""The index's only writer in the daemon. It runs in its own thread so that an fsync never delays a
+crash.
 
-It reads what is on disk (crash.json) and puts it into the index, so that a row and a rebuilt row
-can not differ; then it counts, logs and publishes what became of each crash.
+It reads the records on disk (crash.json) and puts them into the index, so a row and a rebuilt row
+cannot differ; then it counts, logs and publishes the outcome of each crash. It is one idea despite
+its length: one queue, one writer, and the comparison that repairs what the queue missed.
 """
 
 import contextlib
@@ -33,11 +35,11 @@ log = logging.getLogger("crashd.index")
 
 SETTLE_SECONDS = 60.0
 LAG_NS = 120 * 10**9
-"""A row is written so long after its record at most, where nothing fails."""
+"""The longest time between writing a record and its row, if nothing fails."""
 BATCH_MAX = 256
-"""Crashes put into the index in one transaction at most."""
+"""Limit on crashes put into the index in one transaction."""
 BATCH_BYTES = 16 << 20
-"""Bytes of their records at most: all are in memory at the same time."""
+"""Limit on the bytes of their records, which are all in memory at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class _Reconcile:
 @dataclass(frozen=True, slots=True)
 class _Mark:
     passed: threading.Event
-    """Set once all that was queued before is in the index."""
+    """Set once everything queued before it is in the index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ _Item = _Recorded | _Changed | _Removed | _Finished | _Unfinished | _Reconcile |
 
 
 def open_index(paths: Paths) -> Index:
-    """Open the index for writing. One that cannot be read is set aside, and an empty one begun; an
-    older crashd's is rebuilt at once, so that counters and sequence numbers go on.
+    """Open the index for writing. An unreadable index is set aside and replaced by an empty one; an
+    index of an older crashd is rebuilt at once, so that counters and sequence numbers continue.
     """
     try:
         return Index.open(paths.index)
@@ -105,7 +107,9 @@ def replace_index(paths: Paths, error: IndexCorruptError) -> Index:
 
 
 def _written_ns(paths: Paths) -> int:
-    """Return when the index was written to, 0 where there is none. Readers write its -shm, too."""
+    """Return when the index was last written, 0 if it does not exist. Its -shm file is left out,
+    because readers write that, too.
+    """
     written_ns = 0
     for suffix in ("", "-wal"):
         with contextlib.suppress(OSError):
@@ -115,7 +119,7 @@ def _written_ns(paths: Paths) -> int:
 
 
 def _changed_ns(paths: Paths, crash_id: str) -> int:
-    """Return when a file of an entry was put in its place; 0 where it is gone."""
+    """Return when a file of an entry was last put in place; 0 if the entry is gone."""
     try:
         return os.stat(paths.crashes / crash_id).st_mtime_ns
     except OSError:
@@ -123,19 +127,19 @@ def _changed_ns(paths: Paths, crash_id: str) -> int:
 
 
 class Audience(Protocol):
-    """Is told by the indexer's thread of what it finds."""
+    """Receives the indexer's results, in the indexer's thread."""
 
     def finished(self, crash: Crash) -> None:
-        """Take a crash whose record is final; each once."""
+        """Take a crash whose record is final; called once for each."""
         ...
 
     def unfinished(self, ids: Sequence[str]) -> None:
-        """Take the ids of all crashes that are being captured, as the index says."""
+        """Take the ids of all crashes that are being captured according to the index."""
         ...
 
 
 class Indexer:
-    """Feeds the index from a queue; the daemon's loop only ever appends to it."""
+    """Feeds the index from a queue, to which the daemon's loop only appends."""
 
     def __init__(self, paths: Paths, exporter: Exporter) -> None:
         self._paths = paths
@@ -144,15 +148,17 @@ class Indexer:
         self._thread: threading.Thread | None = None
         self._index: Index | None = None
         self._admitted: set[str] = set()
-        """Not finished so far: to be counted then, whenever disk and index are compared."""
+        """Crashes that are not finished yet: they are counted when they finish, and not when disk
+        and index are compared."""
         self._behind = False
         self._stale_since_ns: int | None = None
-        """Rows of entries that changed since then (their clock) may be older than their records:
-        a daemon was killed between the two, or the index took nothing for a while."""
+        """Rows of entries that changed since this time (by file times) may be older than their
+        records: a daemon was killed between the two writes, or writing the index failed for a
+        while."""
         self._anew = False
-        """Whether what is not in the index was counted before all the same."""
+        """Whether crashes missing from the index were counted before, because it is a new one."""
         self._alarm_bytes = WAL_ALARM_BYTES
-        """The size of the WAL that is logged next."""
+        """The size of the WAL at which the next warning is logged."""
 
     def start(self, audience: Audience) -> None:
         """Start the thread."""
@@ -167,19 +173,19 @@ class Indexer:
         self._queue.put(_Recorded(crash))
 
     def changed(self, crash: Crash) -> None:
-        """Note a crash that was finished before, and of which more is known now."""
+        """Note that more is known about a crash that was finished before."""
         self._queue.put(_Changed(slim(crash)))  # its record is read again
 
     def removed(self, crash_id: str) -> None:
-        """Note a crash that is gone, record and all."""
+        """Note that a crash was deleted, including its record."""
         self._queue.put(_Removed(crash_id))
 
     def untold(self) -> frozenset[str]:
-        """List the crashes that are not finished so far, as far as the audience knows."""
+        """Return the admitted crashes whose final record was not yet passed to the audience."""
         return frozenset(self._admitted)  # a copy in one step, while other threads change it
 
     def settle(self) -> bool:
-        """Wait until all that was told so far is in the index; False where it does not get there.
+        """Wait until everything queued so far is in the index; return False after SETTLE_SECONDS.
         Blocks; not for the loop.
         """
         mark = _Mark(threading.Event())
@@ -191,20 +197,23 @@ class Indexer:
         self._queue.put(_Finished(crash_id))
 
     def reconcile(self) -> None:
-        """Compare disk and index, and put right what differs."""
+        """Compare disk and index, and correct the index where they differ."""
         self._queue.put(_Reconcile())
 
     def look_for_unfinished(self) -> None:
-        """Tell the audience what is unfinished, and write what could not be written before."""
+        """Report unfinished crashes to the audience, and repeat writes that failed before."""
         self._queue.put(_Unfinished())
 
     def stop(self) -> None:
-        """Write what is queued, and end; may be called without `start`."""
+        """Write everything queued, and end; may be called without `start`."""
         self._queue.put(_Stop())
         if self._thread is not None:
             self._thread.join()
 
     def _run(self, audience: Audience) -> None:
+        """Write batches of queued items until a _Stop; a failed batch is made good by comparing
+        disk and index later.
+        """
         while True:
             items = [self._queue.get()]
             size = self._size_of(items[0])
@@ -213,9 +222,7 @@ class Indexer:
                 size += self._size_of(items[-1])
             try:
                 self._apply(self._current(), items, audience)
-            except (
-                Exception
-            ) as e:  # boundary: the index is a cache; crashes are safe on disk without it
+            except Exception as e:  # boundary: the index is a cache; crashes are safe on disk
                 known = isinstance(e, CrashdError | OSError)
                 log.error(
                     "index is behind: %s, trying again at the next reconciliation",
@@ -233,11 +240,11 @@ class Indexer:
                 return
 
     def _size_of(self, item: _Item) -> int:
-        """Return how many bytes are read for an item."""
+        """Return how many bytes an item makes the indexer read."""
         return record_size(self._paths, item.crash_id) if isinstance(item, _Finished) else 0
 
     def _batches(self, ids: Iterable[str]) -> Iterator[list[Crash]]:
-        """Read records, as many at a time as one transaction takes."""
+        """Yield records in batches that fit one transaction."""
         batch: list[Crash] = []
         size = 0
         for crash_id in ids:
@@ -257,7 +264,7 @@ class Indexer:
             self._index = None
 
     def _current(self) -> Index:
-        """Open the index, where it is not open or was replaced."""
+        """Return the index; open it if it is not open, or was replaced."""
         if self._index is not None and not self._index.is_current():
             self._close()
             self._behind = self._anew = True
@@ -267,7 +274,7 @@ class Indexer:
         return self._index
 
     def _doubt(self, since_ns: int) -> None:
-        """Have rows compared with their records, at the next reconciliation."""
+        """Mark rows as doubtful from `since_ns` on: the next reconciliation compares them."""
         known_ns = self._stale_since_ns
         since_ns -= LAG_NS
         self._stale_since_ns = since_ns if known_ns is None else min(since_ns, known_ns)
@@ -282,6 +289,7 @@ class Indexer:
             self._write(self._index, items, audience)
 
     def _write(self, index: Index, items: list[_Item], audience: Audience) -> None:
+        """Put one batch into the index, then report it: only what is in the index is published."""
         rows: dict[str, Crash] = {}
         final: dict[str, Crash] = {}
         changed: set[str] = set()
@@ -314,7 +322,7 @@ class Indexer:
         self._exporter.signatures(signatures.count(index))
 
     def _look_at_wal(self) -> None:
-        """Log a WAL that only grows, at each doubling; rows go in all the same."""
+        """Warn about a WAL that keeps growing, at each doubling; rows are still written."""
         size = wal_bytes(self._paths.index)
         if size < WAL_ALARM_BYTES:
             self._alarm_bytes = WAL_ALARM_BYTES
@@ -329,8 +337,8 @@ class Indexer:
     def _to_put(
         self, rows: Mapping[str, Crash], again: Set[str], gone: Collection[str]
     ) -> Iterator[Crash]:
-        """Yield what the rows are made of: those of `again` as their records are by now. An
-        administrator may have pinned or deleted one since, and have put that into the index first.
+        """Yield the crashes for the rows; the records of those in `again` are read again. An
+        administrator may have pinned or deleted one meanwhile, and updated the index already.
         """
         for crash_id, crash in rows.items():
             if crash_id in gone:
@@ -347,7 +355,7 @@ class Indexer:
             yield crash
 
     def _is_news(self, index: Index, rows: Mapping[str, Crash], crash_id: str) -> bool:
-        """Return whether a crash was not finished so far: the loop may find out twice."""
+        """Return whether a crash was not finished before: the loop may report the end twice."""
         if crash_id in rows and crash_id not in self._admitted:
             return rows[crash_id].state is State.CAPTURING
         row = index.get(crash_id)
@@ -363,8 +371,8 @@ class Indexer:
             return None
 
     def _compare(self, index: Index, audience: Audience) -> None:
-        """Put rows to entries without one, mark rows without entry, and find what was left
-        unfinished.
+        """Add rows for entries without one, mark rows without an entry, and report unfinished
+        crashes.
         """
         on_disk, rows = entry_ids(self._paths), set(index.ids())
         unfinished = index.ids_in_state(State.CAPTURING)
@@ -397,8 +405,8 @@ class Indexer:
                 log.warning("crash %s: its record cannot be restored: %s, ignoring", crash_id, e)
 
     def _refresh(self, index: Index, ids: Set[str], since_ns: int) -> None:
-        """Rebuild the rows whose records changed since. Unfinished crashes are left alone: their
-        end is still to be counted.
+        """Rebuild the rows whose records changed since `since_ns`. Unfinished crashes are left
+        alone, because they are counted when they finish.
         """
         unfinished = set(index.ids_in_state(State.CAPTURING))
         changed = [
@@ -427,6 +435,7 @@ class Indexer:
         self._admitted.discard(crash.id)
 
     def _log(self, crash: Crash) -> None:
+        """Log one line for a finished crash, and record its capture in the metrics."""
         capture, core = crash.capture, crash.core
         if core.path:
             hold = None if capture.hold_ns is None else capture.hold_ns / 1e9

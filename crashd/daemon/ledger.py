@@ -1,4 +1,4 @@
-"""What the daemon's loop knows of crashes: the index, which it only reads, and its only writer."""
+"""The crashes known to the daemon's loop: the index, which it only reads, and its only writer."""
 
 from crashd.daemon.indexer import Indexer, open_index, replace_index
 from crashd.domain.crash.model import Crash
@@ -10,7 +10,7 @@ from crashd.store.paths import Paths
 
 
 class Ledger:
-    """All crashes there are, for the loop; new ones are handed on to the indexer."""
+    """Looks crashes up for the loop, and passes new ones to the indexer."""
 
     def __init__(self, paths: Paths, indexer: Indexer) -> None:
         self._paths = paths
@@ -18,7 +18,7 @@ class Ledger:
         self._index = open_index(paths)
 
     def recorded(self, crash: Crash) -> None:
-        """Take a crash that is on record."""
+        """Note a crash whose first record is on disk."""
         self._indexer.recorded(crash)
 
     def finished(self, crash_id: str) -> None:
@@ -26,14 +26,14 @@ class Ledger:
         self._indexer.finished(crash_id)
 
     def id_of_token(self, token: str) -> str | None:
-        """Return the crash that a handler gave this token; None where it is not known."""
-        if not self._index.is_current():  # it was damaged, and is made again
+        """Return the id of the crash with this handler's token; None if it is unknown."""
+        if not self._index.is_current():  # it was damaged, and is rebuilt
             self._index.close()
             self._index = Index.open(self._paths.index)
         return self._index.id_of_token(token)
 
     def last_sequence(self) -> int:
-        """Return the number of the newest crash; 0 where the index is damaged, and rebuilt."""
+        """Return the number of the newest crash; 0 if the index is damaged and being rebuilt."""
         try:
             return self._index.last_sequence()
         except IndexCorruptError as e:
@@ -41,7 +41,7 @@ class Ledger:
             return 0
 
     def seed(self, exporter: Exporter) -> None:
-        """Give the metrics what daemons before this one counted."""
+        """Set the metrics to the counts of earlier daemons."""
         try:
             totals, usage = self._index.totals(), self._index.usage()
         except IndexCorruptError as e:
@@ -49,7 +49,7 @@ class Ledger:
             totals, usage = self._index.totals(), self._index.usage()
         exporter.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
         exporter.seed_units(self._index.unit_totals(UNITS_MAX))
-        # A 0 between two scrapes would make all of them new ones.
+        # A 0 between two scrapes would make all signatures look new.
         exporter.signatures(signatures.count(self._index))
         for kind, (count, size) in usage.items():
             exporter.store(kind, count, size)

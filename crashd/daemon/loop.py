@@ -1,7 +1,7 @@
-"""The daemon's one loop: descriptors that are waited for, timers, signals and calls from threads.
+"""The daemon's one loop: waits for descriptors, timers, signals and calls from threads.
 
-It knows nothing of crashes. Whatever acts in it must not block: all other events wait meanwhile,
-those of new crashes among them.
+It knows nothing about crashes. Code that runs in it must not block: all other events wait
+meanwhile, including new crashes.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from crashd.daemon.loopclock import LoopClock
 log = logging.getLogger("crashd.service")
 
 FAILURES_MAX = 100
-"""Turns that fail, one after another, until the daemon gives up to be restarted."""
+"""Number of failed turns in a row after which the daemon exits to be restarted."""
 WAIT_MAX_NS = 60 * 10**9
-"""How long a loop waits for which nothing is due."""
+"""How long a turn waits when nothing is due."""
 
 Act = Callable[[], object]
 
 
 class Readable(Protocol):
-    """What has a descriptor to wait for."""
+    """An object with a descriptor to wait for."""
 
     def fileno(self) -> int:
-        """Return the descriptor; -1 where it is closed."""
+        """Return the descriptor; -1 if it is closed."""
         ...
 
 
@@ -39,15 +39,15 @@ class Turning(Protocol):
     """Has work in each turn of the loop, and knows when that is due."""
 
     def wait_ns(self) -> int | None:
-        """Return how long the loop may wait at most; None: nothing is due."""
+        """Return how long the loop may wait at most; None if nothing is due."""
         ...
 
     def tick(self, heard_ns: int) -> None:
-        """Do what is due; `heard_ns` is when the loop last listened, by the loop's clock."""
+        """Do the work that is due; `heard_ns` is when the loop last listened, by its clock."""
         ...
 
     def act_on_signal(self, number: signal.Signals) -> None:
-        """Act on a signal that came."""
+        """Act on a signal that the process received."""
         ...
 
     def is_over(self) -> bool:
@@ -59,7 +59,7 @@ class Turning(Protocol):
 class _Timer:
     due_ns: int
     every_ns: int | None
-    """None: once."""
+    """None for a timer that rings once."""
     act: Act
 
 
@@ -80,23 +80,23 @@ class Loop:
 
     @property
     def idle_ns(self) -> int:
-        """How long ago the last turn was; for any thread."""
+        """Return how long ago the last turn was; for any thread."""
         return time.monotonic_ns() - self._turned_ns
 
-    # -- what is waited for ------------------------------------------------------------------------
+    # -- event sources -----------------------------------------------------------------------------
 
     def watch(self, source: Readable, act: Act) -> None:
-        """Have `act` called whenever a source is readable; it stays the caller's."""
+        """Call `act` whenever a source is readable; the caller keeps ownership of the source."""
         self._selector.register(source, selectors.EVENT_READ, act)
 
     def unwatch(self, source: Readable) -> None:
-        """Wait for a source no more; nothing where it was not waited for."""
+        """Stop watching a source; does nothing if it is not watched."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)
 
     def timer(self, name: str, every_ns: int, act: Act) -> None:
-        """Have `act` called every so often, for the first time after that long; never again with 0.
-        A timer of the same name gives way.
+        """Call `act` every `every_ns`, first after that time; 0 removes the timer. Replaces a timer
+        of the same name.
         """
         if every_ns:
             self._timers[name] = _Timer(time.monotonic_ns() + every_ns, every_ns, act)
@@ -104,25 +104,25 @@ class Loop:
             self._timers.pop(name, None)
 
     def after(self, name: str, wait_ns: int, act: Act) -> None:
-        """Have `act` called once, after so long; a timer of the same name gives way."""
+        """Call `act` once, after `wait_ns`. Replaces a timer of the same name."""
         self._timers[name] = _Timer(time.monotonic_ns() + wait_ns, None, act)
 
     def is_set(self, name: str) -> bool:
-        """Return whether a timer of this name is still to come."""
+        """Return whether a timer of this name is pending."""
         return name in self._timers
 
     def call_soon(self, act: Act) -> None:
-        """Have `act` called in the loop; from any thread."""
+        """Call `act` in the loop soon; for any thread."""
         self._calls.append(act)
         with contextlib.suppress(BlockingIOError, OSError):
             self._wake_out.send(b"\0")
 
     @contextlib.contextmanager
     def catching(self, numbers: Sequence[signal.Signals]) -> Iterator[None]:
-        """Have signals acted on by the loop; those of the process are put back at the end.
+        """Let the loop act on signals; the previous handlers are restored at the end.
 
         The handler only notes the signal. The wake-up descriptor ends the wait, because select(2)
-        goes on after a Python handler that does not raise (PEP 475).
+        continues after a Python handler that does not raise (PEP 475).
         """
         previous = {number: signal.signal(number, self._note_signal) for number in numbers}
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
@@ -144,10 +144,10 @@ class Loop:
     # -- turning -----------------------------------------------------------------------------------
 
     def run(self, turning: Turning) -> None:
-        """Turn until `turning` is over; an event that fails does not end it.
+        """Turn until `turning` is over; a failed event does not end the loop.
 
         Raises:
-            Exception: FAILURES_MAX turns failed in a row; that of the last one.
+            Exception: FAILURES_MAX turns failed in a row; the exception of the last one.
 
         """
         failures = 0
@@ -155,7 +155,7 @@ class Loop:
             try:
                 self._turn(turning)
                 failures = 0
-            except Exception:  # boundary: what one event did must not cost the crashes to come
+            except Exception:  # boundary: one failed event must not cost later crashes
                 failures += 1
                 if failures >= FAILURES_MAX:
                     raise
@@ -182,7 +182,7 @@ class Loop:
                 continue
             if timer.every_ns is None:
                 del self._timers[name]
-            else:  # before it acts: what fails is tried again at its next time
+            else:  # set before it acts: if that fails, it is tried again at the next time
                 self.timer(name, timer.every_ns, timer.act)
             timer.act()
 

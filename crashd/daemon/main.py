@@ -1,7 +1,7 @@
-"""`crashd`: the command line of the daemon, and the first moments of its life.
+"""`crashd`: the command line of the daemon, and its first steps.
 
-Kept light on purpose: the nursery of the workers is forked from here, before pydantic, SQLite and
-the exporter are imported, so that a worker is small.
+Kept light on purpose: the workers' nursery is forked from here, before pydantic, SQLite and the
+exporter are imported, so that a worker is small.
 """
 
 import argparse
@@ -27,7 +27,7 @@ log = logging.getLogger("crashd")
 
 
 class _Formatter(logging.Formatter):
-    """Escape what a log's reader would not see; messages may hold names that a user chose."""
+    """Escapes characters that are invisible in a log; messages may hold names that a user chose."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Format one record without its traceback."""
@@ -35,7 +35,7 @@ class _Formatter(logging.Formatter):
 
 
 class _JournalFormatter(_Formatter):
-    """Prefix lines with their syslog level, as sd-daemon(3) wants them on stderr."""
+    """Prefixes lines with their syslog level, as sd-daemon(3) requires on stderr."""
 
     _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
@@ -46,7 +46,7 @@ class _JournalFormatter(_Formatter):
 
 
 def set_up_logging(environ: "os._Environ[str] | dict[str, str]") -> None:
-    """Log to stderr: with level prefixes for the journal, with the time elsewhere."""
+    """Log to stderr: with level prefixes for the journal, otherwise with the time."""
     handler = logging.StreamHandler(sys.stderr)
     if "JOURNAL_STREAM" in environ:
         handler.setFormatter(_JournalFormatter("%(message)s"))
@@ -94,7 +94,7 @@ def check_config(paths: Paths, files: Sequence[Path]) -> int:
 
 
 def run_hooks(paths: Paths) -> int:
-    """Run the hooks, and print as JSON what failed; for crashd-hooks@.service."""
+    """Run the hooks, and print failures as JSON; for crashd-hooks@.service."""
     from crashd.configuration import files as configfiles
     from crashd.edge.host.hooks import run_all
 
@@ -107,16 +107,15 @@ def run_hooks(paths: Paths) -> int:
 
 
 def run(paths: Paths, *, register: bool) -> int:
-    """Run the daemon until it is told to stop."""
+    """Run the daemon until a signal stops it; return its exit status."""
     set_up_logging(os.environ)
     make_undumpable()
     give_memory_back()
     refuse_untrusted(paths, handler=register)
     given = os.environ.get("LISTEN_FDS", "")
     ours = os.environ.get("LISTEN_PID") == str(os.getpid()) and given.isdigit()
-    nursery = Nursery(
-        int(given) if ours else 0
-    )  # first: it must hold no lock, no socket, and none of the imports below
+    # first: the nursery must not hold a lock, a socket, or any of the imports below
+    nursery = Nursery(int(given) if ours else 0)
     try:
         from crashd.configuration import files as configfiles
         from crashd.daemon.service import Service

@@ -1,4 +1,4 @@
-"""Crashes that were left unfinished: by a daemon that was killed, a handler that gave up, a worker
+"""Recover crashes left unfinished by a daemon that was killed, a handler that gave up, or a worker
 that outlived its daemon.
 """
 
@@ -14,11 +14,11 @@ from crashd.daemon.loop import Loop
 from crashd.domain.crash.model import LIST_KEYS, Crash, to_json
 
 LOOK_NS = 2 * 10**9
-"""Until crashes whose writer is still at work, or whose core is to come, are looked at again."""
+"""Delay before the next look at crashes that are still being written, or whose core is missing."""
 
 
 class Recovery:
-    """Takes in what is unfinished, and begins everything that waits for a complete index."""
+    """Takes in unfinished crashes, and starts everything that waits for a complete index."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Recovery:
         self._afterwards = afterwards
 
     def recover(self, ids: Sequence[str]) -> None:
-        """Take in what the handler and a daemon before this one left; `ids` are in state
-        `capturing`. In the loop.
+        """Take in crashes left by the handler and by an earlier daemon; `ids` are in state
+        `capturing`. Runs in the loop.
         """
         self._ingest.allow_import()
         self._kernel.allow()
@@ -50,13 +50,13 @@ class Recovery:
             self.look_soon()
 
     def look_soon(self) -> None:
-        """Have the index say what is unfinished, in a moment."""
+        """Make the indexer report unfinished crashes, after LOOK_NS."""
         if not self._loop.is_set("unfinished"):
             self._loop.after("unfinished", LOOK_NS, self._indexer.look_for_unfinished)
 
 
 class Finished:
-    """The indexer's audience: hands on what it finds, each to the thread that works on it."""
+    """The indexer's audience: passes each result to the thread that works on it."""
 
     def __init__(
         self, loop: Loop, afterwards: Afterwards, control: ControlServer, recovery: Recovery
@@ -67,11 +67,11 @@ class Finished:
         self._recovery = recovery
 
     def finished(self, crash: Crash) -> None:
-        """Have a crash analysed, notified, and shown to the readers of `follow`."""
+        """Start a crash's analysis and notices, and show it to the readers of `follow`."""
         self._afterwards.captured(crash)
         document = to_json(crash)
         self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)
 
     def unfinished(self, ids: Sequence[str]) -> None:
-        """Have the loop recover crashes."""
+        """Make the loop recover crashes."""
         self._loop.call_soon(lambda: self._recovery.recover(ids))

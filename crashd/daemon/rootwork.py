@@ -1,4 +1,4 @@
-"""What root asks for through the control socket, handed to the part that does it."""
+"""Root's requests on the control socket, passed to the part of the daemon that does the work."""
 
 from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.after.retention import Spectator
@@ -7,16 +7,16 @@ from crashd.store.retention import Outcome
 
 
 class RootWork:
-    """Knows both sides: crashes of processes, and the kernel's."""
+    """Knows both sides: crashes of processes, and kernel crashes."""
 
     def __init__(self, kernel: KernelSide, afterwards: Afterwards) -> None:
         self._kernel = kernel
         self._afterwards = afterwards
 
     def analyze(self, crash_id: str) -> bool:
-        """Analyse a crash (again) before all others; False where that cannot be."""
+        """Analyse a crash (again) before all others; return False if that is impossible."""
         return self._kernel.analyze(crash_id) or self._afterwards.analyze(crash_id)
 
     def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
-        """Meet the limits of retention now."""
+        """Enforce the limits of retention now."""
         return self._afterwards.vacuum(spectator, dry_run=dry_run)

@@ -1,7 +1,7 @@
-"""The daemon itself: everything composed, and what its one loop does.
+"""The daemon itself: composes all parts, and does the work of its one loop.
 
-The loop never waits for a disk's fsync, a process's memory or a client: captures are the workers',
-the index is the indexer thread's, metrics and control have threads of their own.
+The loop never waits for a disk's fsync, a process's memory or a client: workers do the captures,
+the indexer's thread writes the index, and metrics and control have their own threads.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ class Service:
             cleanup.callback(self._core_pattern.give_back)
             self._core_pattern.take(self._pipe_limit(), self._status.mode)
             self._core_pattern.check()
-            self._indexer.reconcile()  # and then, when every token is known, the spool
+            self._indexer.reconcile()  # then every token is known, and the spool is imported
             self._health.ready = True
             self._notifier.ready(self._status.line)
             log.info("crashd %s is ready, store %s", __version__, self._paths.crashes)
@@ -122,6 +122,7 @@ class Service:
         return int(self._dispatcher.helpless)
 
     def _open(self) -> None:
+        """Open all sockets, using those that systemd passed, and start the threads and timers."""
         devices: dict[str, int] = {}
         given = sdaemon.listen_fds(os.environ, devices)
         control = given.get("control") or handoff.listen_unix(
@@ -150,7 +151,7 @@ class Service:
         self._loop.timer("watchdog", watchdog_ns, self._notifier.watchdog)
 
     def _close(self) -> None:
-        """Take everything down, in the order that loses nothing."""
+        """Stop all parts, in the order that loses nothing."""
         self._health.ready = False
         self._intake.close()
         self._kernel.stop()
@@ -171,7 +172,7 @@ class Service:
     # -- in the loop -------------------------------------------------------------------------------
 
     def tick(self, heard_ns: int) -> None:
-        """Do what each turn of the loop does."""
+        """Do the work of each turn of the loop."""
         self._dispatcher.tick(heard_ns)
         if self._ingest.look():
             self._recovery.look_soon()
@@ -182,14 +183,14 @@ class Service:
         self._exporter.stages(self._dispatcher.holders, self._dispatcher.storers)
 
     def wait_ns(self) -> int | None:
-        """Return in how long there is something to do; None: nothing is under way."""
+        """Return in how long `tick` must run; None if nothing is under way."""
         now_ns = time.monotonic_ns()
         due = [d - now_ns for d in (self._stop_ns, self._kernel.due_ns) if d is not None]
         jobs_ns = self._dispatcher.wait_ns()
         return min(due if jobs_ns is None else [*due, jobs_ns], default=None)
 
     def is_over(self) -> bool:
-        """Return whether the daemon is to end now."""
+        """Return whether the daemon must end now."""
         if self._dispatcher.helpless:
             log.error("cannot fork workers; exiting to be restarted")
             return True
@@ -199,15 +200,15 @@ class Service:
         return idle or time.monotonic_ns() >= self._stop_ns
 
     def act_on_signal(self, number: signal.Signals) -> None:
-        """Reload on SIGHUP; stop on any other, and at once on a second one."""
+        """Reload on SIGHUP; stop on any other signal, and at once on a second one."""
         if number == signal.SIGHUP:
             self._reload()
         elif self._stop_ns is None:
             log.info("stopping on %s", number.name)
             self._stop_ns = time.monotonic_ns() + STOP_NS
             self._health.ready = False
-            # The kernel must know first: crashes from now on are the previous handler's, or
-            # spooled.
+            # The kernel must know first: from now on the previous handler takes crashes, or they
+            # are spooled.
             self._core_pattern.give_back()
             self._ingest.stop_import()
             self._intake.accept()
@@ -263,7 +264,7 @@ class Service:
         """Give all parts their settings.
 
         Raises:
-            OSError: the store's file system cannot be asked.
+            OSError: the space of the store's file system cannot be read.
 
         """
         capture, space = settings.capture, read_space(self._paths.crashes)
@@ -292,7 +293,7 @@ class Service:
         self._settings = settings
 
     def _write_limits(self, options: Options) -> None:
-        """Have the handler know the limits: it obeys them alone while no daemon runs."""
+        """Write the limits for the handler, which follows them while no daemon runs."""
         try:
             spool.write_limits(
                 self._paths,
@@ -306,7 +307,7 @@ class Service:
 
 
 def _options(settings: config.Settings, keep_free_bytes: int, cpus: int) -> Options:
-    """Resolve what a worker is told of each capture."""
+    """Build the options of a capture, which are sent to the workers."""
     capture = settings.capture
     return Options(
         engine=capture.engine,

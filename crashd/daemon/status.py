@@ -1,4 +1,4 @@
-"""How the daemon is: what `crashctl status`, systemd and the health probes are answered."""
+"""The daemon's status, for `crashctl status` and systemd."""
 
 import os
 import time
@@ -41,13 +41,13 @@ class DaemonStatus:
 
     @property
     def line(self) -> str:
-        """One line, for `systemctl status`."""
+        """Return one line for `systemctl status`."""
         registered = "registered" if self._core_pattern.is_owned else "NOT registered"
         in_flight = self._dispatcher.in_flight
         return f"{registered}, {self._ingest.finished_total} crashes caught, {in_flight} in flight"
 
     def describe(self) -> dict[str, Any]:
-        """Return what `crashctl status` prints."""
+        """Return the data that `crashctl status` prints."""
         usage = self._exporter.store_usage()
         return {
             "version": __version__,
@@ -75,10 +75,10 @@ class DaemonStatus:
 
 
 def free_bytes(paths: Paths) -> int:
-    """Return what the store's file system has left.
+    """Return the free space of the store's file system.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: the space cannot be read.
 
     """
     return read_space(paths.crashes).free_bytes

@@ -1,1 +1,1 @@
-"""One crash read and stored, in a worker process of its own."""
+"""Read and store one crash, in its own worker process."""

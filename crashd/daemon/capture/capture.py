@@ -1,8 +1,8 @@
-"""The capture of one crash, top to bottom: identify, read the head, decide, read the core, let the
-process go; store the core, commit.
+"""The capture of one crash, top to bottom: identify, read the head, decide, read the core, release
+the process; store the core, commit.
 
-A plain synchronous function, run by a worker process on an `IncomingCore` of whatever origin. A
-core that is cut is a recorded fact, never an error.
+A plain synchronous function that a worker process runs on an `IncomingCore` of any origin. A cut
+core is a recorded fact, never an error.
 """
 
 import contextlib
@@ -24,51 +24,53 @@ from crashd.errors import FormatError, reason_of
 from crashd.store.entry import Entry
 
 EARLY_RECORD_BYTES = 64 << 20
-"""What is known of a crash is written before its core is read only where that lasts: a small core
-is read sooner than the record would be written.
+"""Larger cores have an early record on disk before they are read. A smaller core is read in less
+time than writing that record takes.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What may be done with a crash whose site is known."""
+    """What to keep of a crash, and the resources for it, decided by its crash site."""
 
     disposition: Disposition = Disposition.FULL
     reason: str | None = None
-    """Why not more is kept."""
+    """Why crashd does not keep more."""
     grant: Grant = field(default_factory=Grant)
     credit_bytes: int = 0
-    """How far below `keep_free` the capture may go: as much is being deleted for it."""
+    """How far below `keep_free` the capture may go: retention is deleting as much for it."""
     leave_bytes: int = 0
-    """How much more than `keep_free` it leaves to other users' crashes."""
+    """Space beyond `keep_free` that the capture leaves for other users' crashes."""
 
 
 class Desk:
-    """What a capture asks, and reports to. This one answers as where there is no daemon: all is
-    kept, by small means, and stored at once.
+    """The other side of a capture: decides and takes its reports. This base class serves a capture
+    without a daemon: keep everything, use few resources, store at once.
     """
 
     def __init__(self) -> None:
         self.pace = Pace()
-        """At which the core is stored."""
+        """The pace at which the core is stored."""
 
     def identified(self) -> None:
-        """Note that nothing more is needed of /proc but the memory."""
+        """Note that the capture needs nothing more from /proc except the memory."""
 
     def decide(self, crash: Crash, head: elfcore.CoreHead | None, wanted: int) -> Decision:
-        """Decide, once all is known that can be before the memory is read.
+        """Return what to keep, once everything that needs no memory read is known.
 
         Args:
-            crash: as far as it is known.
-            head: the core's.
-            wanted: how many bytes are to be read.
+            crash: the crash, as far as it is known.
+            head: the head of the core.
+            wanted: the number of bytes to read.
 
         """
         del crash, head, wanted
         return Decision()
 
     def released(self, options: Options, read_bytes: int, spilled_bytes: int) -> int:
-        """Note that the process is let go; return, when it may be stored, by how many threads."""
+        """Note that the process is released. Return the number of compressing threads as soon as
+        the core may be stored.
+        """
         del read_bytes, spilled_bytes
         return options.threads
 
@@ -86,17 +88,17 @@ def capture(
 ) -> Crash:
     """Capture one crash into its entry and commit it; return the final record, which is on disk.
 
-    `incoming` is released as soon as its last byte is read, before it is compressed and synced.
-    With `refused`, the reason, nothing is read of the core at all.
+    `incoming` is released as soon as its last byte is read, before the core is compressed and
+    synced. With `refused`, a reason, the capture reads nothing of the core.
 
     Raises:
-        FormatError: the kernel does not offer a core in words that we know.
+        FormatError: the kernel offers a core in an unknown protocol.
         OSError: the record itself cannot be written; the entry stays in state `capturing`.
 
     """
     deadline_ns = time.monotonic_ns() + options.deadline_ns
     crash = replace(crash, capture=replace(crash.capture, queued_ns=_since(incoming, crash)))
-    # held: whoever waits for the process waits for each of these lines
+    # held: anything that waits for the process waits for each of these lines
     if refused is None:
         incoming.accept()  # now: the kernel writes while we look at /proc
     seen = _look(crash, incoming, with_proc=with_proc)
@@ -112,7 +114,7 @@ def capture(
         held, limit = _hold(crash, entry, source, limit, desk, deadline_ns)
     finally:
         source.release()
-    # released: nobody waits for what follows
+    # released: no process waits for what follows
     kept = _store(crash, entry, source, held, desk)
     if kept.core.path:
         entry.commit_core()
@@ -125,7 +127,7 @@ def capture(
 def _refuse(
     crash: Crash, entry: Entry, incoming: IncomingCore, options: Options, reason: str
 ) -> Crash:
-    """Let the process go without its core."""
+    """Release the process without reading its core."""
     incoming.refuse()
     capture = replace(crash.capture, disposition=Disposition.METADATA, reason=reason)
     crash = replace(crash, state=State.METADATA_ONLY, capture=capture)
@@ -141,7 +143,7 @@ def _commit(crash: Crash, entry: Entry, incoming: IncomingCore, options: Options
 
 
 def _record_bytes(crash: Crash, entry: Entry, options: Options) -> int:
-    """Return how large the record may be: what a storm of crashes leaves must not fill the disk."""
+    """Return how large the record may be: the records of a crash storm must not fill the disk."""
     most = MINI_BYTES if crash.capture.disposition is Disposition.MINI else RECORD_BYTES
     if crash.core.path is None:
         most = METADATA_BYTES
@@ -156,7 +158,7 @@ def _hold(
     desk: Desk,
     deadline_ns: int,
 ) -> tuple[HeldCore | KeptCore, record.Allowance]:
-    """Decide what is to be kept of the core, and read that."""
+    """Decide what to keep of the core, and read that part."""
     if not source.raw or limit.disposition is Disposition.METADATA:
         return KeptCore(build_id=source.build_id(), reason=limit.reason), limit
     source.open_memory(crash.mountinfo or b"")
@@ -170,16 +172,16 @@ def _hold(
         return KeptCore(build_id=build_id, reason=limit.reason), limit
     if limit.disposition is Disposition.MINI:
         source.make_mini()
-    spooled = source.incoming.mode is Mode.SPOOL  # as much comes free there as is stored
+    spooled = source.incoming.mode is Mode.SPOOL  # the spool frees as much as the store takes
     source.options = replace(
         source.options,
         credit_bytes=decision.credit_bytes,
         leave_bytes=0 if spooled else decision.leave_bytes,
     )
     if wanted > EARLY_RECORD_BYTES:
-        # whatever becomes of the core, this much is known
+        # keep at least this much if reading the core fails
         entry.write(crash, sync=False, max_bytes=entry.spare_bytes(source.options.keep_free_bytes))
-    # of a spooled core nobody is held: it is stored as slowly as those that were let go
+    # a spooled core holds no process: it is stored as slowly as the core of a released process
     pace = desk.pace if spooled else None
     held = hold_core(source, entry, limit, decision.grant, deadline_ns, pace)
     if isinstance(held, KeptCore):
@@ -192,15 +194,15 @@ def _hold(
 def _store(
     crash: Crash, entry: Entry, source: CoreSource, held: HeldCore | KeptCore, desk: Desk
 ) -> KeptCore:
-    """Store what was read of the core, when the daemon says so."""
+    """Store the core that was read, once the daemon allows it."""
     if isinstance(held, KeptCore):
         return held
     try:
         hold_ns = _hold_ns(source.incoming, crash)
         known = replace(crash, capture=replace(crash.capture, hold_ns=hold_ns))
         spare = entry.spare_bytes(source.options.keep_free_bytes)
-        with contextlib.suppress(OSError):  # it is written once more, and then it must be
-            # should this process be killed before the core is stored: all that is known but that
+        with contextlib.suppress(OSError):  # may fail: the final record must be written anyway
+            # in case this process is killed before the core is stored: everything known so far
             entry.write(known, sync=False, max_bytes=spare)
         threads = desk.released(source.options, held.read_bytes, held.spilled_bytes)
         return held.store(threads, desk.pace)
@@ -210,26 +212,26 @@ def _store(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What /proc and the pidfd told; read while the process was held, understood after."""
+    """Raw facts from /proc and the pidfd; read while the process was held, parsed afterwards."""
 
     snapshot: Mapping[str, bytes]
     credentials: record.ProcessCredentials | None
     warning: str | None
 
     def add_to(self, crash: Crash, options: Options) -> Crash:
-        """Add it to the record of a crash whose core is not read."""
+        """Return a crash whose core is not read with these facts added."""
         crash, _ = record.describe(crash, self.snapshot, None, self.credentials, options.limits)
         return self.warn(crash)
 
     def warn(self, crash: Crash) -> Crash:
-        """Add what was odd about it to the record."""
+        """Return the crash with the warning added, if there is one."""
         if self.warning is None:
             return crash
         return replace(crash, warnings=(*crash.warnings, self.warning))
 
 
 def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
-    """Read what /proc and the pidfd tell."""
+    """Return what /proc and the pidfd report about the process."""
     pid = incoming.pid()
     if pid not in (None, crash.pid):
         incoming.distrust()
@@ -250,7 +252,7 @@ def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:
 def _conclude(
     crash: Crash, head: elfcore.CoreHead | None, limit: record.Allowance, kept: KeptCore
 ) -> Crash:
-    """Say what was captured, and whether it is all there was."""
+    """Return the crash with the outcome: what was captured, and whether it is complete."""
     core, reason = kept.core, kept.reason
     complete = core.path is not None and reason is None and head is not None
     if head is not None:
@@ -289,7 +291,7 @@ def _final_state(core: Core, complete: bool, limit: record.Allowance) -> State:
 
 
 def _since(incoming: IncomingCore, crash: Crash) -> int | None:
-    """Return how long the process has been held by now; None where nobody is held, or knows."""
+    """Return how long the process has been held so far; None if it is not held, or unknown."""
     if incoming.mode is Mode.SPOOL or crash.boottime_ns is None:
         return None
     return max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - crash.boottime_ns)
@@ -304,7 +306,7 @@ def _hold_ns(incoming: IncomingCore, crash: Crash) -> int | None:
 
 
 def _store_ns(incoming: IncomingCore) -> int | None:
-    """Return how long ago the process was let go."""
+    """Return how long ago the process was released."""
     released = incoming.released_boottime_ns
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return None if released is None else max(0, now_ns - released)
@@ -313,9 +315,9 @@ def _store_ns(incoming: IncomingCore) -> int | None:
 def read_head(
     incoming: IncomingCore, deadline_ns: int
 ) -> tuple[bytes, elfcore.CoreHead | None, str | None]:
-    """Read headers and notes, which come first.
+    """Read headers and notes, which come first in the stream.
 
-    Returns the bytes, what they say if they are a core's, and what went wrong, if anything did.
+    Returns the bytes, the parsed head if they belong to a core, and what went wrong, if anything.
     """
     buffer, held, needed, trouble = bytearray(), 0, 1, None
     try:
@@ -332,7 +334,7 @@ def read_head(
     except DeadlineError:
         trouble = LATE
     except FormatError:
-        pass  # no core, or a head too large to hold: parse_head says which; the bytes are kept
+        pass  # not a core, or its head is too large: parse_head says which; the bytes are kept
     raw = bytes(buffer[:held])
     try:
         return raw, elfcore.parse_head(raw), trouble

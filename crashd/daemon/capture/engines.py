@@ -1,9 +1,9 @@
 """The two ways to read a core, both into a pump: drain what the kernel writes, or read the memory.
 
-The stream is always right, and takes as long as the process's address space is large. Memory is
-read in proportion to what is resident; where anything casts a doubt on its being exactly what the
-kernel would write it raises DoubtError, and the stream, of which no more than the head was read, is
-still there.
+The stream is always right, but takes time in proportion to the process's address space. Reading
+memory takes time in proportion to the resident part. If anything casts doubt on whether memory is
+exactly what the kernel would write, the memory engine raises DoubtError; the stream, read only up
+to its head, is still available then.
 """
 
 import time
@@ -19,23 +19,24 @@ from crashd.edge.capture.memory import IOV_MAX, PAGE_BYTES, GoneError, ProcessMe
 
 STREAM_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
-"""Read from memory at once: a few milliseconds."""
+"""Bytes read from memory at once, which takes a few milliseconds."""
 STUCK_MAX = 4
-"""Reads that never end, each with a thread: after so many nothing more is read that may not."""
+"""Limit on stuck reads, each of which costs a thread: beyond it, memory that may hang is not read.
+"""
 STUCK_OF_MAPPING = 2
-"""The same for one mapping: the rest of it is zeros, and others are still read."""
+"""The same limit for one mapping: the rest of it becomes zeros; other mappings are still read."""
 
 
 class ShortError(StopError):
-    """The stream ended before all that was wanted of it had come."""
+    """The stream ended before all wanted parts had arrived."""
 
 
 def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> None:
-    """Drain the stream behind its head `raw`: the engine that is always right.
+    """Drain the stream after its head `raw`: the engine that is always right.
 
     Raises:
-        StopError: a limit was met or the disk refuses.
-        DeadlineError: it did not come to its end in time.
+        StopError: a limit was reached, or writing to the disk fails.
+        DeadlineError: the stream did not end in time.
 
     """
     pump.put_bytes(raw)
@@ -47,7 +48,7 @@ def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> N
         try:
             view = pump.room(STREAM_BYTES, wait)
         except StopError:
-            # exactly as long as the limit? Then nothing of it is missing.
+            # exactly as long as the limit? Then nothing is missing.
             if pump.full and not incoming.read_into(memoryview(bytearray(1)), deadline_ns):
                 return
             raise
@@ -65,13 +66,14 @@ def drain_selected(
     pump: Pump,
     deadline_ns: int,
 ) -> None:
-    """Make another core of a stream: `head`, and behind it what is wanted of the one that begins
-    with `raw`: (offset there, offset here, size), ascending. What comes behind is not read.
+    """Build another core from a stream: `head`, then the `wanted` parts of the stream, which begins
+    with `raw`. A part is (offset in the stream, offset in the new core, size); parts are in
+    ascending order. The stream is not read beyond the last part.
 
     Raises:
         ShortError: the stream ended too soon.
-        StopError: a limit was met, or the disk refuses.
-        DeadlineError: it did not come in time.
+        StopError: a limit was reached, or writing to the disk fails.
+        DeadlineError: the parts did not arrive in time.
 
     """
     pump.put_bytes(head)
@@ -95,7 +97,7 @@ def drain_selected(
 
 @dataclass(slots=True)
 class Blanks:
-    """What of the memory did not answer, and stands in the core as zeros."""
+    """Memory that did not answer; the core has zeros in its place."""
 
     size_bytes: int = 0
     first: int = 0
@@ -106,7 +108,7 @@ class Blanks:
         self.size_bytes += size
 
     def reason(self) -> str | None:
-        """Say it in words; None when all answered."""
+        """Return the reason in words; None when all memory answered."""
         if not self.size_bytes:
             return None
         return (
@@ -124,13 +126,13 @@ def copy(
     page_timeout_ns: int,
     reader: Reader,
 ) -> Blanks:
-    """Copy the pieces of a core from the process's memory, behind its head.
+    """Copy the head, then the pieces of a core from the process's memory, into the pump.
 
     Raises:
-        DoubtError: the core cannot surely be made so; drain the stream.
-        GoneError: the process was killed; all that was put in is of before.
-        StopError: a limit was met or the disk refuses.
-        DeadlineError: it took too long.
+        DoubtError: memory may differ from what the kernel would write; drain the stream.
+        GoneError: the process was killed; everything in the pump was read before that.
+        StopError: a limit was reached, or writing to the disk fails.
+        DeadlineError: copying took too long.
 
     """
     copier = _Copier(memory, pump, deadline_ns, page_timeout_ns, reader)
@@ -151,7 +153,7 @@ def _waiting(deadline_ns: int) -> Callable[[], float]:
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Group what can be read at once."""
+    """Yield the pieces in groups that one read can take."""
     batch: list[Piece] = []
     size = reads = 0
     for piece in pieces:
@@ -167,7 +169,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 class _Copier:
-    """Reads batches of pieces into the pump; the reader is the caller's."""
+    """Reads batches of pieces into the pump; the caller owns the reader."""
 
     def __init__(
         self,
@@ -184,11 +186,11 @@ class _Copier:
         self._wait = _waiting(deadline_ns)
         self._reader = reader
         self._stuck: Counter[int] = Counter()
-        """Reads that never ended, by the place of the mapping in the core."""
+        """Stuck reads per mapping, keyed by the mapping's offset in the core."""
         self.blanks = Blanks()
 
     def take(self, batch: list[Piece]) -> None:
-        """Put a batch into the pump."""
+        """Put a batch into the pump; a stuck read is repeated piece by piece."""
         left = deque(batch)
         while left:
             if self._is_given_up(left[0]):
@@ -205,13 +207,13 @@ class _Copier:
             try:
                 self._read(group, view[:size])
             except StuckError:
-                self._pump.desert()  # that read may yet write there
+                self._pump.desert()  # the stuck read may still write there
                 self._one_by_one(group)
             else:
                 self._put(group)
 
     def _put(self, group: list[Piece]) -> None:
-        """Tell the pump what was read into its room, zeros in their places."""
+        """Report to the pump what was read into its room, with the holes in their places."""
         run = 0
         for piece in group:
             if piece.address is not None:
@@ -241,9 +243,9 @@ class _Copier:
                 self._pump.put_bytes(bytes(data))
 
     def _is_given_up(self, piece: Piece) -> bool:
-        """Return whether a piece is of a mapping that did not answer often enough.
+        """Return whether a piece belongs to a mapping that failed to answer too often.
 
-        Anonymous memory always answers: the stacks are read whatever else does not.
+        Anonymous memory always answers: the stacks are read even if other mappings hang.
         """
         extent = piece.extent
         if piece.address is None or extent is None or extent.backing is Backing.ANONYMOUS:
@@ -251,12 +253,12 @@ class _Copier:
         return self._reader.stuck > STUCK_MAX or self._stuck[extent.offset] >= STUCK_OF_MAPPING
 
     def _blank(self, piece: Piece) -> None:
-        """Put zeros in the place of a piece that is not read."""
+        """Put zeros in place of a piece that is not read."""
         self.blanks.add(piece.address or 0, piece.size)
         self._pump.hole(piece.size)
 
     def _read(self, group: list[Piece], view: memoryview) -> None:
-        """Fill `view`, and make sure that the process was held all the while."""
+        """Fill `view`, and check that the process was held throughout."""
         pieces = [piece for piece in group if piece.address is not None]
         timeout_ns = self._deadline_ns - time.monotonic_ns()
         if timeout_ns <= 0:
@@ -273,7 +275,7 @@ class _Copier:
             raise GoneError
 
     def _fill(self, pieces: list[Piece], view: memoryview) -> None:
-        """Read pieces one behind the other; in the reader's thread."""
+        """Read pieces one after the other into `view`; runs in the reader's thread."""
         left = deque(pieces)
         while left:
             got = self._memory.read([(p.address or 0, p.size) for p in left], view)
@@ -288,21 +290,23 @@ class _Copier:
                     left.appendleft(_behind(piece, page))
 
     def _fill_page(self, piece: Piece, view: memoryview) -> int:
-        """Fill at least one page that was not to be read the fast way; return how much."""
+        """Fill at least one page that the fast way could not read; return how many bytes."""
         address, extent = piece.address or 0, piece.extent
         got = self._memory.force(address, view[: piece.size])
         if got:
             return got
         if extent is None or not (extent.readable or extent.backing is Backing.GATE):
-            # with proc_mem.force_override the kernel reads for itself what it does not for us
+            # with proc_mem.force_override the kernel itself can read pages that we cannot
             raise DoubtError(f"memory at {address:#x} cannot be read")
         got = min(piece.size, PAGE_BYTES - address % PAGE_BYTES)
-        view[:got] = bytes(got)  # as get_dump_page() does with what cannot be faulted in
+        view[:got] = bytes(got)  # as get_dump_page() does with pages that it cannot fault in
         return got
 
 
 def _fitting(left: "deque[Piece]", size: int) -> tuple[list[Piece], int]:
-    """Take pieces with at most `size` bytes of data off `left`, cutting the last."""
+    """Remove pieces with at most `size` bytes of data from `left`, cutting the last; return them
+    and the size of their data.
+    """
     group: list[Piece] = []
     taken = 0
     while left and (left[0].address is None or taken < size):
@@ -317,5 +321,5 @@ def _fitting(left: "deque[Piece]", size: int) -> tuple[list[Piece], int]:
 
 
 def _behind(piece: Piece, size: int) -> Piece:
-    """Give what is left of a piece with bytes behind its first `size`."""
+    """Return the rest of a piece with data, after its first `size` bytes."""
     return Piece(piece.offset + size, piece.size - size, (piece.address or 0) + size, piece.extent)

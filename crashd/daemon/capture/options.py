@@ -1,4 +1,4 @@
-"""What the configuration says of a capture."""
+"""The configuration of a capture."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +10,7 @@ from crashd.domain.crash.scrub import EnvironMode
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the configuration says of a capture; travels to the workers as JSON."""
+    """The configuration of a capture; sent to the workers as JSON."""
 
     engine: str
     """`auto`, `memory` or `stream`."""
@@ -24,13 +24,13 @@ class Options:
     environ: EnvironMode
     patterns: tuple[str, ...]
     credit_bytes: int = 0
-    """Of `keep_free_bytes`, for a moment: what is being made up for."""
+    """How far below `keep_free_bytes` the capture may go for a moment: retention is freeing it."""
     leave_bytes: int = 0
-    """More than `keep_free_bytes`, for the crashes of other users."""
+    """Space beyond `keep_free_bytes` to leave for the crashes of other users."""
 
     @property
     def limits(self) -> RecordLimits:
-        """What may be kept, for the record."""
+        """Return the limits on what the record may keep."""
         return RecordLimits(self.max_core, self.honour_rlimit, self.environ, self.patterns)
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Options:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Options":
-        """Parse what `to_json` made."""
+        """Parse the output of `to_json`."""
         values = {item.name: document[item.name] for item in fields(cls)}
         values["patterns"] = tuple(values["patterns"])
         return cls(**values)

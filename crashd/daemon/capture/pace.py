@@ -1,8 +1,8 @@
 """When a core may be stored: never at the cost of a process that is held.
 
-The daemon opens and closes one gate for all workers; it is a page that they share with it, so that
-to look costs nothing, and no worker has to be reached. A gate is closed until a time, not for good:
-a daemon that dies leaves none closed.
+The daemon opens and closes one gate for all workers. The gate is a page of shared memory, so a
+worker looks at it at no cost and the daemon need not send a message. A gate is closed until a set
+time, not for good: a daemon that dies does not leave it closed.
 """
 
 import ctypes
@@ -17,23 +17,23 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "s390x": 282, "ppc64
 """Numbers of ioprio_set(2), which libc does not wrap."""
 STORER_NICE = 19
 STORER_NAME = "storer"
-"""Of the thread that stores."""
+"""Name of the thread that stores."""
 
 
 class PaceGate:
-    """A time, in memory that processes forked after it was made share: until then storers wait."""
+    """The time until which storers wait, in memory shared with processes forked after creation."""
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self._until_ns = memoryview(self._page).cast("Q")
 
     def close_until(self, time_ns: int) -> None:
-        """Close it until CLOCK_MONOTONIC says so; 0 opens it."""
+        """Close the gate until this CLOCK_MONOTONIC time; 0 opens it."""
         self._until_ns[0] = time_ns
 
     @property
     def is_closed(self) -> bool:
-        """Whether storers are to wait."""
+        """Return whether storers must wait."""
         return time.monotonic_ns() < self._until_ns[0]
 
 
@@ -41,18 +41,18 @@ class Pace:
     """How a core is stored; this one never waits."""
 
     def begin(self) -> None:
-        """Note that nobody is held any more for what is stored; from any thread."""
+        """Note that no process is held any more for what is stored; callable from any thread."""
 
     def step(self) -> None:
-        """Return when the next part, of a few milliseconds, may be stored."""
+        """Block until the next part, which takes a few milliseconds, may be stored."""
 
 
 def lower_storer() -> None:
-    """Let the storer of this process, and the compressor's threads, give way to everybody else.
+    """Lower the priority of this process's storer and the compressor's threads below all others.
 
-    Threads that they start inherit it. Python's others stay as they are: they read the next core,
-    and a process without CAP_SYS_NICE cannot take it back. Not SCHED_IDLE: on a host whose CPUs are
-    never idle the cores would stay in memory for ever.
+    Threads that they start inherit it. Other Python threads keep their priority: they read the next
+    core, and a process without CAP_SYS_NICE cannot raise it again. SCHED_IDLE is not used: on a
+    host whose CPUs are never idle the cores would stay in memory for ever.
     """
     spared = {thread.native_id for thread in threading.enumerate() if thread.name != STORER_NAME}
     for name in os.listdir("/proc/self/task"):
@@ -67,5 +67,5 @@ def _lower(tid: int) -> None:
         return  # it ended meanwhile
     number = _IOPRIO_SET.get(os.uname().machine)
     if number is not None:
-        # may be refused by a seccomp filter: then the disk is shared as before
+        # a seccomp filter may refuse this: disk priority stays unchanged then
         ctypes.CDLL(None).syscall(number, 1, tid, _IOPRIO_IDLE)

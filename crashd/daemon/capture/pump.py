@@ -1,13 +1,13 @@
-"""A bounded buffer between what reads a core and what stores it.
+"""A bounded buffer between the reader of a core and its storer.
 
     engine ──room(), put(), hole()──▶ Pump ──write(), hole()──▶ Sink (zstd, disk)
                                        └─▶ Spill ─▶┘
 
-A crashed process is held as long as its core is read, and reading is thirty times as fast as
-storing. So nothing is stored while the core is read: what the buffer has no room for goes raw into
-the spill. Then the process is let go, and a thread stores all, in the order of the file. Only where
-there is no spill, or no more of it, does that thread begin to store before the end, and the reader
-waits for room.
+A crashed process is held while its core is read, and reading is thirty times as fast as storing.
+So nothing is stored while the core is read: data that does not fit the buffer goes uncompressed
+into the spill. Then the process is released, and a thread stores everything, in the order of the
+file. Only without a spill, or once it is full, does that thread start to store earlier, and the
+reader waits for room.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from crashd.edge.capture.memory import populate
 from crashd.errors import reason_of
 
 HOLE_COST_SHIFT = 15
-"""A hole counts as what it takes in the store: 4 bytes for each 128 KiB (domain/zstdframes.py)."""
+"""A hole counts by its size in the store: 4 bytes for each 128 KiB (domain/zstdframes.py)."""
 RECOUNT_BYTES = 1 << 20
-"""Put in since the limit was last counted again, or it is not worth to wait for that."""
+"""Bytes that must be put in between two recounts of the limit; fewer are not worth the wait."""
 BASE_BYTES = 4 << 20
-"""What every worker may hold without asking."""
+"""Buffer that every worker may hold without asking."""
 _HUGE_FROM_BYTES = 8 << 20
 _POPULATE_FROM_BYTES = 64 << 20
 STORE_BYTES = 1 << 20
-"""Stored between two looks at whether a process is held: some ten milliseconds."""
+"""Bytes stored between two checks for a held process: about ten milliseconds."""
 
 
 class StopError(Exception):
@@ -40,40 +40,40 @@ class StopError(Exception):
 
 
 class Sink(Protocol):
-    """Where a core's bytes go, in the order of the file."""
+    """Takes a core's bytes, in the order of the file."""
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes; StopError when the disk refuses."""
+        """Take the next bytes; raise StopError when writing to the disk fails."""
 
     def hole(self, size: int) -> None:
-        """Take zeros without having them."""
+        """Take `size` zeros, which are not passed as bytes."""
 
     @property
     def resident_bytes(self) -> int:
-        """Return how many bytes it was given that are not zeros, as far as it looked."""
+        """Return how many bytes taken so far are not zeros, as far as the sink has checked."""
 
 
 class _Ring:
-    """The memory; positions only ever grow, and are taken modulo its size."""
+    """The buffer's memory; positions only grow, and count modulo its size."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.head = self.tail = 0
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= _HUGE_FROM_BYTES:
-            # a fault for 2 MiB instead of 4 KiB: 3.9 against 2.3 GB/s into fresh memory
+            # faults of 2 MiB instead of 4 KiB: 3.9 against 2.3 GB/s into fresh memory
             memory.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(memory)
         self.filled = False
-        """Whether there is nothing more to be read into it."""
+        """Whether no more data will be read into it."""
         if size >= _POPULATE_FROM_BYTES and len(os.sched_getaffinity(0)) > 1:
-            # another CPU makes the pages while this one reads
+            # another CPU allocates the pages while this one reads
             threading.Thread(
                 target=populate, args=(self.view, lambda: self.filled), name="pages", daemon=True
             ).start()
 
     def room(self) -> int:
-        """Bytes that are free in one piece."""
+        """Return how many bytes are free in one piece."""
         return min(self.size - self.head % self.size, self.size - (self.head - self.tail))
 
 
@@ -83,14 +83,14 @@ class _Item(NamedTuple):
     offset: int
     size: int
     view: memoryview | None = None
-    """Its bytes; without any it is zeros, or spilled."""
+    """The bytes; None for zeros, or when they are spilled."""
     ring: _Ring | None = None
-    """What has the bytes, and can take others once these are stored."""
+    """The ring with the bytes, which gets their space back once they are stored."""
     spilled: bool = False
 
 
 class Pump:
-    """One core's way through the buffer. Used by one reading thread."""
+    """The buffer for one core; only one thread may put data in."""
 
     def __init__(
         self,
@@ -101,13 +101,13 @@ class Pump:
         spill: Spill | None = None,
         pace: Pace | None = None,
     ) -> None:
-        """Make a buffer of `size` bytes, and take the spill, which stays the caller's.
+        """Allocate a buffer of `size` bytes. The caller keeps ownership of the spill.
 
-        What is stored before the end goes at `pace`; None where a process is held meanwhile.
+        Data stored before the end goes at `pace`; None if a process is held meanwhile.
 
-        The core is cut where more than `limit` bytes of it are not holes, for `limit_reason`: the
-        kernel counts so for files, too (dump_skip() of fs/coredump.c). Zeros that a stream brings
-        are counted as data at first, and no more once they are stored.
+        The core is cut, for `limit_reason`, once more than `limit` bytes of it are not holes. The
+        kernel counts files in the same way (dump_skip() of fs/coredump.c). Zeros in a stream count
+        as data at first, but no longer once they are stored.
         """
         self._sink = sink
         self._limit = limit
@@ -121,28 +121,28 @@ class Pump:
         self._changed = threading.Condition(threading.Lock())
         self._spill = spill
         self._scratch: _Ring | None = None
-        """Through which is spilled, while anything is."""
+        """The buffer for data on its way to the spill; None while nothing is spilled."""
         self._pace = pace or Pace()
         self._storer: threading.Thread | None = None
         self._ended = False
         self._failure: BaseException | None = None
         self.size_bytes = 0
-        """Put in so far."""
+        """Bytes put in so far."""
         self.data_bytes = 0
-        """The same without holes: what is to be compressed."""
+        """The same without holes: bytes to compress."""
 
     @property
     def full(self) -> bool:
-        """Whether the limit is reached."""
+        """Return whether the limit is reached."""
         return not self._left
 
     def room(self, wanted: int, wait: Callable[[], float]) -> memoryview:
-        """Give a piece of the buffer to read into, of 1 to `wanted` bytes.
+        """Return a piece of the buffer to read into, of 1 to `wanted` bytes.
 
-        `wait` tells how many seconds may be waited for the storing side, or raises.
+        `wait` returns how many seconds to wait at most for the storing side, or raises.
 
         Raises:
-            StopError: nothing more is to be read.
+            StopError: nothing more may be read.
 
         """
         if wanted > self._left:
@@ -163,11 +163,11 @@ class Pump:
         return ring.view[at : at + min(wanted, ring.room())]
 
     def put(self, size: int) -> None:
-        """Note that so many bytes were read into what `room` gave.
+        """Note that `size` bytes were read into the piece that `room` returned.
 
         Raises:
-            StopError: they are more than the limit leaves, holes having been put in since; it is
-            reached with them.
+            StopError: the limit leaves fewer bytes, because holes were put in since; the bytes
+            that fit are kept.
 
         """
         kept = min(size, self._left)
@@ -187,16 +187,16 @@ class Pump:
         if self._spill is not None and self._spill.write(self.size_bytes, scratch.view[:size]):
             self._append(_Item(self.size_bytes, size, spilled=True))
             return
-        # No more of it: these bytes stay in the scratch until they are stored, and for those to
-        # come the reader waits until there is room in the ring.
+        # The spill takes no more: these bytes stay in the scratch until they are stored, and for
+        # the next ones the reader waits until there is room in the ring.
         self._scratch = None
         self._put_in_ring(scratch, size)
 
     def put_bytes(self, data: bytes) -> None:
-        """Put in bytes that the caller has already, and does not change.
+        """Put in bytes that the caller already has and does not change.
 
         Raises:
-            StopError: they are more than the limit leaves; it is reached with them.
+            StopError: the limit leaves fewer bytes; the bytes that fit are kept.
 
         """
         kept = min(len(data), self._left)
@@ -209,7 +209,7 @@ class Pump:
         """Put in zeros.
 
         Raises:
-            StopError: they are more than the limit leaves; it is reached with them.
+            StopError: the limit leaves fewer bytes; the zeros that fit are kept.
 
         """
         self._check()
@@ -220,7 +220,7 @@ class Pump:
             raise StopError(self._limit_reason)
 
     def desert(self) -> None:
-        """Leave the present buffer to a read that does not end, and go on with another."""
+        """Leave the present buffer to a stuck read, and continue with another."""
         if self._scratch is not None:
             self._scratch = _Ring(SCRATCH_BYTES)
             return
@@ -228,17 +228,17 @@ class Pump:
         self._ring = _Ring(BASE_BYTES)
 
     def finish(self, pace: Pace | None = None) -> None:
-        """Store all that is left, at `pace`; the reading is over and the process let go.
+        """Store everything left, at `pace`; reading is over and the process is released.
 
         Raises:
-            StopError: the disk refused.
+            StopError: writing to the disk failed.
 
         """
         self._ring.filled = True
         self._pace = pace or self._pace
         try:
             storer = self._start()
-        except RuntimeError:  # no thread is to be had
+        except RuntimeError:  # cannot start a thread: store in this one
             while self._items:
                 self._store(self._items.popleft())
             return
@@ -247,7 +247,7 @@ class Pump:
         self._check()
 
     def abandon(self) -> None:
-        """Store nothing more: the core is read again in another way."""
+        """Store nothing more: the core is read again by the other engine."""
         self._ring.filled = True
         if self._storer is not None:
             with self._changed:
@@ -283,7 +283,7 @@ class Pump:
                 self._changed.wait(wait())
 
     def _recount(self, wait: Callable[[], float]) -> None:
-        """Give the limit back what turned out to be zeros, once all that was put in is stored."""
+        """Wait until all data put in is stored, then stop counting its zeros against the limit."""
         if self.size_bytes - self._recounted_bytes < RECOUNT_BYTES:
             return
         self._recounted_bytes = self.size_bytes
@@ -296,7 +296,7 @@ class Pump:
     def _start(self) -> threading.Thread:
         if self._storer is None:
             storer = threading.Thread(target=self._run, name=STORER_NAME, daemon=True)
-            storer.start()  # may fail: there is none then
+            storer.start()  # may fail: `_storer` stays None then
             self._storer = storer
         return self._storer
 

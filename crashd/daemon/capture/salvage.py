@@ -1,4 +1,4 @@
-"""What is done with an entry whose writer died: keep what is there, and say what it is."""
+"""Salvage of an entry whose writer died: keep the data on disk, and record its state."""
 
 import errno
 import os
@@ -16,9 +16,8 @@ from crashd.store.entry import CORE, Entry
 def salvage(crash: Crash, entry: Entry, reason: str) -> Crash:
     """Finish an entry left in state `capturing`; return the final record, which is on disk.
 
-    A core that had all its bytes is complete, whoever died after that; one that was cut is
-    truncated, and made readable up to the cut; without one, the crash is `lost`, with what is known
-    of it.
+    A core with all its bytes is complete, even though the writer died. A cut core is truncated, and
+    is made readable up to the cut. Without a core the crash is `lost`, with what is known about it.
     """
     partial = entry.open_partial()
     if partial is not None:
@@ -47,14 +46,14 @@ def salvage(crash: Crash, entry: Entry, reason: str) -> Crash:
         if not crash.threads or crash.si_code is None:
             crash = record.add_head(crash, head)
     except FormatError:
-        pass  # cut within its headers: the bytes are kept all the same
+        pass  # cut within its headers: the bytes are kept anyway
     complete = expected is not None and size >= expected
     core = Core(CORE, size, stored, size, expected, complete)
     return _finish(crash, entry, core, State.COMPLETE if complete else State.TRUNCATED, reason)
 
 
 def _measure(fd: int) -> tuple[int, bytes]:
-    """Count the core's bytes, and keep its head."""
+    """Return the core's size, and up to HEAD_MAX of its first bytes."""
     size, head = 0, bytearray()
     try:
         for chunk in corefile.read_core(fd):
@@ -62,12 +61,12 @@ def _measure(fd: int) -> tuple[int, bytes]:
             if len(head) < elfcore.HEAD_MAX:
                 head += chunk[: elfcore.HEAD_MAX - len(head)]
     except FormatError:
-        pass  # damaged further on: so far it can be read
+        pass  # damaged from here on: the part before it is readable
     return size, bytes(head)
 
 
 def _is_written(entry: Entry, crash: Crash) -> bool:
-    """Tell whether a record is in its place: only its directory could not be synced then."""
+    """Return whether the record is in its place: then only syncing its directory failed."""
     try:
         return entry.read() == crash
     except CrashdError:
@@ -75,6 +74,7 @@ def _is_written(entry: Entry, crash: Crash) -> bool:
 
 
 def _finish(crash: Crash, entry: Entry, core: Core, state: State, reason: str) -> Crash:
+    """Write the final record and return it; on a full disk, drop the core to make room for it."""
     crash = replace(
         crash,
         state=state,
@@ -85,13 +85,13 @@ def _finish(crash: Crash, entry: Entry, core: Core, state: State, reason: str) -
             reason=None if core.complete else reason,
         ),
     )
-    crash, _ = bounded(crash)  # as it is to be found again
+    crash, _ = bounded(crash)  # as it will be read back
     try:
         entry.write(crash, sync=True)
     except OSError as e:
         if e.errno != errno.ENOSPC or not core.path or _is_written(entry, crash):
             raise
-        # a full disk: the record is worth more than the core, whose space it can have
+        # a full disk: the record is worth more than the core, so it takes the core's space
         entry.drop_core()
         text = f"{reason}; the core was given up for space to keep this record"
         return _finish(crash, entry, Core(), State.LOST, text)

@@ -1,4 +1,4 @@
-"""Where a core's bytes go: compressed into the entry, as long as the disk has room."""
+"""The sink of a core's bytes: compresses them into the entry as long as the disk has room."""
 
 import os
 import time
@@ -11,25 +11,26 @@ from crashd.store import corefile
 from crashd.store.entry import CORE, Entry
 
 FREE_CHECK_BYTES = 1 << 20
-"""Free space is looked at again after so many bytes. A look costs 2 us, compressing what lies
-between two of them 2 ms.
+"""Free space is checked each time after this many bytes. A check costs 2 us; compressing the bytes
+between two checks takes 2 ms.
 """
 
 HOLE_CHECK_BYTES = FREE_CHECK_BYTES << HOLE_COST_SHIFT
-"""The same for holes, which take that little."""
+"""The same for holes, which take far less space."""
 
 CREDIT_SECONDS = 3.0
-"""Retention needs so long at most to make the room that a capture was told of."""
+"""The longest time that retention needs to make the room that a capture was promised."""
 
 MARGIN_MIN, MARGIN_MAX = 8 << 20, 256 << 20
 MARGIN_SHARE = 50
-"""A core that is longer than that leaves a fiftieth of the file system more: for records, index and
-small cores, or one large core would be the last that there is room for.
+"""A core longer than FREE_CHECK_BYTES leaves a fiftieth of the file system in addition, between
+MARGIN_MIN and MARGIN_MAX: for records, index and small cores. Otherwise one large core would leave
+no room for any other.
 """
 
 NEAR_BYTES = 64 << 20
-"""So near to the end nothing is left to the compressor: other writers' may come at once, and each
-holds up to FRAME_MAX.
+"""This near to the end the compressor is flushed before free space is checked: other writers may
+flush at the same time, and each compressor holds up to FRAME_MAX.
 """
 
 
@@ -47,13 +48,13 @@ class CoreSink:
         leave_bytes: int = 0,
         wanted: tuple[int, int] | None,
     ) -> None:
-        """Create the partial core; `wanted` is the range of it that `spied` gives in the end. While
-        room is being made, `credit_bytes` less than `keep_free_bytes` may be free; `leave_bytes`
-        more stay free for others.
+        """Create the partial core; `spied` later returns its `wanted` range. While retention makes
+        room, free space may be `credit_bytes` below `keep_free_bytes`; `leave_bytes` more stay free
+        for others.
 
         Raises:
             StopError: the disk has no room to begin with.
-            OSError: it cannot be created.
+            OSError: the partial core cannot be created.
 
         """
         self._keep_free_bytes = keep_free_bytes
@@ -65,7 +66,7 @@ class CoreSink:
         self._unchecked = 0
         self._spy = _Spy(wanted)
         self.trouble: str | None = None
-        """Why its end is not on disk."""
+        """Why the end of the core is not on disk."""
         try:
             self._refuse_below(self._least_bytes())
         except StopError:
@@ -76,7 +77,7 @@ class CoreSink:
         """Take the next bytes.
 
         Raises:
-            StopError: the disk refuses.
+            StopError: writing failed, or too little space is free.
 
         """
         self._spy.see(data)
@@ -95,7 +96,7 @@ class CoreSink:
         """Take zeros.
 
         Raises:
-            StopError: the disk refuses.
+            StopError: writing failed, or too little space is free.
 
         """
         self._spy.skip(size)
@@ -112,16 +113,16 @@ class CoreSink:
             raise StopError(f"writing the core failed: {reason_of(e)}") from e
 
     def use_threads(self, count: int) -> None:
-        """Compress with so many threads, where compressing has not begun; 0 is none but ours."""
+        """Compress with `count` threads if compressing has not begun; 0 means only the caller's."""
         self._writer.threads = count
 
     @property
     def resident_bytes(self) -> int:
-        """Return what came by and is not zeros."""
+        """Return how many bytes taken so far are not zeros."""
         return self._writer.resident_bytes
 
     def spied(self) -> bytes:
-        """Return what came by of the range that was wanted; zeros left out."""
+        """Return the bytes of the wanted range taken so far; zeros left out."""
         return self._spy.bytes()
 
     def _check_free(self) -> None:
@@ -133,7 +134,7 @@ class CoreSink:
             self._refuse_below(wanted)
 
     def _least_bytes(self) -> int:
-        """Return what is to stay free: a little less as long as room is being made for this one."""
+        """Return how much must stay free: less as long as retention makes room for this core."""
         credit = self._credit_bytes if time.monotonic() < self._credit_ends_s else 0
         return max(0, self._keep_free_bytes - credit + self._leave_bytes)
 
@@ -146,8 +147,8 @@ class CoreSink:
             raise StopError(f"only {free} bytes are free on the store's file system (keep_free)")
 
     def finish(self) -> Core:
-        """End the stream, sync the file, and tell what is in it; `Core.complete` is for the caller
-        to say. Where the disk refuses, `trouble` says so.
+        """End the stream, sync the file, and return what it holds; the caller sets `Core.complete`.
+        If writing to the disk fails, `trouble` says so.
         """
         try:
             self._writer.finish()
@@ -162,12 +163,12 @@ class CoreSink:
         return Core(CORE, writer.size_bytes, writer.stored_bytes, writer.resident_bytes)
 
     def close(self) -> None:
-        """Close the file; what it holds stays."""
+        """Close the file; its content stays."""
         os.close(self._fd)
 
 
 class _Spy:
-    """Picks one range of the core's bytes out as they go by."""
+    """Picks one range out of the core's bytes as they pass."""
 
     def __init__(self, wanted: tuple[int, int] | None) -> None:
         self._start, size = wanted or (0, 0)
@@ -182,9 +183,9 @@ class _Spy:
             self._parts.append(bytes(data[max(0, self._start - begin) : self._end - begin]))
 
     def skip(self, size: int) -> None:
-        """Let zeros go by."""
+        """Count zeros that pass."""
         self._position += size
 
     def bytes(self) -> bytes:
-        """Return what was seen of the range."""
+        """Return the bytes of the range seen so far."""
         return b"".join(self._parts)

@@ -1,4 +1,4 @@
-"""A core that is to be read: its stream, its head, and its process's memory."""
+"""A core to be read: its stream, its head, and its process's memory."""
 
 import contextlib
 
@@ -14,14 +14,14 @@ from crashd.errors import reason_of
 
 LATE = "the core did not arrive before capture.deadline"
 SMALL_BYTES = 1 << 20
-"""Up to here the stream brings a core sooner (13 ms against 17 for a `sleep`) than its memory is
-looked up; a pipe's buffer holds it whole.
+"""Up to this size, draining the stream is faster (13 ms against 17 for a `sleep`) than looking up
+the memory, and a pipe's buffer holds the whole core.
 """
 _SLACK_BYTES = 1 << 20
 
 
 class CoreSource:
-    """A core to be taken: its stream, its head, and its process's memory where that can be read.
+    """A core to be read: its stream, its head, and its process's memory if that is readable.
     Owns the memory's descriptors.
     """
 
@@ -38,23 +38,23 @@ class CoreSource:
         self.head = head
         self.options = options
         self.doubt: str | None = None
-        """Why memory is not read, where it was to be."""
+        """Why memory is not read although it should have been."""
         self.whole = self.late = False
-        """Whether `raw` is the whole core, or all that came of it in time."""
+        """Whether `raw` is the whole core; or, if also `late`, all of it that arrived in time."""
         self.extents: list[Extent] = []
         self.estimate_bytes = 0
-        """Of what is to be read of the memory, from above."""
+        """Upper estimate of the memory to read."""
         self._shared_bytes: dict[int, int | None] = {}
-        """What the file behind each shared extent has, by its place in the core."""
+        """Bytes in the file that backs each shared extent, keyed by its offset in the core."""
         self.mini: MiniCore | None = None
-        """What is taken instead of the whole."""
+        """The mini core to take instead of the whole."""
         self.memory: ProcessMemory | None = None
         self.reader = reader
 
     def swallow(self, deadline_ns: int) -> None:
-        """Read a small core whole, and let its process go: sooner done than anything is decided.
+        """Read a small core whole, and release its process; that takes less time than a decision.
 
-        What is longer than its head says stays in the stream.
+        If a core is longer than its head says, the rest stays in the stream.
         """
         if (
             self.head is None
@@ -80,7 +80,7 @@ class CoreSource:
             self.release()
 
     def open_memory(self, mountinfo: bytes) -> None:
-        """Plan to read the memory; `doubt` says why not, where it cannot be."""
+        """Plan to read the memory; if that is impossible, `doubt` says why."""
         if self.head is None or self.whole or self.options.engine == "stream":
             return
         try:
@@ -94,10 +94,10 @@ class CoreSource:
             self.give_up(reason_of(e))
 
     def _look_behind(self, memory: ProcessMemory) -> None:
-        """Estimate what files behind shared memory have.
+        """Record how many bytes the files that back shared memory have.
 
         Raises:
-            DoubtError: a program brings its pages when it likes.
+            DoubtError: a program supplies its pages, and may do so late or never.
 
         """
         sizes = {e.offset: memory.shared_bytes(e.behind) for e in self.extents if e.behind}
@@ -106,13 +106,13 @@ class CoreSource:
         self._shared_bytes = sizes
 
     def give_up(self, why: str) -> None:
-        """Do without the memory."""
+        """Give up reading memory, for the reason `why`."""
         self.doubt = why
         self.extents = []
         self._close_memory()
 
     def wanted_bytes(self, status: bytes) -> int:
-        """Estimate what is to be read, from above; `status` is that of /proc/PID."""
+        """Return an upper estimate of the bytes to read; `status` is that of /proc/PID."""
         if self.head is None or self.whole:
             return 0
         if self.memory is None:
@@ -125,18 +125,18 @@ class CoreSource:
         return self.estimate_bytes
 
     def _most_of(self, extent: Extent) -> int:
-        """Return how much there may be of an extent besides what is counted as resident."""
+        """Return the most that an extent may have beyond what counts as resident."""
         if extent.backing is Backing.ANONYMOUS:
             return 0
         known = self._shared_bytes.get(extent.offset)
         return extent.size if known is None else min(extent.size, known)
 
     def make_mini(self) -> None:
-        """Take no more than a mini core, where the head lets one be made."""
+        """Take only a mini core, if the head allows one."""
         self.mini = self.plan_mini(MINI_MAX)
 
     def plan_mini(self, memory_max: int) -> MiniCore | None:
-        """Plan a mini core; None where the head does not let one be made."""
+        """Return the plan of a mini core; None if the head does not allow one."""
         if self.head is None or not self.head.notes:
             return None
         memory = self.memory
@@ -145,13 +145,13 @@ class CoreSource:
 
     @property
     def expected_bytes(self) -> int | None:
-        """Bytes of the core that is taken, when it is whole; None where the head does not tell."""
+        """Return the size that the core to take has if it is whole; None without a usable head."""
         if self.mini is not None:
             return self.mini.size
         return self.head.expected_size if self.head is not None else None
 
     def build_id(self) -> str | None:
-        """Read the executable's build-id, before anything else of the memory is."""
+        """Return the executable's build-id; it is read before any other memory."""
         wanted = elfcore.executable_range(self.head) if self.head is not None else None
         if wanted is None:
             return None
@@ -173,11 +173,11 @@ class CoreSource:
         return bytes(buffer[: got[0]])
 
     def release(self) -> None:
-        """Let the process go. Only the first call does anything."""
+        """Release the process. Only the first call has an effect."""
         self.incoming.release()
         self._close_memory()
 
     def _close_memory(self) -> None:
         memory, self.memory = self.memory, None
-        if memory is not None and not self.reader.stuck:  # a read that hangs still has them
+        if memory is not None and not self.reader.stuck:  # a stuck read still uses them
             memory.close()

@@ -1,8 +1,8 @@
-"""Where a core's bytes wait that the buffer has no room for: as they are, in a file without a name.
+"""The spill holds a core's bytes that do not fit the buffer: uncompressed, in an unnamed file.
 
-The page cache takes them forty times as fast as they can be compressed, and the process that they
-are read from is held meanwhile. A byte stands in the file where it stands in the core; what was
-stored is cut out behind the reader, so that a core never takes its space twice.
+The page cache takes them forty times as fast as they can be compressed, and their process is held
+meanwhile. A byte has the same offset in the file as in the core. Parts that are stored are punched
+out of the file, so a core never takes its space twice.
 """
 
 import ctypes
@@ -11,25 +11,25 @@ import os
 from crashd.base.files import read_space
 
 SCRATCH_BYTES = 2 << 20
-"""Read and written at once: stays in the CPU's cache between the two."""
+"""Bytes read and written at once: they stay in the CPU's cache between the two."""
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, linux/falloc.h
 
 
 class Spill:
-    """Owns the file; used by one writing thread, and one that reads what was written."""
+    """Owns the file; used by one thread that writes and one that reads what was written."""
 
     def __init__(self, fd: int, *, most_bytes: int, least_free_bytes: int) -> None:
-        """Take an empty file: of at most so many bytes, and as long as so much stays free."""
+        """Take an empty file, which may grow to `most_bytes` while `least_free_bytes` stay free."""
         self.fd = fd
         self._most_bytes = most_bytes
         self._least_free_bytes = least_free_bytes
         self.is_open = most_bytes > 0
-        """Whether more may go in."""
+        """Whether the file takes more."""
         self.written_bytes = 0
 
     def write(self, offset: int, data: memoryview) -> bool:
-        """Write a part; False where it is not (or not whole) in the file, and must go elsewhere:
-        then the file takes nothing more.
+        """Write a part. Return False if it is not, or not completely, in the file and must go
+        elsewhere; the file takes nothing more then.
         """
         self.is_open = self._has_room(len(data)) and self._write(offset, data)
         if self.is_open:
@@ -51,10 +51,10 @@ class Spill:
         return True
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Read what was written.
+        """Fill `view` with what was written at `offset`.
 
         Raises:
-            OSError: the disk refuses, or somebody cut the file.
+            OSError: reading the disk fails, or the file was truncated.
 
         """
         done = 0
@@ -65,13 +65,11 @@ class Spill:
             done += got
 
     def drop(self, offset: int, size: int) -> None:
-        """Give the space of a part back; where the file system cannot, it is given back at the
-        end.
-        """
+        """Free the space of a part; if the file system cannot, `close` frees it."""
         libc = ctypes.CDLL(None)
         fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
         fallocate(self.fd, _PUNCH, ctypes.c_int64(offset), ctypes.c_int64(size))
 
     def close(self) -> None:
-        """Close the file: it is gone."""
+        """Close the file, which deletes it because it has no name."""
         os.close(self.fd)

@@ -1,12 +1,12 @@
-"""The memory of a crashed process, read into the spool: what the handler starts where no daemon
-answers and a core is large.
+"""Read the memory of a crashed process into the spool. The handler starts this program when no
+daemon answers and the core is large.
 
     crashd-core ─ fork, exec ─▶ python -I -m crashd.daemon.capture.spoolmemory USER ENTRY …
                 ◀─ stdout: "RECEIVED REASON", exit status 0; any other: drain the stream
 
-The handler holds the process meanwhile, and has read no more of the stream than the head and what
-comes right after it. This writes into the same file as the handler does, with the same limits
-(corehandler.SparseCore), and is ended by the alarm that the handler has set.
+The handler holds the process meanwhile; it has read only the head of the stream and the bytes right
+after it. This program writes into the same file as the handler, with the same limits
+(corehandler.SparseCore). An alarm that the handler has set ends it.
 """
 
 import os
@@ -29,13 +29,13 @@ from crashd.edge.capture.process import read_proc_files
 from crashd.errors import FormatError, reason_of
 
 BUFFER_BYTES = 32 << 20
-"""Nobody limits the memory of this one, so it takes little; the file is written as fast as the
+"""Small, because nothing limits the memory of this process; the file is written as fast as the
 memory is read.
 """
 _CHUNK_BYTES = 1 << 20
 _PAGE_TIMEOUT_NS = 5 * 10**9
 _MARGIN_NS = 10 * 10**9
-"""Between our own deadline and the alarm."""
+"""Time between our own deadline and the alarm."""
 _ALL = (1 << 63) - 1
 _OPTIONS = Options(
     engine="memory",
@@ -52,7 +52,7 @@ _OPTIONS = Options(
 
 
 class SpoolSink:
-    """Puts a core's bytes into the handler's file, in pieces that it looks at the disk for."""
+    """Puts a core's bytes into the handler's file, and checks the disk for each piece."""
 
     def __init__(self, core: SparseCore) -> None:
         self._core = core
@@ -61,7 +61,7 @@ class SpoolSink:
         """Put bytes.
 
         Raises:
-            StopError: a limit is met, or there is no more space.
+            StopError: a limit is reached, or the disk is full.
 
         """
         for at in range(0, len(data), _CHUNK_BYTES):
@@ -70,7 +70,7 @@ class SpoolSink:
                 raise StopError(self._core.reason)
 
     def hole(self, size: int) -> None:
-        """Put zeros, which take nothing."""
+        """Put zeros, which take no space."""
         self._core.received += size
 
     @property
@@ -80,10 +80,10 @@ class SpoolSink:
 
 
 def read_head(core: int) -> tuple[bytes, elfcore.CoreHead]:
-    """Read headers and notes from what the handler has of the core so far.
+    """Read headers and notes from the part of the core that the handler has so far.
 
     Raises:
-        DoubtError: it is no core, or not all of its head is there.
+        DoubtError: the file is not a core, or its head is incomplete.
 
     """
     raw, needed = b"", 1
@@ -101,8 +101,8 @@ def read_head(core: int) -> tuple[bytes, elfcore.CoreHead]:
 
 
 def copy_process(core: SparseCore, pidfd: int) -> str:
-    """Read the memory of a process, which is held, into its core; return why that is not whole, ""
-    when it is.
+    """Read the memory of a held process into its core; return why the core is not whole, "" when it
+    is.
 
     Raises:
         DoubtError: drain the stream.
@@ -131,17 +131,17 @@ def copy_process(core: SparseCore, pidfd: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Copy one process; print what became of it."""
+    """Copy the memory of one process; print the result for the handler."""
     user, entry, spool, pidfd, maximum, keep_free = argv[1], *map(int, argv[2:7])
     out = os.open("core", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry)
     core = SparseCore(out, maximum, Share(spool, user, keep_free))
     try:
         reason = copy_process(core, pidfd)
     except (DoubtError, OSError) as e:
-        print(reason_of(e), file=sys.stderr)  # for a test: of the handler's it is /dev/null
+        print(reason_of(e), file=sys.stderr)  # for tests: the handler gives us /dev/null
         return 3
     print(f"{core.received} {reason}", end="", flush=True)
-    os._exit(0)  # a read that never ends has a thread, and nobody waits for it
+    os._exit(0)  # without waiting for the threads of stuck reads
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""One core: read while its process is held, stored once that is let go.
+"""One core: read while its process is held, stored once the process is released.
 
-By which engine it is read, through how large a buffer, and back to the stream where memory is in
-doubt.
+Chooses the engine and the size of the buffer, and returns to the stream if memory is in doubt.
 """
 
 from collections.abc import Iterator
@@ -29,44 +28,41 @@ _PIECE_MAX = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the reading of one core may use."""
+    """The resources for reading one core."""
 
     buffer_bytes: int = BASE_BYTES
     spill_bytes: int = 0
-    """Of the store's disk, for what the buffer has no room for; 0 where it is compressed at once.
-    """
+    """Space on the store's disk for data that does not fit the buffer; 0 to compress it at once."""
     spill_leaves_bytes: int = 0
-    """So much stays free on that disk."""
+    """How much the spill leaves free on that disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptCore:
-    """What is kept of a core."""
+    """The stored part of a core, and how it was read."""
 
     core: Core = field(default_factory=Core)
     engine: Engine = Engine.NONE
     build_id: str | None = None
     expected_bytes: int | None = None
-    """Bytes that it has when it is whole; None where its head does not tell."""
+    """Size of the whole core; None without a usable head."""
     spilled_bytes: int = 0
-    """Of it, what waited in the spill."""
+    """How many of its bytes went through the spill."""
     reason: str | None = None
     """Why it is not whole; None when it was read to its end."""
     doubt: str | None = None
-    """Why memory was not read, where it was to be."""
+    """Why memory was not read although it should have been."""
     no_room: bool = False
     """Whether there was no space for a core to begin with."""
 
 
 class HeldCore:
-    """A core that was read, in the buffer and in the spill; owns both, and the file that it is
-    stored in.
-    """
+    """A core that was read into the buffer and the spill; owns both, and the file in the store."""
 
     def __init__(
         self, source: CoreSource, entry: Entry, limit: Allowance, grant: Grant, pace: Pace | None
     ) -> None:
-        """Create the file. What is stored before all is read is stored at `pace`.
+        """Create the file. Data stored before everything is read is stored at `pace`.
 
         Raises:
             StopError: the disk has no room for a core to begin with.
@@ -78,7 +74,7 @@ class HeldCore:
         if source.mini is not None and wanted is not None:
             wanted = _in_mini(source.mini, *wanted)
         self.build_id: str | None = None
-        """As it was read from the memory; the core's own counts for more."""
+        """Build-id read from memory; the one in the stored core has precedence."""
         self._entry = entry
         self._source = source
         self._reason: str | None = None
@@ -104,20 +100,20 @@ class HeldCore:
 
     @property
     def spilled_bytes(self) -> int:
-        """Return how many of them are in the spill."""
+        """Return how many bytes are in the spill."""
         return self._spill.written_bytes if self._spill is not None else 0
 
     def read(self, limit: Allowance, deadline_ns: int) -> None:
-        """Read the core, whose process is held meanwhile.
+        """Read the core while its process is held.
 
         Raises:
-            DoubtError: the memory is not surely what the kernel would write.
+            DoubtError: memory may differ from what the kernel would write.
 
         """
         self._reason = _read(self._source, self._pump, limit, deadline_ns)
 
     def store(self, threads: int, pace: Pace) -> KeptCore:
-        """Store what was read, with so many threads that compress, at `pace`."""
+        """Store the core with `threads` compressing threads, at `pace`."""
         reason = self._reason
         self._sink.use_threads(threads)
         try:
@@ -132,13 +128,13 @@ class HeldCore:
             reason=reason or self._sink.trouble,
             doubt=self._source.doubt,
         )
-        if core.size_bytes == 0:  # the disk took nothing of it
+        if core.size_bytes == 0:  # nothing could be written
             self._entry.drop_partial()
             return kept
         return replace(kept, core=core, engine=self._engine)
 
     def close(self) -> None:
-        """Give back buffer and spill."""
+        """Free the buffer and the spill, and close the file."""
         self._pump.abandon()
         if self._spill is not None:
             self._spill.close()
@@ -164,9 +160,11 @@ def hold_core(
     deadline_ns: int,
     pace: Pace | None = None,
 ) -> HeldCore | KeptCore:
-    """Read the core, whose process is held meanwhile; where there is no room for any of it, say so.
+    """Read the core while its process is held; return a KeptCore without a core if there is no
+    room for any of it.
 
-    Memory first, where it can be; in doubt the stream, of which nothing but the head was read.
+    Tries memory first if it can be read; in doubt, reads the stream, of which only the head was
+    read.
     """
     while True:
         try:
@@ -178,7 +176,7 @@ def hold_core(
             )
         try:
             held.read(limit, deadline_ns)
-        except DoubtError as e:  # of the memory alone: the second round is by the stream
+        except DoubtError as e:  # only memory raises it: the second round reads the stream
             held.close()
             source.give_up(reason_of(e))
         except BaseException:
@@ -192,7 +190,7 @@ def _read(source: CoreSource, pump: Pump, limit: Allowance, deadline_ns: int) ->
     """Read the core into the pump; return why it is not whole, None when it is.
 
     Raises:
-        DoubtError: the memory is not surely what the kernel would write.
+        DoubtError: memory may differ from what the kernel would write.
 
     """
     try:
@@ -224,13 +222,13 @@ def copy_memory(
 ) -> str | None:
     """Copy the core from memory; return why it is not whole, None when it is.
 
-    Of one that is larger than the limit the stacks are kept, wherever they are, then what comes
-    first; the rest are holes.
+    If the core is larger than the limit, the stacks are kept, wherever they are, then the data that
+    comes first; the rest becomes holes.
 
     Raises:
         DoubtError: drain the stream.
-        StopError: a limit was met or the disk refuses.
-        DeadlineError: it took too long.
+        StopError: a limit was reached, or writing to the disk fails.
+        DeadlineError: copying took too long.
 
     """
     start, extents, trailer = source.raw, source.extents, elfcore.build_trailer(head)
@@ -263,9 +261,9 @@ def copy_memory(
 def _spare(
     source: CoreSource, pieces: Iterator[memorymap.Piece], around_bytes: int, limit_bytes: int
 ) -> memorymap.Spared:
-    """Leave out what the limit does not allow, but not the stacks.
+    """Return the pieces that the limit allows, with the stacks always kept.
 
-    `around_bytes` is what counts besides the pieces' data.
+    `around_bytes` counts toward the limit in addition to the pieces' data.
     """
     room = max(0, limit_bytes - around_bytes)
     kept: list[tuple[int, int]] = []
@@ -277,7 +275,7 @@ def _spare(
 
 
 def _mini_extents(source: CoreSource, mini: MiniCore) -> list[Extent]:
-    """Tell for each part of a mini core what is behind it in memory."""
+    """Return, for each part of a mini core, the memory that backs it."""
     backing = {extent.offset: extent for extent in source.extents}
     return [
         Extent(
@@ -293,13 +291,15 @@ def _mini_extents(source: CoreSource, mini: MiniCore) -> list[Extent]:
 
 
 def _select(source: CoreSource, mini: MiniCore, pump: Pump, deadline_ns: int) -> None:
-    """Take a mini core from the stream, which is read no further than it must."""
+    """Take a mini core from the stream, reading no further than necessary."""
     wanted = [(kept.source, kept.offset, kept.size) for kept in mini.kept]
     engines.drain_selected(source.incoming, source.raw, mini.head, wanted, pump, deadline_ns)
 
 
 def _in_mini(mini: MiniCore, offset: int, size: int) -> tuple[int, int] | None:
-    """Find where a mini core has what is at `offset` of the whole one."""
+    """Return the range in a mini core that holds `size` bytes at `offset` of the whole core, cut
+    to the part that contains it; None if the mini core does not have it.
+    """
     for kept in mini.kept:
         if kept.source <= offset < kept.source + kept.size:
             skipped = offset - kept.source

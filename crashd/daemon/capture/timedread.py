@@ -1,5 +1,5 @@
-"""Reads that may never end, each with a time limit: a page behind FUSE or userfaultfd comes when
-its owner likes.
+"""Reads that may never end, each with a time limit: a page backed by FUSE or userfaultfd may arrive
+late or never.
 """
 
 import queue
@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 
 class StuckError(Exception):
-    """A read did not end; its thread, and what it reads into, are left to it."""
+    """A read did not end; its thread and its buffer must not be used again."""
 
 
 GRACE_SECONDS = 0.1
-"""For a task that ended in time while nobody could look."""
+"""Extra time for a task that may have ended in time while this whole process was stopped."""
 
 
 class Reader:
-    """A thread that reads for another. One that is stuck is replaced, and ends with the process."""
+    """A thread that reads for another. A stuck thread is replaced, and ends with the process."""
 
     def __init__(self) -> None:
         self.stuck = 0
-        """Reads that did not end: with any, this process should not live long."""
+        """Number of reads that did not end; with any, this process should not live long."""
         self._renew()
 
     def _renew(self) -> None:
@@ -29,10 +29,10 @@ class Reader:
         self._started = False
 
     def do(self, task: Callable[[], None], timeout_seconds: float) -> None:
-        """Do a task in the thread, and wait for it; what it raises is raised here.
+        """Run a task in the thread, and wait for it; an exception of the task is raised here.
 
         Raises:
-            StuckError: it did not end in time.
+            StuckError: the task did not end in time.
 
         """
         if not self._started:
@@ -52,7 +52,7 @@ class Reader:
     def _await(self, timeout_seconds: float) -> BaseException | None:
         try:
             return self._results.get(timeout=timeout_seconds)
-        except queue.Empty:  # where this whole process stood still, the thread did so too
+        except queue.Empty:  # if this whole process was stopped, the thread was, too
             return self._results.get(timeout=GRACE_SECONDS)
 
 
@@ -63,7 +63,7 @@ def _work(
     while True:
         try:
             tasks.get()()
-        except BaseException as e:  # who waits for the task raises it
+        except BaseException as e:  # `do`, which waits for the task, raises it
             results.put(e)
         else:
             results.put(None)

@@ -1,5 +1,5 @@
-"""A worker process: takes one job after another from the daemon, and outlives it to finish the
-last.
+"""A worker process: takes one job after another from the daemon. If the daemon ends, the worker
+finishes its current job first.
 
     daemon                                 worker
       ├── job, entry, core, handler ────────▶│
@@ -12,9 +12,9 @@ last.
       │◀──────────── alive, alive, … ────────┤
       │◀──────────── done ───────────────────┤  or failed, or refused
 
-Jobs and answers are JSON on a SOCK_SEQPACKET pair, descriptors beside them. A capture that is
-killed for memory, or hangs in a read that never returns, costs that capture alone (STYLE, decision
-a).
+Jobs and answers are JSON on a SOCK_SEQPACKET pair, with descriptors attached. A capture that is
+killed for lack of memory, or hangs in a read that never returns, costs only that capture (STYLE,
+decision a).
 """
 
 import contextlib
@@ -44,14 +44,14 @@ from crashd.store.entry import Entry
 from crashd.store.spool import DIED, SpoolEntry
 
 ANSWER_SECONDS = 60.0
-"""How long a worker waits for the daemon's word on what to keep; the crashed process waits with it.
-A daemon that has died is noticed at once, and one whose disk stands still has not forgotten: its
-watchdog (WatchdogSec=) ends a daemon that does not come back.
+"""How long a worker waits for the daemon's decision on what to keep; the crashed process waits with
+it. A worker notices at once when the daemon dies. A daemon that waits for its disk answers later,
+and the watchdog (WatchdogSec=) ends a daemon that hangs.
 """
 STORE_SECONDS = 600.0
-"""How long a worker waits for the word that its core may be stored; it stores it then by itself."""
+"""How long a worker waits for permission to store its core; then it stores the core anyway."""
 ALIVE_NS = 5 * 10**9
-"""How often a worker that stores a core says that it goes on."""
+"""How often a worker that stores a core reports that it is alive."""
 RECEIPT_AT = 1
 """Position of the handler's connection among a capture's descriptors (after the core), until it is
 sent.
@@ -64,7 +64,7 @@ class _RefusedError(Exception):
 
 
 def work(channel: socket.socket, gate: PaceGate) -> None:
-    """Do jobs until the daemon's end of `channel` is closed; what is stored waits at `gate`."""
+    """Do jobs until the daemon's end of `channel` is closed; storing waits at `gate`."""
     reader = Reader()
     while True:
         try:
@@ -74,18 +74,18 @@ def work(channel: socket.socket, gate: PaceGate) -> None:
         if job is None:
             return
         if "job" not in job:
-            continue  # an answer that came too late to be waited for
+            continue  # an answer that arrived after its wait was over
         _do_job(_Job(channel, gate, job, descriptors, reader))
         if reader.stuck:
-            # a thread that hangs in the kernel keeps our descriptors, the channel's among them
+            # a thread that hangs in the kernel keeps our descriptors open, the channel included
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
             return
 
 
 class _GatePace(Pace):
-    """Waits while the daemon's gate is closed, and tells the daemon now and then that it is not
-    stuck.
+    """Waits while the daemon's gate is closed, and reports to the daemon every ALIVE_NS that the
+    worker is not stuck.
     """
 
     def __init__(self, job: "_Job", gate: PaceGate) -> None:
@@ -110,7 +110,7 @@ class _GatePace(Pace):
 
 
 class _Job(Desk):
-    """A job on one entry, and the daemon's ear; owns the descriptors."""
+    """A job on one entry, and the connection to the daemon for it; owns the descriptors."""
 
     def __init__(
         self,
@@ -130,19 +130,19 @@ class _Job(Desk):
         self.reader = reader
 
     def tell(self, event: str, **more: object) -> None:
-        """Report to the daemon; when it is gone the entry on disk speaks for itself."""
+        """Report to the daemon; if the daemon is gone, the entry on disk holds the result."""
         with contextlib.suppress(OSError):
             send_message(self._channel, {"event": event, "id": self.id, **more})
 
     def end(self, event: str, **more: object) -> None:
-        """Report how it ended, and whether this worker takes another: see `work`."""
+        """Report how the job ended, and whether this worker leaves after it: see `work`."""
         self.tell(event, leaves=self.reader.stuck > 0, **more)
 
     def identified(self) -> None:
         self.tell("identified")
 
     def decide(self, crash: Crash, head: CoreHead | None, wanted: int) -> Decision:
-        """Ask the daemon what to keep; all, by our own small means, when it does not answer."""
+        """Ask the daemon what to keep; without an answer, keep everything with few resources."""
         site = site_of(crash, head, crash.build_id)
         self.tell("decide", site=site.to_json(), wanted=wanted)
         answer = self._answer("disposition", ANSWER_SECONDS)
@@ -157,13 +157,13 @@ class _Job(Desk):
         )
 
     def released(self, options: Options, read_bytes: int, spilled_bytes: int) -> int:
-        """Wait until there is a place among those that compress."""
+        """Wait for a compression slot; return the number of threads."""
         self.tell("released", read=read_bytes, spilled=spilled_bytes)
         answer = self._answer("threads", STORE_SECONDS)
         return options.threads if answer is None else int(answer["threads"])
 
     def _answer(self, key: str, seconds: float) -> dict[str, Any] | None:
-        """Wait for the daemon's answer that has `key`; None when it does not come."""
+        """Wait for the daemon's answer that has `key`; return None if it does not arrive."""
         self._channel.settimeout(seconds)
         try:
             while True:
@@ -173,7 +173,7 @@ class _Job(Desk):
                 if answer is None:
                     return None
                 if answer.get("answer") == self.id and key in answer:
-                    return answer  # and not one that came too late to be waited for
+                    return answer  # not one that arrived after its wait was over
         except OSError:
             return None
         finally:
@@ -186,7 +186,7 @@ def _do_job(job: _Job) -> None:
             _JOBS[job.what["job"]](job)
     except _RefusedError:
         job.end("refused")
-    except Exception as e:  # boundary: one crash must not take the worker along
+    except Exception as e:  # boundary: one crash must not end the worker
         known = isinstance(e, CrashdError | OSError)
         log.log(
             logging.WARNING if known else logging.ERROR,
@@ -238,7 +238,10 @@ def _capture(
     ending: str | None = None,
     keep_free_bytes: int | None = None,
 ) -> None:
-    """Capture; with `keep_free_bytes` a core that takes the place of another copy of it."""
+    """Capture a crash, and correct its record if the handler cut its spooled core for `ending`.
+
+    `keep_free_bytes` replaces the configured limit for a core that replaces its copy in the spool.
+    """
     options = Options.from_json(job.what["options"])
     if keep_free_bytes is not None:
         options = replace(options, keep_free_bytes=keep_free_bytes)
@@ -258,12 +261,12 @@ def _capture(
     if final.state is State.COMPLETE and (
         ending == DIED or final.capture.disposition is not Disposition.FULL
     ):
-        return  # what was wanted of it is there
+        return  # everything wanted was captured
     if ending and not is_only_counted(final):
         final = replace(final, capture=replace(final.capture, reason=f"spooled: {ending}"))
-        if final.state is State.COMPLETE:  # of full length, but the handler left a part out
+        if final.state is State.COMPLETE:  # full length, but the handler left a part out
             final = replace(final, state=State.TRUNCATED, core=replace(final.core, complete=False))
-        if final.state is State.LOST:  # the handler kept the crash, and chose to keep no core of it
+        if final.state is State.LOST:  # the handler kept the crash, but chose not to keep its core
             final = replace(final, state=State.METADATA_ONLY)
         job.entry.write(final, sync=True)
 

@@ -1,1 +1,1 @@
-"""How crashes reach the daemon, and which worker takes them."""
+"""Accept crashes in the daemon, and assign each to a worker."""

@@ -1,5 +1,5 @@
-"""What is kept of a crash, and how much memory its capture may use: asked by the workers, decided
-here, in the daemon's one loop.
+"""Decide what to keep of a crash and how much memory its capture may use. Workers ask; the decision
+is made here, in the daemon's one loop.
 """
 
 import logging
@@ -24,37 +24,37 @@ log = logging.getLogger("crashd.admission")
 
 
 SMALL_BYTES = 64 << 20
-"""A core up to this size is read at once, whatever large ones have of the buffer."""
+"""A core up to this size can be read at once, into the buffer that large cores never take."""
 SMALL_SHARE = 4
-"""A quarter of the buffer is never given to large ones."""
+"""A quarter of the buffer is never given to large cores."""
 EXPECTED_SHARE = 4
-"""A core is expected to have a quarter of its size on disk; so much stays free beside its spill."""
+"""A core is expected to take a quarter of its size on disk; its spill leaves that much free."""
 HEADROOM_BYTES = 1 << 30
 HEADROOM_SHARE = 100
-"""A spill leaves a hundredth of the disk more, and not more than HEADROOM_BYTES: retention would
-delete cores for a file that is gone in a minute.
+"""A spill leaves another hundredth of the disk free, at most HEADROOM_BYTES. Otherwise retention
+would delete cores for the sake of a file that is gone in a minute.
 """
 
 
 class Disk(Protocol):
-    """Gives each capture its part of the disk."""
+    """Assigns each capture its part of the disk."""
 
     def reserve(self, crash_id: str, wanted: int, user: int | None) -> Allotment:
-        """Give a user's capture, which may read so many bytes, its part."""
+        """Return the part for a user's capture that may read `wanted` bytes."""
 
     def unreserve(self, crash_id: str) -> None:
         """Note that a capture ended."""
 
 
 class Accounts(Protocol):
-    """Knows users."""
+    """Maps uids to users."""
 
     def user_of(self, uid: int) -> int:
-        """Return whom a uid counts for."""
+        """Return the user that a uid counts for."""
 
 
 class LimitCounter(Protocol):
-    """Counts what the limiter keeps less of."""
+    """Counts crashes that the limiter reduces."""
 
     def limited(self, verdict: Verdict) -> None:
         """Count a verdict that keeps less than the rules allow."""
@@ -62,7 +62,7 @@ class LimitCounter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
-    """What one capture has."""
+    """The share of buffer and spill that one capture has."""
 
     user: int | None
     buffer_bytes: int
@@ -71,7 +71,7 @@ class _Granted:
 
 
 class Admission:
-    """The rules, the limiter, and what all captures share: the buffer, and the disk for spills."""
+    """The rules, the limiter, and the resources that all captures share: buffer and spill space."""
 
     def __init__(self, paths: Paths, counter: LimitCounter, disk: Disk, accounts: Accounts) -> None:
         self._paths = paths
@@ -99,15 +99,16 @@ class Admission:
         buffer_bytes: int,
         spill_bytes: int,
     ) -> None:
-        """Take new settings; buffer and disk for spills are those of all captures together."""
+        """Apply new settings; buffer and spill are totals for all captures together."""
         self._limiter.set_rates(rates)
         self._rules, self._default = rules, default
         self._buffer_bytes, self._spill_bytes = buffer_bytes, spill_bytes
 
     def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
-        """Answer a worker: what to keep of the crash, why not more, and what its capture may use.
+        """Return the answer to a worker: what to keep of the crash, why crashd does not keep more,
+        and the resources of the capture.
 
-        Only a `live` one, whose process is held, has of the buffer.
+        Only a `live` crash, whose process is held, gets a share of buffer and spill.
         """
         site = Site.from_json(question["site"])
         most, reason = most_of(site, self._rules, self._default)
@@ -136,9 +137,9 @@ class Admission:
         }
 
     def refuses(self, uid: int) -> str | None:
-        """Return why no core of a user's next crash would be kept; None when one may be.
+        """Return why the core of a user's next crash would not be kept; None if it may be kept.
 
-        Such a crash is not even asked for its head; it counts as limited.
+        The capture of such a crash does not even read the head. The crash counts as limited.
         """
         user = str(self._accounts.user_of(uid))
         reason = self._limiter.spent(Scope.UID, user, time.time_ns())
@@ -147,11 +148,11 @@ class Admission:
         return reason
 
     def _grant(self, crash_id: str, wanted: int, user: int | None) -> _Granted:
-        """Give a capture its part of buffer and spill: no more of either than its user leaves to
-        others, nor than half of the memory that is available.
+        """Return a capture's part of buffer and spill: of each at most what its user leaves to
+        others, and of the buffer at most half of the available memory.
 
-        What the buffer has no room for is spilled, so that a part of it does as well; a small core
-        fits whole into what large ones never take, and needs no disk.
+        A part of the wanted buffer is enough, because the rest of the core is spilled. A small core
+        fits completely into the part that large cores never take, and needs no disk.
         """
         is_small = wanted <= SMALL_BYTES
         buffer = self._buffer_bytes if is_small else self._buffer_bytes // SMALL_SHARE * 3
@@ -162,7 +163,7 @@ class Admission:
             memory_available_bytes() // 2,
         )
         if size <= BASE_BYTES:
-            size = 0  # every worker has that anyway
+            size = 0  # every worker has BASE_BYTES anyway
         spilled = [(g.user, g.spill_bytes) for g in self._granted.values()]
         spill = min(wanted - size, _half_of_free(self._spill_bytes, spilled, user))
         granted = _Granted(user, size, spill, is_small)
@@ -170,12 +171,12 @@ class Admission:
         return granted
 
     def ended(self, crash_id: str) -> None:
-        """Take back what the capture of a crash had."""
+        """Take back the resources of a crash's capture."""
         self._granted.pop(crash_id, None)
         self._disk.unreserve(crash_id)
 
     def save(self) -> None:
-        """Write the limiter's state where it changed; a state that is lost only limits less."""
+        """Write the limiter's state if it changed; losing it only means limiting less."""
         if not self._changed:
             return
         self._changed = False
@@ -186,7 +187,7 @@ class Admission:
 
 
 def _half_of_free(total: int, given: list[tuple[int | None, int]], user: int | None) -> int:
-    """Return how much of what all share a user may have now: as much stays for others."""
+    """Return how much of a shared total a user may take now, so that as much is left for others."""
     free = total - sum(size for _, size in given)
     own = sum(size for whose, size in given if whose == user)
     return max(0, (free - own) // 2)

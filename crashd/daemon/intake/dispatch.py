@@ -1,5 +1,5 @@
-"""Jobs on their way through the worker pool: bounded, with deadlines, and what happens when a
-worker dies.
+"""Jobs on their way through the worker pool: limits, deadlines, and recovery when a worker dies. It
+is one idea despite its length: every method acts on the same queues and the same worker table.
 
     queued ──▶ held ──released──▶ raw ──▶ storing ──▶ done
       │          │                 │         │
@@ -7,19 +7,21 @@ worker dies.
       │          └── its worker dies: another takes the crash, or the handler keeps it, or salvage
       └── no worker for QUEUED_SECONDS: the handler keeps it
 
-A process is held in the first two stages only, and nothing of the last two keeps it waiting: a
-worker that said "released" takes no place among those that read, storers wait at the gate while
-anybody is held, and run below all others. What limits the number of crashes that are read at the
-same time is memory: each gets what is free of the buffer (`Admission`), and the rest goes to disk.
-Imports and salvage hold nobody: they wait until no live crash does, and never take the last worker.
+A process is held only in the first two stages, and the last two never delay a held process: a
+worker that reported "released" no longer counts as a reader; storers wait at the gate while any
+process is held, and run at the lowest priority. Memory limits the number of crashes that are read
+at the same time: each gets a part of the free buffer (`Admission`), and the rest goes to disk.
+Imports and salvage hold no process: they start when no live crash waits, and never take the last
+worker.
 
-The worker, not the daemon, sends the handler its receipt: until then the handler would spool the
-crash itself, after that the worker finishes it even if the daemon is killed; so at no moment does a
-crash hang on the daemon alone.
+The worker, not the daemon, sends the handler its receipt. Before the receipt the handler would
+spool the crash itself; after it the worker finishes the crash even if the daemon is killed. So a
+crash never depends on the daemon alone.
 
-A job's descriptors stay here as well until the worker says that it needs nothing more of /proc: a
-worker that hangs there (a page of the process behind FUSE) is killed, and the core, still unread,
-goes to another. After that the worker alone holds them, so that its `release` is the release.
+The daemon keeps copies of a job's descriptors until the worker reports that it needs nothing more
+from /proc. A worker that hangs there (on a page of the process backed by FUSE) is killed, and
+another takes the core, which is still unread. After that only the worker holds the descriptors, so
+closing them releases the process.
 """
 
 import logging
@@ -42,38 +44,38 @@ from crashd.errors import UnavailableError
 log = logging.getLogger("crashd.dispatch")
 
 PROCESSES_MIN = 40
-"""Jobs under way at least, whatever `capture.workers` says: most of them hold a process for some
-milliseconds, or wait until their core may be stored.
+"""Lower bound on the limit of jobs with a worker, for a small `capture.workers`: most jobs hold a
+process for a few milliseconds, or wait until their core may be stored.
 """
 SMALL_BYTES = 64 << 20
-"""A core up to this size is stored beside those that take long."""
+"""A core up to this size may be stored in the place that is kept free of larger cores."""
 HELD_NS = 10 * 10**9
-"""So long at most a held process keeps cores from being stored: it may be held on purpose."""
+"""The longest time that a held process delays storing: it may be held on purpose."""
 RESPAWN_NS = 10**9
-"""At least so long between two attempts to replace workers when forking fails."""
+"""The shortest time between two attempts to replace workers when forking fails."""
 NURSERY_NS = 3 * 10**9
-"""A fork takes milliseconds: where it takes longer, crashes without a worker are left to their
-handlers.
+"""How long a fork may take. It normally takes milliseconds; if it takes longer, crashes without a
+worker are left to their handlers.
 """
 GRACE_NS = 30 * 10**9
 """How long after its own deadline a worker is killed."""
 
 
 class Allotter(Protocol):
-    """Decides what is kept of a crash, and what its capture may use."""
+    """Decides what to keep of a crash, and which resources its capture may use."""
 
     def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
-        """Answer a worker."""
+        """Return the answer to a worker."""
 
     def ended(self, crash_id: str) -> None:
-        """Take back what it had."""
+        """Take back the resources of a capture."""
 
 
 class Counters(Protocol):
-    """Counts what happens."""
+    """Counts drops and spilled bytes."""
 
     def dropped(self, reason: DropReason) -> None:
-        """Count something that went wrong."""
+        """Count a failure."""
 
     def spilled(self, size_bytes: int) -> None:
         """Count bytes that waited on disk."""
@@ -97,16 +99,16 @@ class Dispatcher:
         self._idle: list[Worker] = []
         self._busy: dict[Worker, Job] = {}
         self._live: deque[Job] = deque()
-        """Whose processes are held already, and wait for a worker."""
+        """Jobs that wait for a worker while their processes are held."""
         self._later: deque[Job] = deque()
         """Imports and salvage."""
         self._retry_ns = self._asked_ns = 0
         self.workers = 0
-        """Kept idle, for crashes to come."""
+        """Number of workers kept idle for the next crashes."""
         self.storers_max = 1
-        """Cores that are stored at the same time."""
+        """Limit on cores stored at the same time."""
         self.threads = 0
-        """That compress a large core, where it is the only one."""
+        """Threads that compress a large core if it is the only one being stored."""
         self.options: dict[str, Any] = {}
         self.snapshot_timeout_ns = 2 * 10**9
         self.capture_deadline_ns = 300 * 10**9
@@ -115,35 +117,35 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """Jobs with a worker."""
+        """Return the number of jobs with a worker."""
         return len(self._busy)
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for one."""
+        """Return the number of jobs that wait for a worker."""
         return len(self._live) + len(self._later)
 
     @property
     def holders(self) -> int:
-        """Workers that read a core whose process is held."""
+        """Return the number of workers that read a core whose process is held."""
         return sum(job.stage is Stage.HELD for job in self._busy.values())
 
     @property
     def storers(self) -> int:
-        """Workers whose process is let go, and whose core waits or is being stored."""
+        """Return the number of workers whose core waits to be stored or is being stored."""
         return len(self._busy) - self.holders
 
     @property
     def helpless(self) -> bool:
-        """Whether there is no worker and never will be one."""
+        """Return whether there are no workers and none can be forked."""
         return self._nursery.gone and not self._idle and not self._busy
 
     def ids(self) -> set[str]:
-        """Return the crashes that are under way or waiting."""
+        """Return the ids of crashes that are being captured or waiting."""
         return {job.id for job in (*self._busy.values(), *self._live, *self._later)}
 
     def set_workers(self, count: int) -> None:
-        """Say how many workers there should be idle; those too many end."""
+        """Set how many workers to keep idle; surplus workers end."""
         if not self.workers:
             self._loop.watch(self._nursery, self.born)
         self.workers = count
@@ -154,7 +156,9 @@ class Dispatcher:
     # -- workers -----------------------------------------------------------------------------------
 
     def _replenish(self) -> None:
-        """Ask for a worker where one is missing; `born` goes on from there."""
+        """Ask for a worker if one is missing; `born` takes it. If workers cannot be had soon, give
+        waiting crashes back to their handlers.
+        """
         now_ns = time.monotonic_ns()
         if len(self._idle) < self._idle_wanted() and now_ns >= self._retry_ns:
             if not self._nursery.asked:
@@ -171,7 +175,7 @@ class Dispatcher:
         return max(self.workers, 2) if self._later else self.workers
 
     def born(self) -> None:
-        """Take the worker that the nursery was asked for."""
+        """Take the worker that the nursery forked."""
 
         def take() -> None:
             worker = self._nursery.take()
@@ -192,7 +196,7 @@ class Dispatcher:
             self._retry_ns = time.monotonic_ns() + RESPAWN_NS
 
     def _give_all_back(self) -> None:
-        """Leave what waits to the handlers: nobody else will take it soon."""
+        """Leave waiting crashes to their handlers, because a worker is not available soon."""
         for job in [job for job in self._live if not job.accepted]:
             self._live.remove(job)
             self._give_back(job)
@@ -204,7 +208,7 @@ class Dispatcher:
     # -- queued ------------------------------------------------------------------------------------
 
     def submit(self, job: Job, *, first: bool = False) -> None:
-        """Queue a job; it starts at once when there is a worker for it."""
+        """Queue a job; it starts at once if a worker is free."""
         job.give_back_ns = time.monotonic_ns() + QUEUED_SECONDS * 10**9
         queue = self._live if job.kind.is_live else self._later
         (queue.appendleft if first else queue.append)(job)
@@ -217,8 +221,8 @@ class Dispatcher:
                 break
             self._live.remove(job)
             self._start(self._idle.pop(), job)
-        # One idle worker stays for the crash that may come next, unless there will be no other: a
-        # nursery that hangs must not keep crashes in the spool.
+        # One idle worker stays for the next crash, unless the nursery does not answer: a nursery
+        # that hangs must not keep crashes in the spool.
         stays = 0 if self._is_nursery_silent() else 1
         while not self._live and len(self._idle) > stays:
             job = next((j for j in self._later if self._may_store_more(j.core_bytes)), None)
@@ -230,8 +234,8 @@ class Dispatcher:
         self._set_gate()
 
     def _next_live(self) -> Job | None:
-        """Choose the first job of the user with the fewest under way; None where all have what
-        they may: no user takes more places than are left to others.
+        """Return the first job of the user with the fewest jobs under way; None if that user has
+        as many as places are left: a user takes at most as many places as are left for others.
         """
         busy = Counter(job.uid for job in self._busy.values())
         job = min(self._live, key=lambda job: busy[job.uid])
@@ -239,9 +243,11 @@ class Dispatcher:
         return job if left > busy[job.uid] else None
 
     def make_room(self, uid: int | None) -> bool:
-        """Give a crash that waits back to its handler, for one of a user with fewer that wait.
+        """Give a waiting crash back to its handler, to make room for a crash of user `uid`, who has
+        fewer waiting.
 
-        False when that user has as many as any: their own crashes fill the queue.
+        Return False if this user has about as many waiting as any: their own crashes fill the
+        queue.
         """
         waiting = Counter(job.uid for job in self._live if not job.accepted)
         if not waiting:
@@ -275,9 +281,9 @@ class Dispatcher:
             self._lost(worker)
 
     def _step_ns(self, job: Job) -> int:
-        """Return how long a worker may take until it says something more of a job."""
-        # a spooled snapshot reads files and a salvage the store: only a live process, or a receipt
-        # that is not sent, can hang who reads
+        """Return how long a worker may take until its next report on a job."""
+        # an import reads files in the spool and a salvage reads the store: only a live process, or
+        # a receipt that is not sent yet, can hang the worker
         waits = job.kind.is_live and (job.with_proc or not job.accepted)
         return self.snapshot_timeout_ns if waits else self._whole_ns()
 
@@ -285,10 +291,11 @@ class Dispatcher:
         return self.capture_deadline_ns + GRACE_NS
 
     def _set_gate(self) -> None:
-        """Let cores be stored, or have that wait for who is held: HELD_NS at most for each.
+        """Open the gate for storing, or close it while processes are held: at most HELD_NS for
+        each.
 
-        Crashes that wait because no more may be under way wait for what is being stored: then it
-        goes on.
+        When waiting crashes cannot start because too many are under way, they depend on those being
+        stored: then the gate opens.
         """
         held = [job.held_ns for job in self._busy.values() if job.stage is Stage.HELD]
         blocked = self._live and self._next_live() is None
@@ -299,7 +306,7 @@ class Dispatcher:
     def _may_store_more(self, size_bytes: int) -> bool:
         """Return whether a core of this size may be stored now.
 
-        One place stays free of those that take long, so that a small core is soon in the list.
+        One place stays free of large cores, so that a small core appears in the list soon.
         """
         storing = [job for job in self._busy.values() if job.stage is Stage.STORING]
         if len(storing) >= self.storers_max:
@@ -308,7 +315,7 @@ class Dispatcher:
         return size_bytes <= SMALL_BYTES or long < max(1, self.storers_max - 1)
 
     def _store_more(self) -> None:
-        """Tell those whose turn it is to store: the first that may."""
+        """Let workers store their cores, the first first, as far as there are places."""
         for worker, job in list(self._busy.items()):
             if job.stage is Stage.RAW and self._may_store_more(job.core_bytes):
                 self._let_store(worker, job)
@@ -329,7 +336,7 @@ class Dispatcher:
     # -- what workers say --------------------------------------------------------------------------
 
     def readable(self, worker: Worker) -> None:
-        """Take what a worker says, or notice that it died."""
+        """Handle a message from a worker, or notice that it died."""
         try:
             message, descriptors = receive_message(worker.channel)
         except OSError:
@@ -349,7 +356,7 @@ class Dispatcher:
             job.identified = True
             job.deadline_ns = self._clock.now_ns() + self._whole_ns()
             if job.kind.is_live:
-                job.let_go()  # a spooled core can be read again, and its descriptor holds nobody
+                job.let_go()  # a spooled core can be read again; its descriptor holds no process
         elif event == "decide":
             self._decide(worker, job, message)
         elif event == "released":
@@ -373,7 +380,7 @@ class Dispatcher:
         if message["spilled"]:
             self._counters.spilled(message["spilled"])
         if not job.kind.is_live:
-            self._let_store(worker, job)  # it has its place since it began
+            self._let_store(worker, job)  # it has had its place from the start
             return
         job.stage = Stage.RAW
         job.deadline_ns = None
@@ -381,7 +388,7 @@ class Dispatcher:
         self._dispatch()
 
     def _ended_by(self, worker: Worker, job: Job, message: Mapping[str, Any]) -> None:
-        """Take a worker's last word on a job."""
+        """Handle a worker's last message on a job: reuse the worker, and finish or salvage."""
         event = message["event"]
         del self._busy[worker]
         self._allotter.ended(job.id)
@@ -408,7 +415,7 @@ class Dispatcher:
         self._dispatch()
 
     def _lost(self, worker: Worker) -> None:
-        """Replace a worker that died, and save what can be saved of its job."""
+        """Replace a worker that died, and save as much of its job as possible."""
         job = self._busy.pop(worker, None)
         if worker in self._idle:
             self._idle.remove(worker)
@@ -451,29 +458,29 @@ class Dispatcher:
     # -- time --------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> None:
-        """Kill workers whose step took too long, and replace missing ones.
+        """Kill workers whose step took too long, and replace missing workers.
 
-        `now_ns` is what the loop's clock said before the channels were read.
+        `now_ns` is the time of the loop's clock before the channels were read.
         """
         for worker, job in list(self._busy.items()):
             if job.deadline_ns is None or now_ns < job.deadline_ns:
                 continue
             if _is_unread(worker):
-                self.readable(worker)  # it is judged by what it said, at the next turn
+                self.readable(worker)  # the next turn judges it by its message
                 continue
             self._counters.dropped(DropReason.DEADLINE)
             log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
             job.deadline_ns = now_ns + GRACE_NS
-            worker.kill()  # its channel's end tells the rest
+            worker.kill()  # the end of its channel triggers the rest
         given_up_ns = time.monotonic_ns()
         for job in [j for j in self._live if not j.accepted and given_up_ns >= j.give_back_ns]:
-            # the handler reads the core by now: while we have the pipe too, the process is held
+            # the handler reads the core now: as long as we keep the pipe open, the process is held
             self._live.remove(job)
             self._give_back(job)
         self._dispatch()
 
     def wait_ns(self) -> int | None:
-        """Return in how long `tick` has something to do; None when nothing is under way."""
+        """Return in how long `tick` must run; None if nothing is under way."""
         now_ns = time.monotonic_ns()
         deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
         if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
@@ -487,7 +494,7 @@ class Dispatcher:
         return min(deadlines, default=None)
 
     def abandon(self) -> list[str]:
-        """Let go of all jobs; workers finish theirs by themselves. Returns the ids left
+        """Close all jobs; workers finish theirs without the daemon. Return the ids left
         `capturing`.
         """
         left = sorted(self.ids())
@@ -503,7 +510,7 @@ class Dispatcher:
 
 
 def _is_unread(worker: Worker) -> bool:
-    """Return whether a worker has said something that was not read."""
+    """Return whether a worker has sent a message that was not read."""
     poll = select.poll()
     poll.register(worker.channel, select.POLLIN)
     return bool(poll.poll(0))

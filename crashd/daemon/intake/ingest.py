@@ -1,5 +1,5 @@
-"""How crashes come in: from the handler, from the spool, and from a daemon that died; one path for
-all.
+"""Take in crashes from the handler, the kernel, the spool, and a daemon that died. It is one idea
+despite its length: all sources share one path, and it must never take a crash twice.
 
 handler ─ Handoff ─┐
 spool/  ─ fields ──┼─▶ CoreMeta ─▶ Crash (capturing) ─▶ entry ─▶ job ─▶ worker
@@ -53,16 +53,16 @@ log = logging.getLogger("crashd.ingest")
 
 _COUNTED_MAX = 100_000
 _RECENT_MAX = 8192
-"""Tokens that are remembered here, for the index is written later: twice as many as can wait at the
+"""Tokens remembered here because the index is written later: twice as many as can wait at the
 socket.
 """
 
 
 class Refusals(Protocol):
-    """Knows what is not worth to be taken."""
+    """Knows which crashes are not worth taking."""
 
     def refuses(self, uid: int) -> str | None:
-        """Return why nothing of a user's crashes is kept now; None when it is."""
+        """Return why the core of a user's next crash is not kept; None if it may be kept."""
 
 
 class Ingest:
@@ -89,19 +89,19 @@ class Ingest:
         self._boot_id = boot_id()
         self._hostname = os.fsencode(socket.gethostname())
         self._importing: dict[str, int] = {}
-        """What is on its way in, and the bytes that its core has in the spool."""
+        """Names in the spool being imported, each with the bytes of its core in the spool."""
         self._spooled: deque[str] = deque()
         self._recent: dict[str, str] = {}
         self._gave_back = False
         self.finished_total = 0
         self.last_sequence = 0
-        """Of the crashes so far."""
+        """The sequence number of the newest crash."""
         self.queue_max = 128
         self.keep_free_bytes = 0
 
     def take(self, connection: Connection, handoff: Handoff) -> bool:
-        """Admit a crash from the handler; False when the handler must keep it. Owns both from here
-        on.
+        """Admit a crash from the handler; return False if the handler must keep it. Takes ownership
+        of the connection and the hand-off.
         """
         try:
             meta = CoreMeta.from_fields(handoff.fields, time.time_ns())
@@ -110,12 +110,12 @@ class Ingest:
                 if not self._dispatcher.make_room(self._user(meta.uid)):
                     log.warning("%d crashes wait for a worker, spooling", self._dispatcher.queued)
                     raise _NotTakenError
-            if meta.token in self._recent:  # we were stopped meanwhile, and it came by the spool
+            if meta.token in self._recent:  # we were stopped meanwhile, and imported it
                 log.info("crash %s was spooled before it was accepted", self._recent[meta.token])
                 raise _NotTakenError
             crash, entry = self._admit(meta, Mode.PIPE, has_pidfd=handoff.pidfd is not None)
-            # from now on the handler waits as long as we live; one that gave up before spools it,
-            # and the entry is found again by its token
+            # from now on the handler waits as long as we live; a handler that gave up earlier
+            # spools the crash, and the import finds this entry by its token
             connection.send_queued()
         except (FormatError, OSError, _NotTakenError) as e:
             if isinstance(e, FormatError):
@@ -132,10 +132,10 @@ class Ingest:
             connection.close()
             return False
         except BaseException:
-            handoff.close()  # whatever went wrong: the crashed process is not held for it
+            handoff.close()  # whatever went wrong must not hold the crashed process
             connection.close()
             raise
-        descriptors = [handoff.core, connection.detach()]  # the job's from here on
+        descriptors = [handoff.core, connection.detach()]  # owned by the job from here on
         if handoff.pidfd is not None:
             descriptors.append(handoff.pidfd)
         self._ledger.recorded(crash)
@@ -147,9 +147,10 @@ class Ingest:
         return True
 
     def take_from_kernel(self, connection: KernelConnection) -> None:
-        """Admit a crash from the kernel itself. Owns the connection from here on.
+        """Admit a crash from the kernel itself. Takes ownership of the connection.
 
-        Nobody spools it: one that cannot even be recorded is lost, and counted.
+        Without a handler the crash is not spooled: if it cannot be recorded, it is lost, and
+        counted.
         """
         info = connection.info
         fields = _fields_of(info)
@@ -179,7 +180,7 @@ class Ingest:
         )
 
     def add_lost(self, loss: Loss, time_ns: int, token: str) -> None:
-        """Record what the kernel says it did not hand over."""
+        """Record crashes that the kernel reports as not handed over."""
         if self._ledger.id_of_token(token) is not None:
             return
         crash = lost_crash(
@@ -222,25 +223,25 @@ class Ingest:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more crashes can wait for a worker."""
+        """Return whether the queue for workers is full."""
         return self._dispatcher.queued >= self.queue_max
 
     def _user(self, uid: int | None) -> int | None:
         return None if uid is None else self._accounts.user_of(uid)
 
     def allow_import(self) -> None:
-        """Begin to take from the spool: the index knows all tokens, so that nothing comes in
+        """Start importing from the spool: the index now knows all tokens, so a crash is not taken
         twice.
         """
         self._may_import = True
 
     def stop_import(self) -> None:
-        """Take no more from the spool: the daemon ends, and the next one goes on."""
+        """Stop importing from the spool: this daemon ends, and the next one continues."""
         self._may_import = False
         self._spooled.clear()
 
     def import_spool(self) -> None:
-        """Look for what the handler spooled, and queue as much as there is room for."""
+        """Look for spooled crashes, and queue as many as there is room for."""
         if self._may_import:
             try:
                 names = spool.ready_names(self._paths, time.time_ns())
@@ -251,8 +252,8 @@ class Ingest:
             self.import_more()
 
     def import_more(self) -> None:
-        """Queue more of what was found in the spool, now that there may be room: half of all
-        places stay for crashes whose processes are held.
+        """Queue more of the spooled crashes, now that there may be room; half of all places stay
+        free for crashes whose processes are held.
         """
         while self._spooled and self._dispatcher.queued <= self.queue_max // 2:
             name = self._next_spooled()
@@ -261,15 +262,17 @@ class Ingest:
             self._import_one(name)
 
     def _next_spooled(self) -> str | None:
-        """Choose what to take in next; None where nothing can be now.
+        """Return the name of the next spooled crash to import, and drop it from the list; None if
+        nothing can be imported now.
 
-        Where free space is short one goes after another, if what is left holds its core as it is:
-        then its copy in the spool goes, so that there is more than before. To wait for space that
-        the spool itself takes would be for ever: the largest comes in cut, at the very last.
+        When free space is short, crashes are imported one at a time, each only if its core fits
+        uncompressed: afterwards its copy in the spool is deleted, which frees more space than the
+        import took. If not one fits, and the spool itself takes the missing space, waiting would
+        never end: then the largest is imported, and may be cut.
         """
         free = read_space(self._paths.state_dir).free_bytes - sum(self._importing.values())
         if self._importing and free < self.keep_free_bytes + self._spooled_bytes(self._spooled[0]):
-            return None  # asked again when they are in
+            return None  # tried again when the running imports are done
         for name in self._spooled:
             if self._spooled_bytes(name) <= free:
                 self._spooled.remove(name)
@@ -288,7 +291,7 @@ class Ingest:
 
     @property
     def spool_backlog(self) -> int:
-        """How many spooled crashes wait or are on their way in."""
+        """Return how many spooled crashes wait or are being imported."""
         return len(self._importing) + len(self._spooled)
 
     def _import_one(self, name: str) -> None:
@@ -296,10 +299,10 @@ class Ingest:
             with spool.SpoolEntry.open(self._paths, name) as spooled:
                 meta = CoreMeta.from_fields(spooled.fields(), time.time_ns())
                 found = self._adopt(meta, has_proc=bool(spooled.snapshot()))
-                if found is None:  # was taken in before, and only its removal was cut short
+                if found is None:  # imported before; only its removal was interrupted
                     spool.remove(self._paths, name)
                     return
-                descriptor, spooled.fd = spooled.fd, -1  # the job's now
+                descriptor, spooled.fd = spooled.fd, -1  # owned by the job from here on
         except (FileNotFoundError, _NotTakenError):
             return
         except FormatError as e:
@@ -331,18 +334,18 @@ class Ingest:
         self.import_more()
 
     def failed(self, job: Job) -> None:
-        """Note that a crash could not be taken from the spool, where it still is."""
+        """Note that a crash could not be imported; it stays in the spool."""
         if job.spooled is not None:
             self._importing.pop(job.spooled, None)
 
     def given_back(self, job: Job) -> None:
-        """Note that a handler keeps its crash, which is in the spool soon."""
+        """Note that a handler keeps its crash, and will spool it soon."""
         del job
         self._gave_back = True
 
     def look(self) -> bool:
-        """Take in what handlers kept that gave up; return whether there were any, for then one
-        whose handler did not come to it either is to be looked for.
+        """Import crashes of handlers that gave up. Return whether there were any: then the caller
+        must look for unfinished crashes, because a handler may have failed to spool its crash.
         """
         gave_back, self._gave_back = self._gave_back, False
         if gave_back:
@@ -362,11 +365,11 @@ class Ingest:
                 log.warning("%d older ones set aside in the spool were removed", len(gone))
 
     def _adopt(self, meta: CoreMeta, *, has_proc: bool) -> tuple[Crash, Entry] | None:
-        """Find or make the entry for a spooled crash; None when it was taken in before.
+        """Find or create the entry for a spooled crash; return None if it was imported before.
 
         Raises:
             _NotTakenError: its entry belongs to a job that does not know yet that the handler gave
-                up; when it does, the spool is looked at again.
+                up; the spool is read again once it does.
 
         """
         existing = self._recent.get(meta.token) or self._ledger.id_of_token(meta.token)
@@ -387,15 +390,15 @@ class Ingest:
                 crash, state=State.CAPTURING, capture=Capture(Mode.SPOOL, identity=identity)
             )
             entry.write(crash, sync=False)
-            owner.pop_all()  # the entry is the caller's
+            owner.pop_all()  # the caller owns the entry
             return crash, entry
 
     def recover(self, ids: list[str], reason: str) -> int:
         """Salvage entries in state `capturing` whose writer is gone; return how many must still
         wait.
 
-        One whose worker outlived the daemon is still locked, and one that the handler spools by
-        itself is still to come: they are to be looked at again.
+        An entry whose worker outlived the daemon is still locked, and an entry whose crash is in
+        the spool is not imported yet: the caller must look at them again.
         """
         waiting = 0
         try:
@@ -405,7 +408,7 @@ class Ingest:
             return len(ids)
         for crash_id in ids:
             if self._dispatcher.queued >= self.queue_max:
-                waiting += 1  # each has a descriptor
+                waiting += 1  # each queued job takes a descriptor
                 continue
             try:
                 entry = entries.open_entry(self._paths, crash_id)
@@ -431,14 +434,15 @@ class Ingest:
 
 
 def identified(crash: Crash) -> dict[str, Any]:
-    """Build what a worker is told of a crash. One that was admitted before, and whose record is
-    long, is read again from the spool: a message holds what identifies it.
+    """Build the part of a crash that is sent to a worker. If the crash was admitted before and its
+    record is long, the worker reads the rest again from the spool: a message only has room for what
+    identifies the crash.
     """
     return to_json(bounded(crash, LEAST_BYTES)[0])
 
 
 def _fields_of(info: PidfdInfo) -> dict[str, bytes]:
-    """Tell of a crash from the kernel's socket what the handler's arguments tell of others.
+    """Return, for a crash from the kernel's socket, the fields that otherwise the handler sends.
 
     The time is that of the connection; signal and thread are in the notes.
     """
@@ -461,4 +465,4 @@ def _fields_of(info: PidfdInfo) -> dict[str, bytes]:
 
 
 class _NotTakenError(Exception):
-    """Not now: the queue is full, or the entry is in use."""
+    """The crash cannot be taken now: the queue is full, or its entry is in use."""

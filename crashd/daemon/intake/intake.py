@@ -1,4 +1,4 @@
-"""The sockets on which crashes come in: from the handler, and from the kernel itself."""
+"""The sockets that receive crashes: from the handler, and from the kernel itself."""
 
 import logging
 import socket
@@ -16,11 +16,11 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.intake")
 
 AGAIN_NS = 10**9
-"""How long a listening socket is left alone when no descriptor is left for what waits there."""
+"""How long a listening socket is left alone when there is no free descriptor for a connection."""
 
 
 class Intake:
-    """Owns both sockets, and the handlers' connections until their message is there."""
+    """Owns both sockets, and each handler's connection until its message has arrived."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Intake:
         self._waiting: dict[int, handoff.Connection] = {}
 
     def open(self, configured: str, given: Mapping[str, socket.socket]) -> Mode:
-        """Listen, where systemd does not do so for us; return which way the kernel is to take.
+        """Listen on the sockets that systemd does not pass; return the mode for the kernel.
 
         Raises:
             UnavailableError: a socket cannot be bound.
@@ -60,15 +60,14 @@ class Intake:
         if mode is Mode.SOCKET and kernel is None:
             kernel = handoff.listen_unix(self._paths.kernel_socket, socket.SOCK_STREAM, 0o600)
             self._own.append(kernel)
-        if (
-            kernel is not None
-        ):  # systemd's is listened on in either mode: a process that waits there is held
+        # systemd's socket is served in either mode, because a process that waits there is held
+        if kernel is not None:
             self._kernel = kernel
             self._watch(kernel, self.accept_from_kernel)
         return mode
 
     def close(self) -> None:
-        """Close all; sockets of our own making are gone then."""
+        """Close both sockets and all connections; remove the socket files that we created."""
         for server, path in (
             (self._handoff, self._paths.handoff_socket),
             (self._kernel, self._paths.kernel_socket),
@@ -89,7 +88,7 @@ class Intake:
     # -- from the handler --------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """Take what handlers wait to hand over."""
+        """Take all crashes that handlers wait to hand over."""
         server = self._handoff
         if server is None:
             return
@@ -106,7 +105,7 @@ class Intake:
         self._watch(server, self.accept)
 
     def _receive(self, connection: handoff.Connection) -> None:
-        """Take a handler's message, now or when it comes: it is sent right behind the connect."""
+        """Take a handler's message, now or once it arrives: it is sent right after the connect."""
         try:
             message = connection.receive()
         except CrashdError as e:
@@ -131,7 +130,7 @@ class Intake:
     # -- from the kernel ---------------------------------------------------------------------------
 
     def accept_from_kernel(self) -> None:
-        """Take crashes from the kernel, as many as there is room for: the others wait, held."""
+        """Take as many crashes from the kernel as there is room for; the others wait, held."""
         server = self._kernel
         if server is None:
             return
@@ -152,7 +151,7 @@ class Intake:
         self._loop.timer("kernel", AGAIN_NS, self.resume)
 
     def resume(self) -> None:
-        """Listen to the kernel again, where there was no room for more and now is."""
+        """Listen to the kernel again if listening was paused and there is room now."""
         if self._paused and self._kernel is not None and not self._ingest.is_full:
             self._paused = False
             self._loop.timer("kernel", 0, self.resume)

@@ -1,4 +1,4 @@
-"""One piece of work on one crash's entry, and how far it came."""
+"""One piece of work on one crash's entry, and its stage."""
 
 import os
 from dataclasses import dataclass, field
@@ -9,44 +9,44 @@ from crashd.store.entry import Entry
 
 
 class Kind(StrEnum):
-    """What is to be done."""
+    """The work to do."""
 
     CAPTURE = "capture"
     """Take a crash that the handler offers."""
     SOCKET = "socket"
-    """Take one that the kernel offers."""
+    """Take a crash that the kernel offers."""
     IMPORT = "import"
-    """Take one from the spool."""
+    """Take a crash from the spool."""
     SALVAGE = "salvage"
     """Finish an entry whose writer died."""
 
     @property
     def is_live(self) -> bool:
-        """Whether a process is held until its core is read."""
+        """Return whether a process is held until its core is read."""
         return self in (Kind.CAPTURE, Kind.SOCKET)
 
 
 class Stage(Enum):
-    """How far a job came."""
+    """How far a job is."""
 
     QUEUED = "queued"
     """It waits for a worker."""
     HELD = "held"
     """A worker reads the core; the process is held."""
     RAW = "raw"
-    """The process is let go; its core waits, in the worker's buffer and in the spill."""
+    """The process is released; its core waits in the worker's buffer and in the spill."""
     STORING = "storing"
     """The core is compressed, and written to the store."""
 
 
 class Owner(Protocol):
-    """Who submitted a job, and hears how it ended; in the daemon's loop."""
+    """The submitter of a job, called in the daemon's loop when the job ends."""
 
     def finished(self, job: "Job") -> None:
         """Note that the entry is final."""
 
     def failed(self, job: "Job") -> None:
-        """Note that an import was not possible, and the spool still has all."""
+        """Note that an import failed; the crash stays in the spool."""
 
     def given_back(self, job: "Job") -> None:
         """Note that the handler keeps the crash, and spools it."""
@@ -54,18 +54,18 @@ class Owner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One piece of work; owns the entry and the descriptors until they are handed on."""
+    """One piece of work; owns the entry and the descriptors until they are passed on."""
 
     kind: Kind
     entry: Entry
     descriptors: list[int]
     owner: Owner
     more: dict[str, Any] = field(default_factory=dict)
-    """What the worker is told beside kind and id."""
+    """Message fields for the worker in addition to kind and id."""
     spooled: str | None = None
-    """Its name in the spool, of what comes from there."""
+    """The name in the spool, for an import."""
     uid: int | None = None
-    """Whose process crashed: no user's crashes keep those of another waiting."""
+    """The user whose process crashed, so that a user's crashes do not delay those of others."""
     stage: Stage = Stage.QUEUED
     with_proc: bool = True
     accepted: bool = True
@@ -73,19 +73,19 @@ class Job:
     identified: bool = False
     retried: bool = False
     poisonous: bool = False
-    """Whether workers died of it."""
+    """Whether its import killed workers, so that it must not be tried again."""
     deadline_ns: int | None = None
-    """By the loop's clock; of the present step. None: it waits for us."""
+    """The end of the present step, by the loop's clock; None while the worker waits for us."""
     give_back_ns: int = 0
-    """CLOCK_MONOTONIC, as the handler counts: by then one without its receipt has given up."""
+    """CLOCK_MONOTONIC, like the handler's timeout: a handler without a receipt gives up then."""
     held_ns: int = 0
-    """CLOCK_MONOTONIC, when a worker began to read the core."""
+    """CLOCK_MONOTONIC at which a worker began to read the core."""
     core_bytes: int = 0
-    """Of the core, holes left out: of a spooled one, or once its process is let go."""
+    """Size of the core without holes; known for a spooled core, or once the process is released."""
 
     @property
     def id(self) -> str:
-        """The crash's id."""
+        """Return the crash's id."""
         return self.entry.id
 
     def let_go(self) -> None:
@@ -95,6 +95,6 @@ class Job:
         self.descriptors.clear()
 
     def close(self) -> None:
-        """Close all that the job owns."""
+        """Close everything that the job owns."""
         self.let_go()
         self.entry.close()

@@ -1,13 +1,13 @@
-"""The worker pool: processes forked early, from a small parent, with the daemon's heavier parts not
-loaded.
+"""The worker pool: processes forked early, from a small parent that does not load the daemon's
+heavier parts.
 
     daemon ──"fork"──▶ nursery (imports the capture path, nothing else; single-threaded)
        ▲                  │ fork
        └── one channel ── worker, worker, …
 
-Forking a threaded process is unsafe, and workers must be replaced as they die: so a nursery forks
-them, and hands each one's channel back. When the daemon dies the nursery ends; a worker finishes
-what it holds.
+Forking a threaded process is unsafe, and workers that die must be replaced. So a nursery forks the
+workers, and passes the channel of each to the daemon. When the daemon dies, the nursery ends; a
+worker finishes its job first.
 """
 
 import contextlib
@@ -26,9 +26,7 @@ from crashd.edge.capture.process import set_oom_score
 from crashd.errors import UnavailableError, reason_of
 
 WORKER_OOM_SCORE = 500
-"""So that a capture, not the daemon, pays for memory that is short (as systemd-coredump's
-workers).
-"""
+"""High, so that a memory shortage kills a capture and not the daemon (as in systemd-coredump)."""
 
 
 class Worker:
@@ -40,8 +38,8 @@ class Worker:
         try:
             self._pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            self._pidfd = -1  # dead already: its channel says so
-        except OSError as e:  # one that could not be killed is of no use
+            self._pidfd = -1  # dead already: the end of its channel reports that
+        except OSError as e:  # do not use a worker that we could not kill
             channel.close()
             raise UnavailableError(f"cannot watch a worker: {reason_of(e)}") from e
 
@@ -50,7 +48,7 @@ class Worker:
         return self.channel.fileno()
 
     def kill(self) -> None:
-        """End the worker at once, by its pidfd: the number may be another's by now."""
+        """Kill the worker by its pidfd, because its pid may already belong to another process."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -74,7 +72,7 @@ class Nursery:
     def __init__(self, listen_fds: int = 0) -> None:
         """Fork the nursery. Call before any thread is started and before heavy imports.
 
-        `listen_fds` sockets from 3 on, systemd's for the daemon, are closed in the nursery.
+        The nursery closes the `listen_fds` sockets, from 3 on, that systemd passed to the daemon.
         """
         self.gate = PaceGate()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -89,14 +87,14 @@ class Nursery:
         self._channel = ours
         self._channel.setblocking(False)
         self.asked = False
-        """Whether a worker is on its way."""
+        """Whether a worker was requested and not taken yet."""
 
     def fileno(self) -> int:
-        """Return the channel's descriptor: readable when a worker is there to be taken."""
+        """Return the channel's descriptor, which is readable when a worker can be taken."""
         return self._channel.fileno()
 
     def ask(self) -> None:
-        """Ask for a worker, where none is on its way.
+        """Ask for a worker, unless one was already requested.
 
         Raises:
             UnavailableError: the nursery is gone.
@@ -112,7 +110,7 @@ class Nursery:
         self.asked = True
 
     def take(self) -> Worker:
-        """Take the worker that was asked for.
+        """Take the worker that was requested.
 
         Raises:
             UnavailableError: the nursery is gone, or cannot fork.
@@ -134,14 +132,14 @@ class Nursery:
         return Worker(answer["pid"], socket.socket(fileno=descriptors[0]))
 
     def close(self) -> None:
-        """Let the nursery end, and reap it."""
+        """End the nursery, and reap it."""
         self._channel.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
 
 def _child(run: Callable[[], None]) -> NoReturn:
-    """Run in a forked child, and never return into the parent's code."""
+    """Run a function in a forked child, and never return into the parent's code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon decides; we end when its channel does
     code = 1
@@ -153,9 +151,10 @@ def _child(run: Callable[[], None]) -> NoReturn:
 
 
 def _serve(channel: socket.socket, gate: PaceGate) -> None:
+    """Fork a worker for each request of the daemon, until its end of `channel` is closed."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the daemon sees a channel end
     gc.collect()
-    gc.freeze()  # what is shared stays shared: no collection writes to it
+    gc.freeze()  # keeps memory shared with the workers: collections do not write to it
     while True:
         request, _ = receive_message(channel)
         if request is None:

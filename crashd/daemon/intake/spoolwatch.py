@@ -1,4 +1,4 @@
-"""The watch on the spool: says when the handler has finished a crash there."""
+"""The watch on the spool: starts an import when the handler has finished a crash there."""
 
 import logging
 from typing import Protocol
@@ -16,11 +16,11 @@ class Importer(Protocol):
     """Takes crashes from the spool."""
 
     def import_spool(self) -> None:
-        """Look for what the handler spooled."""
+        """Look for crashes that the handler spooled."""
 
 
 class SpoolWatch:
-    """Owns the watch."""
+    """Watches the spool directory; owns the inotify watch."""
 
     def __init__(self, paths: Paths, loop: Loop, importer: Importer) -> None:
         self._paths = paths
@@ -29,9 +29,9 @@ class SpoolWatch:
         self._armed: DirectoryWatch | None = None
 
     def renew(self) -> None:
-        """Arm the watch where it is not; where that fails, the spool is looked at by timer only."""
+        """Arm the watch if it is not armed; if that fails, only a timer looks at the spool."""
         if self._armed is not None and not self._armed.is_current():
-            self.drop()  # something was mounted over it, or it was replaced
+            self.drop()  # the directory was replaced, or something was mounted over it
         if self._armed is not None:
             return
         try:
