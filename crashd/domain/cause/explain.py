@@ -340,7 +340,7 @@ def _called_abort(facts: Facts) -> bool:
 def _sent(facts: Facts, context: ProcessContext) -> Cause:
     """Return the cause of a signal that was sent, by its sender.
 
-    A sender outside of the process's pid namespace has pid 0, as the kernel has.
+    A sender outside of the process's pid namespace has pid 0, like the kernel itself.
     """
     info = facts.siginfo
     number = info.signal if info is not None else 0
