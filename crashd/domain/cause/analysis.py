@@ -173,7 +173,7 @@ class Facts:
     instruction: Instruction | None
     siginfo: SignalFacts | None
     regions: Mapping[str, Region]
-    """At `pc`, `sp`, `fault`, and `link`: where a freed pointer would come from."""
+    """At `pc`, `sp`, `fault`, and `link`, from which a pointer in freed memory would come."""
     messages: Mapping[str, str]
     """Last words: `abort`, `glib`, `cxx_type`, `cxx_what`, `rust_panic`, `go_panic` …"""
     problems: tuple[str, ...]

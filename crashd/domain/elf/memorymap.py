@@ -250,7 +250,7 @@ def _is_asked_for(extent: Extent) -> bool:
 
 
 Runs = Iterable[tuple[int, int]]
-"""Ranges of addresses [start, end), ascending, none empty."""
+"""Ranges of addresses [start, end), ascending and not empty."""
 
 
 def overlap(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:

@@ -82,7 +82,7 @@ def plan_mini(
     return _lay_out(head, raw, ranges)
 
 
-# -- what is wanted --------------------------------------------------------------------------------
+# -- wanted ranges ---------------------------------------------------------------------------------
 
 
 def _wanted(head: CoreHead, read: ReadMemory | None) -> Iterator[tuple[int, int]]:
@@ -191,7 +191,7 @@ def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> 
     return 0
 
 
-# -- what is kept of it ----------------------------------------------------------------------------
+# -- kept ranges -----------------------------------------------------------------------------------
 
 
 def _merge(
