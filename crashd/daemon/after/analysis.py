@@ -33,7 +33,7 @@ class AnalysisOptions:
     worker_socket: Path | None = None
     """The socket on which systemd starts workers; None to start them ourselves."""
     build_id_dirs: tuple[bytes, ...] = ()
-    """Directories with a `.build-id`, beside /usr/lib/debug."""
+    """Directories with a `.build-id`, besides /usr/lib/debug."""
 
 
 def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:

@@ -120,7 +120,7 @@ class DumpBook:
         self._absent: dict[Key, Mapping[str, Any]] = {}
         """The index's rows of dumps that this daemon has not seen, or no longer sees."""
 
-    # -- what is known -----------------------------------------------------------------------------
+    # -- known dumps -------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Read from the index what was known before this daemon started.

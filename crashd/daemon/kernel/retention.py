@@ -36,7 +36,7 @@ class DumpRetention:
         pinned: set[str] = set()
         while True:
             plan = _plan(root, settings, by_id, pinned)
-            # Read the records of dumps to be deleted only, so that a thousand dumps stay cheap.
+            # Read only the records of dumps due for deletion, so that a thousand dumps stay cheap.
             held = {deletion.key for deletion in plan if self._book.is_pinned(deletion.key)}
             if not held:
                 break

@@ -344,7 +344,7 @@ class DumpWatch:
             return
         self._news = True
 
-    # -- what is not ours --------------------------------------------------------------------------
+    # -- untrusted directories ---------------------------------------------------------------------
 
     def _distrust(self, key: Key, why: str) -> None:
         self._foreign_count += 1
