@@ -1,1 +1,1 @@
-"""What reads hostile cores, inside the sandbox of crashd.edge.sandbox.start and nowhere else."""
+"""The code that reads hostile cores, only inside the sandbox of crashd.edge.sandbox.start."""

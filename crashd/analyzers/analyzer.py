@@ -1,14 +1,14 @@
-"""What an analyzer is, and the opened core that all of them read.
+"""The base class of all analyzers, and the opened core that they read.
 
 An analyzer reads one kind of facts from a core: the native stacks, or the stacks of one interpreted
-language. Each is a class with three steps, listed in crashd.analyzers.main:
+language. Each is a class, listed in crashd.analyzers.main, with three steps:
 
     applies   whether this core has what the analyzer reads
     prepare   before the seal: import what facts() needs, and return the space that it takes
     facts     behind the seal: read, and return the part of the result that it knows
 
-The daemon gets the facts of each analyzer as soon as they are there. One that raises an exception,
-or takes the whole worker down, costs its own facts and not those of the analyzers before it.
+The daemon gets the facts of each analyzer as soon as they are there. An analyzer that raises an
+exception, or takes the whole worker down, loses its own facts but not those of earlier analyzers.
 """
 
 import os
@@ -24,37 +24,37 @@ from crashd.errors import FormatError
 from crashd.store.coreread import StoredCore, read_head
 
 COPIED_BYTES_MAX = 192 << 20
-"""Of files that are copied because of their unwind sections; libLLVM has 110 MB."""
+"""Total size of files that are copied because of their unwind sections; libLLVM has 110 MB."""
 PROBLEMS_MAX = 20
-"""Problems that one analyzer reports."""
+"""Number of problems that one analyzer reports at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedCore:
-    """A core, and the files of its modules."""
+    """A core and the files of its modules."""
 
     core: StoredCore
     raw_head: bytes
     image: CoreImage
     files: list[ModuleFile]
     options: Mapping[str, Any]
-    """The request: what the configuration wants of the analyzers."""
+    """The request: the configuration for the analyzers."""
     problems: tuple[str, ...] = ()
-    """What was left out."""
+    """What was left out, one line each."""
 
     @property
     def descriptors(self) -> list[int]:
-        """All that has to stay open."""
+        """The descriptors that must stay open."""
         return [fd for file in self.files for fd in (file.fd, file.debug_fd) if fd is not None]
 
 
 def open_core(
     request: Mapping[str, Any], open_files: Callable[[list[Module]], list[ModuleFile]]
 ) -> OpenedCore:
-    """Open a stored core and what can be found of its modules' files.
+    """Open a stored core, and the files of its modules that can be found.
 
     Raises:
-        FormatError: not an ELF core, or one that is too short to hold a thread.
+        FormatError: not an ELF core, or too short to hold a thread.
 
     """
     core = StoredCore(request["core_fd"])
@@ -82,7 +82,7 @@ def open_core(
 
 
 def _with_unwind_sections(files: list[ModuleFile]) -> tuple[list[ModuleFile], list[str]]:
-    """Take copies of the files whose unwind information drgn does not read (copy_with_unwind)."""
+    """Copy the files whose unwind information drgn does not read (copy_with_unwind)."""
     left = COPIED_BYTES_MAX
     out: list[ModuleFile] = []
     problems: list[str] = []
@@ -112,10 +112,10 @@ class Analyzer(ABC):
 
     @abstractmethod
     def applies(self) -> bool:
-        """Return whether this core has something to read for this analyzer."""
+        """Return whether this core has something for this analyzer to read."""
 
     def prepare(self) -> int:
-        """Import what facts() needs; return the bytes of /work that it takes."""
+        """Import what facts() needs; return how many bytes of /work it uses."""
         return 0
 
     @abstractmethod

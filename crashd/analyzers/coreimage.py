@@ -1,5 +1,5 @@
-"""The memory of a crashed process: what its core has, and for file mappings that a core leaves out
-what the files have.
+"""The memory of a crashed process: from its core, and from the files for file mappings that the
+core leaves out.
 """
 
 import os
@@ -17,7 +17,7 @@ _STRING_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A range of addresses that a file is mapped to."""
+    """A range of addresses to which a file is mapped."""
 
     start: int
     end: int
@@ -26,7 +26,7 @@ class FilePart:
 
 
 class CoreImage:
-    """The memory behind a core's segments; descriptors stay their owner's."""
+    """The memory of a core's segments; descriptors stay their owner's."""
 
     def __init__(self, core: StoredCore, head: CoreHead) -> None:
         self.core = core
@@ -36,8 +36,8 @@ class CoreImage:
         self._files: list[FilePart] = []
         self._file_starts: list[int] = []
         self.stack_pointers = [t.sp for t in head.threads if t.sp is not None]
-        """Where stacks are; what finds another one adds it."""
-        if AT_EXECFN in head.auxv:  # at the top of the main thread's, wherever its pointer is now
+        """An address in each known stack; code that finds another stack adds it."""
+        if AT_EXECFN in head.auxv:  # at the top of the main stack, wherever its pointer is now
             self.stack_pointers.append(head.auxv[AT_EXECFN])
         self._names = sorted((f.start, f.end, f.name) for f in head.files)
         self._name_starts = [start for start, _, _ in self._names]
@@ -48,12 +48,12 @@ class CoreImage:
         return self._segments
 
     def add_files(self, parts: list[FilePart]) -> None:
-        """Say which files stand for which addresses, where the core does not have them."""
+        """Set the files that provide the memory that the core does not have."""
         self._files = sorted(parts, key=lambda p: p.start)
         self._file_starts = [part.start for part in self._files]
 
     def segment(self, address: int) -> Segment | None:
-        """Find the segment with an address in it."""
+        """Find the segment that contains an address."""
         index = bisect_right(self._starts, address) - 1
         if index < 0:
             return None
@@ -63,8 +63,8 @@ class CoreImage:
     def is_code(self, address: int) -> bool:
         """Return whether an address is mapped and may be executed.
 
-        gdb's gcore leaves out the mappings of files that were not written to: what is in NT_FILE
-        alone counts as code.
+        gdb's gcore leaves out the mappings of files that were not written to, so an address that
+        only NT_FILE has counts as code.
         """
         segment = self.segment(address)
         if segment is None:
@@ -77,7 +77,7 @@ class CoreImage:
         return self._segments[index] if index < len(self._segments) else None
 
     def read(self, address: int, size: int) -> bytes:
-        """Read memory; short where neither core nor file has it."""
+        """Read memory; return fewer bytes where neither core nor file has it."""
         parts: list[bytes] = []
         while size > 0:
             part = self._read_part(address, size)
@@ -97,7 +97,7 @@ class CoreImage:
         return self.read_file(address, size)
 
     def read_file(self, address: int, size: int) -> bytes:
-        """Read what the file that is mapped at an address has for it."""
+        """Read an address's bytes from the file that is mapped there."""
         index = bisect_right(self._file_starts, address) - 1
         if index < 0 or address >= self._files[index].end:
             return b""
@@ -110,17 +110,17 @@ class CoreImage:
             return b""
 
     def word(self, address: int) -> int | None:
-        """Read a pointer; None where there is none."""
+        """Read a pointer; None if the memory is not there."""
         size = self.head.bits // 8
         raw = self.read(address, size)
         return int.from_bytes(raw, self.head.byteorder) if len(raw) == size else None
 
     def string(self, address: int, limit: int = _STRING_MAX) -> bytes:
-        """Read a string up to its NUL, or `limit` bytes of it."""
+        """Read a string up to its NUL, or its first `limit` bytes."""
         return self.read(address, limit).split(b"\0", 1)[0]
 
     def describe(self, address: int) -> dict[str, Any]:
-        """Tell what is at an address: `kind`, `perms`, `name`, and how far the next segment is."""
+        """Describe an address: `kind`, `perms`, `name`, and the distance to the next segment."""
         segment = self.segment(address)
         above = self.segment_above(address)
         found: dict[str, Any] = {"address": address, "kind": "none", "perms": "", "name": ""}
@@ -140,7 +140,7 @@ class CoreImage:
         return found
 
     def file_name(self, address: int) -> bytes:
-        """Name the file that is mapped at an address; empty where there is none."""
+        """Return the name of the file that is mapped at an address; empty if there is none."""
         index = bisect_right(self._name_starts, address) - 1
         if index < 0 or address >= self._names[index][1]:
             return b""

@@ -1,4 +1,4 @@
-"""Names of functions and types as people wrote them, from those that linkers see. Only importer of
+"""Names of functions and types as in the source, from the names that linkers see. Only importer of
 rust_demangler.
 """
 
@@ -21,7 +21,7 @@ _RUST_CODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
 
 
 class Demangler:
-    """Names as people wrote them, by the C++ runtime's own demangler and one for Rust."""
+    """Names as in the source, by the C++ runtime's own demangler and one for Rust."""
 
     def __init__(self) -> None:
         self._runtime = ctypes.CDLL("libstdc++.so.6")  # drgn is linked with it
@@ -32,14 +32,14 @@ class Demangler:
         self._known: dict[str, str] = {}
 
     def name(self, symbol: str) -> str:
-        """Demangle a symbol's name; what is none of C++ or Rust stays as it is."""
+        """Demangle a symbol's name; a name that is not of C++ or Rust stays as it is."""
         found = self._known.get(symbol)
         if found is None:
             found = self._known[symbol] = _shorten(self._name(symbol[:_SYMBOL_MAX]))
         return found
 
     def type(self, mangled: str) -> str:
-        """Demangle the name of a C++ type as it stands in its std::type_info."""
+        """Demangle the name of a C++ type from its std::type_info."""
         return self._cxx(mangled.lstrip("*")) or mangled
 
     def _name(self, symbol: str) -> str:
@@ -48,7 +48,7 @@ class Demangler:
             return _rust_v0(symbol)
         if not symbol.startswith("_Z"):
             return symbol
-        # A dot may begin a compiler's suffix, or stand within: `vtable.shim`, a coroutine's frame.
+        # A dot may begin a compiler's suffix, or be part of it: `vtable.shim`, a coroutine's frame.
         plain, suffix = symbol, ""
         name = self._cxx(plain)
         while name is None and "." in plain and plain.count(".") <= _DOTS_MAX:
@@ -88,11 +88,11 @@ def _rust_v0(symbol: str) -> str:
         TypeError,
         ValueError,
     ):
-        return symbol  # it is the core's, and need not be well-formed
+        return symbol  # it comes from the core and may be malformed
 
 
 def _shorten(name: str) -> str:
-    """Bound a name: of one that is too long, the template arguments go, the innermost first."""
+    """Bound a name: remove template arguments from a name that is too long, the innermost first."""
     if len(name) <= _NAME_MAX:
         return name
     name = name[:_DEMANGLED_MAX].replace("\0", "")

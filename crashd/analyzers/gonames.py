@@ -1,4 +1,4 @@
-"""Names for the frames of stripped Go programs, by the table that Go keeps for its own traces."""
+"""Names for the frames of stripped Go programs, from the table that Go keeps for its own traces."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from crashd.edge.sandbox.modulefiles import find_sections, link_start
 
 
 class GoNames:
-    """The tables of a core's modules; each is looked for once, when a frame there has no name."""
+    """The tables of a core's modules; each is searched once, when a frame there has no name."""
 
     def __init__(self, image: CoreImage) -> None:
         self._image = image
@@ -21,7 +21,7 @@ class GoNames:
         self._files = files
 
     def function(self, module: Module | None, pc: int) -> GoFunction | None:
-        """Return the Go function at an address of a module; None where it is no Go program's."""
+        """Return the Go function at an address in a module; None if it is not a Go program."""
         if module is None:
             return None
         if module.start not in self._tables:
@@ -30,8 +30,8 @@ class GoNames:
         return None if table is None else table.function(pc)
 
     def _open(self, module: Module) -> GoTable | None:
-        """Find the table by the file's sections, and read it where the process had it: the loader
-        has put the address of the code into it there.
+        """Find the table by the file's sections, and read it from the process's memory, because the
+        loader wrote the address of the code into it there.
         """
         fd = self._files.get(module.start)
         if fd is None:

@@ -1,8 +1,8 @@
 """A signal that was being handled when the process died, or that its handler raised again: the
-signal's own siginfo and registers, which say what happened first.
+signal's own siginfo and registers, which show what happened first.
 
-Runtimes catch a fault, report it, and then abort: what kills the process is a consequence. The
-kernel's frame for the handler still lies on the stack.
+Runtimes catch a fault, report it, and then abort, so the signal that kills the process is a
+consequence. The kernel's frame for the handler still lies on the stack.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ _SCAN_BYTES = 256 << 10
 _SEARCHED_BYTES_MAX = 32 << 20
 _CODE_BYTES = 16
 _BELOW_BYTES = 32 << 10
-"""How far below the stack pointer the frame of a handler that has returned can begin: the red zone
-and the processor's extended state (11 KiB with AMX) lie between.
+"""Largest distance from the stack pointer down to the frame of a handler that has returned: the red
+zone and the processor's extended state (11 KiB with AMX) lie between.
 """
 # include/uapi/asm-generic/siginfo.h
 _SEGV_MAPERR, _SEGV_ACCERR, _FPE_INTDIV, _ILL_ILLOPN, _SI_KERNEL = 1, 2, 1, 2, 0x80
@@ -46,17 +46,17 @@ class Handled:
 
     info: SigInfo
     error_code: int | None
-    """The processor's own, where the signal is a page fault (x86)."""
+    """The processor's error code, if the signal is a page fault (x86)."""
     frame: SignalFrame
     index: int | None
-    """Which frame of the crashed thread the interrupted code begins at; None if it is on none."""
+    """Index of the crashed thread's frame at which the interrupted code begins; None if unknown."""
     again: bool
-    """Whether its handler has returned after it raised the signal again."""
+    """Whether the handler raised the signal again and then returned."""
 
 
 def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
-    """Find the first of the signals that are being handled on the crashed thread's stack, or the
-    one that was raised again; only those that dump core.
+    """Find the first signal that is being handled on the crashed thread's stack, or the one that
+    was raised again. Only signals that dump core count.
     """
     head = image.head
     if head.machine not in _SYSCALLS or head.bits != 64 or head.siginfo is None:
@@ -75,7 +75,7 @@ def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) ->
         return None
     info, inferred = frame.info, _inferred(image, frame)
     if inferred is not None and (info is None or info.address != inferred.address):
-        info = inferred  # what lay in the place of the siginfo may look like one
+        info = inferred  # old bytes in the place of the siginfo may look like one
     if info is None or info.signal not in CORE_SIGNALS:
         return None
     is_page_fault = info.address is not None and frame.trap == _PAGE_FAULT
@@ -84,8 +84,8 @@ def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) ->
 
 
 def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
-    """Return the signal of a handler without SA_SIGINFO, where the processor's last exception is
-    what the interrupted instruction can have raised.
+    """Return the signal of a handler without SA_SIGINFO, if the interrupted instruction can have
+    raised the processor's last exception.
     """
     code = image.read(frame.pc, instruction.INSTRUCTION_MAX)
     machine, registers = image.head.machine, frame.registers
@@ -107,13 +107,13 @@ def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
 
 
 def _is_whole(frames: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the walk came to where threads begin, or through another handler."""
+    """Return whether the walk reached the function that starts a thread, or crossed a handler."""
     last = (frames[-1]["function"] if frames else None) or ""
     return last.startswith(_BEGINNINGS) or any(frame["interrupted"] for frame in frames[1:])
 
 
 def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
-    """Find a frame that the walk came through: below it the stack goes on with its registers."""
+    """Find a signal frame that the walk crossed: the walk continued from its registers."""
     found = None
     for index, frame in enumerate(frames[:-1]):
         if frame["sp"] is None or not frames[index + 1]["interrupted"]:
@@ -126,7 +126,7 @@ def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | 
 
 
 def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
-    """Find a frame above where the walk ended, by the return address that it begins with."""
+    """Find a signal frame above the end of the walk, by the return address at its start."""
     if image.head.machine != EM_X86_64:
         return None  # the return address is in a register there
     start = next((f["sp"] for f in reversed(frames) if f["sp"] is not None), None)
@@ -151,15 +151,15 @@ def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled |
 def _raised_again(image: CoreImage) -> Handled | None:
     """Find the frame of a handler that raised its own signal, which was blocked until it returned.
 
-    Then the process dies where the first signal came, outside of any system call, and the frame
-    with the same registers still lies below the stack pointer, or on the alternate stack.
+    The process then dies where the first signal arrived, outside of any system call. The frame with
+    the same registers still lies below the stack pointer, or on the alternate stack.
     """
     machine, first = image.head.machine, image.head.threads[0]
     if first.pc is None or first.sp is None:
         return None
     call = _SYSCALLS[machine]
     if image.read(first.pc - len(call), len(call)) == call:
-        return None  # it was in kill(2) or the like, and no handler was there
+        return None  # it was in kill(2) or a similar call, not in a handler
     pattern = saved_pattern(machine, first.pc, first.sp)
     if pattern is None:
         return None
@@ -175,7 +175,7 @@ def _raised_again(image: CoreImage) -> Handled | None:
 
 
 def _writable(image: CoreImage) -> Iterator[tuple[int, int]]:
-    """Return where data is, the small segments first: an alternate stack mostly is one."""
+    """Yield writable memory, small segments first, because an alternate stack is usually small."""
     left = _SEARCHED_BYTES_MAX
     for segment in sorted(image.segments, key=lambda s: s.filesz):
         if segment.flags & PF_W and 0 < segment.filesz <= left:

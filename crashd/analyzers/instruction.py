@@ -1,5 +1,5 @@
-"""The instruction that a thread crashed at: what it is, and which memory it accesses. Only importer
-of capstone, whose word for reads and writes is not taken (crashd.domain.cause.accessmode).
+"""The instruction at which a thread crashed, and the memory that it accesses. Only importer of
+capstone, whose answer for reads and writes is not used (crashd.domain.cause.accessmode).
 """
 
 from collections.abc import Mapping
@@ -31,9 +31,9 @@ _STACK_READS = frozenset({"pop", "ret", "retf", "leave", "popf", "popfq", "iretq
 def decode(
     machine: int, code: bytes, pc: int, registers: Mapping[str, int], bits: int
 ) -> dict[str, Any] | None:
-    """Decode one instruction; None without code, or for a machine not known here.
+    """Decode one instruction; None without code, or for an unknown machine.
 
-    `access` lists the memory it touches, in the order in which it does: `mode` (read, write,
+    `access` lists the memory that it touches, in the order of access: `mode` (read, write,
     read-write), `address`, `size`, `displacement`, and the base register with its value.
     """
     known = _MACHINES.get(machine)
@@ -53,7 +53,7 @@ def decode(
     ]
     access += _unnamed(instruction, word, registers, mask)
     access += _implicit(word, registers, mask, bits // 8)
-    # what is read first faults first: of movs, push and call with an operand in memory
+    # reads come first, so they fault first: movs, push and call with an operand in memory
     access.sort(key=lambda one: one["mode"] != "read")
     return {
         "bytes": bytes(instruction.bytes).hex(),
@@ -70,7 +70,7 @@ def _target(
     access: list[dict[str, Any]],
     registers: Mapping[str, int],
 ) -> dict[str, int]:
-    """Return where a call, jump or return goes: `target`, or `target_at`, where that is stored."""
+    """Return the target of a call, jump or return: `target`, or the address `target_at` of it."""
     if mnemonic not in ("call", "jmp", "ret"):
         return {}
     read = next((a["address"] for a in access if a["mode"] == "read"), None)
@@ -94,6 +94,10 @@ def _memory(
     registers: Mapping[str, int],
     mask: int,
 ) -> dict[str, Any] | None:
+    """Describe an operand's memory access; None if it is not in memory, or not accessed.
+
+    The address is None if it depends on a register whose value is unknown.
+    """
     if operand.type != capstone.CS_OP_MEM:
         return None
     memory = operand.mem
@@ -135,7 +139,7 @@ def _register(name: str, registers: Mapping[str, int]) -> int | None:
 def _unnamed(
     instruction: "capstone.CsInsn", mnemonic: str, registers: Mapping[str, int], mask: int
 ) -> list[dict[str, Any]]:
-    """Return memory that an instruction touches without an operand that says so, but the stack."""
+    """Return memory that an instruction touches without an operand for it, except the stack."""
     known = X86_IMPLICIT.get(mnemonic)
     if known is not None:
         mode, base = known

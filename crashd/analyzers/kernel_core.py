@@ -1,8 +1,8 @@
 """What a kernel was doing when it died: the stack of the task that panicked, with lines and locals,
-and each CPU's task; by drgn, out of the dump and the kernel's own vmlinux.
+and each CPU's task; by drgn, from the dump and the kernel's own vmlinux.
 
-All of the dump is hostile: lists in it may have no end, pointers lead anywhere. So every walk has a
-limit, and no pointer is followed for a local but one to text, for a few bytes.
+The whole dump is hostile: lists in it may have no end, and pointers may lead anywhere. So every
+walk has a limit, and the only pointers followed for locals are those to text, for a few bytes.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 import drgn
 
-# All that is used of drgn is imported before the process is sealed: afterwards it has no files.
+# Import everything of drgn that is used before the process is sealed: afterwards it has no files.
 from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.percpu import per_cpu_ptr
 from drgn.helpers.linux.sched import cpu_curr, task_cpu
@@ -28,7 +28,7 @@ CPUS_MAX = 8192
 LOCALS_FRAMES = 16
 """Frames whose locals are shown: panic() and what led to it are among the first."""
 LOCALS_MAX = 24
-"""Of one frame."""
+"""Locals shown of one frame."""
 VALUE_MAX = 160
 """Characters of a value."""
 _OBJECT_BYTES_MAX = 4096
@@ -37,7 +37,7 @@ _PAGE = 4096
 _PROBLEMS_MAX = 20
 _NAME_MAX = 400
 _CPU_SECONDS = 20.0
-"""After that much CPU time no more CPUs and locals are looked at."""
+"""After this much CPU time, skip the remaining CPUs and locals."""
 # linux/elf.h; arch/x86/include/asm/elf.h and include/linux/elfcore.h of 64 bits
 _NT_PRSTATUS = 1
 _NOTE = struct.Struct("<III8s")
@@ -57,8 +57,8 @@ _ERRORS = (
 
 
 def analyse(core_fd: int, vmlinux_fd: int, build_id: str) -> dict[str, Any]:
-    """Read the dump behind one descriptor by the vmlinux behind another, which has that build-id;
-    both stay the caller's.
+    """Read the dump at one descriptor with the vmlinux at another, which has that build-id; both
+    descriptors stay the caller's.
     """
     try:
         return _KernelCore(open_dump(core_fd, build_id), vmlinux_fd).describe()
@@ -67,7 +67,7 @@ def analyse(core_fd: int, vmlinux_fd: int, build_id: str) -> dict[str, Any]:
 
 
 class _KernelCore:
-    """A drgn program of a kernel's dump."""
+    """A drgn program over a kernel's dump."""
 
     def __init__(self, program: drgn.Program, vmlinux_fd: int) -> None:
         self._program = program
@@ -87,7 +87,7 @@ class _KernelCore:
             raise FormatError("the vmlinux is of another kernel, or has no debug information")
 
     def _first_module(self) -> drgn.Module:
-        """Have drgn make the kernel's own module: its list of modules begins with that one."""
+        """Let drgn create the kernel's own module, which its list of modules begins with."""
         try:
             for module, _ in self._program.loaded_modules():
                 if isinstance(module, drgn.MainModule):
@@ -134,7 +134,7 @@ class _KernelCore:
             except LookupError:
                 break
             if not self._is_kernel(pc):
-                break  # where a system call came from: the program is not in the dump's vmlinux
+                break  # the program that made the system call is not in the dump's vmlinux
             told = self._frame(frame, pc)
             if number < LOCALS_FRAMES and time.process_time() < deadline:
                 told["locals"] = list(self._locals(frame))
@@ -142,8 +142,10 @@ class _KernelCore:
         return out
 
     def _trace(self, task: drgn.Object) -> drgn.StackTrace:
-        """Walk a task's stack; where drgn finds no registers of its CPU, from those that the kernel
-        itself saved when it died: of a hypervisor's dump drgn looks in the notes alone.
+        """Walk a task's stack.
+
+        If drgn finds no registers of the task's CPU, start from those that the kernel itself saved
+        when it died: in a hypervisor's dump, drgn looks only in the notes.
         """
         try:
             return self._program.stack_trace(task)
@@ -159,7 +161,7 @@ class _KernelCore:
         """
         platform = self._program.platform
         if platform is None or platform.arch != drgn.Architecture.X86_64:
-            return None  # elsewhere pt_regs are not laid out as the registers in the note
+            return None  # on other machines pt_regs differs from the registers in the note
         note = per_cpu_ptr(self._program["crash_notes"], task_cpu(task))
         raw: bytes = self._program.read(int(note.value_()), _NOTE.size + _PRSTATUS_BYTES)
         name_size, size, kind, name = _NOTE.unpack_from(raw)
@@ -171,7 +173,9 @@ class _KernelCore:
         return drgn.Object.from_bytes_(self._program, "struct pt_regs", registers)
 
     def _is_kernel(self, pc: int) -> bool:
-        """Return whether an address is in the kernel's half; of 32 bits that cannot be told."""
+        """Return whether an address is in the kernel's half; True if the machine's addresses do not
+        show it, as with 32 bits.
+        """
         platform = self._program.platform
         if platform is None or not platform.flags & drgn.PlatformFlags.IS_64_BIT:
             return True
@@ -179,6 +183,11 @@ class _KernelCore:
         return bool(pc >> 63) or not high
 
     def _frame(self, frame: drgn.StackFrame, pc: int) -> dict[str, Any]:
+        """Describe one frame.
+
+        A return address may already belong to the next function, so look up the byte before it,
+        unless the frame was interrupted.
+        """
         inline = bool(frame.is_inline)
         out: dict[str, Any] = {
             "function": None,
@@ -208,7 +217,7 @@ class _KernelCore:
         return out
 
     def _locals(self, frame: drgn.StackFrame) -> Iterator[dict[str, str]]:
-        """Give the values that the compiler left; most are gone, and these are left out."""
+        """Yield the values that the compiler kept; most are gone, and these are left out."""
         shown = 0
         try:
             names = frame.locals()
@@ -228,6 +237,7 @@ class _KernelCore:
             yield {"name": name[:_NAME_MAX], "value": text[:VALUE_MAX]}
 
     def _value(self, value: drgn.Object) -> str:
+        """Format a value on one line, without following pointers, because they may be hostile."""
         kind = value.type_
         while kind.kind == drgn.TypeKind.TYPEDEF:
             kind = kind.type
@@ -250,8 +260,8 @@ class _KernelCore:
         return " ".join(str(text).split())
 
     def _pointed_text(self, kind: drgn.Type, value: drgn.Object) -> str:
-        """Show the text that a pointer to char leads to: to the end of its page at most, for what
-        follows may have no end.
+        """Show the text that a pointer to char leads to, up to the end of its page at most, because
+        the text may have no end.
         """
         target = kind.type
         if target.kind != drgn.TypeKind.INT or target.name != "char":
@@ -265,7 +275,7 @@ class _KernelCore:
         return f' "{text}"' if text else ""
 
     def _cpus(self, deadline: float) -> Iterator[dict[str, Any]]:
-        """Describe what each CPU that is online was running."""
+        """Describe what each online CPU was running."""
         try:
             for number, cpu in enumerate(for_each_online_cpu(self._program)):
                 if number >= CPUS_MAX or time.process_time() > deadline:
@@ -279,7 +289,7 @@ class _KernelCore:
             self._problems.append(f"the CPUs' tasks: {_text(e)}")
 
     def _top(self, task: drgn.Object) -> tuple[int | None, str | None]:
-        """Return where a CPU was: the first frame of its stack."""
+        """Return where a CPU was: pc and function of the first frame that is not inlined."""
         try:
             for frame in self._trace(task):
                 if not frame.is_inline:

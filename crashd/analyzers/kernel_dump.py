@@ -1,9 +1,9 @@
-"""A kernel dump that a compressor wrapped as a whole, read to its end: is all of it there?
+"""A kernel dump that was compressed as a whole, read to its end to see whether it is complete.
 
-Nothing is written and little is kept: each piece that is decompressed goes to the DumpMeter and is
+Nothing is written and little is kept: each decompressed piece goes to the DumpMeter and is
 forgotten. Memory is that of the decompressor (at most XZ_MEMORY_MAX, or a zstd window) and one
-piece; whoever started this process limits its CPU time. A dump that asks for more is answered with
-`failed`: what cannot be decompressed here is not judged.
+piece; the parent process limits CPU time. If a dump needs more, the result is `failed`: a dump that
+cannot be decompressed here is not judged.
 """
 
 import base64
@@ -34,15 +34,15 @@ _LZ4F_VERSION = 100
 
 
 class _Damaged(Exception):
-    """What the compressor wrote is not what it is said to be."""
+    """The compressed data is not valid."""
 
 
 class _Cut(Exception):
-    """The file ends before what the compressor wrote does."""
+    """The file ends before the compressed data does."""
 
 
 class _Decompressor(Protocol):
-    """What bz2's and lzma's decompressors have in common."""
+    """The common interface of bz2's and lzma's decompressors."""
 
     @property
     def eof(self) -> bool: ...
@@ -57,7 +57,7 @@ class _Decompressor(Protocol):
 
 
 def load_lz4() -> ctypes.CDLL | None:
-    """Load liblz4, which Debian's systemd brings; None where it is not there."""
+    """Load liblz4, which comes with systemd on Debian; None if it is missing."""
     try:
         return ctypes.CDLL(_LZ4_LIBRARY)
     except OSError:
@@ -65,7 +65,7 @@ def load_lz4() -> ctypes.CDLL | None:
 
 
 def analyse(fd: int, lz4: ctypes.CDLL | None) -> dict[str, Any]:
-    """Read the compressed dump behind a descriptor, which stays the caller's, to its end."""
+    """Read the compressed dump at a descriptor, which stays the caller's, to its end."""
     wrapper = find_wrapper(os.pread(fd, _HEAD, 0))
     if wrapper is None:
         return {"failed": "no compressor known here wrote it"}
@@ -147,7 +147,7 @@ def _gunzip(fd: int) -> Iterator[bytes]:
 
 
 def _decompress(fd: int, wrapper: Wrapper) -> Iterator[bytes]:
-    """Decompress bzip2 and xz, which may be several streams (pbzip2), one after the other."""
+    """Decompress bzip2 and xz, which may consist of several streams in sequence (pbzip2)."""
     source = _Input(fd)
     data = source.read()
     while data:
@@ -176,7 +176,7 @@ def _decompress(fd: int, wrapper: Wrapper) -> Iterator[bytes]:
 
 
 def _unzstd(fd: int) -> Iterator[bytes]:
-    """Decompress zstd. The library says nothing of a stream that is cut: its frames do."""
+    """Decompress zstd. The library does not report a cut stream, so check the frames afterwards."""
     try:
         yield from unpack_zstd(fd, ZSTD_WINDOW_MAX, _PIECE)
     except FormatError as e:
@@ -188,7 +188,7 @@ def _unzstd(fd: int) -> Iterator[bytes]:
 
 
 def _is_zstd_whole(fd: int) -> bool:
-    """Tell whether the file ends where a frame does: the headers of all blocks are read."""
+    """Return whether the file ends where a frame ends, by reading the headers of all blocks."""
     size, at = os.fstat(fd).st_size, 0
     while at < size:
         raw = os.pread(fd, FRAME_HEADER_MAX, at)
@@ -213,10 +213,10 @@ def _is_zstd_whole(fd: int) -> bool:
 
 
 def _unlz4(fd: int, lz4: ctypes.CDLL | None) -> Iterator[bytes]:
-    """Decompress lz4 by the library, whose own words on a frame's end are enough.
+    """Decompress lz4 by the library, which reports the end of a frame reliably.
 
-    Source: lz4frame.h. LZ4F_decompress() returns 0 where a frame ends, and what it hopes for
-    otherwise.
+    Source: lz4frame.h. LZ4F_decompress() returns 0 at the end of a frame, and otherwise a hint for
+    the size of the next input.
     """
     if lz4 is None:
         raise FormatError("there is no liblz4 on this host")
@@ -240,7 +240,7 @@ def _unlz4(fd: int, lz4: ctypes.CDLL | None) -> Iterator[bytes]:
             raise _Damaged("liblz4 refuses it")
         yield ctypes.string_at(out, made.value)
         data = data[taken.value :]
-        is_full = made.value == _PIECE and hope != 0  # the library may hold more of it
+        is_full = made.value == _PIECE and hope != 0  # the library may hold more output
         if hope == 0:
             data = source.rest(data)
             if data and find_wrapper(data) is not Wrapper.LZ4:

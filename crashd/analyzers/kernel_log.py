@@ -1,4 +1,4 @@
-"""The log of a crashed kernel, out of its dump: libkdumpfile, which drgn brings, reads the pages of
+"""The log of a crashed kernel, from its dump: libkdumpfile, which drgn includes, reads the pages of
 every format, and drgn walks the page tables.
 """
 
@@ -25,7 +25,7 @@ _READ_MAX = 64 * 1024
 
 
 def analyse(fd: int) -> dict[str, Any]:
-    """Read the log of the dump behind a descriptor, which stays the caller's."""
+    """Read the log from the dump at a descriptor, which stays the caller's."""
     try:
         return _analyse(fd)
     except FormatError as e:
@@ -33,19 +33,19 @@ def analyse(fd: int) -> dict[str, Any]:
 
 
 def open_dump(fd: int, build_id: str | None = None) -> drgn.Program:
-    """Open the dump of a kernel, without any debug information. Where it has no VMCOREINFO note,
-    what is found in memory takes its place: that with the build-id, where one is given.
+    """Open the dump of a kernel, without any debug information. If it has no VMCOREINFO note, use
+    the text found in memory, the one with the build-id if one is given.
 
     Raises:
-        FormatError: it is not one that drgn reads.
+        FormatError: drgn does not read the dump.
 
     """
     return _open(fd, next(iter(_missing_infos(fd, build_id)), None))
 
 
 def _missing_infos(fd: int, build_id: str | None = None) -> list[bytes]:
-    """Find what could be the VMCOREINFO that an ELF dump has no note of; none are missing where it
-    has the note, or is no ELF dump.
+    """Find texts in memory that may be the VMCOREINFO of an ELF dump without such a note; empty if
+    the dump has the note, or is not an ELF dump.
     """
 
     def read(offset: int, size: int) -> bytes:
@@ -80,7 +80,7 @@ def _analyse(fd: int) -> dict[str, Any]:
         try:
             return _read(_open(fd, info))
         except FormatError as e:
-            failed = failed or e  # what only looked like it, or the only one
+            failed = failed or e  # this text may only look like VMCOREINFO: try the next
     raise failed or FormatError("the dump cannot be opened")
 
 

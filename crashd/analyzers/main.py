@@ -1,5 +1,5 @@
-"""The program that analyses one core: started by crashd.edge.sandbox.start, it opens what it has
-to read, takes everything else away from itself, and prints JSON.
+"""The program that analyses one core. crashd.edge.sandbox.start starts it; it opens the files that
+it needs, gives up access to everything else, and prints JSON.
 
     stdin    the request, one JSON object; its "core_fd" is the stored core's descriptor. Or a
              socket, as systemd gives it to a unit that is sealed already:
@@ -7,7 +7,7 @@ to read, takes everything else away from itself, and prints JSON.
     stdout   the result: a line for each analyzer, one JSON object; the last line has "whole". The
              lines before stay good when a later analyzer takes the worker down
 
-Everything needed is imported before seal(): behind it there are no files to import from.
+Everything needed is imported before seal(), because afterwards there are no files to import from.
 """
 
 import contextlib
@@ -35,17 +35,17 @@ from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, UnsupportedError, reason_of
 
 ANALYZERS: tuple[type[Analyzer], ...] = (NativeFacts, PythonStacks)
-"""In the order of their facts. The first is the one that every analysis needs; another language is
-a module beside crashd.analyzers.pythonstack, and its class in here.
+"""In the order of their facts. Every analysis needs the first one. To support another language, add
+a module next to crashd.analyzers.pythonstack, and its class here.
 """
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong
 MAPPED_MAX = 4 << 30
-"""Of a vmlinux, whose file is mapped as a whole."""
+"""Size limit of a vmlinux, whose file is mapped as a whole."""
 
 
 def main() -> int:
-    """Run; return the exit status."""
+    """Run the analysis; return the exit status."""
     try:
         if stat.S_ISSOCK(os.fstat(0).st_mode):
             return _run_in_unit()
@@ -56,7 +56,7 @@ def main() -> int:
     except CrashdError as e:
         return _print({"failed": reason_of(e)})
     except (EOFError, ConnectionError):
-        return 0  # the daemon has gone: nobody waits for the result
+        return 0  # the daemon is gone: nothing waits for the result
 
 
 def _run_alone() -> int:
@@ -71,7 +71,7 @@ def _run_alone() -> int:
 
 
 def _run_in_unit() -> int:
-    peer = socket.socket(fileno=1)  # where the result goes, too: it stays open behind the seal
+    peer = socket.socket(fileno=1)  # the result goes here, too: it stays open after the seal
     asked = False
 
     def ask(found: list[Module]) -> list[ModuleFile]:
@@ -109,7 +109,7 @@ def _work(
         from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
 
         core_fd, vmlinux_fd = request["core_fd"], request["extra_fd"]
-        # mapped by elfutils: the page cache's, and none that the dump can make it use
+        # elfutils maps it: pages of the page cache, which a hostile dump cannot increase
         mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
         seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
         return _print(kernel_core.analyse(core_fd, vmlinux_fd, request["build_id"]))
@@ -121,7 +121,7 @@ def _work(
 
 
 def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int, list[str]]:
-    """Choose the analyzers that apply and have room; return them, their room, and the problems."""
+    """Choose the analyzers that apply and fit; return them, their total room, and the problems."""
     chosen: list[Analyzer] = []
     problems: list[str] = []
     scratch = 0
@@ -139,7 +139,7 @@ def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int
 
 
 def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str]) -> int:
-    """Print what each analyzer finds, one line each, so that a later one cannot take it back."""
+    """Print the facts of each analyzer on one line, so that a later failure cannot lose them."""
     started = time.process_time()
     room = OUTPUT_MAX
     for analyzer in chosen:
@@ -201,7 +201,7 @@ def _write(raw: bytes) -> None:
 
 
 def run() -> None:
-    """Run as a program."""
+    """Run as a program: report any failure on stderr, and exit."""
     status = 70
     try:
         status = main()

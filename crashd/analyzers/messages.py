@@ -1,4 +1,8 @@
-"""Last words: what a program or its runtime said of its own death, as far as its memory has it."""
+"""Last words: what a program or its runtime said about its own end, read from its memory.
+
+The module is one idea: every section searches the same stack and data for a message, and only the
+place differs by language.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +16,7 @@ _STACK_SCAN_BYTES = 64 << 10
 _CXX_CLASS = b"GNUCC++\0"
 _CXX_DEPENDENT = b"GNUCC++\x01"
 _CXX_HEADER = 80
-"""From __cxa_exception's start to its _Unwind_Exception with 64 bits (libstdc++'s unwind-cxx.h)."""
+"""Bytes from a 64-bit __cxa_exception to its _Unwind_Exception (libstdc++'s unwind-cxx.h)."""
 _BASES_MAX = 16
 _SANITIZERS = ("__asan", "__ubsan", "__tsan", "__msan", "__lsan", "__hwasan", "__interceptor")
 _REPORT = re.compile(rb"ERROR: ((?:[A-Z][A-Za-z]+Sanitizer|libFuzzer): [\x20-\x7e]{3,200})")
@@ -21,7 +25,7 @@ _SEARCHED_BYTES_MAX, _SEGMENT_MAX = 32 << 20, 8 << 20
 _DEAD_BYTES = 16 << 10
 _HANDLERS_MAX = 64
 _WITH_MESSAGE = frozenset({b"St13runtime_error", b"St11logic_error"})
-"""Their object is a vtable and a string's address; so is the start of all derived from them."""
+"""Their objects are a vtable and a string's address; objects of derived classes start that way."""
 _PRINTABLE = re.compile(rb"[\t\n\x20-\x7e\x80-\xff]+")
 _RUST_FILE = re.compile(rb"[\x20-\x7e]{1,1020}\.rs")
 _GO_BACKLOG = 512
@@ -51,9 +55,9 @@ def collect(
     frames: Frames,
     go_panic: tuple[int, int] | None,
 ) -> dict[str, str]:
-    """Collect the messages that the crashed thread's stack and the runtimes' variables have.
+    """Collect the messages on the crashed thread's stack and in the runtimes' variables.
 
-    `go_panic` is what Go's panic() was given: addresses of type and data.
+    `go_panic` is the argument of Go's panic(): addresses of type and data.
     """
     names = [frame["function"] or "" for frame in frames]
     found: dict[str, str | None] = {
@@ -96,7 +100,7 @@ def _text(raw: bytes) -> str | None:
 
 
 def _sanitizer(image: CoreImage) -> str | None:
-    """Find the report that a sanitizer keeps of what it prints."""
+    """Find the copy that a sanitizer keeps of its printed report."""
     left = _SEARCHED_BYTES_MAX
     for segment in image.segments:
         if not segment.flags & PF_W or not 0 < segment.filesz <= min(left, _SEGMENT_MAX):
@@ -109,7 +113,7 @@ def _sanitizer(image: CoreImage) -> str | None:
 
 
 def _printed(image: CoreImage, pattern: re.Pattern[bytes]) -> str | None:
-    """Find what was printed last, in the part of the stack that was used a moment ago."""
+    """Find the last printed text, around the stack pointer, where recent calls left it."""
     sp = image.head.threads[0].sp or 0
     segment = image.segment(sp)
     start = max(sp - _DEAD_BYTES, segment.vaddr if segment is not None else sp)
@@ -121,7 +125,7 @@ def _printed(image: CoreImage, pattern: re.Pattern[bytes]) -> str | None:
 
 
 def _words(image: CoreImage, size: int = _STACK_SCAN_BYTES) -> Iterator[tuple[int, int]]:
-    """Give address and value of each word on the crashed thread's stack, from its pointer on."""
+    """Yield address and value of each word on the crashed thread's stack, from its pointer on."""
     sp = image.head.threads[0].sp if image.head.threads else None
     if sp is None or image.head.bits != 64:
         return
@@ -132,8 +136,8 @@ def _words(image: CoreImage, size: int = _STACK_SCAN_BYTES) -> Iterator[tuple[in
 
 
 def _cxx_exception(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str | None]:
-    """Find the exception that was thrown last: throw and terminate leave its address on the
-    stack, and it is marked by eight letters (the C++ ABI's exception handling, 2.2).
+    """Find the exception that was thrown last: throw and terminate leave its address on the stack,
+    and eight letters mark it (the C++ ABI's exception handling, 2.2).
     """
     seen = set[int]()
     for _, value in _words(image):
@@ -152,8 +156,10 @@ def _cxx_exception(image: CoreImage, demangle: Callable[[str], str]) -> dict[str
 
 
 def _caught(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str | None] | None:
-    """Find an exception that a handler has caught, and not let go: what was told of std::terminate
-    in such a handler is the exception's, and nothing on the stack need point to it any more.
+    """Find an exception that a handler has caught and not released.
+
+    If such a handler calls std::terminate, the exception explains it, but the stack need not point
+    to the exception any more.
     """
     left = _SEARCHED_BYTES_MAX
     for segment in image.segments:
@@ -174,6 +180,11 @@ def _caught(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str |
 def _thrown(
     image: CoreImage, demangle: Callable[[str], str], header: int, thrown: int
 ) -> dict[str, str | None]:
+    """Read type and message of the exception object at `thrown`, whose header is at `header`.
+
+    Only types with a known layout have a message: char *, int, std::string, and the classes of
+    _WITH_MESSAGE.
+    """
     info = image.word(header)
     mangled = _type_name(image, info)
     if not mangled:
@@ -213,10 +224,10 @@ def _has_message(image: CoreImage, info: int | None) -> bool:
 
 
 def _first_base(image: CoreImage, info: int) -> int | None:
-    """Return the type_info of the base at a type's start.
+    """Return the type_info of the base class at a type's start.
 
-    With one base (__si_class_type_info) it comes after the name; with several
-    (__vmi_class_type_info) flags and their number do, then type and offset of each: C++ ABI, 2.9.5.
+    With one base (__si_class_type_info) it follows the name. With several (__vmi_class_type_info),
+    flags and the number of bases follow, then type and offset of each base: C++ ABI, 2.9.5.
     """
     word = image.word(info + 16)
     if word is not None and word & 0xFFFFFFFF <= 3 and 1 <= word >> 32 <= _BASES_MAX:
@@ -229,14 +240,14 @@ def _first_base(image: CoreImage, info: int) -> int | None:
 
 
 def _rust_panic(image: CoreImage, frames: Frames) -> dict[str, str | None]:
-    """Find the core::panic::Location (file, length, line, column) that panicked, and its message:
-    both are handed down on the stack.
+    """Find the core::panic::Location (file, length, line, column) that panicked, and its message;
+    the callers pass both down on the stack.
     """
     inside = [n for n, f in enumerate(frames) if "panicking::" in (f["function"] or "")]
     top = max((frames[n]["sp"] or 0 for n in inside), default=0)
     words = [word for word in _words(image) if not top or word[0] <= top + 4096]
     location = next((at for _, value in words if (at := _rust_location(image, value))), None)
-    # The frames of the panic itself first: what called them has the program's own strings.
+    # Search the frames of the panic itself first: their callers hold the program's own strings.
     ends = [frame["sp"] or 0 for frame in frames[inside[-1] + 1 :][:2]] if inside else []
     ends = [end for end in ends if end] or [1 << 64]
     near = [word for word in words if word[0] < ends[0]]
@@ -248,13 +259,13 @@ def _rust_panic(image: CoreImage, frames: Frames) -> dict[str, str | None]:
 def _rust_strings(
     image: CoreImage, words: list[tuple[int, int]], *, constant: bool = False
 ) -> list[str]:
-    """Return the texts that words are the addresses and lengths of; `constant` leaves out those
-    that the program made, such as its arguments.
+    """Return the texts whose address and length are neighbouring words; `constant` leaves out texts
+    in writable memory, such as the program's arguments.
     """
     pairs = {(first, second) for (_, first), (_, second) in pairwise(words)}
     found: list[str] = []
     for pointer, length in pairs:
-        # since 1.93 fmt::Arguments tags the length of a plain text: twice it, and one
+        # since 1.93 fmt::Arguments tags the length of a plain text: twice the length, plus one
         if length & 1 and (pointer, length >> 1) in pairs:
             continue
         if constant and (segment := image.segment(pointer)) and segment.flags & PF_W:
@@ -297,7 +308,7 @@ def _rust_string(image: CoreImage, pointer: int, length: int) -> str | None:
 
 
 def _go_fatal(image: CoreImage, symbol: Symbol) -> str | None:
-    """Read what the runtime printed last before it gave up: it keeps the end of that for cores
+    """Read the last output of the runtime before it gave up; the runtime keeps it for cores
     (runtime.printBacklog in print.go).
     """
     backlog, index = symbol("runtime.printBacklog"), symbol("runtime.printBacklogIndex")
@@ -315,8 +326,8 @@ def _go_fatal(image: CoreImage, symbol: Symbol) -> str | None:
 
 
 def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
-    """Read a value as its message: a string, an integer, and of what is no plain value the string
-    that it begins with (errors.errorString, fmt.wrapError, runtime.errorString …).
+    """Read a value as its message: a string, an integer, or the string at the start of a larger
+    value (errors.errorString, fmt.wrapError, runtime.errorString …).
     """
     kind = (image.read(kind_at + _GO_KIND_AT, 1) or b"\0")[0] & 31
     if kind == _GO_INT:
@@ -345,7 +356,7 @@ _GO_BOUNDS = (
     "slice bounds out of range [{x}:{y}:]",
     "cannot convert slice with length {x} to array or pointer to array with length {y}",
 )
-"""By boundsErrorCode (runtime/error.go)."""
+"""Indexed by boundsErrorCode (runtime/error.go)."""
 
 
 def _go_bounds(image: CoreImage, data: int, first: int, second: int) -> str | None:
@@ -377,10 +388,10 @@ def _go_type(image: CoreImage, symbol: Symbol, kind_at: int) -> str | None:
 
 
 def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
-    """Say what panic() was given: its message, or at least its type."""
+    """Return the message in the argument of panic(), or at least the argument's type."""
     name = _go_type(image, symbol, kind_at)
     if name == "*runtime.TypeAssertionError":
-        # its interface, its concrete and its asserted type, and the method that is missing
+        # the interface, the concrete and the asserted type, and the missing method
         words = [image.word(data + 8 * index) or 0 for index in range(3)]
         wanted = [_go_type(image, symbol, word) if word else None for word in words]
         has, is_not = wanted[1] or "nil", wanted[2] or "another type"
@@ -392,8 +403,8 @@ def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
 
 
 def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
-    """Read what a stripped program's runtime.throw() was given: its frame holds the string, among
-    what the function that prints it on the system stack is given.
+    """Read the argument of runtime.throw() in a stripped program: its frame holds the string, among
+    the arguments for the function that prints it on the system stack.
     """
     for frame, caller in pairwise(frames):
         if frame["function"] not in ("runtime.throw", "runtime.fatal") or None in (
@@ -413,9 +424,10 @@ def _go_thrown(image: CoreImage, frames: Frames) -> str | None:
 def _go_arguments(
     image: CoreImage, frames: Frames, names: tuple[str, ...]
 ) -> tuple[int, int] | None:
-    """Read the first two words that a Go function was called with, from above its return address:
-    there its caller has left room, and the function spills registers that it needs again
-    (cmd/compile/abi-internal.md, "Stack layout"). It needs no debug information.
+    """Read the first two argument words of a Go function, from above its return address.
+
+    The caller leaves room there, and the function spills the registers that it needs again
+    (cmd/compile/abi-internal.md, "Stack layout"). This works without debug information.
     """
     for frame, caller in pairwise(frames):
         if frame["function"] in names and caller["sp"] is not None:

@@ -1,5 +1,5 @@
-"""A worker that tries to break out, and tells what it could do: for tests, and to see whether the
-sandbox holds on this host.
+"""A worker that tries to break out of the sandbox and reports what worked: for tests, and to check
+whether the sandbox holds on this host.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ FORBIDDEN = (
 
 
 def probe(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Try everything; `could` lists what worked and must not, `ids` tells who this is."""
+    """Try everything; `could` lists what worked but must not, `ids` the user and group ids."""
     if request.get("act"):
         _act(str(request["act"]))
     attempts: dict[str, Callable[[], object]] = {
@@ -79,7 +79,7 @@ def _libc(name: str, *arguments: object) -> None:
 
 
 def _act(act: str) -> None:
-    """Misbehave as a worker may that a hostile core has taken over or brought down."""
+    """Misbehave like a worker that a hostile core has taken over or brought down."""
     if act == "crash":
         ctypes.string_at(0)
     elif act == "hang":

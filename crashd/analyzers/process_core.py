@@ -19,12 +19,12 @@ _SIGSYS = 31
 
 
 class NativeFacts(Analyzer):
-    """What every core has: stacks, registers, the signal, mappings, and last words."""
+    """The facts that every core has: stacks, registers, the signal, mappings, and last words."""
 
     name = "native stacks"
 
     def applies(self) -> bool:
-        """Return true."""
+        """Return True: every core has native facts."""
         return True
 
     def facts(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class NativeFacts(Analyzer):
 
 
 def _ends(threads: list[dict[str, Any]]) -> list[str]:
-    """Say why the crashed thread's stack ended early, but for one that the program itself found
+    """Report why the crashed thread's stack ended early, unless the program itself found the stack
     overwritten.
     """
     frames, end = (threads[0]["frames"], threads[0]["end"]) if threads else ([], None)
@@ -68,7 +68,7 @@ def _first_moment(
     opened: OpenedCore, stacks: Stacks, frames: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Describe the moment of the crash: the signal, the registers, the instruction, and what is
-    mapped where. It is that of the first signal where a handler had caught one.
+    mapped where. If a handler had caught a signal, it is the moment of the first signal.
     """
     image, head = opened.image, opened.image.head
     first = head.threads[0]
@@ -188,11 +188,11 @@ def _regions(
     info: SigInfo | None,
     decoded: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Describe what is at the program counter, the stack pointer, the address of the fault, and
-    where a pointer would come from that the allocator left in freed memory.
+    """Describe what is mapped at the program counter, the stack pointer, the address of the fault,
+    and at the place from which a pointer of the allocator in freed memory would come.
 
-    glibc (2.32) keeps its links as the next one's address, exclusive-or the page of its own: of the
-    last in a list nothing but that page is there (malloc.c, PROTECT_PTR).
+    glibc (2.32) stores a link as the next chunk's address, exclusive-or the link's own page number.
+    The last link in a list therefore is just that page number (malloc.c, PROTECT_PTR).
     """
     access = decoded["access"] if decoded else []
     base = next((a["base_value"] for a in access if a["base_value"]), None)

@@ -1,13 +1,13 @@
 """The Python stacks of a crashed interpreter, by pystack. Only importer of pystack.
 
-pystack reads a core by its path, and needs all of the interpreter's memory: its heap is linked
-lists of objects. So the core is unpacked without its holes into the sandbox's own /work, and the
-interpreter's files are copied beside it.
+pystack reads a core by its path, and needs all of the interpreter's memory, because the heap is
+linked lists of objects. So the core is unpacked without its holes into the sandbox's own /work,
+next to copies of the interpreter's files.
 
-Why pystack: it is a library, and so works where nothing can be executed; it gives a thread's tid
-for every version of Python from 3.7 on. py-spy (0.4) also reads cores, in a fifth of the time, but
-it is a program, opens the files that the core names, and below Python 3.11 gives pthread_self()
-instead of the tid, which does not say which thread crashed.
+Why pystack: it is a library, so it works where nothing can be executed, and it returns a thread's
+tid for every version of Python from 3.7 on. py-spy (0.4) also reads cores, in a fifth of the time,
+but it is a program, opens the files that the core names, and below Python 3.11 returns
+pthread_self() instead of the tid, which does not show which thread crashed.
 """
 
 import os
@@ -40,11 +40,11 @@ class PythonStacks(Analyzer):
     name = "Python stacks"
 
     def applies(self) -> bool:
-        """Return whether an interpreter's files are among the modules, and the main program is."""
+        """Return whether the modules' files include an interpreter's and the main program's."""
         return bool(self.opened.options.get("python") and self._files) and self._main is not None
 
     def prepare(self) -> int:
-        """Import pystack; return the bytes of the unpacked core and the copied files."""
+        """Import pystack; return the size of the unpacked core and the copied files."""
         import pystack.engine
         import pystack.errors  # noqa: F401
 
@@ -53,7 +53,7 @@ class PythonStacks(Analyzer):
         return core + copies + SLACK_BYTES
 
     def facts(self) -> dict[str, Any]:
-        """Read the stacks, or say why there are none."""
+        """Read the stacks, or report why there are no stacks."""
         from pystack.engine import NativeReportingMode, StackMethod, get_process_threads_for_core
         from pystack.errors import PystackError
 
@@ -77,7 +77,7 @@ class PythonStacks(Analyzer):
 
     @property
     def _main(self) -> int | None:
-        """The main program's descriptor: it embeds Python where it is not the interpreter."""
+        """The main program's descriptor; the program embeds Python if it is not the interpreter."""
         phdr = self.opened.image.head.auxv.get(AT_PHDR, 0)
         return next(
             (f.fd for f in self.opened.files if f.module.start <= phdr < f.module.end), None
@@ -85,7 +85,7 @@ class PythonStacks(Analyzer):
 
     @cached_property
     def _files(self) -> list[tuple[Module, int, bool]]:
-        """The interpreter's executable and library: module, descriptor, whether a library."""
+        """The interpreter's executable and library: module, descriptor, whether it is a library."""
         found: list[tuple[Module, int, bool]] = []
         for file in self.opened.files:
             match = _PYTHON.fullmatch(file.module.name.rpartition(b"/")[2])

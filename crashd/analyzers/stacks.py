@@ -1,4 +1,6 @@
-"""Stacks of all threads, by drgn."""
+"""Stacks of all threads, by drgn. The module is one idea, because all of it prepares, walks and
+names the stacks of one drgn program.
+"""
 
 import contextlib
 import os
@@ -8,7 +10,7 @@ from typing import Any
 
 import _drgn_util.elf
 import _drgn_util.plugins
-import _drgn_util.typingutils  # noqa: F401  all that drgn would import later, when it no longer can
+import _drgn_util.typingutils  # noqa: F401  drgn imports these later, when it no longer can
 import drgn
 
 from crashd.analyzers.coreimage import CoreImage
@@ -22,7 +24,7 @@ FRAMES_MAX = 128
 FRAMES_OTHER_MAX = 64
 FRAMES_TOTAL_MAX = 6000
 DEBUG_BYTES_MAX = 1 << 30
-"""Debug information that is looked into: all of a core's modules together."""
+"""Debug information that is read, for all of a core's modules together."""
 _ERRORS = (
     LookupError, ValueError, OverflowError, OSError, NotImplementedError, drgn.FaultError,
     drgn.BadDataError,
@@ -34,7 +36,7 @@ _USER_REGS = (
     "rdi", "orig_rax", "rip", "cs", "rflags", "rsp",
 )  # fmt: skip
 _SKIPPED_MAX = 4
-"""Return addresses that are not code, where Go changes stacks."""
+"""Return addresses outside of code that are skipped, because Go changes stacks there."""
 _NOTES_LOOKED_AT = 8
 
 
@@ -50,18 +52,19 @@ class Stacks:
         self._files: list[tuple[Module, int | None, int | None]] = []
         self._fd = os.memfd_create("head", os.MFD_CLOEXEC)
         self._strayed = _return_from_data(raw_head, image)
-        """Where the crashed thread was, when that is no code; drgn is told of its caller."""
+        """The crashed thread's pc, if it is not in code; drgn gets the caller's registers instead.
+        """
         os.pwrite(self._fd, raw_head if self._strayed is None else self._strayed[1], 0)
         self.program = drgn.Program()
         self.refused: str | None = None
-        """Why drgn does not take this core: then there is one frame for each thread."""
+        """Why drgn does not accept this core; each thread then has only one frame."""
         try:
             self.program.set_core_dump(self._fd)
         except Exception as e:  # boundary: drgn has no narrower class for what libelf refuses
             self.refused = f"stacks cannot be walked: {_text(e)}"
         self.program.set_enabled_debug_info_finders([])
         self.go_panic: tuple[int, int] | None = None
-        """Type and data of what Go's panic() was given."""
+        """Addresses of type and data of the argument of Go's panic()."""
         self._by_module: dict[int, drgn.Module] = {}
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
@@ -80,8 +83,8 @@ class Stacks:
         return data
 
     def load(self, files: Iterable[tuple[Module, int | None, int | None]]) -> list[str]:
-        """Give drgn the files of the modules, without debug information; return what went wrong.
-        Takes copies of the descriptors.
+        """Give drgn the files of the modules, without debug information; return the problems. The
+        descriptors are duplicated.
         """
         self._files = list(files)
         if self.refused is not None:
@@ -118,7 +121,7 @@ class Stacks:
             self._try(module, own, fd, problems)
 
     def _add_module(self, own: Module, fd: int | None, problems: list[str]) -> None:
-        """Make a module of what the loader's list does not have: static, or the list is broken."""
+        """Create a module that the loader's list lacks: it is static, or the list is broken."""
         if fd is None:
             return
         try:
@@ -142,7 +145,9 @@ class Stacks:
             problems.append(f"{name}: {_text(e)}")
 
     def load_debug_info(self, threads: list[dict[str, Any]]) -> tuple[bool, list[str]]:
-        """Load debug information of the modules that are on these stacks; whether there was any."""
+        """Load debug information of the modules on these stacks; return whether there was any, and
+        the problems.
+        """
         starts = {
             frame["start"]
             for thread in threads
@@ -179,12 +184,12 @@ class Stacks:
         return bool(module.debug_file_status == drgn.ModuleFileStatus.HAVE)
 
     def has_debug_info(self, start: int) -> bool:
-        """Tell whether debug information of a module is loaded."""
+        """Return whether debug information of a module is loaded."""
         module = self._by_module.get(start)
         return module is not None and module.debug_file_status == drgn.ModuleFileStatus.HAVE
 
     def module_at(self, address: int) -> Module | None:
-        """Find the module with an address in it."""
+        """Find the module that contains an address."""
         index = bisect_right(self._starts, address) - 1
         if index < 0 or address >= self._modules[index].end:
             return None
@@ -204,7 +209,7 @@ class Stacks:
         known = self.image.head.threads[:THREADS_MAX]
         found: dict[int, dict[str, Any]] = {}
         left = FRAMES_TOTAL_MAX
-        # by address behind the first: each frame of the stored core is then unpacked once
+        # after the first, by address: each frame of the stored core is then unpacked once
         for index in [0, *sorted(range(1, len(known)), key=lambda n: known[n].sp or 0)][
             : len(known)
         ]:
@@ -224,7 +229,7 @@ class Stacks:
         return [found[index] for index in sorted(found)]
 
     def registers(self) -> dict[str, int]:
-        """Give the crashed thread's registers."""
+        """Return the crashed thread's registers."""
         if self.refused is not None or self._crashed is None:
             return {}
         try:
@@ -237,7 +242,7 @@ class Stacks:
             return {}
 
     def walk_from(self, registers: Mapping[str, int]) -> list[dict[str, Any]]:
-        """Walk the crashed thread's stack from other registers than it died with (x86-64)."""
+        """Walk the crashed thread's stack from registers other than those at its end (x86-64)."""
         patched = _with_registers(self._raw_head, self.image, registers)
         if patched is None or self._crashed is None:
             return [self._bare_frame(registers["rip"])]
@@ -248,10 +253,10 @@ class Stacks:
     def _frames(
         self, tid: int, pc: int | None, limit: int
     ) -> tuple[list[dict[str, Any]], bool, str | None]:
-        """Walk a stack; return the frames, whether it goes on, and why it ended where it did.
+        """Walk a stack; return the frames, whether there are more, and why the walk ended early.
 
-        Without unwind information drgn follows frame pointers and takes what lies on the stack for
-        return addresses. What is not code is not shown.
+        Without unwind information drgn follows frame pointers and takes words on the stack for
+        return addresses. Addresses that are not code are not shown.
         """
         bare = [self._bare_frame(pc)] if pc is not None and limit else []
         if self.refused is not None:
@@ -281,8 +286,8 @@ class Stacks:
             if self._strayed is not None and not frames and tid == self._crashed:
                 at_fault = False  # it is the return address
             found = self._frame(frame, address, at_fault)
-            # Behind a frame without unwind information the frame pointer leads back to frames that
-            # were walked already: Go's signal frames do so.
+            # After a frame without unwind information, such as Go's signal frames, the frame
+            # pointer may lead back to frames that were walked already.
             key = address, found["sp"], found["function"] if found["inline"] else None
             if key not in seen:
                 frames.append(found)
@@ -290,7 +295,7 @@ class Stacks:
         return frames, False, None
 
     def _what(self, address: int) -> str:
-        """Say why an address cannot be code."""
+        """Describe an address that cannot be code."""
         if self.image.head.bits == 64 and 1 << 47 <= address < (1 << 64) - (1 << 47):
             return f"{address:#x}, which is not an address"
         if self.image.segment(address) is None:
@@ -298,7 +303,7 @@ class Stacks:
         return f"{address:#x}, which is not code"
 
     def _bare_frame(self, pc: int) -> dict[str, Any]:
-        """Tell of a program counter what can be told without its frame."""
+        """Describe a program counter without its frame."""
         module, symbol = self.module_at(pc), self._symbol(pc)
         return {
             "pc": pc,
@@ -313,6 +318,11 @@ class Stacks:
         }
 
     def _frame(self, frame: "drgn.StackFrame", pc: int, interrupted: bool) -> dict[str, Any]:
+        """Describe one frame.
+
+        A return address may already belong to the next function or line, so look up the byte before
+        it, unless a signal interrupted the frame. Also note the argument of Go's panic().
+        """
         inside = pc if interrupted else max(0, pc - 1)
         module = self.module_at(inside)
         out: dict[str, Any] = {
@@ -353,7 +363,7 @@ class Stacks:
             out["file"], out["line"] = found.file, found.line
 
     def _symbol(self, address: int) -> "drgn.Symbol | None":
-        """Find the symbol at an address; most threads of a pool stand at the same."""
+        """Find the symbol at an address; cached, because most threads of a pool share a pc."""
         if address not in self._symbols:
             self._symbols[address] = self._find_symbol(address)
         return self._symbols[address]
@@ -368,12 +378,11 @@ class Stacks:
 
 
 def _return_from_data(raw_head: bytes, image: CoreImage) -> tuple[int, bytes] | None:
-    """Return the program counter of a crashed thread that was sent where no code is (data, or a
-    library that was unloaded), and the head of a core in which it has returned from there. None for
-    any other.
+    """Return the program counter of a crashed thread that jumped to a place without code (data, or
+    an unloaded library), and the head of a core in which the thread has returned from there. None
+    for any other thread.
 
-    Such a place has no unwind information, and to follow the frame pointer instead would leave out
-    its caller.
+    Such a place has no unwind information, and the frame pointer would lead past the caller.
     """
     head = image.head
     first = head.threads[0] if head.threads else None
@@ -392,15 +401,15 @@ def _return_from_data(raw_head: bytes, image: CoreImage) -> tuple[int, bytes] | 
 def _with_registers(
     raw_head: bytes, image: CoreImage, registers: Mapping[str, int]
 ) -> bytes | None:
-    """Return the head of a core whose crashed thread has other registers (x86-64)."""
+    """Return a copy of the head in which the crashed thread has other registers (x86-64)."""
     head = image.head
     first = head.threads[0]
     if head.machine != EM_X86_64 or head.bits != 64 or not head.notes:
         return None
     start, size = head.notes[0]
     patched = bytearray(raw_head)
-    # The note of the first thread: its name "CORE", then its prstatus. The kernel has it first, gdb
-    # after the process's own.
+    # The note of the first thread: its name "CORE", then its prstatus. The kernel writes it first,
+    # gdb after the note of the process.
     name = start - 1
     for _ in range(_NOTES_LOOKED_AT):
         name = raw_head.find(b"CORE\0\0\0\0", name + 1, start + size)
@@ -419,13 +428,13 @@ def _with_registers(
 
 
 def _register(raw: bytearray, at: int, name: str, value: int | None) -> bool:
-    """Return whether a register in a prstatus has a value."""
+    """Return whether a register in a prstatus has this value."""
     here = at + 8 * _USER_REGS.index(name)
     return value is not None and raw[here : here + 8] == value.to_bytes(8, "little")
 
 
 def _follows_fault(frames: list[dict[str, Any]]) -> bool:
-    """Tell whether the next frame is one that a signal interrupted, by Go's word for it."""
+    """Return whether a signal interrupted the next frame: Go then calls runtime.sigpanic."""
     return bool(frames) and frames[-1]["function"] == "runtime.sigpanic"
 
 

@@ -1,1 +1,1 @@
-"""What follows a capture: analysis, retention, notices."""
+"""The work after a capture: analysis, retention, notices."""

@@ -1,4 +1,4 @@
-"""What comes after a capture, when no process waits any more: analysis, notices, retention."""
+"""The work after a capture, when the process no longer waits: analysis, notices, retention."""
 
 from crashd.configuration import keys as config
 from crashd.daemon.after.analysis import AnalysisOptions
@@ -19,7 +19,7 @@ from crashd.store.users import Users
 
 
 class Afterwards:
-    """The three threads, and which of them a crash goes to."""
+    """The three parts, and which of them gets a crash."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Afterwards:
         self.retention.configure(settings.retention.process.policy)
 
     def begin(self) -> None:
-        """Begin, with what was left undone: the index knows all that is on disk. Once."""
+        """Begin with the unfinished work, once; the index must know everything on disk."""
         if not self._started:
             self._started = True
             self._notices.start()
@@ -57,16 +57,16 @@ class Afterwards:
     def captured(self, crash: Crash) -> None:
         """Take a crash whose record is final."""
         if crash.core.path is not None and not is_only_counted(crash):
-            self._notices.expect(crash)  # first: an analysis may end at once
+            self._notices.expect(crash)  # first, because an analysis may end at once
             if not self._analyses.add(crash):
-                self._notices.notify(crash)  # no more will be known
+                self._notices.notify(crash)  # nothing more will be known
         else:
             self._notices.notify(crash)
         if crash.core.path is not None:
             self.retention.captured()
 
     def analyze(self, crash_id: str) -> bool:
-        """Analyse a crash (again) before all others; False where that cannot be."""
+        """Analyse a crash (again) before all others; False if that is not possible."""
         return self._analyses.add_first(crash_id)
 
     def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
@@ -74,11 +74,11 @@ class Afterwards:
         return self.retention.vacuum(spectator, dry_run=dry_run)
 
     def look_again(self) -> None:
-        """Take up what there was no room for."""
+        """Queue the crashes for which there was no room."""
         self._analyses.look_again()
 
     def stop(self) -> None:
-        """End the threads; an analysis that runs dies with the daemon, and is made again."""
+        """End the threads; a running analysis dies with the daemon and is repeated later."""
         self._analyses.stop()
         self._notices.stop()
         self.retention.stop()
@@ -93,7 +93,7 @@ class Afterwards:
 
 
 def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
-    """Resolve the [analysis] section; where systemd starts the workers, they are asked for."""
+    """Resolve the [analysis] section; if systemd starts the workers, use its socket."""
     analysis = settings.analysis
     socket = paths.analyze_socket
     return QueueSettings(

@@ -1,5 +1,5 @@
-"""One analysis, from a stored core to what a person reads: the worker's facts, judged, explained
-and signed.
+"""One analysis, from a stored core to text for a person: the worker's facts, judged and explained,
+with a signature.
 """
 
 import math
@@ -22,26 +22,26 @@ _MAPS_MAX = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class AnalysisOptions:
-    """The [analysis] section of the configuration, as far as one analysis needs it."""
+    """The part of the [analysis] section that one analysis needs."""
 
     timeout_seconds: float = 60.0
-    """Wall clock; CPU time may be as long."""
+    """Limit of the wall clock, and of CPU time."""
     memory_bytes: int = 512 << 20
-    """Of address space beyond what the libraries take themselves."""
+    """Address space beyond what the libraries use themselves."""
     python: bool = True
-    """Whether the interpreter's stacks are looked for."""
+    """Whether to look for the interpreter's stacks."""
     worker_socket: Path | None = None
-    """Where systemd starts workers; None to start them ourselves."""
+    """The socket on which systemd starts workers; None to start them ourselves."""
     build_id_dirs: tuple[bytes, ...] = ()
-    """Directories with a `.build-id`, beside /usr/lib/debug."""
+    """Directories with a `.build-id`, besides /usr/lib/debug."""
 
 
 def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
-    """Analyse the stored core (core.zst) behind a descriptor, which stays the caller's. Blocks for
+    """Analyse the stored core (core.zst) at a descriptor, which stays the caller's. Blocks for
     `timeout_seconds` at most; call it in a worker process or a thread.
 
-    Raises nothing that a core provokes: a worker that is ended, crashes or prints nonsense gives an
-    Analysis that is FAILED, with the reason.
+    A hostile core cannot make it raise: if the worker is killed, crashes or prints nonsense, the
+    Analysis is FAILED, with the reason.
     """
     request, seconds = _request(crash, options), options.timeout_seconds
     if options.worker_socket is None:
@@ -60,7 +60,7 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
         facts = parse_report(result.output)
     except FormatError as e:
         return replace(analysis, reason=printable(reason_of(e)))
-    if not is_whole(result.output):  # it has the native facts: a later analyzer took it down
+    if not is_whole(result.output):  # the native facts are there: a later analyzer failed
         why = printable(result.failure or "the worker broke off")
         problem = f"the analysis is incomplete: {why}"
         facts = replace(facts, problems=(*facts.problems, problem))
@@ -82,7 +82,7 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
 
 
 def analysed(crash: Crash, analysis: Analysis) -> Crash:
-    """Put what an analysis found into the crash's record; one that failed leaves it as it was."""
+    """Add what an analysis found to the crash's record; a failed analysis leaves it unchanged."""
     if analysis.state is not AnalysisState.DONE or analysis.facts is None:
         return crash
     facts = analysis.facts
@@ -113,15 +113,15 @@ def _hex(value: int | None) -> str | None:
 
 
 def _with_names(facts: Facts, crash: Crash) -> Facts:
-    """Add the threads' names, which cores do not have."""
+    """Add the threads' names, which cores do not contain."""
     names = {t.get("tid"): printable(str(t.get("name") or ""))[:64] for t in crash.threads}
     threads = [replace(t, name=names.get(t.tid) or t.name) for t in facts.threads]
     return replace(facts, threads=tuple(threads))
 
 
 def program_name(crash: Crash) -> str:
-    """Name the executable as it is in signatures: without directories, and comm where there is no
-    path.
+    """Return the executable's name as signatures have it: without directories, or comm if there is
+    no path.
     """
     name = crash.exe.removesuffix(b" (deleted)").rpartition(b"/")[2] or crash.comm
     return printable(name)

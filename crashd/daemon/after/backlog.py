@@ -1,4 +1,4 @@
-"""The crashes that wait for their analysis, and in which order they come."""
+"""The crashes that wait for their analysis, and their order."""
 
 import threading
 import time
@@ -9,39 +9,39 @@ from crashd.domain.keep.fairqueue import FairQueue
 
 QUEUE_MAX = 1000
 BEGUN_SECONDS = 1.0
-"""What an analysis counts as from its beginning on: others' are begun before a second one."""
+"""Charged when an analysis begins, so that other owners' crashes come before a second one."""
 
 
 class Backlog:
-    """Crashes to be analysed: those that root asks for first, and then each owner's in turn.
+    """Crashes to analyse: the ones that root asked for first, then each owner's in turn.
 
-    For any thread. The threads that analyse wait in `take`.
+    For use from any thread. The threads that analyse wait in `take`.
     """
 
     def __init__(self, indexer: Indexer) -> None:
         self._indexer = indexer
         self._waiting: FairQueue[str] = FairQueue(QUEUE_MAX)
         self._asked: deque[str] = deque()
-        """Root waits for these: they are first."""
+        """Root waits for these, so they come first."""
         self._known: set[str] = set()
-        """What waits in its owner's turn, and what is being analysed."""
+        """Crashes that wait for their owner's turn, or are being analysed."""
         self._condition = threading.Condition()
         self._workers = 0
         self._closed = False
         self.overflowed = False
-        """Some did not fit: look for them later."""
+        """Whether some did not fit and must be found later."""
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._asked)
 
     def open_for(self, workers: int) -> None:
-        """Give crashes to so many threads, those of the lowest numbers; to none with 0."""
+        """Give crashes to this many threads, starting with number 0; 0 turns analysis off."""
         with self._condition:
             self._workers = workers
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Give out no more: threads that wait are woken up, and get None."""
+        """Give out no more crashes: wake the waiting threads, which get None."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -52,8 +52,8 @@ class Backlog:
         return self._closed
 
     def put(self, owner: str, crash_id: str) -> bool:
-        """Queue a crash unless it is queued; False where there is no room for more of that owner's,
-        or where nothing is analysed.
+        """Queue a crash unless it is queued; False if the owner's share is full, or if analysis is
+        turned off.
         """
         with self._condition:
             if crash_id in self._known:
@@ -68,10 +68,10 @@ class Backlog:
             return crash_id in self._known
 
     def put_first(self, crash_id: str) -> bool:
-        """Queue a crash before all others; False as for `put`.
+        """Queue a crash before all others; False if the queue is full, or analysis is turned off.
 
-        One that waits for its turn among others' is moved forward. One that runs is followed by
-        another: its result may be written already, and root waits for a newer one.
+        A crash that waits for its turn moves to the front. If its analysis is running, another one
+        follows: the result may be written already, and root waits for a newer one.
         """
         with self._condition:
             if crash_id in self._asked:
@@ -84,8 +84,8 @@ class Backlog:
         return True
 
     def take(self, number: int) -> tuple[str, str] | None:
-        """Wait for the next crash to analyse, for the thread of this number; return its owner and
-        its id, or None at the end.
+        """Wait for the next crash to analyse, for the thread of this number; return the owner and
+        the id, or None at the end.
         """
         with self._condition:
             while not self._closed:
@@ -94,23 +94,23 @@ class Backlog:
                 now = time.monotonic()
                 if number < self._workers and (taken := self._waiting.take(now)):
                     if taken[1] not in self._known:
-                        continue  # it was asked for, and analysed before its turn came
+                        continue  # root asked for it, and it was analysed before its turn
                     self._waiting.charge(taken[0], BEGUN_SECONDS, now)
                     return taken
                 self._condition.wait()
         return None
 
     def done(self, owner: str, crash_id: str, seconds: float) -> None:
-        """Note that what was taken is done, and how long it took."""
+        """Note that a taken crash is done, and how long it took."""
         with self._condition:
             self._known.discard(crash_id)
             self._waiting.charge(owner, max(0.0, seconds - BEGUN_SECONDS), time.monotonic())
 
     def ids(self) -> frozenset[str]:
-        """List what is to be analysed, or being."""
+        """List the crashes that wait for their analysis, or are being analysed."""
         with self._condition:
             return frozenset(self._known.union(self._asked))
 
     def unexplained(self) -> frozenset[str]:
-        """List the crashes whose signature may still come: retention knows none of their like."""
+        """List the crashes whose signature may still come; retention cannot group these yet."""
         return self._indexer.untold() | self.ids()

@@ -1,8 +1,8 @@
-"""Whether captures are under way: they go before whatever comes after them."""
+"""Whether captures are under way: they take precedence over all later work."""
 
 
 class Captures:
-    """How many captures run or wait; the daemon's loop says so, any thread may ask."""
+    """How many captures run or wait; the daemon's loop sets it, any thread may read it."""
 
     def __init__(self) -> None:
         self.under_way = 0

@@ -1,8 +1,8 @@
 """Notices of a crash, once its analysis is known: to the journal, hooks and the webhook.
 
-Runs in a thread of its own with a bounded queue, so that a journal or a hook that hangs holds up
-nothing. The queue is fair: no user waits for what another's crash loop has queued, and no notice
-waits for an analysis that takes long.
+Runs in its own thread with a bounded queue, so that a journal or a hook that hangs does not block
+anything else. The queue is fair: a user does not wait for the notices that another user's crash
+loop has queued, and a notice does not wait for a slow analysis.
 """
 
 import json
@@ -30,17 +30,18 @@ log = logging.getLogger("crashd.notices")
 
 QUEUE_MAX = 500
 EARLY_MAX = 10_000
-"""Crashes that were told without their analysis, and are not to be told again with it."""
+"""Crashes remembered because their notice went out early and must not be repeated."""
 MUTED_SECONDS = 600.0
-"""The log has no more than one line in that time of crashes beyond the budgets."""
+"""The log gets at most one line per this time about crashes beyond the budgets."""
 NOTICE_BYTES = 128 << 10
-"""Of a record that waits: the journal and hooks are given no more of it."""
+"""Size limit of a waiting record; the journal and hooks get no more of it."""
 START_SECONDS = 30.0
-"""For a unit that runs the hooks to start, on a machine that is busy crashing."""
+"""Time for the unit that runs the hooks to start, on a machine that is busy with crashes."""
 DEAF_SECONDS = 10.0
-"""A journal that took nothing is not waited for again so long, or hooks were told far too late."""
+"""After the journal accepted nothing, do not wait for it this long; hooks would run far too late.
+"""
 _BULKY = ("maps", "mountinfo", "open_fds", "auxv_base64", "limits", "status", "log")
-"""Not given to hooks: `crashctl info` has them."""
+"""Hooks do not get these; `crashctl info` shows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class NoticeSettings:
 class _Notice:
     crash: Crash
     pending: bool = False
-    """Whether its analysis is still to come."""
+    """Whether the analysis is still to come."""
 
 
 class Notices:
-    """The thread; `expect` and `notify` may be called from any other, and never wait."""
+    """The thread; any other thread may call `expect` and `notify`, which never wait."""
 
     def __init__(self, paths: Paths, exporter: Exporter, users: Users) -> None:
         self._paths = paths
@@ -69,9 +70,9 @@ class Notices:
         self._users = users
         self._queue: FairQueue[_Notice] = FairQueue(QUEUE_MAX)
         self._kernel: deque[_Notice] = deque()
-        """What crashed is the kernel: told first, and always."""
+        """Crashes of the kernel: their notices go out first, and always."""
         self._held: dict[str, tuple[float, Crash]] = {}
-        """By id: until when it may still be explained."""
+        """By id: crashes that wait for their analysis, and until when."""
         self._told_early: dict[str, None] = {}
         self._changed = threading.Condition()
         self._stopping = False
@@ -97,12 +98,12 @@ class Notices:
             crash = bounded(crash, NOTICE_BYTES)[0]
             if len(self._held) < QUEUE_MAX:
                 self._held[crash.id] = (time.monotonic() + self._settings.wait_seconds, crash)
-            else:  # so many are held only where a hook or the journal hangs: the queue is bounded
+            else:  # only a hook or journal that hangs fills this: bounded, like the queue
                 self._tell_early(crash)
             self._changed.notify()
 
     def notify(self, crash: Crash) -> None:
-        """Give notice of a crash, soon, unless that was done early after `expect`."""
+        """Give notice of a crash soon, unless that happened early after `expect`."""
         with self._changed:
             if crash.id in self._told_early:
                 del self._told_early[crash.id]
@@ -112,7 +113,7 @@ class Notices:
             self._changed.notify()
 
     def stop(self) -> None:
-        """End the thread after what is queued, as far as that takes only a moment."""
+        """End the thread after the queued notices, if these take only a moment."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -141,7 +142,7 @@ class Notices:
                 self._queue.charge(self._owner_of(crash), now - began, now)
 
     def _next(self) -> _Notice | None:
-        """Wait for the next notice; None when all are given and the thread is to end."""
+        """Wait for the next notice; None if all notices are given and the thread must end."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -156,7 +157,7 @@ class Notices:
                 self._changed.wait(None if due is None else max(0.0, due - now))
 
     def _release(self, now: float) -> None:
-        """Queue what has waited long enough for its analysis."""
+        """Queue the crashes that have waited long enough for their analysis."""
         for crash_id, (due, crash) in list(self._held.items()):
             if now >= due:
                 del self._held[crash_id]
@@ -170,7 +171,7 @@ class Notices:
 
     def _to_journal(self, crash: Crash) -> None:
         if not journal.SOCKET.exists():
-            return  # there is no systemd here
+            return  # this host does not run systemd
         name = crash.core.path
         path = None if name is None else self._paths.crashes / crash.id / name
         seconds = 0.0 if time.monotonic() < self._deaf_until else journal.SEND_SECONDS
@@ -204,7 +205,7 @@ class Notices:
             log.warning("%s, ignoring", failure)
 
     def _run_hooks(self, settings: NoticeSettings, most: int, document: bytes) -> list[str]:
-        """Run them, or have them run by systemd where it listens for that."""
+        """Run the hooks, or let systemd run them if it listens for that."""
         if not self._paths.hooks_socket.is_socket():
             return run_all(self._paths.hooks, settings.url, document, settings.seconds)
         seconds = most * settings.seconds + START_SECONDS
@@ -229,7 +230,7 @@ class Notices:
 
 
 def _kind_of(crash: Crash) -> str:
-    """Name what a crash is an occurrence of."""
+    """Return what a crash counts as an occurrence of: its signature, or signal and program."""
     program = (crash.exe or crash.comm).decode("utf-8", "surrogateescape")
     return crash.signature or f"{crash.signal} {program}"
 

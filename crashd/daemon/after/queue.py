@@ -1,10 +1,10 @@
-"""Analyses, one after another, when nothing more urgent is to be done: captures go first.
+"""Analyses, one after another, when there is nothing more urgent: captures go first.
 
-The owner whose analyses took least lately comes next, so that no user waits for all that another's
-crash loop has queued.
+The owner whose analyses took the least time recently comes next, so that a user does not wait for
+everything that another user's crash loop has queued.
 
-`analysis.json` in the crash's own entry says what has been analysed: a daemon that was killed goes
-on with what is left, and gives up a crash that kills its analysis again and again.
+`analysis.json` in the crash's own entry says what has been analysed: after the daemon was killed,
+it continues with the rest, and gives up a crash that kills its analysis again and again.
 """
 
 import json
@@ -35,12 +35,12 @@ from crashd.store.users import Users
 log = logging.getLogger("crashd.analysis")
 
 ATTEMPTS_MAX = 2
-"""An analysis that the daemon did not survive so often is given up."""
+"""Give up an analysis that the daemon did not survive this many times."""
 PATIENCE_SECONDS = 30.0
-"""How long captures can make an analysis wait."""
+"""Captures can delay an analysis for this long."""
 RESULT_MAX = 8 << 20
 _AROUND_BYTES = 4096
-"""What is written around a result that is kept while a new one is made."""
+"""Room for what is written around a kept result while a new one is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class QueueSettings:
 
 
 class AnalysisQueue:
-    """Threads that wait for worker processes; `add` and `configure` may be called from any."""
+    """Threads that wait for worker processes; any thread may call `add` and `configure`."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class AnalysisQueue:
         self._threads: list[threading.Thread] = []
 
     def configure(self, settings: QueueSettings) -> None:
-        """Take new settings; more workers are started, fewer end after what they do."""
+        """Take new settings; more workers start now, fewer take effect after the current crash."""
         self._settings = settings
         wanted = settings.workers if settings.enabled else 0
         self._backlog.open_for(wanted)
@@ -91,26 +91,26 @@ class AnalysisQueue:
             thread.start()
 
     def add(self, crash: Crash) -> bool:
-        """Queue a crash's analysis, unless it is queued; False where there is no room for more of
-        its owner's, or where analyses are turned off.
+        """Queue a crash's analysis, unless it is queued; False if the owner's share is full, or if
+        analyses are turned off.
         """
         return self._backlog.put(account_of(crash, self._users.user_of) or "", crash.id)
 
     def add_first(self, crash_id: str) -> bool:
-        """Queue a crash's analysis before all others; False as for `add`."""
+        """Queue a crash's analysis before all others; False if the queue is full or turned off."""
         return self._backlog.put_first(crash_id)
 
     def begin(self) -> None:
-        """Queue what was not analysed so far, and start retention when its signatures are known."""
+        """Queue the crashes without an analysis, and start retention once signatures are known."""
         self._catch_up()
 
     def look_again(self) -> None:
-        """Queue what there was no room for."""
+        """Queue the crashes for which there was no room."""
         if self._backlog.overflowed:
             self._catch_up()
 
     def _catch_up(self) -> None:
-        """Do so in a thread of its own, because it reads many entries."""
+        """Queue the crashes without an analysis, in a separate thread: it reads many entries."""
         if self._settings.enabled:
             threading.Thread(target=self._read_left, name="analysis-start", daemon=True).start()
         else:
@@ -142,7 +142,7 @@ class AnalysisQueue:
             self._explained(crash)  # the daemon was killed before the index knew
 
     def stop(self) -> None:
-        """Let the threads end; a worker that runs dies with the daemon."""
+        """Let the threads end; a running worker dies with the daemon."""
         self._backlog.close()
 
     # -- the threads' ----------------------------------------------------------------------------
@@ -164,8 +164,8 @@ class AnalysisQueue:
                 self._backlog.done(owner, crash_id, time.monotonic() - started)
 
     def _explained(self, crash: Crash) -> None:
-        """Have the index take a record that says more now, before it counts as analysed: retention
-        goes by signatures.
+        """Update the index with the explained record before it counts as analysed, because
+        retention uses signatures.
         """
         self._indexer.changed(crash)
         self._indexer.settle()
@@ -196,10 +196,10 @@ class AnalysisQueue:
             time.sleep(0.1)
 
     def _finish(self, crash_id: str, analysis: Analysis) -> None:
-        """Write down what was found; the result last, because it says that all is written.
+        """Store what was found; the result last, because it marks everything as written.
 
-        What an earlier analysis found stays where this one knows less: a program may be replaced
-        meanwhile, debug information removed.
+        An earlier result stays if this one knows less: a program may have been replaced in the
+        meantime, or debug information removed.
         """
         with open_entry(self._paths, crash_id) as entry:
             entry.lock()
@@ -228,7 +228,7 @@ class AnalysisQueue:
 
 
 def _missing(analysis: Analysis) -> str:
-    """Say what an analysis that was done had no file of."""
+    """Return which modules' files a finished analysis lacked."""
     modules = analysis.facts.modules if analysis.facts is not None else ()
     missing = [module for module in modules if module.problem is not None]
     if not missing:
@@ -238,7 +238,7 @@ def _missing(analysis: Analysis) -> str:
 
 
 def summary(analysis: Analysis) -> dict[str, Any]:
-    """Build what the crash's record says of its analysis."""
+    """Build the summary of an analysis for the crash's record."""
     return {
         "state": analysis.state.value,
         "reason": analysis.reason,
@@ -252,7 +252,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
 
 
 def encode_result(analysis: Analysis) -> tuple[Analysis, bytes]:
-    """Encode a result, and return it; one that is too large to be read again is a failure."""
+    """Encode a result and return both; a result too large to be read again becomes a failure."""
     raw = encode(analysis_to_json(analysis))
     if len(raw) > RESULT_MAX:
         why = f"the result has {len(raw)} bytes, and {RESULT_MAX} are kept"
@@ -266,7 +266,7 @@ def _now() -> float:
 
 
 def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the last result that was written: this one, or what it was begun over."""
+    """Return the last finished result: this one, or the one kept when a new analysis began."""
     if document is None or document.get("state") != AnalysisState.RUNNING:
         return document
     kept = document.get("kept")
@@ -274,7 +274,7 @@ def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def read_result(entry: Entry) -> dict[str, Any] | None:
-    """Read what an entry's analysis.json says; None where it cannot be read."""
+    """Read an entry's analysis.json; None if it cannot be read."""
     raw = entry.read_file(ANALYSIS, RESULT_MAX + _AROUND_BYTES)
     if raw is None:
         return None
@@ -286,9 +286,9 @@ def read_result(entry: Entry) -> dict[str, Any] | None:
 
 
 def begin_result(entry: Entry) -> int:
-    """Note that an analysis begins; return how many began, this one included, with no end.
+    """Note that an analysis begins; return how many began without an end, including this one.
 
-    The result of one before it stays beside, until it is known which of them knows more.
+    The previous result is kept in the same file, until it is known which result knows more.
     """
     before = read_result(entry) or {}
     attempts = before.get("attempts") if before.get("state") == AnalysisState.RUNNING else 0

@@ -1,8 +1,10 @@
-"""Retention of process crashes: when it is time, in a thread of its own.
+"""Retention of process crashes: when to run it, in its own thread. The module is one idea, because
+reservations, plans and the thread's schedule share the same state under one lock.
 
-After captures a plan of the cores alone is made, which is cheap however many tombstones there are;
-now and then, and where that does not suffice, one of everything. A capture that begins says how
-much it may write: that counts as stored, so that room is made while the core comes in.
+After captures, retention plans for the cores alone, which is cheap however many tombstones there
+are. It plans for everything from time to time, and when the cores do not suffice. A capture that
+begins reports how much it may write. That counts as stored, so that room is made while the core
+arrives.
 """
 
 import contextlib
@@ -38,29 +40,29 @@ log = logging.getLogger("crashd.retention")
 
 EVERY_SECONDS = 600.0
 AGAIN_SECONDS = 60.0
-"""At least so long between two plans of everything that no timer asked for."""
+"""Least time between a plan of everything and the next one that no timer asked for."""
 POLL_SECONDS = 30.0
-"""How often free space is looked at: others write to the same file system."""
+"""Interval of checks for free space, because other programs write to the same file system."""
 GROWING_SECONDS = 0.05
-"""The same while captures write to it."""
+"""The same interval while captures write."""
 SETTLE_SECONDS = 1.0
-"""Captures of a storm are looked at together."""
+"""Captures of a storm within this time are handled together."""
 ENDING_SECONDS: Final = 30.0
-"""A capture's row is written so soon after its end."""
+"""A capture's row is in the index within this time after its end."""
 ROUNDS: Final = 3
-"""Plans until those that may not go now are given up."""
+"""Plans per run, before crashes that cannot be deleted now are given up."""
 SLACK: Final = 20
-"""A plan that is needed for room makes a twentieth more than is needed, so that the next capture
-does not need one again."""
+"""A plan for room makes a twentieth more than needed, so that the next capture does not need
+another plan."""
 COMPRESSION: Final = 4
-"""A core is expected to have a quarter of its memory's size on disk; ordinary ones have less, and
-what has more is dealt with once it is there."""
+"""A core is expected to take a quarter of its memory's size on disk. Ordinary cores take less, and
+a core that takes more is dealt with once it is there."""
 _EXPECTED_MIN: Final = 64 << 10
 LEAVE_SHARE: Final = 20
-"""A user's captures leave to others' half of what is free, but no more than a twentieth of the file
-system: a large core on an idle host is not cut for users who have no crash."""
+"""A user's captures leave half of the free space to other users, but at most a twentieth of the
+file system: a large core on an idle host is not cut for users who have no crash."""
 _SMALL_BYTES: Final = 1 << 20
-"""A core of so little is stored first, and made up for afterwards."""
+"""A core up to this size is stored first; room for it is made afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +75,28 @@ class _StoreView:
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
-    """What a capture may take of the disk."""
+    """How much of the disk a capture may use."""
 
     credit_bytes: int = 0
-    """So much of `keep_free` for a moment: as much is being deleted for it."""
+    """Bytes of `keep_free` it may use for a moment, because as much is being deleted for it."""
     leave_bytes: int = 0
-    """So much more than `keep_free` it leaves to the crashes of other users."""
+    """Bytes beyond `keep_free` that it leaves to the crashes of other users."""
 
 
 class Spectator(Protocol):
-    """Follows what `vacuum` does."""
+    """Follows the progress of `vacuum`."""
 
     def planned(self, rows: list[dict[str, Any]]) -> None:
-        """Take what is about to be deleted."""
+        """Take the rows of the crashes that are about to be deleted."""
         ...
 
     def progress(self, done: int, total: int) -> None:
-        """Take how many deletions are done, of how many."""
+        """Take the number of finished deletions, and of all deletions."""
         ...
 
 
 class Retention:
-    """The thread; its methods may be called from any other, and only `vacuum` and `stop` wait."""
+    """The thread; any other thread may call its methods, and only `vacuum` and `stop` wait."""
 
     def __init__(
         self,
@@ -104,8 +106,8 @@ class Retention:
         backlog: Backlog | None = None,
         users: Users | None = None,
     ) -> None:
-        """`now_ns` is a clock that gives None where the host's may be wrong: then nothing goes for
-        its age.
+        """`now_ns` is a clock that returns None if the host's clock may be wrong: then nothing is
+        deleted because of its age.
         """
         self._paths = paths
         self._told = replace(told, failed=self._failed)
@@ -115,21 +117,21 @@ class Retention:
         self._policy = Policy()
         self._fresh = self._urgent = self._stopping = False
         self._growing: dict[str, int] = {}
-        """What captures under way may read."""
+        """Bytes that each capture under way may read."""
         self._whose: dict[str, int | None] = {}
-        """The same captures' users."""
+        """The users of the same captures."""
         self._ending: dict[str, float] = {}
-        """Captures that write no more, and when that was: the index will know soon."""
+        """Captures that stopped writing, and when; the index will have them soon."""
         self._credits: dict[str, int] = {}
-        """What they may take of what is to stay free, since it is being made up for."""
+        """Bytes of `keep_free` that each may use, because as much is being deleted."""
         self._deletable_bytes = 0
-        """What a capture may count on: that so much can be deleted for it."""
+        """Bytes that can be deleted for a capture."""
         self._condition = threading.Condition()
         self._deleting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, which looks at everything at once; nothing where it runs already."""
+        """Start the thread, which begins with a plan of everything, unless it runs already."""
         if self._thread.ident is None:
             self._thread.start()
 
@@ -140,13 +142,13 @@ class Retention:
             self._condition.notify()
 
     def captured(self) -> None:
-        """Note that a crash is stored now, or has its signature."""
+        """Note that a crash is stored now, or has got its signature."""
         with self._condition:
             self._fresh = True
             self._condition.notify()
 
     def reserve(self, crash_id: str, wanted_bytes: int, user: int | None) -> Allotment:
-        """Count a user's capture that is about to read so much; return its part of the disk."""
+        """Count a user's capture that is about to read this much; return its share of the disk."""
         policy = self._policy
         with self._condition:
             self._growing[crash_id] = max(_EXPECTED_MIN, wanted_bytes)
@@ -155,7 +157,7 @@ class Retention:
         try:
             usage, own = read_usage(self._paths), self._coming_bytes(user)
         except OSError:
-            return Allotment()  # the capture finds out by itself
+            return Allotment()  # the capture will run into the same error
         keep_free = policy.keep_free.of(usage.total_bytes) if policy.keep_free else 0
         missing = keep_free + growing - usage.free_bytes
         if missing > 0 or growing > _use(policy, usage) // SLACK:
@@ -163,21 +165,21 @@ class Retention:
                 self._fresh = self._urgent = True
                 self._condition.notify()
         free = usage.free_bytes - spool.stored_bytes(self._paths) - keep_free
-        # no more than stays free if all that is expected comes: room is made for no more than that
+        # no more than stays free once all expected bytes arrive: no more room than that is made
         leave = min((free + own) // 2, usage.total_bytes // LEAVE_SHARE, -missing)
         credit = self._lend(crash_id, wanted_bytes, keep_free) if missing > 0 else 0
         return Allotment(credit, max(0, leave))
 
     def _coming_bytes(self, user: int | None) -> int:
-        """Add up what a user's crashes have on disk that are on their way in."""
+        """Return the disk space of a user's crashes that are being captured or are in the spool."""
         with self._condition:
             own = [crash_id for crash_id, whose in self._whose.items() if whose == user]
         written = sum(written_bytes(self._paths, crash_id) for crash_id in own)
         return written + (0 if user is None else spool.stored_bytes(self._paths, user))
 
     def _lend(self, crash_id: str, wanted_bytes: int, keep_free: int) -> int:
-        """Let a capture go below `keep_free`: the first user's by half of it, and the more other
-        users' do, the further. No flood of large ones keeps a small one out.
+        """Let a capture go below `keep_free`: the first user's by half of it, and further for each
+        other user who already does. A flood of large captures cannot keep a small one out.
         """
         with self._condition:
             user, own, others = self._whose.get(crash_id), 0, set[int | None]()
@@ -195,7 +197,7 @@ class Retention:
             return self._credits[crash_id]
 
     def unreserve(self, crash_id: str) -> None:
-        """Note that a capture writes no more."""
+        """Note that a capture has stopped writing."""
         with self._condition:
             self._credits.pop(crash_id, None)
             self._whose.pop(crash_id, None)
@@ -203,11 +205,11 @@ class Retention:
                 return
             self._ending[crash_id] = time.monotonic()
             if not self._growing:
-                self._fresh = self._urgent = True  # what was spared for it can go now
+                self._fresh = self._urgent = True  # what was spared for it can be deleted now
                 self._condition.notify()
 
     def stop(self) -> None:
-        """End the thread after what it is doing."""
+        """End the thread after its current work."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -228,8 +230,8 @@ class Retention:
             return carry_out_all(self._paths, deletions, told)
 
     def meet(self, *, everything: bool) -> bool:
-        """Meet the limits, in the caller's thread: by a plan of the cores alone, where that does,
-        or one of everything. False where they are not met.
+        """Meet the limits, in the caller's thread, by a plan of the cores alone or of everything.
+        Return whether they are met.
         """
         policy, kept = self._policy, set[str]()
         with self._deleting:
@@ -252,7 +254,7 @@ class Retention:
             narrow = is_near(look.crashes, look.usage, policy)
             mostly_records = 2 * index.records_bytes() > used_bytes(look.crashes, look.usage)
             if narrow and mostly_records and not everything:
-                everything = True  # records go first then, and cores alone would pay for them
+                everything = True  # records must go first, or cores alone would pay for them
                 look = self._look(index, everything=True, kept=kept)
         limits = narrowed(policy, look.usage) if narrow else policy
         now_ns = self._now_ns() if everything else None
@@ -295,7 +297,7 @@ class Retention:
             self._fresh = self._urgent = False
 
     def _is_pressed(self) -> bool:
-        """Return whether others took the space that is to stay free, or captures are about to."""
+        """Return whether others use the space that must stay free, or captures are about to."""
         try:
             usage = read_usage(self._paths, reserved_bytes=self._expect()[1])
         except OSError:
@@ -303,9 +305,9 @@ class Retention:
         return lacks_space(usage, self._policy)
 
     def _expect(self) -> tuple[dict[str, int], int]:
-        """Return what captures under way may come to have on disk, and what of it is not there yet.
+        """Return the expected disk space of captures under way, and how much is not written yet.
 
-        One that compresses badly is found out as it grows: it may have as much again.
+        A core that compresses badly shows as it grows: it is expected to grow by as much again.
         """
         with self._condition:
             until_s = time.monotonic() - ENDING_SECONDS
@@ -336,12 +338,12 @@ class Retention:
         )
         unlisted = 0 if everything else unlisted_bytes(index, crashes)
         usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
-        if not everything:  # what inodes are short of is a matter of all entries
+        if not everything:  # a lack of inodes needs a plan of all entries
             usage = replace(usage, total_inodes=0)
         return _StoreView(crashes, usage)
 
     def _room(self, look: _StoreView, policy: Policy) -> int:
-        """Return what deletions can give to a capture of a user who has nothing yet."""
+        """Return how much deletions can free for a user who has no crashes yet."""
         spare = look.usage.free_bytes - look.usage.reserved_bytes
         keep_free = policy.keep_free.of(look.usage.total_bytes) if policy.keep_free else 0
         return max(0, room(look.crashes, look.usage, policy, "", "new") - max(0, spare - keep_free))
@@ -356,7 +358,7 @@ class Retention:
 
 
 def written_bytes(paths: Paths, crash_id: str) -> int:
-    """Return how much of a core that is coming in, or just came, is on disk."""
+    """Return how much of a core is on disk that is being captured, or just was."""
     for name in (CORE_PARTIAL, CORE):
         with contextlib.suppress(OSError):
             return os.stat(paths.crashes / crash_id / name).st_blocks * 512
@@ -364,12 +366,12 @@ def written_bytes(paths: Paths, crash_id: str) -> int:
 
 
 def used_bytes(crashes: Sequence[StoredCrash], usage: Usage) -> int:
-    """Add up what all crashes use."""
+    """Return the disk space that all crashes use."""
     return sum(crash.stored_bytes for crash in crashes) + usage.unlisted_bytes
 
 
 def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> bool:
-    """Return whether a limit is reached, or will be by what is captured next."""
+    """Return whether a limit is reached, or the next captures will reach it."""
     cores = sum(crash.has_core or crash.in_flight for crash in crashes)
     if policy.max_count is not None and cores > policy.max_count:
         return True
@@ -383,7 +385,7 @@ def is_near(crashes: Sequence[StoredCrash], usage: Usage, policy: Policy) -> boo
 
 
 def lacks_space(usage: Usage, policy: Policy) -> bool:
-    """Return whether less is free than is to stay so: bytes, or inodes."""
+    """Return whether less than `keep_free` is free, of bytes or of inodes."""
     if policy.keep_free is None or usage.total_bytes <= 0:
         return False
     keep_free = policy.keep_free.of(usage.total_bytes)
@@ -392,12 +394,12 @@ def lacks_space(usage: Usage, policy: Policy) -> bool:
 
 
 def headroom(usage: Usage) -> int:
-    """Return how much more than `keep_free` is kept: what the next capture writes to."""
+    """Return how much more than `keep_free` stays free, as room for the next capture."""
     return min(1 << 30, usage.total_bytes // 100)
 
 
 def narrowed(policy: Policy, usage: Usage) -> Policy:
-    """Make the limits a little narrower: for the captures to come."""
+    """Make the limits a little narrower, as room for the next captures."""
     max_use, keep_free, max_count = policy.max_use, policy.keep_free, policy.max_count
     if max_use is not None:
         use = max_use.of(usage.total_bytes)

@@ -1,7 +1,7 @@
-"""The book of kernel dumps: each directory that was seen, and the record that stands for it.
+"""The book of kernel dumps: each directory that was seen, and its record.
 
-A record outlives its dump. What was in a directory is remembered after the directory is gone,
-because it may come back: a file system that is mounted late, or a backup that is put back.
+A record outlives its dump. The book remembers a directory after it is gone, because it may come
+back: a file system is mounted late, or a backup is restored.
 """
 
 import logging
@@ -30,53 +30,53 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.kdump")
 
 SETTLE_NS = 10 * 10**9
-"""A dump of a final name that looks cut may be on its way here; and a log comes after its dump."""
+"""Wait this long for a dump that has its final name but looks cut, and for a log after its dump."""
 WRITER_GONE_NS = 300 * 10**9
-"""An unfinished dump that has not changed for so long has no writer any more."""
+"""An unfinished dump that has not changed for this long no longer has a writer."""
 KNOWN_MAX = 20_000
 TRY_AGAIN_NS = 600 * 10**9
 TRY_AGAIN_MAX = 6
-"""How often a dump is judged again that no worker could be had for."""
+"""How often a dump is judged again for which no worker was available."""
 
 Key = tuple[str, bytes]
-"""A dump: the directory that is watched, and the name in it."""
+"""Identifies a dump: the watched directory, and the name in it."""
 
 
 @dataclass(slots=True)
 class Known:
-    """A dump's directory as it was when last looked at."""
+    """A dump's directory as it was at the last look."""
 
     root: str
     seen: Seen
     told: DumpDirectory
     changed_at_ns: int
-    """Monotonic; when a change was last noticed."""
+    """Monotonic time of the last noticed change."""
     crash_id: str | None = None
     state: State = State.CAPTURING
     growing: bool = True
     first_seen_ns: int = 0
     time_ns: int = 0
     sure: bool = False
-    """Its end was seen."""
+    """Whether the end of the dump was seen."""
     maybe: bool = False
-    """Nothing speaks against it, but its end could not be seen."""
+    """Whether the dump seems complete, but its end could not be seen."""
     try_again: int = 0
-    """How many more times to look whether it can be, TRY_AGAIN_NS after the last look."""
+    """How many more times to look for the end, each TRY_AGAIN_NS after the last look."""
     judged_at_ns: int = 0
-    """Monotonic; when the dump itself was judged; 0: not by this daemon."""
+    """Monotonic time at which the dump itself was judged; 0: not by this daemon."""
     removal_failed: bool = False
     log_pending: bool = False
-    """There is no log, and the dump was not asked: the log may still be on its way."""
+    """There is no log file, and the dump's own log was not read yet: the file may still arrive."""
 
     symbols: SymbolState = field(default_factory=SymbolState)
 
     @property
     def key(self) -> Key:
-        """What names it in the book."""
+        """Its key in the book."""
         return self.root, self.seen.entry.name
 
     def take_verdict(self, look: Look) -> None:
-        """Note what a look says of the dump itself."""
+        """Note what a look says about the dump itself."""
         verdict = look.verdict
         self.sure = verdict is not None and verdict.sure
         self.maybe = (
@@ -93,21 +93,21 @@ class Known:
         self.judged_at_ns = time.monotonic_ns()
 
     def is_due_again(self, now_ns: int) -> bool:
-        """Return whether to judge again a dump that no worker could be had for."""
+        """Return whether to judge the dump again, because no worker was available before."""
         return self.try_again > 0 and now_ns - self.judged_at_ns >= TRY_AGAIN_NS
 
     def is_active(self, now_ns: int) -> bool:
-        """Return whether it is worth looking at again before an event says so."""
+        """Return whether to look at it again without waiting for an event."""
         return self.growing or self.log_pending or now_ns - self.changed_at_ns < SETTLE_NS
 
 
 def _is_settled(crash: Crash) -> bool:
-    """Return whether hooks may be told: what they get is final, its title with it."""
+    """Return whether hooks may run: the record is final, including its title."""
     return crash.state.is_final and not (crash.kernel or {}).get("log_pending")
 
 
 class DumpBook:
-    """Knows dumps and their records; for the dumps' thread alone."""
+    """The dumps and their records; for the dumps' thread only, except `find_id`."""
 
     def __init__(
         self, paths: Paths, hostname: bytes, indexer: Indexer, symbols: SymbolWork
@@ -118,12 +118,12 @@ class DumpBook:
         self._symbols = symbols
         self._known: dict[Key, Known] = {}
         self._absent: dict[Key, Mapping[str, Any]] = {}
-        """The index's rows of dumps that this daemon has not seen, or sees no more."""
+        """The index's rows of dumps that this daemon has not seen, or no longer sees."""
 
-    # -- what is known -----------------------------------------------------------------------------
+    # -- known dumps -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Learn from the index what was known before this daemon started.
+        """Read from the index what was known before this daemon started.
 
         Raises:
             CrashdError: the index cannot be read.
@@ -140,11 +140,11 @@ class DumpBook:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more dumps can be known: names in the directory are anybody's to make."""
+        """Whether the book is full; it is bounded because anybody may make names there."""
         return len(self._known) >= KNOWN_MAX
 
     def find(self, key: Key) -> Known | None:
-        """Find a dump that was seen before, and is there."""
+        """Find a dump that was seen before and is still there."""
         return self._known.get(key)
 
     def list_of(self, root: str) -> list[Known]:
@@ -160,7 +160,7 @@ class DumpBook:
         return list(self._known.values())
 
     def find_id(self, crash_id: str) -> Known | None:
-        """Find the dump of a record; also for other threads."""
+        """Find the dump of a record; safe for other threads."""
         there = tuple(self._known.values())
         return next((known for known in there if known.crash_id == crash_id), None)
 
@@ -174,10 +174,10 @@ class DumpBook:
     # -- dumps that are there ----------------------------------------------------------------------
 
     def begin(self, root: DumpRoot, seen: Seen, told: DumpDirectory) -> Known:
-        """Note a directory that is met for the first time, with what a record says of it."""
+        """Note a directory that is new to this daemon, with what an older record says about it."""
         known = Known(os.fspath(root.path), seen, told, time.monotonic_ns())
         if abs(time.time_ns() - told.changed_ns) > WRITER_GONE_NS:
-            known.changed_at_ns -= WRITER_GONE_NS  # nobody has written to it for long
+            known.changed_at_ns -= WRITER_GONE_NS  # nothing has written to it for a long time
         known.first_seen_ns = time.time_ns()
         self._known[known.key] = known
         row = self._absent.pop(known.key, None)
@@ -192,7 +192,7 @@ class DumpBook:
         known.maybe = kernel.get("dump_state") == DUMP_NOT_KNOWN
         known.symbols = SymbolState.of(kernel)
         same = (kernel.get("inode"), kernel.get("changed_ns")) == (seen.inode, told.changed_ns)
-        # An older crashd judged it by its head alone.
+        # An older crashd judged the dump by its head alone, so judge it again.
         same = same and "dump_sure" in kernel and (known.state is not State.COMPLETE or known.sure)
         same = same and not kernel.get("log_pending")
         if same and known.state.has_core:
@@ -200,7 +200,7 @@ class DumpBook:
         return known
 
     def record(self, known: Known, look: Look) -> None:
-        """Write down what was seen of a dump, and have the index told.
+        """Write the record of a dump, and update the index.
 
         Raises:
             CrashdError: the record cannot be read.
@@ -212,7 +212,7 @@ class DumpBook:
         known.symbols = SymbolState.of(crash.kernel or {})
 
     def _write(self, look: Look, known: Known) -> Crash:
-        """Write under the record's lock, because an administrator may pin it meanwhile."""
+        """Write under the record's lock, because an administrator may pin it at the same time."""
 
         def build(before: Crash | None) -> Crash:
             crash = build_record(
@@ -233,8 +233,8 @@ class DumpBook:
                 self._indexer.finished(crash.id)
             return crash
         before, crash = entries.change(self._paths, known.crash_id, build)
-        # The index is told even of a record that did not change: the daemon that wrote it may have
-        # been killed before the index knew.
+        # Update the index even if the record did not change: the daemon that wrote it may have been
+        # killed before the index had it.
         if _is_settled(crash) and not (_is_settled(before) and known.state.is_final):
             self._indexer.finished(crash.id)
         else:
@@ -244,7 +244,7 @@ class DumpBook:
     # -- records -----------------------------------------------------------------------------------
 
     def read(self, crash_id: str) -> Crash | None:
-        """Read a record; None where it was deleted by hand."""
+        """Read a record; None if it was deleted by hand."""
         try:
             with open_entry(self._paths, crash_id) as entry:
                 return entry.read()
@@ -252,15 +252,15 @@ class DumpBook:
             return None
 
     def is_pinned(self, crash_id: str) -> bool:
-        """Return whether a record is pinned: that is written in it, and known nowhere else."""
+        """Return whether a record is pinned, which only the record itself says."""
         crash = self.read(crash_id)
         return crash is not None and crash.pinned
 
     def write_state(self, crash_id: str, state: State, why: str | None) -> None:
-        """Give a record another state; what is no longer on disk uses no space.
+        """Give a record another state; a dump that is gone counts as 0 bytes.
 
         Raises:
-            CrashdError: it is to be evicted, and was pinned meanwhile; or it cannot be read.
+            CrashdError: it was to be evicted but was pinned in the meantime, or cannot be read.
             OSError: the disk does not take it.
 
         """
@@ -282,7 +282,7 @@ class DumpBook:
     # -- dumps that are not there ------------------------------------------------------------------
 
     def drop(self, key: Key) -> None:
-        """Know nothing of a directory any more, because it is not to be trusted."""
+        """Forget a directory completely, because it cannot be trusted."""
         self._known.pop(key, None)
 
     def keep_present(self, root: str, present: Iterable[bytes]) -> None:
@@ -299,7 +299,7 @@ class DumpBook:
                 self._mark_missing(key)
 
     def forget(self, known: Known) -> None:
-        """Take a dump for one that is not there now, but may come back."""
+        """Treat a dump as absent for now; it may come back."""
         del self._known[known.key]
         if known.crash_id is not None:
             kernel = {"first_seen_ns": known.first_seen_ns}

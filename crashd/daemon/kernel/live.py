@@ -1,4 +1,4 @@
-"""Oopses, warnings, lockups and machine checks that the running kernel survived, out of its log."""
+"""Oopses, warnings, lockups and machine checks that the running kernel survived, from its log."""
 
 import time
 from collections import Counter, deque
@@ -11,12 +11,12 @@ from crashd.domain.kernellog.heads import find_head
 from crashd.domain.kernellog.printk import LogLine, parse_lines
 
 WINDOW = 1500
-"""Records that are looked at around a report."""
+"""Records that are kept around a report."""
 SETTLE_NS = 2 * 10**9
 """How long the kernel may pause in a report."""
 SETTLE_MAX_NS = 10 * 10**9
 PER_SIGNATURE_MAX, PER_HOUR_MAX = 3, 30
-"""What is recorded in an hour; the rest is counted."""
+"""Reports recorded in an hour; the others are only counted."""
 HOUR_NS = 3600 * 10**9
 
 
@@ -26,17 +26,17 @@ class LiveReport:
 
     analysis: LogAnalysis
     sequence: int
-    """Of its first record in the kernel's log."""
+    """Sequence number of its first record in the kernel's log."""
     time_ns: int
     """CLOCK_MONOTONIC."""
     is_flood: bool
-    """It is one of too many in this hour: to be counted, and not recorded."""
+    """Whether it is one of too many in this hour, to be counted but not recorded."""
 
 
 class LiveOopses:
-    """Collects the kernel's lines, and analyses them once a report seems to be at its end.
+    """Collects the kernel's lines, and analyses them once a report seems complete.
 
-    For the daemon's one loop: `add` each record, call `look` when `due_ns` has come.
+    For the daemon's loop only: `add` each record, and call `look` at `due_ns`.
     """
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class LiveOopses:
 
     @property
     def due_ns(self) -> int | None:
-        """When to look (CLOCK_MONOTONIC); None while there is nothing to look for."""
+        """When to look (CLOCK_MONOTONIC); None while no report has begun."""
         if self._begun_ns is None:
             return None
         return min(self._last_ns + SETTLE_NS, self._begun_ns + SETTLE_MAX_NS)
 
     @property
     def pending_from(self) -> int | None:
-        """The sequence number that reading must begin with again, were it to end now."""
+        """The sequence number at which reading must start again if it ended now."""
         if self._begun_ns is None:
             return None
         return next(
@@ -71,7 +71,7 @@ class LiveOopses:
         )
 
     def look(self, now_ns: int) -> Iterator[LiveReport]:
-        """Analyse what has come, where it is time to; the caller takes all that is yielded."""
+        """Analyse the collected lines, if it is time; the caller must consume the iterator."""
         due_ns = self.due_ns
         if due_ns is None or now_ns < due_ns:
             return
@@ -85,7 +85,9 @@ class LiveOopses:
         self._told = last
 
     def _analyse(self, report: Report, sequence: int, time_ns: int) -> LiveReport:
-        """Analyse a report, and count it: a kernel that reports without end fills no disk."""
+        """Analyse a report and count it, so that a kernel that never stops reporting does not fill
+        the disk.
+        """
         now_ns = time.monotonic_ns()
         if now_ns - self._hour_ns >= HOUR_NS:
             self._hour_ns, self._counts = now_ns, Counter()

@@ -1,4 +1,4 @@
-"""What is read from a kernel's dump itself, by a sealed worker: its log, where none was saved."""
+"""The log from a kernel's dump itself, read by a sealed worker, if no log file was saved."""
 
 import math
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class LogFailure:
 
 
 def read_log(dump_fd: int, options: AnalysisOptions) -> KernelLog | LogFailure:
-    """Read the log out of the dump behind a descriptor, which stays the caller's. Blocks for
+    """Read the log from the dump at a descriptor, which stays the caller's. Blocks for
     `options.timeout_seconds` at most; call it in a worker process or a thread.
 
-    The worker can do with the descriptor what its mode allows: open it for reading alone. Raises
-    nothing that a dump provokes.
+    The worker can do anything that the descriptor's mode allows, so open it read-only. A hostile
+    dump cannot make this function raise.
     """
     seconds = options.timeout_seconds
     request = {

@@ -1,4 +1,4 @@
-"""One look into a dump's directory: its head, its end, its log, and what they tell."""
+"""One look into a dump's directory: its head, its end, its log, and what they show."""
 
 import contextlib
 import os
@@ -27,13 +27,13 @@ from crashd.store.corefile import unzstd
 from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen
 
 LOG_MAX = 2 << 20
-"""Bytes of a log's end that are read; a kernel's own buffer is seldom larger."""
+"""Bytes that are read from a log's end; a kernel's own buffer is seldom larger."""
 _PARTS_MAX = 32
 _README_MAX = 4096
 
 
 def is_unfinished(root: DumpRoot, seen: Seen, directory: DumpDirectory) -> bool:
-    """Tell whether the maker says that it is still writing, or died while it was.
+    """Return whether the maker of the dump is still writing, or died while writing.
 
     Raises:
         OSError: the directory is gone.
@@ -63,9 +63,10 @@ def look_into(
     analysis: AnalysisOptions | None = None,
     worker: AnalysisOptions | None = None,
 ) -> Look:
-    """Read what a trusted directory holds; while it is `growing`, no more than its log. Where there
-    is no log, and `analysis` says how, it is taken out of the dump. A compressed dump is read to
-    its end where `worker` says how.
+    """Read what a trusted directory holds; while it is `growing`, only its log.
+
+    If there is no log and `analysis` is given, read the log from the dump. If `worker` is given,
+    read a compressed dump to its end.
 
     Raises:
         OSError: the directory is gone, or cannot be read.
@@ -102,10 +103,10 @@ class _Judging:
         self._opened = opened
         self._worker = worker
         self.try_again = False
-        """What is not known now may be another time."""
+        """Whether another look later may find out more."""
 
     def judge(self, directory: DumpDirectory) -> tuple[DumpVerdict | None, tuple[bytes, ...]]:
-        """Judge a directory's dump; with it go the files of a split dump, in order."""
+        """Judge a directory's dump; return the verdict, and the files of a split dump in order."""
         if directory.dump is None:
             return None, ()
         unfinished = directory.unfinished or (
@@ -141,7 +142,7 @@ class _Judging:
 
 
 def order_parts(files: Mapping[bytes, DumpVerdict]) -> tuple[bytes, ...]:
-    """Name the parts of a split dump in the order of their page frames."""
+    """Return the names of a split dump's parts in the order of their page frames."""
     found = [
         (file.head.split, name)
         for name, file in files.items()
@@ -151,9 +152,10 @@ def order_parts(files: Mapping[bytes, DumpVerdict]) -> tuple[bytes, ...]:
 
 
 def judge_parts(newest: DumpVerdict, files: Mapping[bytes, DumpVerdict]) -> DumpVerdict:
-    """Judge a dump in several files by each of them: it is whole when all are, and none is missing.
+    """Judge a dump in several files: it is complete if every part is complete and present.
 
-    A file that is a dump of its own (what makedumpfile --reassemble made of the parts) is no part.
+    A file that is a dump of its own (makedumpfile --reassemble made it from the parts) is not a
+    part.
     """
     parts = [f for f in files.values() if f.head is None or f.head.split is not None]
     for part in parts:
@@ -166,7 +168,7 @@ def judge_parts(newest: DumpVerdict, files: Mapping[bytes, DumpVerdict]) -> Dump
 
 
 def find_missing_part(heads: Sequence[VmcoreHead]) -> str:
-    """Say which page frames are in no part of a split dump; "" where all are."""
+    """Return a line that names a page frame missing from all parts of a split dump, or ""."""
     at = 0
     for start, end in sorted(head.split for head in heads if head.split is not None):
         if start > at:
@@ -194,8 +196,8 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 def _log_of_dump(
     opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions
 ) -> tuple[bytes, str, str | None]:
-    """Take the log out of the dump, whose files are named, and the build-id that its memory has;
-    nothing, and why, where that cannot be.
+    """Read the log from a dump's files. Return the log, its source, and the build-id that the
+    dump's memory has; if that fails, an empty log, the reason, and None.
     """
     found: KernelLog | LogFailure = LogFailure("there is no dump")
     with contextlib.ExitStack() as files:
@@ -206,8 +208,8 @@ def _log_of_dump(
             except FormatError as e:
                 return b"", reason_of(e), None
             files.callback(os.close, fds[-1])
-        # No library reads several parts as one dump: most often one of them has the whole log, and
-        # the page tables to it.
+        # Libraries do not read several parts as one dump. Most often one part has the whole log,
+        # and the page tables that lead to it.
         for fd in fds:
             found = read_log(fd, options)
             if not isinstance(found, LogFailure):

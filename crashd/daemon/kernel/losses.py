@@ -1,4 +1,4 @@
-"""Crashes that never reached us, from the kernel's own log: each gets a record, too."""
+"""Crashes that never reached crashd, from the kernel's own log: each gets a record, too."""
 
 import logging
 import time
@@ -27,14 +27,14 @@ class LostCrash:
     time_ns: int
     """CLOCK_REALTIME."""
     token: str
-    """The same whenever this record is read."""
+    """Identifies the record; the same each time the record is read."""
 
 
 class LossWatch:
-    """Follows the log from where the last daemon of this boot left it."""
+    """Follows the log from the point where the last daemon of this boot stopped."""
 
     def __init__(self, paths: Paths, boot_id: str, kernel: KernelSide) -> None:
-        """`kernel` hears every record, and says which one the next daemon must hear again."""
+        """`kernel` receives every record, and says which one the next daemon must read again."""
         self._paths = paths
         self._path = paths.kernel_log_state
         self._boot_id = boot_id
@@ -44,14 +44,14 @@ class LossWatch:
         self._sequence = self._saved = -1
 
     def open(self, passed: int | None = None) -> Kmsg | None:
-        """Open the log, for a selector to wait for; None where there is none. `passed` is its
-        descriptor, where systemd keeps that for us.
+        """Open the log for a selector to wait on; None if there is no log. `passed` is its
+        descriptor, if systemd keeps it for us.
         """
         match read_state(self._path):
             case {"boot_id": self._boot_id, "sequence": int(sequence)}:
                 self._since_ns, self._sequence = 0, sequence
             case {"boot_id": str(), "sequence": int()}:
-                self._since_ns = 0  # of another boot: all of this one's is news
+                self._since_ns = 0  # of another boot: every record of this one is new
         self._saved = self._sequence
         try:
             self._log = Kmsg(passed)
@@ -60,7 +60,7 @@ class LossWatch:
         return self._log
 
     def read(self) -> Iterator[LostCrash]:
-        """Take what was logged, and yield what it says is lost.
+        """Read new records of the log, and yield the crashes that they report as lost.
 
         Raises:
             UnavailableError: the log cannot be read any more.
@@ -75,7 +75,7 @@ class LossWatch:
         for record in records:
             if record.sequence > self._sequence:
                 self._sequence = record.sequence
-                # what was logged before crashd was here for the first time was not its to catch
+                # records from before crashd's first start: crashd could not catch those crashes
                 if record.monotonic_ns >= self._since_ns:
                     self._kernel.heard(record)
                     if (lost := self._find_lost(record)) is not None:
@@ -83,14 +83,14 @@ class LossWatch:
 
     def _find_lost(self, record: LogRecord) -> LostCrash | None:
         loss = find_loss(record.text)
-        if loss is None or not is_owned(self._paths):  # crashes are another tool's to catch
+        if loss is None or not is_owned(self._paths):  # another tool catches crashes
             return None
         age_ns = max(0, time.monotonic_ns() - record.monotonic_ns)
         token = f"kmsg-{self._boot_id[:8]}-{record.sequence}"
         return LostCrash(loss, time.time_ns() - age_ns, token)
 
     def save(self) -> None:
-        """Write down how far the log was read, where that changed."""
+        """Save how far the log was read, if that changed."""
         pending = self._kernel.pending_from
         sequence = self._sequence if pending is None else min(pending - 1, self._sequence)
         if sequence == self._saved:
@@ -103,7 +103,7 @@ class LossWatch:
             self._saved = sequence
 
     def close(self) -> None:
-        """Save, and close the log."""
+        """Save the position and close the log."""
         if self._log is not None:
             self.save()
             self._log.close()

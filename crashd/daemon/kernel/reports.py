@@ -1,4 +1,4 @@
-"""Kernel crashes that left no dump: recorded from a report, as far as no dump tells the same."""
+"""Kernel crashes that left no dump: recorded from a report, unless a dump shows the same crash."""
 
 import logging
 import secrets
@@ -39,7 +39,7 @@ _PSTORE = ("sys/fs/pstore", "var/lib/systemd/pstore")
 
 
 class ReportBook:
-    """Records what pstore and the running kernel's log report; each report once."""
+    """Records each report of pstore and of the running kernel's log once."""
 
     def __init__(self, paths: Paths, hostname: bytes, indexer: Indexer) -> None:
         self._paths = paths
@@ -71,7 +71,7 @@ class ReportBook:
         )
 
     def read_pstore(self) -> None:
-        """Record the last words that the firmware kept, where there is no dump of the same crash.
+        """Record the last words that the firmware kept, if there is no dump of the same crash.
 
         Raises:
             CrashdError: the index cannot be read.
@@ -84,7 +84,7 @@ class ReportBook:
             return  # the scan's own dumps have to be in the index first
         self._tell_left_out(sum(directory.left_out for directory in found))
         events = merge_events(assemble(part for d in found for part in read_parts(d)))
-        # What the console showed is the most that it can tell: a record of its own says more.
+        # Console logs last: a record that the kernel wrote for the crash itself says more.
         events.sort(key=lambda words: words.reason == CONSOLE)
         done = self._pstore_done | _load_done(self._paths.pstore_state)
         settled = True
@@ -101,7 +101,7 @@ class ReportBook:
         self._pstore_seen = found if settled else None
 
     def _take(self, words: PstoreLog, events: Sequence[PstoreLog]) -> bool:
-        """Record an event where that is due; False where it has to be looked at again."""
+        """Record an event if necessary; False if it must be looked at again."""
         analysis = analyse(words.text) if words.text else None
         if words.reason == CONSOLE and (analysis is None or _is_told(words, analysis, events)):
             return True
@@ -113,7 +113,7 @@ class ReportBook:
             return self._record(self._of_pstore(words, analysis))
         kernel = row["kernel"]
         if row["state"] == State.CAPTURING or kernel.get("log_pending"):
-            return False  # what it says of itself is not known yet
+            return False  # it is not known yet what the dump's own log says
         if analysis is not None and _lacks_log(kernel):
             return self._add_words(str(row["id"]), words, analysis)
         log.info("pstore tells of crash %s, which has a dump", row["id"])
@@ -142,7 +142,7 @@ class ReportBook:
         return crash
 
     def _add_words(self, crash_id: str, words: PstoreLog, analysis: LogAnalysis) -> bool:
-        """Give the record of a dump without a log the log that pstore has of the same crash."""
+        """Add pstore's log of the same crash to the record of a dump without a log."""
         try:
             _, crash = entries.change(
                 self._paths,
@@ -157,10 +157,12 @@ class ReportBook:
         return True
 
     def _keep_done(self, done: set[str], present: set[str]) -> None:
-        """Remember what was done, also for the next daemon: a crash that was deleted stays so."""
+        """Remember the handled records, also for the next daemon, so that a deleted crash does not
+        come back.
+        """
         if done == self._pstore_done:
             return
-        # Records move from one directory to the other: what is not here now may come back soon.
+        # Records move from one directory to the other: one that is absent now may be back soon.
         self._pstore_done = done if len(done) <= _DONE_MAX else done & present
         try:
             write_state(self._paths.pstore_state, {"done": sorted(self._pstore_done)})
@@ -189,8 +191,8 @@ class ReportBook:
     def _find_dump(
         self, words: PstoreLog, analysis: LogAnalysis | None
     ) -> Mapping[str, Any] | None:
-        """Find the record of the same crash that a dump told of, or another record of pstore's: by
-        its signature, or because no machine crashes twice within so short a time.
+        """Find the record of the same crash, from a dump or from another record in pstore: by its
+        signature, or by its time, because a machine does not crash twice within such a short time.
         """
         around = Query(
             kind=Kind.KERNEL,
@@ -208,7 +210,7 @@ class ReportBook:
 
 
 def _is_same_time(row: Mapping[str, Any], words: PstoreLog) -> bool:
-    """Return whether a dump's crash, by the dump's own clock, was when the words were written."""
+    """Return whether a dump's crash, by the dump's own clock, is as old as the words."""
     kernel = row.get("kernel") or {}
     told = kernel.get("source") == "kdump" and kernel.get("crash_time_source") == "dump"
     return told and abs(_time_ns(row) - words.time_ns) <= GROUP_NS
@@ -229,8 +231,10 @@ def _source(words: PstoreLog) -> str:
 
 
 def _is_told(words: PstoreLog, analysis: LogAnalysis, events: Sequence[PstoreLog]) -> bool:
-    """Return whether a console's log has no crash, or that of another record: its line with the
-    kernel's own time is in both. The console's file has the time of the boot after.
+    """Return whether a console's log has no crash, or another record's crash.
+
+    The two share a line with the kernel's own timestamp. The console file's time does not help,
+    because it is the time of the next boot.
     """
     if not analysis.fatal:
         return True

@@ -1,4 +1,4 @@
-"""Deleting kernel dumps: domain/keep/kernel.py plans it, and the record outlives its dump."""
+"""Delete kernel dumps by the plan of domain/keep/kernel.py; the record outlives its dump."""
 
 import errno
 import logging
@@ -36,7 +36,7 @@ class DumpRetention:
         pinned: set[str] = set()
         while True:
             plan = _plan(root, settings, by_id, pinned)
-            # Only the records of those that are to go are read: a thousand dumps stay cheap.
+            # Read only the records of dumps due for deletion, so that a thousand dumps stay cheap.
             held = {deletion.key for deletion in plan if self._book.is_pinned(deletion.key)}
             if not held:
                 break
@@ -45,7 +45,7 @@ class DumpRetention:
             self._delete(root, by_id[deletion.key], deletion)
 
     def _delete(self, root: DumpRoot, known: Known, deletion: DumpDeletion) -> None:
-        """Delete one dump; the record first, so that it never names what is no longer there."""
+        """Delete one dump; change its record first, so that it never names a deleted dump."""
         crash = self._book.read(deletion.key)
         if crash is None:
             return

@@ -1,4 +1,4 @@
-"""What the configuration says of kernel dumps, together with what the makers' own files say."""
+"""The settings for kernel dumps, from the configuration and from the dump makers' own files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,27 +14,27 @@ from crashd.store.paths import Paths
 
 @dataclass(frozen=True, slots=True)
 class DumpSettings:
-    """Where dumps are, how they are read, and which of them are kept."""
+    """Where dumps are, how to read them, and which of them to keep."""
 
     paths: tuple[Path, ...] = ()
     rescan_ns: int = 60 * 10**9
     analysis: AnalysisOptions | None = None
-    """How a log is taken out of a dump; None: not at all."""
+    """How to read a log from a dump; None: do not read it."""
     worker: AnalysisOptions | None = None
-    """How a compressed dump is read to its end; None: not at all, and it is not known."""
+    """How to read a compressed dump to its end; None: do not, so its end stays unknown."""
     vmlinux_dirs: tuple[str, ...] = ()
-    """Where kernels' vmlinux files are looked for, beside the usual places."""
+    """Directories with kernels' vmlinux files, besides the usual places."""
     retention: config.RetentionKernel = field(default_factory=config.RetentionKernel)
     tool_count: int | None = None
     """How many dumps the tool that saves them is set to keep."""
 
     def policy(self, total_bytes: int) -> KernelPolicy:
-        """Return what is kept on a file system of this size."""
+        """Return what to keep on a file system of this size."""
         return self.retention.policy(total_bytes, self.tool_count)
 
 
 class KernelSettings:
-    """The configuration as it is now; the daemon's loop sets it, the dumps' thread resolves it."""
+    """The current configuration; the daemon's loop sets it, the dumps' thread resolves it."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
@@ -50,7 +50,7 @@ class KernelSettings:
         return self._settings.kdump.live
 
     def resolve(self) -> DumpSettings:
-        """Read the makers' own files again: they may have changed since the last scan."""
+        """Read the dump makers' own files again: they may have changed since the last scan."""
         facts, settings = read_facts(self._paths.root), self._settings
         wanted = settings.kdump.paths
         named = dump_paths(facts) if isinstance(wanted, str) else wanted

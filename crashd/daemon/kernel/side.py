@@ -1,4 +1,4 @@
-"""Crashes of the kernel itself, whatever reports them: dumps, pstore, the running kernel's log."""
+"""Crashes of the kernel itself, from all sources: dumps, pstore, the running kernel's log."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from crashd.store.paths import Paths
 
 
 class KernelSide:
-    """What the daemon's loop has to do with crashes of the kernel."""
+    """The part of the daemon's loop that handles crashes of the kernel."""
 
     def __init__(self, paths: Paths, exporter: Exporter, indexer: Indexer) -> None:
         self._exporter = exporter
@@ -35,7 +35,7 @@ class KernelSide:
         self._dumps.start()
 
     def allow(self) -> None:
-        """Begin to record: the index knows all that is on disk."""
+        """Begin to record: the index now has everything on disk."""
         self._dumps.allow()
 
     def configure(self, settings: config.Settings) -> None:
@@ -48,8 +48,8 @@ class KernelSide:
         self._dumps.stop()
 
     def analyze(self, crash_id: str) -> bool:
-        """Have a dump's symbols looked for (again) before all others; False where it is not one
-        that is here.
+        """Look for a dump's symbols (again) before all others; False if the dump is not here, or
+        analysis is turned off.
         """
         return self._dumps.analyze(crash_id)
 
@@ -69,7 +69,7 @@ class KernelSide:
         return self._live.pending_from
 
     def look(self) -> None:
-        """Record what the kernel reported and survived."""
+        """Record reports that the kernel survived."""
         for report in self._live.look(time.monotonic_ns()):
             if report.is_flood:
                 self._exporter.dropped(DropReason.KERNEL_FLOOD)

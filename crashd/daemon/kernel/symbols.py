@@ -1,5 +1,5 @@
-"""Symbols for a kernel's dump: its vmlinux, found by build-id, and what a sealed worker reads out
-of the dump by it.
+"""Symbols for a kernel's dump: its vmlinux, found by build-id, and what a sealed worker reads from
+the dump with it.
 """
 
 import math
@@ -22,7 +22,7 @@ from crashd.store.vmlinuxfiles import VmlinuxSearch, find_vmlinux, open_vmlinux
 
 @dataclass(frozen=True, slots=True)
 class WantedKernel:
-    """What a dump says of its kernel."""
+    """What a dump says about its kernel."""
 
     release: str | None
     version: str | None
@@ -30,7 +30,7 @@ class WantedKernel:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "WantedKernel | None":
-        """Take it from the `kernel` of a record; None where there is no memory image."""
+        """Read it from the `kernel` of a record; None if there is no memory image."""
         if record.get("format") is None or record.get("dump") is None:
             return None
         release, version, build_id = map(record.get, ("release", "version", "build_id"))
@@ -42,24 +42,24 @@ class WantedKernel:
 
     @property
     def package(self) -> str | None:
-        """The package with its vmlinux."""
+        """The package that contains its vmlinux."""
         return debug_package(self.release, self.version)
 
 
 @dataclass(slots=True)
 class SymbolState:
-    """How far the symbols of one dump are."""
+    """The progress of the symbols of one dump."""
 
     kernel: WantedKernel | None = None
     state: str | None = None
     stamp: tuple[int, ...] | None = None
-    """Of the vmlinux that was tried."""
+    """Stamp of the vmlinux that was tried."""
     reason: str | None = None
     is_split: bool = False
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "SymbolState":
-        """Take it from the `kernel` of a record."""
+        """Read it from the `kernel` of a record."""
         found = symbols_of(record) or {}
         stamp = found.get("stamp")
         return cls(
@@ -71,13 +71,13 @@ class SymbolState:
         )
 
     def is_worth(self, search: "VmlinuxSearch") -> bool:
-        """Return whether a vmlinux that was found may show what is not known yet."""
+        """Return whether a found vmlinux may show something new."""
         if self.kernel is None or self.state == DONE:
             return False
         return search.path is not None and search.stamp != self.stamp
 
     def is_news(self, search: "VmlinuxSearch") -> bool:
-        """Return whether it is to be recorded that there is no vmlinux, or why not."""
+        """Return whether the lack of a vmlinux, or its reason, is new and must be recorded."""
         if self.kernel is None or self.state in (DONE, FAILED) or search.path is not None:
             return False
         told = no_symbols(self.kernel, search)
@@ -85,8 +85,8 @@ class SymbolState:
 
 
 class VmlinuxFinder:
-    """Finds vmlinux files; during one scan each kernel's is looked for once, however many dumps
-    there are of it.
+    """Finds vmlinux files. During one scan it looks for each kernel's once, no matter how many
+    dumps of that kernel there are.
     """
 
     def __init__(self, root: Path, directories: Iterable[str]) -> None:
@@ -95,7 +95,9 @@ class VmlinuxFinder:
         self._found: dict[tuple[str | None, str], VmlinuxSearch] = {}
 
     def find(self, kernel: WantedKernel) -> VmlinuxSearch:
-        """Find the vmlinux of a kernel; without a build-id none is sure to be."""
+        """Find the vmlinux of a kernel; without a build-id the search finds nothing, because no
+        file is certain to be the right one.
+        """
         if kernel.build_id is None:
             return VmlinuxSearch()
         key = kernel.release, kernel.build_id
@@ -105,7 +107,7 @@ class VmlinuxFinder:
 
 
 def no_symbols(kernel: WantedKernel, search: VmlinuxSearch) -> Symbols:
-    """Say that there is no vmlinux, and why what is there is not used."""
+    """Build the result for a missing vmlinux, with the reasons why candidates were refused."""
     reason = "; ".join(search.refused)[:REASON_MAX]
     if kernel.build_id is None:
         reason = "the dump has no build-id, by which alone a vmlinux is used"
@@ -113,7 +115,7 @@ def no_symbols(kernel: WantedKernel, search: VmlinuxSearch) -> Symbols:
 
 
 def not_readable(kernel: WantedKernel, search: VmlinuxSearch, reason: str) -> Symbols:
-    """Say why a vmlinux that was found is of no use."""
+    """Build the result for a vmlinux that was found but is of no use, with the reason."""
     return Symbols(
         FAILED,
         _now(),
@@ -127,10 +129,10 @@ def not_readable(kernel: WantedKernel, search: VmlinuxSearch, reason: str) -> Sy
 def read_symbols(
     dump_fd: int, kernel: WantedKernel, search: VmlinuxSearch, options: AnalysisOptions
 ) -> Symbols:
-    """Read stacks out of the dump behind a descriptor, which stays the caller's, by the vmlinux
-    that was found. Blocks for `options.timeout_seconds` at most.
+    """Read stacks from the dump at a descriptor, which stays the caller's, with the vmlinux that
+    was found. Blocks for `options.timeout_seconds` at most.
 
-    Raises nothing that a dump or a vmlinux provokes.
+    A hostile dump or vmlinux cannot make this function raise.
     """
     if search.path is None or kernel.build_id is None:
         return no_symbols(kernel, search)

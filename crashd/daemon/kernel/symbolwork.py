@@ -1,5 +1,5 @@
-"""Which dump gets symbols next, and its record with them: one at a time, between looks at the
-directories, because a dump that is being written must be seen meanwhile.
+"""Choose the dump that gets symbols next, and record them: one dump at a time, between looks at the
+directories, because a dump that is being written must be noticed in the meantime.
 """
 
 import logging
@@ -57,22 +57,22 @@ class SymbolWork:
         self._lock = threading.Lock()
         self._asked: dict[str, None] = {}
         self._untried: list[tuple[str, bytes]] | None = None
-        """What is still to be looked at since the last scan; None: everything."""
+        """Dumps that are still to be tried since the last scan; None: all of them."""
 
     def ask(self, crash_id: str) -> None:
-        """Have one dump's symbols looked for before all others."""
+        """Look for one dump's symbols before all others."""
         with self._lock:
             if len(self._asked) < ASKED_MAX:
                 self._asked[crash_id] = None
 
     @property
     def pending(self) -> bool:
-        """Whether there may be more to do at once."""
+        """Whether there may be more work right now."""
         with self._lock:
             return bool(self._asked) or bool(self._untried)
 
     def begin_scan(self, settings: DumpSettings) -> None:
-        """Look for every vmlinux again: one may have arrived."""
+        """Look for every vmlinux again, because one may have arrived."""
         self._settings = settings
         self._finder = self._new_finder()
         self._untried = None
@@ -81,7 +81,7 @@ class SymbolWork:
         return VmlinuxFinder(self._paths.root, self._settings.vmlinux_dirs)
 
     def carry(self, crash: Crash, before: Crash | None) -> Crash:
-        """Put into a new record what is known of its symbols without opening the dump."""
+        """Add to a new record what is known about its symbols without opening the dump."""
         crash = keep_symbols(crash, before)
         state = SymbolState.of(crash.kernel or {})
         if self._settings.analysis is None or state.kernel is None:
@@ -92,8 +92,8 @@ class SymbolWork:
         return add_symbols(crash, no_symbols(state.kernel, search), state.kernel.build_id)
 
     def next(self, book: "DumpBook") -> None:
-        """Do what takes longest, for one dump at most: the one that was asked for, or the next one
-        whose vmlinux is there.
+        """Read the symbols of one dump at most, which takes longest: the one that was asked for, or
+        the next one whose vmlinux is there.
         """
         if self._settings.analysis is None:
             return
@@ -117,7 +117,7 @@ class SymbolWork:
         return known.crash_id is not None and known.state in _HERE and settled
 
     def _try(self, known: "Known") -> bool:
-        """Look for a dump's symbols where they may have come; return whether that took long."""
+        """Look for a dump's symbols if there may be new ones; return whether that took long."""
         kernel = known.symbols.kernel
         if kernel is None:
             return False

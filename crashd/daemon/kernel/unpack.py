@@ -1,4 +1,4 @@
-"""A compressed kernel dump read to its end by a sealed worker: is all of it there?"""
+"""A compressed kernel dump, read to its end by a sealed worker to see whether it is complete."""
 
 import os
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
 MEMORY_BYTES: Final = 26 << 20
-"""Of the worker, beyond what it is itself (some 36 MiB): less than 64 MiB in all."""
+"""Of the worker, beyond its own size (about 36 MiB): less than 64 MiB in all."""
 CPU_SECONDS_MIN: Final = 30
 CPU_SECONDS_MAX: Final = 600
 BYTES_PER_SECOND: Final = 2 << 20
-"""Of the compressed file; bzip2, the slowest of all, does three times as much."""
-_WALL_PER_CPU = 3  # the worker runs only when nobody else wants the processor
+"""Of the compressed file; bzip2, the slowest compressor, is three times as fast."""
+_WALL_PER_CPU = 3  # the worker runs only when nothing else wants the processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class NotJudged:
     reason: str
     """One printable line."""
     try_again: bool = False
-    """The worker could not be had: another time it may be."""
+    """Whether no worker was available, but one may be later."""
 
 
 def unpack(fd: int, options: AnalysisOptions) -> Unpacked | NotJudged:
-    """Read the compressed dump behind a descriptor, which stays the caller's. Blocks, three times
-    CPU_SECONDS_MAX at most; raises nothing that a dump provokes.
+    """Read the compressed dump at a descriptor, which stays the caller's, to its end. Blocks for
+    three times CPU_SECONDS_MAX at most. A hostile dump cannot make it raise.
     """
     size = os.fstat(fd).st_size
     seconds = min(CPU_SECONDS_MAX, CPU_SECONDS_MIN + size // BYTES_PER_SECOND)
@@ -43,8 +43,8 @@ def unpack(fd: int, options: AnalysisOptions) -> Unpacked | NotJudged:
     else:
         result = ask_worker(request, fd, timeout_seconds, options.worker_socket)
     if result.failure is not None:
-        # A worker that used up its time or memory would do so again; one that could not begin, or
-        # was refused because there are too many, may do better.
+        # A worker that used up its time or memory would do so again. One that could not begin, or
+        # was refused because there are too many workers, may succeed later.
         used_up = result.seconds >= CPU_SECONDS_MIN / 2 or "memory" in result.failure
         return NotJudged(printable(result.failure), try_again=not used_up)
     try:

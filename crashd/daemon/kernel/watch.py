@@ -1,9 +1,9 @@
-"""Kernel dumps are watched for, read, recorded and deleted. All of it runs in a thread of its own
-because a network file system may be slow or hang.
+"""Watch for kernel dumps, read, record and delete them. All of it runs in its own thread because a
+network file system may be slow or hang.
 
-inotify says when to look, a scan says what there is: so nothing is missed where events get lost
-(overflow, NFS, a mount over the directory). A directory that is being written is looked at every
-POLL_NS until it is whole, or has not changed for so long that nobody writes it any more.
+inotify says when to look, and a scan says what is there, so nothing is missed if events get lost
+(overflow, NFS, a mount over the directory). The thread looks at a directory that is being written
+every POLL_NS until it is complete, or has not changed for WRITER_GONE_NS.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ from crashd.store.paths import Paths
 log = logging.getLogger("crashd.kdump")
 
 POLL_NS = 400 * 10**6
-"""Between two looks at a dump that is being written."""
+"""Interval between looks at a dump that is being written."""
 SCAN_SHARE = 10
-"""Scans take a tenth of the time at most, whatever is going on in the directory."""
+"""Scans take a tenth of the time at most, whatever happens in the directory."""
 SCAN_MIN_NS = 200 * 10**6
 FOREIGN_TOLD_MAX = 20
-"""Names that are not to be trusted and are told of, one line each; the rest is a number."""
+"""Untrusted names that are logged, one line each; the others are only counted."""
 
 
 class DumpWatch:
@@ -73,7 +73,7 @@ class DumpWatch:
         self._missing_told: set[str] = set()
         self._next_scan_ns = self._scanned_ns = self._scan_took_ns = 0
         self._looked_ns = 0
-        """Spent in looks at dumps, each of which is looked at once: not what a scan costs again."""
+        """Time spent in looks at dumps. Each dump is looked at once: the next scan is cheaper."""
         self._wake_out, self._wake_in = -1, -1
         self._stopping = threading.Event()
         self._allowed = threading.Event()
@@ -87,17 +87,17 @@ class DumpWatch:
         self._thread.start()
 
     def allow(self) -> None:
-        """Begin: the index now has all crashes that are on disk."""
+        """Begin: the index now has all crashes on disk."""
         self._allowed.set()
 
     def look(self) -> None:
-        """Have everything looked at soon, by the settings as they are then."""
+        """Scan everything soon, with the settings at that time."""
         self._dirty = True
         self._wake()
 
     def analyze(self, crash_id: str) -> bool:
-        """Have a dump's symbols looked for before all others; False where none is known by this id,
-        or nothing is analysed.
+        """Look for a dump's symbols before all others; False if the id is unknown, or analysis is
+        turned off.
         """
         if self._book.find_id(crash_id) is None or self._settings.analysis is None:
             return False
@@ -106,7 +106,7 @@ class DumpWatch:
         return True
 
     def stop(self) -> None:
-        """End the thread; one that hangs in a network file system is left to itself."""
+        """End the thread; leave it alone if it hangs in a network file system."""
         self._stopping.set()
         self._allowed.set()
         self._wake()
@@ -115,7 +115,7 @@ class DumpWatch:
 
     def _wake(self) -> None:
         if self._wake_out >= 0:
-            with contextlib.suppress(BlockingIOError):  # it is awake already
+            with contextlib.suppress(BlockingIOError):  # the thread is awake already
                 os.write(self._wake_out, b"\0")
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class DumpWatch:
             self._next_scan_ns = self._scanned_ns + self._settings.rescan_ns
         else:
             self._poll_active()
-            self._dirty = self._dirty or self._news  # one more: another may have to go
+            self._dirty = self._dirty or self._news  # one dump more: another may have to go
         self._symbols.next(self._book)
         if self._news:
             self._news = False
@@ -174,7 +174,7 @@ class DumpWatch:
                 sources[fd].read()
 
     def _event(self, name: str) -> None:
-        del name  # whatever it is, a scan tells
+        del name  # a scan finds out what changed
         self._dirty = True
 
     def _overflow(self) -> None:
@@ -203,6 +203,11 @@ class DumpWatch:
         self._exporter.kdump_ready(readiness.ready, readiness.crashkernel_bytes)
 
     def _scan(self, path: Path) -> None:
+        """Read one directory: meet each dump, mark missing ones, apply retention.
+
+        The newest dumps come first, because the book is bounded. Retention leaves a directory alone
+        that other users can change.
+        """
         root_name = os.fspath(path)
         self._arm(path)
         try:
@@ -255,7 +260,7 @@ class DumpWatch:
         known = self._book.find(key)
         now_ns = time.monotonic_ns()
         unchanged = known is not None and known.seen.stamp == seen.stamp and known.crash_id
-        # A file that grows changes its own stamp, and not its directory's.
+        # A file that grows changes its own stamp, but not its directory's.
         settled = known is not None and known.state is State.COMPLETE and known.sure
         if unchanged and settled and known is not None and not known.is_active(now_ns):
             return
@@ -297,7 +302,7 @@ class DumpWatch:
                 return
             known = self._book.begin(root, seen, told)
             if not known.growing:
-                return  # its record says all that there is
+                return  # its record is complete
         elif known.told != told or known.seen.inode != seen.inode:
             known.told, known.changed_at_ns = told, now_ns
         elif known.seen.stamp == seen.stamp and known.crash_id and not known.growing:
@@ -311,14 +316,14 @@ class DumpWatch:
         self._record(root, known, now_ns)
 
     def _record(self, root: DumpRoot, known: Known, now_ns: int) -> None:
-        """Look into the directory, and write down what is there."""
+        """Look into the directory, and record what is there."""
         quiet_ns = now_ns - known.changed_at_ns
         unfinished = is_unfinished(root, known.seen, known.told)
         growing = unfinished and quiet_ns < WRITER_GONE_NS
         if growing and known.crash_id is not None and known.state is State.CAPTURING:
             return
         asked = self._settings.analysis if quiet_ns >= SETTLE_NS else None
-        # Nobody writes to it any more: a compressed dump is worth being read to its end.
+        # Nothing writes to it any more, so it makes sense to read a compressed dump to its end.
         worker = self._settings.worker if quiet_ns >= SETTLE_NS else None
         begun_ns = time.monotonic_ns()
         look = look_into(
@@ -339,7 +344,7 @@ class DumpWatch:
             return
         self._news = True
 
-    # -- what is not ours --------------------------------------------------------------------------
+    # -- untrusted directories ---------------------------------------------------------------------
 
     def _distrust(self, key: Key, why: str) -> None:
         self._foreign_count += 1
@@ -365,7 +370,7 @@ def _wants_log(look: Look, settings: DumpSettings) -> bool:
 
 
 def _is_whole(look: Look) -> bool:
-    """Tell whether a dump of a final name needs no more time."""
+    """Return whether a dump with its final name is certainly complete."""
     if look.directory.dump is None or look.verdict is None:
         return False
     return look.verdict.completeness is Completeness.COMPLETE and look.verdict.sure

@@ -1,1 +1,1 @@
-"""The metrics endpoint put together."""
+"""Assembly of the metrics endpoint."""

@@ -1,4 +1,4 @@
-"""The metrics' servers: on systemd's socket, or on those of the configured address."""
+"""The servers for metrics: on systemd's socket, or on sockets of the configured address."""
 
 import logging
 import socket
@@ -15,10 +15,10 @@ log = logging.getLogger("crashd.service")
 
 
 class MetricsFront:
-    """All servers of the metrics, and the guard before them.
+    """All servers for metrics, and the guard in front of them.
 
-    Where the guard's file is wrong they do not serve: crashes are caught all the same, and nobody
-    reads what is not for them.
+    If the guard's file is wrong, they do not serve: crashes are still caught, and nobody reads
+    metrics without permission.
     """
 
     def __init__(self, exporter: Exporter, health: Health) -> None:
@@ -31,11 +31,11 @@ class MetricsFront:
 
     @property
     def addresses(self) -> list[str]:
-        """Where they listen, as URLs have it."""
+        """The addresses on which they listen, in the form for URLs."""
         return [_address_of(server.socket) for server in self._servers]
 
     def open(self, http: config.Http, given: socket.socket | None) -> None:
-        """Start to serve; `http.listen` may be several addresses ("localhost"), or none ("").
+        """Start to serve; `http.listen` may mean several addresses ("localhost"), or none ("").
 
         Raises:
             UnavailableError: the address cannot be listened on.
@@ -59,7 +59,7 @@ class MetricsFront:
         self._is_open = True
 
     def reload(self, http: config.Http, before: config.Http) -> None:
-        """Read the guard's file and certificates again; what is wrong leaves all as it was."""
+        """Read the guard's file and certificates again; after an error, keep the old guard."""
         if http.listen != before.listen:
             log.warning("http.listen takes effect at the next start, ignoring")
         if not self._is_open:
@@ -80,7 +80,7 @@ class MetricsFront:
             old.gate.stop()
 
     def close(self) -> None:
-        """Stop, and close all sockets."""
+        """Stop the servers and close all sockets."""
         for server in self._servers:
             server.stop()
         if not self._servers and self._given is not None:

@@ -1,4 +1,4 @@
-"""Prometheus's web configuration file, and the files that it names, made into a guard."""
+"""Build a guard from Prometheus's web configuration file and the files that it names."""
 
 import os
 import stat
@@ -17,12 +17,12 @@ PEM_MAX = 1 << 20
 
 
 def load_guard(name: str) -> Guard:
-    """Read the file of `http.web_config`; the guard that lets everybody in where it is "".
+    """Read the file of `http.web_config`; return a guard that lets everybody in if it is "".
 
-    YAML, bcrypt and TLS are imported here and not before: most hosts need none of them.
+    YAML, bcrypt and TLS are imported only here, because most hosts do not need them.
 
     Raises:
-        ConfigError: a file cannot be read, others than root can change it, or it is wrong.
+        ConfigError: a file cannot be read, users other than root can change it, or it is wrong.
 
     """
     if not name:

@@ -1,12 +1,12 @@
 """Whether an instruction reads or writes its memory operand, by its mnemonic. Pure.
 
-A disassembler's own word for it is wrong for a third of the stores (movups, vmovdqu, cmpxchg, fst
-and many others of capstone 5 are reads there), so this is a table of ours.
+A disassembler's own answer is wrong for a third of the stores (capstone 5 calls movups, vmovdqu,
+cmpxchg, fst and many others reads), so this module has its own table.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (in the operand
 encoding of each instruction, "ModRM:r/m (r)", "(w)" or "(r, w)"); Arm Architecture Reference Manual
 for A-profile, C3.2 "Loads and stores", C5.3.26 "DC ZVA". tests/unit/analyzers/test_instruction.py
-has more than 128 forms, compared with the error code that a processor gave for each.
+compares more than 128 forms with the error code that a processor gave for each.
 """
 
 import re
@@ -14,8 +14,8 @@ from typing import Literal
 
 Mode = Literal["read", "write", "read-write"]
 
-# x86: the destination is the first operand, so a memory operand that comes later is a source. A
-# first operand is written, but for these two sets.
+# x86: the destination is the first operand, so a memory operand that comes later is a source. The
+# first operand is written, except for these two sets.
 _X86_FIRST_READ = re.compile(
     r"""
     cmp[bwdq]?|test|bt|push[fwdq]*|l?call[qw]?|l?jmp[qw]?|i?mul|i?div
@@ -34,7 +34,7 @@ _X86_FIRST_CHANGED = re.compile(
     re.VERBOSE,
 )
 _X86_LATER_CHANGED = re.compile(r"xchg")
-"""Disassemblers print its two operands in either order."""
+"""Disassemblers print the two operands of xchg in either order."""
 
 X86_IMPLICIT: dict[str, tuple[Mode, str]] = {
     "maskmovq": ("write", "rdi"),
@@ -44,13 +44,13 @@ X86_IMPLICIT: dict[str, tuple[Mode, str]] = {
     "xlat": ("read", "rbx"),
     "xlatb": ("read", "rbx"),
 }
-"""Memory that an instruction touches without an operand for it: how, and the register with its
-address.
+"""Memory that an instruction touches without an operand for it: the mode, and the register that
+holds the address.
 """
 
-# aarch64: by the mnemonic alone, since no instruction has both a source and a destination in memory
-# but those that copy (CPY*), which are not in here. Cache maintenance counts as a read, as the
-# kernel has it (is_write_abort() of arch/arm64/mm/fault.c), but DC ZVA and its kind store.
+# aarch64: the mnemonic alone decides, because only the copying instructions (CPY*), which are not
+# in this table, have both a source and a destination in memory. Cache maintenance counts as a read,
+# as in the kernel (is_write_abort() of arch/arm64/mm/fault.c), but DC ZVA and its variants store.
 _ARM64_CHANGED = re.compile(r"(cas|rcw|swp|ld(add|clr|eor|set|[su]max|[su]min))[a-z0-9]*")
 _ARM64_ZEROES = re.compile(r"dc +(zva|gva|gzva), *(x\d+)", re.IGNORECASE)
 _ARM_WRITES = re.compile(r"v?(st|push)\w*")
@@ -60,7 +60,7 @@ _ARM_CHANGED = re.compile(r"swpb?\w*")
 def x86_mode(mnemonic: str, *, first: bool) -> Mode:
     """Return what an x86 instruction does to an explicit memory operand.
 
-    `mnemonic` has no prefix; `first` says that the operand is the first one in Intel's order.
+    `mnemonic` has no prefix; `first` says whether the operand comes first in Intel's order.
     """
     if not first:
         return "read-write" if _X86_LATER_CHANGED.fullmatch(mnemonic) else "read"
@@ -77,7 +77,7 @@ def arm64_mode(mnemonic: str) -> Mode:
 
 
 def arm64_zeroed(text: str) -> str | None:
-    """Return the register with the address that a DC ZVA or the like stores to."""
+    """Return the register that holds the address to which a DC ZVA or a variant stores."""
     found = _ARM64_ZEROES.match(text)
     return None if found is None else found[2].lower()
 

@@ -1,6 +1,6 @@
 """What an analysis found: the facts that the sandboxed worker reports, and what they mean.
 
-Every text and number in here came out of a hostile core; crashd.analysisresult has bounded them and
+Every text and number here comes from a hostile core. crashd.analysisresult has bounded them and
 made the texts printable.
 """
 
@@ -13,23 +13,23 @@ SCHEMA = 1
 """Version of analysis.json."""
 
 UNSEALED_STATUS = 69
-"""Exit status of a worker that could not be confined, and so did nothing."""
+"""Exit status of a worker that could not be confined and therefore did nothing."""
 PEAK_PREFIX = b"peak KiB: "
-"""What the last line of its errors begins with: its resident memory at its most."""
+"""Begins the last line of the worker's stderr, which reports its peak resident memory."""
 
 
 class AnalysisState(StrEnum):
-    """How far an analysis is, or how it ended."""
+    """The progress of an analysis, or its end."""
 
     PENDING = "pending"
-    """Of a notice that does not wait for it any longer."""
+    """In a notice that no longer waits for the analysis."""
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
 
     @property
     def is_over(self) -> bool:
-        """Whether it ended."""
+        """Whether the analysis ended."""
         match self:
             case AnalysisState.DONE | AnalysisState.FAILED:
                 return True
@@ -41,15 +41,15 @@ class AnalysisState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One call on a stack, the callee first."""
+    """One call on a stack; stacks list the callee first."""
 
     function: str | None
-    """Demangled; None where no symbol tells."""
+    """Demangled; None if there is no symbol."""
     module: str | None
-    """Path of the executable or library; None outside of all."""
+    """Path of the executable or library; None if the address is in neither."""
     build_id: str | None
     offset: int | None
-    """Of the program counter from the module's start."""
+    """Distance of the program counter from the module's start."""
     pc: int | None
     symbol_offset: int | None = None
     file: str | None = None
@@ -61,16 +61,16 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class ThreadStack:
-    """One thread, and its stack."""
+    """One thread and its stack."""
 
     tid: int
     crashed: bool
     frames: tuple[Frame, ...]
     cut: bool
-    """Whether there are more frames, or the stack could not be walked on."""
+    """Whether there are more frames, or the walk could not continue."""
     name: str | None = None
     end: str | None = None
-    """Why there are no more frames, where the stack did not come to its own end."""
+    """Why the walk stopped before the stack's own end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ModuleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Memory that an instruction was to touch."""
+    """Memory that an instruction tried to touch."""
 
     mode: str
     """`read`, `write`, `read-write`."""
@@ -105,14 +105,14 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """The instruction that the crashed thread was at."""
+    """The instruction at which the crashed thread stopped."""
 
     bytes: str
     text: str | None
     mnemonic: str | None
     access: tuple[Access, ...]
     target: int | None = None
-    """Where it goes, if it is a call, jump or return through a register or memory."""
+    """The target of a call, jump or return through a register or memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +127,20 @@ class SignalFacts:
     syscall: int | None = None
     syscall_name: str | None = None
     error_code: int | None = None
-    """The processor's own, as x86 has it in a signal's frame or the kernel in its log."""
+    """The processor's error code, from a signal's frame on x86 or from the kernel's log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """That the signal of Facts.siginfo was caught by a handler, and what became of it."""
+    """A handler caught the signal of Facts.siginfo; this is what happened next."""
 
     signal: int
-    """What killed the process then."""
+    """The signal that then killed the process."""
     code: int
     frame: int
-    """Which of the crashed thread's frames the interrupted code begins at."""
+    """Index of the crashed thread's frame at which the interrupted code begins."""
     again: bool
-    """Whether the handler raised the same signal again, and returned."""
+    """Whether the handler raised the same signal again and returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +153,16 @@ class Region:
     perms: str
     name: str
     gap_bytes: int | None = None
-    """To the start of the next mapping above."""
+    """Distance to the start of the next mapping above."""
     above: str | None = None
-    """The kind of that."""
+    """The kind of that mapping."""
     start: int | None = None
     end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found in a core."""
+    """The facts found in a core."""
 
     machine: int
     bits: int
@@ -173,15 +173,15 @@ class Facts:
     instruction: Instruction | None
     siginfo: SignalFacts | None
     regions: Mapping[str, Region]
-    """At `pc`, `sp`, `fault`, and `link`: where a freed pointer would come from."""
+    """At `pc`, `sp`, `fault`, and `link`, from which a pointer in freed memory would come."""
     messages: Mapping[str, str]
     """Last words: `abort`, `glib`, `cxx_type`, `cxx_what`, `rust_panic`, `go_panic` …"""
     problems: tuple[str, ...]
     interpreted: tuple[ThreadStack, ...] = ()
     """The stacks of interpreted languages; each frame's `kind` names the language."""
     handled: Handled | None = None
-    """Set where `siginfo`, `registers`, `instruction` and `regions` are those of a signal that was
-    caught first, and not those of the one that killed the process."""
+    """Set if `siginfo`, `registers`, `instruction` and `regions` describe a signal that a handler
+    caught first, not the signal that killed the process."""
 
     @property
     def crashed(self) -> tuple[Frame, ...]:
@@ -197,7 +197,7 @@ class Facts:
 
     @property
     def blamed(self) -> tuple[Frame, ...]:
-        """The crashed thread's frames without those of a signal's handler."""
+        """The crashed thread's frames without those of a signal handler."""
         return self.crashed[self.handled.frame :] if self.handled is not None else self.crashed
 
     @property
@@ -209,23 +209,23 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why it crashed."""
+    """Why a process crashed."""
 
     kind: str
     """One of a closed set: `null-pointer`, `stack-overflow`, `assertion` …"""
     short: str
-    """For the title: no address, no pid, nothing that another run has otherwise."""
+    """For the title: without addresses, pids and anything else that differs between runs."""
     text: str
     """One line for an operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """The whole result, as analysis.json has it."""
+    """The whole result, as written to analysis.json."""
 
     state: AnalysisState
     reason: str | None = None
-    """Why it failed."""
+    """Why the analysis failed."""
     title: str | None = None
     signature: str | None = None
     explanation: str | None = None
@@ -235,7 +235,7 @@ class Analysis:
     """Wall clock."""
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
-    """Resident memory of the worker at its most."""
+    """Peak resident memory of the worker."""
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -249,9 +249,9 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
 def knowledge(document: Mapping[str, Any] | None) -> tuple[int, ...]:
     """Rank how much an analysis found, from the object of analysis.json: more is greater.
 
-    One that was done knows more than one that failed; then the number of modules counts whose files
-    were found, since frames are guessed without them; then that of the modules on a stack that have
-    debug information; then that of the crashed thread's frames that have a name, and a line.
+    A finished analysis ranks above a failed one. Then count, in this order: the modules whose files
+    were found (frames are guessed without them), the modules on a stack that have debug
+    information, and the crashed thread's frames that have a name, then those that have a line.
     """
     if document is None or document.get("state") != AnalysisState.DONE.value:
         return (0,)

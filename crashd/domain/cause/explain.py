@@ -1,8 +1,8 @@
 """From the facts of a crash to its cause, in one line that an operator understands. Pure.
 
-What a program or its runtime said itself counts first; then who sent the signal; then what the
-instruction accesses, with which pointer, and what is mapped there. Where a handler had caught a
-signal, the facts are of that one, and what the handler did is a consequence.
+The last words of a program or its runtime count first, then the sender of the signal, then what
+the instruction accessed, through which pointer, and what is mapped there. If a handler had caught
+a signal, the facts describe that signal, and what the handler did is a consequence.
 """
 
 import re
@@ -63,15 +63,15 @@ _HEAP = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ProcessContext:
-    """What is known of the crash besides its core."""
+    """What is known about the crash besides its core."""
 
     own_pids: frozenset[int]
-    """The process's ids, in its own pid namespace and in the host's."""
+    """The process's ids in its own pid namespace and in the host's."""
     unit: str | None = None
 
 
 def explain(facts: Facts, context: ProcessContext) -> Cause:
-    """Tell why it crashed."""
+    """Return why the process crashed."""
     info = facts.siginfo
     signal = info.signal if info is not None else None
     cause = _last_words(facts, signal) or _overflow_handler(facts)
@@ -94,7 +94,7 @@ def explain(facts: Facts, context: ProcessContext) -> Cause:
 
 
 def _consequence(facts: Facts) -> str:
-    """Say what a handler made of the signal, where one had caught it."""
+    """Describe what a handler did after it caught the signal; empty if there was no handler."""
     if facts.handled is None or facts.siginfo is None:
         return ""
     first, last = signal_name(facts.siginfo.signal), signal_name(facts.handled.signal)
@@ -116,7 +116,7 @@ def _bounded(cause: Cause, where: str, consequence: str) -> Cause:
 
 
 def _where(frames: Iterable[Frame]) -> str:
-    """Name the function that matters most, and its line."""
+    """Return the name of the function that matters most, with its line."""
     for frame in frames:
         if frame.function is None and frame.module is None:
             continue
@@ -133,6 +133,11 @@ def _where(frames: Iterable[Frame]) -> str:
 
 
 def _last_words(facts: Facts, signal: int | None) -> Cause | None:
+    """Return the cause that the program or its runtime reported; None if there is no report.
+
+    A message may be left over from an earlier, survived error, so most of them count only if the
+    process ended itself. A runtime's own panic comes first, because abort() is its consequence.
+    """
     said = facts.messages
     if signal in (SIGABRT, SIGTRAP, SIGILL, SIGSEGV):
         if "go_panic" in said:
@@ -166,10 +171,10 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
 
 
 def _ended_itself(facts: Facts, signal: int | None) -> bool:
-    """Return whether the process ended itself by another signal than SIGABRT.
+    """Return whether the process ended itself by a signal other than SIGABRT.
 
-    A failure function may execute a trap (V8, GLib). And the first process of a pid namespace
-    ignores SIGABRT: then abort() of glibc and musl executes what cannot be executed.
+    A failure function may execute a trap (V8, GLib). The first process of a pid namespace ignores
+    SIGABRT, so abort() of glibc and musl then executes an instruction that always faults.
     """
     if signal in (SIGTRAP, SIGILL):
         return any(is_failure(frame) for frame in facts.blamed[:8])
@@ -220,7 +225,7 @@ _KNOWN_FAILURES = tuple((re.compile(row[0]), *row[1:]) for row in _KNOWN)
 
 
 def _known_failure(facts: Facts) -> Cause | None:
-    """Return what a failure function on the stack says by being there."""
+    """Return the cause that a failure function shows by being on the stack."""
     for frame in facts.blamed[:_LOOKED_AT]:
         name = plain_name(frame.function) if frame.function else ""
         for pattern, kind, short, text in _KNOWN_FAILURES:
@@ -231,7 +236,7 @@ def _known_failure(facts: Facts) -> Cause | None:
 
 
 def _sanitizer(report: str) -> Cause:
-    """Tell a sanitizer's report: `AddressSanitizer: heap-use-after-free on address …`."""
+    """Return the cause in a sanitizer's report: `AddressSanitizer: heap-use-after-free on …`."""
     tool, _, rest = report.partition(": ")
     what = rest.split(" on ", 1)[0].split(" (", 1)[0].strip()[:60]
     return Cause("sanitizer", f"{tool}: {_steady(what)}", f"{report}")
@@ -283,12 +288,12 @@ def _bare(text: str) -> str:
 
 
 def _steady(text: str) -> str:
-    """Take out of a message what another run has otherwise: addresses, pids, sizes."""
+    """Replace the parts of a message that differ between runs: addresses, pids, sizes."""
     return _NUMBER.sub("N", text)
 
 
 def _overflow_handler(facts: Facts) -> Cause | None:
-    """Recognise Rust's runtime, which tells a stack overflow by itself and aborts."""
+    """Recognise Rust's runtime, which detects a stack overflow itself and aborts."""
     for frame in facts.crashed[:12]:
         name = frame.function or ""
         if "stack_overflow" in name and "signal_handler" in name:
@@ -317,9 +322,9 @@ def _limit(signal: int) -> Cause:
 
 
 def _is_own(facts: Facts, context: ProcessContext, code: int) -> bool:
-    """Return whether the process sent the signal itself, and with such a si_code.
+    """Return whether the process itself sent the signal, with this si_code.
 
-    Its threads' ids are those of its own pid namespace, as the sender's is.
+    The threads' ids and the sender's id are in the same pid namespace, the process's own.
     """
     info = facts.siginfo
     own = context.own_pids | {thread.tid for thread in facts.threads}
@@ -327,12 +332,16 @@ def _is_own(facts: Facts, context: ProcessContext, code: int) -> bool:
 
 
 def _called_abort(facts: Facts) -> bool:
-    """Return whether SIGABRT came from abort(): where names are known, it is on the stack."""
+    """Return whether SIGABRT came from abort(), which is on the stack if names are known."""
     names = {plain_name(f.function) for f in facts.blamed[:6] if f.function}
     return "abort" in names or not names & _RAISE
 
 
 def _sent(facts: Facts, context: ProcessContext) -> Cause:
+    """Return the cause of a signal that was sent, by its sender.
+
+    A sender outside of the process's pid namespace has pid 0, like the kernel itself.
+    """
     info = facts.siginfo
     number = info.signal if info is not None else 0
     name = signal_name(number)

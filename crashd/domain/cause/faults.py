@@ -1,5 +1,8 @@
-"""From a fault to its cause: what the instruction was to do, with which pointer, and what is mapped
-there. Pure.
+"""From a fault to its cause: what the instruction tried to do, through which pointer, and what is
+mapped there. Pure.
+
+The module is one idea, because each signal's judge is a branch of the same decision and they share
+the judgment of pointers and regions.
 """
 
 import re
@@ -15,16 +18,17 @@ FAULT_KINDS = frozenset(
      "general-protection", "stack-overflow", "past-end-of-file", "bus-error", "hardware-memory",
      "division-by-zero", "integer-overflow", "arithmetic", "illegal-instruction")
 )  # fmt: skip
-"""What an instruction did. Of all else the process, or another one, ended it on purpose."""
+"""Kinds that an instruction caused. In all others the process, or another one, ended it on purpose.
+"""
 NULL_MAX = 0x10000
-"""Below it nothing is ever mapped (vm.mmap_min_addr)."""
+"""Nothing is ever mapped below this address (vm.mmap_min_addr)."""
 _STACK_REACH = 1 << 20
-"""From the stack pointer to where a function's frame is first touched."""
+"""Bytes from the stack pointer to the first access in a function's frame, at most."""
 _GAP_MAX = 1 << 20
 _FRAME_MAX = 1 << 30
-"""Of a function whose frame is larger than the stack."""
+"""Bytes, at most, of a function's frame that is larger than the stack."""
 _HANDLER_ROOM = 16 << 10
-"""A signal's frame with the processor's extended state (11 KiB with AMX)."""
+"""Bytes for a signal's frame with the processor's extended state (11 KiB with AMX)."""
 _SI_KERNEL = 0x80
 _BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
 _SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
@@ -45,10 +49,10 @@ _WORDS = {0xDEADBEEF, 0xFEEDFACE, 0xBAADF00D, 0xCAFEBABE, 0xDEADDEAD, 0xFEEEFEEE
 
 
 def _access(facts: Facts) -> Access | None:
-    """Return the access that failed: at the address of the fault, or to no address at all."""
+    """Return the access that failed: at the address of the fault, or at an impossible address."""
     access = facts.instruction.access if facts.instruction is not None else ()
     fault = facts.siginfo.address if facts.siginfo is not None else None
-    # Exactly there first; then, since a large copy faults after its first byte, a little before.
+    # Exact match first. A large copy may fault after its first byte, so then look a little before.
     for reach in (0, 4096):
         for one in access:
             if fault is not None and one.address is not None:
@@ -82,6 +86,11 @@ def _verb(facts: Facts, access: Access | None) -> str:
 
 
 def _segv(facts: Facts) -> Cause | None:
+    """Judge a SIGSEGV.
+
+    The order matters: an overflowing stack faults at an ordinary address, so the guess by the
+    pointer's value comes last.
+    """
     info = facts.siginfo
     if info is None:
         return None
@@ -140,12 +149,12 @@ def _null(facts: Facts, fault: int, access: Access | None) -> Cause:
 
 
 def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
-    """Return whether the fault is where a stack ends: no room for the next function's frame."""
+    """Return whether the fault is at a stack's end, where the next frame does not fit."""
     sp = facts.regions.get("sp")
     if sp is None or region is None or region.kind not in ("none", "guard"):
         return False
     if sp.kind in ("none", "guard") and sp.above == "stack" and sp.gap_bytes is not None:
-        # the frame is larger than the stack: its pointer itself is outside
+        # the frame is larger than the stack: the stack pointer itself is outside
         return sp.gap_bytes <= _FRAME_MAX and -_STACK_REACH <= fault - sp.address <= sp.gap_bytes
     if abs(fault - sp.address) > _STACK_REACH or region.above not in ("anonymous", "stack"):
         return False
@@ -153,8 +162,9 @@ def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
 
 
 def _has_no_room(facts: Facts) -> bool:
-    """Return whether the kernel found no room on the stack for a signal's handler: then it sends
-    SIGSEGV without an address (force_sigsegv() of kernel/signal.c).
+    """Return whether the stack had no room for a signal's frame.
+
+    The kernel then sends SIGSEGV without an address (force_sigsegv() of kernel/signal.c).
     """
     sp = facts.regions.get("sp")
     if sp is None:
@@ -167,7 +177,7 @@ def _has_no_room(facts: Facts) -> bool:
 
 
 def stack_overflow(facts: Facts) -> Cause:
-    """Tell which recursion filled the stack."""
+    """Return the cause that names the recursion that filled the stack."""
     names = [plain_name(f.function) for f in facts.blamed if f.function]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) >= 3]
     text = "stack overflow"
@@ -179,7 +189,7 @@ def stack_overflow(facts: Facts) -> Cause:
 
 
 def _bad_pointer(facts: Facts, access: Access | None) -> Cause | None:
-    """Tell what a pointer was before it became one, by its value."""
+    """Return what a bad pointer's value shows: a poison, text, or an allocator's mark."""
     if access is None:
         return None
     verb = _verb(facts, access)
@@ -211,7 +221,10 @@ def _bad_pointer(facts: Facts, access: Access | None) -> Cause | None:
 
 
 def _poison(value: int, bits: int) -> str | None:
-    """Tell of a value whose upper bytes are all alike: a member's offset may be added to it."""
+    """Describe a poison value: equal upper bytes, or a known mark.
+
+    The two lowest bytes may differ, because a member's offset may have been added.
+    """
     raw = value.to_bytes(8, "big")[-bits // 8 :]
     top = set(raw[: len(raw) - 2])
     if len(top) == 1 and raw[0] not in (0x00, 0xFF):
@@ -224,7 +237,10 @@ def _poison(value: int, bits: int) -> str | None:
 
 
 def _ascii(value: int, bits: int) -> str | None:
-    """Give the text that a value is, as it stands in memory; a member's offset may be added."""
+    """Return the text that a value spells in memory, None if it spells no text.
+
+    The lowest byte may differ, because a member's offset may have been added.
+    """
     raw = value.to_bytes(bits // 8, "little")
     if not all(0x20 <= byte < 0x7F for byte in raw[1:]) or bits == 32:
         return None
@@ -268,7 +284,10 @@ def _name(region: Region) -> str:
 
 
 def _bad_target(facts: Facts) -> Cause | None:
-    """Judge a call, jump or return to what cannot be an address: it fails where it starts."""
+    """Judge a call, jump or return to a value that cannot be an address.
+
+    Such an instruction faults itself, before control reaches the target.
+    """
     target = facts.instruction.target if facts.instruction is not None else None
     if facts.instruction is None or target is None or _canonical(target, facts.bits):
         return None
@@ -285,7 +304,7 @@ def _bad_target(facts: Facts) -> Cause | None:
 
 
 def _general_protection(facts: Facts, access: Access | None) -> Cause:
-    """Tell what the processor refused without saying at which address."""
+    """Return the cause of a fault for which the processor reports no address."""
     mnemonic = (facts.instruction.mnemonic if facts.instruction is not None else None) or ""
     if cause := _bad_target(facts):
         return cause
@@ -362,7 +381,7 @@ _X86_REGISTER = re.compile(r"(?:i?div) ([a-z0-9]+)$")
 
 
 def _divisor(facts: Facts) -> int | None:
-    """Find the value of a division's divisor where it is a register."""
+    """Return the value of a division's divisor if it is a register."""
     text = (facts.instruction.text if facts.instruction is not None else None) or ""
     found = _X86_REGISTER.match(text)
     if found is None:
@@ -404,6 +423,6 @@ _FAULTS = {SIGSEGV: _segv, SIGBUS: _bus, SIGFPE: _fpe, SIGILL: _ill, SIGTRAP: _t
 
 
 def explain_fault(facts: Facts) -> Cause | None:
-    """Tell why a signal that no process sent was raised; None for one that is no fault."""
+    """Return the cause of a signal that no process sent; None if the signal is not a fault."""
     judge = _FAULTS.get(facts.siginfo.signal) if facts.siginfo is not None else None
     return judge(facts) if judge is not None else None

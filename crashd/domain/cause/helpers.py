@@ -1,8 +1,9 @@
-"""Which frames of a stack are helpers: what libraries and runtimes put around a bug. Pure.
+"""Which frames of a stack are helpers: the frames that libraries and runtimes put around a bug.
+Pure.
 
-Three rules: a frame in a runtime's library is a helper; so is one of a function that runtimes link
-into the program; and where the process ended itself, whatever lies above the deepest known failure
-function (abort, a failed assertion, a panic, terminate) is one, whatever it is called.
+Three rules: a frame in a runtime's library is a helper. So is a frame of a function that runtimes
+link into the program. If the process ended itself, every frame above the deepest known failure
+function (abort, a failed assertion, a panic, terminate) is a helper, whatever its name.
 """
 
 import re
@@ -70,27 +71,29 @@ _FAILURES = re.compile(
     """,
     re.VERBOSE,
 )
-"""Functions that a program calls when it gives up; none of them comes back to what called it."""
+"""Functions that a program calls when it gives up; they never return to their caller."""
 _STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
 _TOOLCHAIN_FILE = re.compile(r"/lib(64)?/gcc/[^/]+/[^/]+/include/")
 _SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
 
 
 def without_suffix(name: str) -> str:
-    """Leave out what a compiler adds to the name of a function's copy: `.constprop.0`, `.cold`."""
+    """Remove the suffix that a compiler adds to a copy of a function: `.constprop.0`, `.cold`."""
     return _SUFFIX.sub("", name)
 
 
 def in_library_source(frame: Frame) -> bool:
-    """Return whether a frame's line is one of a library's header or of a language's own library:
-    where that was inlined without a word in the debug information, the line is not the function's.
+    """Return whether a frame's line is in a library's header or a language's own library.
+
+    Code from there may be inlined without a trace in the debug information. The line is then not
+    the function's own.
     """
     file = frame.file or ""
     return _STD_FILE.search(file) is not None or _TOOLCHAIN_FILE.search(file) is not None
 
 
 def is_helper(frame: Frame) -> bool:
-    """Return whether a frame is a library's or a runtime's, by its module, line or name."""
+    """Return whether a frame belongs to a library or runtime, by its module, line or name."""
     if frame.module is None and frame.function is None:
         return frame.pc != 0  # a call through NULL is the bug itself, and has no name
     if _LIBRARY.search(frame.module or ""):
@@ -101,12 +104,12 @@ def is_helper(frame: Frame) -> bool:
 
 
 def is_failure(frame: Frame) -> bool:
-    """Return whether a frame is of a function that ends the process."""
+    """Return whether a frame's function ends the process."""
     return frame.function is not None and bool(_FAILURES.match(without_suffix(frame.function)))
 
 
 def below_failure(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """Return the frames below the deepest failure function; all where there is none."""
+    """Return the frames below the deepest failure function; all frames if there is none."""
     for index in range(len(frames) - 1, -1, -1):
         if is_failure(frames[index]):
             return frames[index + 1 :]

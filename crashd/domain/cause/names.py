@@ -1,4 +1,4 @@
-"""Names of functions as they stay the same from build to build. Pure."""
+"""Names of functions in a form that stays the same from build to build. Pure."""
 
 import re
 
@@ -9,8 +9,8 @@ _NUMBERS = re.compile(r"#\d+")
 
 
 def plain_name(function: str) -> str:
-    """Bring a function's name to what stays the same: no parameters, no template arguments, no
-    mark of the compiler's.
+    """Reduce a function's name to the stable part: without parameters, template arguments and
+    compiler suffixes.
 
     `app::Store<int>::at(unsigned long) const [.cold]` becomes `app::Store::at`.
     """
@@ -34,7 +34,7 @@ def _without_last_group(name: str) -> str:
 
 
 def _without_return_type(name: str) -> str:
-    """Leave out the return type, which stands before the name of a template's instance."""
+    """Remove the return type, which precedes the name of a template's instance."""
     depth = start = 0
     for at, letter in enumerate(name):
         depth += (letter in "(<") - (letter in ")>")
@@ -44,7 +44,7 @@ def _without_return_type(name: str) -> str:
 
 
 def _without_angles(name: str) -> str:
-    """Leave out template arguments; `operator<` and a name that begins by one stay."""
+    """Remove template arguments; leave `operator<` and names that begin with `<` as they are."""
     if "operator" in name or name.startswith("<"):
         return name
     out: list[str] = []

@@ -1,10 +1,10 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
-can be after a rebuild. Pure.
+possible after a rebuild. Pure.
 
-A signature is `p2-` and 16 hex digits. In it go: the program's name, the kind of the cause, and up
-to FRAMES functions that matter. Not in it: addresses, pids, thread names, paths, line numbers,
-build-ids, how deep a recursion was, and whether a function was inlined. The number changes with
-whatever here changes the result.
+A signature is `p2-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
+build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
+that changes the result changes the number after the `p`, too.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from crashd.domain.signals import signal_name
 VERSION = "p2"
 FRAMES = 3
 NAMELESS_FRAMES = 8
-"""Where none of the first has a name, and the process ended itself."""
+"""Frames that count when the first FRAMES have no names and the process ended itself."""
 RECURSION_MIN = 3
-"""Times that a function is on a stack that overflowed, to be part of the recursion."""
+"""A function is part of the recursion when it is this many times on the stack that overflowed."""
 _TITLE_NAME_MAX = 60
 
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
@@ -34,17 +34,18 @@ _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 
 
 def significant(facts: Facts, cause: Cause) -> list[Frame]:
-    """Return the crashed thread's frames without those of helpers; there may be none."""
+    """Return the crashed thread's frames without helpers; the list may be empty."""
     if script := facts.crashed_interpreted:
-        # What called into the library that crashed is what can be mended.
+        # The bug to fix is in the script that called into the library, not in the library.
         return [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
     frames = facts.blamed if cause.kind in FAULT_KINDS else below_failure(facts.blamed)
     return [frame for frame in frames if not is_helper(frame)]
 
 
 def notable(facts: Facts, cause: Cause) -> list[Frame]:
-    """Return the frames to name first: the significant ones, or all of them where there are none;
-    but a language's runtime that gave up is not the place of a bug.
+    """Return the frames to name first: the significant ones, or all frames if none is significant.
+
+    A language's runtime that gave up is never named, because the bug is not there.
     """
     frames = significant(facts, cause)
     if not frames and cause.kind != "go-fatal":
@@ -61,7 +62,7 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
 
 
 def frame_key(frame: Frame) -> str:
-    """Name a frame for the signature."""
+    """Return the name of a frame for the signature."""
     if frame.kind != "native":
         return f"{frame.kind}:{_basename(frame.file)}:{frame.function}"
     if frame.function:
@@ -82,7 +83,7 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
     if cause.kind == "stack-overflow":
         counts = Counter(keys)
         repeated = sorted(key for key, count in counts.items() if count >= RECURSION_MIN)
-        # where in the circle the end of the stack is met differs from run to run
+        # the point of the cycle at which the stack runs out differs from run to run
         keys = repeated or keys
     unique = list(dict.fromkeys(keys))
     group = _GROUPS.get(cause.kind, cause.kind)
@@ -92,8 +93,8 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
 def _depth(frames: Sequence[Frame], cause: Cause) -> int:
     """Return how many functions count.
 
-    In a static program without names the innermost frames are those of abort() for whatever called
-    it: then more of them tell bugs apart.
+    In a static program without names the innermost frames belong to abort(), whatever called it.
+    More frames are needed there to distinguish bugs.
     """
     first = frames[:FRAMES]
     nameless = bool(first) and all(frame.function is None for frame in first)
@@ -105,7 +106,7 @@ _GROUPS = dict.fromkeys(
      "non-canonical"),
     "bad-pointer",
 )  # fmt: skip
-"""One bug shows itself as any of them, as the memory happens to be."""
+"""The same bug appears as any of these kinds, depending on what the memory contains."""
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -117,14 +118,14 @@ def _digest(parts: Iterable[str]) -> str:
 
 
 def build_title(comm: str, signal: int | None, facts: Facts, cause: Cause) -> str:
-    """Build the one line that stands for a crash."""
+    """Build the one-line title of a crash."""
     name = "crash" if signal is None else signal_name(signal)
     where = place(notable(facts, cause))
     return f"{name} in {comm or '?'}" + (f", {where}" if where else "") + f": {cause.short}"
 
 
 def place(frames: Sequence[Frame]) -> str:
-    """Name the function that matters most; empty where there is none."""
+    """Return the name of the function that matters most; empty if there is no name."""
     for frame in frames:
         if frame.kind != "native":
             return f"{frame.function}() of {_basename(frame.file)}"

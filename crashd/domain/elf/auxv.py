@@ -17,7 +17,7 @@ AT_EXECFN: Final = 31
 AT_SYSINFO_EHDR: Final = 33
 
 AUXV_ENTRIES_MAX: Final = 256
-"""The kernel's own vector is some 25 pairs (AT_VECTOR_SIZE, include/linux/auxvec.h)."""
+"""The kernel's own vector has about 25 pairs (AT_VECTOR_SIZE, include/linux/auxvec.h)."""
 
 
 def parse_auxv(
@@ -27,8 +27,8 @@ def parse_auxv(
 ) -> dict[int, int]:
     """Parse /proc/PID/auxv or NT_AUXV into type and value, up to AT_NULL.
 
-    Of a type that comes twice the first counts, as for getauxval(3). An incomplete last pair and
-    what is past AUXV_ENTRIES_MAX are left out.
+    If a type occurs twice, the first one counts, as for getauxval(3). An incomplete last pair and
+    pairs past AUXV_ENTRIES_MAX are left out.
     """
     pair = Struct(("<" if byteorder == "little" else ">") + ("QQ" if bits == 64 else "II"))
     whole = min(len(raw) // pair.size, AUXV_ENTRIES_MAX) * pair.size

@@ -1,14 +1,14 @@
 """The head of an ELF core: ELF header, program headers and notes, from its first bytes.
 
-A core that the kernel writes is laid out so (fs/binfmt_elf.c, elf_core_dump):
+The kernel writes a core in this layout (fs/binfmt_elf.c, elf_core_dump):
 
     Ehdr | Phdr of the PT_NOTE | Phdr of each PT_LOAD … | notes | padding | memory … | [Shdr]
 
-The Shdr at the end is there only for 65,535 program headers and more: the real count stands in it,
-where a reader of the stream comes last. gdb's `gcore` puts the notes behind the memory.
+The Shdr at the end exists only for 65,535 program headers and more. It holds the real count, which
+a reader of the stream therefore sees last. gdb's `gcore` puts the notes after the memory.
 
 Source: elf(5), core(5), include/uapi/linux/elf.h. Every byte here may be hostile: sizes and counts
-are compared with the bytes at hand, and work is linear in them.
+are checked against the bytes at hand, and work is linear in them.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ HEAD_MAX: Final = 32 * 2**20
 """Bytes; NT_FILE alone may have 16 MiB (kernel.core_file_note_size_limit)."""
 
 IMAGE_MAX: Final = 64 * 1024
-"""Bytes of an executable's start that are worth a look for its build-id."""
+"""Bytes of an executable's start that are searched for its build-id."""
 
 IMAGE_PHDRS_MAX: Final = 64
 NOTE_SEGMENTS_MAX: Final = 16
@@ -70,7 +70,7 @@ NOTE_SEGMENTS_MAX: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A PT_LOAD program header: memory, and where in the core it stands."""
+    """A PT_LOAD program header: a range of memory, and its place in the core."""
 
     offset: int
     vaddr: int
@@ -82,41 +82,41 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class CoreHead:
-    """What the head of a core tells."""
+    """What the head of a core says."""
 
     machine: int
     """EM_* of include/uapi/linux/elf-em.h."""
     bits: Bits
     byteorder: ByteOrder
     segments: tuple[Segment, ...]
-    """In the file's order, which is that of addresses unless kernel.core_sort_vma is set."""
+    """In the file's order, which is the order of addresses unless kernel.core_sort_vma is set."""
     expected_size: int
-    """Bytes that a complete core has."""
+    """Size of the complete core."""
     threads: tuple[Thread, ...] = ()
-    """The crashing one first."""
+    """The crashing thread first."""
     siginfo: SigInfo | None = None
     auxv: Mapping[int, int] = field(default_factory=dict)
     files: tuple[MappedFile, ...] = ()
     notes: tuple[tuple[int, int], ...] = ()
     """Offset and size of each note segment."""
     phdr_count: int = 0
-    """Program headers, the PT_NOTE's included."""
+    """Number of program headers, including the PT_NOTE's."""
     comm: bytes = b""
-    """Of the crashing thread, 15 bytes; its own choice."""
+    """Name of the crashing thread, 15 bytes; the thread itself chooses it."""
     psargs: bytes = b""
     """The first 79 bytes of the arguments."""
     problems: tuple[str, ...] = ()
-    """What was missing, damaged or absurd: a line each, without any text from the core."""
+    """What was missing, damaged or absurd: one line each, without any text from the core."""
 
 
 def head_size(head: bytes) -> int:
-    """Return how many bytes from the start of a core its head has, as far as `head` says.
+    """Return how many bytes from the start of a core belong to its head, as far as `head` says.
 
-    Call it with more bytes until it asks for no more than there are. Notes behind the memory
+    Call it with more bytes until the result is no more than the bytes given. Notes after the memory
     (gcore) are not counted.
 
     Raises:
-        FormatError: not an ELF core, or one whose head has more than HEAD_MAX.
+        FormatError: not an ELF core, or its head has more than HEAD_MAX.
 
     """
     if len(head) < 64:
@@ -151,7 +151,7 @@ def _parse_header(head: bytes) -> Header:
 
 
 def _sound_header(image: bytes) -> Header | None:
-    """Parse an ELF header whose program headers, if there are any, can be where it says."""
+    """Parse an ELF header; None if its program headers cannot be where it says."""
     header = parse_header(image)
     if header is None or not header.phnum:
         return header
@@ -161,10 +161,10 @@ def _sound_header(image: bytes) -> Header | None:
 
 
 def _phdr_table(head: bytes, header: Header) -> tuple[int | None, int]:
-    """Find the number of program headers, None when `head` is too short to tell, and their end.
+    """Find the number of program headers, None if `head` is too short to show it, and their end.
 
-    From PN_XNUM on the ELF header does not tell, but in what the kernel writes the PT_NOTE's header
-    is the first, and the notes themselves come right after the last: their offset tells.
+    From PN_XNUM on the ELF header does not hold the number. The kernel writes the PT_NOTE's header
+    first, and the notes themselves right after the last header, so their offset shows the number.
     """
     size = PHDR_SIZE[header.layout.bits]
     count: int | None = header.phnum
@@ -184,9 +184,9 @@ def _phdr_table(head: bytes, header: Header) -> tuple[int | None, int]:
 
 
 def parse_head(head: bytes) -> CoreHead:
-    """Parse the head of a core; bytes past it do no harm.
+    """Parse the head of a core; bytes after it do no harm.
 
-    A head that is cut or damaged behind the ELF header gives what can be had, and `problems` says
+    A head that is cut or damaged after the ELF header gives what can be read, and `problems` says
     what could not.
 
     Raises:
@@ -200,7 +200,7 @@ def parse_head(head: bytes) -> CoreHead:
         found.problem("program headers are cut")
     segments: list[Segment] = []
     notes: list[tuple[int, int]] = []
-    # The section header that the kernel adds for PN_XNUM stands behind all memory.
+    # The section header that the kernel adds for PN_XNUM comes after all memory.
     expected = header.sections_end if header.phnum == PN_XNUM else end
     memory_end = 2**header.layout.bits
     for kind, flags, offset, vaddr, _, filesz, memsz, _ in find_phdrs(head, header, count or 0):
@@ -235,8 +235,9 @@ def parse_head(head: bytes) -> CoreHead:
 
 
 def _bound(notes: list[tuple[int, int]], found: Notes) -> list[tuple[int, int]]:
-    """Leave out note segments where there are too many of them, or too much is in them: those that
-    overlap would have the same bytes parsed, and copied, over and over.
+    """Leave out note segments beyond NOTE_SEGMENTS_MAX, or beyond HEAD_MAX bytes in all.
+
+    Segments that overlap would otherwise have the same bytes parsed and copied again and again.
     """
     if len(notes) > NOTE_SEGMENTS_MAX:
         found.problem(f"{len(notes)} note segments, more than {NOTE_SEGMENTS_MAX}")
@@ -260,9 +261,8 @@ def _collect_segments(
 
 
 def build_trailer(head: CoreHead) -> bytes:
-    """Build what the kernel writes behind all memory: the section header that holds the number of
-    program headers where the ELF header cannot (fill_extnum_info() of fs/binfmt_elf.c); mostly
-    nothing.
+    """Build what the kernel writes after all memory: the section header that holds the number of
+    program headers if the ELF header cannot (fill_extnum_info() of fs/binfmt_elf.c); mostly empty.
     """
     if head.phdr_count < PN_XNUM:
         return b""
@@ -274,9 +274,9 @@ def build_trailer(head: CoreHead) -> bytes:
 def executable_range(head: CoreHead) -> tuple[int, int] | None:
     """Find where the core has the executable's own first bytes: offset in the core, and size.
 
-    The kernel dumps the first page of a mapped ELF file even where it leaves out the rest
-    (coredump_filter, core(5)). None when it was not dumped, or AT_PHDR is missing or wrong. The
-    size is IMAGE_MAX at most.
+    The kernel dumps the first page of a mapped ELF file even if it leaves out the rest
+    (coredump_filter, core(5)). None if that page was not dumped, or AT_PHDR is missing or wrong.
+    The size is IMAGE_MAX at most.
     """
     phdr = head.auxv.get(AT_PHDR)
     if phdr is None:
@@ -292,8 +292,8 @@ def executable_range(head: CoreHead) -> tuple[int, int] | None:
 def _executable_start(head: CoreHead, phdr: int) -> int:
     """Find the address of the executable's ELF header.
 
-    It is right before the program headers as linkers make files, but not as patchelf and the like
-    leave them: where NT_FILE is there, take the start of the file that holds AT_PHDR.
+    Linkers put it right before the program headers, but patchelf and similar tools move these. If
+    there is an NT_FILE, take the start of the file that holds AT_PHDR.
     """
     name = next((f.name for f in head.files if f.start <= phdr < f.end), None)
     starts = [
@@ -305,7 +305,7 @@ def _executable_start(head: CoreHead, phdr: int) -> int:
 def parse_build_id(image: bytes) -> str | None:
     """Find the GNU build-id, hex, in the first bytes of an ELF image as it lies in memory.
 
-    None when it has none, or it lies past the end of `image`.
+    None if the image has no build-id, or the build-id lies past the end of `image`.
     """
     header = _sound_header(image)
     if header is None:

@@ -1,8 +1,8 @@
 """The notes of an ELF core: threads, siginfo, auxiliary vector, mapped files.
 
-What the kernel writes is in fs/binfmt_elf.c (fill_note_info) and the architectures' headers. In it,
-comm, psargs, file names and (by PR_SET_MM_MAP) the auxiliary vector are the process's own words.
-Work is linear in the bytes given, and nothing raises: damage goes into `Notes.problems`.
+fs/binfmt_elf.c (fill_note_info) and the architectures' headers define what the kernel writes. The
+process itself chooses comm, psargs, file names and (by PR_SET_MM_MAP) the auxiliary vector. Work is
+linear in the bytes given, and nothing raises: damage is recorded in `Notes.problems`.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ EM_RISCV: Final = 243
 _PR_CURSIG = 12
 _PR_PID = {64: 32, 32: 24}
 _PR_REG = {64: 112, 32: 72}
-# Offsets of pc and sp in pr_reg, and the bytes of a register: the architectures' asm/ptrace.h.
+# Offsets of pc and sp in pr_reg, and the size of a register: the architectures' asm/ptrace.h.
 _REGISTERS: Mapping[tuple[int, int], tuple[int, int, int]] = {
     (EM_X86_64, 64): (16 * 8, 19 * 8, 8),
     (EM_X86_64, 32): (16 * 8, 19 * 8, 8),  # x32: 64-bit registers in a 32-bit prstatus
@@ -47,12 +47,12 @@ _REGISTERS: Mapping[tuple[int, int], tuple[int, int, int]] = {
     (EM_S390, 64): (8, 16 + 15 * 8, 8),
     (EM_PPC64, 64): (32 * 8, 1 * 8, 8),
 }
-# sizeof(struct elf_prpsinfo), and the offset of pr_fname in it, which pr_psargs follows. With 32
-# bits it depends on whether the architecture's old uid_t had 16 bits.
+# sizeof(struct elf_prpsinfo), and the offset of pr_fname in it; pr_psargs follows pr_fname. The
+# 32-bit size depends on whether the architecture's old uid_t had 16 bits.
 _PR_FNAME = {136: 40, 124: 28, 128: 32}
 _FNAME_SIZE = 16
 
-# Of which signals a si_code between SI_USER and SI_KERNEL says that there is an address:
+# Signals that carry an address if their si_code is between SI_USER and SI_KERNEL:
 # siginfo_layout() in kernel/signal.c; codes of include/uapi/asm-generic/siginfo.h.
 _ADDRESSED = frozenset({4, 5, 7, 8, 11, 31})  # SIGILL SIGTRAP SIGBUS SIGFPE SIGSEGV SIGSYS
 _SIGCHLD = 17
@@ -62,7 +62,7 @@ _SI_TIMER, _SI_SIGIO = -2, -5
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """An NT_PRSTATUS note; pc and sp are None where the architecture is not known."""
+    """An NT_PRSTATUS note; pc and sp are None if the architecture is unknown or the note short."""
 
     tid: int
     """In the process's own pid namespace."""
@@ -79,9 +79,9 @@ class SigInfo:
     code: int
     errno: int
     address: int | None
-    """Of the fault; None where the signal was not raised by one."""
+    """Address of the fault; None if a fault did not raise the signal."""
     sender_pid: int | None
-    """In the receiver's pid namespace, 0 for one outside of it; None when no process sent it."""
+    """In the receiver's pid namespace, 0 if the sender is outside of it; None without a sender."""
     sender_uid: int | None
 
 
@@ -98,7 +98,7 @@ class MappedFile:
 
 @dataclass(slots=True)
 class Notes:
-    """What the notes gave so far."""
+    """What the notes parsed so far contain."""
 
     threads: list[Thread] = field(default_factory=list)
     siginfo: SigInfo | None = None
@@ -111,7 +111,7 @@ class Notes:
     seen: set[int] = field(default_factory=set)
 
     def problem(self, text: str) -> None:
-        """Add a line to `problems`, unless it is there or there are PROBLEMS_MAX."""
+        """Add a line to `problems`, unless it is there already or the list has PROBLEMS_MAX."""
         if len(self.problems) < PROBLEMS_MAX and text not in self.problems:
             self.problems.append(text)
 
@@ -142,7 +142,7 @@ def _collect_note(kind: int, desc: bytes, layout: Layout, found: Notes) -> None:
     if kind not in (NT_PRPSINFO, NT_SIGINFO, NT_AUXV, NT_FILE):
         return
     if kind in found.seen:
-        if kind != NT_SIGINFO:  # gdb writes one for each thread, that of the crashing one first
+        if kind != NT_SIGINFO:  # gdb writes one for each thread, the crashing thread's first
             found.problem(f"there is a second note of type {kind:#x}")
         return
     found.seen.add(kind)
@@ -186,7 +186,7 @@ def _collect_prpsinfo(desc: bytes, found: Notes) -> None:
 
 
 def parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
-    """Parse a siginfo_t; None where it is too short."""
+    """Parse a siginfo_t; None if it is too short."""
     union_at = 16 if layout.bits == 64 else 12
     if len(desc) < union_at + 8:
         return None
@@ -210,7 +210,7 @@ def _parse_files(desc: bytes, layout: Layout, found: Notes) -> tuple[MappedFile,
     count, page_size = pair.unpack_from(desc)
     there = min(count, (len(desc) - pair.size) // triple.size)
     names_at = pair.size + there * triple.size
-    # Each name ends in a NUL, so what follows the last NUL is the rest of a name that was cut.
+    # Each name ends in a NUL, so the bytes after the last NUL are the start of a cut name.
     names = desc[names_at:].split(b"\0", there)[:-1]
     if len(names) < count:
         found.problem("NT_FILE holds less than it says")

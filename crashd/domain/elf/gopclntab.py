@@ -7,7 +7,7 @@
     values    pairs of varints (zigzag difference of the value, difference of the pc / quantum)
 
 The table comes from the crashed process's memory or its executable, so every offset and length in
-it can be a lie: reads are bounded, and what does not fit is no name.
+it can be a lie: reads are bounded, and an entry that does not fit gives no name.
 
 Source: Go's src/runtime/symtab.go, src/debug/gosym/pclntab.go (Go 1.16 to 1.24).
 """
@@ -19,21 +19,21 @@ from typing import Final, Literal
 
 NAME_MAX: Final = 4096
 VALUES_MAX: Final = 64 << 10
-"""Bytes of one function's table of lines that are looked through."""
+"""Bytes of one function's table of lines that are searched."""
 FUNCTIONS_MAX: Final = 1 << 22
 SECTIONS: Final = (b".gopclntab", b".data.rel.ro.gopclntab")
-"""Where the table is, in a program at a fixed address and in one at any."""
+"""Sections with the table, in a program at a fixed address and in a position-independent one."""
 _GO_1_16, _GO_1_18, _GO_1_20 = 0xFFFFFFFA, 0xFFFFFFF0, 0xFFFFFFF1
 _BLOCK = 4096
 _BLOCKS_MAX = 1024
 
 Read = Callable[[int, int], bytes]
-"""Reads memory: address and size; shorter where there is none."""
+"""Takes address and size; returns fewer bytes if the memory is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoFunction:
-    """The function that an address is in."""
+    """The function at an address."""
 
     name: str
     entry: int
@@ -42,13 +42,13 @@ class GoFunction:
 
 
 class GoTable:
-    """One module's table, read as it is needed."""
+    """One module's table, read as needed."""
 
     def __init__(self, read: Read, address: int, text: int) -> None:
-        """`text` is the address of the module's code, for tables that do not say it themselves.
+        """`text` is the address of the module's code, for tables that do not contain it.
 
         Raises:
-            ValueError: there is no table at `address` that is known here.
+            ValueError: there is no known table at `address`.
 
         """
         self._read = read
@@ -73,7 +73,7 @@ class GoTable:
         self._entry = self._u32 if relative else self._word
 
     def function(self, pc: int) -> GoFunction | None:
-        """Return the function that `pc` is in; None where there is none."""
+        """Return the function that contains `pc`; None if there is none."""
         at = self._find(pc)
         if at is None:
             return None
@@ -88,7 +88,7 @@ class GoTable:
         return GoFunction(name, entry, file, line) if name else None
 
     def _find(self, pc: int) -> int | None:
-        """Search the sorted table for the last function that begins at `pc` or before."""
+        """Search the sorted table for the last function that begins at or before `pc`."""
         low, high = 0, self._count
         try:
             if not high or not self._entry_at(0) <= pc < self._entry_at(high):
@@ -104,7 +104,7 @@ class GoTable:
         return low
 
     def _line(self, fields: int, entry: int, pc: int) -> tuple[str | None, int | None]:
-        """Return file and line; the innermost inlined call's, as Go's own traces have them."""
+        """Return file and line of the innermost inlined call, as in Go's own traces."""
         file = self._value(self._u32_at(fields + 16), entry, pc)
         line = self._value(self._u32_at(fields + 20), entry, pc)
         if file is None or line is None or line <= 0:
@@ -113,7 +113,7 @@ class GoTable:
         return self._text_at(self._files + offset) or None, line
 
     def _value(self, table: int, entry: int, pc: int) -> int | None:
-        """Return the value at `pc` of a table of values by program counter (Go's pcvalue)."""
+        """Return the value for `pc` from a table of values by program counter (Go's pcvalue)."""
         raw = self._some(self._values + table, VALUES_MAX)
         at, value, here = 0, -1, entry
         while at < len(raw):
@@ -153,8 +153,9 @@ class GoTable:
         return raw
 
     def _some(self, offset: int, size: int, stop: bytes | None = None) -> bytes:
-        """Read at most `size` bytes, or on to where `stop` is; a search visits the same blocks
-        again, so they are kept.
+        """Read at most `size` bytes, or up to a block with `stop`.
+
+        Blocks are cached, because a search visits the same ones again.
         """
         out = b""
         while len(out) < size:
@@ -179,7 +180,7 @@ def _magics(byteorder: Literal["little", "big"]) -> tuple[bytes, ...]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """Decode an unsigned LEB128 of 32 bits; return it and the offset past it."""
+    """Decode an unsigned LEB128 of 32 bits; return it and the offset after it."""
     value = shift = 0
     while at < len(raw) and shift < 35:
         byte = raw[at]

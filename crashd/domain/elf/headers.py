@@ -1,8 +1,8 @@
-"""The headers of any ELF file, of either class and byte order: cores, kernel dumps, executables,
-vmlinux; and its notes as they lie there. Pure.
+"""The headers and raw notes of any ELF file, of either class and byte order: cores, kernel dumps,
+executables, vmlinux. Pure.
 
-What they mean is for the modules that read one kind of file. Every byte may be hostile: nothing
-here raises, nothing is read past what is given, and work is linear in it.
+The modules that read one kind of file interpret them. Every byte may be hostile: nothing here
+raises, nothing is read past the bytes given, and work is linear in them.
 
 Source: elf(5), include/uapi/linux/elf.h.
 """
@@ -31,7 +31,7 @@ HEADER_SIZE: Final = {64: 64, 32: 52}
 PHDR_SIZE: Final = {64: 56, 32: 32}
 SHDR_SIZE: Final = {64: 64, 32: 40}
 HEADER_MAX: Final = 64
-"""Bytes from which the header of either class can be parsed."""
+"""Bytes that are enough to parse the header of either class."""
 FILE_END_MAX: Final = 2**63 - 1
 """loff_t."""
 _NAME_BYTES = 32
@@ -42,7 +42,7 @@ _PHDR: Final = {64: "IIQQQQQQ", 32: "IIIIIIII"}
 
 
 class Layout(NamedTuple):
-    """What the ELF header says about all structures in the file."""
+    """The properties of all structures in the file, from the ELF header."""
 
     machine: int
     """EM_* of include/uapi/linux/elf-em.h."""
@@ -50,13 +50,13 @@ class Layout(NamedTuple):
     byteorder: ByteOrder
 
     def struct(self, codes: str) -> Struct:
-        """Make a Struct of this byte order, unpadded; `L` becomes the word of this class."""
+        """Build a Struct of this byte order, unpadded; `L` becomes the word of this class."""
         codes = codes.replace("L", "Q" if self.bits == 64 else "I")
         return Struct(("<" if self.byteorder == "little" else ">") + codes)
 
 
 class Header(NamedTuple):
-    """An ELF header, as it says; nothing in it is checked but class and byte order."""
+    """An ELF header as read; only class and byte order have been checked."""
 
     layout: Layout
     type: int
@@ -78,7 +78,7 @@ class Header(NamedTuple):
 
 Phdr = tuple[int, int, int, int, int, int, int, int]
 """p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align: the order of the 64-bit
-class. No class of ours: there may be 65,000, and the crashed process waits.
+class. A plain tuple, not a class, because there may be 65,000 and the crashed process waits.
 """
 
 
@@ -101,14 +101,14 @@ class Shdr(NamedTuple):
 
 
 def parse_header(image: bytes) -> Header | None:
-    """Parse the first bytes of a file; None if it is not ELF, or is cut in its header."""
+    """Parse the ELF header in a file's first bytes; None if it is not ELF, or is cut."""
     if image[:4] != MAGIC or image[4:6] not in (b"\1\1", b"\1\2", b"\2\1", b"\2\2"):
         return None
     bits: Bits = 64 if image[4] == 2 else 32
     byteorder: ByteOrder = "little" if image[5] == 1 else "big"
     if len(image) < HEADER_SIZE[bits]:
         return None
-    # The machine is at the same place in both classes.
+    # The machine has the same offset in both classes.
     layout = Layout(int.from_bytes(image[18:20], byteorder), bits, byteorder)
     values = layout.struct(_HEADER).unpack_from(image)
     _, kind, _, _, _, phoff, shoff, flags, ehsize, phentsize, phnum, *sections = values
@@ -116,8 +116,8 @@ def parse_header(image: bytes) -> Header | None:
 
 
 def build_header(original: bytes, layout: Layout, phnum: int) -> bytes:
-    """Build an ELF header that is as `original`, but with `phnum` program headers right behind it,
-    and without sections.
+    """Build a copy of the ELF header `original` that has `phnum` program headers right after it,
+    and no sections.
     """
     struct = layout.struct(_HEADER)
     fields = list(struct.unpack_from(original))
@@ -131,7 +131,7 @@ def build_header(original: bytes, layout: Layout, phnum: int) -> bytes:
 
 
 def parse_phdrs(table: bytes, layout: Layout) -> Iterator[Phdr]:
-    """Parse program headers: those that `table` holds completely."""
+    """Parse the program headers that `table` holds completely."""
     size = PHDR_SIZE[layout.bits]
     rows = layout.struct(_PHDR[layout.bits]).iter_unpack(table[: len(table) - len(table) % size])
     if layout.bits == 64:
@@ -142,7 +142,7 @@ def parse_phdrs(table: bytes, layout: Layout) -> Iterator[Phdr]:
 
 
 def find_phdrs(image: bytes, header: Header, count: int) -> Iterator[Phdr]:
-    """Parse up to `count` program headers of a file: those that `image` holds completely."""
+    """Parse up to `count` program headers of a file that `image` holds completely."""
     size = PHDR_SIZE[header.layout.bits]
     there = max(0, min(count, (len(image) - header.phoff) // size))
     return parse_phdrs(image[header.phoff : header.phoff + there * size], header.layout)
@@ -162,7 +162,7 @@ def build_phdrs(layout: Layout, phdrs: Iterable[Phdr]) -> bytes:
 
 
 def parse_shdrs(table: bytes, layout: Layout) -> Iterator[Shdr]:
-    """Parse section headers: those that `table` holds completely."""
+    """Parse the section headers that `table` holds completely."""
     struct = layout.struct(_SHDR)
     return map(Shdr._make, struct.iter_unpack(table[: len(table) - len(table) % struct.size]))
 
@@ -178,7 +178,7 @@ def build_shdr(layout: Layout, shdr: Shdr) -> bytes:
 def split_notes(
     blob: bytes, layout: Layout, align: int = 4
 ) -> Iterator[tuple[bytes, int, bytes, bool]]:
-    """Split a PT_NOTE segment into name, type, descriptor, and whether that is all there."""
+    """Split a PT_NOTE segment into name, type, descriptor, and whether this one is complete."""
     head = layout.struct("III")
     at = 0
     while at + head.size <= len(blob):

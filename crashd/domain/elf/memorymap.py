@@ -1,10 +1,11 @@
-"""The memory engine's plan: which part of a process stands where in its core, made before any
-memory is read.
+"""The memory engine's plan: which part of a process goes where in its core, made before any memory
+is read. The module is one idea, because mappings, extents, ranges and pieces are the steps of that
+plan.
 
 The kernel writes a core's memory as elf_core_dump() finds it (fs/binfmt_elf.c, fs/coredump.c,
 6.18): it copies each page of a segment, and writes zeros for a page that is not there or cannot be
-faulted in. For anonymous memory the page table says what is there (FOLL_DUMP never faults such a
-page in); anything with a file behind it is faulted in. So:
+faulted in. For anonymous memory the page table shows what is there (FOLL_DUMP never faults such a
+page in); memory that a file backs is faulted in. So:
 
     ANONYMOUS   only pages that the page table has; zeros between them
     SHMEM       what the tmpfs file behind it has (memfd, shm_open, SysV, MAP_SHARED|MAP_ANONYMOUS);
@@ -15,7 +16,7 @@ page in); anything with a file behind it is faulted in. So:
 
 In all but the last, guard regions (MADV_GUARD_INSTALL) are zeros.
 
-Anything that fits none of these is a doubt, and then the kernel's own stream is drained instead.
+A mapping of any other kind is a doubt, and then the kernel's own stream is read instead.
 """
 
 import heapq
@@ -28,20 +29,20 @@ from typing import NamedTuple
 from crashd.domain.elf.elfcore import CoreHead, Segment, build_trailer
 
 ADDRESS_SPACE_HALF = 1 << 63
-"""Above it are the kernel's own addresses, where no mapping of a process is."""
+"""From here on addresses belong to the kernel, and a process has no mappings."""
 _NAMES_OF_ANONYMOUS = (b"[heap]", b"[stack]")
 _NAMES_BEFORE_COLON = (b"[anon:", b"[stack:")
 _PF_R = 4
 _GUARDS_BYTES_MIN = 1 << 20
-"""From here on a mapping with a file behind it is asked for guard regions."""
+"""From this size on, the kernel is asked for the guard regions of a mapping that a file backs."""
 
 
 class DoubtError(Exception):
-    """The core cannot surely be made from memory: let the kernel write it. The text says why."""
+    """A core made from memory might be wrong, so the kernel must write it. The text says why."""
 
 
 class Backing(IntEnum):
-    """What is behind a segment."""
+    """What backs a segment."""
 
     ANONYMOUS = 0
     BACKED = 1
@@ -50,16 +51,16 @@ class Backing(IntEnum):
 
 
 class Behind(NamedTuple):
-    """Where a mapping's file is to be found, and which part of it the mapping shows."""
+    """Where to find a mapping's file, and which part of it the mapping shows."""
 
     name: str
     """In /proc/PID/map_files: `START-END`, hexadecimal."""
     address: int
-    """Of the mapping's first byte."""
+    """Address of the mapping's first byte."""
     file_offset: int
-    """Of the same byte, in the file."""
+    """Offset of the same byte in the file."""
     private: bool
-    """Whether pages that the process wrote are its own and not the file's."""
+    """Whether pages that the process wrote belong to the process and not to the file."""
 
 
 class Extent(NamedTuple):
@@ -73,7 +74,7 @@ class Extent(NamedTuple):
     readable: bool
     """Whether the process itself may read it: if not, a failing read proves nothing."""
     behind: Behind | None = None
-    """Of SHMEM: its file."""
+    """The file, for SHMEM."""
 
     @property
     def end(self) -> int:
@@ -82,7 +83,7 @@ class Extent(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Addresses of which only a part is to be read: the kernel is asked which."""
+    """Addresses of which only a part is read: the kernel is asked which part."""
 
     start: int
     end: int
@@ -104,7 +105,7 @@ class Mapping(NamedTuple):
 
 
 def parse_maps(raw: bytes) -> list[Mapping]:
-    """Parse /proc/PID/maps, whole.
+    """Parse the whole of /proc/PID/maps.
 
     Raises:
         DoubtError: it is cut, or has a line that is not a mapping.
@@ -140,14 +141,14 @@ def plan_extents(
     huge_devices: Collection[bytes],
     shmem_devices: Collection[bytes] = (),
 ) -> list[Extent]:
-    """Plan for each segment with memory what is behind it, in the order of the core's file.
+    """Plan what backs each segment with memory, in the order of the core's file.
 
     `huge_devices` are the devices of hugetlbfs, `shmem_devices` those of tmpfs, as /proc/PID/maps
     names them.
 
     Raises:
-        DoubtError: the head is damaged, has segments of a kind not known here, or does not agree
-            with the mappings.
+        DoubtError: the head is damaged, has segments of an unknown kind, or does not agree with the
+            mappings.
 
     """
     if head.problems:
@@ -198,7 +199,7 @@ def _backing(
     mapping: Mapping, huge_devices: Collection[bytes], shmem_devices: Collection[bytes]
 ) -> Backing:
     if mapping.device in huge_devices:
-        # a page of it that is missing may still be in the page cache, and to ask brings one in
+        # a missing page may still be in the page cache, and asking for it brings one in
         raise DoubtError(f"huge pages of hugetlbfs at {mapping.start:#x}")
     if mapping.inode and mapping.device in shmem_devices:
         return Backing.SHMEM
@@ -217,10 +218,10 @@ def _behind(mapping: Mapping) -> Behind:
 
 
 def scan_ranges(extents: Iterable[Extent]) -> list[Range]:
-    """List the addresses of which the kernel is asked what is there, ascending.
+    """List the address ranges about which the kernel is asked, ascending.
 
-    Two anonymous extents with nothing but unmapped or undumped memory between them become one
-    range, so that 65,000 small mappings take a few system calls.
+    Two anonymous extents with only unmapped or undumped memory between them become one range, so
+    that 65,000 small mappings take a few system calls.
     """
     ranges: list[Range] = []
     joined = False
@@ -238,10 +239,10 @@ def scan_ranges(extents: Iterable[Extent]) -> list[Range]:
 
 
 def _is_asked_for(extent: Extent) -> bool:
-    """Return whether the kernel is asked which part of an extent there is.
+    """Return whether the kernel is asked which part of an extent exists.
 
-    Of a small one with a file behind it every page is read: it may have guard regions, but to try a
-    few pages in vain costs less than to ask for each of thousands of libraries.
+    Every page of a small extent that a file backs is read. It may have guard regions, but a few
+    failed reads cost less than a question for each of thousands of libraries.
     """
     if extent.backing is Backing.BACKED:
         return extent.size >= _GUARDS_BYTES_MIN
@@ -249,11 +250,11 @@ def _is_asked_for(extent: Extent) -> bool:
 
 
 Runs = Iterable[tuple[int, int]]
-"""Ranges of addresses [start, end), ascending, none empty."""
+"""Ranges of addresses [start, end), ascending and not empty."""
 
 
 def overlap(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
-    """Yield what lies in both; takes no more of either than it needs."""
+    """Yield what lies in both; consume no more of either than needed."""
     others = iter(second)
     other = next(others, None)
     for start, end in first:
@@ -269,7 +270,7 @@ def overlap(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
 
 
 def union(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
-    """Yield what lies in one or both, runs that touch as one."""
+    """Yield what lies in one or both; join runs that touch."""
     run: tuple[int, int] | None = None
     for start, end in heapq.merge(first, second):
         if run is None:
@@ -284,7 +285,7 @@ def union(first: Runs, second: Runs) -> Iterator[tuple[int, int]]:
 
 
 class Piece(NamedTuple):
-    """A stretch of the core: zeros (`address` is None), or bytes to be read there."""
+    """A part of the core: zeros (`address` is None), or bytes to read at `address`."""
 
     offset: int
     size: int
@@ -297,9 +298,9 @@ def pieces(
 ) -> Iterator[Piece]:
     """Cut the core from `start` on into pieces, in the order of the file and without a gap.
 
-    `resident` is what there is of `scan_ranges`, ascending; it is taken as it comes when the
-    extents ascend, too, and held as a whole otherwise. No piece with bytes is larger than
-    `piece_max`.
+    `resident` lists the resident parts of `scan_ranges`, ascending. It is consumed step by step if
+    the extents ascend, too, and held as a whole otherwise. A piece with bytes has at most
+    `piece_max` of them.
     """
     ascending = all(a.end <= b.address for a, b in pairwise(extents))
     runs = _Ascending(resident) if ascending else _Sorted(resident)
@@ -331,12 +332,12 @@ def _pieces_of(extent: Extent, known: Iterable[tuple[int, int]], piece_max: int)
 
 
 class Spared:
-    """Pieces with no more than so many bytes: those within `kept`, and of the others the first."""
+    """Pieces within a budget: all bytes within `kept`, and the first ones outside of it."""
 
     def __init__(
         self, whole: Iterable[Piece], kept: Sequence[tuple[int, int]], budget_bytes: int
     ) -> None:
-        """`kept` are ranges of the core, ascending; `budget_bytes` is for all that lies outside."""
+        """`kept` are ranges of the core, ascending; `budget_bytes` is for all bytes outside."""
         self._whole = whole
         self._kept = kept
         self._left = budget_bytes
@@ -360,7 +361,7 @@ class Spared:
             yield from self._afford(piece, at, end)
 
     def _afford(self, piece: Piece, start: int, end: int) -> Iterator[Piece]:
-        """Yield what the budget allows of a part of a piece that is in no range, then a hole."""
+        """Yield what the budget allows of a part outside of the kept ranges, then a hole."""
         afforded = min(end, start + self._left)
         address = (piece.address or 0) + start - piece.offset
         self._left -= afforded - start
@@ -372,7 +373,7 @@ class Spared:
 
 
 class _Ascending:
-    """Runs asked for in ascending order: holds one at a time."""
+    """Runs that are asked for in ascending order: holds one at a time."""
 
     def __init__(self, resident: Runs) -> None:
         self._source = iter(resident)
@@ -390,7 +391,7 @@ class _Ascending:
 
 
 class _Sorted:
-    """Runs asked for in any order (kernel.core_sort_vma): holds them all."""
+    """Runs that are asked for in any order (kernel.core_sort_vma): holds them all."""
 
     def __init__(self, resident: Runs) -> None:
         self._runs = list(resident)

@@ -3,8 +3,8 @@ name the functions on every thread's stack. Pure.
 
     Ehdr | Phdr … | notes | padding | stacks, loader's data, first pages of modules …
 
-What is left out is still there as a PT_LOAD without bytes in the file, so that a debugger reads
-what it can from the executable and its libraries, and calls the rest not saved.
+Memory that is left out still has a PT_LOAD without bytes in the file, so that a debugger reads what
+it can from the executable and its libraries, and reports the rest as not saved.
 """
 
 from bisect import bisect_right
@@ -30,7 +30,7 @@ from crashd.domain.elf.headers import (
 
 PAGE: Final = 4096
 MINI_MAX: Final = 64 << 20
-"""Bytes of memory; what comes first in `_wanted` is kept first."""
+"""Bytes of memory; the first ranges in `_wanted` are kept first."""
 CRASHED_STACK_BYTES: Final = 1 << 20
 STACK_BYTES: Final = 128 << 10
 _RED_ZONE = 128
@@ -46,7 +46,7 @@ _PHNUM_MAX = PN_XNUM - 1
 _PF_W = 2
 
 ReadMemory = Callable[[int, int], bytes]
-"""From address and size; short or empty where it cannot be read."""
+"""Takes address and size; returns fewer or no bytes if the memory cannot be read."""
 
 
 class Kept(NamedTuple):
@@ -62,7 +62,7 @@ class Kept(NamedTuple):
 
 
 class MiniCore(NamedTuple):
-    """A plan: the head's bytes, and what comes behind them."""
+    """A plan: the head's bytes, and what follows them."""
 
     head: bytes
     kept: tuple[Kept, ...]
@@ -75,18 +75,18 @@ def plan_mini(
 ) -> MiniCore:
     """Plan the mini core of a core with this head, whose bytes are `raw`.
 
-    `read` reads the process's memory, to follow the loader's list of modules into the heap; without
-    it modules loaded at run time may have no names.
+    `read` reads the process's memory, to follow the loader's list of modules into the heap. Without
+    it, modules loaded at run time may have no names.
     """
     ranges = _merge(_wanted(head, read), head.segments, memory_max)
     return _lay_out(head, raw, ranges)
 
 
-# -- what is wanted --------------------------------------------------------------------------------
+# -- wanted ranges ---------------------------------------------------------------------------------
 
 
 def _wanted(head: CoreHead, read: ReadMemory | None) -> Iterator[tuple[int, int]]:
-    """Give ranges of addresses, what matters most first."""
+    """Yield ranges of addresses, the most important first."""
     segments = sorted(head.segments, key=lambda s: s.vaddr)
     starts = [s.vaddr for s in segments]
     if head.threads:
@@ -107,12 +107,12 @@ def _wanted(head: CoreHead, read: ReadMemory | None) -> Iterator[tuple[int, int]
 def _stack(
     sp: int | None, size: int, segments: Sequence[Segment], starts: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Give a thread's stack from its pointer on, and the end of it, where its descriptor is."""
+    """Yield a thread's stack from its pointer on, and its end, which holds the descriptor."""
     if sp is None:
         return
     index = bisect_right(starts, sp) - 1
     if index < 0 or sp >= segments[index].vaddr + segments[index].memsz:
-        index += 1  # run into the guard below it
+        index += 1  # the pointer ran into the guard below the stack
     if index >= len(segments) or segments[index].vaddr - sp > _GUARD_MAX:
         return
     segment = segments[index]
@@ -124,7 +124,7 @@ def _stack(
 
 
 def _modules(head: CoreHead, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
-    """Give first pages and data of mapped files, and the small memory between them, where the
+    """Yield the first pages and data of mapped files, and the small memory between them, where the
     loader keeps its lists.
     """
     files = sorted((f.start, f.end) for f in head.files)
@@ -168,7 +168,7 @@ def _link_maps(head: CoreHead, read: ReadMemory) -> Iterator[tuple[int, int]]:
 
 
 def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> int:
-    """Find the address of r_debug, 0 in a program that is static, or has not started yet."""
+    """Find the address of r_debug; 0 if the program is static or has not started yet."""
     phdr, count = head.auxv.get(AT_PHDR, 0), min(head.auxv.get(AT_PHNUM, 0), 64)
     size = PHDR_SIZE[head.bits]
     if not phdr or head.auxv.get(AT_PHENT) != size:
@@ -191,13 +191,13 @@ def _find_debug(head: CoreHead, layout: Layout, word: int, read: ReadMemory) -> 
     return 0
 
 
-# -- what is kept of it ----------------------------------------------------------------------------
+# -- kept ranges -----------------------------------------------------------------------------------
 
 
 def _merge(
     wanted: Iterable[tuple[int, int]], segments: Sequence[Segment], left: int
 ) -> list[tuple[int, int]]:
-    """Join ranges into whole pages, ascending, up to `left` bytes of what is in the core."""
+    """Join ranges into whole pages, ascending, up to `left` bytes that the core has."""
     ordered = sorted((s.vaddr, s.vaddr + s.filesz) for s in segments if s.filesz)
     starts = [start for start, _ in ordered]
     ranges: list[tuple[int, int]] = []
@@ -223,7 +223,7 @@ def _merge(
 
 
 def _lay_out(head: CoreHead, raw: bytes, ranges: list[tuple[int, int]]) -> MiniCore:
-    """Write the head, and give each range its place."""
+    """Build the head, and give each range its place."""
     layout = Layout(head.machine, head.bits, head.byteorder)
     parts = [(segment, _cut(segment, ranges)) for segment in head.segments]
     if 1 + sum(len(pieces) for _, pieces in parts) > _PHNUM_MAX:
@@ -250,7 +250,7 @@ def _lay_out(head: CoreHead, raw: bytes, ranges: list[tuple[int, int]]) -> MiniC
 
 
 def _cut(segment: Segment, ranges: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:
-    """Cut a segment into what is kept and what is not: (start, end, kept)."""
+    """Cut a segment into kept and dropped parts: (start, end, kept)."""
     pieces: list[tuple[int, int, bool]] = []
     at, end = segment.vaddr, segment.vaddr + segment.memsz
     in_file = segment.vaddr + segment.filesz

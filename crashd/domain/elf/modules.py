@@ -1,5 +1,5 @@
-"""The executable and libraries that a core was made of: which they are, and where their files may
-be on this host. Pure; every name is the crashed process's own word.
+"""The executable and libraries of a crashed process: which ones they are, and where their files may
+be on this host. Pure; every name comes from the crashed process itself.
 """
 
 import re
@@ -14,7 +14,7 @@ from crashd.domain.elf.elfnotes import MappedFile
 
 MODULES_MAX = 512
 _STACKS_MAX, _STACK_BYTES, _OTHER_STACK_BYTES = 256, 64 << 10, 4 << 10
-"""Of the stacks that say which modules matter, where there are more than MODULES_MAX."""
+"""Limits for the stacks that show which modules matter, if there are more than MODULES_MAX."""
 DEBUG_ROOT = b"usr/lib/debug"
 _DELETED = b" (deleted)"
 _MAPS_LINE = re.compile(
@@ -26,35 +26,36 @@ _MAPS_LINES_MAX = 1 << 17
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _LOWER_MAX = 256
 COMPARED_BYTES = 4096
-"""Of an image without a build-id: the page that a core has of each file (core(5))."""
+"""Bytes compared for an image without a build-id: the page that a core has of each file (core(5)).
+"""
 _ELF_MAGIC = b"\x7fELF"
 
 ReadAt = Callable[[int, int], bytes]
-"""From address and size; short or empty where the core does not have it."""
+"""Takes address and size; returns fewer or no bytes if the core does not have them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A file that was mapped into the process, and is an ELF image."""
+    """An ELF file that was mapped into the process."""
 
     name: bytes
-    """As NT_FILE has it, without the kernel's " (deleted)"."""
+    """As in NT_FILE, without the kernel's " (deleted)"."""
     start: int
     end: int
     build_id: str | None
     image: bytes
-    """Its first bytes as they lay in memory; empty where the core does not have them."""
+    """The first bytes as they lay in memory; empty if the core does not have them."""
     deleted: bool
-    """Whether the file's name was gone already when the core was made."""
+    """Whether the file's name was already gone when the core was made."""
     files: tuple[MappedFile, ...] = ()
     """Its mappings, ascending."""
 
 
 def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
-    """Find the modules, ascending; MODULES_MAX at most, those that are on a stack before others.
+    """Find the modules, ascending; MODULES_MAX at most, modules on a stack before others.
 
-    A module begins where a file is mapped from its first byte, and has all that follows of the same
-    name.
+    A module begins where a file is mapped from its first byte, and includes the mappings of the
+    same name that follow.
     """
     groups = _by_file(head)
     if len(groups) > MODULES_MAX:
@@ -66,7 +67,7 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
         if image and not image.startswith(_ELF_MAGIC):
             continue
         if not image and len(group) == 1:
-            continue  # data: nothing says that it is an image, and nothing else is mapped of it
+            continue  # data: nothing shows that it is an image, and it has no other mapping
         found.append(
             Module(
                 name=first.name.removesuffix(_DELETED),
@@ -86,8 +87,8 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
 def name_files(files: Sequence[MappedFile], maps: bytes) -> tuple[MappedFile, ...]:
     """Return a core's mapped files with the names that /proc/PID/maps has for them.
 
-    The kernel leaves out NT_FILE of a process with very many mappings or long names, and of a file
-    in an overlay it may have the layer's path there. A line that is cut or odd counts for nothing.
+    The kernel leaves out NT_FILE if a process has very many mappings or long names. For a file in
+    an overlay, NT_FILE may have the layer's path. A line that is cut or odd is ignored.
     """
     named: dict[int, MappedFile] = {}
     for line in maps.split(b"\n", _MAPS_LINES_MAX)[:_MAPS_LINES_MAX]:
@@ -106,7 +107,7 @@ def name_files(files: Sequence[MappedFile], maps: bytes) -> tuple[MappedFile, ..
 
 
 def _unescape(name: bytes) -> bytes:
-    """Undo what the kernel does to a newline in a name."""
+    """Undo the kernel's escape of a newline in a name."""
     return name.replace(b"\\012", b"\n")
 
 
@@ -124,8 +125,8 @@ def _by_file(head: CoreHead) -> list[list[MappedFile]]:
 def _wanted_first(
     groups: list[list[MappedFile]], head: CoreHead, read: ReadAt
 ) -> list[list[MappedFile]]:
-    """Put first the files that hold a program counter, the executable's headers, or the loader,
-    then those that words on the stacks point into, the crashed thread's first.
+    """Sort first the files that hold a program counter, the executable's headers, or the loader,
+    then the files that words on the stacks point into, the crashed thread's stack first.
     """
     starts = [group[0].start for group in groups]
     threads = head.threads[:_STACKS_MAX]
@@ -153,9 +154,9 @@ def _words(raw: bytes, head: CoreHead) -> list[int]:
 
 
 def file_roots(mountinfo: bytes | None, root: bytes) -> list[bytes]:
-    """Tell below which directories of the host a process's own paths may be found, best first.
+    """Return the host's directories below which a process's own paths may be found, best first.
 
-    In a container whose root is an overlay (proc_pid_mountinfo(5)) these are its layers.
+    If a container's root is an overlay (proc_pid_mountinfo(5)), these are its layers.
     """
     roots: list[bytes] = []
     for line in (mountinfo or b"").splitlines():
@@ -169,8 +170,8 @@ def file_roots(mountinfo: bytes | None, root: bytes) -> list[bytes]:
 
 
 def _layers(options: bytes) -> Iterator[bytes]:
-    """Give upper and lower directories of an overlay, the upper first."""
-    # a comma or colon within a name is escaped by a backslash, as the kernel takes it
+    """Yield the upper and lower directories of an overlay, the upper first."""
+    # a backslash escapes a comma or colon within a name, as the kernel parses it
     found: dict[bytes, list[bytes]] = {}
     for option in re.split(rb"(?<!\\),", options):
         key, _, value = option.partition(b"=")
@@ -188,7 +189,7 @@ def _split_colons(value: bytes) -> list[bytes]:
 
 
 def debug_file_names(module_name: bytes, link: bytes | None) -> list[bytes]:
-    """Return what a module's separate debug file may be called, as paths below a root.
+    """Return the possible names of a module's separate debug file, as paths below a root.
 
     `link` is the name in its .gnu_debuglink. Source: gdb's manual, "Separate Debug Files".
     """
@@ -203,7 +204,7 @@ def debug_file_names(module_name: bytes, link: bytes | None) -> list[bytes]:
 
 
 def build_id_names(build_id: str | None, directory: bytes = DEBUG_ROOT) -> list[bytes]:
-    """Return what an executable or library is called below a directory that has a .build-id."""
+    """Return the path of an executable or library below a directory that has a .build-id."""
     if build_id is None or len(build_id) <= 4:
         return []
     raw = build_id.encode()
@@ -211,10 +212,10 @@ def build_id_names(build_id: str | None, directory: bytes = DEBUG_ROOT) -> list[
 
 
 def same_image(image: bytes, file_start: bytes, build_id: str | None) -> bool | None:
-    """Return whether a file is the one that was mapped; None when the core cannot tell.
+    """Return whether a file is the one that was mapped; None if the core does not show it.
 
-    Without a build-id the first page decides: it has the headers, and of most files the names that
-    they import and export.
+    Without a build-id the first page decides: it has the headers, and for most files the names
+    that they import and export.
     """
     if not file_start.startswith(_ELF_MAGIC):
         return False
@@ -227,6 +228,6 @@ def same_image(image: bytes, file_start: bytes, build_id: str | None) -> bool | 
 
 
 def path_parts(path: bytes) -> Sequence[bytes] | None:
-    """Split a path into names to be opened one below the other; None for one that is not plain."""
+    """Split a path into names to open one below the other; None if the path is not plain."""
     parts = [part for part in path.split(b"/") if part]
     return None if not parts or b".." in parts or b"\0" in path else parts

@@ -1,14 +1,14 @@
-"""What the kernel leaves on a stack when it runs a signal's handler: struct rt_sigframe, with the
-signal's siginfo_t and the registers of the code that it interrupted. Pure; hostile bytes.
+"""The frame that the kernel leaves on a stack when it runs a signal handler: struct rt_sigframe,
+with the signal's siginfo_t and the registers of the interrupted code. Pure; hostile bytes.
 
     x86-64     return address | ucontext | siginfo        arch/x86/include/asm/sigframe.h
     aarch64    siginfo | ucontext                         arch/arm64/kernel/signal.c
 
-The siginfo is there only for a handler with SA_SIGINFO; without it the bytes are what lay there
-before. What the processor said of its last fault is in the registers in either case.
+The siginfo is there only for a handler with SA_SIGINFO; without it the bytes are whatever lay there
+before. The processor's report of its last fault is with the registers in either case.
 
-The ucontext begins with flags, link and the alternate stack (40 bytes); on x86-64 the registers
-follow (struct sigcontext_64 of asm/sigcontext.h), on aarch64 the signal mask in 128 bytes does.
+The ucontext begins with flags, link and the alternate stack (40 bytes). The registers follow on
+x86-64 (struct sigcontext_64 of asm/sigcontext.h), the signal mask in 128 bytes on aarch64.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo, parse_sig
 from crashd.domain.elf.headers import Layout
 
 FRAME_MAX: Final = 640
-"""Bytes from a frame's start that parse_frame() needs."""
+"""Bytes from the start of a frame that parse_frame() needs."""
 _SIGINFO = 128
 _SIGNALS = 64
 _CODES = frozenset((*range(-8, 16), -60, 0x80))  # include/uapi/asm-generic/siginfo.h
@@ -40,8 +40,8 @@ _RESTORERS = {
     EM_X86_64: (bytes.fromhex("48c7c00f0000000f05"), bytes.fromhex("b80f0000000f05")),
     EM_AARCH64: (bytes.fromhex("681180d2010000d4"),),
 }
-"""The code that a handler returns to: the system call rt_sigreturn, as glibc, musl, Go, Rust and
-the vDSO have it.
+"""The code to which a handler returns: the system call rt_sigreturn, as in glibc, musl, Go, Rust
+and the vDSO.
 """
 
 
@@ -50,7 +50,7 @@ class SignalFrame:
     """A signal that was being handled."""
 
     info: SigInfo | None
-    """None where the bytes in its place are none."""
+    """None if the bytes in its place are not a siginfo."""
     registers: Mapping[str, int]
     pc: int
     sp: int
@@ -58,31 +58,31 @@ class SignalFrame:
     """The number of the thread's last exception (x86), which may be older than the signal."""
     error_code: int
     fault_address: int
-    """Of the thread's last page fault, or what is 0 for other signals (aarch64)."""
+    """Address of the thread's last page fault; 0 for other signals on aarch64."""
 
 
 def is_restorer(code: bytes, machine: int) -> bool:
-    """Return whether code is what a signal's handler returns to."""
+    """Return whether a signal handler returns to this code."""
     return code.startswith(_RESTORERS.get(machine, ()))
 
 
 def frame_address(machine: int, sp: int) -> int:
-    """Return where a frame is, from the stack pointer after its handler returned."""
+    """Return the address of a frame, from the stack pointer after its handler returned."""
     return sp - 8 if machine == EM_X86_64 else sp
 
 
 def saved_pattern(machine: int, pc: int, sp: int) -> tuple[bytes, int] | None:
-    """Return the bytes in a frame that have these registers, and how far from its start they are;
-    None for a machine not known here.
+    """Return the bytes that hold these registers in a frame, and their distance from its start;
+    None for an unknown machine.
     """
     if machine not in _RESTORERS or not (0 <= pc < 1 << 64 and 0 <= sp < 1 << 64):
         return None
-    raw = Struct("<QQ").pack(sp, pc)  # they stand together in both
+    raw = Struct("<QQ").pack(sp, pc)  # they are adjacent in both layouts
     return raw, (_X86_CONTEXT + 15 * 8 if machine == EM_X86_64 else _ARM64_CONTEXT + 31 * 8)
 
 
 def parse_frame(raw: bytes, machine: int) -> SignalFrame | None:
-    """Parse a frame; None for what cannot be one."""
+    """Parse a frame; None for bytes that cannot be one."""
     layout = Layout(machine, 64, "little")
     if machine == EM_X86_64 and len(raw) >= 8 + _X86_UCONTEXT_SIZE + _SIGINFO:
         return _x86(raw, layout)

@@ -1,8 +1,8 @@
-"""Which kernel a vmlinux is, by its ELF headers and its notes, of either word size and byte order;
-where one may lie; and which package brings it.
+"""Which kernel a vmlinux belongs to, by its ELF headers and notes, of either word size and byte
+order; where one may lie; and which package contains it.
 
-The notes lie far behind the first bytes, in the read-only data; so do the section names, which show
-whether the file has debug information. So the file is read piece by piece.
+The notes lie far into the file, in the read-only data. So do the section names, which show whether
+the file has debug information. So the file is read piece by piece.
 """
 
 import re
@@ -34,7 +34,7 @@ SECTIONS_MAX: Final = 4096
 NAMES_MAX: Final = 2**18
 PHDRS_MAX: Final = 128
 BANNER: Final = re.compile(rb"Linux version ([\x21-\x7e]{1,64}) \(")
-"""linux_banner of init/version.c; the group is what uname -r says."""
+"""linux_banner of init/version.c; the group is the output of uname -r."""
 
 _SHT_NOTE, _SHT_NOBITS = 7, 8
 _NOTE_SECTIONS_MAX = 16
@@ -42,7 +42,7 @@ _OFFSET_MAX = 2**62
 _LOADED_MAX = 2**28
 
 ReadAt = Callable[[int, int], bytes]
-"""From offset and size in the file; short at its end."""
+"""Takes offset and size in the file; returns fewer bytes at its end."""
 
 
 _RELEASE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.+~@:-]{0,64}")
@@ -58,7 +58,7 @@ PLACES: Final = (
     "lib/modules/{release}/vmlinux",
     "boot/vmlinux-{release}",
 )
-"""Where distributions, and those who build their own kernels, put it."""
+"""Where distributions, and people who build their own kernels, put it."""
 _IN_DIRECTORY: Final = (
     "vmlinux-{release}",
     "vmlinux-{release}.debug",
@@ -78,13 +78,13 @@ _SUSE = re.compile(r"-(default|preempt|azure|rt|kvmsmall|longterm|64kb)$")
 
 @dataclass(frozen=True, slots=True)
 class Vmlinux:
-    """What a vmlinux tells."""
+    """What a vmlinux says about itself."""
 
     build_id: str | None
     """Hex."""
     has_debug_info: bool
     loaded: tuple[tuple[int, int], ...]
-    """Offset and size of what of the file goes to the kernel's memory; the banner is in there."""
+    """Offset and size of the parts that are loaded into memory; the banner is in one of them."""
 
 
 def parse_vmlinux(read: ReadAt) -> Vmlinux:
@@ -134,7 +134,7 @@ def vmlinux_places(
 ) -> tuple[str, ...]:
     """List where the vmlinux of a kernel may lie, as paths below the root directory.
 
-    Release and build-id are a dump's own words: one that could lead elsewhere gives no place.
+    Release and build-id come from the dump itself, so a value that could lead elsewhere is ignored.
     """
     wanted = release if release is not None and _RELEASE.fullmatch(release) else None
     known = build_id if build_id is not None and _BUILD_ID.fullmatch(build_id) else None
@@ -152,8 +152,8 @@ def vmlinux_places(
 
 
 def debug_package(release: str | None, version: str | None) -> str | None:
-    """Name the package with a kernel's vmlinux, by what the kernel says of itself; None where that
-    shows no distribution.
+    """Return the name of the package with a kernel's vmlinux, by the kernel's release and version;
+    None if they do not show a known distribution.
     """
     if release is None or not _RELEASE.fullmatch(release):
         return None
@@ -170,7 +170,7 @@ def debug_package(release: str | None, version: str | None) -> str | None:
 
 
 def find_release(image: bytes) -> str | None:
-    """Find what uname -r said, in what a vmlinux loads; None without a banner."""
+    """Find the output of uname -r in the loaded part of a vmlinux; None without a banner."""
     found = BANNER.search(image)
     return printable(found[1]) if found else None
 

@@ -2,9 +2,9 @@
 
 A stored core is a chain of ordinary frames: data as the library compressed it, and long runs of
 zeros as frames of RLE blocks, 4 bytes for each 128 KiB, made here without touching a zero. Every
-zstd reads it. Behind the last of them stands a seek table, as the format "zstd seekable" of zstd's
-own contrib/seekable_format has it: a skippable frame that tells the size of each frame packed and
-unpacked, so that a part of a large core is read without unpacking what is before it.
+zstd reads it. A seek table follows the last frame, in the format "zstd seekable" of zstd's own
+contrib/seekable_format: a skippable frame with the packed and unpacked size of each frame. It lets
+a reader read a part of a large core without unpacking what is before it.
 """
 
 import struct
@@ -22,7 +22,7 @@ FRAME_HEADER_MAX = 18
 HOLE_FRAME_MAX = 1 << 30
 SEEK_FOOTER_SIZE = 9
 SEEK_FRAMES_MAX = 1 << 20
-"""Frames that a seek table may name; 16 TiB of dense core has as many."""
+"""Frames that a seek table may name; a dense core of 16 TiB has this many."""
 _SKIPPABLE = struct.Struct("<II")
 _SKIPPABLE_MAGIC, _SEEKABLE_MAGIC = 0x184D2A5E, 0x8F92EAB1
 _SEEK_ENTRY = struct.Struct("<II")
@@ -31,7 +31,7 @@ _SEEK_CHECKSUM = 0x80
 
 
 class FrameSize(NamedTuple):
-    """One frame: its bytes in the stored file, and in the core."""
+    """One frame: its size in the stored file and in the core."""
 
     stored: int
     size: int
@@ -39,7 +39,7 @@ class FrameSize(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What a frame's header says of what follows it."""
+    """What a frame's header says about the bytes that follow."""
 
     size_bytes: int
     descriptor: int
@@ -51,7 +51,7 @@ def _rle_block(size: int, *, last: bool) -> bytes:
 
 
 def hole_frames(size: int) -> list[FrameSize]:
-    """Tell the frames of `build_hole(size)`."""
+    """Return the sizes of the frames of `build_hole(size)`."""
     return [
         FrameSize(len(_HEADER_128K) + 4 * -(-part // BLOCK_MAX), part)
         for part in (min(HOLE_FRAME_MAX, size - at) for at in range(0, size, HOLE_FRAME_MAX))
@@ -59,7 +59,7 @@ def hole_frames(size: int) -> list[FrameSize]:
 
 
 def build_seek_table(frames: Sequence[FrameSize]) -> bytes:
-    """Build the seek table of a file with these frames; nothing when it cannot name them."""
+    """Build the seek table of a file with these frames; empty if a table cannot name them."""
     if not 0 < len(frames) <= SEEK_FRAMES_MAX or any(max(frame) >= 1 << 32 for frame in frames):
         return b""
     entries = b"".join(_SEEK_ENTRY.pack(*frame) for frame in frames)
@@ -68,8 +68,8 @@ def build_seek_table(frames: Sequence[FrameSize]) -> bytes:
 
 
 def seek_table_size(footer: bytes) -> int | None:
-    """Tell from the last SEEK_FOOTER_SIZE bytes of a file how long its seek table is; None where
-    they end none.
+    """Return the size of a file's seek table, from the file's last SEEK_FOOTER_SIZE bytes; None if
+    they do not end a seek table.
     """
     if len(footer) != SEEK_FOOTER_SIZE:
         return None
@@ -81,8 +81,8 @@ def seek_table_size(footer: bytes) -> int | None:
 
 
 def parse_seek_table(table: bytes, stored_bytes: int) -> list[FrameSize] | None:
-    """Parse the seek table at the end of a file of `stored_bytes`; None when it is none, or names
-    other frames than there are.
+    """Parse the seek table at the end of a file of `stored_bytes`; None if it is not a seek table,
+    or does not match the file's size.
     """
     if seek_table_size(table[-SEEK_FOOTER_SIZE:]) != len(table):
         return None
@@ -111,7 +111,7 @@ def build_hole(size: int) -> bytes:
 
 
 def parse_frame_header(raw: bytes) -> FrameHeader | None:
-    """Parse a frame's header (RFC 8878, 3.1.1.1); None when it is none, or is cut."""
+    """Parse a frame's header (RFC 8878, 3.1.1.1); None if it is not a header, or is cut."""
     if len(raw) < 6 or raw[:4] != MAGIC:
         return None
     descriptor = raw[4]
@@ -124,8 +124,8 @@ def parse_frame_header(raw: bytes) -> FrameHeader | None:
 
 
 def parse_block_header(raw: bytes) -> tuple[int, bool] | None:
-    """Parse a block's 3-byte header into (bytes that follow it, is the last); None when
-    impossible.
+    """Parse a block's 3-byte header into (bytes that follow it, is the last); None if it is
+    invalid.
     """
     if len(raw) < 3:
         return None
