@@ -57,7 +57,7 @@ def find_odd(
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        yield Finding("odd-file", subject, f"{name!r} is no regular file")
+        yield Finding("odd-file", subject, f"{name!r} is not a regular file")
     elif status.st_nlink != 1:
         yield Finding("odd-file", subject, f"{name!r} has {status.st_nlink} names")
     elif private:
@@ -74,7 +74,7 @@ def _ownership(status: os.stat_result, subject: str, name: str) -> Iterator[Find
 def _of_directory(path: Path, *, private: bool) -> Iterator[Finding]:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        yield Finding("odd-file", path.name, "is no directory")
+        yield Finding("odd-file", path.name, "is not a directory")
     elif private:
         yield from _ownership(status, path.name, path.name)
 
@@ -102,7 +102,7 @@ def look_at_state_directory(paths: Paths) -> Iterator[Finding]:
         elif name.removesuffix(".new") in states or name.startswith(f".{previous}."):
             yield Finding("leftover", name, "was left by a writer that died")
         elif name.startswith(paths.index.name + ".corrupt-"):
-            text = "is an index that could not be read; it can go once nobody wants to know why"
+            text = "is an index that could not be read; delete it when it is no longer needed"
             yield Finding("set-aside", name, text)
         else:
             yield Finding("unknown-file", name, "is no file of crashd's")
@@ -138,7 +138,7 @@ def _of_waiting(directory: Path, subject: str, *, live: bool) -> Iterator[Findin
     except FileNotFoundError:
         return  # taken in meanwhile
     except NotADirectoryError:
-        yield Finding("odd-file", subject, "is no directory")
+        yield Finding("odd-file", subject, "is not a directory")
         return
     if not live:
         yield Finding("spooled", subject, "waits for crashd to run and take it in")

@@ -61,7 +61,7 @@ C_CASES = (
     Case("causes", "const_write", "read-only", r"write at .* read-only: .*/causes,"),
     Case("causes", "protected_write", "read-only", r"write at 0x[0-9a-f]*10, .* read-only"),
     Case("causes", "guard_read", "guard", r"read at .*PROT_NONE"),
-    Case("causes", "data_execute", "execute-data", r"and no code"),
+    Case("causes", "data_execute", "execute-data", r"and not code"),
     Case("causes", "divide", "division-by-zero", r"^integer division by zero, in divide\(\) at"),
     Case("causes", "overflow_divide", "integer-overflow", r"too large"),
     Case("causes", "illegal", "trap", r"ud2"),

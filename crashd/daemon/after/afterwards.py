@@ -35,7 +35,7 @@ class Afterwards:
         self._started = False
         backlog = Backlog(indexer)
         told = Told(self._removed, settled=indexer.settle)
-        self.retention = Retention(paths, told, believed_now_ns, backlog)
+        self.retention = Retention(paths, told, believed_now_ns, backlog, users)
         self._notices = Notices(paths, exporter, users)
         self._analyses = AnalysisQueue(
             paths, captures, indexer, exporter, self._notices, self.retention, backlog, users

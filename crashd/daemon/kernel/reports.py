@@ -116,7 +116,7 @@ class ReportBook:
             return False  # it is not known yet what the dump's own log says
         if analysis is not None and _lacks_log(kernel):
             return self._add_words(str(row["id"]), words, analysis)
-        log.info("pstore tells of crash %s, which has a dump", row["id"])
+        log.info("pstore has the log of crash %s, which has a dump", row["id"])
         return True
 
     def _tell_left_out(self, number: int) -> None:

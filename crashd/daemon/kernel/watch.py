@@ -70,7 +70,8 @@ class DumpWatch:
         self._dirty = True
         self._loaded = False
         self._news = False
-        self._missing_told: set[str] = set()
+        self._warned: dict[str, str] = {}
+        """The last warning about each directory, so that it is logged once."""
         self._next_scan_ns = self._scanned_ns = self._scan_took_ns = 0
         self._looked_ns = 0
         """Time spent in looks at dumps. Each dump is looked at once: the next scan is cheaper."""
@@ -217,9 +218,7 @@ class DumpWatch:
             self._book.keep_present(root_name, ())
             return
         except UnavailableError as e:
-            if root_name not in self._missing_told:
-                self._missing_told.add(root_name)
-                log.warning("%s: kernel dumps there are not seen, ignoring", e)
+            self._warn(root_name, f"{e}: kernel dumps there are not seen")
             return
         with root:
             found = sorted(root.list(), key=lambda seen: -seen.entry.mtime_ns)
@@ -230,10 +229,16 @@ class DumpWatch:
             self._book.keep_present(root_name, (seen.entry.name for seen in found))
             self._tell_foreign()
             if root.distrust is None:
+                self._warned.pop(root_name, None)
                 self._retention.meet(root, self._settings)
-            elif root_name not in self._missing_told:
-                self._missing_told.add(root_name)
-                log.warning("%s %s: no dump in it is ever deleted", root_name, root.distrust)
+            else:
+                self._warn(root_name, f"{root_name} {root.distrust}: its dumps are never deleted")
+
+    def _warn(self, root_name: str, text: str) -> None:
+        """Log a warning about a directory, unless it was the last one already."""
+        if self._warned.get(root_name) != text:
+            self._warned[root_name] = text
+            log.warning("%s, ignoring", text)
 
     def _arm(self, path: Path) -> None:
         name = os.fspath(path)
@@ -352,13 +357,13 @@ class DumpWatch:
             return
         if len(self._foreign) < FOREIGN_TOLD_MAX:
             self._foreign.add(key)
-            log.warning("%s is no dump of root's: %s, ignoring", printable(key[1]), why)
+            log.warning("%s is not a trusted kernel dump: %s, ignoring", printable(key[1]), why)
 
     def _tell_foreign(self) -> None:
         more = self._foreign_count - FOREIGN_TOLD_MAX
         if more > 0 and ("", b"more") not in self._foreign:
             self._foreign.add(("", b"more"))
-            log.warning("%d more directories are no dumps of root's, ignoring", more)
+            log.warning("%d more directories are not trusted kernel dumps, ignoring", more)
 
     def _count(self) -> None:
         self._exporter.kernel_dumps(self._book.count(), foreign=self._foreign_count)

@@ -133,8 +133,8 @@ def _execute(fault: int, region: Region | None) -> Cause:
         )
     return Cause(
         "execute-data",
-        "execution of what is no code",
-        f"a call or jump to {fault:#x}, which is {_name(region)} and no code",
+        "execution of data",
+        f"a call or jump to {fault:#x}, which is {_name(region)} and not code",
     )
 
 
@@ -354,9 +354,7 @@ def _bus(facts: Facts) -> Cause | None:
             f"{verb} at {at}: {name} has become shorter than what is mapped of it, or "
             "its disk is full or broken",
         )
-    return Cause(
-        "bus-error", f"bus error on {verb}", f"{verb} at {at}: the page behind it could not be had"
-    )
+    return Cause("bus-error", f"bus error on {verb}", f"{verb} at {at}: its page could not be read")
 
 
 def _fpe(facts: Facts) -> Cause | None:

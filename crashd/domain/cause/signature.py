@@ -27,8 +27,6 @@ RECURSION_MIN = 3
 _TITLE_NAME_MAX = 60
 
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
-_BRACKET_BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
-
 
 _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 

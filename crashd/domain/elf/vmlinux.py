@@ -96,13 +96,13 @@ def parse_vmlinux(read: ReadAt) -> Vmlinux:
     """
     head = read(0, HEADER_MAX)
     if len(head) < HEADER_MAX or not head.startswith(MAGIC):
-        raise FormatError("is no ELF file: neither vmlinux nor its debug information")
+        raise FormatError("is not an ELF file: neither vmlinux nor its debug information")
     header = parse_header(head)
     if header is None:
         raise FormatError("has an absurd ELF header")
     layout = header.layout
     if header.type not in (ET_EXEC, ET_DYN) or max(header.phoff, header.shoff) > _OFFSET_MAX:
-        raise FormatError("is no program, so no vmlinux")
+        raise FormatError("is not a program, so not a vmlinux")
     build_id: str | None = None
     loaded: list[tuple[int, int]] = []
     phdrs = _rows(

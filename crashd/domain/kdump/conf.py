@@ -207,7 +207,7 @@ def parse_kdump_conf(raw: bytes) -> KdumpConf:
 
     """
     if len(raw) > CONF_MAX or b"\0" in raw:
-        raise FormatError(f"kdump.conf is no text of at most {CONF_MAX} bytes")
+        raise FormatError(f"kdump.conf is not a text of at most {CONF_MAX} bytes")
     options: dict[str, str] = {}
     target: tuple[str, str] | None = None
     text = raw.decode("utf-8", "surrogateescape")

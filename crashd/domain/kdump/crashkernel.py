@@ -101,7 +101,7 @@ def _parse_plain(value: str, problems: list[str]) -> tuple[tuple[MemoryRange, ..
     sizes, at, offset_text = value.partition("@")
     offset = _parse_all(offset_text) if at else None
     if at and offset is None:
-        problems.append("no address behind @")
+        problems.append("no address after @")
         return (), None
     if sizes == "auto":
         problems.append("'auto' is understood by the kernels of RHEL 8 and before only")

@@ -29,7 +29,7 @@ def test_vmlinux_is_found_by_its_build_id_among_others(short_tmp: Path) -> None:
     assert set(found.refused) == {
         f"{other}: is of another kernel: its build-id is {bytes(20).hex()}",
         f"{bare}: has no debug information",
-        f"{none}: is no ELF file: neither vmlinux nor its debug information",
+        f"{none}: is not an ELF file: neither vmlinux nor its debug information",
     }
     own = put(short_tmp / "srv/vmlinux", build())
     found = find_vmlinux(short_tmp, RELEASE, WANTED, ["/srv"])

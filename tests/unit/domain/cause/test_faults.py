@@ -53,7 +53,7 @@ CASES: list[tuple[Facts, str, str]] = [
             code=2,
         ),
         "execute-data",
-        "data or heap and no code",
+        "data or heap and not code",
     ),
     (
         at(build_access("write", DATA), **fault(DATA, "file", perms="r--", name="/bin/p"), code=2),
@@ -139,7 +139,7 @@ CASES: list[tuple[Facts, str, str]] = [
         "past-end-of-file",
         "/tmp/data has become shorter",
     ),
-    (at(signal=7, code=2, address=PC), "bus-error", "could not be had"),
+    (at(signal=7, code=2, address=PC), "bus-error", "could not be read"),
     (at(signal=7, code=1, address=PC), "unaligned", "unaligned access at"),
     (at(signal=7, code=4, address=PC), "hardware-memory", "the machine's memory failed"),
     (at(signal=8, mnemonic="idiv", text="idiv ecx", registers={"rcx": 1 << 32}),

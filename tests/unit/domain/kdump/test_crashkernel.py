@@ -51,7 +51,7 @@ def test_parse_crashkernel_none_is_none(cmdline: bytes) -> None:
         (b"08M", "no size, or one of 0"),
         (b"99999999999999999999E", "no size, or one of 0"),
         (b"auto", "'auto' is understood by the kernels of RHEL 8 and before only"),
-        (b"1M@", "no address behind @"),
+        (b"1M@", "no address after @"),
         (b"2G-1G:64M", "a range is not START-[END]:SIZE"),
         (b"1G:64M", "a range is not START-[END]:SIZE"),
         (b"-:64M", "a range is not START-[END]:SIZE"),
