@@ -2,7 +2,8 @@
 
 Pure: the capture path reads, this module decides what the data mean and which source counts
 (KERNEL.md, trust classes). Data that the kernel vouches for (argv, pidfd) always win over data that
-the process could have written.
+the process could have written. Over 400 lines because it is one decision: which source counts for
+each field of a record, and who may read it.
 """
 
 from collections.abc import Iterator, Mapping
