@@ -78,14 +78,14 @@ def test_absurdly_long_build_id_is_none() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x1f\x8b" * 40, b"MZ" * 40])
 def test_what_is_no_elf_is_refused(data: bytes) -> None:
-    with pytest.raises(FormatError, match="no ELF"):
+    with pytest.raises(FormatError, match="not an ELF"):
         parse_vmlinux(reader(data))
 
 
 def test_core_and_absurd_class_are_refused() -> None:
     data = bytearray(build())
     data[16] = 4
-    with pytest.raises(FormatError, match="no program"):
+    with pytest.raises(FormatError, match="not a program"):
         parse_vmlinux(reader(bytes(data)))
     data[4] = 9
     with pytest.raises(FormatError, match="absurd"):
