@@ -465,7 +465,7 @@ def test_sparse_shared_memory_is_not_filled_in(daemon: Daemon, victim: Path) -> 
         assert watch.grown_bytes < 64 * MIB
 
 
-@with_config(DEFAULT_CONFIG + '[capture]\nbuffer = "1M"\ncompression_level = 9\n')
+@with_config(DEFAULT_CONFIG + '[capture]\nbuffer = "1M"\nspill = "0"\ncompression_level = 9\n')
 def test_process_killed_while_its_memory_is_read(daemon: Daemon, zoo: Path) -> None:
     child = subprocess.Popen([zoo, "slow"], preexec_fn=raise_core_limit)
     wait_until(
