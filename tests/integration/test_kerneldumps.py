@@ -708,8 +708,12 @@ def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps
     )
     make_old(directory)
     wait_until(lambda: states(daemon) == ["incomplete"], 20, "it is judged")
-    shown = daemon.crashctl("info", daemon.crashes()[0]["id"]).stdout
-    assert "kexec-dmesg.log: [ 3.0] kdump.sh[3]: makedumpfile: No space left" in shown
+    said = "kexec-dmesg.log: [ 3.0] kdump.sh[3]: makedumpfile: No space left"
+    wait_until(
+        lambda: said in daemon.crashctl("info", daemon.crashes()[0]["id"]).stdout,
+        20,  # a look amid the writing of the files above is followed by another
+        "the log's words are shown",
+    )
 
 
 def test_kdump_allows_deletion_where_the_unit_does_not(
