@@ -6,7 +6,7 @@
 # file give zeros and allocate nothing, and SEEK_DATA finds what is there. The kernel's own core dump does the
 # same as /proc/PID/mem. What a collector reads is charged to the crashed process's cgroup.
 #
-# Output seen (MiB that the memfd holds, of 64 mapped):
+# Seen with linux==6.18.44 and python==3.11.2. Output seen (MiB that the memfd holds, of 64 mapped):
 #   mapped 0, after read(2) 0, after /proc/self/mem 64
 set -eu
 dir=$(mktemp -d)

@@ -1,7 +1,7 @@
 """Opens the files of a crash's modules for `bundle` and `debug`.
 
-Only files that the crashed user could open are opened, whoever calls crashctl, and only those with
-the build-ids of the crash.
+Only files that the crashed user could open are opened, regardless of who runs crashctl, and only
+those with the build-ids of the crash.
 """
 
 from typing import NamedTuple

@@ -124,7 +124,7 @@ class DropReason(StrEnum):
     """The kernel did not hand a crash over, as its log says."""
     MALFORMED_HANDOFF = "malformed_handoff"
     NOTICE = "notice"
-    """The journal, a hook or the webhook was not told of a crash."""
+    """A crash was not reported to the journal, a hook or the webhook."""
     KERNEL_FLOOD = "kernel_flood"
     """The running kernel reported more trouble than is recorded in an hour."""
 

@@ -34,7 +34,7 @@ _HEAD = re.compile(
     rb"(?:#(?P<count>\d{1,9})(?: Part(?P<part>\d{1,9}))?|: Total (?P<total>\d{1,9}) times)(?:\n|$)"
 )
 FATAL: Final = frozenset({"Panic", "Oops", "Emergency"})
-"""Reasons that tell of a crash; the others are of shutdowns (kmsg_dump_reason_str)."""
+"""Reasons that mean a crash; the others mean shutdowns (kmsg_dump_reason_str)."""
 CONSOLE: Final = "Console"
 PACKED: Final = "Compressed"
 UNKNOWN: Final = "Unknown"
