@@ -126,7 +126,7 @@ def test_vacuum_says_what_it_would_do_and_does_it(paths: Paths, index: Index) ->
     dry = crashctl(paths.root, "vacuum", "--dry-run")
     assert len(dry.stdout.splitlines()) == 3
     assert "max_per_signature" in dry.stdout
-    assert "3 would be deleted" in dry.stderr
+    assert "would delete 3 and free" in dry.stderr
     assert len(cores(paths)) == 5
     rows = json.loads(crashctl(paths.root, "vacuum", "--json").stdout)
     assert [row["reason"] for row in rows] == ["max_per_signature"] * 3
