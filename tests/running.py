@@ -20,7 +20,7 @@ KEEPING_CONFIG = DEFAULT_CONFIG + '[retention.process]\nmax_per_signature = "inf
 """For many crashes of one program, whose cores shall all be there."""
 
 
-def wait_until(check: Callable[[], bool], seconds: float = 20, what: str = "condition") -> None:
+def wait_until(check: Callable[[], bool], seconds: float = 60, what: str = "condition") -> None:
     """Poll until `check` holds; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not check():
@@ -113,7 +113,7 @@ class Daemon:
         found: list[dict[str, Any]] = json.loads(done.stdout)
         return found
 
-    def wait_for(self, count: int, *arguments: str, seconds: float = 30) -> list[dict[str, Any]]:
+    def wait_for(self, count: int, *arguments: str, seconds: float = 90) -> list[dict[str, Any]]:
         """Wait until `count` crashes are there and none is being captured."""
         found: list[dict[str, Any]] = []
 

@@ -707,7 +707,7 @@ def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps
         b"[ 3.0] kdump.sh[3]: makedumpfile: No space left on device\n",
     )
     make_old(directory)
-    wait_until(lambda: states(daemon) == ["incomplete"], 20, "it is judged")
+    wait_until(lambda: states(daemon) == ["incomplete"], 90, "it is judged")
     said = "kexec-dmesg.log: [ 3.0] kdump.sh[3]: makedumpfile: No space left"
     wait_until(
         lambda: said in daemon.crashctl("info", daemon.crashes()[0]["id"]).stdout,

@@ -65,7 +65,7 @@ def caught(daemon: Daemon, pid: int) -> dict[str, Any]:
     """Wait for a crash, and give all that is known of it."""
     wait_until(
         lambda: any(c["pid"] == pid and c["state"] != "capturing" for c in daemon.crashes()),
-        20,
+        90,  # storers are nice 19: on a busy machine a large record takes its time
         f"pid {pid} is recorded",
     )
     done = daemon.crashctl("info", "--json", f"PID={pid}")

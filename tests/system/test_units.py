@@ -132,12 +132,12 @@ set -- $pid die 11 "$(date +%s)" $pid $pid 0 0 18446744073709551615 1 "" host
 /usr/libexec/crashd-core "$@" </job/core
 kill $pid
 for i in $(seq 300); do
-    crashctl list --json | grep -q '"signature": *"p1-' && break
+    crashctl list --json | grep -q '"signature": *"p[0-9]-' && break
     sleep 0.1
 done
 crashctl info
 journalctl -o cat -t crashd --no-pager | cat
-crashctl list --json | grep -q '"signature": *"p1-'
+crashctl list --json | grep -q '"signature": *"p[0-9]-'
 crashctl info | grep -q 'NULL pointer'
 for i in $(seq 100); do
     coredumpctl --no-pager list && break
