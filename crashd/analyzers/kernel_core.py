@@ -231,7 +231,7 @@ class _KernelCore:
                 if value.absent_:
                     continue
                 text = self._value(value)
-            except Exception:
+            except Exception:  # boundary: as above; the other variables stay
                 continue
             shown += 1
             yield {"name": name[:_NAME_MAX], "value": text[:VALUE_MAX]}
@@ -294,7 +294,7 @@ class _KernelCore:
             for frame in self._trace(task):
                 if not frame.is_inline:
                     return int(frame.pc), (frame.function_name or "")[:_NAME_MAX] or None
-        except Exception:
+        except Exception:  # boundary: as above; the CPU's task is known without its place
             pass
         return None, None
 

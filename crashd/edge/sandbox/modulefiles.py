@@ -288,17 +288,12 @@ def _read_acl(fd: int) -> bytes | None:
 
 def read_debuglink(fd: int) -> tuple[bytes, int] | None:
     """Read name and checksum in .gnu_debuglink of a 64-bit little-endian ELF file."""
-    rows, names = _section_table(fd)
-    if names >= len(rows):
+    row = _named_sections(fd).get(b".gnu_debuglink")
+    if row is None:
         return None
-    strings = _section(fd, rows[names], 1 << 16)
-    for row in rows:
-        end = strings.find(b"\0", row.name)
-        if strings[row.name : end] == b".gnu_debuglink":
-            raw = _section(fd, row, _LINK_MAX)
-            name = raw.split(b"\0", 1)[0]
-            return (name, int.from_bytes(raw[-4:], "little")) if name and len(raw) > 4 else None
-    return None
+    raw = _section(fd, row, _LINK_MAX)
+    name = raw.split(b"\0", 1)[0]
+    return (name, int.from_bytes(raw[-4:], "little")) if name and len(raw) > 4 else None
 
 
 def read_soname(fd: int) -> bytes | None:
@@ -317,12 +312,8 @@ def read_soname(fd: int) -> bytes | None:
 
 def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
     """Return the addresses of sections of a 64-bit little-endian file, by name."""
-    rows, names = _section_table(fd)
-    if names >= len(rows):
-        return {}
-    strings = _section(fd, rows[names], 1 << 16)
-    found = {strings[row.name : strings.find(b"\0", row.name)]: row.addr for row in rows}
-    return {name: found[name] for name in wanted if name in found}
+    found = _named_sections(fd)
+    return {name: found[name].addr for name in wanted if name in found}
 
 
 def link_start(fd: int) -> int:
@@ -356,6 +347,18 @@ def _section_table(fd: int) -> tuple[list[Shdr], int]:
         return [], 0
     table = os.pread(fd, count * SHDR_SIZE[64], header.shoff)
     return list(parse_shdrs(table, header.layout)), names
+
+
+def _named_sections(fd: int) -> dict[bytes, Shdr]:
+    """Read the section headers by name; the first counts, if several have one name."""
+    rows, names = _section_table(fd)
+    if names >= len(rows):
+        return {}
+    strings = _section(fd, rows[names], 1 << 16)
+    found: dict[bytes, Shdr] = {}
+    for row in rows:
+        found.setdefault(strings[row.name : strings.find(b"\0", row.name)], row)
+    return found
 
 
 def _section(fd: int, row: Shdr, limit: int) -> bytes:
