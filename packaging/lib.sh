@@ -136,6 +136,7 @@ find_missing_of_system_tier() {
     need systemd-container have systemd-nspawn
     need mmdebstrap have mmdebstrap
     need strace have strace
+    need makedumpfile have makedumpfile
     need chromium have chromium
     need rpm have rpmbuild
     need lintian have lintian

@@ -190,6 +190,10 @@ class Recorder:
         return out[start : start + size]
 
 
+def _core(recorder: Recorder, vmlinux: int) -> kernel_core._KernelCore:
+    return kernel_core._KernelCore(kernel_log.OpenedDump(recorder.open()), vmlinux, {})
+
+
 def find_info(source: drgn.Program, frames: int = 1 << 18) -> int:
     """Find the page that VMCOREINFO is in, for dumps without the note."""
     for frame in range(frames):
@@ -206,7 +210,7 @@ def main(dump: Path, vmlinux: Path, panic: Path, reduced: Path) -> None:
     recorder = Recorder(dump)
     kernel_log._read(recorder.open())
     with vmlinux.open("rb") as file:
-        told = kernel_core._KernelCore(recorder.open(), file.fileno()).describe()
+        told = _core(recorder, file.fileno()).describe()
     frame = find_info(recorder.source)
     recorder.pages[frame] = recorder.source.read(frame * PAGE, PAGE, True)
     panic.write_bytes(elf_dump(recorder.info, recorder.pages))
@@ -223,7 +227,7 @@ def main(dump: Path, vmlinux: Path, panic: Path, reduced: Path) -> None:
         with small.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            core = kernel_core._KernelCore(recorder.open(), file.fileno())
+            core = _core(recorder, file.fileno())
             again = core.describe()
             touched = sorted(set(touched_pages(small)))
         print(len(told["frames"]), len(again["frames"]), again["problems"])

@@ -17,8 +17,11 @@ import pytest
 import zstandard
 
 from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.kernel import dumpfiles
 from crashd.daemon.kernel.symbols import VmlinuxFinder, WantedKernel, read_symbols
 from crashd.domain.kdump.symbols import Symbols
+from crashd.errors import FormatError
+from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumps import kernel_log, make_old
 from tests.builders.kernel import (
     BUILD_ID,
@@ -28,6 +31,7 @@ from tests.builders.kernel import (
     TITLE,
     find_real_vmlinux,
     put_dump,
+    put_vmcore,
     put_vmlinux,
 )
 from tests.running import PLAIN_CONFIG, Daemon, wait_until
@@ -223,11 +227,58 @@ def test_wrapped_dump_is_unpacked_for_the_debugger_and_for_dump(
     place(short_tmp, vmlinux)
     target = tmp_path / "out"
     with Daemon(short_tmp, "--no-register", config=CONFIG) as daemon:
-        wait_until(lambda: symbol_state(daemon) is not None, 20, "it is known")
+        wait_until(lambda: symbol_state(daemon) == "done", 30, "it is unpacked and read")
+        assert stack_of(info(daemon))[: len(STACK)] == STACK
         done = debug_by_drgn(daemon, "print(prog.crashed_thread().tid)")
         daemon.crashctl("dump", "kind=kernel", "-o", str(target))
     assert done.stdout.strip() == "396", done.stderr
     assert target.read_bytes() == plain
+
+
+@pytest.mark.skipif(shutil.which("makedumpfile") is None, reason="makedumpfile is not installed")
+def test_log_and_symbols_of_a_split_dump_are_read_from_all_of_its_parts(
+    short_tmp: Path, dumps: Path, vmlinux: Path, drgn_in_path: None
+) -> None:
+    memory = put_vmcore(short_tmp / "memory")
+    directory = dumps / "127.0.0.1-2026-11-22-22:05:00"
+    directory.mkdir()
+    parts = [directory / f"vmcore.{number}" for number in range(1, 5)]
+    command = ["makedumpfile", "--split", "-c", "-d", "31", memory, *parts]
+    subprocess.run(command, check=True, capture_output=True)
+    memory.unlink()
+    for part in parts[1:3]:  # the administrator saves room
+        subprocess.run(["gzip", "-1", part], check=True)
+    make_old(directory)
+    place(short_tmp, vmlinux)
+    with Daemon(short_tmp, "--no-register", config=CONFIG) as daemon:
+        wait_until(lambda: symbol_state(daemon) == "done", 60, "all parts are read")
+        doc = info(daemon)
+        assert (doc["state"], doc["title"], doc["kernel"]["log_source"]) == (
+            "complete",
+            TITLE,
+            "dump",
+        )
+        assert len(doc["kernel"]["dump_parts"]) == 4
+        assert stack_of(doc)[: len(STACK)] == STACK
+        assert [t["name"] for t in doc["threads"]] == ["bash", "swapper/1"]
+
+
+def test_wrapped_dump_without_room_to_unpack_it_says_so(
+    short_tmp: Path, dumps: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = put_dump(dumps)
+    subprocess.run(["gzip", "-1", directory / f"dump.{STAMP}"], check=True)
+    make_old(directory)
+    root = DumpRoot(dumps)
+    monkeypatch.setattr(dumpfiles, "UNPACKED_MAX", 100_000)  # the dump has 245760 bytes
+    with root, root.open(root.look(os.fsencode(STAMP))) as opened:
+        names = [os.fsencode(f"dump.{STAMP}.gz")]
+        with (
+            pytest.raises(FormatError, match="cannot be unpacked: it has more than 100000 bytes"),
+            dumpfiles.opened_files(opened, names, AnalysisOptions(), short_tmp),
+        ):
+            pass
+    assert sorted(path.name for path in short_tmp.iterdir()) == ["var"]
 
 
 def test_dump_and_bundle_of_a_kernel_crash(dumps: Path, daemon: Daemon, tmp_path: Path) -> None:
@@ -281,7 +332,7 @@ def symbols_of(dump: Path, root: Path, options: AnalysisOptions | None = None) -
     fd = os.open(dump, os.O_RDONLY)
     try:
         search = VmlinuxFinder(root, ()).find(WANTED)
-        return read_symbols(fd, WANTED, search, options or AnalysisOptions())
+        return read_symbols([fd], WANTED, search, options or AnalysisOptions())
     finally:
         os.close(fd)
 

@@ -175,6 +175,7 @@ ONLY_IN = {
         "crashd.analyzers.stacks",
         "crashd.analyzers.kernel_log",
         "crashd.analyzers.kernel_core",
+        "crashd.analyzers.kernelmodule",
     ),
     "_drgn_util": ("crashd.analyzers.stacks",),
     "rust_demangler": ("crashd.analyzers.demangle",),

@@ -332,7 +332,13 @@ class DumpWatch:
         worker = self._settings.worker if quiet_ns >= SETTLE_NS else None
         begun_ns = time.monotonic_ns()
         look = look_into(
-            root, known.seen, known.told, growing=growing, analysis=asked, worker=worker
+            root,
+            known.seen,
+            known.told,
+            growing=growing,
+            analysis=asked,
+            worker=worker,
+            scratch=self._paths.state_dir,
         )
         self._looked_ns += time.monotonic_ns() - begun_ns
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):

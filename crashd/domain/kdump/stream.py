@@ -58,6 +58,11 @@ class DumpMeter:
         self._pages: _PageCount | None = None
         self._begun = False
 
+    @property
+    def size_bytes(self) -> int:
+        """How much was fed."""
+        return self._size
+
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
         at, self._size = self._size, self._size + len(data)
