@@ -18,21 +18,24 @@ import zstandard
 
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.kernel import dumpfiles
-from crashd.daemon.kernel.symbols import VmlinuxFinder, WantedKernel, read_symbols
+from crashd.daemon.kernel.symbols import ModuleFinder, VmlinuxFinder, WantedKernel, read_symbols
 from crashd.domain.kdump.symbols import Symbols
 from crashd.errors import FormatError
 from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumps import kernel_log, make_old
 from tests.builders.kernel import (
     BUILD_ID,
+    DATA,
     PACKAGE,
     RELEASE,
     STAMP,
     TITLE,
     find_real_vmlinux,
     put_dump,
+    put_module,
     put_vmcore,
     put_vmlinux,
+    unpack,
 )
 from tests.running import PLAIN_CONFIG, Daemon, wait_until
 
@@ -335,6 +338,31 @@ def symbols_of(dump: Path, root: Path, options: AnalysisOptions | None = None) -
         return read_symbols([fd], WANTED, search, options or AnalysisOptions())
     finally:
         os.close(fd)
+
+
+def test_frame_in_a_module_has_its_name_and_with_the_modules_file_its_line(
+    short_tmp: Path, vmlinux: Path
+) -> None:
+    place(short_tmp, vmlinux)
+    dump = os.open(unpack(DATA / "softdog-elf.zst", short_tmp / "dump"), os.O_RDONLY)
+    modules = ModuleFinder(short_tmp, ["/srv/symbols"])
+
+    def frame(likely: list[str]) -> dict[str, Any]:
+        search = VmlinuxFinder(short_tmp, ()).find(WANTED)
+        facts = read_symbols([dump], WANTED, search, AnalysisOptions(), modules, likely).facts
+        assert facts is not None
+        (found,) = [frame for frame in facts.frames if frame.module == "softdog"]
+        return {"function": found.function, "offset": found.symbol_offset, "line": found.line}
+
+    try:
+        # by the symbol table that the kernel itself has in memory
+        assert frame([]) == {"function": "softdog_fire", "offset": 33, "line": None}
+        put_module(short_tmp / f"srv/symbols/{RELEASE}/kernel/drivers/watchdog/softdog.ko")
+        whole = {"function": "softdog_fire", "offset": 33, "line": 87}
+        assert frame([]) == whole  # the first reading shows which module
+        assert frame(["softdog", "no_such"]) == whole
+    finally:
+        os.close(dump)
 
 
 def test_hostile_dumps_cost_a_bounded_time_and_never_more_than_a_reason(
