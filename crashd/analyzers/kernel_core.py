@@ -216,7 +216,7 @@ class _KernelCore:
         """Return the struct elf_prstatus of a task, or of its CPU, from the dump's own notes; a
         hypervisor numbers them by CPU, the kernel by task.
         """
-        pid, cpu = int(task.pid), task_cpu(task)
+        pid, cpu = int(task.pid), int(task_cpu(task))
         whole = [raw for raw in self._registers if len(raw) >= _PRSTATUS_BYTES]
         for raw in whole:
             if pid and int.from_bytes(raw[_PR_PID:][:4], "little") == pid:
@@ -230,11 +230,13 @@ class _KernelCore:
         note = per_cpu_ptr(self._program["crash_notes"], task_cpu(task))
         raw: bytes = self._program.read(int(note.value_()), _NOTE.size + _PRSTATUS_BYTES)
         name_size, size, kind, name = _NOTE.unpack_from(raw)
-        found = name_size == len(b"CORE\0") and name == b"CORE\0\0\0\0" and kind == _NT_PRSTATUS
+        found: bool = (
+            name_size == len(b"CORE\0") and name == b"CORE\0\0\0\0" and kind == _NT_PRSTATUS
+        )
         tid = int.from_bytes(raw[_NOTE.size + _PR_PID :][:4], "little")
         if not found or size < _PRSTATUS_BYTES or tid != int(task.pid):
             return None
-        return bytes(raw[_NOTE.size :])
+        return raw[_NOTE.size :]
 
     def _is_kernel(self, pc: int) -> bool:
         """Return whether an address is in the kernel's half; True if the machine's addresses do not

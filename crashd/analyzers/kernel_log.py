@@ -16,8 +16,7 @@ from crashd.analyzers.kdumpfile import DumpParts
 from crashd.domain.elf.headers import Bits, ByteOrder, split_notes
 from crashd.domain.kdump.compressed import find_wrapper
 from crashd.domain.kdump.diskdump import SIGNATURE, DiskDump, parse_diskdump
-from crashd.domain.kdump.flatwalk import walk
-from crashd.domain.kdump.stream import FLAT_HEADER_SIZE, FLAT_MAGIC
+from crashd.domain.kdump.flattened import FLAT_MAGIC, read_flattened
 from crashd.domain.kdump.vmcoreinfo import (
     PAGE,
     build_id_in,
@@ -138,7 +137,7 @@ def _read_diskdump(fd: int) -> tuple[bytes, DiskDump | None]:
 
     head = read(0, _HEADERS_MAX)
     if head.startswith(FLAT_MAGIC):
-        head = walk(read, FLAT_HEADER_SIZE, os.fstat(fd).st_size, _HEADERS_MAX)[0]
+        head = read_flattened(read, os.fstat(fd).st_size, _HEADERS_MAX)[0]
     return head, parse_diskdump(head) if head.startswith(SIGNATURE) else None
 
 

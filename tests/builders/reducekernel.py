@@ -225,7 +225,8 @@ def find_info(source: drgn.Program, frames: int = 1 << 18) -> int:
 
 def main(vmlinux: Path, reduced: Path, *dumps: Path) -> None:
     """Reduce the vmlinux, and each dump to the file named after it."""
-    recorders = {target: Recorder(dump) for dump, target in zip(dumps[::2], dumps[1::2], strict=True)}
+    pairs = zip(dumps[::2], dumps[1::2], strict=True)
+    recorders = {target: Recorder(dump) for dump, target in pairs}
     told = []
     for target, recorder in recorders.items():
         kernel_log._read(recorder.open())

@@ -4,6 +4,7 @@ cut at ten places.
 The memory is reduced (tests.builders.reducevmcore) to what makedumpfile needs, log and symbols.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from crashd.cli.open.kerneldump import read_joined
 from crashd.daemon.kernel.look import find_missing_part
 from crashd.domain.kdump.vmcore import HEAD_SIZE, Completeness, DumpVerdict, judge
 from crashd.store.corefile import unzstd
 from tests.builders.kernel import put_vmcore
+
+PAGE = 4096
 
 pytestmark = pytest.mark.skipif(
     shutil.which("makedumpfile") is None, reason="makedumpfile is not installed"
@@ -102,3 +106,17 @@ def test_split_form_is_judged_right(vmcore: Path, tmp_path: Path) -> None:
         rest = [head for head in heads if head is not left_out]
         assert bool(find_missing_part(rest)) is (left_out not in empty)
     check(parts[0])
+
+
+def test_parts_are_joined_as_makedumpfile_does(vmcore: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"part{number}" for number in range(4)]
+    makedumpfile("--split", "-c", "-d", "31", vmcore, *parts)
+    makedumpfile("--reassemble", *parts, tmp_path / "theirs")
+    theirs = (tmp_path / "theirs").read_bytes()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(part.open("rb")) for part in reversed(parts)]
+        ours = b"".join(read_joined(file.fileno() for file in files))
+    assert len(ours) == len(theirs)
+    assert ours[2 * PAGE :] == theirs[2 * PAGE :]  # the sub-header names the range of all pages
+    (tmp_path / "ours").write_bytes(ours)
+    check(tmp_path / "ours")
