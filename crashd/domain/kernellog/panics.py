@@ -13,7 +13,10 @@ __all__ = ["causes_of", "kind_of"]
 _ALL = frozenset(PanicKind)
 _CAUSES: Final = (
     (
-        re.compile(r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"),
+        re.compile(
+            r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"
+            r"|Kernel Fault|Bad Address"
+        ),
         OOPS_KINDS,
     ),
     (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _ALL - {PanicKind.SYSRQ}),

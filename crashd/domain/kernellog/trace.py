@@ -75,7 +75,8 @@ _FRAME_INLINE = re.compile(
     r"\(?[\w./-]{1,200}\.[chSs]:\d{1,7}(?: \(discriminator \d{1,4}\))?\)? \[inline\]"
 )
 _PC = re.compile(
-    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |PC is at "
+    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |(?:PC|pc) is at "
+    r"|TPC: <|IAOQ\[0\]: |PC: (?=\[)|.{0,80} by insn @ "
     r"|e?pc {1,3}: "
     r"|NIP |Krnl PSW : [0-9a-f]{8,16} [0-9a-f]{8,16} \(|e?pc {0,3}: [0-9a-f]{8,16} "
     r"|ERA {0,3}: [0-9a-f]{16} |--- interrupt: [0-9a-f]{1,4} at )"
@@ -298,7 +299,7 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _parse_pc(text: str) -> TraceFrame | None:
-    match = _PC.match(text) if text[:1] in "EIRPepNK-" else None
+    match = _PC.match(text) if text[:1] in "EIRPTepNK-" else None
     if match is None:
         return None
     offset, size = _hex(match["offset"]), _hex(match["size"])
