@@ -167,7 +167,9 @@ def registers_of(path: Path) -> Iterator[bytes]:
     """Return the registers in the notes of an ELF dump, by which a hypervisor tells them."""
     with path.open("rb") as file:
         dump = parse_elf_dump(lambda at, size: os.pread(file.fileno(), size, at))
-        for at, size in dump.notes if dump is not None else ():
+        if dump is None:
+            return
+        for at, size in dump.notes:
             notes = split_notes(os.pread(file.fileno(), size, at), dump.layout)
             yield from (desc for name, kind, desc, _ in notes if (name, kind) == (b"CORE", 1))
 

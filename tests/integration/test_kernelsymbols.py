@@ -249,7 +249,7 @@ def test_log_and_symbols_of_a_split_dump_are_read_from_all_of_its_parts(
     directory = dumps / "127.0.0.1-2026-11-22-22:05:00"
     directory.mkdir()
     parts = [directory / f"vmcore.{number}" for number in range(1, 5)]
-    command = ["makedumpfile", "--split", "-c", "-d", "31", memory, *parts]
+    command = ["makedumpfile", "--split", "-c", "-d", "31", *map(str, (memory, *parts))]
     subprocess.run(command, check=True, capture_output=True)
     memory.unlink()
     for part in parts[1:3]:  # the administrator saves room
