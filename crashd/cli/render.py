@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
+from crashd.domain.crash.match import field_of
 from crashd.domain.crash.model import LIST_KEYS, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
@@ -248,8 +249,28 @@ def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
     return chosen | {"TITLE": max(width - sum(w + 1 for w in chosen.values()), 1)}
 
 
-def render_json_list(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of one JSON array, one crash per line, with exactly LIST_KEYS."""
+def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:
+    """Yield the value of one field of each crash, as `list -F` does; nothing where it is unknown.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    field = field_of(name, LIST_KEYS)
+    for row in rows:
+        value = row.get(field)
+        if isinstance(value, Mapping):
+            yield json.dumps(value)
+        elif value not in (None, ""):
+            yield printable(str(value))
+
+
+def render_json_list(rows: Iterable[Row], form: str | bool = True) -> Iterator[str]:
+    """Yield the lines of one JSON array with exactly LIST_KEYS: one crash per line, or all of it
+    on one (`short`) or indented (`pretty`).
+    """
+    if form is not True:
+        yield json_page([{key: row.get(key) for key in LIST_KEYS} for row in rows], form)
+        return
     separator = "["
     for row in rows:
         yield separator + json_line(row)
@@ -262,6 +283,8 @@ def json_line(row: Row) -> str:
     return json.dumps({key: row.get(key) for key in LIST_KEYS})
 
 
-def json_page(value: object) -> str:
-    """Return indented JSON, also for people to read; ASCII only."""
+def json_page(value: object, form: str | bool = True) -> str:
+    """Return JSON, indented for people to read unless `form` is `short`; ASCII only."""
+    if form == "short":
+        return json.dumps(value, separators=(",", ":"))
     return json.dumps(value, indent=2)

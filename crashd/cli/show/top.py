@@ -20,8 +20,9 @@ from crashd.cli.render import (
 from crashd.cli.show.kernelpage import symbols_text
 from crashd.cli.show.listing import show
 from crashd.cli.source import Source, newest, open_source
-from crashd.domain.crash.match import Query, parse_time
+from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import State
+from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnavailableError
@@ -116,7 +117,7 @@ def top(context: Context, arguments: argparse.Namespace) -> int:
     if fresh is not None:
         rows = _only_new(rows, parse_time(fresh, now_ns))[: arguments.limit]
     if arguments.json:
-        print(json_page(rows))
+        print(json_page(rows, arguments.json))
     else:
         for line in render_top(rows, context.width, legend=context.legend, color=context.color):
             print(line)
