@@ -212,11 +212,11 @@ def test_list_on_a_terminal_fits_it_and_is_coloured(store: Store) -> None:
     env = environment({"COLUMNS": "80", "TERM": "xterm"})
     status, shown = on_terminal(store.command("list"), env)
     assert status == 0
-    assert "\x1b[33mtruncated" in shown
+    assert f"\x1b[33m{store.ids['cut'][-8:]}" in shown  # there is no room for the state
     _, plain = on_terminal(store.command("list"), {**env, "NO_COLOR": "1"})
     assert "\x1b" not in plain
     assert len(plain.splitlines()) == 6
-    assert max(map(len, plain.splitlines())) == 80
+    assert 70 < max(map(len, plain.splitlines())) <= 80  # cut between words
     _, forced = on_terminal(store.command("list", "--color=always"), {**env, "NO_COLOR": "1"})
     assert forced == shown
 
@@ -808,14 +808,54 @@ def test_follow_prints_crashes_as_they_happen(
         wait_until(lambda: bool(control._followers), what="follow is there")
         crash = store.json("info", store.ids["hostile"])
         for _ in range(2):
-            control.publish(crash, 33)
+            control.publish("crash", crash, 33)
             line = process.stdout.readline()
             assert line.decode().rstrip("\n").isprintable()
             assert json.loads(line)["id"] == store.ids["hostile"]
+        control.publish("explained", {**crash, "explanation": "now known"}, 33)
+        assert json.loads(process.stdout.readline())["explanation"] == "now known"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def test_follow_prints_the_explanation_below_the_crash(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    control = server()
+    with subprocess.Popen(
+        store.command("follow"), stdout=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        wait_until(lambda: bool(control._followers), what="follow is there")
+        crash = store.json("info", store.ids["new"])
+        control.publish("crash", {**crash, "title": "SIGSEGV in nginx"}, 33)
+        control.publish("explained", {**crash, "title": "SIGSEGV in nginx, f(): NULL read"}, 33)
+        legend, line, note = (process.stdout.readline().decode() for _ in range(3))
+        assert note[legend.index("ID") :] == f"{store.ids['new'][-8:]} NULL read, in f()\n"
+        assert store.ids["new"][-8:] in line
+        process.send_signal(signal.SIGINT)
+
+
+def test_info_says_that_the_analysis_is_pending(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    assert "Analysis: pending" not in store.run("info").stdout  # nobody will analyse it
+    server(analyses_waiting=3)
+    assert "Analysis: pending" in store.run("info").stdout
+    assert store.json("info")["analysis"] == {"state": "pending"}
+    assert "Analysis:" not in store.run("info", "1002").stdout  # without a core
+
+
+def test_info_and_list_take_a_signature(store: Store) -> None:
+    signature = "p2-0123456789abcdef"
+    crash = add_crash(store.paths, 9, signature=signature, analysis={"state": "done"})
+    with Index.open(store.paths.index) as index:
+        index.put([crash])
+    assert crash.id in store.run("info", signature).stdout
+    assert [row["id"] for row in store.json("list", signature)] == [crash.id]
+    assert crash.id[-8:] in store.run("top").stdout
 
 
 def test_follow_ends_with_status_4_when_the_daemon_does(

@@ -6,8 +6,8 @@ from typing import Any
 
 from crashd.cli.context import Context
 from crashd.cli.render import (
-    FOLLOW_WIDTHS,
     Table,
+    follow_widths,
     json_line,
     json_page,
     render_field,
@@ -15,6 +15,10 @@ from crashd.cli.render import (
 )
 from crashd.cli.source import DirectSource, newest, open_source
 from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import State
+from crashd.errors import CrashdError
+
+_ANALYSED = frozenset(state.value for state in State if state.has_core)
 
 
 def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
@@ -35,7 +39,7 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
         for line in render_json_list(located, arguments.json):
             print(line)
     elif rows:
-        table = Table(context.width, color=context.color)
+        table = Table(context.width, color=context.color, now_ns=time.time_ns())
         for line in table.lines(rows, legend=context.legend):
             print(line)
     if rows:
@@ -58,6 +62,23 @@ def locate_core(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
     if context.index_files is None:
         path = str(context.paths.crashes.absolute() / str(doc.get("id")) / name)
     return {**doc, "core": {**core, "path": path}}
+
+
+def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
+    """Return a crash that says whether its analysis is still to come."""
+    if doc.get("kind") != "process" or doc.get("analysis") or context.index_files is not None:
+        return doc
+    if doc.get("state") not in _ANALYSED or not (doc.get("core") or {}).get("path"):
+        return doc
+    from crashd.cli.control import ControlClient  # few crashes are looked at so soon
+
+    try:
+        status = ControlClient(context.paths.control_socket, 1.0).ask({"verb": "status"})["status"]
+    except (CrashdError, KeyError):
+        return doc
+    if not isinstance(status, dict) or status.get("analyses_waiting") is None:
+        return doc
+    return {**doc, "analysis": {"state": "pending"}}
 
 
 def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
@@ -102,6 +123,7 @@ def show(context: Context, arguments: argparse.Namespace) -> int:
         doc = source.info(row["id"])
     finally:
         source.close()
+    doc = mark_pending(context, doc)
     if arguments.json:
         print(json_page(locate_core(context, doc), arguments.json))
         return 0
@@ -114,6 +136,7 @@ def show(context: Context, arguments: argparse.Namespace) -> int:
         show_all=arguments.all,
         color=context.color,
         core_file=core_file,
+        width=context.width,
     ):
         print(line)
     return 0
@@ -125,7 +148,7 @@ def follow(context: Context, arguments: argparse.Namespace) -> int:
 
     client = ControlClient(context.paths.control_socket)
     table = Table(context.width, color=context.color)
-    table.expect(FOLLOW_WIDTHS)
+    table.expect(follow_widths(context.width))
     try:
         with client.stream({"verb": "follow"}) as events:
             if context.legend and not arguments.json:
@@ -138,9 +161,12 @@ def follow(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _print_event(context: Context, as_json: bool, table: Table, event: dict[str, Any]) -> None:
-    crash = event.get("crash")
+    crash, explained = event.get("crash"), event.get("explained")
     if isinstance(crash, dict):
         located = locate_core(context, crash) if as_json else crash
         print(json_line(located) if as_json else table.line(crash), flush=True)
+    elif isinstance(explained, dict):
+        line = json_line(locate_core(context, explained)) if as_json else table.note(explained)
+        print(line, flush=True)
     elif event.get("dropped"):
         context.warn(f"{event['dropped']} crashes are not shown: too many at once")
