@@ -22,7 +22,7 @@ from crashd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from crashd.store import signatures
+from crashd.store import changes, signatures
 from crashd.store.entry import (
     RECORD,
     RECORD_MAX,
@@ -122,8 +122,9 @@ class Catalog:
             raise _not_found(crash_id)
         return row
 
-    def delete(self, crash_ids: Iterable[str]) -> int:
-        """Delete crashes, each entry before its row; return the bytes freed.
+    def delete(self, crash_ids: Iterable[str], gone: changes.Gone = changes.Gone.DELETED) -> int:
+        """Delete crashes, each entry before its row; return the bytes freed. `gone` says on whose
+        behalf.
 
         Raises:
             NotFoundError: a crash has neither entry nor row.
@@ -139,7 +140,7 @@ class Catalog:
             except NotFoundError:
                 if self._index.get(crash_id) is None:
                     raise
-            self._index.remove([crash_id])
+            changes.remove_for_good(self._index, crash_id, gone)
         return freed
 
     def _remove_dump(self, crash_id: str) -> int:

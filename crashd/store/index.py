@@ -214,6 +214,12 @@ class Index:
                 [(missing, missing, i) for i in ids],
             )
 
+    def run(self, statements: Iterable[tuple[str, Sequence[Any]]]) -> None:
+        """Run statements, all or none; for tables beside this one (`changes`)."""
+        with guard(self._path), self._transaction():
+            for sql, values in statements:
+                self._db.execute(sql, values)
+
     # -- reading ---------------------------------------------------------------------------------
 
     def get(self, crash_id: str, viewer: Viewer | None = None) -> dict[str, Any] | None:

@@ -51,6 +51,11 @@ class Paths:
         return self.state_dir / "index.sqlite"
 
     @property
+    def outbox(self) -> Path:
+        """SQLite; which revisions of crashes were sent to the fleet's store, and which wait."""
+        return self.state_dir / "outbox.sqlite"
+
+    @property
     def limiter_state(self) -> Path:
         """How much of each crash loop has been kept; JSON."""
         return self.state_dir / "limiter.json"
@@ -104,6 +109,16 @@ class Paths:
     def analyze_socket(self) -> Path:
         """SOCK_STREAM, 0600: held by systemd, which starts an analysis worker per connection."""
         return self.runtime_dir / "analyze.sock"
+
+    @property
+    def ship_socket(self) -> Path:
+        """SOCK_SEQPACKET, 0600: to crashd-ship; held by systemd, or made by crashd-ship."""
+        return self.runtime_dir / "ship.sock"
+
+    @property
+    def machine_id(self) -> Path:
+        """The host's machine id (machine-id(5))."""
+        return self.root / "etc/machine-id"
 
     @property
     def control_socket(self) -> Path:
