@@ -7,6 +7,7 @@ from typing import Any
 from crashd import __version__, registration
 from crashd.base.files import read_space
 from crashd.daemon.corepattern import CorePattern
+from crashd.daemon.fleet.shipping import Shipping
 from crashd.daemon.health import Health
 from crashd.daemon.intake.dispatch import Dispatcher
 from crashd.daemon.intake.ingest import Ingest
@@ -28,6 +29,7 @@ class DaemonStatus:
         ingest: Ingest,
         exporter: Exporter,
         metrics: MetricsFront,
+        shipping: Shipping,
     ) -> None:
         self._paths = paths
         self._health = health
@@ -36,6 +38,7 @@ class DaemonStatus:
         self._ingest = ingest
         self._exporter = exporter
         self._metrics = metrics
+        self._shipping = shipping
         self._started_ns = time.time_ns()
         self.mode = Mode.PIPE
 
@@ -71,6 +74,7 @@ class DaemonStatus:
                 "free_bytes": free_bytes(self._paths),
             },
             "metrics_address": self._metrics.addresses,
+            "fleet": self._shipping.describe(),
         }
 
 
