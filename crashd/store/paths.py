@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+KEPT_FILES = "files"
+"""A directory among those of the crashes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -39,6 +42,11 @@ class Paths:
     def crashes(self) -> Path:
         """One directory for each crash, named by its id."""
         return self.state_dir / "crashes"
+
+    @property
+    def kept_files(self) -> Path:
+        """Executables and libraries that only crashed processes could reach."""
+        return self.crashes / KEPT_FILES
 
     @property
     def spool(self) -> Path:
