@@ -95,6 +95,7 @@ class Service:
             self._ingest,
             self._exporter,
             self._metrics,
+            self._afterwards,
         )
         self._control: ControlServer | None = None
 

@@ -12,6 +12,8 @@ class Paths:
     """The file system layout below `root`: "/" on a host, a private one in a trial or test."""
 
     root: Path
+    state: Path | None = None
+    """Another `state_dir`, as of a copy of a store."""
 
     @property
     def handler(self) -> Path:
@@ -36,7 +38,7 @@ class Paths:
     @property
     def state_dir(self) -> Path:
         """0700; everything that outlives a boot."""
-        return self.root / "var/lib/crashd"
+        return self.state or self.root / "var/lib/crashd"
 
     @property
     def crashes(self) -> Path:

@@ -49,7 +49,7 @@ def vacuum(context: Context, arguments: argparse.Namespace) -> int:
     for crash_id in done.kept:
         context.warn(f"{crash_id} was not deleted: it is pinned, in use, or cannot be read")
     if arguments.json:
-        print(json_page(done.rows))
+        print(json_page(done.rows, arguments.json))
         return 1 if done.kept else 0
     for row in done.rows:
         what = "crash" if row["whole"] else "core"

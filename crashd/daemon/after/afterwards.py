@@ -69,6 +69,11 @@ class Afterwards:
         """Analyse a crash (again) before all others; False if that is not possible."""
         return self._analyses.add_first(crash_id)
 
+    @property
+    def analyses_waiting(self) -> int | None:
+        """How many crashes wait for their analysis; None if analyses are turned off."""
+        return self._analyses.waiting
+
     def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
         """Meet the limits of retention now; see `Retention.vacuum`."""
         return self.retention.vacuum(spectator, dry_run=dry_run)
