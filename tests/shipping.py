@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from crashd.store.corefile import unzstd
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from tests.builders.crashes import BOOT_ID
+from tests.running import wait_until
 
 MACHINE_ID = "9c3f0b8d5a4e4f1c8b7a6d5e4f3c2b1a"
 UNPACKED_MAX = 256 << 20
@@ -42,7 +44,7 @@ class Shipper:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; it makes its socket itself."""
+        """Start it, and wait until it listens on the socket that it makes itself."""
         program = "import sys; from crashd.ship.main import main; sys.exit(main())"
         with (self.root / "ship.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -51,6 +53,11 @@ class Shipper:
                 stderr=log,
                 env={**os.environ, **self.environ},
             )
+        wait_until(self._listens, 30, "crashd-ship listens")
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(str(Paths(self.root).ship_socket)) == 0
 
     def kill(self) -> None:
         """End it as the kernel would."""

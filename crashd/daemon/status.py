@@ -6,6 +6,7 @@ from typing import Any
 
 from crashd import __version__, registration
 from crashd.base.files import read_space
+from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.corepattern import CorePattern
 from crashd.daemon.fleet.shipping import Shipping
 from crashd.daemon.health import Health
@@ -29,6 +30,7 @@ class DaemonStatus:
         ingest: Ingest,
         exporter: Exporter,
         metrics: MetricsFront,
+        afterwards: Afterwards,
         shipping: Shipping,
     ) -> None:
         self._paths = paths
@@ -38,6 +40,7 @@ class DaemonStatus:
         self._ingest = ingest
         self._exporter = exporter
         self._metrics = metrics
+        self._afterwards = afterwards
         self._shipping = shipping
         self._started_ns = time.time_ns()
         self.mode = Mode.PIPE
@@ -67,6 +70,7 @@ class DaemonStatus:
             "storers": self._dispatcher.storers,
             "queued": self._dispatcher.queued,
             "spool_backlog": self._ingest.spool_backlog,
+            "analyses_waiting": self._afterwards.analyses_waiting,
             "crashes_total": self._ingest.finished_total,
             "store": {
                 "entries": sum(count for count, _ in usage.values()),

@@ -12,8 +12,8 @@ It is a file of its own, because the index is a cache: rebuilding that one neith
 again nor forgets anything. Without this file, everything in the store is sent again, with higher
 revisions, which does no harm. A damaged one is set aside.
 
-Over 400 lines because it is one class: what is decided of a crash, its line and its core at the same
-time is written in one transaction.
+Over 400 lines because it is one class: what is decided of a crash, its line and its core at the
+same time is written in one transaction.
 """
 
 import contextlib
