@@ -179,6 +179,12 @@ class Index(IndexReader):
                 [(missing, missing, i) for i in ids],
             )
 
+    def run(self, statements: Iterable[tuple[str, Sequence[Any]]]) -> None:
+        """Run statements, all or none; for tables beside this one (`changes`)."""
+        with guard(self._path), self._transaction():
+            for sql, values in statements:
+                self._db.execute(sql, values)
+
     # -- reading ---------------------------------------------------------------------------------
 
     def id_of_token(self, token: str) -> str | None:

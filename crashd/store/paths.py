@@ -5,6 +5,9 @@ Not a dataclass, because crashctl loads this at each call, and dataclasses take 
 
 from pathlib import Path
 
+KEPT_FILES = "files"
+"""A directory among those of the crashes."""
+
 
 class Paths:
     """The file system layout below `root`: "/" on a host, a private one in a trial or test."""
@@ -56,6 +59,11 @@ class Paths:
         return self.state_dir / "crashes"
 
     @property
+    def kept_files(self) -> Path:
+        """Executables and libraries that only crashed processes could reach."""
+        return self.crashes / KEPT_FILES
+
+    @property
     def spool(self) -> Path:
         """Crashes that the handler kept itself while the daemon was away."""
         return self.state_dir / "spool"
@@ -64,6 +72,11 @@ class Paths:
     def index(self) -> Path:
         """SQLite; a cache of `crashes`."""
         return self.state_dir / "index.sqlite"
+
+    @property
+    def outbox(self) -> Path:
+        """SQLite; which revisions of crashes were sent to the fleet's store, and which wait."""
+        return self.state_dir / "outbox.sqlite"
 
     @property
     def limiter_state(self) -> Path:
@@ -119,6 +132,16 @@ class Paths:
     def analyze_socket(self) -> Path:
         """SOCK_STREAM, 0600: held by systemd, which starts an analysis worker per connection."""
         return self.runtime_dir / "analyze.sock"
+
+    @property
+    def ship_socket(self) -> Path:
+        """SOCK_SEQPACKET, 0600: to crashd-ship; held by systemd, or made by crashd-ship."""
+        return self.runtime_dir / "ship.sock"
+
+    @property
+    def machine_id(self) -> Path:
+        """The host's machine id (machine-id(5))."""
+        return self.root / "etc/machine-id"
 
     @property
     def control_socket(self) -> Path:

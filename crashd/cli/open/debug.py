@@ -170,7 +170,9 @@ def _find_files(
 ) -> CrashFiles:
     stored = source.open_core(crash_id)
     try:
-        return find_files(from_json(source.info(crash_id)), stored, settings.build_id_dirs_bytes)
+        return find_files(
+            context.paths, from_json(source.info(crash_id)), stored, settings.build_id_dirs_bytes
+        )
     except FormatError as e:
         context.warn(f"{e}: no symbols")
         return CrashFiles([], b"", frozenset())

@@ -45,7 +45,7 @@ class Afterwards:
         """Take new settings."""
         self._analyses.configure(analysis_settings(settings, self._paths))
         self._notices.configure(notice_settings(settings))
-        self.retention.configure(settings.retention.process.policy)
+        self.retention.configure(settings.process_policy)
 
     def begin(self) -> None:
         """Begin with the unfinished work, once; the index must know everything on disk."""
@@ -110,6 +110,7 @@ def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
             python=analysis.python,
             build_id_dirs=analysis.build_id_dirs_bytes,
             worker_socket=socket if socket.is_socket() else None,
+            crashes=paths.crashes,
         ),
     )
 
