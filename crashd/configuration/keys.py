@@ -7,6 +7,7 @@ import this module only where it is needed. Over 400 lines, because it is one li
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,16 +15,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crashd.configuration.values import (
     AMOUNT,
     AMOUNT_OR_INFINITY,
+    BANDWIDTH,
     DIRECTORIES,
     FLAG,
+    LABELS,
     LISTEN,
     PATH,
     PATHS,
     PATTERNS,
+    RECIPIENTS,
     RULES,
     SIZE,
     SIZE_OR_AUTO,
     SIZE_OR_INFINITY,
+    STORE_URL,
     URL,
     duration,
     one_of,
@@ -82,6 +87,14 @@ class CaptureSection(Section):
     is let go. A capture gets at most half of what is free of it, and leaves free what
     `retention.process.keep_free` says. What does not fit is read as fast as it can be compressed,
     and so is all with 0."""
+
+    keep_files: Annotated[Amount, AMOUNT] = Amount(size_bytes=1 << 30)
+    """How much space executables and libraries may take that only a crashed process could reach:
+    deleted or replaced ones (an upgrade), memfds, private mounts. They are kept with the crash, by
+    build-id and each content once, so that its stack has names; they are copied after the process
+    is let go, and removed with the last core that needs them. Never more than a quarter of
+    `retention.process.max_use`. Files that the crashed user may not read are not kept. With 0 none
+    is kept."""
 
     page_timeout: Annotated[str | int, duration(_SECOND_NS // 10, 600 * _SECOND_NS)] = "5s"
     """The longest time for one read of memory that a file system has to supply, or the process
@@ -505,6 +518,49 @@ class Privacy(Section):
     "ACME_*"; case does not matter."""
 
 
+class Fleet(Section):
+    """Where crashes are sent, so that one index has those of all hosts (`crashctl --fleet`).
+    crashd-ship.service sends them; its credentials are the cloud's usual ones (crashd-ship(8))."""
+
+    url: Annotated[str, STORE_URL] = ""
+    """The bucket, and perhaps a prefix in it: "s3://BUCKET/PREFIX", "gs://…", "az://…", or a
+    directory, "file:///…", such as a mounted share; "" sends nothing. All hosts of a fleet have the
+    same one."""
+
+    cores: Annotated[Literal["none", "mini", "full"], one_of("none", "mini", "full")] = "none"
+    """What is sent of a process's core: "none", "full", or "mini", which is enough for all stacks
+    (headers, notes, stacks). Records are always sent. Cores hold whatever the process had in
+    memory: see `recipients`."""
+
+    cores_per_signature: Annotated[int, whole(1, 1000)] = 3
+    """How many cores of one signature this host sends. The fleet may also have enough of them, as
+    its indexer publishes; `crashctl --fleet want` asks for more."""
+
+    kernel_dumps: Annotated[bool, FLAG] = False
+    """Whether the kernel's dumps are sent, too: they may hold anything that was in memory."""
+
+    bandwidth: Annotated[str | int, BANDWIDTH] = "20M"
+    """How many bytes a second are sent at most."""
+
+    labels: Annotated[tuple[str, ...], LABELS] = ()
+    """What this host is, for `crashctl --fleet --label`: such as "role=db" and "site=fra1"."""
+
+    recipients: Annotated[tuple[str, ...], RECIPIENTS] = ()
+    """Public keys in the format of age (age-keygen). If there are any, cores and environments are
+    encrypted to them before they leave the host, and can be read only with one of the secret keys
+    (`crashctl --fleet debug --identity FILE`)."""
+
+    @property
+    def bandwidth_bytes(self) -> int | None:
+        """`bandwidth` in bytes a second; None for no limit."""
+        return None if self.bandwidth == "infinity" else parse_bytes(self.bandwidth)
+
+    @property
+    def label_values(self) -> dict[str, str]:
+        """`labels` by their names."""
+        return dict(one.split("=", 1) for one in self.labels)
+
+
 class Log(Section):
     """What crashd logs about itself."""
 
@@ -525,7 +581,13 @@ class Settings(Section):
     hooks: Hooks = Hooks()
     http: Http = Http()
     privacy: Privacy = Privacy()
+    fleet: Fleet = Fleet()
     log: Log = Log()
+
+    @property
+    def process_policy(self) -> Policy:
+        """What is kept of process crashes: cores, metadata, and files."""
+        return replace(self.retention.process.policy, keep_files=self.capture.keep_files)
 
 
 def known_keys(model: type[Section] = Settings, prefix: str = "") -> Iterator[str]:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Protocol
 
 from crashd.base import messages
@@ -185,15 +184,15 @@ class ControlServer:
         for end in (self._socket, self._wake_in, self._wake_out):
             end.close()
 
-    def publish(self, document: dict[str, Any], owner_uid: int | None) -> None:
-        """Queue a finished crash for the readers of `follow` who may see it. Callable from any
-        thread; does not block.
+    def publish(self, what: str, document: dict[str, Any], owner_uid: int | None) -> None:
+        """Queue a crash for the readers of `follow` who may see it: a finished one (`crash`), or
+        one whose analysis is done (`explained`). Callable from any thread; does not block.
         """
         gid = document.get("gid")
         with self._lock:
             if not self._followers:
                 return
-            message = messages.pack({"crash": document})  # one for all
+            message = messages.pack({what: document})  # one for all
             for follower in self._followers:
                 viewer = follower.viewer
                 if viewer is None or viewer.owns(owner_uid, gid):
@@ -396,7 +395,7 @@ def _found(
             "crashes": catalog.select(_bounded(query), viewer, max_bytes=LIST_BYTES),
         }
     limit = min(query.limit or TOP_MAX, TOP_MAX)
-    return {"ok": True, "signatures": catalog.top(replace(query, limit=limit), viewer)}
+    return {"ok": True, "signatures": catalog.top(query._replace(limit=limit), viewer)}
 
 
 def _record(fd: int | None, more: dict[str, Any]) -> Answer:
