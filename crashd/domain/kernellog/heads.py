@@ -89,6 +89,17 @@ HEADS: Final[tuple[Head, ...]] = (
     head(_K.OOPS, r"PANIC: early exception 0x", "PANIC: early exception{in_f}"),
     # ---- bugs ----
     head(
+        _K.UBSAN,
+        rf"UBSAN: (?P<what>[a-z][a-z -]{{3,60}}?) at {FUNCTION}",
+        "UBSAN: {what}{in_f}",
+        _B.HEAD,
+    ),
+    head(
+        _K.UBSAN,
+        r"Internal error: UBSAN: (?P<what>[a-z][a-z -]{3,60}?): [0-9a-f]{1,16} \[#\d{1,9}\]",
+        "UBSAN: {what}{in_f}",
+    ),
+    head(
         _K.BUG,
         rf"(?:traps: )?Missing ENDBR: {FUNCTION}",
         "Missing ENDBR{in_f}",
