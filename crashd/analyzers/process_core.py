@@ -46,6 +46,7 @@ class NativeFacts(Analyzer):
             "threads": threads,
             "modules": _modules(opened.files, stacks, threads),
             **moment,
+            "thread_signal": head.threads[0].signal,
             "messages": messages.collect(
                 image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
             ),

@@ -7,7 +7,7 @@ is one list: an operator's view of crashctl.
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
 from crashd import __version__
@@ -15,13 +15,23 @@ from crashd.errors import UsageError
 
 HELP_WIDTH = 80
 COLORS = ("auto", "always", "never")
-DEBUGGERS = ("gdb", "drgn", "crash")
+JSON_FORMS = ("short", "pretty", "off")
 KINDS = ("process", "kernel")
+
+DEFAULT_VERB = "list"
+ALIASES = {"gdb": "debug", "bt": "info", "rm": "delete"}
+"""Names that users of coredumpctl, gdb and the shell type."""
 
 _DASHED_VALUES = frozenset(
     ["-S", "--since", "-U", "--until", "--new-since", "-A", "--debugger-arguments"]
 )
 """Options whose value may begin with a dash (`--since -1h`), which argparse would refuse."""
+_VALUED_TEXT = """
+--root --color --kind --signature -n --lines -F --field -D --directory --file -o --output
+--debugger --vmlinux
+"""
+VALUED = _DASHED_VALUES | frozenset(_VALUED_TEXT.split())
+"""Options of any verb that take a value: before the verb, the next word is that value."""
 
 
 class Verb(NamedTuple):
@@ -34,22 +44,37 @@ class Verb(NamedTuple):
     match: str | None
     """How the usage line shows MATCH; None if the verb takes no MATCH."""
     needs_match: bool = False
+    pages: bool = False
+    """Whether long output goes to a pager on a terminal."""
 
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb("list", "list crashes, newest last", "show.listing", "list_crashes", "[MATCH...]"),
-        Verb("info", "show everything known about a crash", "show.listing", "show", "[MATCH...]"),
+        Verb(
+            "list",
+            "list crashes, newest last",
+            "show.listing",
+            "list_crashes",
+            "[MATCH...]",
+            pages=True,
+        ),
+        Verb(
+            "info",
+            "show everything known about a crash",
+            "show.listing",
+            "show",
+            "[MATCH...]",
+            pages=True,
+        ),
         Verb(
             "dump",
             "write the core of a crash to a file or a pipe",
             "open.dump",
             "dump",
-            "MATCH...",
-            True,
+            "[MATCH...]",
         ),
-        Verb("debug", "open a crash in a debugger", "open.debug", "debug", "MATCH...", True),
+        Verb("debug", "open a crash in a debugger", "open.debug", "debug", "[MATCH...]"),
         Verb(
             "bundle",
             "save a crash with everything needed to debug it elsewhere",
@@ -58,7 +83,14 @@ VERBS: dict[str, Verb] = {
             "MATCH...",
             True,
         ),
-        Verb("top", "list signatures, most frequent first", "show.top", "top", "[MATCH...]"),
+        Verb(
+            "top",
+            "list signatures, most frequent first",
+            "show.top",
+            "top",
+            "[MATCH...]",
+            pages=True,
+        ),
         Verb("analyze", "analyse a crash again", "show.top", "analyze", "MATCH...", True),
         Verb(
             "delete", "delete crashes and their cores", "manage.change", "delete", "MATCH...", True
@@ -90,7 +122,14 @@ VERBS: dict[str, Verb] = {
             None,
         ),
         Verb("uninstall", "restore the previous crash handler", "manage.setup", "uninstall", None),
-        Verb("stats", "show crash counts over time", "show.stats", "stats", "[MATCH...]"),
+        Verb(
+            "stats",
+            "show crash counts over time",
+            "show.stats",
+            "stats",
+            "[MATCH...]",
+            pages=True,
+        ),
         Verb(
             "report",
             "write an HTML report of recent crashes",
@@ -130,6 +169,20 @@ class Parser(argparse.ArgumentParser):
         verb = self.prog.removeprefix("crashctl").strip()
         raise UsageError(f"{verb}: {message}" if verb else message, hint=f"see {self.prog} --help")
 
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """Raise a UsageError for options that there are not, and say which one may be meant."""
+        options = [name for action in self._actions for name in action.option_strings]
+        near = _nearest(words[0].partition("=")[0], options) if words[0].startswith("--") else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}{near}")
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    """Return the question whether the name most like `word` is meant; nothing without one."""
+    from difflib import get_close_matches  # takes a millisecond that only mistakes need
+
+    found = get_close_matches(word, list(names), 1)
+    return f", did you mean {found[0]}?" if found else ""
+
 
 def _positive(text: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
@@ -151,6 +204,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "-q", "--quiet", action="store_true", default=unset, help="print no notes on standard error"
     )
+    add("--no-pager", action="store_true", default=unset, help="do not pipe output into a pager")
     add("--no-legend", action="store_true", default=unset, help="print no column headings")
     add("--color", choices=COLORS, default=unset, help="use colours (auto: only on a terminal)")
     add("--debug", action="store_true", default=unset, help="print a traceback with every error")
@@ -167,7 +221,10 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     )
     add("-1", dest="limit", action="store_const", const=1, help="only the newest crash")
     add("-r", "--reverse", action="store_true", help="list newest first")
+    add("-F", "--field", metavar="FIELD", help="print only the values of FIELD, one per crash")
+    add("--all", action="store_true", help="crashes of all hosts in the store (always so)")
     _add_json(parser)
+    _add_place(parser)
 
 
 def _add_span(parser: argparse.ArgumentParser) -> None:
@@ -198,8 +255,27 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
 
 
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
+    add("--file", metavar="GLOB", help="read these indexes (index.sqlite) instead of a store")
+
+
+def _json_form(text: str) -> str | bool:
+    if text not in ("", *JSON_FORMS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(JSON_FORMS)}")
+    return {"": True, "off": False}.get(text, text)
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        type=_json_form,
+        default=False,
+        metavar="FORM",
+        help="print JSON; FORM (after =) is short, pretty or off",
+    )
 
 
 def _add_kdump(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +297,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         "-a", "--all", action="store_true", help="also show environment, maps and limits"
     )
     _add_json(parser)
+    _add_place(parser)
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -257,12 +334,13 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FILE", help="write to FILE (- or none: standard output)")
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
+    add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     _add_newest(parser)
     add = parser.add_argument
-    add("--debugger", choices=DEBUGGERS, help="debugger (default: gdb; crash for a kernel)")
+    add("--debugger", metavar="NAME", help="debugger (default: gdb; crash for a kernel)")
     add(
         "-A",
         "--debugger-arguments",
@@ -272,6 +350,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     )
     add("--vmlinux", metavar="FILE", help="vmlinux of the kernel that crashed")
     add("--as-root", action="store_true", help="run the debugger as root")
+    add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
 
 
 def _add_delete(parser: argparse.ArgumentParser) -> None:
@@ -324,11 +403,13 @@ def build_parser() -> Parser:
     verbs = "\n".join(f"  {verb.name:<10} {verb.summary}" for verb in VERBS.values())
     parser = Parser(
         prog="crashctl",
-        usage="crashctl [OPTION...] COMMAND ...",
+        usage="crashctl [OPTION...] [COMMAND] ...",
         description="Show and manage the crashes that crashd has caught.",
-        epilog=f"commands:\n{verbs}\n\n"
+        epilog=f"commands (default: {DEFAULT_VERB}):\n{verbs}\n"
+        "  help       show this help, or that of a command\n"
+        f"  {', '.join(f'{alias} is {name}' for alias, name in ALIASES.items())}\n\n"
         "MATCH selects crashes: an id or its beginning, PID, COMM, /path/to/exe, a unit,\n"
-        "or FIELD=VALUE.\n\n"
+        "a signal, or FIELD=VALUE; text may have the wildcards *, ? and [...].\n\n"
         "Exit status: 0 success, 1 no match or a failed check, 2 usage error,\n"
         "3 permission denied, 4 store or daemon unavailable. See crashctl(1).",
         formatter_class=_formatter,
@@ -370,37 +451,78 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
         root=os.environ.get("CRASHD_ROOT") or "/",
         quiet=False,
         no_legend=False,
+        no_pager=False,
         color="auto",
         debug=False,
     )
-    top = build_parser()
     place = _find_verb(argv)
-    values = top.parse_args(argv[:place], values)
+    words = [*argv[:place], *argv[place + 1 :]]
     if place >= len(argv):
-        top.error("no command given")
-    verb = VERBS.get(argv[place])
+        if {"-h", "--help"} & set(argv):
+            build_parser().print_help()
+            raise SystemExit(0)
+        name = DEFAULT_VERB
+    elif argv[place] == "help":
+        name, words = _asked_about(words)
+    else:
+        name = argv[place]
+    verb = VERBS.get(ALIASES.get(name, name))
     if verb is None:
-        top.error(f"unknown command {argv[place]!r}")
+        near = _nearest(name, (*VERBS, *ALIASES, "help"))
+        build_parser().error(f"unknown command {name!r}{near}")
+    return verb, _parse_verb(verb, words, values)
+
+
+def _asked_about(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command, and the words, that `help` with `words` stands for."""
+    names = [word for word in words if not word.startswith("-")]
+    if names:
+        return names[0], ["--help"]
+    build_parser().print_help()
+    raise SystemExit(0)
+
+
+def _parse_verb(verb: Verb, words: Sequence[str], values: argparse.Namespace) -> argparse.Namespace:
     parser = build_verb_parser(verb)
-    options, matches = _split(argv[place + 1 :])
-    values = parser.parse_intermixed_args(options, values)
+    options, matches = _split(words)
+    values, unknown = parser.parse_known_intermixed_args(options, values)
     if verb.match:
         values.match = [*values.match, *matches]
+    if unknown or (matches and not verb.match):
+        parser.refuse_unknown(unknown or matches)
+    if verb.match:
         if "" in values.match:
             parser.error("empty MATCH")
         if verb.needs_match and not values.match and not getattr(values, "newest", False):
             parser.error("MATCH is required")
-    elif matches:
-        parser.error(f"unrecognized arguments: {' '.join(matches)}")
-    return verb, values
+    return values
 
 
 def _find_verb(argv: Sequence[str]) -> int:
-    """Return the index of the first word that is neither an option nor an option's value."""
+    """Return the index of the first word that is neither an option nor an option's value.
+
+    It is behind the end if there is none, as if only MATCHes follow `--`.
+    """
     place = 0
     while place < len(argv) and argv[place].startswith("-"):
-        place += 2 if argv[place] in ("--root", "--color") else 1
+        if argv[place] == "--":
+            return len(argv)
+        place += 2 if _takes_next(argv, place) else 1
     return place
+
+
+def _takes_next(words: Sequence[str], place: int) -> bool:
+    """Return whether the word at `place` is an option whose value is the next word."""
+    word = words[place]
+    if word.startswith("--") or len(word) == 2:
+        return word in VALUED or _is_json_form(words, place)
+    # several letters: all but the last without a value, as in -rn 5
+    return f"-{word[-1]}" in VALUED and not any(f"-{letter}" in VALUED for letter in word[1:-1])
+
+
+def _is_json_form(words: Sequence[str], place: int) -> bool:
+    """Return whether `--json` at `place` has the next word as its form, as coredumpctl's has."""
+    return words[place] == "--json" and any(form in JSON_FORMS for form in words[place + 1 :][:1])
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -408,6 +530,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     argparse takes a word with a dash for an option. So the value of each option of _DASHED_VALUES
     is joined to its option: `--since -1h` becomes `--since=-1h`, and `-S -1h` becomes `-S-1h`.
+    And it would take the MATCH after `--json` for its value, so that gets an empty one.
     """
     options: list[str] = []
     rest = list(arguments)
@@ -415,7 +538,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         word = rest.pop(0)
         if word == "--":
             return options, rest
-        if word in _DASHED_VALUES and rest:
+        if word == "--json":
+            options.append(f"--json={rest.pop(0) if _is_json_form([word, *rest], 0) else ''}")
+        elif word in _DASHED_VALUES and rest:
             value = rest.pop(0)
             options.append(f"{word}={value}" if word.startswith("--") else word + value)
         else:

@@ -4,10 +4,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from crashd.domain.text import printable
 from crashd.store.paths import Paths
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class Context:
     """No notes on stderr."""
     width: int | None
     """Columns of the terminal; None if standard output is not a terminal."""
+    index_files: tuple[Path, ...] | None = None
+    """`--file`: read these instead of a store."""
 
     def note(self, text: str) -> None:
         """Print a note on stderr: something that is neither data nor an error."""
@@ -34,19 +39,27 @@ class Context:
         print(f"crashctl: warning: {printable(text)}", file=sys.stderr)
 
 
-def open_context(
-    root: str, *, color: str, legend: bool, quiet: bool, out: TextIO, environ: "os._Environ[str]"
-) -> Context:
+def open_context(arguments: "Namespace", *, out: TextIO, environ: "os._Environ[str]") -> Context:
     """Build the context of this run from the options, the terminal and the environment."""
     terminal = out.isatty()
     wanted = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    color = arguments.color
+    state = getattr(arguments, "directory", None)
+    pattern = getattr(arguments, "file", None)
     return Context(
-        paths=Paths(Path(root).absolute()),
+        paths=Paths(Path(arguments.root).absolute(), None if state is None else Path(state)),
         color=color == "always" or (color == "auto" and wanted),
-        legend=legend,
-        quiet=quiet,
+        legend=not arguments.no_legend,
+        quiet=arguments.quiet,
         width=_columns(out, environ) if terminal else None,
+        index_files=None if pattern is None else _matching_files(pattern),
     )
+
+
+def _matching_files(pattern: str) -> tuple[Path, ...]:
+    from glob import glob  # few calls have --file
+
+    return tuple(Path(name) for name in sorted(glob(pattern)))
 
 
 def _columns(out: TextIO, environ: "os._Environ[str]") -> int:

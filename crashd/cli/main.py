@@ -54,17 +54,24 @@ def _run(argv: Sequence[str]) -> int:
     verb, arguments = parse(argv)
     from crashd.cli.context import open_context
 
-    context = open_context(
-        arguments.root,
-        color=arguments.color,
-        legend=not arguments.no_legend,
-        quiet=arguments.quiet,
-        out=sys.stdout,
-        environ=os.environ,
-    )
+    if any("=" in term for term in getattr(arguments, "match", ())):
+        from crashd.cli.names import numbered
+
+        arguments.match = numbered(arguments.match)
+    context = open_context(arguments, out=sys.stdout, environ=os.environ)
     module = import_module(f"crashd.cli.{verb.module}")
     run: Callable[..., int] = getattr(module, verb.function)
-    return run(context, arguments)
+    if not verb.pages or context.width is None or arguments.no_pager:
+        return run(context, arguments)
+    from crashd.cli.pager import paging
+
+    terminal, status = sys.stdout, 0
+    try:
+        with paging(terminal, context.width) as sys.stdout:
+            status = run(context, arguments)
+    finally:
+        sys.stdout = terminal
+    return status
 
 
 def _explain(error: OSError) -> tuple[str, str | None, int]:

@@ -9,22 +9,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
+from crashd.domain.crash.headline import headline
+from crashd.domain.crash.match import field_of
 from crashd.domain.crash.model import LIST_KEYS, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 
 ABSENT = "-"
+NARROW = 110
+"""Below this width, a time is an age and a program its name alone."""
 TITLE_MIN = 26
 TITLE_ENOUGH = 44
-"""Minimum width of the title, on a narrow and on a wide terminal.
+"""Minimum width of the title, on a very narrow and on a wide terminal.
 
 Other columns are dropped to make room, because the title is what explains the crash.
 """
 EXE_MIN = 12
 EXE_PADDED = 40
 """Output to a pipe is not cut, but one long path must not push every other title to the right."""
-_GIVE_WAY = ("UID", "EXE", "SIGNAL", "SIZE", "PID", "STATE")
-"""Columns that a narrow terminal drops, in this order; the title names signal and comm anyway."""
+_GIVE_WAY = ("UID", "SIZE", "PID", "STATE", "EXE", "SIGNAL")
+"""Columns that a narrow terminal drops, in this order."""
 
 BOLD, DIM, UNDERLINE, RED, GREEN, YELLOW, CYAN = "1", "2", "4", "31", "32", "33", "36"
 
@@ -88,10 +92,36 @@ def cut(text: str, width: int) -> str:
 
 
 def cut_path(text: str, width: int) -> str:
-    """Cut the beginning off a path; its last part says more."""
+    """Cut the beginning off a path, between two names if possible; its last part says more."""
     if display_width(text) <= width:
         return text
-    return "…" + cut(text[::-1], width)[:-1][::-1]
+    kept = cut(text[::-1], width)[:-1][::-1]
+    slash = kept.find("/")
+    return "…" + (kept[slash:] if slash > 0 and len(kept) - slash > 1 else kept)
+
+
+def cut_words(text: str, width: int) -> str:
+    """Cut the end off `text`, between two words if at least half of the width stays used."""
+    if display_width(text) <= width:
+        return text
+    kept = cut(text, width)[:-1]
+    if text[len(kept)] == " ":
+        return kept.rstrip(" ,:;") + "…"
+    space = kept.rfind(" ")
+    return (kept[:space].rstrip(" ,:;") if space * 2 >= width else kept) + "…"
+
+
+def wrap(text: str, width: int | None, indent: int) -> list[str]:
+    """Break a text between its words into lines of `width`, all but the first indented."""
+    if width is None or indent + TITLE_MIN > width:
+        return [text]
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and display_width(lines[-1]) + 1 + display_width(word) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append(" " * indent + word if lines else word)
+    return lines
 
 
 def pad(text: str, width: int, *, right: bool = False) -> str:
@@ -111,6 +141,24 @@ def local_time(text: object) -> str:
 def local_time_of_ns(time_ns: int) -> str:
     """Format ns since the epoch as local time with its zone."""
     return f"{datetime.fromtimestamp(time_ns // 10**9, UTC).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def short_age(text: object, now_ns: int) -> str:
+    """Say in few columns how long ago a record's time is; its date if that is long ago."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+        age = now_ns // 10**9 - int(moment.timestamp())
+    except (ValueError, OverflowError):
+        return printable(str(text))
+    for seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if age >= seconds:
+            return f"{age // seconds}{unit} ago" if age < 100 * 86400 else f"{moment:%Y-%m-%d}"
+    return f"{age}s ago" if age >= 0 else local_time(text)
+
+
+def clock_time(text: object) -> str:
+    """Convert a record's time to the local time of day."""
+    return local_time(text)[-8:]
 
 
 def value_text(value: object) -> str:
@@ -145,6 +193,19 @@ def what_crashed(row: Row) -> str:
     return value_text(row.get("exe") or row.get("comm"))
 
 
+def program_name(row: Row) -> str:
+    """Return the name of what crashed, without directories."""
+    name = what_crashed(row)
+    return name.removesuffix(" (deleted)").rpartition("/")[2] or name
+
+
+def headline_text(row: Row) -> str:
+    """Return what the title says besides signal and program; ABSENT if that is all."""
+    name = program_name(row)
+    words = headline(str(row.get("title") or ""), str(row.get("comm") or ""), name)
+    return value_text(words)
+
+
 class _Column(NamedTuple):
     heading: str
     cell: Callable[[Row], str]
@@ -160,24 +221,42 @@ COLUMNS = (
     _Column("STATE", state_text),
     _Column("SIZE", stored_text, right=True),
     _Column("EXE", what_crashed),
-    _Column("TITLE", lambda row: value_text(row.get("title"))),
+    _Column("TITLE", headline_text),
 )
 HEADINGS = tuple(column.heading for column in COLUMNS)
-FOLLOW_WIDTHS = {"TIME": 19, "ID": SHORT_ID_LENGTH, "PID": 7, "UID": 5, "SIGNAL": 7, "STATE": 8}
-FOLLOW_WIDTHS |= {"SIZE": 5, "EXE": 24}
-"""Widths that `follow` uses, because it does not know the crashes to come."""
+_FOLLOW_WIDTHS = {"ID": SHORT_ID_LENGTH, "PID": 7, "UID": 5, "SIGNAL": 7, "STATE": 8, "SIZE": 5}
+
+
+def follow_widths(width: int | None) -> dict[str, int]:
+    """Return the widths that `follow` uses, because it does not know the crashes to come."""
+    narrow = width is not None and width < NARROW
+    return {**_FOLLOW_WIDTHS, "TIME": 8 if narrow else 19, "EXE": 15 if narrow else 24}
 
 
 class Table:
     """A table of crashes for a terminal of `width` columns, or of any width (None) for a pipe.
 
     On a terminal, columns are dropped to make room for the title and long cells are cut. In a pipe
-    nothing is.
+    nothing is. `now_ns` is when a narrow terminal's ages are counted from; without it, it gets the
+    time of day.
     """
 
-    def __init__(self, width: int | None, *, color: bool) -> None:
+    def __init__(self, width: int | None, *, color: bool, now_ns: int | None = None) -> None:
         self._width = width
         self._color = color
+        self._columns: tuple[_Column, ...] = COLUMNS
+        if width is not None and width < NARROW:
+            brief: dict[str, Callable[[Row], str]] = {
+                "TIME": lambda row: (
+                    clock_time(row.get("time"))
+                    if now_ns is None
+                    else short_age(row.get("time"), now_ns)
+                ),
+                "EXE": lambda row: "kernel" if row.get("kind") == "kernel" else program_name(row),
+            }
+            self._columns = tuple(
+                column._replace(cell=brief.get(column.heading, column.cell)) for column in COLUMNS
+            )
         self._widths: dict[str, int] = {}
         self._room: dict[str, int] = {}
         self.expect({heading: len(heading) for heading in HEADINGS})
@@ -193,7 +272,7 @@ class Table:
 
     def lines(self, rows: Sequence[Row], *, legend: bool) -> Iterator[str]:
         """Yield the lines of `rows`, each column as wide as its widest cell."""
-        cells = [[column.cell(row) for column in COLUMNS] for row in rows]
+        cells = [[column.cell(row) for column in self._columns] for row in rows]
         columns = zip(*cells, strict=True)
         self.expect(
             dict(zip(HEADINGS, (max(map(display_width, c)) for c in columns), strict=False))
@@ -209,11 +288,18 @@ class Table:
 
     def line(self, row: Row) -> str:
         """Return the line of one crash, aligned to the widths set so far."""
-        return self._line([column.cell(row) for column in COLUMNS], self._styles(row))
+        return self._line([column.cell(row) for column in self._columns], self._styles(row))
+
+    def note(self, row: Row) -> str:
+        """Return a line, below the one of `line`, that says what the analysis has found."""
+        indent = " " * self._room["TIME"]
+        text = f"{indent} {value_text(row.get('id'))[-SHORT_ID_LENGTH:]} {headline_text(row)}"
+        return text if self._width is None else cut_words(text, self._width)
 
     def _styles(self, row: Row) -> list[str | None]:
         state = _STATE_STYLES.get(str(row.get("state"))) if self._color else None
-        return [state if heading == "STATE" else None for heading in HEADINGS]
+        marked = "STATE" if "STATE" in self._room else "ID"
+        return [state if heading == marked else None for heading in HEADINGS]
 
     def _line(self, cells: Sequence[str], styles: Sequence[str | None]) -> str:
         parts = []
@@ -222,7 +308,7 @@ class Table:
                 continue
             width = self._room[column.heading]
             if self._width is not None:
-                cell = (cut_path if column.heading == "EXE" else cut)(cell, width)
+                cell = (cut_path if column.heading == "EXE" else cut_words)(cell, width)
             if column.heading != HEADINGS[-1]:
                 cell = pad(cell, width, right=column.right)
             parts.append(styled(cell, style))
@@ -236,7 +322,7 @@ def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
     shrinks first, because the end of a path is enough to recognise it.
     """
     chosen = {name: room for name, room in widths.items() if name != "TITLE"}
-    least = min(TITLE_ENOUGH, max(TITLE_MIN, width - 50))
+    least = min(TITLE_ENOUGH, max(TITLE_MIN, width - 44))
     for heading in ("", *_GIVE_WAY):
         chosen.pop(heading, None)
         room = width - least - sum(w + 1 for name, w in chosen.items() if name != "EXE")
@@ -248,8 +334,28 @@ def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
     return chosen | {"TITLE": max(width - sum(w + 1 for w in chosen.values()), 1)}
 
 
-def render_json_list(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of one JSON array, one crash per line, with exactly LIST_KEYS."""
+def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:
+    """Yield the value of one field of each crash, as `list -F` does; nothing where it is unknown.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    field = field_of(name, LIST_KEYS)
+    for row in rows:
+        value = row.get(field)
+        if isinstance(value, Mapping):
+            yield json.dumps(value)
+        elif value not in (None, ""):
+            yield printable(str(value))
+
+
+def render_json_list(rows: Iterable[Row], form: str | bool = True) -> Iterator[str]:
+    """Yield the lines of one JSON array with exactly LIST_KEYS: one crash per line, or all of it
+    on one (`short`) or indented (`pretty`).
+    """
+    if form is not True:
+        yield json_page([{key: row.get(key) for key in LIST_KEYS} for row in rows], form)
+        return
     separator = "["
     for row in rows:
         yield separator + json_line(row)
@@ -262,6 +368,8 @@ def json_line(row: Row) -> str:
     return json.dumps({key: row.get(key) for key in LIST_KEYS})
 
 
-def json_page(value: object) -> str:
-    """Return indented JSON, also for people to read; ASCII only."""
+def json_page(value: object, form: str | bool = True) -> str:
+    """Return JSON, indented for people to read unless `form` is `short`; ASCII only."""
+    if form == "short":
+        return json.dumps(value, separators=(",", ":"))
     return json.dumps(value, indent=2)

@@ -132,7 +132,11 @@ def open_source(context: Context) -> Source:
     Raises:
         UnavailableError: there is no store that the caller may read, and no daemon.
     """
-    if can_read_store(context.paths):
+    if context.index_files is not None:
+        from crashd.cli.indexfiles import IndexFiles
+
+        return IndexFiles(context.index_files)
+    if can_read_store(context.paths) or context.paths.state is not None:
         return open_direct(context)
     if os.geteuid() == 0 or not context.paths.control_socket.exists():
         raise UnavailableError(

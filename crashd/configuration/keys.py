@@ -7,6 +7,7 @@ import this module only where it is needed. Over 400 lines, because it is one li
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -82,6 +83,14 @@ class CaptureSection(Section):
     is let go. A capture gets at most half of what is free of it, and leaves free what
     `retention.process.keep_free` says. What does not fit is read as fast as it can be compressed,
     and so is all with 0."""
+
+    keep_files: Annotated[Amount, AMOUNT] = Amount(size_bytes=1 << 30)
+    """How much space executables and libraries may take that only a crashed process could reach:
+    deleted or replaced ones (an upgrade), memfds, private mounts. They are kept with the crash, by
+    build-id and each content once, so that its stack has names; they are copied after the process
+    is let go, and removed with the last core that needs them. Never more than a quarter of
+    `retention.process.max_use`. Files that the crashed user may not read are not kept. With 0 none
+    is kept."""
 
     page_timeout: Annotated[str | int, duration(_SECOND_NS // 10, 600 * _SECOND_NS)] = "5s"
     """The longest time for one read of memory that a file system has to supply, or the process
@@ -525,6 +534,11 @@ class Settings(Section):
     http: Http = Http()
     privacy: Privacy = Privacy()
     log: Log = Log()
+
+    @property
+    def process_policy(self) -> Policy:
+        """What is kept of process crashes: cores, metadata, and files."""
+        return replace(self.retention.process.policy, keep_files=self.capture.keep_files)
 
 
 def known_keys(model: type[Section] = Settings, prefix: str = "") -> Iterator[str]:

@@ -185,15 +185,15 @@ class ControlServer:
         for end in (self._socket, self._wake_in, self._wake_out):
             end.close()
 
-    def publish(self, document: dict[str, Any], owner_uid: int | None) -> None:
-        """Queue a finished crash for the readers of `follow` who may see it. Callable from any
-        thread; does not block.
+    def publish(self, what: str, document: dict[str, Any], owner_uid: int | None) -> None:
+        """Queue a crash for the readers of `follow` who may see it: a finished one (`crash`), or
+        one whose analysis is done (`explained`). Callable from any thread; does not block.
         """
         gid = document.get("gid")
         with self._lock:
             if not self._followers:
                 return
-            message = messages.pack({"crash": document})  # one for all
+            message = messages.pack({what: document})  # one for all
             for follower in self._followers:
                 viewer = follower.viewer
                 if viewer is None or viewer.owns(owner_uid, gid):

@@ -55,6 +55,7 @@ class _Recorded:
 @dataclass(frozen=True, slots=True)
 class _Changed:
     crash: Crash
+    is_explained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,10 @@ class Audience(Protocol):
         """Take a crash whose record is final; called once for each."""
         ...
 
+    def explained(self, crash: Crash) -> None:
+        """Take a crash whose analysis is done; called after `finished`."""
+        ...
+
     def unfinished(self, ids: Sequence[str]) -> None:
         """Take the ids of all crashes that are being captured according to the index."""
         ...
@@ -180,6 +185,10 @@ class Indexer:
     def changed(self, crash: Crash) -> None:
         """Note that more is known about a crash that was finished before."""
         self._queue.put(_Changed(slim(crash)))  # its record is read again
+
+    def explained(self, crash: Crash) -> None:
+        """Note that a crash's analysis is done; the audience gets it, too."""
+        self._queue.put(_Changed(slim(crash), is_explained=True))
 
     def removed(self, crash_id: str) -> None:
         """Note that a crash was deleted, including its record."""
@@ -317,6 +326,8 @@ class Indexer:
         for crash in final.values():
             self._tell(crash, audience)
         for item in items:
+            if isinstance(item, _Changed) and item.is_explained:
+                audience.explained(item.crash)
             if isinstance(item, _Mark):
                 item.passed.set()
         if self._behind or any(isinstance(item, _Reconcile) for item in items):

@@ -3,6 +3,7 @@ that outlived its daemon.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.control import ControlServer
@@ -69,9 +70,18 @@ class Finished:
     def finished(self, crash: Crash) -> None:
         """Start a crash's analysis and notices, and show it to the readers of `follow`."""
         self._afterwards.captured(crash)
-        document = to_json(crash)
-        self._control.publish({key: document.get(key) for key in LIST_KEYS}, crash.owner_uid)
+        self._control.publish("crash", _listed(crash), crash.owner_uid)
+
+    def explained(self, crash: Crash) -> None:
+        """Show the readers of `follow` what the analysis found, if it found anything."""
+        if crash.signature is not None:
+            self._control.publish("explained", _listed(crash), crash.owner_uid)
 
     def unfinished(self, ids: Sequence[str]) -> None:
         """Make the loop recover crashes."""
         self._loop.call_soon(lambda: self._recovery.recover(ids))
+
+
+def _listed(crash: Crash) -> dict[str, Any]:
+    document = to_json(crash)
+    return {key: document.get(key) for key in LIST_KEYS}

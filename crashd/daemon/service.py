@@ -95,6 +95,7 @@ class Service:
             self._ingest,
             self._exporter,
             self._metrics,
+            self._afterwards,
         )
         self._control: ControlServer | None = None
 
@@ -271,7 +272,7 @@ class Service:
         keep_free = settings.retention.process.keep_free
         keep_free_bytes = keep_free.of(space.total_bytes)
         cpus = len(os.sched_getaffinity(0))
-        options = _options(settings, keep_free_bytes, cpus)
+        options = _options(settings, space.total_bytes, keep_free_bytes, cpus)
         self._admission.configure(
             settings.limiter.rates(),
             capture.policy,
@@ -306,7 +307,9 @@ class Service:
             log.error("the handler's limits cannot be written: %s, ignoring", e)
 
 
-def _options(settings: config.Settings, keep_free_bytes: int, cpus: int) -> Options:
+def _options(
+    settings: config.Settings, total_bytes: int, keep_free_bytes: int, cpus: int
+) -> Options:
     """Build the options of a capture, which are sent to the workers."""
     capture = settings.capture
     return Options(
@@ -320,4 +323,5 @@ def _options(settings: config.Settings, keep_free_bytes: int, cpus: int) -> Opti
         page_timeout_ns=capture.page_timeout_ns,
         environ=settings.privacy.environ,
         patterns=settings.privacy.patterns,
+        keep_files_bytes=settings.process_policy.files_bytes(total_bytes),
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from crashd import __version__, registration
 from crashd.base.files import read_space
+from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.corepattern import CorePattern
 from crashd.daemon.health import Health
 from crashd.daemon.intake.dispatch import Dispatcher
@@ -28,6 +29,7 @@ class DaemonStatus:
         ingest: Ingest,
         exporter: Exporter,
         metrics: MetricsFront,
+        afterwards: Afterwards,
     ) -> None:
         self._paths = paths
         self._health = health
@@ -36,6 +38,7 @@ class DaemonStatus:
         self._ingest = ingest
         self._exporter = exporter
         self._metrics = metrics
+        self._afterwards = afterwards
         self._started_ns = time.time_ns()
         self.mode = Mode.PIPE
 
@@ -64,6 +67,7 @@ class DaemonStatus:
             "storers": self._dispatcher.storers,
             "queued": self._dispatcher.queued,
             "spool_backlog": self._ingest.spool_backlog,
+            "analyses_waiting": self._afterwards.analyses_waiting,
             "crashes_total": self._ingest.finished_total,
             "store": {
                 "entries": sum(count for count, _ in usage.values()),

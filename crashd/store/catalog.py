@@ -5,6 +5,7 @@ The entries on disk are the truth and the index answers quickly. check.py report
 others do not exist.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from crashd.store.entry import (
 )
 from crashd.store.index import Index
 from crashd.store.indexfile import remove_index, set_index_aside
+from crashd.store.keptfiles import remove_unneeded
 from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
 from crashd.store.restoring import unreadable
@@ -140,6 +142,8 @@ class Catalog:
                 if self._index.get(crash_id) is None:
                     raise
             self._index.remove([crash_id])
+        with contextlib.suppress(OSError):  # retention removes what is left
+            remove_unneeded(self._paths)
         return freed
 
     def _remove_dump(self, crash_id: str) -> int:

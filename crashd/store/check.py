@@ -18,6 +18,7 @@ from typing import Final
 
 from crashd.domain.crash.consistency import contradictions
 from crashd.domain.crash.model import Crash, Kind, State
+from crashd.domain.elf.executables import is_kept_name
 from crashd.domain.elf.zstdframes import SEEK_FOOTER_SIZE, parse_seek_table, seek_table_size
 from crashd.errors import FormatError, NotFoundError, reason_of
 from crashd.store import corefile, spool
@@ -25,6 +26,7 @@ from crashd.store.checkfiles import (
     Finding,
     find_odd,
     find_open,
+    look_at_kept_files,
     look_at_spool,
     look_at_state_directory,
 )
@@ -189,7 +191,7 @@ class _Look:
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
             yield Finding("not-private", entry.id, "its directory is another's, or open to others")
         for name in entry.file_names():
-            if name not in _EXPECTED:
+            if name not in _EXPECTED and not is_kept_name(name):
                 yield Finding(
                     "leftover", entry.id, f"has the file {name!r}, left by a writer that died"
                 )
@@ -237,12 +239,14 @@ class _StrictLook(_Look):
         """Yield what is found, whatever a daemon is doing meanwhile."""
         yield from super().findings(progress)
         yield from look_at_state_directory(self._paths)
+        yield from look_at_kept_files(self._paths)
         yield from look_at_spool(self._paths, live=self._live)
         yield from self._of_counts()
 
     def _of_files(self, entry: Entry) -> Iterator[Finding]:
         for name in entry.file_names():
-            yield from find_odd(Path(name), entry.id, name, directory=entry.fd)
+            shared = is_kept_name(name)
+            yield from find_odd(Path(name), entry.id, name, directory=entry.fd, shared=shared)
 
     def _of_crash(self, entry: Entry, crash: Crash) -> Iterator[Finding]:
         for finding in super()._of_crash(entry, crash):

@@ -13,6 +13,7 @@ from typing import Final
 from crashd.corehandler import LIMITS_NAME, PROC_FILES, PROC_LINKS
 from crashd.store import spool
 from crashd.store.indexfile import COMPANIONS
+from crashd.store.keptfiles import is_file_name
 from crashd.store.paths import Paths
 
 SPOOL_PATIENCE_NS: Final = 120 * 10**9
@@ -49,16 +50,24 @@ def find_open(path: Path) -> Iterator[Finding]:
 
 
 def find_odd(
-    path: Path, subject: str, name: str, *, directory: int | None = None, private: bool = True
+    path: Path,
+    subject: str,
+    name: str,
+    *,
+    directory: int | None = None,
+    private: bool = True,
+    shared: bool = False,
 ) -> Iterator[Finding]:
-    """Check that a file is regular, has one name and, with `private`, belongs to us alone."""
+    """Check that a file is regular, has one name (unless `shared`) and, with `private`, belongs to
+    us alone.
+    """
     try:
         status = os.stat(path, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
         yield Finding("odd-file", subject, f"{name!r} is not a regular file")
-    elif status.st_nlink != 1:
+    elif status.st_nlink != 1 and not shared:
         yield Finding("odd-file", subject, f"{name!r} has {status.st_nlink} names")
     elif private:
         yield from _ownership(status, subject, name)
@@ -106,6 +115,21 @@ def look_at_state_directory(paths: Paths) -> Iterator[Finding]:
             yield Finding("set-aside", name, text)
         else:
             yield Finding("unknown-file", name, "is no file of crashd's")
+
+
+def look_at_kept_files(paths: Paths) -> Iterator[Finding]:
+    """Find what does not belong among the files that are kept for crashes."""
+    try:
+        names = sorted(os.listdir(paths.kept_files))
+    except FileNotFoundError:
+        return
+    yield from _of_directory(paths.kept_files, private=True)
+    for name in names:
+        subject = f"{paths.kept_files.name}/{name}"
+        if is_file_name(name):
+            yield from find_odd(paths.kept_files / name, subject, name, shared=True)
+        else:
+            yield Finding("unknown-file", subject, "is no file of crashd's")
 
 
 def look_at_spool(paths: Paths, *, live: bool) -> Iterator[Finding]:

@@ -9,11 +9,12 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import zstandard
 
-from crashd.domain.elf.elfcore import HEAD_MAX, CoreHead, head_size, parse_head
+from crashd.domain.elf.elfcore import HEAD_MAX, CoreHead, head_size, move_notes, parse_head
 from crashd.domain.elf.zstdframes import (
     FRAME_HEADER_MAX,
     SEEK_FOOTER_SIZE,
@@ -95,7 +96,7 @@ class StoredCore:
 
 
 def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
-    """Read and parse the head of a core.
+    """Read and parse the head of a core. Notes behind the memory are moved into the bytes returned.
 
     Raises:
         FormatError: it is not an ELF core.
@@ -109,7 +110,12 @@ def read_head(core: StoredCore) -> tuple[bytes, CoreHead]:
         raw = more
     if not raw:
         raise FormatError("core is empty")
-    return raw[: head_size(raw)], parse_head(raw)
+    raw = raw[: head_size(raw)]
+    joined = move_notes(raw, core.read)
+    head = parse_head(joined)
+    if joined is not raw:
+        head = replace(head, expected_size=parse_head(raw).expected_size)
+    return joined, head
 
 
 class _Frame:

@@ -6,6 +6,8 @@
         core.zst.partial              a core that is being written
         core.zst                      a committed core; crash.json says how whole it is
         analysis.json                 what its analysis found, or that it has begun
+        file-BUILD_ID                 an executable or library that the host does not have; another
+                                      name of a file of crashd.store.keptfiles
 
 An entry is finished when its crash.json says so; `state: capturing` without a lock means that the
 writer died. Everything is reached through the directory's descriptor, never by its path again. A
@@ -33,6 +35,7 @@ from crashd.base.files import (
 )
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
 from crashd.domain.crash.model import ID_PATTERN, Crash, from_json
+from crashd.domain.elf.executables import is_kept_name
 from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store.paths import Paths
 
@@ -245,9 +248,16 @@ class Entry:
             os.unlink(CORE_PARTIAL, dir_fd=self.fd)
 
     def drop_core(self) -> None:
-        """Remove the committed core, if there is one."""
+        """Remove the committed core, if there is one, and the files that only it needed."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(CORE, dir_fd=self.fd)
+        self.drop_kept_files()
+
+    def drop_kept_files(self) -> None:
+        """Remove this entry's names of kept files; other entries keep theirs."""
+        for name in filter(is_kept_name, self.file_names()):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.fd)
 
     def stored_bytes(self) -> int | None:
         """Return the committed core's size on disk; None without a core."""
@@ -396,7 +406,8 @@ def walk(
 
 def foreign_names(paths: Paths) -> list[str]:
     """List names in the store that are not entries: they are reported, never touched."""
-    return [name for name in _names(paths) if not ID_PATTERN.fullmatch(name)]
+    ours = paths.kept_files.name
+    return [name for name in _names(paths) if name != ours and not ID_PATTERN.fullmatch(name)]
 
 
 def _empty(directory: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crashd.domain.text import printable
-from crashd.errors import IndexCorruptError, UnavailableError
+from crashd.errors import IndexCorruptError, UnavailableError, UsageError
 
 BUSY_SECONDS = 5.0
 WAL_BYTES = 16 << 20
@@ -134,6 +134,8 @@ def guard(path: Path) -> Iterator[None]:
             raise IndexCorruptError(f"the index {path} is not crashd's: {_told(e)}") from e
         if "decode to UTF-8" in str(e):  # the rest of the message is the bytes themselves
             raise damaged(path, "a text is not UTF-8") from e
+        if "user-defined function" in str(e):  # selection.py has only one, which only times out
+            raise UsageError("the pattern takes too long", hint="use fewer asterisks") from e
         raise UnavailableError(f"the index {path} is not available: {_told(e)}") from e
     except sqlite3.DatabaseError as e:
         raise damaged(path, _told(e)) from e

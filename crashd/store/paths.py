@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+KEPT_FILES = "files"
+"""A directory among those of the crashes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
     """The file system layout below `root`: "/" on a host, a private one in a trial or test."""
 
     root: Path
+    state: Path | None = None
+    """Another `state_dir`, as of a copy of a store."""
 
     @property
     def handler(self) -> Path:
@@ -33,12 +38,17 @@ class Paths:
     @property
     def state_dir(self) -> Path:
         """0700; everything that outlives a boot."""
-        return self.root / "var/lib/crashd"
+        return self.state or self.root / "var/lib/crashd"
 
     @property
     def crashes(self) -> Path:
         """One directory for each crash, named by its id."""
         return self.state_dir / "crashes"
+
+    @property
+    def kept_files(self) -> Path:
+        """Executables and libraries that only crashed processes could reach."""
+        return self.crashes / KEPT_FILES
 
     @property
     def spool(self) -> Path:

@@ -7,8 +7,10 @@ nothing drops out, the rarest leads, and a unary `+` keeps the others from using
 that of the rarest condition, however many crashes there are.
 """
 
+import re
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ from crashd.errors import UsageError
 CANDIDATES_MAX = 5
 COMMON = 1000
 """From this number of rows on, the exact number does not matter."""
+GLOB_SECONDS = 3.0
+"""The most that the patterns of one query may take."""
 
 _LISTED_TEXT = """
 pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
@@ -37,9 +41,17 @@ class Condition:
     column: str
     value: str | bytes | int
     end: str | None = None
+    is_glob: bool = False
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether an index of the column finds the rows."""
+        return self.column in _INDEXED and not self.is_glob
 
     def sql(self, plus: str = "") -> str:
         """Build the SQL; with `plus`, no index serves it."""
+        if self.is_glob:
+            return f"glob_matches({self.column}, ?)"
         if self.end is None:
             return f"{plus}{self.column} = ?"
         return f"({plus}{self.column} >= ? AND {plus}{self.column} < ?)"
@@ -60,6 +72,7 @@ class Selector:
     def __init__(self, db: sqlite3.Connection, viewer: Viewer | None) -> None:
         self._db = db
         self._mine: list[Group] = _owned_by(viewer)
+        self._has_glob = False
 
     def where(self, query: Query) -> tuple[str, list[Any]]:
         """Build the WHERE of a query, and the values of its question marks.
@@ -87,7 +100,7 @@ class Selector:
         if not all(group for _, group in counted):
             return "WHERE 0", []
         leader = min(counted, key=lambda item: item[0], default=(COMMON, ()))
-        indexed = bool(leader[1]) and all(c.column in _INDEXED for c in leader[1])
+        indexed = bool(leader[1]) and all(c.is_indexed for c in leader[1])
         leads = indexed and (leader[0] < COMMON or len(leader[1]) == 1)
         clauses: list[str] = []
         values: list[Any] = []
@@ -109,7 +122,7 @@ class Selector:
         total, met = 0, []
         for condition in dict.fromkeys(group):
             found = COMMON + 1
-            if condition.column in _INDEXED:
+            if condition.is_indexed:
                 limited = f"SELECT 1 FROM crash WHERE {condition.sql()} LIMIT {COMMON}"
                 sql = f"SELECT count(*) FROM ({limited})"
                 (found,) = self._db.execute(sql, condition.values).fetchone()
@@ -124,6 +137,8 @@ class Selector:
             short = _compare("short", term.text)
             if self._ids(short):
                 return Field.ID_PREFIX, short
+        if any(alternative.is_glob for alternative in term.alternatives):
+            self._add_glob_matches()
         prefix: Group = ()
         others: Group = ()
         for alternative in term.alternatives:
@@ -140,6 +155,16 @@ class Selector:
                 f"{term.text!r} is ambiguous: it begins {shown}", hint="give more of the id"
             )
         return term.group, prefix + others
+
+    def _add_glob_matches(self) -> None:
+        """Give this connection the function of `Condition.sql`.
+
+        Not SQLite's GLOB, whose time grows with a power of the number of asterisks: the pattern
+        and the values may both be a user's choice.
+        """
+        if not self._has_glob:
+            self._db.create_function("glob_matches", 2, _glob_matcher(), deterministic=True)
+            self._has_glob = True
 
     def _ids(self, group: Group) -> list[str]:
         """Return the ids of the first few matching rows that the viewer may see."""
@@ -161,9 +186,30 @@ def _conditions(alternative: Alternative) -> Group:
         # a range, which an index serves; LIKE would scan the table
         end = f"{value}\x7f"
         return Condition("id", value, end), Condition("short", value, end)
-    if field == Field.UNIT:
-        return _compare("unit", value) + _compare("user_unit", value)
-    return _compare(field, value)
+    columns = ("unit", "user_unit") if field == Field.UNIT else (field,)
+    if alternative.is_glob:
+        return tuple(Condition(column, value, is_glob=True) for column in columns)
+    return tuple(condition for column in columns for condition in _compare(column, value))
+
+
+def _glob_matcher() -> Callable[[str | bytes | None, str], bool]:
+    """Build a function that compares a value with a pattern, for GLOB_SECONDS of queries."""
+    from fnmatch import translate  # few queries have patterns
+
+    known: dict[str, re.Pattern[str]] = {}
+    deadline = time.monotonic() + GLOB_SECONDS
+
+    def matches(value: str | bytes | None, pattern: str) -> bool:
+        if value is None:
+            return False
+        if time.monotonic() > deadline:
+            raise UsageError("pattern took too long")  # SQLite only passes on that it failed
+        text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+        if pattern not in known:
+            known[pattern] = re.compile(translate(pattern))
+        return known[pattern].match(text) is not None
+
+    return matches
 
 
 def _compare(column: str, value: str | int) -> Group:

@@ -8,13 +8,14 @@ from crashd.domain.crash.model import State, time_text
 from crashd.domain.crash.viewer import Viewer
 from crashd.store.index import Index
 
+_OF_NEWEST = ("title", "kind", "exe", "comm", "unit", "signal_name", "id")
 _WITH_CORE = ", ".join(f"'{state}'" for state in State if state.has_core)
 
 
 def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
     """Count matching crashes by signature, the most frequent first, at most `query.limit`.
 
-    Each result has `signature count first last`, and `title kind exe unit id` of its newest crash.
+    Each result has `signature count first last`, and _OF_NEWEST of its newest crash.
 
     Raises:
         UsageError: see `Index.select`.
@@ -32,7 +33,7 @@ def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any
     for signature, count, first_ns, last_ns in rows:
         documents = index.select(replace(query, signature=signature, limit=1), viewer)
         if documents:  # otherwise it was deleted meanwhile
-            one = {key: documents[0][key] for key in ("title", "kind", "exe", "unit", "id")}
+            one = {key: documents[0][key] for key in _OF_NEWEST}
             times = {"first": time_text(first_ns), "last": time_text(last_ns)}
             found.append({"signature": signature, "count": count, **times, **one})
     return found

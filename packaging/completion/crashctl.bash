@@ -16,13 +16,13 @@ _crashctl_matches() {
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     local verbs='list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor'
-    local common='-h --help --version --root -q --quiet --no-legend --color --debug'
+    local common='-h --help --version --root -q --quiet --no-pager --no-legend --color --debug'
     local verb= options= i
     COMPREPLY=()
 
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-        --root | --color) ((i++)) ;;
+        --root | --color | -S | --since | -U | --until | -n | --lines | -F | --field | -D | --directory | --file | -o | --output) ((i++)) ;;
         -*) ;;
         *)
             verb=${COMP_WORDS[i]}
@@ -32,11 +32,11 @@ _crashctl() {
     done
 
     case $prev in
-    --root)
+    --root | -D | --directory)
         compopt -o dirnames 2>/dev/null
         return
         ;;
-    -o | --output)
+    -o | --output | --file | --vmlinux)
         compopt -o default 2>/dev/null
         return
         ;;
@@ -49,11 +49,15 @@ _crashctl() {
         return
         ;;
     --debugger)
-        mapfile -t COMPREPLY < <(compgen -W 'gdb drgn crash' -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W 'gdb lldb drgn crash' -- "$cur")
         return
         ;;
     -S | --since | -U | --until | --new-since)
         mapfile -t COMPREPLY < <(compgen -W 'today yesterday now -1h -1d' -- "$cur")
+        return
+        ;;
+    -F | --field)
+        mapfile -t COMPREPLY < <(compgen -W 'boot_id build_id cmdline comm container_id cwd exe explanation gid hostname id kind pid signal signal_name signature state tid title uid unit' -- "$cur")
         return
         ;;
     --signature | -n | --lines | -A | --debugger-arguments)
@@ -62,10 +66,10 @@ _crashctl() {
     esac
 
     case $verb in
-    list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse --json' ;;
-    info) options='-1 -a --all --json' ;;
-    dump) options='-1 -o --output -f --force' ;;
-    debug) options='-1 --debugger -A --debugger-arguments --vmlinux --as-root' ;;
+    list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse -F --field --all --json -D --directory --file' ;;
+    info) options='-1 -a --all --json -D --directory --file' ;;
+    dump) options='-1 -o --output -f --force -D --directory' ;;
+    debug) options='-1 --debugger -A --debugger-arguments --vmlinux --as-root -D --directory' ;;
     bundle) options='-1 -o --output -f --force' ;;
     top) options='-S --since --new-since --kind -n --lines --json' ;;
     analyze) options='-1 --json' ;;

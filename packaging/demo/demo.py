@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from crashd.errors import CrashdError
 from crashd.store.paths import Paths
 
 DEADLINE_SECONDS = 60
+EXPLAIN_SECONDS = 20
 UNKNOWN = "off, or on a port chosen at the start"
 HERE = Path(__file__).resolve().parent
 
@@ -160,6 +161,15 @@ def wait_for_records(
         time.sleep(0.2)
 
 
+def wait_for_explanations(crashctl: Crashctl, ids: Set[str]) -> None:
+    """Wait until crashes are analysed; without that, `info` says that it is pending."""
+    deadline = time.monotonic() + EXPLAIN_SECONDS
+    while time.monotonic() < deadline:
+        if all(r["signature"] for r in crashctl.records() if r["id"] in ids):
+            return
+        time.sleep(0.2)
+
+
 def check_record(
     crashctl: Crashctl, record: dict[str, Any], victim: Victim, directory: Path
 ) -> None:
@@ -229,6 +239,7 @@ def crash(root: Path, program: Path, metrics: str) -> None:
         directory = Path(name)
         victims = list(crash_programs(directory))
         records = wait_for_records(crashctl, victims, old)
+        wait_for_explanations(crashctl, {record["id"] for record in records})
         crashctl.show("list")
         for record in records:
             crashctl.show("info", record["id"])

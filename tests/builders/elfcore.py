@@ -16,6 +16,12 @@ REGISTERS: Mapping[tuple[int, int], tuple[int, int, int, int]] = {
     (243, 64): (256, 0, 16, 8),  # riscv64
     (22, 64): (216, 8, 136, 8),  # s390x
     (21, 64): (384, 256, 8, 8),  # ppc64le
+    (20, 32): (192, 128, 4, 4),  # ppc
+    (8, 64): (360, 272, 232, 8),  # mips64
+    (8, 32): (180, 160, 140, 4),  # mips o32
+    (43, 64): (288, 264, 112, 8),  # sparc64
+    (258, 64): (360, 264, 24, 8),  # loongarch64
+    (0x9026, 64): (264, 248, 240, 8),  # alpha
 }
 
 PT_LOAD, PT_NOTE = 1, 4
@@ -60,7 +66,8 @@ class CoreFormat:
 
     def siginfo(self, signal: int, code: int, union: bytes = b"", errno: int = 0) -> bytes:
         """Build the descriptor of NT_SIGINFO: siginfo_t, its union given as bytes."""
-        head = self.pack("iii", signal, errno, code) + bytes(4 if self.bits == 64 else 0)
+        order = (signal, code, errno) if self.machine == 8 else (signal, errno, code)  # MIPS
+        head = self.pack("iii", *order) + bytes(4 if self.bits == 64 else 0)
         return (head + union).ljust(128, b"\0")
 
     def auxv(self, values: Mapping[int, int]) -> bytes:

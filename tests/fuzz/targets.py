@@ -19,8 +19,9 @@ from crashd.domain.crash import losses as kernellog
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, METADATA_BYTES, MINI_BYTES, bounded
 from crashd.domain.crash.coredumpsock import parse_request
 from crashd.domain.crash.coremeta import CoreMeta, parse_fields
-from crashd.domain.crash.match import parse_term, parse_time
+from crashd.domain.crash.match import parse_term
 from crashd.domain.crash.model import Crash, encode, from_json, to_json
+from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.elf import elfcore, memorymap
 from crashd.domain.elf.memorymap import DoubtError
 from crashd.domain.elf.vmlinux import parse_vmlinux

@@ -447,10 +447,10 @@ def test_follow_shows_each_his_own(paths: Paths, server: ControlServer) -> None:
         followers(server, 1)
         (follower,) = server._followers
         follower.viewer = Viewer(NOBODY, NOBODY)
-        server.publish({"id": "another's", "gid": NOBODY}, 1000)
-        server.publish({"id": "root's", "gid": NOBODY}, None)
-        server.publish({"id": "of a group of others", "gid": 1000}, NOBODY)
-        server.publish({"id": "theirs", "gid": NOBODY}, NOBODY)
+        server.publish("crash", {"id": "another's", "gid": NOBODY}, 1000)
+        server.publish("crash", {"id": "root's", "gid": NOBODY}, None)
+        server.publish("crash", {"id": "of a group of others", "gid": 1000}, NOBODY)
+        server.publish("crash", {"id": "theirs", "gid": NOBODY}, NOBODY)
         assert peer.hear() == {"crash": {"id": "theirs", "gid": NOBODY}}
 
 
@@ -464,7 +464,7 @@ def test_follow_tells_how_many_a_slow_reader_missed(
         sent = 0
         (follower,) = server._followers
         while follower.dropped < 3:  # it fills the socket's buffer first, then the queue
-            server.publish({"n": sent, "x": "x" * 200_000}, None)
+            server.publish("crash", {"n": sent, "x": "x" * 200_000}, None)
             sent += 1
         heard, dropped = 0, 0
         while heard + dropped < sent:
@@ -472,7 +472,9 @@ def test_follow_tells_how_many_a_slow_reader_missed(
             dropped += event.get("dropped", 0)
             heard += "crash" in event
             if heard + dropped < sent and not follower.queue.qsize():
-                server.publish({"last": True}, None)  # what was missed is told with the next
+                server.publish(
+                    "crash", {"last": True}, None
+                )  # what was missed is told with the next
                 sent += 1
         assert dropped >= 3
 

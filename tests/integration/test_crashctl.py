@@ -212,11 +212,11 @@ def test_list_on_a_terminal_fits_it_and_is_coloured(store: Store) -> None:
     env = environment({"COLUMNS": "80", "TERM": "xterm"})
     status, shown = on_terminal(store.command("list"), env)
     assert status == 0
-    assert "\x1b[33mtruncated" in shown
+    assert f"\x1b[33m{store.ids['cut'][-8:]}" in shown  # there is no room for the state
     _, plain = on_terminal(store.command("list"), {**env, "NO_COLOR": "1"})
     assert "\x1b" not in plain
     assert len(plain.splitlines()) == 6
-    assert max(map(len, plain.splitlines())) == 80
+    assert 70 < max(map(len, plain.splitlines())) <= 80  # cut between words
     _, forced = on_terminal(store.command("list", "--color=always"), {**env, "NO_COLOR": "1"})
     assert forced == shown
 
@@ -243,7 +243,10 @@ def test_info_shows_the_newest_and_says_so(store: Store) -> None:
 def test_info_json_has_the_whole_record(store: Store) -> None:
     found = store.json("info", store.ids["cut"][-8:])
     with open_direct(context(store)).index as index:
-        assert index.get(store.ids["cut"]) == {key: found[key] for key in LIST_KEYS}
+        row = index.get(store.ids["cut"])
+    assert row is not None
+    row["core"]["path"] = found["core"]["path"]  # the index has the name in the entry
+    assert row == {key: found[key] for key in LIST_KEYS}
     assert {*to_json(NGINX), "count_of_signature"} == set(found)
 
 
@@ -285,6 +288,110 @@ def test_closed_descriptors_are_no_files_of_ours(store: Store) -> None:
     done = store.run("pin", store.ids["new"], preexec_fn=lambda: os.closerange(0, 3))
     assert done.returncode == 0
     assert store.json("verify") == []
+
+
+# ---- the habits of coredumpctl's users ----
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ["old", "hostile", "none", "cut", "new"]),
+        (["-r"], ["new", "cut", "none", "hostile", "old"]),
+        (["-1"], ["new"]),
+        (["-n", "2"], ["cut", "new"]),
+        (["list", "/usr/sbin/nginx"], ["old", "none", "cut", "new"]),
+        (["list", "/usr/sbin/*"], ["old", "none", "cut", "new"]),
+        (["list", "red?s"], ["none", "cut"]),
+        (["list", "COREDUMP_COMM=redis"], ["none", "cut"]),
+        (["list", "_SYSTEMD_UNIT=nginx.service", "redis"], ["none", "cut"]),
+        (["list", "_HOSTNAME=web1", "redis"], ["none", "cut"]),
+        (["list", "_BOOT_ID=5f0c77aa-0000-0000-0000-000000000000", "1003"], ["cut"]),
+        (["list", "uid=www-data", "1003"], ["cut"]),
+        (["list", "SIGSEGV", "1003"], ["cut"]),
+        (["list", "-S", "2026-11-23 05:02:12 UTC"], ["cut", "new"]),
+        (["-U", "Mon 2026-11-23 05:02:10", "list"], ["old"]),
+        (["list", "--all", "1003"], ["cut"]),
+    ],
+)
+def test_habit_same_crashes_are_listed(store: Store, words: list[str], names: list[str]) -> None:
+    done = store.run(*words, "--no-legend", "--no-pager")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = [line.split()[2] for line in done.stdout.splitlines()]
+    assert shown == [store.ids[name][-8:] for name in names]
+
+
+COUNTING = "#!/bin/sh\necho got $#\n"
+
+
+def test_habit_the_examples_of_coredumpctls_page(store: Store, tmp_path: Path) -> None:
+    """Each command of coredumpctl(1)'s EXAMPLES, as it stands there, with our names."""
+    done = store.run("list", "/usr/sbin/nginx")
+    assert len(done.stdout.splitlines()) == 5
+    fake = tmp_path / "gdb"
+    fake.write_text(COUNTING)
+    fake.chmod(0o755)
+    where = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    for verb in ("debug", "gdb"):
+        done = store.run(verb, "--as-root", env=where)
+        assert (done.returncode, done.stdout[:4]) == (0, "got "), done.stderr
+    arguments = "--debugger-arguments=-batch -ex 'info all-registers'"
+    assert store.run("debug", arguments, "--as-root", env=where).returncode == 0
+    assert store.ids["cut"] in store.run("info", "1003").stdout
+    done = store.run("-o", str(tmp_path / "bar.coredump"), "dump", "/usr/sbin/nginx")
+    assert done.returncode == 0
+    assert (tmp_path / "bar.coredump").stat().st_size == len(CORE) + HOLE
+    done = store.run("debug", f"--debugger={fake}", "--as-root", env={"TMPDIR": str(tmp_path)})
+    assert done.stdout.startswith("got ")
+
+
+def test_list_field_prints_one_value_per_crash(store: Store) -> None:
+    assert store.run("-F", "COREDUMP_COMM", "redis").returncode == 2  # no command: not a MATCH
+    assert store.run("-F", "COREDUMP_COMM", "list", "redis").stdout == "redis\nredis\n"
+    assert store.run("list", "--field=pid", "redis").stdout == "1002\n1003\n"
+    done = store.run("list", "-F", "COREDUMP_SIGNL")
+    assert done.returncode == 2
+    assert "unknown field COREDUMP_SIGNL, did you mean signal?" in done.stderr
+
+
+def test_json_has_forms_and_the_paths_of_cores(store: Store) -> None:
+    path = store.json("list", "1003")[0]["core"]["path"]
+    assert path == str(store.paths.crashes / store.ids["cut"] / "core.zst")
+    assert Path(path).is_file()
+    assert store.json("info", "1003")["core"]["path"] == path
+    assert store.json("list", "1002")[0]["core"]["path"] is None
+    short, pretty = (store.run("list", f"--json={form}").stdout for form in ("short", "pretty"))
+    assert short.count("\n") == 1
+    assert pretty.startswith('[\n  {\n    "id"')
+    assert json.loads(short) == json.loads(pretty) == store.json("list")
+    assert store.run("list", "--json=off").stdout == store.run("list").stdout
+
+
+def test_directory_and_file_are_other_places_to_read(store: Store, tmp_path: Path) -> None:
+    elsewhere = Store(Paths(tmp_path / "nothing"), store.ids)
+    state = str(store.paths.state_dir)
+    assert elsewhere.run("list", "-D", state).stdout == store.run("list").stdout
+    assert store.ids["new"] in elsewhere.run("info", "-D", state).stdout
+    assert elsewhere.run("list", "-D", str(tmp_path)).returncode == 4
+    pattern = f"{state}/index.sql*e"
+    assert elsewhere.run("list", "--file", pattern).stdout == store.run("list").stdout
+    done = elsewhere.run("info", "--file", pattern, "1003")
+    assert store.ids["cut"] in done.stdout
+    assert "only the index was read" in done.stdout
+    assert elsewhere.run("list", "--file", f"{state}/none*").returncode == 4
+
+
+def test_long_output_on_a_terminal_goes_through_the_pager(store: Store) -> None:
+    env = environment({"TERM": "xterm", "COLUMNS": "80", "SYSTEMD_PAGERSECURE": "0"})
+    env["SYSTEMD_PAGER"] = "sh -c 'cat; echo paged $LESS'"
+    status, shown = on_terminal(store.command("info", "--all"), env)
+    assert status == 0
+    assert shown.endswith("paged FRSXMK\n")
+    assert "paged" not in on_terminal(store.command("list"), env)[1]  # fits on the screen
+    assert "paged" not in on_terminal(store.command("info", "--all", "--no-pager"), env)[1]
+    assert "paged" not in store.run("info", "--all", env=env).stdout
+    quits = {**env, "SYSTEMD_PAGER": "true"}
+    assert on_terminal(store.command("info", "--all"), quits) == (0, "")
 
 
 # ---- dump ----
@@ -701,14 +808,54 @@ def test_follow_prints_crashes_as_they_happen(
         wait_until(lambda: bool(control._followers), what="follow is there")
         crash = store.json("info", store.ids["hostile"])
         for _ in range(2):
-            control.publish(crash, 33)
+            control.publish("crash", crash, 33)
             line = process.stdout.readline()
             assert line.decode().rstrip("\n").isprintable()
             assert json.loads(line)["id"] == store.ids["hostile"]
+        control.publish("explained", {**crash, "explanation": "now known"}, 33)
+        assert json.loads(process.stdout.readline())["explanation"] == "now known"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def test_follow_prints_the_explanation_below_the_crash(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    control = server()
+    with subprocess.Popen(
+        store.command("follow"), stdout=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        wait_until(lambda: bool(control._followers), what="follow is there")
+        crash = store.json("info", store.ids["new"])
+        control.publish("crash", {**crash, "title": "SIGSEGV in nginx"}, 33)
+        control.publish("explained", {**crash, "title": "SIGSEGV in nginx, f(): NULL read"}, 33)
+        legend, line, note = (process.stdout.readline().decode() for _ in range(3))
+        assert note[legend.index("ID") :] == f"{store.ids['new'][-8:]} NULL read, in f()\n"
+        assert store.ids["new"][-8:] in line
+        process.send_signal(signal.SIGINT)
+
+
+def test_info_says_that_the_analysis_is_pending(
+    store: Store, server: Callable[..., ControlServer]
+) -> None:
+    assert "Analysis: pending" not in store.run("info").stdout  # nobody will analyse it
+    server(analyses_waiting=3)
+    assert "Analysis: pending" in store.run("info").stdout
+    assert store.json("info")["analysis"] == {"state": "pending"}
+    assert "Analysis:" not in store.run("info", "1002").stdout  # without a core
+
+
+def test_info_and_list_take_a_signature(store: Store) -> None:
+    signature = "p2-0123456789abcdef"
+    crash = add_crash(store.paths, 9, signature=signature, analysis={"state": "done"})
+    with Index.open(store.paths.index) as index:
+        index.put([crash])
+    assert crash.id in store.run("info", signature).stdout
+    assert [row["id"] for row in store.json("list", signature)] == [crash.id]
+    assert crash.id[-8:] in store.run("top").stdout
 
 
 def test_follow_ends_with_status_4_when_the_daemon_does(

@@ -379,3 +379,29 @@ def test_foreign_unwind_size_of_others_is_none(tmp_path: Path, raw: bytes) -> No
     fd = os.open(tmp_path / "x", os.O_RDONLY)
     assert foreign_unwind_size(fd) is None
     os.close(fd)
+
+
+def test_open_modules_takes_what_was_kept_with_the_crash(tmp_path: Path) -> None:
+    wanted = module(b"/memfd:program")
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    (entry / f"file-{wanted.build_id}").write_bytes(IMAGE)
+    search = FileSearch(Credentials(12345), (Root(os.fsencode(tmp_path)),), kept=os.fsencode(entry))
+    for changed, problem in ((wanted, None), (module(b"/x", build_id="ab" * 20), "file is gone")):
+        (found,) = open_modules([changed], search, 9)
+        assert found.problem == problem
+        if found.fd is not None:
+            assert os.pread(found.fd, 1 << 16, 0) == IMAGE
+            os.close(found.fd)
+
+
+def test_open_modules_looks_where_a_directory_is_mounted_from(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/a.so").write_bytes(IMAGE)
+    search = FileSearch(ROOT, (Root(os.fsencode(tmp_path), entered=True, below=b"/app"),))
+    names = {b"/app/lib/a.so": True, b"/lib/a.so": False, b"/apple/lib/a.so": False, b"/app": False}
+    for name, there in names.items():
+        (found,) = open_modules([module(name)], search, 9)
+        assert (found.fd is not None) is there, name
+        if found.fd is not None:
+            os.close(found.fd)

@@ -85,6 +85,7 @@ def test_entry_has_systemd_coredumps_fields_and_ours(journald: tuple[Path, socke
     assert fields["CRASHD_ID"] == crash.id.encode()
     assert fields["CRASHD_SIGNATURE"] == b"p1-aa"
     assert b"NULL pointer" in fields["MESSAGE"]
+    assert b"dumped core" in fields["MESSAGE"]  # what people grep for
 
 
 def test_entry_hostile_names_forge_no_field(journald: tuple[Path, socket.socket]) -> None:

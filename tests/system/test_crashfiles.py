@@ -31,7 +31,8 @@ def daemon(core_pattern_lock: None, short_tmp: Path) -> Iterator[Daemon]:
     (short_tmp / "r").mkdir()
     ids = short_tmp / "ids"
     ids.mkdir()
-    config = f'{PLAIN_CONFIG}[analysis]\nbuild_id_dirs = ["{ids}"]\n'
+    # what is kept with a crash is the user's own: test_keptfiles.py
+    config = f'{PLAIN_CONFIG}[capture]\nkeep_files = 0\n[analysis]\nbuild_id_dirs = ["{ids}"]\n'
     with Daemon(short_tmp / "r", config=config) as running:
         yield running
 

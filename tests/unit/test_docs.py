@@ -65,7 +65,7 @@ def test_bash_completion_offers_exactly_the_verbs() -> None:
 @pytest.mark.allow_subprocess
 def test_bash_completion_offers_the_values_of_closed_options() -> None:
     assert complete_in_bash("list", "--kind", "") == {"process", "kernel"}
-    assert complete_in_bash("debug", "--debugger", "") == {"gdb", "drgn", "crash"}
+    assert complete_in_bash("debug", "--debugger", "") == {"gdb", "lldb", "drgn", "crash"}
     assert complete_in_bash("list", "--color", "a") == {"auto", "always"}
 
 

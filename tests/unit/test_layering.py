@@ -196,6 +196,7 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "keep": ("crash", "elf"),
         "host": ("crash", "kdump"),
         "web": (),
+        "fleet": ("crash",),
     },
     "crashd.edge": {"capture": (), "host": ("capture",), "sandbox": (), "web": ()},
     "crashd.daemon": {

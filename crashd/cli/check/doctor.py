@@ -45,7 +45,7 @@ def doctor(context: Context, arguments: argparse.Namespace) -> int:
         if not arguments.json:
             _print_check(context, check)
     if arguments.json:
-        print(json_page([check.to_json() for check in checks]))
+        print(json_page([check.to_json() for check in checks], arguments.json))
     return 1 if any(check.level is Level.PROBLEM for check in checks) else 0
 
 

@@ -27,7 +27,7 @@ def kdump(context: Context, arguments: argparse.Namespace) -> int:
         return _allow_deletion(context, facts)
     verdict = assess(facts)
     if arguments.json:
-        print(json_page(_document(facts, verdict)))
+        print(json_page(_document(facts, verdict), arguments.json))
     else:
         for line in render_readiness(facts, verdict, color=context.color):
             print(line)

@@ -17,7 +17,7 @@ def status(context: Context, arguments: argparse.Namespace) -> int:
 
     found = ask_status(context)
     if arguments.json:
-        print(json_page(found))
+        print(json_page(found, arguments.json))
     else:
         for line in render_status(found, now_ns=time.time_ns(), color=context.color):
             print(line)

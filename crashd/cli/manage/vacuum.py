@@ -16,6 +16,7 @@ from crashd.domain.keep.process import plan
 from crashd.domain.units import format_size
 from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.store.daemonlock import is_daemon_live
+from crashd.store.keptfiles import read_kept, remove_unneeded
 from crashd.store.retention import (
     RowWriter,
     Told,
@@ -48,7 +49,7 @@ def vacuum(context: Context, arguments: argparse.Namespace) -> int:
     for crash_id in done.kept:
         context.warn(f"{crash_id} was not deleted: it is pinned, in use, or cannot be read")
     if arguments.json:
-        print(json_page(done.rows))
+        print(json_page(done.rows, arguments.json))
         return 1 if done.kept else 0
     for row in done.rows:
         what = "crash" if row["whole"] else "core"
@@ -85,11 +86,12 @@ def _by_daemon(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
 def _directly(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
     from crashd.configuration.files import load  # loads pydantic: slow
 
-    paths, policy = context.paths, load(context.paths).retention.process.policy
+    paths, policy = context.paths, load(context.paths).process_policy
     source = open_direct(context, writable=not dry_run)
     index = source.index
     try:
-        deletions = plan(read_stored(index), read_usage(paths), policy, believed_now_ns())
+        usage = read_usage(paths, unlisted_bytes=read_kept(paths.kept_files).size_bytes)
+        deletions = plan(read_stored(index), usage, policy, believed_now_ns())
         done = _Done(describe(index, deletions), len(deletions))
         if not dry_run:
             rows = RowWriter(index)
@@ -97,6 +99,7 @@ def _directly(context: Context, shown: Progress, *, dry_run: bool) -> _Done:
             outcome = carry_out_all(paths, deletions, told)
             done.deleted, done.freed_bytes = outcome.count, outcome.freed_bytes
             done.kept = sorted(outcome.kept)
+            remove_unneeded(paths)
     finally:
         source.close()
     return done

@@ -30,7 +30,12 @@ def verify(context: Context, arguments: argparse.Namespace) -> int:
     finally:
         source.close()
     if arguments.json:
-        print(json_page([{"kind": f.kind, "subject": f.subject, "text": f.text} for f in findings]))
+        print(
+            json_page(
+                [{"kind": f.kind, "subject": f.subject, "text": f.text} for f in findings],
+                arguments.json,
+            )
+        )
     else:
         for finding in findings:
             print(_line(finding))

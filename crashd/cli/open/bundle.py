@@ -42,6 +42,7 @@ from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.errors import CrashdError, NotFoundError, UsageError, reason_of
 from crashd.store.corefile import zstd_writer
+from crashd.store.paths import Paths
 
 SUFFIX = ".tar.zst"
 
@@ -61,7 +62,11 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
         try:
             with terminable(), progress(context, "packing", sizes=True) as shown:
                 count = _write(
-                    target, doc, shown, lambda packer: packer.pack(stored), force=arguments.force
+                    target,
+                    doc,
+                    shown,
+                    lambda packer: packer.pack(context.paths, stored),
+                    force=arguments.force,
                 )
         finally:
             os.close(stored)
@@ -155,11 +160,11 @@ class _Packer:
         self._doc = doc
         self._sums: list[str] = []
 
-    def pack(self, stored: int) -> int:
+    def pack(self, paths: Paths, stored: int) -> int:
         """Write everything; return how many files of modules there are."""
         self._add_report()
         self._add_file("core.zst", stored)
-        modules = list(self._add_modules(stored))
+        modules = list(self._add_modules(paths, stored))
         self._add("modules.json", json.dumps(modules, indent=1).encode())
         self._add("SHA256SUMS", "".join(self._sums).encode())
         return len(modules)
@@ -213,8 +218,8 @@ class _Packer:
         self._packed += size
         self._shown(self._packed, 0)
 
-    def _add_modules(self, stored: int) -> Iterator[dict[str, Any]]:
-        found = find_files(from_json(self._doc), stored).files
+    def _add_modules(self, paths: Paths, stored: int) -> Iterator[dict[str, Any]]:
+        found = find_files(paths, from_json(self._doc), stored).files
         for number, file in enumerate(found):
             for kind, opened in (("file", file.fd), ("debug", file.debug_fd)):
                 if opened is None:

@@ -4,6 +4,7 @@ Only files that the crashed user could open are opened, regardless of who runs c
 those with the build-ids of the crash.
 """
 
+import os
 from typing import NamedTuple
 
 from crashd.domain.crash.filesearch import plan_search
@@ -11,8 +12,9 @@ from crashd.domain.crash.model import Crash
 from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.elfcore import CoreHead
 from crashd.domain.elf.modules import find_modules
-from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
+from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules, read_own_mounts
 from crashd.store.coreread import StoredCore, read_head
+from crashd.store.paths import Paths
 
 FILE_MAX = 4 << 30
 """Bytes of one file; a larger one is not copied."""
@@ -29,8 +31,11 @@ class CrashFiles(NamedTuple):
     """Names of mapped files that are not modules."""
 
 
-def find_files(crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ()) -> CrashFiles:
-    """Open the files of the modules of a stored core, as far as they exist.
+def find_files(
+    paths: Paths, crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ()
+) -> CrashFiles:
+    """Open the files of the modules of a stored core, as far as they exist. Files that were kept
+    with the crash are for root only.
 
     Raises:
         FormatError: the file is not an ELF core.
@@ -46,7 +51,9 @@ def find_files(crash: Crash, stored: int, build_id_dirs: tuple[bytes, ...] = ())
     data = {mapped.name for mapped in head.files} - {
         mapped.name for module in modules for mapped in module.files
     }
-    files = open_modules(modules, plan_search(crash, build_id_dirs), FILES_MAX)
+    kept = os.fsencode(paths.crashes / crash.id)
+    search = plan_search(crash, build_id_dirs, kept, read_own_mounts())
+    files = open_modules(modules, search, FILES_MAX)
     return CrashFiles(files, exe, frozenset(data))
 
 

@@ -36,7 +36,7 @@ from crashd.errors import ConfigError, CrashdError, FormatError, UnsupportedErro
 if TYPE_CHECKING:
     from crashd.configuration.keys import AnalysisSection, Settings
 
-PACKAGES = {"gdb": "gdb", "drgn": "python3-drgn", "crash": "crash"}
+PACKAGES = {"gdb": "gdb", "lldb": "lldb", "drgn": "python3-drgn", "crash": "crash"}
 _DEBUG_DIRECTORY = "/usr/lib/debug"
 _NO_ID = 0xFFFFFFFF
 
@@ -64,7 +64,7 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
-        name = arguments.debugger or ("crash" if row.get("kind") == "kernel" else "gdb")
+        name = choose_debugger(arguments.debugger, str(row.get("kind")), os.environ)
         program = find_debugger(name)
         if row.get("kind") == "kernel":
             from crashd.cli.open.kerneldebug import kernel_command
@@ -96,7 +96,7 @@ def _debug_bundle(
     """Run a debugger on a bundle, written here or elsewhere."""
     from crashd.cli.open.unbundle import unpack
 
-    name = arguments.debugger or "gdb"
+    name = choose_debugger(arguments.debugger, "process", os.environ)
     program = find_debugger(name)
     with (
         choose_user(as_root=arguments.as_root) as user,
@@ -113,6 +113,13 @@ def _debug_bundle(
         return run(argv, user, [unpacked.core, unpacked.root])
 
 
+def choose_debugger(asked: str | None, kind: str, environ: Mapping[str, str]) -> str:
+    """Return the name, or path, of the debugger to use; SYSTEMD_DEBUGGER is for processes."""
+    if asked:
+        return asked
+    return "crash" if kind == "kernel" else environ.get("SYSTEMD_DEBUGGER") or "gdb"
+
+
 def find_debugger(name: str) -> str:
     """Find a debugger in PATH.
 
@@ -121,8 +128,10 @@ def find_debugger(name: str) -> str:
     """
     program = shutil.which(name)
     if program is None:
+        package = PACKAGES.get(name, "")
         raise UnsupportedError(
-            f"debugger {name} is not installed", hint=f"apt-get install {PACKAGES[name]}"
+            f"debugger {name} is not installed",
+            hint=f"apt-get install {package}" if package else None,
         )
     return program
 
@@ -161,7 +170,9 @@ def _find_files(
 ) -> CrashFiles:
     stored = source.open_core(crash_id)
     try:
-        return find_files(from_json(source.info(crash_id)), stored, settings.build_id_dirs_bytes)
+        return find_files(
+            context.paths, from_json(source.info(crash_id)), stored, settings.build_id_dirs_bytes
+        )
     except FormatError as e:
         context.warn(f"{e}: no symbols")
         return CrashFiles([], b"", frozenset())
@@ -190,20 +201,37 @@ def _settings(context: Context) -> "Settings":
 def build_command(
     name: str, program: str, extra: Sequence[str], given: Given, core: Path
 ) -> list[str]:
-    """Build the debugger's command line, so that it uses the given files and no others."""
+    """Build the debugger's command line, so that it uses the given files and no others.
+
+    An unknown debugger gets executable and core as from coredumpctl.
+    """
     files = given.files
-    if name == "gdb":
+    kind = Path(name).name
+    if kind.startswith("gdb") or kind.endswith("gdb"):
         fetches = "on" if given.debuginfod else "off"
         options = ["set auto-load off", f"set debuginfod enabled {fetches}"]
         options += [f"set sysroot {files.root}", f"set solib-search-path {files.libraries}"]
         options.append(f"set debug-file-directory {files.debug}:{_DEBUG_DIRECTORY}")
         quiet = [program, "-nx", "-nh", *_each("-iex", options), *extra]
         return [*quiet, str(files.exe), str(core)] if files.exe else [*quiet, "-c", str(core)]
-    if name == "drgn":
+    if kind.startswith("lldb"):
+        fetches = "true" if given.debuginfod else "false"
+        options = ["settings set target.load-script-from-symbol-file false"]
+        options.append(f"settings set symbols.enable-external-lookup {fetches}")
+        options.append(f"settings append target.exec-search-paths {files.libraries}")
+        options.append(
+            f"settings append target.debug-file-search-paths {files.debug} {_DEBUG_DIRECTORY}"
+        )
+        quiet = [program, "--no-lldbinit", *_each("--one-line-before-file", options)]
+        exe = [str(files.exe)] if files.exe else []
+        return [*quiet, *extra, "--core", str(core), *exe]
+    if kind == "drgn":
         own = ["--no-symbols-by", "standard"] if given.debuginfod else ["--no-default-symbols"]
         symbols = _each("-s", map(str, files.symbols))
         return [program, *own, *symbols, *extra, "-c", str(core)]
-    return [program, *extra, str(core)]
+    if kind == "crash":
+        return [program, *extra, str(core)]
+    return [program, *extra, *([str(files.exe)] if files.exe else []), "-c", str(core)]
 
 
 def _each(option: str, values: Iterable[str]) -> list[str]:

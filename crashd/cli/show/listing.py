@@ -5,9 +5,20 @@ import time
 from typing import Any
 
 from crashd.cli.context import Context
-from crashd.cli.render import FOLLOW_WIDTHS, Table, json_line, json_page, render_json_list
+from crashd.cli.render import (
+    Table,
+    follow_widths,
+    json_line,
+    json_page,
+    render_field,
+    render_json_list,
+)
 from crashd.cli.source import DirectSource, newest, open_source
-from crashd.domain.crash.match import Query, parse_time
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import State
+from crashd.errors import CrashdError
+
+_ANALYSED = frozenset(state.value for state in State if state.has_core)
 
 
 def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
@@ -20,11 +31,15 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
         source.close()
     if not arguments.reverse:
         rows.reverse()  # newest last, next to the prompt
-    if arguments.json:
-        for line in render_json_list(rows):
+    if arguments.field is not None:
+        for text in render_field(rows, arguments.field):
+            print(text)
+    elif arguments.json:
+        located = [locate_core(context, row) for row in rows]
+        for line in render_json_list(located, arguments.json):
             print(line)
     elif rows:
-        table = Table(context.width, color=context.color)
+        table = Table(context.width, color=context.color, now_ns=time.time_ns())
         for line in table.lines(rows, legend=context.legend):
             print(line)
     if rows:
@@ -35,6 +50,37 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
     return 1 if asked else 0
 
 
+def locate_core(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
+    """Return a crash whose core has its path, not only the name in its entry; without a store it
+    has none.
+    """
+    core = doc.get("core")
+    name = core.get("path") if isinstance(core, dict) else None
+    if not isinstance(core, dict) or not isinstance(name, str):
+        return doc
+    path = None
+    if context.index_files is None:
+        path = str(context.paths.crashes.absolute() / str(doc.get("id")) / name)
+    return {**doc, "core": {**core, "path": path}}
+
+
+def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
+    """Return a crash that says whether its analysis is still to come."""
+    if doc.get("kind") != "process" or doc.get("analysis") or context.index_files is not None:
+        return doc
+    if doc.get("state") not in _ANALYSED or not (doc.get("core") or {}).get("path"):
+        return doc
+    from crashd.cli.control import ControlClient  # few crashes are looked at so soon
+
+    try:
+        status = ControlClient(context.paths.control_socket, 1.0).ask({"verb": "status"})["status"]
+    except (CrashdError, KeyError):
+        return doc
+    if not isinstance(status, dict) or status.get("analyses_waiting") is None:
+        return doc
+    return {**doc, "analysis": {"state": "pending"}}
+
+
 def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
     """Build the query from the options of `list`.
 
@@ -43,15 +89,22 @@ def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
     Raises:
         UsageError: a time or a MATCH is not valid.
     """
-    since, until = arguments.since, arguments.until
     return Query(
         terms=tuple(arguments.match),
-        since_ns=None if since is None else parse_time(since, now_ns),
-        until_ns=None if until is None else parse_time(until, now_ns),
+        since_ns=_time_of(arguments.since, now_ns),
+        until_ns=_time_of(arguments.until, now_ns),
         kind=arguments.kind,
         signature=arguments.signature,
         limit=arguments.limit,
     )
+
+
+def _time_of(text: str | None, now_ns: int) -> int | None:
+    if text is None:
+        return None
+    from crashd.domain.crash.timestamp import parse_time  # most listings are of all times
+
+    return parse_time(text, now_ns)
 
 
 def is_filtered(query: Query) -> bool:
@@ -70,18 +123,20 @@ def show(context: Context, arguments: argparse.Namespace) -> int:
         doc = source.info(row["id"])
     finally:
         source.close()
+    doc = mark_pending(context, doc)
     if arguments.json:
-        print(json_page(doc))
+        print(json_page(locate_core(context, doc), arguments.json))
         return 0
     core_file = None
-    if isinstance(source, DirectSource) and (doc.get("core") or {}).get("path"):
-        core_file = str(context.paths.crashes / doc["id"] / doc["core"]["path"])
+    if isinstance(source, DirectSource):
+        core_file = (locate_core(context, doc).get("core") or {}).get("path")
     for line in render_info(
         doc,
         now_ns=time.time_ns(),
         show_all=arguments.all,
         color=context.color,
         core_file=core_file,
+        width=context.width,
     ):
         print(line)
     return 0
@@ -93,7 +148,7 @@ def follow(context: Context, arguments: argparse.Namespace) -> int:
 
     client = ControlClient(context.paths.control_socket)
     table = Table(context.width, color=context.color)
-    table.expect(FOLLOW_WIDTHS)
+    table.expect(follow_widths(context.width))
     try:
         with client.stream({"verb": "follow"}) as events:
             if context.legend and not arguments.json:
@@ -106,8 +161,12 @@ def follow(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _print_event(context: Context, as_json: bool, table: Table, event: dict[str, Any]) -> None:
-    crash = event.get("crash")
+    crash, explained = event.get("crash"), event.get("explained")
     if isinstance(crash, dict):
-        print(json_line(crash) if as_json else table.line(crash), flush=True)
+        located = locate_core(context, crash) if as_json else crash
+        print(json_line(located) if as_json else table.line(crash), flush=True)
+    elif isinstance(explained, dict):
+        line = json_line(locate_core(context, explained)) if as_json else table.note(explained)
+        print(line, flush=True)
     elif event.get("dropped"):
         context.warn(f"{event['dropped']} crashes are not shown: too many at once")

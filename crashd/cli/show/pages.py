@@ -13,6 +13,7 @@ from crashd.cli.render import (
     local_time_of_ns,
     styled,
     value_text,
+    wrap,
 )
 from crashd.cli.show.kernelpage import kernel_fields, report_lines, symbol_lines
 from crashd.domain.crash.model import BOOT_UNKNOWN, SHORT_ID_LENGTH
@@ -37,10 +38,19 @@ _Field = tuple[str, str | None]
 
 
 def render_info(
-    doc: Row, *, now_ns: int, show_all: bool, color: bool, core_file: str | None
+    doc: Row,
+    *,
+    now_ns: int,
+    show_all: bool,
+    color: bool,
+    core_file: str | None,
+    width: int | None = None,
 ) -> Iterator[str]:
-    """Yield the lines of one crash's page; `core_file` is the path of its stored core."""
-    yield styled(value_text(doc.get("title")), BOLD if color else None)
+    """Yield the lines of one crash's page; `core_file` is the path of its stored core. Values are
+    wrapped to `width` columns.
+    """
+    for line in wrap(value_text(doc.get("title")), width, 4):
+        yield styled(line, BOLD if color else None)
     limit = None if show_all else TEXT_MAX
     for number, group in enumerate(
         (
@@ -52,7 +62,12 @@ def render_info(
             kernel_fields(doc),
         )
     ):
-        lines = [_labelled(label, _shorten(text, limit)) for label, text in group if text]
+        lines = [
+            line
+            for label, text in group
+            if text
+            for line in wrap(_labelled(label, _shorten(text, limit)), width, LABEL_WIDTH + 2)
+        ]
         if lines:
             yield ""
             yield from lines
@@ -103,8 +118,11 @@ def _what(doc: Row, now_ns: int) -> Iterator[_Field]:
     yield "Signal", _signal(doc)
     yield "Explanation", _known(doc.get("explanation"))
     analysis = doc.get("analysis") or {}
-    failed = analysis.get("state") == "failed"
-    yield "Analysis", f"failed: {value_text(analysis.get('reason'))}" if failed else None
+    match analysis.get("state"):
+        case "failed":
+            yield "Analysis", f"failed: {value_text(analysis.get('reason'))}"
+        case "pending":
+            yield "Analysis", "pending: what it finds is shown here in a moment"
     count = doc.get("count_of_signature")
     since = local_time(doc.get("first_of_signature"))
     seen = f" (seen {count} times since {since})" if isinstance(count, int) and count > 1 else ""
@@ -265,9 +283,20 @@ def _frames(doc: Row, show_all: bool) -> Iterator[str]:
     frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
     if not frames or doc.get("kind") == "kernel":  # its own words have the trace, or a vmlinux
         return
+    interpreted = [frame for frame in frames if frame.get("kind") not in (None, "native")]
+    native = [frame for frame in frames if frame.get("kind") in (None, "native")]
+    if interpreted:
+        language = value_text(interpreted[0].get("kind")).capitalize()
+        yield from _stack(f"{language} stack of the crashed thread:", interpreted, show_all)
+    if native:
+        what = "Native stack" if interpreted else "Stack"
+        yield from _stack(f"{what} of the crashed thread:", native, show_all)
+
+
+def _stack(heading: str, frames: list[Mapping[str, Any]], show_all: bool) -> Iterator[str]:
     shown = frames if show_all else frames[:FRAMES_MAX]
     yield ""
-    yield "Stack of the crashed thread:"
+    yield heading
     for number, frame in enumerate(shown):
         function = value_text(frame.get("function") or frame.get("pc"))
         offset = frame.get("offset", frame.get("symbol_offset"))
@@ -314,6 +343,7 @@ def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
         ("Workers", _known(status.get("workers"))),
         ("Captures", f"{_count(status, 'in_flight')} in flight, {_count(status, 'queued')} queued"),
         ("Spool", _spool(status)),
+        ("Analyses", _waiting(status)),
         ("Crashes", f"{_count(status, 'crashes_total')} since start"),
         (
             "Store",
@@ -334,6 +364,11 @@ def _count(numbers: Mapping[str, Any], key: str) -> int:
 def _spool(status: Row) -> str | None:
     waiting = _count(status, "spool_backlog")
     return f"{waiting} crashes waiting to be ingested" if waiting else None
+
+
+def _waiting(status: Row) -> str:
+    waiting = status.get("analyses_waiting")
+    return f"{waiting} crashes waiting" if isinstance(waiting, int) else "off"
 
 
 def _yes_or_no(value: object, color: bool) -> str:

@@ -9,8 +9,9 @@ from crashd.cli.context import Context
 from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns
 from crashd.cli.show.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
 from crashd.cli.source import open_source
-from crashd.domain.crash.match import Query, parse_time
+from crashd.domain.crash.match import Query
 from crashd.domain.crash.tally import Tally, Timeline, plan_timeline, tally
+from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.units import format_duration
 from crashd.errors import UsageError
 
@@ -37,7 +38,7 @@ def stats(context: Context, arguments: argparse.Namespace) -> int:
     columns = JSON_COLUMNS if arguments.json else min(canvas.width - 8, COLUMNS_MAX)
     found = count_crashes(context, arguments, max(columns, WIDTH_MIN - 8))
     if arguments.json:
-        print(json_page(found.to_json()))
+        print(json_page(found.to_json(), arguments.json))
     elif found.total:
         for line in render(found, canvas, arguments.limit or LINES):
             print(line)

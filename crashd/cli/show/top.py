@@ -8,20 +8,26 @@ from typing import Any
 from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
 from crashd.cli.render import (
+    NARROW,
     UNDERLINE,
     cut,
+    cut_words,
+    display_width,
+    headline_text,
     json_page,
     local_time,
     pad,
+    program_name,
+    short_age,
     styled,
     value_text,
-    what_crashed,
 )
 from crashd.cli.show.kernelpage import symbols_text
 from crashd.cli.show.listing import show
 from crashd.cli.source import Source, newest, open_source
-from crashd.domain.crash.match import Query, parse_time
-from crashd.domain.crash.model import State
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import SHORT_ID_LENGTH, State
+from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnavailableError
@@ -30,7 +36,9 @@ WAIT_SECONDS = 3700.0
 """Longer than the longest analysis that can be configured."""
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
-_COUNT_WIDTH, _TIME_WIDTH, _WHAT_WIDTH = 5, 19, 24
+_WHAT_WIDTH = 24
+_SPACIOUS = 140
+"""From this width on, `top` also shows the signatures."""
 
 
 def analyze(context: Context, arguments: argparse.Namespace) -> int:
@@ -116,9 +124,10 @@ def top(context: Context, arguments: argparse.Namespace) -> int:
     if fresh is not None:
         rows = _only_new(rows, parse_time(fresh, now_ns))[: arguments.limit]
     if arguments.json:
-        print(json_page(rows))
+        print(json_page(rows, arguments.json))
     else:
-        for line in render_top(rows, context.width, legend=context.legend, color=context.color):
+        look = {"legend": context.legend, "color": context.color}
+        for line in render_top(rows, context.width, **look, now_ns=now_ns):
             print(line)
     if not rows:
         context.note("no analysed crashes found")
@@ -131,28 +140,41 @@ def _only_new(rows: list[dict[str, Any]], since_ns: int) -> list[dict[str, Any]]
 
 
 def render_top(
-    rows: list[dict[str, Any]], width: int | None, *, legend: bool, color: bool
+    rows: list[dict[str, Any]],
+    width: int | None,
+    *,
+    legend: bool,
+    color: bool,
+    now_ns: int,
 ) -> Iterator[str]:
-    """Yield a line for each signature."""
-    wide = max([_COUNT_WIDTH, *(len(str(row["count"])) for row in rows)])
-    if legend and rows:
-        heading = _line(wide, "COUNT", "FIRST", "LAST", "WHAT", "TITLE", width)
-        yield styled(heading, UNDERLINE if color else None)
+    """Yield a line for each signature, with the id of its newest crash; the signatures themselves
+    only where there is room.
+    """
+    narrow = width is not None and width < NARROW
+    spacious = width is None or width >= _SPACIOUS
+    cells = [["COUNT", "FIRST", "LAST", "ID", "SIGNATURE", "WHAT", "TITLE"]] if legend else []
     for row in rows:
-        first, last = local_time(row["first"]), local_time(row["last"])
-        what = value_text(what_crashed(row)).rpartition("/")[2]
-        yield _line(wide, str(row["count"]), first, last, what, value_text(row["title"]), width)
-
-
-def _line(
-    wide: int, count: str, first: str, last: str, what: str, title: str, width: int | None
-) -> str:
-    cells = [
-        pad(count, wide, right=True),
-        pad(first, _TIME_WIDTH),
-        pad(last, _TIME_WIDTH),
-        pad(cut(what, _WHAT_WIDTH), _WHAT_WIDTH),
-        title,
-    ]
-    line = " ".join(cells)
-    return (line if width is None else cut(line, width)).rstrip()
+        times = (row["first"], row["last"])
+        signal = row.get("signal_name")
+        words = headline_text(row)
+        cells.append(
+            [
+                str(row["count"]),
+                *(short_age(t, now_ns) if narrow else local_time(t) for t in times),
+                value_text(row["id"])[-SHORT_ID_LENGTH:],
+                value_text(row["signature"]),
+                cut(program_name(row), _WHAT_WIDTH),
+                f"{value_text(signal)}: {words}" if signal else words,
+            ]
+        )
+    if not rows:
+        return
+    left_out = {1} if narrow else set()
+    left_out |= set() if spacious else {4}
+    columns = [n for n in range(len(cells[0])) if n not in left_out]
+    widths = [max(display_width(line[n]) for line in cells) for n in range(len(cells[0]))]
+    for number, line in enumerate(cells):
+        parts = [pad(line[n], widths[n], right=n == 0) for n in columns[:-1]]
+        text = " ".join([*parts, line[-1]])
+        text = (text if width is None else cut_words(text, width)).rstrip()
+        yield styled(text, UNDERLINE if color and legend and number == 0 else None)

@@ -45,7 +45,7 @@ class Afterwards:
         """Take new settings."""
         self._analyses.configure(analysis_settings(settings, self._paths))
         self._notices.configure(notice_settings(settings))
-        self.retention.configure(settings.retention.process.policy)
+        self.retention.configure(settings.process_policy)
 
     def begin(self) -> None:
         """Begin with the unfinished work, once; the index must know everything on disk."""
@@ -68,6 +68,11 @@ class Afterwards:
     def analyze(self, crash_id: str) -> bool:
         """Analyse a crash (again) before all others; False if that is not possible."""
         return self._analyses.add_first(crash_id)
+
+    @property
+    def analyses_waiting(self) -> int | None:
+        """How many crashes wait for their analysis; None if analyses are turned off."""
+        return self._analyses.waiting
 
     def vacuum(self, spectator: Spectator, *, dry_run: bool) -> Outcome:
         """Meet the limits of retention now; see `Retention.vacuum`."""
@@ -105,6 +110,7 @@ def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
             python=analysis.python,
             build_id_dirs=analysis.build_id_dirs_bytes,
             worker_socket=socket if socket.is_socket() else None,
+            crashes=paths.crashes,
         ),
     )
 

@@ -3,6 +3,7 @@ with a signature.
 """
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from crashd.analysisresult import is_started, is_whole, parse_report
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_signature, build_title
-from crashd.domain.crash.filesearch import plan_search
+from crashd.domain.crash.filesearch import FileSearch, plan_search
 from crashd.domain.crash.model import Crash
 from crashd.domain.text import printable
+from crashd.edge.sandbox.modulefiles import read_own_mounts
 from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
@@ -34,6 +36,8 @@ class AnalysisOptions:
     """The socket on which systemd starts workers; None to start them ourselves."""
     build_id_dirs: tuple[bytes, ...] = ()
     """Directories with a `.build-id`, besides /usr/lib/debug."""
+    crashes: Path | None = None
+    """The directory of the entries, which may hold files kept with a crash."""
 
 
 def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
@@ -127,11 +131,17 @@ def program_name(crash: Crash) -> str:
     return printable(name)
 
 
+def search_of(crash: Crash, options: AnalysisOptions) -> FileSearch:
+    """Return where the files of a crash may be."""
+    kept = os.fsencode(options.crashes / crash.id) if options.crashes is not None else b""
+    return plan_search(crash, options.build_id_dirs, kept, read_own_mounts())
+
+
 def _request(crash: Crash, options: AnalysisOptions) -> dict[str, Any]:
     return {
         "cpu_seconds": max(1, math.ceil(options.timeout_seconds)),
         "memory_bytes": options.memory_bytes,
         "python": options.python,
         "maps": (crash.maps or b"")[:_MAPS_MAX].decode("latin-1"),
-        "search": plan_search(crash, options.build_id_dirs).to_json(),
+        "search": search_of(crash, options).to_json(),
     }

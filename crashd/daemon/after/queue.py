@@ -100,6 +100,11 @@ class AnalysisQueue:
         """Queue a crash's analysis before all others; False if the queue is full or turned off."""
         return self._backlog.put_first(crash_id)
 
+    @property
+    def waiting(self) -> int | None:
+        """How many crashes wait for their analysis; None if analyses are turned off."""
+        return len(self._backlog) if self._settings.enabled else None
+
     def begin(self) -> None:
         """Queue the crashes without an analysis, and start retention once signatures are known."""
         self._catch_up()
@@ -167,7 +172,7 @@ class AnalysisQueue:
         """Update the index with the explained record before it counts as analysed, because
         retention uses signatures.
         """
-        self._indexer.changed(crash)
+        self._indexer.explained(crash)
         self._indexer.settle()
         self._retention.captured()
 

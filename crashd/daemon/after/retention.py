@@ -23,6 +23,7 @@ from crashd.errors import CrashdError
 from crashd.store import spool
 from crashd.store.entry import CORE, CORE_PARTIAL
 from crashd.store.index import Index
+from crashd.store.keptfiles import make_room, read_kept, remove_unneeded
 from crashd.store.paths import Paths
 from crashd.store.retention import (
     Outcome,
@@ -245,8 +246,17 @@ class Retention:
             with Index.open(self._paths.index) as index:
                 look = self._look(index, everything=False, kept=kept)
             self._deletable_bytes = self._room(look, policy)
+            self._tidy_files(look.usage, policy, everything=everything)
         over = used_bytes(look.crashes, look.usage) > _use(policy, look.usage)
         return not over and not lacks_space(read_usage(self._paths), policy)
+
+    def _tidy_files(self, usage: Usage, policy: Policy, *, everything: bool) -> None:
+        """Remove kept files that no crash needs; sometimes also old ones, as room for new ones."""
+        remove_unneeded(self._paths)
+        if everything:
+            limit = policy.files_bytes(usage.total_bytes)
+            if count := make_room(self._paths, limit):
+                log.info("retention (keep_files): the files kept with %d crashes", count)
 
     def _meet_once(self, policy: Policy, kept: set[str], *, everything: bool) -> Outcome:
         with Index.open(self._paths.index) as index:
@@ -337,6 +347,7 @@ class Retention:
             users=self._users,
         )
         unlisted = 0 if everything else unlisted_bytes(index, crashes)
+        unlisted += read_kept(self._paths.kept_files).size_bytes
         usage = read_usage(self._paths, reserved_bytes=left, unlisted_bytes=unlisted)
         if not everything:  # a lack of inodes needs a plan of all entries
             usage = replace(usage, total_inodes=0)

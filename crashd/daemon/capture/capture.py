@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from crashd.daemon.capture.keepfiles import MappedFiles
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pace import Pace
 from crashd.daemon.capture.source import LATE, CoreSource
@@ -112,19 +113,21 @@ def capture(
     desk.identified()
     if refused is not None:
         return _refuse(seen.add_to(crash, options), entry, incoming, options, refused)
-    raw, head, trouble = read_head(incoming, deadline_ns)
-    source = CoreSource(incoming, raw, head, options, reader)
-    try:
-        source.swallow(deadline_ns)
-        crash, limit = record.describe(crash, seen.snapshot, head, seen.credentials, options.limits)
-        crash, limit = seen.warn(crash), limit.for_spooled(incoming.spooled_bytes())
-        held, limit = _hold(crash, entry, source, limit, desk, deadline_ns)
-    finally:
-        source.release()
-    # released: no process waits for what follows
-    kept = _store(crash, entry, source, held, desk)
-    if kept.core.path:
-        entry.commit_core()
+    with MappedFiles(incoming, seen.snapshot, options) as files:
+        raw, head, trouble = read_head(incoming, deadline_ns)
+        source = CoreSource(incoming, raw, head, options, reader)
+        try:
+            source.swallow(deadline_ns)
+            crash, limit = seen.describe(crash, head, options)
+            limit = limit.for_spooled(incoming.spooled_bytes())
+            held, limit = _hold(crash, entry, source, limit, desk, deadline_ns)
+        finally:
+            source.release()
+        # released: no process waits for what follows
+        kept = _store(crash, entry, source, held, desk)
+        if kept.core.path:
+            entry.commit_core()
+            crash = files.keep(crash, entry, reader, desk.pace)
     if kept.no_room:
         limit = record.Allowance(0, Disposition.METADATA, kept.reason)
     crash = _conclude(crash, head, limit, replace(kept, reason=trouble or kept.reason))
@@ -236,14 +239,16 @@ class _Seen:
 
     def add_to(self, crash: Crash, options: Options) -> Crash:
         """Return a crash whose core is not read with these facts added."""
-        crash, _ = record.describe(crash, self.snapshot, None, self.credentials, options.limits)
-        return self.warn(crash)
+        return self.describe(crash, None, options)[0]
 
-    def warn(self, crash: Crash) -> Crash:
-        """Return the crash with the warning added, if there is one."""
-        if self.warning is None:
-            return crash
-        return replace(crash, warnings=(*crash.warnings, self.warning))
+    def describe(
+        self, crash: Crash, head: elfcore.CoreHead | None, options: Options
+    ) -> tuple[Crash, record.Allowance]:
+        """Return the crash with these facts added, and how much of its core may be kept."""
+        crash, limit = record.describe(crash, self.snapshot, head, self.credentials, options.limits)
+        if self.warning is not None:
+            crash = replace(crash, warnings=(*crash.warnings, self.warning))
+        return crash, limit
 
 
 def _look(crash: Crash, incoming: IncomingCore, *, with_proc: bool) -> _Seen:

@@ -23,6 +23,8 @@ class Options:
     page_timeout_ns: int
     environ: EnvironMode
     patterns: tuple[str, ...]
+    keep_files_bytes: int = 0
+    """How much all files that are kept with crashes may use; 0 keeps none."""
     credit_bytes: int = 0
     """How far below `keep_free_bytes` the capture may go for a moment: retention is freeing it."""
     leave_bytes: int = 0

@@ -138,8 +138,12 @@ class CoreSource:
         self.mini = self.plan_mini(MINI_MAX)
 
     def plan_mini(self, memory_max: int) -> MiniCore | None:
-        """Return the plan of a mini core; None if the head does not allow one."""
+        """Return the plan of a mini core; None if the head does not allow one, for example because
+        the notes follow the memory (gcore).
+        """
         if self.head is None or not self.head.notes:
+            return None
+        if any(offset + size > len(self.raw) for offset, size in self.head.notes):
             return None
         memory = self.memory
         read = (lambda at, size: self._read(memory, at, size)) if memory is not None else None

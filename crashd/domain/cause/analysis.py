@@ -182,6 +182,8 @@ class Facts:
     handled: Handled | None = None
     """Set if `siginfo`, `registers`, `instruction` and `regions` describe a signal that a handler
     caught first, not the signal that killed the process."""
+    thread_signal: int | None = None
+    """The crashed thread's signal by its NT_PRSTATUS, for cores without siginfo (qemu, gdb)."""
 
     @property
     def crashed(self) -> tuple[Frame, ...]:
@@ -193,7 +195,7 @@ class Facts:
         """The signal that killed the process."""
         if self.handled is not None:
             return self.handled.signal
-        return self.siginfo.signal if self.siginfo is not None else None
+        return self.siginfo.signal if self.siginfo is not None else self.thread_signal or None
 
     @property
     def blamed(self) -> tuple[Frame, ...]:

@@ -29,6 +29,7 @@ from crashd.domain.signals import (
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b\d{2,}\b")
 _TEXT_MAX = 400
 _SI_KERNEL, _SI_TKILL = 0x80, -6  # asm-generic/siginfo.h
+_SIGSTOP = 19
 _UNSENT = {
     -2: "a timer of the process's own (timer_create)",
     -3: "a message queue (mq_notify)",
@@ -73,7 +74,9 @@ class ProcessContext:
 def explain(facts: Facts, context: ProcessContext) -> Cause:
     """Return why the process crashed."""
     info = facts.siginfo
-    signal = info.signal if info is not None else None
+    signal = info.signal if info is not None else facts.thread_signal
+    if _is_snapshot(facts):
+        return _bounded(_SNAPSHOT, "", "")
     cause = _last_words(facts, signal) or _overflow_handler(facts)
     if cause is None and info is not None:
         if signal == SIGSYS and info.code == 1:
@@ -84,13 +87,40 @@ def explain(facts: Facts, context: ProcessContext) -> Cause:
             cause = _sent(facts, context)
         else:
             cause = explain_fault(facts)
+    if cause is None and info is None and signal == SIGABRT and _is_abort_on_stack(facts):
+        cause = _ABORT
     if cause is None:
-        words = None
-        if info is not None:
-            words = describe(info.signal, info.code, info.address, None, None)
-        name = signal_name(signal) if signal is not None else "a crash"
-        cause = Cause("unknown", words or name, words or f"{name} without a known cause")
+        cause = _unknown(facts, signal)
     return _bounded(cause, _where(notable(facts, cause)), _consequence(facts))
+
+
+_SNAPSHOT = Cause(
+    "snapshot",
+    "taken while it ran",
+    "the process did not crash: a debugger (gcore) took this core of it",
+)
+_ABORT = Cause("abort", "abort()", "the program called abort()")
+
+
+def _is_snapshot(facts: Facts) -> bool:
+    """Return whether a debugger took the core: the kernel dumps for neither of these signals."""
+    if facts.siginfo is None:
+        return facts.thread_signal in (0, _SIGSTOP)
+    return facts.siginfo.signal == _SIGSTOP and facts.handled is None
+
+
+def _is_abort_on_stack(facts: Facts) -> bool:
+    return any(plain_name(f.function) == "abort" for f in facts.blamed[:6] if f.function)
+
+
+def _unknown(facts: Facts, signal: int | None) -> Cause:
+    info = facts.siginfo
+    name = signal_name(signal) if signal is not None else "a crash"
+    if info is None:
+        why = " (the core has no siginfo)" if signal is not None else ""
+        return Cause("unknown", "no known cause", f"{name} without a known cause{why}")
+    words = describe(info.signal, info.code, info.address, None, None)
+    return Cause("unknown", words or name, words or f"{name} without a known cause")
 
 
 def _consequence(facts: Facts) -> str:
@@ -350,7 +380,7 @@ def _sent(facts: Facts, context: ProcessContext) -> Cause:
         return Cause("sent", f"{name} sent by the kernel", f"{name} came from {_UNSENT[info.code]}")
     if info is not None and _is_own(facts, context, info.code):
         if number == SIGABRT and info.code == _SI_TKILL and _called_abort(facts):
-            return Cause("abort", "abort()", "the program called abort()")
+            return _ABORT
         return Cause("raised", f"raised {name} itself", f"the program sent {name} to itself")
     uid = info.sender_uid if info is not None else None
     if pid == 1 and uid == 0 and number == SIGABRT:

@@ -7,6 +7,7 @@ from typing import Any
 from crashd.domain.crash.access import Credentials, crash_credentials
 from crashd.domain.crash.cgroup import is_in_roots_container
 from crashd.domain.crash.model import Crash
+from crashd.domain.crash.mounts import find_binds
 from crashd.domain.elf.modules import file_roots
 
 _ENCODING = "utf-8", "surrogateescape"
@@ -19,6 +20,8 @@ class Root:
     path: bytes
     entered: bool = False
     """Whether root put the process there, so that it never searched the directories above."""
+    below: bytes = b""
+    """Where the process has it mounted; empty for a root of all its paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,19 @@ class FileSearch:
     """Best first."""
     build_id_dirs: tuple[bytes, ...] = field(default=())
     """Directories of the host with files by build-id, besides each root's /usr/lib/debug."""
+    kept: bytes = b""
+    """The crash's entry, if it may hold files that were kept with it."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the object that `from_json` takes."""
         return {
             "credentials": self.credentials.to_json(),
-            "roots": [[root.path.decode(*_ENCODING), root.entered] for root in self.roots],
+            "roots": [
+                [root.path.decode(*_ENCODING), root.entered, root.below.decode(*_ENCODING)]
+                for root in self.roots
+            ],
             "build_id_dirs": [path.decode(*_ENCODING) for path in self.build_id_dirs],
+            "kept": self.kept.decode(*_ENCODING),
         }
 
     @classmethod
@@ -44,13 +53,23 @@ class FileSearch:
         """Take the object that `to_json` built."""
         return cls(
             Credentials.from_json(doc["credentials"]),
-            tuple(Root(path.encode(*_ENCODING), bool(entered)) for path, entered in doc["roots"]),
+            tuple(
+                Root(path.encode(*_ENCODING), bool(entered), below.encode(*_ENCODING))
+                for path, entered, below in doc["roots"]
+            ),
             tuple(path.encode(*_ENCODING) for path in doc["build_id_dirs"]),
+            doc["kept"].encode(*_ENCODING),
         )
 
 
-def plan_search(crash: Crash, build_id_dirs: Sequence[bytes] = ()) -> FileSearch:
-    """Plan the search for the files of a crash, from its record alone.
+def plan_search(
+    crash: Crash,
+    build_id_dirs: Sequence[bytes] = (),
+    kept: bytes = b"",
+    host_mounts: bytes = b"",
+) -> FileSearch:
+    """Plan the search for the files of a crash, from its record and the host's own mountinfo.
+    `kept` is the directory of its entry.
 
     Any user can put a process into its own namespace and choose the names of its root and of the
     layers below it. So these paths are searched from the host's root on. The paths of a container
@@ -58,10 +77,16 @@ def plan_search(crash: Crash, build_id_dirs: Sequence[bytes] = ()) -> FileSearch
     directories above them.
     """
     entered = is_in_roots_container(crash.cgroup)
+    roots = file_roots(crash.mountinfo, crash.root)
     return FileSearch(
         crash_credentials(crash.uid, crash.gid, crash.status),
-        tuple(
-            Root(path, entered and path != b"/") for path in file_roots(crash.mountinfo, crash.root)
+        (
+            *(
+                Root(mount.source, entered, mount.point)
+                for mount in find_binds(crash.mountinfo or b"", host_mounts)
+            ),
+            *(Root(path, entered and path != b"/") for path in roots),
         ),
         tuple(build_id_dirs),
+        kept,
     )

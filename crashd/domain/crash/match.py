@@ -1,15 +1,13 @@
 """Parses crashctl's MATCH and filters: text in, a validated query out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 
 from crashd.domain.crash.model import ID_PATTERN, LIST_KEYS, Kind
 from crashd.domain.signals import signal_number
-from crashd.domain.units import parse_duration
 from crashd.errors import FormatError, UsageError
 
 TERMS_MAX = 64
@@ -20,9 +18,20 @@ _UNIT = re.compile(
     r".+\.(service|scope|socket|mount|automount|swap|target|timer|path|device)", re.DOTALL
 )
 _ID_TEXT = re.compile(r"[0-9a-z-]+", re.ASCII)
+_SIGNATURE = re.compile(r"[pk]\d{1,3}-[0-9a-f]{16}", re.ASCII)
 _FIELD = re.compile(r"([A-Za-z_]+)=(.*)", re.DOTALL)
-_NESTED = ("capture", "core", "kernel")
+_PREFIX = re.compile(r"^(?:coredump_|_systemd_|_)")
+"""How coredumpctl(1) and the journal begin field names: COREDUMP_PID, _SYSTEMD_UNIT."""
+_NESTED = ("capture", "core", "kernel", "evicted")
 _COMPUTED = ("count_of_signature", "time")
+FIELDS = tuple(
+    sorted({*LIST_KEYS, "user_unit", "owner_uid"} - {*_NESTED, *_COMPUTED}, key=str.lower)
+)
+"""What FIELD=VALUE compares."""
+NUMBERS = ("pid", "tid", "uid", "gid", "owner_uid", "si_code")
+_GLOB = re.compile(r"[*?\[]")
+GLOB_MAX = 256
+"""Characters of a pattern: a user's pattern must not keep the daemon busy."""
 
 
 class Field(StrEnum):
@@ -30,6 +39,8 @@ class Field(StrEnum):
 
     ID_PREFIX = "id prefix"
     PID = "pid"
+    SIGNAL = "signal"
+    SIGNATURE = "signature"
     COMM = "comm"
     EXE = "exe"
     UNIT = "unit"
@@ -42,6 +53,8 @@ class Alternative:
 
     field: str
     value: str | int
+    is_glob: bool = False
+    """Whether `value` is a pattern of glob(7), in which `*` also matches `/`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,89 +153,72 @@ def parse_term(text: str) -> Term:
     found: list[Alternative] = []
     if ID_PATTERN.fullmatch(text):
         return Term(text, (Alternative(Field.ID_PREFIX, text),))
+    if _SIGNATURE.fullmatch(text):
+        return Term(text, (Alternative(Field.SIGNATURE, text), Alternative(Field.COMM, text)))
     if text.startswith("/"):
-        return Term(text, (Alternative(Field.EXE, text),))
+        return Term(text, _text(Field.EXE, text))
     if _ID_TEXT.fullmatch(text) and len(text) >= ID_PREFIX_MIN:
         found.append(Alternative(Field.ID_PREFIX, text))
     if text.isascii() and text.isdigit() and len(text) <= 10:
         found.append(Alternative(Field.PID, int(text)))
     elif text.endswith(".slice"):
-        found.append(Alternative(Field.SLICE, text))
+        found += _text(Field.SLICE, text)
     elif _UNIT.fullmatch(text):
-        found.append(Alternative(Field.UNIT, text))
-    found.append(Alternative(Field.COMM, text))
+        found += _text(Field.UNIT, text)
+    elif text.isupper() and (number := signal_number(text)) is not None:
+        found.append(Alternative(Field.SIGNAL, number))
+    found += _text(Field.COMM, text)
     return Term(text, tuple(found))
 
 
+def _text(field: str, value: str) -> tuple[Alternative, ...]:
+    """Compare a field with a text: exactly, and as a pattern if it has a wildcard."""
+    exact = Alternative(field, value)
+    if not _GLOB.search(value):
+        return (exact,)
+    if len(value) > GLOB_MAX:
+        raise UsageError(f"a pattern has more than {GLOB_MAX} characters")
+    return exact, Alternative(field, value, is_glob=True)
+
+
+def field_of(name: str, fields: Sequence[str] = FIELDS) -> str:
+    """Return the field that `name` stands for: `pid` for PID, COREDUMP_PID and _PID.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    key = _PREFIX.sub("", name.lower(), count=1)
+    if key in fields:
+        return key
+    from difflib import get_close_matches  # only wrong names need it
+
+    near = get_close_matches(key, fields, 1)
+    known = ", ".join(fields)
+    raise UsageError(
+        f"unknown field {name}" + (f", did you mean {near[0]}?" if near else ""),
+        hint=f"known fields: {known}",
+    )
+
+
 def _parse_field(text: str, name: str, value: str) -> Term:
-    """Parse FIELD=VALUE; coredumpctl's names (COREDUMP_PID) work as well."""
-    key = name.lower().removeprefix("coredump_")
+    """Parse FIELD=VALUE; the names of coredumpctl and of the journal work as well."""
+    key = field_of(name)
+    found: tuple[Alternative, ...]
     if key == "signal":
         number = signal_number(value)
         if number is None:
             raise UsageError(f"{text}: {value!r} is not a signal")
-        return Term(text, (Alternative("signal", number),), explicit=True)
-    if key not in LIST_KEYS or key in _NESTED or key in _COMPUTED:
-        known = ", ".join(k for k in LIST_KEYS if k not in _NESTED and k not in _COMPUTED)
-        raise UsageError(f"unknown field {name}", hint=f"known fields: {known}")
-    if key in ("pid", "tid", "uid", "gid", "si_code"):
+        found = (Alternative(Field.SIGNAL, number),)
+    elif key in NUMBERS:
         if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
             raise UsageError(f"{text}: {value!r} is not a number")
-        return Term(text, (Alternative(key, int(value)),), explicit=True)
-    if key == "pinned":
+        found = (Alternative(key, int(value)),)
+    elif key == "pinned":
         if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise UsageError(f"{text}: {value!r} is neither true nor false")
-        return Term(
-            text, (Alternative(key, int(value.lower() in ("true", "1", "yes"))),), explicit=True
-        )
-    return Term(text, (Alternative(key, value),), explicit=True)
-
-
-def parse_time(text: str, now_ns: int) -> int:
-    """Parse a time for --since and --until, as journalctl(1) does; return ns since the epoch.
-
-    Accepts ISO 8601 (local time without an offset), a date, a time of today, `now`, `today`,
-        `yesterday`, `tomorrow`, `-1h`, `+5min`, `2 days ago` and `@epoch`.
-
-    Raises:
-        UsageError: `text` is none of these.
-    """
-    word = text.strip()
-    try:
-        return _in_range(_parse_time(word, now_ns))
-    except (ValueError, OverflowError, UsageError) as e:
-        raise UsageError(
-            f"{text!r} is not a time",
-            hint="examples: 2026-11-23 05:02, yesterday, -1h, '2 days ago', @1795412639",
-        ) from e
-
-
-def _parse_time(word: str, now_ns: int) -> int:
-    # local time without an offset, because the offset can differ between two moments of one day
-    midnight = datetime.combine(datetime.fromtimestamp(now_ns // 10**9), time.min)
-    days = {"today": 0, "yesterday": -1, "tomorrow": 1}
-    if word == "now":
-        return now_ns
-    if word in days:
-        return _ns(midnight + timedelta(days=days[word]))
-    if word.startswith("@"):
-        return round(float(word[1:]) * 1e9)
-    if word.startswith(("-", "+")):
-        amount = parse_duration(word[1:].strip())
-        return now_ns - amount if word[0] == "-" else now_ns + amount
-    if word.endswith(" ago"):
-        return now_ns - parse_duration(word[:-4].strip())
-    if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", word, re.ASCII):
-        word = f"{midnight:%Y-%m-%d} {word.zfill(len(word) + (word[1] == ':'))}"
-    return _ns(datetime.fromisoformat(word))
-
-
-def _ns(moment: datetime) -> int:
-    """Convert a moment to ns; without an offset it is local time."""
-    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
-
-
-def _in_range(time_ns: int) -> int:
-    if not -(1 << 63) <= time_ns < 1 << 63:
-        raise ValueError("outside the range of 64-bit nanoseconds")
-    return time_ns
+        found = (Alternative(key, int(value.lower() in ("true", "1", "yes"))),)
+    elif key == "boot_id":
+        found = _text(key, value.replace("-", "").lower())
+    else:
+        found = _text(key, value)
+    return Term(text, found, explicit=True)

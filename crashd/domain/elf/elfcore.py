@@ -5,13 +5,14 @@ The kernel writes a core in this layout (fs/binfmt_elf.c, elf_core_dump):
     Ehdr | Phdr of the PT_NOTE | Phdr of each PT_LOAD … | notes | padding | memory … | [Shdr]
 
 The Shdr at the end exists only for 65,535 program headers and more. It holds the real count, which
-a reader of the stream therefore sees last. gdb's `gcore` puts the notes after the memory.
+a reader of the stream therefore sees last. gdb's `gcore` puts the notes after the memory;
+move_notes() builds the head that such a core would have if the kernel had written it.
 
 Source: elf(5), core(5), include/uapi/linux/elf.h. Every byte here may be hostile: sizes and counts
 are checked against the bytes at hand, and work is linear in them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -36,7 +37,10 @@ from crashd.domain.elf.headers import (
     ByteOrder,
     Header,
     Layout,
+    Phdr,
     Shdr,
+    build_header,
+    build_phdrs,
     build_shdr,
     find_build_id,
     find_phdrs,
@@ -53,7 +57,9 @@ __all__ = [
     "Thread",
     "build_trailer",
     "executable_range",
+    "find_loads",
     "head_size",
+    "move_notes",
     "parse_build_id",
     "parse_head",
 ]
@@ -136,6 +142,46 @@ def head_size(head: bytes) -> int:
     if end > HEAD_MAX:
         raise FormatError(f"core has a head of {end} bytes, more than {HEAD_MAX}")
     return end
+
+
+def move_notes(head: bytes, read: Callable[[int, int], bytes]) -> bytes:
+    """Return a head whose notes directly follow the program headers, if some of them are not in
+    `head`; otherwise `head`. `read` takes offset and size in the core, and may return fewer bytes.
+
+    Offsets of memory stay as they are, so they may lie within the new head: it is for parsing, and
+    not the start of a core.
+
+    Raises:
+        FormatError: as head_size().
+
+    """
+    header = _parse_header(head)
+    count, end = _phdr_table(head, header)
+    if count is None or len(head) < end:
+        return head
+    phdrs = list(find_phdrs(head, header, count))
+    places = [(offset, size) for kind, _, offset, _, _, size, _, _ in phdrs if kind == PT_NOTE]
+    total = sum(size for _, size in places)
+    if len(places) > NOTE_SEGMENTS_MAX or total > HEAD_MAX - end:
+        return head
+    if all(offset + size <= len(head) for offset, size in places):
+        return head
+    at = HEADER_SIZE[header.layout.bits] + len(phdrs) * PHDR_SIZE[header.layout.bits]
+    table: list[Phdr] = []
+    blobs: list[bytes] = []
+    for phdr in phdrs:
+        kind, flags, offset, vaddr, paddr, size, memsz, align = phdr
+        if kind != PT_NOTE:
+            table.append(phdr)
+            continue
+        blob = read(offset, size)
+        if len(blob) == size:  # otherwise the core is cut here, and this shows
+            blob += bytes(-size % 8)
+        blobs.append(blob)
+        table.append((kind, flags, at, vaddr, paddr, size, memsz, align))
+        at += len(blob)
+    start = build_header(head, header.layout, count)
+    return b"".join([start, build_phdrs(header.layout, table), *blobs])
 
 
 def _parse_header(head: bytes) -> Header:
@@ -275,31 +321,42 @@ def executable_range(head: CoreHead) -> tuple[int, int] | None:
     """Find where the core has the executable's own first bytes: offset in the core, and size.
 
     The kernel dumps the first page of a mapped ELF file even if it leaves out the rest
-    (coredump_filter, core(5)). None if that page was not dumped, or AT_PHDR is missing or wrong.
-    The size is IMAGE_MAX at most.
+    (coredump_filter, core(5)). If it was not dumped, the same page may have been mapped again for
+    the data of a small file. None if neither was dumped, or AT_PHDR is missing or wrong. The size
+    is IMAGE_MAX at most.
     """
     phdr = head.auxv.get(AT_PHDR)
     if phdr is None:
         return None
-    start = _executable_start(head, phdr)
-    for segment in head.segments:
-        skip = start - segment.vaddr
-        if 0 <= skip < segment.filesz:
-            return segment.offset + skip, min(segment.filesz - skip, IMAGE_MAX)
+    for start in _executable_starts(head, phdr):
+        for segment in head.segments:
+            skip = start - segment.vaddr
+            if 0 <= skip < segment.filesz:
+                return segment.offset + skip, min(segment.filesz - skip, IMAGE_MAX)
     return None
 
 
-def _executable_start(head: CoreHead, phdr: int) -> int:
-    """Find the address of the executable's ELF header.
+def _executable_starts(head: CoreHead, phdr: int) -> list[int]:
+    """Return the addresses at which the executable's ELF header may be, the best first.
 
     Linkers put it right before the program headers, but patchelf and similar tools move these. If
     there is an NT_FILE, take the start of the file that holds AT_PHDR.
     """
     name = next((f.name for f in head.files if f.start <= phdr < f.end), None)
-    starts = [
-        f.start for f in head.files if f.name == name and not f.offset_bytes and f.start <= phdr
-    ]
-    return max(starts, default=phdr - HEADER_SIZE[head.bits])
+    starts = [f.start for f in head.files if f.name == name and not f.offset_bytes]
+    first = max((at for at in starts if at <= phdr), default=phdr - HEADER_SIZE[head.bits])
+    return [first, *sorted(at for at in starts if at > phdr)]
+
+
+def find_loads(image: bytes) -> list[tuple[int, int]]:
+    """Return address and offset in the file of each PT_LOAD, from the first bytes of an ELF image;
+    empty if there is none.
+    """
+    header = _sound_header(image)
+    if header is None:
+        return []
+    phdrs = find_phdrs(image, header, min(header.phnum, IMAGE_PHDRS_MAX))
+    return [(vaddr, at) for kind, _, at, vaddr, *_ in phdrs if kind == PT_LOAD]
 
 
 def parse_build_id(image: bytes) -> str | None:

@@ -24,13 +24,20 @@ NT_SIGINFO: Final = 0x53494749
 NT_FILE: Final = 0x46494C45
 
 # include/uapi/linux/elf-em.h
+EM_SPARC: Final = 2
 EM_386: Final = 3
+EM_MIPS: Final = 8
+EM_PPC: Final = 20
 EM_PPC64: Final = 21
 EM_S390: Final = 22
 EM_ARM: Final = 40
+EM_SH: Final = 42
+EM_SPARCV9: Final = 43
 EM_X86_64: Final = 62
 EM_AARCH64: Final = 183
 EM_RISCV: Final = 243
+EM_LOONGARCH: Final = 258
+EM_ALPHA: Final = 0x9026
 
 # Offsets in struct elf_prstatus, include/linux/elfcore.h: pr_cursig, pr_pid, pr_reg.
 _PR_CURSIG = 12
@@ -44,13 +51,45 @@ _REGISTERS: Mapping[tuple[int, int], tuple[int, int, int]] = {
     (EM_AARCH64, 64): (32 * 8, 31 * 8, 8),
     (EM_ARM, 32): (15 * 4, 13 * 4, 4),
     (EM_RISCV, 64): (0, 2 * 8, 8),
+    (EM_RISCV, 32): (0, 2 * 4, 4),
     (EM_S390, 64): (8, 16 + 15 * 8, 8),
+    (EM_S390, 32): (4, 8 + 15 * 4, 4),
     (EM_PPC64, 64): (32 * 8, 1 * 8, 8),
+    (EM_PPC, 32): (32 * 4, 1 * 4, 4),
+    (EM_MIPS, 64): (34 * 8, 29 * 8, 8),
+    (EM_MIPS, 32): (40 * 4, (6 + 29) * 4, 4),  # o32; n32: _MIPS_N32
+    (EM_SPARCV9, 64): (33 * 8, 14 * 8, 8),
+    (EM_SPARC, 32): (33 * 4, 14 * 4, 4),
+    (EM_LOONGARCH, 64): (33 * 8, 3 * 8, 8),
+    (EM_ALPHA, 64): (31 * 8, 30 * 8, 8),
+    (EM_SH, 32): (16 * 4, 15 * 4, 4),
 }
+_MIPS_N32 = (34 * 8, 29 * 8, 8)
+_MIPS_N32_SIZE = 440
+"""sizeof(struct elf_prstatus) of MIPS's n32, which has the 64-bit registers; o32's is 256."""
+_S390_31_BIT = 0x7FFFFFFF
+"""The address in the program status word; the highest bit is the addressing mode."""
 # sizeof(struct elf_prpsinfo), and the offset of pr_fname in it; pr_psargs follows pr_fname. The
 # 32-bit size depends on whether the architecture's old uid_t had 16 bits.
 _PR_FNAME = {136: 40, 124: 28, 128: 32}
 _FNAME_SIZE = 16
+
+# Signals and codes whose numbers differ: asm/signal.h and asm/siginfo.h of the architectures.
+_SPARC_SIGNALS = {
+    7: 0, 10: 7, 12: 31, 16: 23, 17: 19, 18: 20, 19: 18, 20: 17, 23: 29, 24: 24, 25: 25, 29: 30,
+    30: 10, 31: 12,
+}  # fmt: skip
+_SIGNALS: Mapping[int, Mapping[int, int]] = {
+    EM_MIPS: {
+        7: 0, 10: 7, 12: 31, 16: 10, 17: 12, 18: 17, 19: 30, 20: 28, 21: 23, 22: 29, 23: 19,
+        24: 20, 25: 18, 26: 21, 27: 22, 28: 26, 29: 27, 30: 24, 31: 25,
+    },
+    EM_SPARC: _SPARC_SIGNALS,
+    EM_SPARCV9: _SPARC_SIGNALS,
+    EM_ALPHA: _SPARC_SIGNALS,
+}  # fmt: skip
+"""The architecture's own number, and the number that domain.signals has a name for; 0 is SIGEMT."""
+_MIPS_CODES = {-2: -4, -3: -2, -4: -3}  # SI_ASYNCIO, SI_TIMER, SI_MESGQ
 
 # Signals that carry an address if their si_code is between SI_USER and SI_KERNEL:
 # siginfo_layout() in kernel/signal.c; codes of include/uapi/asm-generic/siginfo.h.
@@ -67,6 +106,7 @@ class Thread:
     tid: int
     """In the process's own pid namespace."""
     signal: int
+    """As domain.signals numbers it, on any architecture."""
     pc: int | None
     sp: int | None
 
@@ -76,6 +116,7 @@ class SigInfo:
     """The NT_SIGINFO note, siginfo_t of sigaction(2)."""
 
     signal: int
+    """As domain.signals numbers it, on any architecture."""
     code: int
     errno: int
     address: int | None
@@ -162,8 +203,11 @@ def _parse_prstatus(desc: bytes, layout: Layout) -> Thread | None:
     if len(desc) < _PR_PID[layout.bits] + 4:
         return None
     (signal,) = layout.struct("h").unpack_from(desc, _PR_CURSIG)
+    signal = _common_signal(signal, layout.machine)
     (tid,) = layout.struct("i").unpack_from(desc, _PR_PID[layout.bits])
     registers = _REGISTERS.get((layout.machine, layout.bits))
+    if layout.machine == EM_MIPS and layout.bits == 32 and len(desc) == _MIPS_N32_SIZE:
+        registers = _MIPS_N32
     if registers is None:
         return Thread(tid, signal, None, None)
     pc_at, sp_at, size = registers
@@ -173,7 +217,13 @@ def _parse_prstatus(desc: bytes, layout: Layout) -> Thread | None:
     register = layout.struct("Q" if size == 8 else "I")
     (pc,) = register.unpack_from(desc, base + pc_at)
     (sp,) = register.unpack_from(desc, base + sp_at)
+    if (layout.machine, layout.bits) == (EM_S390, 32):
+        pc &= _S390_31_BIT
     return Thread(tid, signal, pc, sp)
+
+
+def _common_signal(signal: int, machine: int) -> int:
+    return _SIGNALS.get(machine, {}).get(signal, signal)
 
 
 def _collect_prpsinfo(desc: bytes, found: Notes) -> None:
@@ -191,6 +241,9 @@ def parse_siginfo(desc: bytes, layout: Layout) -> SigInfo | None:
     if len(desc) < union_at + 8:
         return None
     signal, errno, code = layout.struct("iii").unpack_from(desc)
+    if layout.machine == EM_MIPS:  # __ARCH_HAS_SWAPPED_SIGINFO
+        errno, code = code, _MIPS_CODES.get(errno, errno)
+    signal = _common_signal(signal, layout.machine)
     address = pid = uid = None
     if 0 < code < _SI_KERNEL and signal in _ADDRESSED:
         (address,) = layout.struct("L").unpack_from(desc, union_at)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from struct import Struct
 
 from crashd.domain.elf.auxv import AT_BASE, AT_PHDR
-from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead, parse_build_id
+from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead, find_loads, parse_build_id
 from crashd.domain.elf.elfnotes import MappedFile
 
 MODULES_MAX = 512
@@ -29,6 +29,7 @@ COMPARED_BYTES = 4096
 """Bytes compared for an image without a build-id: the page that a core has of each file (core(5)).
 """
 _ELF_MAGIC = b"\x7fELF"
+_HEADERS_BYTES = 4096
 
 ReadAt = Callable[[int, int], bytes]
 """Takes address and size; returns fewer or no bytes if the core does not have them."""
@@ -57,7 +58,7 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
     A module begins where a file is mapped from its first byte, and includes the mappings of the
     same name that follow.
     """
-    groups = _by_file(head)
+    groups = _by_file(head, read)
     if len(groups) > MODULES_MAX:
         groups = _wanted_first(groups, head, read)
     found: list[Module] = []
@@ -68,12 +69,13 @@ def find_modules(head: CoreHead, read: ReadAt) -> list[Module]:
             continue
         if not image and len(group) == 1:
             continue  # data: nothing shows that it is an image, and it has no other mapping
+        header = image or _start_elsewhere(group, read)
         found.append(
             Module(
                 name=first.name.removesuffix(_DELETED),
                 start=first.start,
                 end=max(f.end for f in group),
-                build_id=parse_build_id(image),
+                build_id=parse_build_id(header),
                 image=image[:COMPARED_BYTES],
                 deleted=first.name.endswith(_DELETED),
                 files=tuple(group),
@@ -111,15 +113,38 @@ def _unescape(name: bytes) -> bytes:
     return name.replace(b"\\012", b"\n")
 
 
-def _by_file(head: CoreHead) -> list[list[MappedFile]]:
+def _by_file(head: CoreHead, read: ReadAt) -> list[list[MappedFile]]:
     groups: list[list[MappedFile]] = []
     for mapped in sorted(head.files, key=lambda f: f.start):
         same = groups and groups[-1][0].name == mapped.name
-        if same and mapped.offset_bytes:
+        if same and (mapped.offset_bytes or _is_start_again(groups[-1][0], mapped, read)):
             groups[-1].append(mapped)
         elif not mapped.offset_bytes:
             groups.append([mapped])
     return groups
+
+
+def _is_start_again(first: MappedFile, later: MappedFile, read: ReadAt) -> bool:
+    """Return whether two mappings of a file's start belong to one image.
+
+    Linkers without `-z separate-code` put the data of a small file on the same page of the file as
+    its headers. The page is then mapped twice, and was written to the second time.
+    """
+    header = read(first.start, _HEADERS_BYTES) or read(later.start, _HEADERS_BYTES)
+    moved = [vaddr - offset for vaddr, offset in find_loads(header)]
+    return any(later.start - first.start == other - moved[0] for other in moved[1:])
+
+
+def _start_elsewhere(group: Sequence[MappedFile], read: ReadAt) -> bytes:
+    """Return the first bytes of a file whose first mapping is not in the core, from another mapping
+    of them. The loader may have changed what is data there.
+    """
+    for mapped in group[1:]:
+        if not mapped.offset_bytes:
+            start = read(mapped.start, min(mapped.end - mapped.start, IMAGE_MAX))
+            if start.startswith(_ELF_MAGIC):
+                return start
+    return b""
 
 
 def _wanted_first(

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from crashd.domain.keep.believed import EARLIEST_NS, believe
 from crashd.domain.keep.fairness import (
@@ -52,6 +52,9 @@ from crashd.domain.keep.fairness import (
     take_fairly,
 )
 from crashd.domain.units import Amount
+
+FILES_SHARE: Final = 4
+"""Kept files take a quarter of `max_use` at most: cores matter more."""
 
 
 class Limit(StrEnum):
@@ -129,6 +132,15 @@ class Policy:
     """Cores of one user with one signature."""
     metadata_max_age_ns: int | None = None
     """Age of a crash without a core."""
+    keep_files: Amount | None = None
+    """Files that are kept with crashes; None keeps none. At most FILES_SHARE of `max_use`."""
+
+    def files_bytes(self, total_bytes: int) -> int:
+        """Return how much kept files may use of a file system of this size."""
+        size = self.keep_files.of(total_bytes) if self.keep_files is not None else 0
+        if self.max_use is None:
+            return size
+        return min(size, self.max_use.of(total_bytes) // FILES_SHARE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from crashd.domain.crash.model import Mode
 from crashd.edge.capture.kernelsock import shake_hands
+from crashd.edge.capture.mappedfiles import open_mapped
 from crashd.edge.capture.memory import ProcessMemory
 from crashd.edge.capture.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
 from crashd.edge.capture.successor import ReadOnce, Successor
@@ -122,6 +123,10 @@ class IncomingCore:
 
         """
         return None if self._pidfd is None else ProcessMemory(self._pidfd)
+
+    def open_mapped(self, places: Sequence[str]) -> list[int | None]:
+        """Open files that the held process has mapped, see `mappedfiles.open_mapped`."""
+        return [] if self._pidfd is None else open_mapped(self._pidfd, places)
 
     def read_into(self, view: memoryview, deadline_ns: int) -> int:
         """Read the next bytes of the core; 0 at its end, and after `release`.

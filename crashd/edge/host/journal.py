@@ -128,7 +128,8 @@ def _message(crash: Crash) -> str:
 def _headline(crash: Crash) -> str:
     who = printable(crash.comm)
     uid = "" if crash.uid is None else f" of user {crash.uid}"
-    text = f"Process {crash.pid} ({who}){uid} crashed: {printable(crash.title)}"
+    dumped = "crashed" if crash.state is State.LOST else "dumped core"  # what people grep for
+    text = f"Process {crash.pid} ({who}){uid} {dumped}: {printable(crash.title)}"
     if crash.state is State.LOST:
         return f"{text}. Its core is lost: {printable(crash.capture.reason or '')}"
     if crash.explanation:

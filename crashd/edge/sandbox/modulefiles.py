@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from crashd.domain.crash.access import READ, SEARCH, Credentials, is_permitted
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.elfcore import IMAGE_MAX, parse_build_id
+from crashd.domain.elf.executables import kept_name
 from crashd.domain.elf.headers import (
     HEADER_MAX,
     PHDR_SIZE,
@@ -45,6 +46,8 @@ from crashd.errors import reason_of
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _ROOT = Credentials(0, overrides=True)
+GONE = "file is gone"
+"""The problem of a module for which no path leads to a file."""
 _LINKS_MAX = 40  # MAXSYMLINKS of the kernel
 _PARTS_MAX = 2048
 _SECTIONS_MAX = 4096
@@ -52,6 +55,7 @@ _SEGMENTS_MAX = 256
 _SHT_PROGBITS, _SHT_DYNAMIC, _SHT_NOTE, _SHT_X86_64_UNWIND = 1, 6, 7, 0x70000001
 _DT_SONAME = 14
 _LINK_MAX = 1024
+_MOUNTS_MAX = 1 << 20
 _CHECKED_BYTES_MAX = 1 << 30
 """Limit for a debug file without a build-id, which is read completely for its checksum."""
 
@@ -68,19 +72,25 @@ class ModuleFile:
 
 
 class _Place:
-    """A directory to search below, with credentials and the number of links to follow."""
+    """A directory to search below, with credentials and the number of links to follow; `below` is
+    where the process has it mounted.
+    """
 
-    def __init__(self, fd: int, credentials: Credentials, links: int) -> None:
+    def __init__(self, fd: int, credentials: Credentials, links: int, below: bytes = b"") -> None:
         self._fd, self._credentials, self._links = fd, credentials, links
+        self._below = below + b"/" if below else b""
 
     def open(self, path: bytes) -> tuple[int | None, str]:
         """Open a regular file for reading; else return None and the reason."""
         if path_parts(path) is None:
             return None, "name is not a plain path"
+        if not path.startswith(self._below):
+            return None, GONE
+        path = path[len(self._below) :]
         try:
             fd = _walk(self._fd, path, self._credentials, self._links)
         except FileNotFoundError:
-            return None, "file is gone"
+            return None, GONE
         except PermissionError:
             return None, "not readable for the crashed user"
         except OSError as e:
@@ -125,6 +135,7 @@ class _Finder:
         credentials = search.credentials
         host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, host)
+        self._kept = self._open_kept(search.kept, stack)
         self._places: list[_Place] = []
         self._by_build_id: list[_Place] = []
         self._host_ids = _Place(host, credentials, _LINKS_MAX)
@@ -133,15 +144,28 @@ class _Finder:
             with suppress(OSError):
                 base = _walk(host, root.path, _ROOT if root.entered else credentials, _LINKS_MAX)
                 stack.callback(os.close, base)
-                self._places.append(_Place(base, credentials, 0))
-                self._by_build_id.append(_Place(base, credentials, _LINKS_MAX))
+                self._places.append(_Place(base, credentials, 0, root.below))
+                if not root.below:
+                    self._by_build_id.append(_Place(base, credentials, _LINKS_MAX))
+
+    @staticmethod
+    def _open_kept(path: bytes, stack: ExitStack) -> int | None:
+        """Open the crash's entry, whose path is ours; None if we may not."""
+        if not path:
+            return None
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        stack.callback(os.close, fd)
+        return fd
 
     def open_module(self, module: Module) -> tuple[int | None, str]:
         """Open a module's own file, by path or build-id; else return None and the reason."""
-        problem = "file is gone"
+        problem = GONE
         for fd, why in self._candidates(module):
             if fd is None:
-                problem = why if why != "file is gone" and problem == "file is gone" else problem
+                problem = why if why != GONE and problem == GONE else problem
                 continue
             start = os.pread(fd, IMAGE_MAX, 0)
             same = same_image(module.image, start, module.build_id)
@@ -155,6 +179,11 @@ class _Finder:
         return None, problem
 
     def _candidates(self, module: Module) -> Iterator[tuple[int | None, str]]:
+        name = kept_name(module.build_id, module.image) if self._kept is not None else None
+        if name is not None:
+            # what the crashed user may read was decided when it was kept
+            with suppress(OSError):
+                yield os.open(name, _READ | os.O_NOFOLLOW, dir_fd=self._kept), ""
         for place in self._places:
             yield place.open(module.name)
         yield from self._named(module.build_id, b"")
@@ -219,6 +248,24 @@ def _checksum(fd: int) -> int | None:
 
 
 # -- paths -----------------------------------------------------------------------------------------
+
+
+def read_own_mounts() -> bytes:
+    """Read our own mountinfo; empty if the kernel does not show it."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            return file.read(_MOUNTS_MAX)
+    except OSError:
+        return b""
+
+
+def may_read(fd: int, credentials: Credentials) -> bool:
+    """Return whether these credentials permit reading an open file, which may be O_PATH."""
+    try:
+        _require(fd, credentials, READ)
+    except OSError:
+        return False
+    return True
 
 
 def open_as(path: bytes, credentials: Credentials) -> int | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from crashd.cli.arguments import VERBS, parse
+from crashd.cli.arguments import VALUED, VERBS, build_verb_parser, parse
 from crashd.errors import UsageError
 
 
@@ -48,6 +48,68 @@ def test_parse_words_after_two_dashes_are_matches() -> None:
     assert parse(["dump", "--", "-x"])[1].match == ["-x"]
 
 
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ([], ["list"]),
+        (["-q"], ["list", "-q"]),
+        (["-r1"], ["list", "-r", "-1"]),
+        (["-n", "5"], ["list", "-n", "5"]),
+        (["-rn", "5", "list", "nginx"], ["list", "nginx", "-r", "-n", "5"]),
+        (["--json=short"], ["list", "--json=short"]),
+        (["--json", "short", "list"], ["list", "--json=short"]),
+        (["-o", "file", "dump", "/usr/bin/bar"], ["dump", "/usr/bin/bar", "-o", "file"]),
+        (["--since", "-1h", "list"], ["list", "--since=-1h"]),
+        (["--debugger", "lldb", "debug"], ["debug", "--debugger=lldb"]),
+        (["gdb", "nginx"], ["debug", "nginx"]),
+        (["bt"], ["info"]),
+        (["rm", "-y", "x"], ["delete", "x", "--yes"]),
+        (["-D", "/x", "info"], ["info", "-D", "/x"]),
+        (["--", "nginx"], ["list", "nginx"]),
+        (["list", "--json", "off"], ["list"]),
+    ],
+)
+def test_parse_other_ways_to_say_the_same(words: list[str], same: list[str]) -> None:
+    assert parse(words) == parse(same)
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        (["--json"], True),
+        (["--json", "nginx"], True),
+        (["--json=short"], "short"),
+        (["--json", "pretty"], "pretty"),
+        (["--json=off"], False),
+        ([], False),
+    ],
+)
+def test_parse_json_has_forms(words: list[str], form: object) -> None:
+    assert parse(["list", *words])[1].json == form
+
+
+def test_valued_are_the_options_with_a_value() -> None:
+    for verb in VERBS.values():
+        for action in build_verb_parser(verb)._actions:
+            takes_value = action.option_strings and action.nargs is None
+            assert (
+                set(action.option_strings) <= VALUED
+                if takes_value
+                else (not VALUED.intersection(action.option_strings))
+            ), action
+
+
+def test_parse_help_of_a_verb_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help", "dump"], ["dump", "--help"]):
+        with pytest.raises(SystemExit):
+            parse(words)
+    first, second = capsys.readouterr().out.split("usage:")[1:]
+    assert first == second
+    with pytest.raises(SystemExit):
+        parse(["help"])
+    assert "gdb is debug" in capsys.readouterr().out
+
+
 def test_parse_one_of_list_is_the_newest() -> None:
     assert parse(["list", "-1"])[1].limit == 1
 
@@ -60,10 +122,11 @@ def test_parse_newest_stands_for_a_match(verb: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command given"),
-        (["-q"], "no command given"),
         (["remove"], "unknown command 'remove'"),
-        (["lis"], "unknown command"),
+        (["lis"], "unknown command 'lis', did you mean list?"),
+        (["help", "dmp"], "unknown command 'dmp', did you mean dump?"),
+        (["list", "--revers"], "unrecognized arguments: --revers, did you mean --reverse?"),
+        (["list", "--json=yaml"], "'yaml' is not one of short, pretty, off"),
         (["list", "--nonsense"], "list: unrecognized arguments: --nonsense"),
         (["list", "--rev"], "unrecognized arguments: --rev"),
         (["list", "-n", "0"], "-n"),
@@ -71,7 +134,8 @@ def test_parse_newest_stands_for_a_match(verb: str) -> None:
         (["list", "-n", "٣"], "-n"),
         (["list", ""], "empty MATCH"),
         (["list", "--kind", "daemon"], "--kind"),
-        (["dump"], "dump: MATCH is required"),
+        (["bundle", "-o", "x.tar.zst"], "bundle: MATCH is required"),
+        (["-F", "exe", "info"], "info: unrecognized arguments: -F"),
         (["delete", "--yes"], "MATCH is required"),
         (["pin"], "MATCH is required"),
         (["status", "x"], "unrecognized arguments: x"),

@@ -25,6 +25,7 @@ ALLOWED = {
         "cli.source",
         "domain",
         "domain.crash",
+        "domain.crash.headline",
         "domain.crash.match",
         "domain.crash.model",
         "domain.crash.viewer",

@@ -13,19 +13,22 @@ from crashd.cli.render import (
     Table,
     cut,
     cut_path,
+    cut_words,
     display_width,
     fit,
     json_line,
     local_time,
     pad,
     render_json_list,
+    short_age,
     stored_text,
     styled,
     what_crashed,
+    wrap,
 )
 from crashd.domain.crash.model import LIST_KEYS, Capture, Core, Kind, State
 
-from .rows import HOSTILE, NGINX, row_of
+from .rows import HOSTILE, NGINX, TIME_NS, row_of
 
 NARROW = range(1, 200)
 UNSAFE = set(map(chr, [*range(32), 127, *range(128, 160), 0x202E, 0x2066, 0x2028]))
@@ -62,7 +65,9 @@ def test_lines_for_a_pipe_have_everything() -> None:
 
 def test_lines_are_aligned() -> None:
     lines = lines_of([row_of(), row_of(pid=4194303, uid=0, state=State.METADATA_ONLY)], None)
-    assert len({line.index(word) for line, word in zip(lines[1:], ["SIGSEGV in"] * 2, strict=True)})
+    assert len(
+        {line.index(word) for line, word in zip(lines[1:], ["NULL pointer"] * 2, strict=True)}
+    )
     assert {line.index("/usr/sbin/nginx") for line in lines[1:]} == {lines[0].index("EXE")}
     ends = {line.index("1234") + 4 for line in lines[1:2]} | {lines[2].index("4194303") + 7}
     assert ends == {lines[0].index("PID") + 3}
@@ -70,7 +75,7 @@ def test_lines_are_aligned() -> None:
 
 def test_lines_one_long_path_does_not_push_all_titles_away() -> None:
     lines = lines_of([row_of(), row_of(exe=b"/" + b"x" * 500)], None)
-    assert lines[1].index("SIGSEGV in") < 120
+    assert lines[1].index("NULL pointer") < 120
     assert "x" * 500 in lines[2]
 
 
@@ -85,11 +90,33 @@ def test_lines_on_a_terminal_fit_it(width: int) -> None:
         assert display_width(line) <= width
 
 
-def test_lines_on_80_columns_show_id_state_size_and_title() -> None:
-    legend, line = lines_of([row_of()], 80)
-    assert legend.split() == ["TIME", "ID", "PID", "STATE", "SIZE", "TITLE"]
-    assert line.endswith(" 296K SIGSEGV in nginx: NULL pointer …")
-    assert len(line) == 80
+CAUSES = [
+    ("SIGSEGV in nginx, ngx_http_parse(): NULL pointer write at 0x0", "NULL pointer write at 0x0"),
+    ("SIGABRT in nginx, main.main(): Go panic: index out of range [5]", "Go panic: index out of"),
+    ("SIGSEGV in nginx, f(): stack overflow", "stack overflow, in f()"),
+]
+
+
+@pytest.mark.parametrize(("title", "cause"), CAUSES)
+def test_lines_on_80_columns_show_the_cause(title: str, cause: str) -> None:
+    now_ns = TIME_NS + 7200 * 10**9
+    row = row_of(title=title, pid=4194303, uid=4294967294)
+    legend, line = Table(80, color=False, now_ns=now_ns).lines([row], legend=True)
+    assert legend.split() == ["TIME", "ID", "SIGNAL", "STATE", "EXE", "TITLE"]
+    assert line.startswith(f"2h ago {NGINX.short_id} SIGSEGV complete nginx ")
+    assert cause in line
+    assert "in nginx" not in line
+    assert len(line) <= 80
+
+
+def test_lines_of_panics_differ_on_80_columns() -> None:
+    rows = [
+        row_of(kind=Kind.KERNEL, exe=b"", comm=b"", title=f"Kernel panic - not syncing: {why}")
+        for why in ("VFS: Unable to mount root fs", "Attempted to kill init!")
+    ]
+    lines = lines_of(rows, 80)
+    assert lines[1].endswith("panic: VFS: Unable to mount root fs")
+    assert lines[2].endswith("panic: Attempted to kill init!")
 
 
 def test_lines_on_120_columns_show_all_columns() -> None:
@@ -98,8 +125,7 @@ def test_lines_on_120_columns_show_all_columns() -> None:
 
 def test_lines_long_path_keeps_its_end() -> None:
     line = lines_of([row_of(exe=b"/a/very/long/path/to/some/program/deep/down/redis-server")], 120)
-    assert "redis-server SIGSEGV" in line[1]
-    assert "…" in line[1]
+    assert "…/redis-server  NULL pointer" in line[1]
 
 
 @pytest.mark.parametrize("width", [None, 80, 200])
@@ -159,9 +185,44 @@ def test_cut_never_exceeds_the_width(text: str, width: int) -> None:
         assert cut(text, width) == cut_path(text, width) == text
 
 
+@given(st.text(max_size=60), st.integers(1, 40))
+def test_cut_words_never_exceeds_the_width(text: str, width: int) -> None:
+    assert display_width(cut_words(text, width)) <= width
+
+
+def test_cut_words_keeps_words_whole() -> None:
+    assert cut_words("one two three", 10) == "one two…"
+    assert cut_words("one two: three", 9) == "one two…"
+    assert cut_words("one twothreefourfive", 15) == "one twothreefo…"  # else most were empty
+
+
+def test_wrap_breaks_between_words_only() -> None:
+    assert wrap("a " * 20 + "x" * 50, 40, 4) == ["a " * 19 + "a", "    " + "x" * 50]
+    assert wrap("one two", None, 4) == ["one two"]
+    assert wrap("one two", 10, 4) == ["one two"]
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "text"),
+    [
+        (0, "0s ago"),
+        (59, "59s ago"),
+        (60, "1min ago"),
+        (7199, "1h ago"),
+        (86400 * 3, "3d ago"),
+        (86400 * 99, "99d ago"),
+        (86400 * 100, "2026-11-23"),
+        (-5, "2026-11-23 05:02:09"),
+    ],
+)
+def test_short_age(age_seconds: int, text: str) -> None:
+    assert short_age("2026-11-23T05:02:09.000000Z", TIME_NS + age_seconds * 10**9) == text
+
+
 def test_cut_marks_what_was_cut() -> None:
     assert cut("abcdef", 4) == "abc…"
-    assert cut_path("/usr/bin/x", 5) == "…in/x"
+    assert cut_path("/usr/bin/x", 5) == "…/x"
+    assert cut_path("/usr/bin/xxxxx", 5) == "…xxxx"
     assert cut("日本語", 4) == "日…"
 
 

@@ -10,7 +10,8 @@ import pytest
 from crashd.domain.elf.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.store import corefile
 from crashd.store.corefile import HOLE_MIN, CoreWriter
-from crashd.store.coreread import StoredCore
+from crashd.store.coreread import StoredCore, read_head
+from tests.builders.elfcore import CoreSegment, build_core
 
 FRAME = 1 << 18
 
@@ -99,3 +100,16 @@ def test_read_of_nonsense_is_empty(fd: int) -> None:
     assert StoredCore(fd).read(0, 100) == b""
     os.pwrite(fd, b"\x28\xb5\x2f\xfd" + bytes(200), 0)
     assert StoredCore(fd).size_bytes == 0
+
+
+def test_read_head_of_gcore_has_the_notes_behind_memory(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = build_core(segments=[CoreSegment(0x1000, bytes(300_000))], notes_last=True)
+    store(fd, core, monkeypatch)
+    raw, head = read_head(StoredCore(fd))
+    assert [thread.tid for thread in head.threads] == [100]
+    assert head.problems == ()
+    assert head.expected_size == len(core)
+    assert b"CORE" in raw
+    assert len(raw) < 4096

@@ -2,7 +2,7 @@
 
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash
 from crashd.domain.crash.viewer import Viewer
+from crashd.errors import UsageError
 from crashd.store import selection
 from crashd.store.index import Index
 from crashd.store.selection import BLOBS, LISTED, Selector
@@ -168,3 +169,41 @@ def test_blobs_and_listed_are_those_of_the_schema(tmp_path: Path) -> None:
         (plan,) = db.execute(f"EXPLAIN QUERY PLAN SELECT id FROM crash WHERE {sql}").fetchall()
         assert " INDEX " in plan[3], plan
     db.close()
+
+
+@pytest.mark.parametrize(
+    ("term", "matches"),
+    [
+        ("exe=*", lambda crash: bool(crash.exe)),
+        ("comm=*1", lambda crash: crash.comm.endswith(b"1")),
+        (
+            "unit=web[12].service",
+            lambda crash: {crash.unit, crash.user_unit} & {"web1.service", "web2.service"},
+        ),
+        ("w*1.service", lambda crash: "web1.service" in (crash.unit, crash.user_unit)),
+        ("signature=s?", lambda crash: True),
+    ],
+)
+def test_patterns_find_what_they_say(
+    indexes: tuple[Filled, Filled], term: str, matches: Callable[[Crash], bool]
+) -> None:
+    filled = indexes[0]
+    found, _, _ = filled.run(Query((term,)), None)
+    assert found == [crash.pid for crash in reversed(filled.crashes) if matches(crash)]
+
+
+def test_patterns_that_take_too_long_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "GLOB_SECONDS", 0.0)
+    with Index.open(tmp_path / "index") as index:
+        index.put([build_crash(1)])
+        with pytest.raises(UsageError, match="pattern takes too long"):
+            index.select(Query(("comm=*x*",)), None)
+
+
+def test_patterns_are_no_power_of_their_asterisks(tmp_path: Path) -> None:
+    hostile = build_crash(1, exe=b"/" + b"a" * 4000)
+    with Index.open(tmp_path / "index") as index:
+        index.put([hostile])
+        assert index.select(Query(("/" + "*a" * 100 + "*b",)), None) == []  # for ever, by GLOB

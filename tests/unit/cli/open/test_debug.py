@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from crashd.cli.open import scratch
-from crashd.cli.open.debug import Given, build_command, find_caller, find_debugger
+from crashd.cli.open.debug import (
+    Given,
+    build_command,
+    choose_debugger,
+    find_caller,
+    find_debugger,
+)
 from crashd.cli.open.debugroot import DebugRoot
 from crashd.cli.open.scratch import nameless_file, private_directory, write_core
 from crashd.cli.open.session import User, build_environ
@@ -62,7 +68,31 @@ def test_build_command_others_get_the_core() -> None:
     assert "--no-default-symbols" not in build_command(
         "drgn", "drgn", [], given(debuginfod=True), Path("/c")
     )
+    assert build_command("my-debugger", "/o/my-debugger", ["-q"], given(), Path("/c")) == [
+        *("/o/my-debugger", "-q", "/t/root/x", "-c", "/c"),
+    ]
     assert build_command("crash", "crash", [], given(), Path("/c")) == ["crash", "/c"]
+
+
+def test_build_command_lldb_reads_no_files_of_the_core_s_choice() -> None:
+    argv = build_command("/usr/bin/lldb-14", "/usr/bin/lldb-14", ["-b"], given(), Path("/c"))
+    assert argv[:2] == ["/usr/bin/lldb-14", "--no-lldbinit"]
+    assert "settings set target.load-script-from-symbol-file false" in argv
+    assert "settings set symbols.enable-external-lookup false" in argv
+    assert argv[-4:] == ["-b", "--core", "/c", "/t/root/x"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "environ", "name"),
+    [
+        (None, "process", {}, "gdb"),
+        (None, "process", {"SYSTEMD_DEBUGGER": "lldb"}, "lldb"),
+        (None, "kernel", {"SYSTEMD_DEBUGGER": "lldb"}, "crash"),
+        ("/opt/x", "process", {"SYSTEMD_DEBUGGER": "lldb"}, "/opt/x"),
+    ],
+)
+def test_choose_debugger(asked: str | None, kind: str, environ: dict[str, str], name: str) -> None:
+    assert choose_debugger(asked, kind, environ) == name
 
 
 def test_find_caller_of_sudo_is_the_user() -> None:

@@ -40,7 +40,7 @@ def test_draw_bars_of_hostile_names_stay_harmless_and_in_width(width: int, unico
 
 def test_label_of_a_path_keeps_its_end() -> None:
     path = "/usr/lib/postgresql/15/bin/postgres"
-    assert Canvas(80, True, False).label(path, 12) == "…in/postgres"
+    assert Canvas(80, True, False).label(path, 12) == "…/postgres"
     assert Canvas(80, False, False).label(path, 12) == "~in/postgres"
     assert Canvas(80, False, False).label("postgresql.service", 12) == "postgresql.~"
 

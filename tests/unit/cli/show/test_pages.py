@@ -116,6 +116,37 @@ def test_render_info_shows_the_stack() -> None:
     assert "  #1   0x7f00" in lines
 
 
+def test_render_info_numbers_python_frames_apart() -> None:
+    frames = (
+        {"kind": "python", "function": "load", "file": "a.py", "line": 3},
+        {"kind": "python", "function": "main", "file": "a.py", "line": 9},
+        {"kind": "native", "function": "raise", "module": "libc.so.6"},
+    )
+    lines = page(doc_of(frames=frames))
+    at = lines.index("Python stack of the crashed thread:")
+    assert lines[at + 1 : at + 6] == [
+        "  #0   load at a.py:3",
+        "  #1   main at a.py:9",
+        "",
+        "Native stack of the crashed thread:",
+        "  #0   raise (libc.so.6)",
+    ]
+
+
+def test_render_info_says_that_the_analysis_is_pending() -> None:
+    assert (field(page(doc_of(analysis={"state": "pending"})), "Analysis") or "").startswith("pend")
+
+
+def test_render_info_wraps_between_words() -> None:
+    doc = doc_of(explanation="word " * 40 + "end")
+    lines = list(
+        render_info(doc, now_ns=NOW_NS, show_all=False, color=False, core_file=None, width=60)
+    )
+    start = next(n for n, line in enumerate(lines) if "Explanation: word" in line)
+    assert lines[start + 1].startswith(" " * 17 + "word")
+    assert max(map(len, lines[start : start + 4])) <= 60
+
+
 def test_render_info_shows_environment_and_maps_with_all_only() -> None:
     doc = doc_of(environ=(b"A=1", b"B=\x1b[31m"), maps=b"400000-500000 r-xp\n600000-700000 rw-p\n")
     assert not [line for line in page(doc) if "A=1" in line or "r-xp" in line]

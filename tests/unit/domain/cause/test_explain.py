@@ -1,5 +1,6 @@
 """Causes out of last words and of who sent the signal."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_explain_sent_signal_names_its_sender(
 
 def test_explain_signal_from_a_thread_of_its_own_is_not_another_process() -> None:
     facts = build_facts("loop", signal=6, code=0, sender_pid=100, sender_uid=0)
-    assert explain(facts, ProcessContext(frozenset())).kind == "raised"
+    assert explain(facts, SELF).kind == "raised"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +198,35 @@ def test_explain_call_to_what_is_not_an_address(mnemonic: str, target: int, shor
     instruction = Instruction("ff", None, mnemonic, (), target)
     cause = explain(replace(facts, instruction=instruction), ProcessContext(frozenset()))
     assert cause.short.startswith(short)
+
+
+@pytest.mark.parametrize(
+    ("signal", "stack", "kind", "text"),
+    [
+        (
+            11,
+            ["main"],
+            "unknown",
+            r"SIGSEGV without a known cause \(the core has no siginfo\)",
+        ),
+        (6, ["raise", "abort", "main"], "abort", r"the program called abort\(\), in main\(\)"),
+        (6, ["pthread_kill", "main"], "unknown", r"SIGABRT without"),
+        (0, ["main"], "snapshot", r"the process did not crash: a debugger \(gcore\)"),
+        (19, ["main"], "snapshot", r"the process did not crash"),
+    ],
+)
+def test_explain_core_without_siginfo_has_the_threads_signal(
+    signal: int, stack: list[str], kind: str, text: str
+) -> None:
+    facts = replace(build_facts(*stack), siginfo=None, thread_signal=signal, instruction=None)
+    cause = explain(facts, SELF)
+    assert cause.kind == kind
+    assert re.match(text, cause.text)
+
+
+def test_explain_gcore_of_a_running_process_is_no_crash() -> None:
+    cause = explain(build_facts("pause", "main", signal=19, code=0x80), SELF)
+    assert (cause.kind, cause.short) == ("snapshot", "taken while it ran")
 
 
 @pytest.mark.parametrize(

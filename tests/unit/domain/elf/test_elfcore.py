@@ -16,6 +16,7 @@ from crashd.domain.elf.elfcore import (
     Thread,
     executable_range,
     head_size,
+    move_notes,
     parse_build_id,
     parse_head,
 )
@@ -129,6 +130,40 @@ def test_parse_head_whole_gcore_file_has_its_threads() -> None:
     head = parse_head(raw)
     assert [thread.tid for thread in head.threads] == [100]
     assert head.problems == ()
+
+
+@pytest.mark.parametrize("form", [X86_64, CoreFormat(40, 32), CoreFormat(22, 64, "big")])
+def test_move_notes_behind_memory_come_into_the_head(form: CoreFormat) -> None:
+    notes = build_notes(form, files=[(0x1000, 0x2000, 0, b"/a")], auxv={3: 64})
+    segments = [CoreSegment(0x1000, b"m" * 4096), CoreSegment(0x4000, b"n" * 8192)]
+    raw = build_core(form=form, notes=notes, segments=segments, notes_last=True)
+    whole = parse_head(raw)
+    moved = move_notes(raw[: head_size(raw)], lambda at, size: raw[at : at + size])
+    assert len(moved) < 2048
+    head = parse_head(moved)
+    assert (head.threads, head.files, head.auxv) == (whole.threads, whole.files, whole.auxv)
+    assert (head.segments, head.problems) == (whole.segments, ())
+
+
+def test_move_notes_in_front_stay() -> None:
+    raw = build_core(segments=[CoreSegment(0x1000, bytes(4096))])
+    start = raw[: head_size(raw)]
+    assert move_notes(start, lambda at, size: b"") is start
+
+
+@pytest.mark.parametrize("there", [0, 3, 400])
+def test_move_notes_of_a_cut_core_are_cut(there: int) -> None:
+    raw = build_core(segments=[CoreSegment(0x1000, bytes(4096))], notes_last=True)
+    moved = move_notes(raw[: head_size(raw)], lambda at, size: raw[at : at + there])
+    head = parse_head(moved)
+    assert head.problems
+    assert len(head.threads) == (there == 400)
+
+
+def test_move_notes_hostile_sizes_are_not_read() -> None:
+    raw = X86_64.ehdr(2) + X86_64.phdr(1, 4096, 1) + X86_64.phdr(4, 8192, 2**40)
+    start = raw.ljust(4096, b"\0")
+    assert move_notes(start, lambda at, size: bytes(size)) is start
 
 
 @pytest.mark.parametrize(
@@ -298,6 +333,17 @@ def exec_head(
 def test_executable_range_headers_behind_elf_header_is_their_page() -> None:
     segments = (Segment(4096, 0x1000, 4096, 4096, 4), Segment(8192, 0x400000, 4096, 65536, 4))
     assert executable_range(exec_head({3: 0x400040}, segments)) == (8192, 4096)
+
+
+def test_executable_range_first_page_missing_is_its_second_mapping() -> None:
+    """Without -z separate-code, a small file's data are on the page of its headers."""
+    files = [(0x400000, 0x401000, 0, b"/prog"), (0x401000, 0x402000, 0, b"/prog")]
+    notes = build_notes(X86_64, auxv={3: 0x400040}, files=files)
+    segments = [CoreSegment(0x400000, b"", 4096), CoreSegment(0x401000, build_image())]
+    raw = build_core(notes=notes, segments=segments)
+    found = executable_range(parse_head(raw))
+    assert found is not None
+    assert parse_build_id(raw[found[0] : sum(found)]) == bytes(range(20)).hex()
 
 
 def test_executable_range_large_segment_is_capped() -> None:

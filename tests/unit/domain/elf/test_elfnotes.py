@@ -193,6 +193,38 @@ def test_parse_head_siginfo_union_is_read_by_signal_and_code(
     assert head.siginfo == SigInfo(signal, code, 0, address, pid, uid)
 
 
+@pytest.mark.parametrize(
+    ("machine", "own", "signal"),
+    [(8, 10, 7), (8, 12, 31), (8, 11, 11), (43, 10, 7), (2, 25, 25), (0x9026, 12, 31), (8, 7, 0)],
+)
+def test_parse_head_signal_of_an_architecture_has_the_common_number(
+    machine: int, own: int, signal: int
+) -> None:
+    form = CoreFormat(machine, 32 if machine in (2, 8) else 64, "big")
+    info = form.siginfo(own, 2, form.pack("L", 0x1234))
+    notes = build_notes(form, threads=[CoreThread(5, own)], siginfo=info)
+    head = parse_head(build_core(form=form, notes=notes))
+    assert head.threads[0].signal == signal
+    assert head.siginfo is not None
+    assert (head.siginfo.signal, head.siginfo.code, head.siginfo.errno) == (signal, 2, 0)
+
+
+def test_parse_head_siginfo_of_mips_has_code_before_errno() -> None:
+    form = CoreFormat(8, 64, "little")
+    head = core_with_note(0x53494749, form.siginfo(11, 2, FAULT, errno=5), form)
+    assert head.siginfo == SigInfo(11, 2, 5, 0x123456789ABC, None, None)
+    head = core_with_note(0x53494749, form.siginfo(6, -3, SENDER), form)
+    assert head.siginfo == SigInfo(6, -2, 0, None, None, None)  # its SI_TIMER is -3
+
+
+def test_parse_head_mips_n32_has_wide_registers() -> None:
+    form, wide = CoreFormat(8, 32, "big"), CoreFormat(8, 64, "big")
+    registers = wide.prstatus(5, 11, 0x1200_0000, 0x7FFF_0000)[112:]
+    desc = form.prstatus(5, 11)[:72] + registers[: 45 * 8] + bytes(8)
+    head = parse_head(build_core(form=form, notes=form.note(1, desc)))
+    assert head.threads == (Thread(5, 11, 0x1200_0000, 0x7FFF_0000),)
+
+
 @pytest.mark.parametrize("count", [3, 2**60, 2**64 - 1])
 def test_parse_head_files_fewer_than_said_is_a_problem(count: int) -> None:
     desc = X86_64.files([(1, 2, 0, b"/a"), (3, 4, 0, b"/b")], count=count)

@@ -66,6 +66,32 @@ def test_find_modules_the_same_file_twice_is_two_modules() -> None:
     assert [(m.start, m.end) for m in found] == [(0x1000, 0x3000), (0x5000, 0x7000)]
 
 
+def image_with_data_at(vaddr: int, offset: int) -> bytes:
+    """An image whose second PT_LOAD begins on the first page of the file."""
+    form = CoreFormat()
+    note = form.note(3, bytes(range(20)), b"GNU\0")
+    at = 64 + 3 * 56
+    return (
+        form.ehdr(3, kind=3)
+        + form.phdr(1, 0, 0xE00, align=4096)
+        + form.phdr(1, offset, 0x200, vaddr=vaddr, align=4096)
+        + form.phdr(4, at, len(note), vaddr=at)
+        + note
+    )
+
+
+@pytest.mark.parametrize("there", [0x1000, 0x2000])
+def test_find_modules_the_first_page_mapped_twice_is_one_module(there: int) -> None:
+    files = [
+        (0x1000, 0x2000, 0, b"/bin/small"),
+        (0x2000, 0x3000, 0, b"/bin/small"),
+        (0x3000, 0x4000, 1, b"/bin/small"),
+    ]
+    found = modules(files, {there: image_with_data_at(0x1E00, 0xE00)})
+    assert [(m.start, m.end, m.build_id) for m in found] == [(0x1000, 0x4000, BUILD_ID)]
+    assert bool(found[0].image) == (there == 0x1000)  # the loader changed the second one
+
+
 def test_find_modules_has_an_end() -> None:
     files = [(n << 13, (n << 13) + 4096, 0, b"/lib/%d" % n) for n in range(1, 2 * MODULES_MAX)]
     assert len(modules(files, {start: IMAGE for start, *_ in files})) == MODULES_MAX
