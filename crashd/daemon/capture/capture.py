@@ -107,10 +107,7 @@ def capture(
     # held: anything that waits for the process waits for each of these lines
     if refused is None:
         incoming.accept()  # now: the kernel writes while we look at /proc
-    seen = _look(crash, incoming, with_proc=with_proc)
-    if seen.is_large and options.engine != "stream" and incoming.begin_guard():
-        desk.taken_over()
-    desk.identified()
+    seen = _identify(crash, incoming, options, desk, with_proc=with_proc)
     if refused is not None:
         return _refuse(seen.add_to(crash, options), entry, incoming, options, refused)
     with MappedFiles(incoming, seen.snapshot, options) as files:
@@ -132,6 +129,17 @@ def capture(
         limit = record.Allowance(0, Disposition.METADATA, kept.reason)
     crash = _conclude(crash, head, limit, replace(kept, reason=trouble or kept.reason))
     return _commit(crash, entry, incoming, source.options)
+
+
+def _identify(
+    crash: Crash, incoming: IncomingCore, options: Options, desk: Desk, *, with_proc: bool
+) -> "_Seen":
+    """Look at the process, and fork a copy of this worker if reading the memory takes long."""
+    seen = _look(crash, incoming, with_proc=with_proc)
+    if seen.is_large and options.engine != "stream" and incoming.begin_guard():
+        desk.taken_over()
+    desk.identified()
+    return seen
 
 
 def _refuse(
