@@ -14,5 +14,5 @@ compile() {
 }
 
 compile requirements-build.lock "$@" packaging/requirements-build.in
-compile requirements.lock "$@" pyproject.toml
-compile requirements-dev.lock --group dev --constraints packaging/requirements-build.lock "$@" pyproject.toml
+compile requirements.lock --extra fleet "$@" pyproject.toml
+compile requirements-dev.lock --group dev --extra fleet --constraints packaging/requirements-build.lock "$@" pyproject.toml

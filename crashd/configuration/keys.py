@@ -15,16 +15,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crashd.configuration.values import (
     AMOUNT,
     AMOUNT_OR_INFINITY,
+    BANDWIDTH,
     DIRECTORIES,
     FLAG,
+    LABELS,
     LISTEN,
     PATH,
     PATHS,
     PATTERNS,
+    RECIPIENTS,
     RULES,
     SIZE,
     SIZE_OR_AUTO,
     SIZE_OR_INFINITY,
+    STORE_URL,
     URL,
     duration,
     one_of,
@@ -465,9 +469,10 @@ class Hooks(Section):
     """How many of these may have the same signature."""
 
     wait: Annotated[str | int, duration(0, 3600 * _SECOND_NS)] = "5s"
-    """How long the journal and the hooks wait for the result of the analysis. After that they get
-    the crash without it, with {"state": "pending"} as its `analysis`. They are not notified again
-    when the analysis is done; `crashctl info` shows the result."""
+    """How long the hooks wait for the result of the analysis. After that they get the crash without
+    it, with {"state": "pending"} as its `analysis`. They are not notified again when the analysis
+    is done; `crashctl info` shows the result. The journal has an entry at once, and a second one
+    when the analysis is done."""
 
     @property
     def timeout_seconds(self) -> float:
@@ -513,6 +518,49 @@ class Privacy(Section):
     "ACME_*"; case does not matter."""
 
 
+class Fleet(Section):
+    """Where crashes are sent, so that one index has those of all hosts (`crashctl --fleet`).
+    crashd-ship.service sends them; its credentials are the cloud's usual ones (crashd-ship(8))."""
+
+    url: Annotated[str, STORE_URL] = ""
+    """The bucket, and perhaps a prefix in it: "s3://BUCKET/PREFIX", "gs://…", "az://…", or a
+    directory, "file:///…", such as a mounted share; "" sends nothing. All hosts of a fleet have the
+    same one."""
+
+    cores: Annotated[Literal["none", "mini", "full"], one_of("none", "mini", "full")] = "none"
+    """What is sent of a process's core: "none", "full", or "mini", which is enough for all stacks
+    (headers, notes, stacks). Records are always sent. Cores hold whatever the process had in
+    memory: see `recipients`."""
+
+    cores_per_signature: Annotated[int, whole(1, 1000)] = 3
+    """How many cores of one signature this host sends. The fleet may also have enough of them, as
+    its indexer publishes; `crashctl --fleet want` asks for more."""
+
+    kernel_dumps: Annotated[bool, FLAG] = False
+    """Whether the kernel's dumps are sent, too: they may hold anything that was in memory."""
+
+    bandwidth: Annotated[str | int, BANDWIDTH] = "20M"
+    """How many bytes a second are sent at most."""
+
+    labels: Annotated[tuple[str, ...], LABELS] = ()
+    """What this host is, for `crashctl --fleet --label`: such as "role=db" and "site=fra1"."""
+
+    recipients: Annotated[tuple[str, ...], RECIPIENTS] = ()
+    """Public keys in the format of age (age-keygen). If there are any, cores and environments are
+    encrypted to them before they leave the host, and can be read only with one of the secret keys
+    (`crashctl --fleet debug --identity FILE`)."""
+
+    @property
+    def bandwidth_bytes(self) -> int | None:
+        """`bandwidth` in bytes a second; None for no limit."""
+        return None if self.bandwidth == "infinity" else parse_bytes(self.bandwidth)
+
+    @property
+    def label_values(self) -> dict[str, str]:
+        """`labels` by their names."""
+        return dict(one.split("=", 1) for one in self.labels)
+
+
 class Log(Section):
     """What crashd logs about itself."""
 
@@ -533,6 +581,7 @@ class Settings(Section):
     hooks: Hooks = Hooks()
     http: Http = Http()
     privacy: Privacy = Privacy()
+    fleet: Fleet = Fleet()
     log: Log = Log()
 
     @property

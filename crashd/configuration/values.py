@@ -13,6 +13,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 from crashd.configuration.tomltext import show_value
+from crashd.domain.fleet.lines import LABEL_VALUE_MAX, LABELS_MAX, parse_labels
 from crashd.domain.keep.policy import RULES_MAX, parse_rule
 from crashd.domain.units import (
     Amount,
@@ -21,10 +22,12 @@ from crashd.domain.units import (
     parse_duration,
     parse_size,
 )
-from crashd.errors import UsageError
+from crashd.errors import FormatError, UsageError
 
 _PATTERNS_MAX, PATTERN_MAX = 100, 128
 _PATHS_MAX, _PATH_MAX = 16, 1024
+_RECIPIENTS_MAX = 16
+_RECIPIENT = r"age1[02-9ac-hj-np-z]{58}|ssh-ed25519 [A-Za-z0-9+/]{68}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,40 @@ def _parse_url(value: Any) -> str:
     return value
 
 
+def _parse_store_url(value: Any) -> str:
+    if value == "":
+        return ""
+    if not isinstance(value, str):
+        raise ValueError
+    if re.fullmatch(r"(s3|gs|az|abfss)://[!-~]{1,1000}|file:///[!-~]{1,1000}", value) is None:
+        raise ValueError
+    if "@" in value or "?" in value or ".." in value.split("/"):
+        raise _Why("a URL here has no user, no password, no query and no ..")
+    return value.rstrip("/")
+
+
+def _parse_recipients(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > _RECIPIENTS_MAX:
+        raise ValueError
+    for one in value:
+        if not isinstance(one, str) or not re.fullmatch(_RECIPIENT, one, re.ASCII):
+            raise _Why(f"{show_value(one)} is no public key of age")
+    return tuple(value)
+
+
+def _parse_labels(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise ValueError
+    pairs = [one.partition("=") for one in value]
+    if len({name for name, _, _ in pairs}) < len(pairs) or not all(mark for _, mark, _ in pairs):
+        raise _Why("each is NAME=VALUE, and each NAME appears once")
+    try:
+        parse_labels({name: text for name, _, text in pairs})
+    except FormatError as e:
+        raise _Why(str(e)) from e
+    return tuple(value)
+
+
 def _parse_flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -161,6 +198,12 @@ def _parse_rules(value: Any) -> tuple[str, ...]:
 
 def _parse_limit(value: Any) -> Any:
     if value == "infinity" or (_is_text_or_int(value) and parse_bytes(value) >= 0):
+        return value
+    raise ValueError
+
+
+def _parse_bandwidth(value: Any) -> Any:
+    if value == "infinity" or (_is_text_or_int(value) and parse_bytes(value) >= 16 << 10):
         return value
     raise ValueError
 
@@ -248,6 +291,17 @@ AMOUNT_OR_INFINITY = Form(
 )
 LISTEN = Form('"HOST:PORT", "[IPV6]:PORT" or "off"', _parse_listen)
 URL = Form('"http://…" or "https://…", or ""', _parse_url)
+BANDWIDTH = Form('a size such as "20M", at least "16K", or "infinity"', _parse_bandwidth)
+STORE_URL = Form('"s3://…", "gs://…", "az://…", "file:///…", or ""', _parse_store_url)
+RECIPIENTS = Form(
+    f"an array of at most {_RECIPIENTS_MAX} public keys: age1… or ssh-ed25519 …",
+    _parse_recipients,
+)
+LABELS = Form(
+    f'an array of at most {LABELS_MAX} texts "NAME=VALUE", with names of a-z, 0-9 and _, and values'
+    f" of at most {LABEL_VALUE_MAX} printable characters",
+    _parse_labels,
+)
 PATH = Form('an absolute path, or ""', _parse_path)
 PATHS = Form(f'"auto" or an array of at most {_PATHS_MAX} absolute paths', _parse_paths)
 DIRECTORIES = Form(f"an array of at most {_PATHS_MAX} absolute paths", _parse_directories)

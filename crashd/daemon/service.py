@@ -20,6 +20,8 @@ from crashd.daemon.after.captures import Captures
 from crashd.daemon.capture.options import Options
 from crashd.daemon.control import ControlServer
 from crashd.daemon.corepattern import CorePattern
+from crashd.daemon.fleet.rules import rules_of
+from crashd.daemon.fleet.shipping import Shipping
 from crashd.daemon.health import Health
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.intake.admission import Admission
@@ -84,6 +86,7 @@ class Service:
         self._spool_watch = SpoolWatch(paths, self._loop, self._ingest)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
         self._losses = LossWatch(paths, process.boot_id(), self._kernel)
+        self._shipping = Shipping(paths, self._exporter, process.boot_id(), self._captures)
         known = (self._indexer, self._dispatcher, self._ingest, self._kernel, self._afterwards)
         self._recovery = Recovery(self._loop, *known)
         self._metrics = MetricsFront(self._exporter, self._health)
@@ -96,6 +99,7 @@ class Service:
             self._exporter,
             self._metrics,
             self._afterwards,
+            self._shipping,
         )
         self._control: ControlServer | None = None
 
@@ -146,6 +150,7 @@ class Service:
             self._loop.watch(kernel_log, lambda: self._read_kernel_log(kernel_log))
         self._spool_watch.renew()
         self._kernel.start()
+        self._shipping.start()
         self._loop.timer("housekeeping", HOUSEKEEPING_NS, self._housekeep)
         self._loop.timer("ownership", OWNERSHIP_NS, self._core_pattern.check)
         watchdog_ns = self._notifier.watchdog_interval_ns or 0
@@ -166,6 +171,7 @@ class Service:
         if self._control is not None:
             self._control.stop()
         self._spool_watch.drop()
+        self._shipping.stop()
         self._indexer.stop()
         self._ledger.close()
         self._loop.close()
@@ -291,6 +297,7 @@ class Service:
         logging.getLogger().setLevel(settings.log.level.upper())
         self._kernel.configure(settings)
         self._afterwards.configure(settings)
+        self._shipping.configure(rules_of(settings))
         self._settings = settings
 
     def _write_limits(self, options: Options) -> None:

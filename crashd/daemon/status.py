@@ -8,6 +8,7 @@ from crashd import __version__, registration
 from crashd.base.files import read_space
 from crashd.daemon.after.afterwards import Afterwards
 from crashd.daemon.corepattern import CorePattern
+from crashd.daemon.fleet.shipping import Shipping
 from crashd.daemon.health import Health
 from crashd.daemon.intake.dispatch import Dispatcher
 from crashd.daemon.intake.ingest import Ingest
@@ -30,6 +31,7 @@ class DaemonStatus:
         exporter: Exporter,
         metrics: MetricsFront,
         afterwards: Afterwards,
+        shipping: Shipping,
     ) -> None:
         self._paths = paths
         self._health = health
@@ -39,6 +41,7 @@ class DaemonStatus:
         self._exporter = exporter
         self._metrics = metrics
         self._afterwards = afterwards
+        self._shipping = shipping
         self._started_ns = time.time_ns()
         self.mode = Mode.PIPE
 
@@ -75,6 +78,7 @@ class DaemonStatus:
                 "free_bytes": free_bytes(self._paths),
             },
             "metrics_address": self._metrics.addresses,
+            "fleet": self._shipping.describe(),
         }
 
 

@@ -23,7 +23,7 @@ from crashd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from crashd.store import signatures
+from crashd.store import changes, signatures
 from crashd.store.entry import (
     RECORD,
     RECORD_MAX,
@@ -124,8 +124,9 @@ class Catalog:
             raise _not_found(crash_id)
         return row
 
-    def delete(self, crash_ids: Iterable[str]) -> int:
-        """Delete crashes, each entry before its row; return the bytes freed.
+    def delete(self, crash_ids: Iterable[str], gone: changes.Gone = changes.Gone.DELETED) -> int:
+        """Delete crashes, each entry before its row; return the bytes freed. `gone` says on whose
+        behalf.
 
         Raises:
             NotFoundError: a crash has neither entry nor row.
@@ -141,7 +142,7 @@ class Catalog:
             except NotFoundError:
                 if self._index.get(crash_id) is None:
                     raise
-            self._index.remove([crash_id])
+            changes.remove_for_good(self._index, crash_id, gone)
         with contextlib.suppress(OSError):  # retention removes what is left
             remove_unneeded(self._paths)
         return freed

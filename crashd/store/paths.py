@@ -1,19 +1,32 @@
-"""Every path that crashd touches, from one root (DESIGN section 2)."""
+"""Every path that crashd touches, from one root (DESIGN section 2).
 
-from dataclasses import dataclass
+Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all else.
+"""
+
 from pathlib import Path
 
 KEPT_FILES = "files"
 """A directory among those of the crashes."""
 
 
-@dataclass(frozen=True, slots=True)
 class Paths:
     """The file system layout below `root`: "/" on a host, a private one in a trial or test."""
 
-    root: Path
-    state: Path | None = None
-    """Another `state_dir`, as of a copy of a store."""
+    __slots__ = ("root", "state")
+
+    def __init__(self, root: Path, state: Path | None = None) -> None:
+        self.root = root
+        self.state = state
+        """Another `state_dir`, as of a copy of a store."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Paths) and (self.root, self.state) == (other.root, other.state)
+
+    def __hash__(self) -> int:
+        return hash((self.root, self.state))
+
+    def __repr__(self) -> str:
+        return f"Paths({self.root!r}, {self.state!r})"
 
     @property
     def handler(self) -> Path:
@@ -59,6 +72,11 @@ class Paths:
     def index(self) -> Path:
         """SQLite; a cache of `crashes`."""
         return self.state_dir / "index.sqlite"
+
+    @property
+    def outbox(self) -> Path:
+        """SQLite; which revisions of crashes were sent to the fleet's store, and which wait."""
+        return self.state_dir / "outbox.sqlite"
 
     @property
     def limiter_state(self) -> Path:
@@ -114,6 +132,16 @@ class Paths:
     def analyze_socket(self) -> Path:
         """SOCK_STREAM, 0600: held by systemd, which starts an analysis worker per connection."""
         return self.runtime_dir / "analyze.sock"
+
+    @property
+    def ship_socket(self) -> Path:
+        """SOCK_SEQPACKET, 0600: to crashd-ship; held by systemd, or made by crashd-ship."""
+        return self.runtime_dir / "ship.sock"
+
+    @property
+    def machine_id(self) -> Path:
+        """The host's machine id (machine-id(5))."""
+        return self.root / "etc/machine-id"
 
     @property
     def control_socket(self) -> Path:

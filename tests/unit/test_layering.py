@@ -154,6 +154,20 @@ LAYERS = (
             "crashd.edge.sandbox.loanedid",
         ),
     ),
+    Layer(
+        "crashd.ship",
+        (
+            "crashd.ship",
+            "crashd.base",
+            "crashd.domain",
+            "crashd.edge.capture.process",
+            "crashd.edge.fleet",
+            "crashd.errors",
+            "crashd.store.corefile",
+            "crashd.store.paths",
+        ),
+        not_stdlib=frozenset({"asyncio", "logging", "multiprocessing", "sqlite3", "subprocess"}),
+    ),
     Layer("crashd.__main__", ("crashd.daemon.main",)),
     Layer("crashd", ()),  # last: crashd/__init__.py, and whatever has no layer
 )
@@ -181,6 +195,8 @@ ONLY_IN = {
     "capstone": ("crashd.analyzers.instruction",),
     "pystack": ("crashd.analyzers.pythonstack",),
     "yaml": ("crashd.edge.web.yamltext",),
+    "obstore": ("crashd.edge.fleet.objects",),
+    "pyrage": ("crashd.edge.fleet.age",),
     "bcrypt": ("crashd.edge.web.basicauth",),
 }
 """Who may import a foreign package (and `subprocess`); packages not named here nobody may. There is
@@ -198,13 +214,14 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "web": (),
         "fleet": ("crash",),
     },
-    "crashd.edge": {"capture": (), "host": ("capture",), "sandbox": (), "web": ()},
+    "crashd.edge": {"capture": (), "host": ("capture",), "sandbox": (), "web": (), "fleet": ()},
     "crashd.daemon": {
         "capture": (),
         "after": (),
         "intake": ("after", "capture"),
         "kernel": ("after",),
         "web": (),
+        "fleet": ("after.captures",),
     },
     "crashd.cli": {
         "show": (),
@@ -227,7 +244,8 @@ EXCEPTIONS = {
 LIGHT = {
     "crashd.cli.main": ("pydantic", "prometheus_client", "systemd", "pyinotify"),
     "crashd.daemon.main": ("pydantic", "prometheus_client", "systemd", "pyinotify", "sqlite3"),
-    "crashd.daemon.service": ("yaml", "bcrypt"),
+    "crashd.daemon.service": ("yaml", "bcrypt", "obstore", "pyrage"),
+    "crashd.ship.main": ("pydantic", "prometheus_client", "systemd", "sqlite3"),
     "crashd.daemon.after.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
 }
 """What importing a module must not load: crashctl starts fast, the capture workers are small."""

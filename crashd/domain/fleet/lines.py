@@ -5,8 +5,8 @@ A line is the record of crash.json, and beside its keys
     revision      grows with each revision of a crash; of two lines the larger one counts
     labels        the host's labels
     crashd        the version of crashd that wrote the line
-    fleet         {core, log, stored_bytes, reason}: names of the objects that belong to the crash,
-                  or why its core stays on the host
+    fleet         {core, log, stored_bytes, mini, reason}: names of the objects that belong to the
+                  crash, or why its core stays on the host
     environ_age   base64 of the environment in the age format; `environ` is null then
 
 or, after a crash was deleted, the same keys and `{id, deleted: {reason, time_ns}}` alone: who
@@ -64,9 +64,11 @@ class FleetFiles:
     """Name of the core's object, which may arrive after the line."""
     log: str | None = None
     stored_bytes: int = 0
-    """Size of the core's object, about: encryption adds some bytes."""
+    """Size of the core's object, about: encryption adds some bytes. 0 if it is unknown."""
     reason: CoreReason | None = None
     """Why there is no core; None also as long as that is undecided."""
+    mini: bool = False
+    """The core's object is a mini core, made of the record's core, which is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def build_line(line: Line) -> bytes:
             "core": line.files.core,
             "log": line.files.log,
             "stored_bytes": line.files.stored_bytes,
+            "mini": line.files.mini,
             "reason": None if line.files.reason is None else line.files.reason.value,
         }
     else:
@@ -210,7 +213,8 @@ def _parse_files(document: object, host: str, crash_id: str) -> FleetFiles:
     if type(size) is not int or not 0 <= size < 2**63:
         raise FormatError("line has no valid size of its core")
     try:
-        return FleetFiles(core, log, size, None if reason is None else CoreReason(str(reason)))
+        why = None if reason is None else CoreReason(str(reason))
+        return FleetFiles(core, log, size, why, document.get("mini") is True)
     except ValueError as e:
         raise FormatError("line has no known reason for a missing core") from e
 

@@ -24,6 +24,7 @@ from prometheus_client.samples import Exemplar
 
 from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind, State
+from crashd.domain.fleet.outcome import Failure, Lost, What
 from crashd.domain.keep.kernel import DumpLimit
 from crashd.domain.keep.limiter import Scope, Verdict
 from crashd.domain.keep.process import Limit
@@ -77,9 +78,27 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     ),
     "crashd_retention_freed_bytes": ("Bytes freed by retention.", {"kind": _KINDS}),
     "crashd_dropped": ("Events that lost something or took a slower way.", {"reason": _REASONS}),
+    "crashd_ship_sent": (
+        "Records, cores and logs stored in the fleet's object storage, and policies fetched.",
+        {"what": tuple(what.value for what in What)},
+    ),
+    "crashd_ship_bytes": (
+        "Bytes sent there, and fetched.",
+        {"what": tuple(what.value for what in What)},
+    ),
+    "crashd_ship_failures": (
+        "Failed attempts; they are repeated.",
+        {"reason": tuple(failure.value for failure in Failure)},
+    ),
+    "crashd_ship_lost": (
+        "Records and cores that will not be sent.",
+        {"reason": tuple(lost.value for lost in Lost)},
+    ),
     "crashd_control_refused": ("Refused connections to the control socket.", {}),
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "crashd_ship_outbox_records": ("Records that wait to be sent to the fleet.", {}),
+    "crashd_ship_outbox_oldest_seconds": ("How long the oldest of them has waited.", {}),
     "crashd_captures_in_flight": ("Captures running or waiting.", {}),
     "crashd_holders": ("Crashed processes that are held while their cores are read.", {}),
     "crashd_storers": (
@@ -296,6 +315,34 @@ class Exporter(Collector):
         with self._lock:
             self._values["crashd_retention_deleted"][(kind.value, limit.value)] += 1
             self._values["crashd_retention_freed_bytes"][(kind.value,)] += freed_bytes
+
+    def ship_waiting(self, records: int, oldest_seconds: float) -> None:
+        """Set how many records wait to be sent, and for how long the oldest one."""
+        self._set("crashd_ship_outbox_records", records)
+        self._set("crashd_ship_outbox_oldest_seconds", oldest_seconds)
+
+    def shipped(self, what: What, count: int, size_bytes: int) -> None:
+        """Count what was sent, or fetched."""
+        with self._lock:
+            self._values["crashd_ship_sent"][(what.value,)] += count
+            self._values["crashd_ship_bytes"][(what.value,)] += size_bytes
+
+    def ship_failed(self, failure: Failure) -> None:
+        """Count one failed attempt to send something."""
+        with self._lock:
+            self._values["crashd_ship_failures"][(failure.value,)] += 1
+
+    def ship_lost(self, totals: Mapping[str, int]) -> None:
+        """Set how much was lost by each reason, by this daemon and earlier ones."""
+        with self._lock:
+            for reason in Lost:
+                self._values["crashd_ship_lost"][(reason.value,)] = totals.get(reason.value, 0)
+
+    def ship_losses(self) -> dict[str, int]:
+        """Return how much was lost, by reason; only those that have lost something."""
+        with self._lock:
+            lost = self._values["crashd_ship_lost"]
+            return {reason: int(count) for (reason,), count in lost.items() if count}
 
     def _set(self, name: str, value: float) -> None:
         with self._lock:

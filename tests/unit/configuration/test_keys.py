@@ -293,6 +293,13 @@ _WRONG = {
     "http.web_config": ["'web.yml'", "'/a/../b'", '"/a\\u0000"', "false"],
     "privacy.environ": ["'Scrub'", "false"],
     "privacy.patterns": ["'A'", "[1]", "['']", "['A=B']", '["A\\u0000"]', "[['A']]", "{}"],
+    "fleet.url": ["'http://x'", "'s3:x'", "'s3://k:s@b'", "'file://x'", "'s3://b/../c'", "1"],
+    "fleet.cores": ["'all'", "true"],
+    "fleet.cores_per_signature": ["0", "1001", "'auto'"],
+    "fleet.kernel_dumps": ["1", "'yes'"],
+    "fleet.bandwidth": ["0", "'1K'", "'10%'", "true"],
+    "fleet.labels": ["'a=b'", "['a']", "['A=b']", "['a=b', 'a=c']", '["a=\\u001b"]', "{}"],
+    "fleet.recipients": ["'age1'", "['age1x']", "['AGE-SECRET-KEY-1X']", "[1]"],
     "log.level": ["'notice'", "'INFO'", "20"],
 }
 
@@ -362,6 +369,14 @@ _RIGHT = {
     "http.web_config": ["''", "'/etc/crashd/web.yml'"],
     "privacy.environ": ["'scrub'", "'drop'", "'keep'"],
     "privacy.patterns": ["[]", "['ACME_*', 'x?[a-z]']"],
+    "fleet.url": ["''", "'s3://bucket/a/prefix'", "'gs://b'", "'az://c/p'", "'file:///srv/fleet'"],
+    "fleet.cores": ["'none'", "'mini'", "'full'"],
+    "fleet.bandwidth": ["'infinity'", "'16K'", "'1G'"],
+    "fleet.labels": ["[]", "['role=db', 'site=fra=1']"],
+    "fleet.recipients": [
+        "[]",
+        "['age1zx4t2w9s5rg64k0ze4326x7s8zywwxm739wh8w5t7kulruph5yas38xq94']",
+    ],
     "log.level": ["'debug'", "'info'", "'warning'", "'error'"],
 }
 

@@ -1,0 +1,1 @@
+"""A fleet's object storage and its PostgreSQL."""

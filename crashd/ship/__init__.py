@@ -1,0 +1,1 @@
+"""crashd-ship: the process that sends crashes to object storage. It has no files."""

@@ -1,0 +1,48 @@
+"""Mini cores of stored cores: what [fleet] cores = "mini" sends of a core that is whole here."""
+
+from bisect import bisect_right
+
+from crashd.domain.elf.minicore import MINI_MAX, plan_mini
+from crashd.errors import FormatError
+from crashd.store.corefile import CHUNK, CoreWriter
+from crashd.store.coreread import StoredCore, read_head
+
+_LEVEL = 3
+
+
+def copy_mini(fd: int, target_fd: int) -> None:
+    """Write the mini core of a stored core; both descriptors stay the caller's.
+
+    Raises:
+        FormatError: it is not an ELF core, or has no notes.
+        OSError: the disk is full.
+
+    """
+    core = StoredCore(fd)
+    raw, head = read_head(core)
+    if not head.notes:
+        raise FormatError("core has no notes")
+    segments = sorted(head.segments, key=lambda segment: segment.vaddr)
+    starts = [segment.vaddr for segment in segments]
+
+    def read(address: int, size: int) -> bytes:
+        segment = segments[max(0, bisect_right(starts, address) - 1)]
+        inside = address - segment.vaddr
+        if not 0 <= inside < segment.filesz:
+            return b""
+        return core.read(segment.offset + inside, min(size, segment.filesz - inside))
+
+    mini = plan_mini(head, raw, read, MINI_MAX)
+    writer = CoreWriter(target_fd, level=_LEVEL, threads=0)
+    writer.write(memoryview(mini.head))
+    position = len(mini.head)
+    for kept in mini.kept:
+        writer.write(memoryview(bytes(kept.offset - position)))
+        position = kept.offset
+        while position < kept.offset + kept.size:
+            left = kept.offset + kept.size - position
+            data = core.read(kept.source + position - kept.offset, min(left, CHUNK))
+            data = data or bytes(min(left, CHUNK))  # the core was cut there
+            writer.write(memoryview(data))
+            position += len(data)
+    writer.finish()
