@@ -13,8 +13,8 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 StrPath = str | bytes | Path
 
@@ -156,8 +156,7 @@ def fsync_directory(path: Path) -> None:
 # -- space -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(NamedTuple):
     """The size of a file system, and its free space."""
 
     total_bytes: int

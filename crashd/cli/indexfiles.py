@@ -2,14 +2,13 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crashd.domain.crash.match import Query
 from crashd.errors import NotFoundError, UnavailableError
 from crashd.store import signatures
-from crashd.store.index import Index
+from crashd.store.indexread import IndexReader
 
 
 class IndexFiles:
@@ -18,10 +17,10 @@ class IndexFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:
             raise UnavailableError("--file: no such file")
-        self._indexes: list[Index] = []
+        self._indexes: list[IndexReader] = []
         with contextlib.ExitStack() as opened:
             for path in paths:
-                index = Index.open(path, readonly=True)
+                index = IndexReader.open_readonly(path)
                 opened.callback(index.close)
                 self._indexes.append(index)
             self._opened = opened.pop_all()
@@ -36,7 +35,7 @@ class IndexFiles:
         """Count crashes by signature, most frequent first."""
         merged: dict[str, dict[str, Any]] = {}
         for index in self._indexes:
-            for row in signatures.top(index, replace(query, limit=None), None):
+            for row in signatures.top(index, query._replace(limit=None), None):
                 known = merged.setdefault(row["signature"], {**row, "count": 0})
                 count = known["count"] + row["count"]
                 first = min(known["first"], row["first"])

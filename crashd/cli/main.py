@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import FileIO, TextIOWrapper
 
-from crashd.cli.arguments import parse
+from crashd import __version__
 from crashd.errors import CrashdError, reason_of
 
 INTERRUPTED = 130
@@ -51,6 +51,11 @@ def _open_streams() -> None:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if list(argv) == ["--version"]:
+        print(f"crashctl {__version__}")
+        return 0
+    from crashd.cli.arguments import parse
+
     verb, arguments = parse(argv)
     from crashd.cli.context import open_context
 

@@ -4,14 +4,13 @@ Pure: rows in, lines out. Every foreign string goes through `printable`. The pag
 `status` are in pages.py.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
 from crashd.domain.crash.headline import headline
+from crashd.domain.crash.kinds import LIST_KEYS, SHORT_ID_LENGTH, State
 from crashd.domain.crash.match import field_of
-from crashd.domain.crash.model import LIST_KEYS, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 
@@ -126,6 +125,8 @@ def wrap(text: str, width: int | None, indent: int) -> list[str]:
 
 def pad(text: str, width: int, *, right: bool = False) -> str:
     """Fill `text` up to `width` columns."""
+    if text.isascii():
+        return text.rjust(width) if right else text.ljust(width)
     blanks = " " * (width - display_width(text))
     return blanks + text if right else text + blanks
 
@@ -163,7 +164,7 @@ def clock_time(text: object) -> str:
 
 def value_text(value: object) -> str:
     """Show one value of a record on one line; ABSENT if it has none."""
-    return printable(str(value)) if value not in (None, "") else ABSENT
+    return ABSENT if value is None or value == "" else printable(str(value))
 
 
 def signal_text(row: Row) -> str:
@@ -224,6 +225,8 @@ COLUMNS = (
     _Column("TITLE", headline_text),
 )
 HEADINGS = tuple(column.heading for column in COLUMNS)
+_LAST = len(COLUMNS) - 1
+_NO_STYLES: list[str | None] = [None] * len(COLUMNS)
 _FOLLOW_WIDTHS = {"ID": SHORT_ID_LENGTH, "PID": 7, "UID": 5, "SIGNAL": 7, "STATE": 8, "SIZE": 5}
 
 
@@ -269,6 +272,19 @@ class Table:
             self._room = self._widths | {"EXE": min(self._widths.get("EXE", 0), EXE_PADDED)}
         else:
             self._room = fit(self._widths, self._width)
+        self._shown = tuple(self._layout())
+
+    def _layout(self) -> "Iterator[tuple[int, int, Callable[[str, int], str] | None, bool]]":
+        """Yield place, width, how to cut, and alignment of the columns that are shown."""
+        for place, column in enumerate(COLUMNS):
+            if column.heading in self._room:
+                cutter = cut_path if column.heading == "EXE" else cut_words
+                yield (
+                    place,
+                    self._room[column.heading],
+                    cutter if self._width is not None else None,
+                    column.right,
+                )
 
     def lines(self, rows: Sequence[Row], *, legend: bool) -> Iterator[str]:
         """Yield the lines of `rows`, each column as wide as its widest cell."""
@@ -297,21 +313,21 @@ class Table:
         return text if self._width is None else cut_words(text, self._width)
 
     def _styles(self, row: Row) -> list[str | None]:
-        state = _STATE_STYLES.get(str(row.get("state"))) if self._color else None
+        if not self._color:
+            return _NO_STYLES
+        state = _STATE_STYLES.get(str(row.get("state")))
         marked = "STATE" if "STATE" in self._room else "ID"
         return [state if heading == marked else None for heading in HEADINGS]
 
     def _line(self, cells: Sequence[str], styles: Sequence[str | None]) -> str:
         parts = []
-        for column, cell, style in zip(COLUMNS, cells, styles, strict=True):
-            if column.heading not in self._room:
-                continue
-            width = self._room[column.heading]
-            if self._width is not None:
-                cell = (cut_path if column.heading == "EXE" else cut_words)(cell, width)
-            if column.heading != HEADINGS[-1]:
-                cell = pad(cell, width, right=column.right)
-            parts.append(styled(cell, style))
+        for place, width, shorten, right in self._shown:
+            cell, style = cells[place], styles[place]
+            if shorten is not None and len(cell) * 2 > width:  # a wide character takes two columns
+                cell = shorten(cell, width)
+            if place != _LAST:
+                cell = pad(cell, width, right=right)
+            parts.append(f"\x1b[{style}m{cell}\x1b[0m" if style else cell)
         return " ".join(parts).rstrip()
 
 
@@ -340,6 +356,8 @@ def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:
     Raises:
         UsageError: there is no such field.
     """
+    import json
+
     field = field_of(name, LIST_KEYS)
     for row in rows:
         value = row.get(field)
@@ -365,11 +383,15 @@ def render_json_list(rows: Iterable[Row], form: str | bool = True) -> Iterator[s
 
 def json_line(row: Row) -> str:
     """Return a crash as one line of JSON; ASCII only, so that it cannot drive a terminal."""
+    import json  # tables do without
+
     return json.dumps({key: row.get(key) for key in LIST_KEYS})
 
 
 def json_page(value: object, form: str | bool = True) -> str:
     """Return JSON, indented for people to read unless `form` is `short`; ASCII only."""
+    import json
+
     if form == "short":
         return json.dumps(value, separators=(",", ":"))
     return json.dumps(value, indent=2)

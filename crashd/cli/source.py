@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crashd.cli.context import Context
+from crashd.domain.crash.kinds import SHORT_ID_LENGTH
 from crashd.domain.crash.match import ID_PREFIX_MIN, Query
-from crashd.domain.crash.model import SHORT_ID_LENGTH, from_json, to_json
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
-from crashd.store.index import Index
+from crashd.store.indexread import IndexReader
 from crashd.store.paths import Paths
 
 if TYPE_CHECKING:
     from crashd.cli.control import ControlClient
     from crashd.store.catalog import Catalog
+    from crashd.store.index import Index
 
 CANDIDATES_MAX = 5
 COUNTED_MAX = 1000
@@ -57,26 +58,55 @@ class DirectSource:
 
     def __init__(self, paths: Paths, *, writable: bool) -> None:
         self._paths = paths
-        self.index = Index.open(paths.index, readonly=not writable)
+        self._whole: Index | None = None
+        if writable:
+            self._whole = self._open(readonly=False)
+        self._reader = self._whole or IndexReader.open_readonly(paths.index)
+
+    @property
+    def index(self) -> "Index":
+        """The index with all it can do; `list` and `info` do not need it or load its code."""
+        if self._whole is None:
+            self._whole = self._open(readonly=True)
+        return self._whole
+
+    def _open(self, *, readonly: bool) -> "Index":
+        from crashd.store.index import Index
+
+        return Index.open(self._paths.index, readonly=readonly)
 
     @property
     def catalog(self) -> "Catalog":
-        """The store behind the index; `list` does not need it and does not load its code."""
+        """The store behind the index."""
         from crashd.store.catalog import Catalog
 
         return Catalog(self._paths, self.index)
 
     def select(self, query: Query) -> list[dict[str, Any]]:
         """Return the crashes that match, newest first."""
-        return self.index.select(query, None)
+        return self._reader.select(query, None)
+
+    def listing(self, query: Query) -> list[dict[str, Any]]:
+        """Return what a table shows of the crashes that match, newest first."""
+        return self._reader.listing(query)
 
     def top(self, query: Query) -> list[dict[str, Any]]:
         """Count crashes by signature, most frequent first."""
-        return self.catalog.top(query, None)
+        from crashd.store import signatures
+
+        return signatures.top(self._reader, query, None)
 
     def info(self, crash_id: str) -> dict[str, Any]:
         """Return everything known about one crash."""
-        return self.catalog.info(crash_id, None)
+        from crashd.store import signatures
+        from crashd.store.recordread import read_plain
+
+        row, document = self._reader.get(crash_id), read_plain(self._paths, crash_id)
+        if row is None or document is None:
+            return self.catalog.info(crash_id, None)
+        signature = document["signature"]
+        span = signatures.span(self._reader, signature, None) if signature else {}
+        return {**document, "count_of_signature": row["count_of_signature"], **span}
 
     def open_core(self, crash_id: str) -> int:
         """Open the stored, compressed core; the caller owns the descriptor."""
@@ -84,7 +114,9 @@ class DirectSource:
 
     def close(self) -> None:
         """Close the index."""
-        self.index.close()
+        self._reader.close()
+        if self._whole is not None:
+            self._whole.close()
 
 
 class DaemonSource:
@@ -106,6 +138,8 @@ class DaemonSource:
     def info(self, crash_id: str) -> dict[str, Any]:
         """Return everything known about one crash."""
         found: dict[str, Any] = self._client.ask({"verb": "info", "id": crash_id})["crash"]
+        from crashd.domain.crash.model import from_json, to_json  # only this source needs them
+
         if "schema" not in found:
             return found  # the record is unreadable; this is what the index has
         return {**found, **to_json(from_json(found))}  # the daemon sends the record as stored

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Protocol
 
 from crashd.base import messages
@@ -396,7 +395,7 @@ def _found(
             "crashes": catalog.select(_bounded(query), viewer, max_bytes=LIST_BYTES),
         }
     limit = min(query.limit or TOP_MAX, TOP_MAX)
-    return {"ok": True, "signatures": catalog.top(replace(query, limit=limit), viewer)}
+    return {"ok": True, "signatures": catalog.top(query._replace(limit=limit), viewer)}
 
 
 def _record(fd: int | None, more: dict[str, Any]) -> Answer:

@@ -6,8 +6,7 @@ As in systemd, and unlike SI, the suffixes of sizes are powers of 1024: `64K`, `
 """
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from crashd.errors import UsageError
 
@@ -42,8 +41,7 @@ _SPAN = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*([a-zA-Zµμ]*)\s*", re.ASCII)
 _TEXT_MAX = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(NamedTuple):
     """A number of bytes, or a share of a total not yet known; exactly one of the two is set."""
 
     size_bytes: int | None = None

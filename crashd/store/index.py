@@ -8,35 +8,27 @@ columns.
 """
 
 import contextlib
-import json
 import os
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import LIST_KEYS, Crash, Kind, State, encode, to_json
-from crashd.domain.crash.viewer import Viewer
 from crashd.errors import (
-    IndexCorruptError,
-    IndexOutdatedError,
     UnavailableError,
-    UsageError,
     reason_of,
 )
-from crashd.store.indexfile import connect, connect_readonly, damaged, guard, make_private
+from crashd.store.indexfile import connect, connect_readonly, guard, make_private
+from crashd.store.indexread import IndexReader
 from crashd.store.schema import COLUMNS, SCHEMA, VERSION
-from crashd.store.selection import Selector
 
 BLOCK_BYTES = 4096
 """Files take whole blocks of a file system; this is the block size of most."""
 FILE_MAX = 32 << 20
 """The largest possible size of a record or an analysis."""
 
-_NEWEST = "time_ns DESC, id DESC"
 _REPLACED = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name != "id")
 _PUT = (
     f"INSERT INTO crash ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
@@ -85,13 +77,8 @@ def _row(crash: Crash) -> tuple[Any, ...]:
     return tuple(values[name] for name in COLUMNS)
 
 
-class Index:
+class Index(IndexReader):
     """An open index; only the thread that opened it may use and close it."""
-
-    def __init__(self, path: Path, connection: sqlite3.Connection, inode: int) -> None:
-        self._path = path
-        self._db = connection
-        self._inode = inode
 
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False) -> "Index":
@@ -113,21 +100,13 @@ class Index:
             connection = connect_readonly(path) if readonly else connect(path)
             index = cls(path, connection, inode)
             try:
-                index._check_version(make=not readonly)
+                if not readonly:
+                    index._make_new()
+                index._check_version()
             except BaseException:
                 connection.close()
                 raise
             return index
-
-    def __enter__(self) -> "Index":
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._db.close()
 
     def is_current(self) -> bool:
         """Return whether this is still the file at its path: `reindex` may have replaced a corrupt
@@ -138,25 +117,11 @@ class Index:
         except OSError:
             return False
 
-    def _check_version(self, *, make: bool) -> None:
+    def _make_new(self) -> None:
+        """Make the tables of a new file."""
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0 and make:
-            self._make()
-            version = VERSION
-        if version > VERSION:
-            raise IndexCorruptError(
-                f"the index {self._path} has version {version}, newer than {VERSION}",
-                hint="a newer crashd made it; crashctl reindex makes one for this version",
-            )
-        if version:  # another program's database is not an old one of ours
-            self._db.execute("SELECT id FROM crash LIMIT 1").fetchone()
-        if version < VERSION:
-            raise IndexOutdatedError(
-                f"the index {self._path} has version {version}, older than {VERSION}",
-                hint="start crashd, or run crashctl reindex",
-            )
-
-    def _make(self) -> None:
+        if version:
+            return
         with self._transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()  # under the lock
             if version == 0:
@@ -221,18 +186,6 @@ class Index:
                 self._db.execute(sql, values)
 
     # -- reading ---------------------------------------------------------------------------------
-
-    def get(self, crash_id: str, viewer: Viewer | None = None) -> dict[str, Any] | None:
-        """Read one row as `crashctl list --json` shows it, even one that `viewer` may not see."""
-        found = self._documents("WHERE id = ?", [crash_id], 1, viewer)
-        return found[0] if found else None
-
-    def is_visible(self, crash_id: str, viewer: Viewer | None) -> bool:
-        """Return whether there is such a row and `viewer` may see it."""
-        with guard(self._path):
-            sql = "SELECT owner_uid, gid FROM crash WHERE id = ?"
-            row = self._db.execute(sql, [crash_id]).fetchone()
-        return row is not None and (viewer is None or viewer.owns(*row))
 
     def id_of_token(self, token: str) -> str | None:
         """Return the id of the crash to which the handler gave this token."""
@@ -339,78 +292,3 @@ class Index:
     def _past(self, what: str) -> list[tuple[str, int]]:
         sql = "SELECT CAST(name AS TEXT), count FROM past WHERE what = ?"
         return self._db.execute(sql, [what]).fetchall()
-
-    def select(
-        self, query: Query, viewer: Viewer | None, *, max_bytes: int | None = None
-    ) -> list[dict[str, Any]]:
-        """Find crashes: the newest `query.limit`, newest first unless `query.reverse`.
-
-        Args:
-            query: what to find.
-            viewer: who sees only what they own; None sees all.
-            max_bytes: largest size of the result as JSON.
-
-        Raises:
-            UsageError: a term names an unknown field, or begins the ids of several
-            crashes; or more than `max_bytes` were found.
-
-        """
-        where, values = self.where(query, viewer)
-        limit = -1 if query.limit is None else query.limit
-        documents = self._documents(where, values, limit, viewer, max_bytes)
-        return documents[::-1] if query.reverse else documents
-
-    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a query that only reads."""
-        with guard(self._path):
-            return self._db.execute(sql, values).fetchall()
-
-    def where(self, query: Query, viewer: Viewer | None) -> tuple[str, list[Any]]:
-        """Build the WHERE of a query, and its values; see `select`."""
-        with guard(self._path):
-            return Selector(self._db, viewer).where(query)
-
-    def _documents(
-        self,
-        where: str,
-        values: list[Any],
-        limit: int,
-        viewer: Viewer | None,
-        max_bytes: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """Read rows as listings show them; `viewer` only limits the signature's count. Rows are
-        read one by one, so that `max_bytes` also bounds the memory.
-        """
-        sql = (
-            "SELECT doc, (SELECT count FROM signature_count s WHERE s.signature = crash.signature)"
-            f" FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
-        )
-        found, size = [], 0
-        of_viewer: dict[Any, int] = {}
-        with (
-            guard(self._path),
-            contextlib.closing(self._db.execute(sql, [*values, limit])) as rows,
-        ):
-            for doc, count in rows:
-                document = json.loads(doc) if isinstance(doc, str) else None
-                if not isinstance(document, dict):
-                    raise damaged(self._path, "a row is not what crashd wrote")
-                size += 0 if max_bytes is None else len(doc.encode())
-                if max_bytes is not None and size > max_bytes:
-                    raise UsageError(
-                        f"more than {max_bytes >> 20} MiB of crashes match",
-                        hint="ask for fewer: -n, --since, or a narrower MATCH",
-                    )
-                if viewer is not None and count is not None:
-                    count = self._count_of(document.get("signature"), viewer, of_viewer)
-                document["count_of_signature"] = count
-                found.append({key: document.get(key) for key in LIST_KEYS})
-        return found
-
-    def _count_of(self, signature: Any, viewer: Viewer, known: dict[Any, int]) -> int:
-        """Count a signature among the viewer's own crashes: those of others must not leak."""
-        if signature not in known:
-            where, values = Selector(self._db, viewer).where(Query(signature=signature))
-            sql = f"SELECT count(*) FROM crash {where}"
-            (known[signature],) = self._db.execute(sql, values).fetchone()
-        return known[signature]

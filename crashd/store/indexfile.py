@@ -5,7 +5,6 @@ index.py holds Index, the file's content.
 """
 
 import contextlib
-import json
 import os
 import sqlite3
 import time
@@ -127,7 +126,7 @@ def guard(path: Path) -> Iterator[None]:
     """Turn SQLite's errors, and rows that are not ours, into our errors."""
     try:
         yield
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except UnicodeDecodeError as e:
         raise damaged(path, "a text is not what crashd wrote") from e
     except sqlite3.OperationalError as e:
         if "no such" in str(e):

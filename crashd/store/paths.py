@@ -1,19 +1,32 @@
-"""Every path that crashd touches, from one root (DESIGN section 2)."""
+"""Every path that crashd touches, from one root (DESIGN section 2).
 
-from dataclasses import dataclass
+Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all else.
+"""
+
 from pathlib import Path
 
 KEPT_FILES = "files"
 """A directory among those of the crashes."""
 
 
-@dataclass(frozen=True, slots=True)
 class Paths:
     """The file system layout below `root`: "/" on a host, a private one in a trial or test."""
 
-    root: Path
-    state: Path | None = None
-    """Another `state_dir`, as of a copy of a store."""
+    __slots__ = ("root", "state")
+
+    def __init__(self, root: Path, state: Path | None = None) -> None:
+        self.root = root
+        self.state = state
+        """Another `state_dir`, as of a copy of a store."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Paths) and (self.root, self.state) == (other.root, other.state)
+
+    def __hash__(self) -> int:
+        return hash((self.root, self.state))
+
+    def __repr__(self) -> str:
+        return f"Paths({self.root!r}, {self.state!r})"
 
     @property
     def handler(self) -> Path:

@@ -11,11 +11,10 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from crashd.domain.crash.kinds import SHORT_ID_LENGTH
 from crashd.domain.crash.match import Alternative, Field, Query, Term, parse_term
-from crashd.domain.crash.model import SHORT_ID_LENGTH
 from crashd.domain.crash.viewer import Viewer
 from crashd.errors import UsageError
 
@@ -34,8 +33,7 @@ BLOBS = frozenset({"hostname", "comm", "exe", "cmdline", "cwd"})
 _INDEXED = frozenset({*LISTED, "id", "short"})
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """One comparison of a column: with a value, or with a range that ends before `end`."""
 
     column: str

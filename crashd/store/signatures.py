@@ -1,18 +1,17 @@
 """Signatures in the index: how often each was seen and since when, and which crashes have none."""
 
-from dataclasses import replace
 from typing import Any
 
+from crashd.domain.crash.kinds import State, time_text
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import State, time_text
 from crashd.domain.crash.viewer import Viewer
-from crashd.store.index import Index
+from crashd.store.indexread import IndexReader
 
 _OF_NEWEST = ("title", "kind", "exe", "comm", "unit", "signal_name", "id")
 _WITH_CORE = ", ".join(f"'{state}'" for state in State if state.has_core)
 
 
-def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
+def top(index: IndexReader, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
     """Count matching crashes by signature, the most frequent first, at most `query.limit`.
 
     Each result has `signature count first last`, and _OF_NEWEST of its newest crash.
@@ -31,7 +30,7 @@ def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any
     )
     found = []
     for signature, count, first_ns, last_ns in rows:
-        documents = index.select(replace(query, signature=signature, limit=1), viewer)
+        documents = index.select(query._replace(signature=signature, limit=1), viewer)
         if documents:  # otherwise it was deleted meanwhile
             one = {key: documents[0][key] for key in _OF_NEWEST}
             times = {"first": time_text(first_ns), "last": time_text(last_ns)}
@@ -39,7 +38,7 @@ def top(index: Index, query: Query, viewer: Viewer | None) -> list[dict[str, Any
     return found
 
 
-def span(index: Index, signature: str, viewer: Viewer | None) -> dict[str, str]:
+def span(index: IndexReader, signature: str, viewer: Viewer | None) -> dict[str, str]:
     """Return when a signature was seen: `first_of_signature` and `last_of_signature`."""
     where, values = index.where(Query(signature=signature), viewer)
     ((first_ns, last_ns),) = index.fetch(
@@ -51,13 +50,13 @@ def span(index: Index, signature: str, viewer: Viewer | None) -> dict[str, str]:
     return {key: time_text(time_ns) for key, time_ns in times.items()}
 
 
-def count(index: Index) -> int:
+def count(index: IndexReader) -> int:
     """Return how many signatures there are."""
     ((number,),) = index.fetch("SELECT count(*) FROM signature_count WHERE count > 0")
     return int(number)
 
 
-def unexplained(index: Index, limit: int) -> list[str]:
+def unexplained(index: IndexReader, limit: int) -> list[str]:
     """List the newest process crashes that have a core and no signature."""
     rows = index.fetch(
         "SELECT id FROM crash WHERE kind = 'process' AND signature IS NULL "

@@ -14,8 +14,8 @@ from crashd.cli.render import (
     render_json_list,
 )
 from crashd.cli.source import DirectSource, newest, open_source
+from crashd.domain.crash.kinds import State
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import State
 from crashd.errors import CrashdError
 
 _ANALYSED = frozenset(state.value for state in State if state.has_core)
@@ -26,7 +26,11 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
     query = build_query(arguments, time.time_ns())
     source = open_source(context)
     try:
-        rows = source.select(query)
+        is_table = arguments.field is None and not arguments.json
+        if is_table and isinstance(source, DirectSource):
+            rows = source.listing(query)
+        else:
+            rows = source.select(query)
     finally:
         source.close()
     if not arguments.reverse:

@@ -15,8 +15,7 @@ from crashd.cli.render import (
     value_text,
     wrap,
 )
-from crashd.cli.show.kernelpage import kernel_fields, report_lines, symbol_lines
-from crashd.domain.crash.model import BOOT_UNKNOWN, SHORT_ID_LENGTH
+from crashd.domain.crash.kinds import BOOT_UNKNOWN, SHORT_ID_LENGTH
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 
@@ -52,6 +51,11 @@ def render_info(
     for line in wrap(value_text(doc.get("title")), width, 4):
         yield styled(line, BOLD if color else None)
     limit = None if show_all else TEXT_MAX
+    kernel = None
+    if doc.get("kind") == "kernel":
+        from crashd.cli.show import kernelpage  # most crashes are of processes
+
+        kernel = kernelpage
     for number, group in enumerate(
         (
             _what(doc, now_ns),
@@ -59,7 +63,7 @@ def render_info(
             _where(doc),
             _capture(doc),
             _core(doc, core_file),
-            kernel_fields(doc),
+            kernel.kernel_fields(doc) if kernel else (),
         )
     ):
         lines = [
@@ -74,9 +78,11 @@ def render_info(
         if number == 0:  # what happened, and where, comes first
             yield from _frames(doc, show_all)
     yield from _warnings(doc)
-    yield from symbol_lines(doc, show_all=show_all)
+    if kernel:
+        yield from kernel.symbol_lines(doc, show_all=show_all)
     yield from _threads(doc, show_all)
-    yield from report_lines(doc, show_all=show_all)
+    if kernel:
+        yield from kernel.report_lines(doc, show_all=show_all)
     if show_all:
         yield from _raw(doc)
 

@@ -25,8 +25,8 @@ from crashd.cli.render import (
 from crashd.cli.show.kernelpage import symbols_text
 from crashd.cli.show.listing import show
 from crashd.cli.source import Source, newest, open_source
+from crashd.domain.crash.kinds import SHORT_ID_LENGTH, State
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import SHORT_ID_LENGTH, State
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from crashd.domain.crash.model import ID_PATTERN, LIST_KEYS, Kind
+from crashd.domain.crash.kinds import ID_PATTERN, LIST_KEYS, Kind
 from crashd.domain.signals import signal_number
 from crashd.errors import FormatError, UsageError
 
@@ -47,8 +46,7 @@ class Field(StrEnum):
     SLICE = "slice"
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
+class Alternative(NamedTuple):
     """One meaning of a term."""
 
     field: str
@@ -57,8 +55,7 @@ class Alternative:
     """Whether `value` is a pattern of glob(7), in which `*` also matches `/`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One MATCH; it matches if any of its alternatives does."""
 
     text: str
@@ -73,8 +70,7 @@ class Term:
         return fields[0] if fields else Field.ID_PREFIX
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """Which crashes to list."""
 
     terms: tuple[str, ...] = ()

@@ -13,103 +13,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import Any
 
+from crashd.domain.crash.kinds import BOOT_UNKNOWN as BOOT_UNKNOWN
+from crashd.domain.crash.kinds import CORE_NAME
+from crashd.domain.crash.kinds import ID_PATTERN as ID_PATTERN
+from crashd.domain.crash.kinds import LIST_KEYS as LIST_KEYS
+from crashd.domain.crash.kinds import SCHEMA as SCHEMA
+from crashd.domain.crash.kinds import SHORT_ID_LENGTH as SHORT_ID_LENGTH
+from crashd.domain.crash.kinds import Kind as Kind
+from crashd.domain.crash.kinds import State as State
+from crashd.domain.crash.kinds import time_text as time_text
 from crashd.domain.signals import signal_name
 from crashd.domain.text import shell_join
 from crashd.errors import FormatError, NewerError
 
-SCHEMA = 1
-"""Version of crash.json; readers refuse a larger one."""
-
-ID_PATTERN = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}-\d{1,10}-[a-z][0-9a-z]{7}", re.ASCII)
-"""`<UTC time>-<boot id, 8>-<pid>-<random>`; the crashed process chooses no part of it."""
-
-BOOT_UNKNOWN = "0" * 32
-"""Stands for an unknown boot id, as of a kernel that died: its log does not contain it."""
-
 SEQUENCE_TIME_MAX = 1 << 62
 """The year 2116: keeps the numbers of crashes away from their limit, 2**63, whatever the clock."""
 
-SHORT_ID_LENGTH = 8
 _SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-
-class Kind(StrEnum):
-    """What crashed."""
-
-    PROCESS = "process"
-    KERNEL = "kernel"
-
-
-class State(StrEnum):
-    """How complete a crash is (DESIGN section 8)."""
-
-    CAPTURING = "capturing"
-    COMPLETE = "complete"
-    TRUNCATED = "truncated"
-    METADATA_ONLY = "metadata-only"
-    LOST = "lost"
-    INCOMPLETE = "incomplete"
-    EVICTED = "evicted"
-    MISSING = "missing"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nobody is writing the crash any more."""
-        return self is not State.CAPTURING
-
-    @property
-    def has_core(self) -> bool:
-        """Whether there is a core, or a kernel's dump, though perhaps not all of it."""
-        match self:
-            case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
-                return True
-            case State.CAPTURING | State.METADATA_ONLY | State.LOST:
-                return False
-            case State.EVICTED | State.MISSING:
-                return False
-            case _:
-                assert_never(self)
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether there was a core, and was deleted since."""
-        match self:
-            case State.EVICTED | State.MISSING:
-                return True
-            case State.CAPTURING | State.COMPLETE | State.TRUNCATED | State.INCOMPLETE:
-                return False
-            case State.METADATA_ONLY | State.LOST:
-                return False
-            case _:
-                assert_never(self)
-
-    @property
-    def takes_core(self) -> bool:
-        """Whether a core that comes in later, by the spool, is still this crash's."""
-        match self:
-            case State.CAPTURING | State.LOST:
-                return True
-            case State.COMPLETE | State.TRUNCATED | State.INCOMPLETE | State.METADATA_ONLY:
-                return False
-            case State.EVICTED | State.MISSING:
-                return False
-            case _:
-                assert_never(self)
-
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """What may have crashed, of a crash in this state."""
-        match self:
-            case State.TRUNCATED | State.LOST:
-                return frozenset({Kind.PROCESS})
-            case State.INCOMPLETE | State.MISSING:
-                return frozenset({Kind.KERNEL})
-            case State.CAPTURING | State.COMPLETE | State.METADATA_ONLY | State.EVICTED:
-                return frozenset(Kind)
-            case _:
-                assert_never(self)
 
 
 class DropReason(StrEnum):
@@ -320,14 +242,6 @@ class Crash:
         return shell_join(self.argv)
 
 
-_LIST_KEYS_TEXT = """
-id kind state time boot_id hostname pid tid uid gid signal signal_name si_code fault_address
-comm exe cmdline cwd unit slice container_id build_id capture core signature title
-explanation count_of_signature pinned evicted kernel
-"""
-LIST_KEYS = tuple(_LIST_KEYS_TEXT.split())
-"""Keys of `crashctl list --json`, in order; `info --json` has these and more."""
-
 _BYTES: tuple[str, ...]
 _BYTES = ("hostname", "comm", "thread_comm", "exe", "cwd", "root", "nodename", "maps", "limits")
 _BYTES += ("status", "mountinfo", "auxv", "open_fds")
@@ -362,12 +276,6 @@ def build_id_text(time_ns: int, boot_id: str, pid: int, random: int) -> str:
 def next_sequence(last: int, time_ns: int) -> int:
     """Return the number of the next crash: the wall clock, but always more than `last`."""
     return max(last + 1, min(time_ns, SEQUENCE_TIME_MAX))
-
-
-def time_text(time_ns: int) -> str:
-    """Format ns since the epoch as ISO 8601 UTC with microseconds."""
-    seconds, rest = divmod(time_ns, 10**9)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
 
 
 def put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
@@ -545,7 +453,7 @@ def _safe_name(name: object) -> str | None:
     """Accept only a plain file name, so that a sidecar cannot lead to another path."""
     if name is None:
         return None
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9.]{0,30}", name):
+    if not isinstance(name, str) or not CORE_NAME.fullmatch(name):
         raise FormatError(f"core path {name!r} is not a plain file name")
     return name
 

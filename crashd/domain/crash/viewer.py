@@ -1,11 +1,9 @@
 """The user who asks for crashes, and which crashes are theirs."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Viewer:
+class Viewer(NamedTuple):
     """A user who is not root: the effective ids of the asking process.
 
     Supplementary groups do not count, as for ptrace(2): a user who wants the crashes of another

@@ -2,14 +2,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crashd.cli.main import main
-from crashd.store.entry import prepare
+from crashd.domain.crash.model import Core, State
+from crashd.store.entry import create, prepare
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+
+from .rows import NGINX
 
 # What `crashctl list` may load, besides what every Python program has: the start has to be cheap,
 # and each of these was weighed.
@@ -27,21 +31,24 @@ ALLOWED = {
         "domain.crash",
         "domain.crash.headline",
         "domain.crash.match",
-        "domain.crash.model",
+        "domain.crash.kinds",
         "domain.crash.viewer",
         "domain.signals",
         "domain.text",
         "domain.units",
         "errors",
         "store",
-        "store.index",
         "store.indexfile",
+        "store.indexread",
         "store.schema",
         "store.paths",
         "store.selection",
     },
 }
 FORBIDDEN = [
+    "dataclasses",
+    "inspect",
+    "json",
     "pydantic",
     "prometheus_client",
     "systemd",
@@ -60,11 +67,14 @@ FORBIDDEN = [
     "unicodedata",
 ]
 PROBE = """
-import json, sys
+import sys
+from dataclasses import replace
 before = set(sys.modules)
 from crashd.cli.main import main
 status = main(sys.argv[1:])
-print(json.dumps({"status": status, "modules": sorted(set(sys.modules) - before)}))
+modules = sorted(set(sys.modules) - before)
+import json
+print(json.dumps({"status": status, "modules": modules}))
 """
 
 
@@ -91,6 +101,36 @@ def test_main_list_loads_only_what_it_needs(root: Path) -> None:
     ours = {name.removeprefix("crashd.") for name in loaded if name.startswith("crashd.")}
     assert ours == ALLOWED["crashd"]
     assert not [name for name in FORBIDDEN if name in loaded]
+
+
+@pytest.mark.allow_subprocess
+def test_main_info_loads_neither_the_record_s_class_nor_the_store(root: Path) -> None:
+    crash = replace(NGINX, core=Core(), state=State.METADATA_ONLY)
+    with Index.open(Paths(root).index) as index:
+        create(Paths(root), crash).close()
+        index.put([crash])
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "--root", str(root), "-q", "info"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page, _, answer = done.stdout.rpartition("\n{")
+    assert NGINX.id in page
+    loaded = set(json.loads("{" + answer)["modules"])
+    assert {"crashd.store.recordread", "crashd.cli.show.pages"} <= loaded
+    unwanted = {"dataclasses", "socket", "crashd.domain.crash.model", "crashd.store.entry"}
+    assert not unwanted & loaded
+
+
+@pytest.mark.allow_subprocess
+def test_main_version_parses_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "--version"], capture_output=True, text=True, check=True
+    )
+    version, answer = done.stdout.splitlines()
+    assert version.startswith("crashctl ")
+    assert not {"argparse", "re", "typing", "pathlib"} & set(json.loads(answer)["modules"])
 
 
 def test_main_empty_store_is_no_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,7 @@ def test_select_viewer_sees_only_what_is_his(index: Index) -> None:
 
 
 def test_select_hostile_words_are_data(index: Index) -> None:
-    for term in ("' OR 1=1 --", "%", "_", "*", "COMM='; DROP TABLE crash", "prog3\0"):
+    for term in ("' OR 1=1 --", "%", "_", "COMM='; DROP TABLE crash", "prog3\0"):
         assert pids(index, term) == []
     assert len(pids(index)) == COUNT
 
