@@ -194,6 +194,8 @@ test_fault_30_upgrade_amid_crashes_loses_none() {
 	test -e /etc/crashd/crashd.toml.d/mine.toml
 	test "$(dpkg-query -W -f '${Version}' crashd)" = "$(dpkg-deb -f /job/crashd.deb Version)"
 	systemctl is-active crashd.service crashd.socket crashd-metrics.socket
+	systemctl status crashd.service | tee /tmp/status
+	! grep -q -i -e failure -e error -e warning /tmp/status
 }
 
 test_removal_keeps_the_data_and_gives_the_rest_back() {
@@ -201,7 +203,8 @@ test_removal_keeps_the_data_and_gives_the_rest_back() {
 	apt-get -q -y remove crashd
 	test "$(find /var/lib/crashd/crashes -name crash.json | wc -l)" = "$crashes"
 	test -e /etc/crashd/crashd.toml
-	for path in /usr/libexec/crashd-core /usr/bin/crashd /usr/lib/crashd /usr/lib/sysctl.d/60-crashd.conf; do
+	for path in /usr/libexec/crashd-core /usr/bin/crashd /usr/lib/crashd /usr/lib/sysctl.d/60-crashd.conf \
+		/run/crashd; do
 		test ! -e $path
 	done
 	systemctl list-units --no-legend 'crashd*' | tee /tmp/left

@@ -58,7 +58,9 @@ def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> I
     store = doctorfacts.read_store(paths, now_ns)
     yield from check_own(settings, doctorfacts.read_handler(paths), daemon, store)
     around = doctorfacts.read_surroundings(paths, proc, now_ns)
-    yield from check_around(around, str(paths.handler), daemon.capture_mode)
+    yield from check_around(
+        around, str(paths.handler), daemon.capture_mode, honours_limits=daemon.honours_limits
+    )
     yield check_kernel_dumps(assess(kdumpfacts.read_facts(paths.root)))
     yield from check_fleet(daemon, now_ns)
 

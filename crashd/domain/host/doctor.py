@@ -172,6 +172,8 @@ class DaemonFacts:
     config_files: tuple[str, ...] = ()
     config_error: str | None = None
     capture_mode: str = "auto"
+    honours_limits: bool = True
+    """capture.rlimit: whether the core limits of processes count."""
 
 
 def check_core_pattern(setting: Setting, handler: str) -> Check:
