@@ -316,7 +316,7 @@ class Indexer:
         if gone:
             index.remove(gone)
         self._look_at_wal()
-        for crash in final.values():
+        for crash in sorted(final.values(), key=lambda crash: crash.sequence or 0):
             self._tell(crash, audience)
         for item in items:
             if isinstance(item, _Changed) and item.is_explained:

@@ -222,7 +222,7 @@ class AnalysisQueue:
             entry.write_file(ANALYSIS, result)
         self._explained(crash)
         if before.analysis is None:
-            self._notices.notify(crash)
+            self._notices.explained(crash)
         self._exporter.analysed(analysis.state, analysis.seconds)
         if "kept" in told:
             log.info("crash %s: an earlier analysis knew more and is kept: %s", crash_id, why)
