@@ -32,7 +32,7 @@ test_installs_by_apt() {
 }
 
 test_units_are_enabled_and_up() {
-	for unit in crashd.service crashd.socket crashd-metrics.socket crashd-analyze.socket crashd-hooks.socket; do
+	for unit in crashd.service crashd.socket crashd-metrics.socket crashd-analyze.socket crashd-hooks.socket crashd-ship.socket; do
 		systemctl is-enabled $unit
 		systemctl is-active $unit
 	done
@@ -51,7 +51,7 @@ test_units_as_installed_verify() {
 }
 
 test_exposure_is_low() {
-	for unit in crashd.service:17 crashd-analyze@x.service:3 crashd-register.service:32 crashd-hooks@x.service:80; do
+	for unit in crashd.service:17 crashd-analyze@x.service:3 crashd-register.service:32 crashd-hooks@x.service:80 crashd-ship.service:12; do
 		level=$(systemd-analyze security --no-pager ${unit%:*} | sed -n 's/.*level for .*: \([0-9.]*\) .*/\1/p')
 		echo "${unit%:*} $level" >>$RESULT/exposure
 		test "$(echo "$level" | tr -d .)" -le ${unit#*:}
