@@ -470,9 +470,10 @@ class Hooks(Section):
     """How many of these may have the same signature."""
 
     wait: Annotated[str | int, duration(0, 3600 * _SECOND_NS)] = "5s"
-    """How long the journal and the hooks wait for the result of the analysis. After that they get
-    the crash without it, with {"state": "pending"} as its `analysis`. They are not notified again
-    when the analysis is done; `crashctl info` shows the result."""
+    """How long the hooks wait for the result of the analysis. After that they get the crash without
+    it, with {"state": "pending"} as its `analysis`. They are not notified again when the analysis
+    is done; `crashctl info` shows the result. The journal has an entry at once, and a second one
+    when the analysis is done."""
 
     @property
     def timeout_seconds(self) -> float:

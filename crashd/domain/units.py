@@ -6,7 +6,7 @@ As in systemd, and unlike SI, the suffixes of sizes are powers of 1024: `64K`, `
 """
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 from crashd.errors import UsageError
 
@@ -41,12 +41,29 @@ _SPAN = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*([a-zA-Zµμ]*)\s*", re.ASCII)
 _TEXT_MAX = 100
 
 
-class Amount(NamedTuple):
-    """A number of bytes, or a share of a total not yet known; exactly one of the two is set."""
+class Amount:
+    """A number of bytes, or a share of a total not yet known; exactly one of the two is set.
 
-    size_bytes: int | None = None
-    thousandths: int | None = None
-    """Thousandths of a percent: 12.5 % is 12500."""
+    Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all
+    else.
+    """
+
+    __slots__ = ("size_bytes", "thousandths")
+
+    def __init__(self, size_bytes: int | None = None, thousandths: int | None = None) -> None:
+        self.size_bytes = size_bytes
+        self.thousandths = thousandths
+        """Thousandths of a percent: 12.5 % is 12500."""
+
+    def __eq__(self, other: object) -> bool:
+        mine = (self.size_bytes, self.thousandths)
+        return isinstance(other, Amount) and mine == (other.size_bytes, other.thousandths)
+
+    def __hash__(self) -> int:
+        return hash((self.size_bytes, self.thousandths))
+
+    def __repr__(self) -> str:
+        return f"Amount({self.size_bytes!r}, {self.thousandths!r})"
 
     def of(self, total_bytes: int) -> int:
         """Return the number of bytes, rounded down, for a total of `total_bytes`."""

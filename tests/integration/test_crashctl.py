@@ -876,6 +876,20 @@ def test_follow_ends_with_status_4_when_the_daemon_does(
 # ---- doctor ----
 
 
+def test_doctor_reads_whether_core_limits_count(store: Store) -> None:
+    store.paths.config_file.parent.mkdir(parents=True)
+    store.paths.config_file.write_text('[capture]\nrlimit = "ignore"\n')
+    limited = lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # noqa: E731
+    done = store.run("doctor", "--json", preexec_fn=limited)
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert "ulimit -c" not in found
+    assert 'capture.rlimit is "ignore"' in found["core limits"]["text"]
+    store.paths.config_file.write_text("")
+    done = store.run("doctor", "--json", preexec_fn=limited)
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert found["ulimit -c"]["level"] == "warning"
+
+
 def test_doctor_checks_everything_and_crashes_nothing_elsewhere(store: Store) -> None:
     done = store.run("doctor", "--crash", "--json")
     assert done.returncode == 1

@@ -138,20 +138,83 @@ def test_fault_23_full_journal_is_waited_for_once(
     notices.start()
     began = time.monotonic()
     for number in range(20):
+        notices.captured(build_crash(number))
         notices.notify(build_crash(number))
     try:
         wait_until(lambda: len(lines_of(tmp_path / "told")) == 20, 60, "hooks are told of all")
         assert time.monotonic() - began < 10 * journal.SEND_SECONDS, "waited for once"
-        assert len(failed) == 20, "each that was not told is counted"
+        wait_until(lambda: len(failed) == 20, 60, "each that was not told is counted")
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             while True:
                 server.recv(4096)
-        notices.notify(build_crash(21))  # it is read again
+        notices.captured(build_crash(21))  # it is read again
+        notices.notify(build_crash(21))
         wait_until(lambda: len(lines_of(tmp_path / "told")) == 21, 60, "the last is told too")
         assert len(failed) == 20
     finally:
         notices.stop()
+
+
+def test_journal_has_each_crash_at_once_in_order_and_explanations_apart(
+    journald: tuple[Path, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, server = journald
+    monkeypatch.setattr(journal, "SOCKET", path)
+    notices = Notices(Paths(tmp_path), Counted([]), Users())
+    notices.start()
+    crashes = [build_crash(number, uid=1000 + number % 3) for number in range(32)]
+    reader = threading.Thread(target=lambda: got.extend(receive(server) for _ in range(33)))
+    got: list[dict[str, bytes]] = []
+    reader.start()
+    began = time.monotonic()
+    for crash in crashes:
+        notices.captured(crash)
+        notices.expect(crash)  # hooks wait for the analysis
+    explained = replace(
+        crashes[5],
+        signature="p2-0123456789abcdef",
+        explanation="NULL read",
+        frames=({"function": "parse", "module": "web"},),
+    )
+    notices.explained(explained)
+    reader.join(30)
+    try:
+        assert time.monotonic() - began < 5, "nothing waits for hooks.wait"
+        assert [one["CRASHD_ID"].decode() for one in got[:32]] == [crash.id for crash in crashes]
+        times = [int(one["COREDUMP_TIMESTAMP"]) for one in got[:32]]
+        assert times == [crash.time_ns // 1000 for crash in crashes]
+        assert {one["MESSAGE_ID"] for one in got[:32]} == {journal.MESSAGE_ID.encode()}
+        assert got[32]["MESSAGE_ID"] == journal.EXPLAINED_ID.encode()
+        assert got[32]["CRASHD_ID"].decode() == crashes[5].id
+        assert b"NULL read" in got[32]["MESSAGE"]
+        assert b"#0  parse (web)" in got[32]["MESSAGE"]
+        assert got[32]["OBJECT_SYSTEMD_UNIT"].decode() == crashes[5].unit
+    finally:
+        notices.stop()
+
+
+def test_journal_that_is_full_for_a_moment_gets_all_in_order(
+    journald: tuple[Path, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, server = journald
+    with pytest.raises(UnavailableError):
+        while True:
+            journal.send({"MESSAGE": b"x"}, path, 0)
+    monkeypatch.setattr(journal, "SOCKET", path)
+    failed: list[int] = []
+    notices = Notices(Paths(tmp_path), Counted(failed), Users())
+    notices.start()
+    crashes = [build_crash(number, uid=1000) for number in range(8)]
+    for crash in crashes:
+        notices.captured(crash)
+    got: list[bytes] = []
+    while len(got) < 8:
+        fields = receive(server)
+        got += [fields["CRASHD_ID"]] if "CRASHD_ID" in fields else []
+    notices.stop()
+    assert [crash_id.decode() for crash_id in got] == [crash.id for crash in crashes]
+    assert failed == []
 
 
 def lines_of(path: Path) -> list[str]:

@@ -33,6 +33,7 @@ program() {
 }
 program crashd "-m crashd"
 program crashctl "-m crashd.cli"
+program ../libexec/crashd-ship "-c 'from crashd.ship.main import main; main()'"
 program ../libexec/crashd-analyze "-c 'from crashd.analyzers.main import run; run()'"
 cp /job/systemd/*.service /job/systemd/*.socket /etc/systemd/system/
 install -m 755 /job/crashd-kmsg /usr/libexec/
@@ -44,7 +45,7 @@ systemctl daemon-reload
 JOB = """
 set -eux
 . /job/install.sh
-for unit in crashd.service crashd-analyze@x.service crashd-register.service; do
+for unit in crashd.service crashd-analyze@x.service crashd-register.service crashd-ship.service; do
     systemd-analyze security --no-pager $unit | tail -1
 done
 
@@ -218,6 +219,7 @@ def test_units_start_restart_and_catch_under_systemd(rootfs: Path, tmp_path: Pat
         "crashd.service": 1.7,
         "crashd-analyze@x.service": 0.3,
         "crashd-register.service": 3.2,
+        "crashd-ship.service": 1.2,
     }
     assert {name for name, value in exposures if float(value) <= limits[name]} == {*limits}
 

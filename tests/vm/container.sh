@@ -32,7 +32,7 @@ test_installs_by_apt() {
 }
 
 test_units_are_enabled_and_up() {
-	for unit in crashd.service crashd.socket crashd-metrics.socket crashd-analyze.socket crashd-hooks.socket; do
+	for unit in crashd.service crashd.socket crashd-metrics.socket crashd-analyze.socket crashd-hooks.socket crashd-ship.socket; do
 		systemctl is-enabled $unit
 		systemctl is-active $unit
 	done
@@ -51,7 +51,7 @@ test_units_as_installed_verify() {
 }
 
 test_exposure_is_low() {
-	for unit in crashd.service:17 crashd-analyze@x.service:3 crashd-register.service:32 crashd-hooks@x.service:80; do
+	for unit in crashd.service:17 crashd-analyze@x.service:3 crashd-register.service:32 crashd-hooks@x.service:80 crashd-ship.service:12; do
 		level=$(systemd-analyze security --no-pager ${unit%:*} | sed -n 's/.*level for .*: \([0-9.]*\) .*/\1/p')
 		echo "${unit%:*} $level" >>$RESULT/exposure
 		test "$(echo "$level" | tr -d .)" -le ${unit#*:}
@@ -194,6 +194,8 @@ test_fault_30_upgrade_amid_crashes_loses_none() {
 	test -e /etc/crashd/crashd.toml.d/mine.toml
 	test "$(dpkg-query -W -f '${Version}' crashd)" = "$(dpkg-deb -f /job/crashd.deb Version)"
 	systemctl is-active crashd.service crashd.socket crashd-metrics.socket
+	systemctl status crashd.service | tee /tmp/status
+	! grep -q -i -e failure -e error -e warning /tmp/status
 }
 
 test_removal_keeps_the_data_and_gives_the_rest_back() {
@@ -201,7 +203,8 @@ test_removal_keeps_the_data_and_gives_the_rest_back() {
 	apt-get -q -y remove crashd
 	test "$(find /var/lib/crashd/crashes -name crash.json | wc -l)" = "$crashes"
 	test -e /etc/crashd/crashd.toml
-	for path in /usr/libexec/crashd-core /usr/bin/crashd /usr/lib/crashd /usr/lib/sysctl.d/60-crashd.conf; do
+	for path in /usr/libexec/crashd-core /usr/bin/crashd /usr/lib/crashd /usr/lib/sysctl.d/60-crashd.conf \
+		/run/crashd; do
 		test ! -e $path
 	done
 	systemctl list-units --no-legend 'crashd*' | tee /tmp/left

@@ -17,6 +17,7 @@ from crashd.cli.render import DIM, GREEN, RED, YELLOW, json_page, styled
 from crashd.cli.source import Source, open_source
 from crashd.domain.crash.match import Query
 from crashd.domain.host.doctor import Check, Level, check_own, failed, passed, warned
+from crashd.domain.host.doctorfleet import check_fleet
 from crashd.domain.host.doctorhost import check_around, check_kernel_dumps
 from crashd.domain.kdump.ready import assess
 from crashd.domain.text import printable
@@ -57,8 +58,11 @@ def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> I
     store = doctorfacts.read_store(paths, now_ns)
     yield from check_own(settings, doctorfacts.read_handler(paths), daemon, store)
     around = doctorfacts.read_surroundings(paths, proc, now_ns)
-    yield from check_around(around, str(paths.handler), daemon.capture_mode)
+    yield from check_around(
+        around, str(paths.handler), daemon.capture_mode, honours_limits=daemon.honours_limits
+    )
     yield check_kernel_dumps(assess(kdumpfacts.read_facts(paths.root)))
+    yield from check_fleet(daemon, now_ns)
 
 
 def _print_check(context: Context, check: Check) -> None:

@@ -78,11 +78,17 @@ def read_daemon(paths: Paths, ask: Callable[[], dict[str, Any]]) -> DaemonFacts:
     except (UnavailableError, FormatError) as e:
         error = str(e)
     try:
-        mode = configfiles.load(paths).capture.mode
+        capture = configfiles.load(paths).capture
         files = tuple(map(str, configfiles.find_files(paths)))
     except CrashdError as e:
         return DaemonFacts(status, error, config_error=str(e).split("\n")[0])
-    return DaemonFacts(status, error, config_files=files, capture_mode=mode)
+    return DaemonFacts(
+        status,
+        error,
+        config_files=files,
+        capture_mode=capture.mode,
+        honours_limits=capture.rlimit == "honour",
+    )
 
 
 def read_store(paths: Paths, now_ns: int) -> StoreFacts:

@@ -349,6 +349,7 @@ def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
         ("Workers", _known(status.get("workers"))),
         ("Captures", f"{_count(status, 'in_flight')} in flight, {_count(status, 'queued')} queued"),
         ("Spool", _spool(status)),
+        ("Fleet", _fleet(status, now_ns)),
         ("Analyses", _waiting(status)),
         ("Crashes", f"{_count(status, 'crashes_total')} since start"),
         (
@@ -370,6 +371,19 @@ def _count(numbers: Mapping[str, Any], key: str) -> int:
 def _spool(status: Row) -> str | None:
     waiting = _count(status, "spool_backlog")
     return f"{waiting} crashes waiting to be ingested" if waiting else None
+
+
+def _fleet(status: Row, now_ns: int) -> str | None:
+    told = status.get("fleet")
+    if not isinstance(told, dict):
+        return None
+    waiting = f"{_count(told, 'waiting')} records and {_count(told, 'cores_waiting')} cores wait"
+    oldest_ns = told.get("oldest_ns")
+    if isinstance(oldest_ns, int):
+        waiting += f", the oldest came {age_text(oldest_ns, now_ns)}"
+    if told.get("failure") is not None:
+        return f"{waiting}; {value_text(told.get('failure_text') or told['failure'])}"
+    return f"{value_text(told.get('url'))}; {waiting}"
 
 
 def _waiting(status: Row) -> str:

@@ -56,6 +56,7 @@ class Afterwards:
 
     def captured(self, crash: Crash) -> None:
         """Take a crash whose record is final."""
+        self._notices.captured(crash)
         if crash.core.path is not None and not is_only_counted(crash):
             self._notices.expect(crash)  # first, because an analysis may end at once
             if not self._analyses.add(crash):

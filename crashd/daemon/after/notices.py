@@ -1,8 +1,8 @@
-"""Notices of a crash, once its analysis is known: to the journal, hooks and the webhook.
+"""Notices of a crash: to the journal at once, to hooks and the webhook once its analysis is known.
 
-Runs in its own thread with a bounded queue, so that a journal or a hook that hangs does not block
-anything else. The queue is fair: a user does not wait for the notices that another user's crash
-loop has queued, and a notice does not wait for a slow analysis.
+Hooks run in a thread with a bounded queue, so that one that hangs does not block anything else. The
+queue is fair: a user does not wait for the notices that another user's crash loop has queued, and a
+notice does not wait for a slow analysis.
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from crashd.daemon.after.journalnotices import JournalNotices
 from crashd.domain.cause.analysis import AnalysisState
 from crashd.domain.crash.boundedrecord import bounded
 from crashd.domain.crash.model import Crash, DropReason, Kind, to_json
@@ -19,10 +20,9 @@ from crashd.domain.keep.alertbudget import AlertBudget, AlertRates
 from crashd.domain.keep.fairqueue import FairQueue
 from crashd.domain.keep.limiter import is_only_counted
 from crashd.domain.keep.site import account_of
-from crashd.edge.host import journal
 from crashd.edge.host.hooks import HookError, ask_for_all, list_hooks, run_all
 from crashd.edge.web.exporter import Exporter
-from crashd.errors import UnavailableError, reason_of
+from crashd.errors import reason_of
 from crashd.store.paths import Paths
 from crashd.store.users import Users
 
@@ -34,12 +34,9 @@ EARLY_MAX = 10_000
 MUTED_SECONDS = 600.0
 """The log gets at most one line per this time about crashes beyond the budgets."""
 NOTICE_BYTES = 128 << 10
-"""Size limit of a waiting record; the journal and hooks get no more of it."""
+"""Size limit of a waiting record; hooks get no more of it."""
 START_SECONDS = 30.0
 """Time for the unit that runs the hooks to start, on a machine that is busy with crashes."""
-DEAF_SECONDS = 10.0
-"""After the journal accepted nothing, do not wait for it this long; hooks would run far too late.
-"""
 _BULKY = ("maps", "mountinfo", "open_fds", "auxv_base64", "limits", "status", "log")
 """Hooks do not get these; `crashctl info` shows them."""
 
@@ -68,6 +65,7 @@ class Notices:
         self._paths = paths
         self._exporter = exporter
         self._users = users
+        self._journal = JournalNotices(paths, exporter, users)
         self._queue: FairQueue[_Notice] = FairQueue(QUEUE_MAX)
         self._kernel: deque[_Notice] = deque()
         """Crashes of the kernel: their notices go out first, and always."""
@@ -79,18 +77,28 @@ class Notices:
         self._settings = NoticeSettings()
         self._budget = AlertBudget()
         self._muted_until = 0.0
-        self._journal_told = False
-        self._deaf_until = 0.0
         self._wrong_told: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
+        self._journal.start()
         self._thread.start()
 
     def configure(self, settings: NoticeSettings) -> None:
         """Take new settings."""
         self._settings = settings
+
+    def captured(self, crash: Crash) -> None:
+        """Note a crash of a process in the journal at once."""
+        if crash.kind is Kind.PROCESS:
+            self._journal.captured(crash)
+
+    def explained(self, crash: Crash) -> None:
+        """Note in the journal what an analysis found, and give notice as `notify` does."""
+        if crash.kind is Kind.PROCESS and crash.signature is not None:
+            self._journal.explained(crash)
+        self.notify(crash)
 
     def expect(self, crash: Crash) -> None:
         """Give notice of a crash when `notify` is called for it, or when that takes too long."""
@@ -98,7 +106,7 @@ class Notices:
             crash = bounded(crash, NOTICE_BYTES)[0]
             if len(self._held) < QUEUE_MAX:
                 self._held[crash.id] = (time.monotonic() + self._settings.wait_seconds, crash)
-            else:  # only a hook or journal that hangs fills this: bounded, like the queue
+            else:  # only a hook that hangs fills this: bounded, like the queue
                 self._tell_early(crash)
             self._changed.notify()
 
@@ -119,6 +127,7 @@ class Notices:
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join(2)
+        self._journal.stop()
 
     def _put(self, notice: _Notice) -> None:
         if notice.crash.kind is Kind.KERNEL:
@@ -131,8 +140,6 @@ class Notices:
         while (notice := self._next()) is not None:
             crash, began = notice.crash, time.monotonic()
             try:
-                if crash.kind is Kind.PROCESS:
-                    self._to_journal(crash)
                 self._to_hooks(notice)
             except Exception:  # boundary: what one notice did must not cost the others
                 log.exception("crash %s: a notice failed", crash.id)
@@ -168,23 +175,6 @@ class Notices:
         while len(self._told_early) > EARLY_MAX:
             del self._told_early[next(iter(self._told_early))]
         self._put(_Notice(crash, pending=True))
-
-    def _to_journal(self, crash: Crash) -> None:
-        if not journal.SOCKET.exists():
-            return  # this host does not run systemd
-        name = crash.core.path
-        path = None if name is None else self._paths.crashes / crash.id / name
-        seconds = 0.0 if time.monotonic() < self._deaf_until else journal.SEND_SECONDS
-        try:
-            journal.send(journal.build_fields(crash, path), journal.SOCKET, seconds)
-            self._journal_told, self._deaf_until = False, 0.0
-        except UnavailableError as e:
-            if seconds:
-                self._deaf_until = time.monotonic() + DEAF_SECONDS
-            self._exporter.dropped(DropReason.NOTICE)
-            if not self._journal_told:
-                log.warning("%s, ignoring", e)
-            self._journal_told = True
 
     def _to_hooks(self, notice: _Notice) -> None:
         settings = self._settings

@@ -47,6 +47,17 @@ def find_executables(maps: bytes) -> list[Executable]:
     return sorted(found.values(), key=lambda file: not file.is_nameless)[:EXECUTABLES_MAX]
 
 
+def find_place(maps: bytes, address: int) -> str:
+    """Return device, inode and offset of the code at an address, which are the same for all
+    processes that run it; else the offset within the page.
+    """
+    for line in maps.split(b"\n", _LINES_MAX)[:_LINES_MAX]:
+        row = _LINE.fullmatch(line)
+        if row is not None and int(row[1], 16) <= address < int(row[2], 16):
+            return f"{row[3].decode()} {row[4].decode()} {address - int(row[1], 16):#x}"
+    return f"? {address & (PAGE_BYTES - 1):#x}"
+
+
 def kept_name(build_id: str | None, image: bytes) -> str | None:
     """Return the name under which an entry keeps a file: by build-id, else by the first page of its
     image. None if neither identifies it. Nothing of it comes from a path.

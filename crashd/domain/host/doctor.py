@@ -53,6 +53,7 @@ WHY: Final[Mapping[str, str]] = {
     "journal": "crashd reports crashes there, and coredumpctl reads them there.",
     "clock": "Crashes are named, ordered and deleted by time.",
     "kernel dumps": "A kernel panic leaves no dump unless kdump is ready.",
+    "fleet": "Crashes that do not arrive there are on this host alone, and go with it.",
     "test crash": "It follows a real crash all the way from the kernel to the index.",
 }
 """Why each check matters, by the check's name."""
@@ -171,6 +172,8 @@ class DaemonFacts:
     config_files: tuple[str, ...] = ()
     config_error: str | None = None
     capture_mode: str = "auto"
+    honours_limits: bool = True
+    """capture.rlimit: whether the core limits of processes count."""
 
 
 def check_core_pattern(setting: Setting, handler: str) -> Check:

@@ -23,7 +23,11 @@ from crashd.errors import UnavailableError, reason_of
 SOCKET = Path("/run/systemd/journal/socket")
 MESSAGE_ID = "fc2e22bc6ee647b6b90729ab34a250b1"
 """SD_MESSAGE_COREDUMP."""
+EXPLAINED_ID = "7c0e3f64b1a94d52a3f28d0c95be6e17"
+"""MESSAGE_ID of what an analysis found; coredumpctl takes systemd's for another crash."""
 SEND_SECONDS = 1.0
+SOCKET_BYTES = 8 << 20
+"""The send buffer that libsystemd asks for, too."""
 FIELD_MAX = 64 << 10
 """Bytes of a field; the journal accepts more, but no reader needs it."""
 FRAMES_MAX = 32
@@ -39,6 +43,7 @@ def send(fields: Mapping[str, bytes], path: Path = SOCKET, seconds: float = SEND
     raw = b"".join(_encode(name, value[:FIELD_MAX]) for name, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
             sender.settimeout(seconds)
             sender.connect(os.fspath(path))
             try:
@@ -117,6 +122,32 @@ def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
         "COREDUMP_PROC_MOUNTINFO": crash.mountinfo,
         "COREDUMP_OPEN_FDS": crash.open_fds,
     }
+    return fields | {name: value for name, value in raw.items() if value}
+
+
+def build_explanation(crash: Crash) -> dict[str, bytes]:
+    """Build the second entry of a process crash: what the analysis found, with the stack."""
+    who = f"{crash.pid} ({printable(crash.comm)})"
+    text = f"Process {who}: {printable(crash.title)}"
+    if crash.explanation:
+        text += f". {printable(crash.explanation)}"
+    told = {
+        "MESSAGE_ID": EXPLAINED_ID,
+        "PRIORITY": "2",
+        "SYSLOG_IDENTIFIER": "crashd",
+        "MESSAGE": "\n".join([text, *_stack(crash)]),
+        "CRASHD_ID": crash.id,
+        "CRASHD_TITLE": printable(crash.title),
+        "CRASHD_SIGNATURE": crash.signature,
+        "CRASHD_EXPLANATION": crash.explanation,
+        "COREDUMP_PID": crash.pid,
+        "COREDUMP_UID": crash.uid,
+        "COREDUMP_UNIT": crash.unit,
+        "COREDUMP_USER_UNIT": crash.user_unit,
+        "OBJECT_SYSTEMD_UNIT": crash.unit,  # journalctl -u shows it with the unit's own entries
+    }
+    fields = {name: str(value).encode() for name, value in told.items() if value is not None}
+    raw = {"COREDUMP_COMM": crash.comm, "COREDUMP_EXE": crash.exe}
     return fields | {name: value for name, value in raw.items() if value}
 
 

@@ -271,6 +271,16 @@ def test_render_status_shows_everything() -> None:
     assert field(lines, "Metrics") == metrics
 
 
+def test_render_status_says_what_waits_for_the_fleet_and_why() -> None:
+    told = {"url": "s3://b", "waiting": 3, "cores_waiting": 1, "oldest_ns": NOW_NS - 60 * 10**9}
+    lines = list(render_status({"fleet": told}, now_ns=NOW_NS, color=False))
+    waits = "3 records and 1 cores wait, the oldest came 1min ago"
+    assert field(lines, "Fleet") == f"s3://b; {waits}"
+    told |= {"failure": "network", "failure_text": "away\x1b"}
+    lines = list(render_status({"fleet": told}, now_ns=NOW_NS, color=False))
+    assert field(lines, "Fleet") == f"{waits}; away\\x1b"
+
+
 def test_render_status_of_an_empty_answer_does_not_fail() -> None:
     lines = list(render_status({}, now_ns=NOW_NS, color=True))
     assert field(lines, "Ready") == "\x1b[31mno\x1b[0m"

@@ -48,6 +48,20 @@ def test_check_around_a_sound_host_is_ok() -> None:
     assert {check.name for check in found} <= set(WHY)
 
 
+def test_check_around_ignored_limits_are_no_fault() -> None:
+    around = replace(AROUND, shell_limit=0, services=(replace(SOUND, core_limit=0),))
+    found = list(doctorhost.check_around(around, HANDLER, "auto", honours_limits=False))
+    assert [check for check in found if check.level is not Level.OK] == []
+    assert not any("restart" in (check.hint or "") for check in found)
+    honoured = list(doctorhost.check_around(around, HANDLER, "auto"))
+    assert [c.name for c in honoured if c.level is not Level.OK] == ["core limits", "ulimit -c"]
+
+
+def test_check_ignored_limits_names_units_that_the_kernel_leaves_out() -> None:
+    found = doctorhost.check_ignored_limits([SOUND, replace(SOUND, unit="b.service", core_limit=1)])
+    expect(found, "warning", "no crash of b.service", "LimitCORE=infinity")
+
+
 @pytest.mark.parametrize(
     ("features", "mode", "level", "text"),
     [
