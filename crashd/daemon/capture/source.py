@@ -62,6 +62,7 @@ class CoreSource:
             or self.options.engine == "memory"
         ):
             return
+        self.incoming.end_guard()
         room = bytearray(SMALL_BYTES + 1)
         held = len(self.raw)
         room[:held] = self.raw
@@ -107,6 +108,7 @@ class CoreSource:
 
     def give_up(self, why: str) -> None:
         """Give up reading memory, for the reason `why`."""
+        self.incoming.end_guard()
         self.doubt = why
         self.extents = []
         self._close_memory()

@@ -3,7 +3,7 @@
 Chooses the engine and the size of the buffer, and returns to the stream if memory is in doubt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from crashd.daemon.capture import engines
@@ -13,13 +13,14 @@ from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, Pump, StopEr
 from crashd.daemon.capture.sink import CoreSink
 from crashd.daemon.capture.source import LATE, CoreSource
 from crashd.daemon.capture.spill import Spill
-from crashd.domain.crash.model import Core, Engine
+from crashd.domain.crash.model import Core, Engine, Mode
 from crashd.domain.crash.record import Allowance
 from crashd.domain.elf import elfcore, memorymap
 from crashd.domain.elf.memorymap import DoubtError, Extent
 from crashd.domain.elf.minicore import MINI_MAX, MiniCore
 from crashd.edge.capture.incoming import DeadlineError
 from crashd.edge.capture.memory import GoneError, ProcessMemory
+from crashd.edge.capture.successor import RAW_BYTES
 from crashd.errors import reason_of
 from crashd.store.entry import Entry
 
@@ -79,19 +80,39 @@ class HeldCore:
         self._source = source
         self._reason: str | None = None
         self._engine = Engine.STREAM if source.memory is None else Engine.MEMORY
-        self._sink = CoreSink(
-            entry,
+        self._wanted = wanted
+        self._is_guarded = False
+        self._sink = self._make_sink(options)
+        self._spill = _make_spill(entry, options, grant)
+        self._pump = Pump(
+            self._sink, grant.buffer_bytes, limit.size_bytes, limit.reason, self._spill, pace
+        )
+
+    def _make_sink(self, options: Options) -> CoreSink:
+        return CoreSink(
+            self._entry,
             level=options.level,
             threads=options.threads,
             keep_free_bytes=options.keep_free_bytes,
             credit_bytes=options.credit_bytes,
             leave_bytes=options.leave_bytes,
-            wanted=wanted,
+            wanted=self._wanted,
         )
-        self._spill = _make_spill(entry, options, grant)
-        self._pump = Pump(
-            self._sink, grant.buffer_bytes, limit.size_bytes, limit.reason, self._spill, pace
-        )
+
+    def guard(self, taken_over: Callable[[], None]) -> None:
+        """Fork a copy of this process that stores the core if this process is killed; it calls
+        `taken_over` first. The copy does not hold the process. Only the first call has an effect,
+        and a copy has no copy: an input that kills workers must not do so for ever.
+        """
+        is_last = self._is_guarded or self._source.incoming.mode is Mode.SPOOL  # imported again
+        if is_last or not self._pump.is_untouched or self.read_bytes < RAW_BYTES:
+            return
+        self._is_guarded = True
+        if self._pump.guard.begin(self._source.release):
+            taken_over()
+            self._sink.close()
+            self._sink = self._make_sink(self._source.options)
+            self._pump.begin_again(self._sink)
 
     @property
     def read_bytes(self) -> int:
@@ -135,6 +156,7 @@ class HeldCore:
 
     def close(self) -> None:
         """Free the buffer and the spill, and close the file."""
+        self._pump.guard.end()
         self._pump.abandon()
         if self._spill is not None:
             self._spill.close()
