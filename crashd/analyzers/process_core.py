@@ -32,6 +32,7 @@ class NativeFacts(Analyzer):
         opened = self.opened
         image, head = opened.image, opened.image.head
         stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
+        stacks.alternates = {file.module.start: file.alternate_fd for file in opened.files}
         problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
         threads = stacks.threads()
         loaded, more = stacks.load_debug_info(threads)

@@ -78,6 +78,8 @@ class Stacks:
         self._by_module: dict[int, drgn.Module] = {}
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
+        self.alternates: dict[int, int | None] = {}
+        """Files with debug information that modules share, by the module's start."""
         self._loaded: dict[int, int | None] = {}
         self._go = GoNames(image)
         read = partial(_read, image)  # not a method: drgn's program would never be freed
@@ -181,6 +183,12 @@ class Stacks:
         try:
             module.debug_file_status = drgn.ModuleFileStatus.WANT
             module.try_file(name, fd=os.dup(fd))
+            alternate = self.alternates.get(own.start)
+            if (
+                module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY
+                and alternate is not None
+            ):
+                module.try_file(name, fd=os.dup(alternate))
             if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
                 self.program.find_standard_debug_info([module])
         except _ERRORS as e:

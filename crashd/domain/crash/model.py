@@ -255,6 +255,7 @@ sender_pid sender_uid unit user_unit slice session cgroup container_id container
 pod_uid mount_ns user_ns build_id signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
+_UNKNOWN = dict.fromkeys(_PLAIN)
 _LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
 sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
@@ -401,10 +402,8 @@ def _from_object(doc: dict[str, Any]) -> Crash:
     crash_id = doc["id"]
     if not isinstance(crash_id, str) or not ID_PATTERN.fullmatch(crash_id):
         raise FormatError(f"crash id {crash_id!r} is not of the form TIME-BOOT-PID-RANDOM")
-    values: dict[str, Any] = dict.fromkeys(_PLAIN)
-    for key in _PLAIN:
-        if doc.get(key) is not None:  # most are unknown: a call for each takes a third of all
-            values[key] = _get_plain(doc, key)
+    known = {key: _get_plain(doc, key) for key in _PLAIN if doc.get(key) is not None}
+    values: dict[str, Any] = {**_UNKNOWN, **known}
     values["pinned"] = bool(doc.get("pinned"))
     values["title"] = doc.get("title") or ""
     values["token"] = doc.get("token") or ""
