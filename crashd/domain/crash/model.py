@@ -402,8 +402,7 @@ def _from_object(doc: dict[str, Any]) -> Crash:
     crash_id = doc["id"]
     if not isinstance(crash_id, str) or not ID_PATTERN.fullmatch(crash_id):
         raise FormatError(f"crash id {crash_id!r} is not of the form TIME-BOOT-PID-RANDOM")
-    known = {key: _get_plain(doc, key) for key in _PLAIN if doc.get(key) is not None}
-    values: dict[str, Any] = {**_UNKNOWN, **known}
+    values = _get_known(doc)
     values["pinned"] = bool(doc.get("pinned"))
     values["title"] = doc.get("title") or ""
     values["token"] = doc.get("token") or ""
@@ -466,6 +465,12 @@ def _number(key: str, value: object, low: int, end: int) -> int:
     if type(value) is not int or not low <= value < end:
         raise FormatError(f"crash record has no valid number in {key}: {value!r:.40}")
     return value
+
+
+def _get_known(doc: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of _PLAIN; most are unknown, and cost no call."""
+    known = {key: _get_plain(doc, key) for key in _PLAIN if doc.get(key) is not None}
+    return {**_UNKNOWN, **known}
 
 
 def _get_plain(doc: dict[str, Any], key: str) -> Any:
