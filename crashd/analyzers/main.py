@@ -26,6 +26,7 @@ from typing import Any
 
 from crashd.analyzers import kernel_dump, kernel_log, probe
 from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_cores
+from crashd.analyzers.kdumpfile import load_kdumpfile
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
 from crashd.domain.cause.analysis import OTHER_MARK, UNSEALED_STATUS
@@ -45,7 +46,7 @@ OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong
 _END_BYTES = 200
 """At least as long as the last line of a core's facts."""
 MAPPED_MAX = 4 << 30
-"""Size limit of a vmlinux, whose file is mapped as a whole."""
+"""Size limit of a vmlinux and its modules, whose files are mapped as a whole."""
 
 
 def main() -> int:
@@ -102,21 +103,8 @@ def _work(
     if request.get("task") == "probe":
         seal(_limits(request), [1, 2])
         return _print(probe.probe(request))
-    if request.get("task") == "kernel dump":
-        lz4 = kernel_dump.load_lz4()
-        seal(_limits(request), [1, 2, request["core_fd"]])
-        return _print(kernel_dump.analyse(request["core_fd"], lz4))
-    if request.get("task") == "kernel log":
-        seal(_limits(request), [1, 2, request["core_fd"]])
-        return _print(kernel_log.analyse(request["core_fd"]))
-    if request.get("task") == "kernel symbols":
-        from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
-
-        core_fd, vmlinux_fd = request["core_fd"], request["extra_fd"]
-        # elfutils maps it: pages of the page cache, which a hostile dump cannot increase
-        mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
-        seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
-        return _print(kernel_core.analyse(core_fd, vmlinux_fd, request["build_id"]))
+    if str(request.get("task")).startswith("kernel "):
+        return _work_kernel(request, seal)
     first, *others = open_cores(request, open_files)
     if first is None:
         raise FormatError("core cannot be read")
@@ -146,6 +134,33 @@ def _print_other(number: int, opened: OpenedCore, room: int) -> int:
     mark = OTHER_MARK % number
     _write(mark)
     return _print_facts(opened, chosen, problems, room - len(mark))
+
+
+def _work_kernel(request: dict[str, Any], seal: Callable[[confine.Limits, list[int]], None]) -> int:
+    """Read a kernel's dump; `extra_fds` are, in this order: the other parts of a split dump (as
+    many as `parts` says), and for symbols the vmlinux, and the files of `modules`.
+    """
+    extra = list(request["extra_fds"])
+    keep = [1, 2, request["core_fd"], *extra]
+    parts = [request["core_fd"], *(extra.pop(0) for _ in range(request.get("parts", 0)))]
+    if request["task"] == "kernel dump":
+        lz4 = kernel_dump.load_lz4()
+        room = int(request.get("unpacked_max", 0))
+        target = kernel_dump.Target(extra[0], room) if extra else None
+        seal(_limits(request, file_bytes=room), keep)
+        return _print(kernel_dump.analyse(parts[0], lz4, target))
+    library = load_kdumpfile()
+    if request["task"] == "kernel log":
+        seal(_limits(request), keep)
+        return _print(kernel_log.analyse(parts, library))
+    from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
+
+    # elfutils maps them: pages of the page cache, which a hostile dump cannot increase
+    mapped = min(sum(os.fstat(fd).st_size for fd in extra), MAPPED_MAX)
+    modules = dict(zip(request.get("modules", ()), extra[1:], strict=True))
+    seal(_limits(request, mapped_bytes=mapped), keep)
+    files = kernel_core.KernelFiles(parts, extra[0], modules)
+    return _print(kernel_core.analyse(files, request["build_id"], library))
 
 
 def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int, list[str]]:

@@ -6,7 +6,8 @@ host but /usr. The daemon opens files for it that the crashed user could read, a
 images that were mapped.
 
     daemon    the request; the core's descriptor, if any, comes with its first byte, and after it
-              that of a second file (a kernel's vmlinux), or those of other cores of the program
+              those of other files (a kernel's vmlinux, the other parts of its dump), or of other
+              cores of the program
     worker    [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
     daemon    [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with each
               byte, the files in this order
@@ -33,6 +34,8 @@ from crashd.errors import FormatError
 MESSAGE_MAX = 16 << 20
 FILES_MAX = 800
 """Descriptors for the modules of one core."""
+EXTRA_MAX = 100
+"""Descriptors that come with a request besides the core's."""
 OTHERS_MAX = 31
 """Cores that one worker analyses after the first one."""
 _BATCH_MAX = 200  # SCM_MAX_FD is 253
@@ -99,22 +102,24 @@ def _is_build_id(text: object) -> bool:
 
 
 def receive_request(peer: socket.socket) -> dict[str, Any]:
-    """Receive the request; its `core_fd`, `extra_fd` and those of its `others` are the descriptors
+    """Receive the request; `core_fd`, `extra_fds` and those of its `others` are the descriptors
     that came with it.
 
     Raises:
         EOFError: the daemon has ended.
     """
-    first = messages.receive_packet(peer, messages.HEADER_SIZE, 1 + OTHERS_MAX)
+    first = messages.receive_packet(peer, messages.HEADER_SIZE, 1 + EXTRA_MAX)
     header = first.data
     if len(header) < messages.HEADER_SIZE:
         header += messages.receive_exactly(peer, messages.HEADER_SIZE - len(header))
     size = messages.parse_size(header, MESSAGE_MAX)
     request = messages.parse(messages.receive_exactly(peer, size))
-    core_fd, *more = [*first.descriptors, None][: 1 + OTHERS_MAX]
+    core_fd = first.descriptors[0] if first.descriptors else None
+    more = first.descriptors[1:]
     if request.get("others"):
-        return {**request, "core_fd": core_fd, "others": name_cores(request["others"], more)}
-    return {**request, "core_fd": core_fd, "extra_fd": next(iter(more), None)}
+        others = name_cores(request["others"], more[:OTHERS_MAX])
+        return {**request, "core_fd": core_fd, "others": others}
+    return {**request, "core_fd": core_fd, "extra_fds": more}
 
 
 def name_cores(others: Sequence[Mapping[str, Any]], fds: Sequence[Any]) -> list[dict[str, Any]]:
