@@ -118,12 +118,13 @@ systemctl start crashd-ship.socket
 test "$(systemctl is-active crashd-ship.service)" = inactive
 systemctl reload crashd.service
 for i in $(seq 200); do
-    [ "$(find /srv/fleet/cores -name '*.core.zst' | wc -l)" = 3 ] && break
+    [ "$(find /srv/fleet -name '*.jsonl.zst' | wc -l)" = 1 ] && break
     sleep 0.1
 done
 find /srv/fleet -type f -printf '%P %s %U\\n'
-test "$(find /srv/fleet/cores -name '*.core.zst' -not -uid 0 | wc -l)" = 3
-find /srv/fleet/records -name '*.jsonl.zst' | grep -q .
+crashctl status | grep Fleet
+journalctl -u crashd-ship.service -o cat --no-pager
+test "$(find /srv/fleet -name '*.jsonl.zst' -not -uid 0 | wc -l)" = 1
 shipper=$(systemctl show crashd-ship.service -p MainPID --value)
 grep -E 'VmHWM|CapEff|Seccomp' /proc/$shipper/status
 ls /proc/$shipper/root/etc /proc/$shipper/root/var
@@ -133,10 +134,10 @@ test ! -e /proc/$shipper/root/run/crashd/handoff.sock
 kill -9 "$shipper"
 crash
 for i in $(seq 300); do
-    [ "$(find /srv/fleet/cores -name '*.core.zst' | wc -l)" = 4 ] && break
+    [ "$(find /srv/fleet -name '*.jsonl.zst' | wc -l)" = 2 ] && break
     sleep 0.1
 done
-test "$(find /srv/fleet/cores -name '*.core.zst' | wc -l)" = 4
+test "$(find /srv/fleet -name '*.jsonl.zst' | wc -l)" = 2
 crashctl status | grep 'Fleet.*file:///srv/fleet; 0 records'
 
 # a configuration that is wrong: the reload keeps the old one and says why
