@@ -125,8 +125,18 @@ find_missing() {
     ! have apt-get || need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 }
 
+has_postgres() {
+    have initdb || ls /usr/lib/postgresql/*/bin/initdb
+}
+
+# What the fleet's index needs on this machine: only its programs, no cluster of the system.
+find_missing_of_fleet() {
+    need postgresql has_postgres
+}
+
 # Further packages for the system tests.
 find_missing_of_system_tier() {
+    need postgresql has_postgres
     need gdb have gdb
     need binutils have objcopy
     need g++ have g++
@@ -136,6 +146,7 @@ find_missing_of_system_tier() {
     need systemd-container have systemd-nspawn
     need mmdebstrap have mmdebstrap
     need strace have strace
+    need makedumpfile have makedumpfile
     need chromium have chromium
     need rpm have rpmbuild
     need lintian have lintian

@@ -15,4 +15,5 @@ compile() {
 
 compile requirements-build.lock "$@" packaging/requirements-build.in
 compile requirements.lock --extra fleet "$@" pyproject.toml
-compile requirements-dev.lock --group dev --extra fleet --constraints packaging/requirements-build.lock "$@" pyproject.toml
+compile requirements-fleet.lock --extra fleet-server "$@" pyproject.toml
+compile requirements-dev.lock --group dev --extra fleet --extra fleet-server --constraints packaging/requirements-build.lock "$@" pyproject.toml

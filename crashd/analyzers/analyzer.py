@@ -13,7 +13,7 @@ exception, or takes the whole worker down, loses its own facts but not those of 
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -48,15 +48,57 @@ class OpenedCore:
         return [fd for file in self.files for fd in (file.fd, file.debug_fd) if fd is not None]
 
 
-def open_core(
+@dataclass(frozen=True, slots=True)
+class _ReadCore:
+    """A core whose files are not open yet."""
+
+    core: StoredCore
+    raw_head: bytes
+    image: CoreImage
+    modules: list[Module]
+    options: Mapping[str, Any]
+
+
+def open_cores(
     request: Mapping[str, Any], open_files: Callable[[list[Module]], list[ModuleFile]]
-) -> OpenedCore:
-    """Open a stored core, and the files of its modules that can be found.
+) -> list[OpenedCore | None]:
+    """Open a stored core, and the files of its modules that can be found; also the request's other
+    cores, whose modules are the same files. None for one of those that is damaged, or has modules
+    that are too many for one worker.
 
     Raises:
-        FormatError: not an ELF core, or too short to hold a thread.
+        FormatError: the first is not an ELF core, or too short to hold a thread.
 
     """
+    wanted: dict[_Key, Module] = {}
+    read: list[_ReadCore | None] = [_read_core(request, wanted)]
+    for other in request.get("others") or ():
+        try:
+            more = dict(wanted)
+            found = _read_core({**request, **other}, more)
+        except FormatError:
+            found = None
+        else:
+            if len(more) > MODULES_MAX:
+                found = None
+            else:
+                wanted = more
+        read.append(found)
+    files, problems = _with_unwind_sections(open_files(list(wanted.values())))
+    by_key = dict(zip(wanted, files, strict=True))
+    return [_add_files(each, by_key, problems) if each is not None else None for each in read]
+
+
+_Key = tuple[bytes, str | None, bytes]
+
+
+def _key(module: Module) -> _Key:
+    """Return what identifies a module's file in the cores of one program."""
+    return module.name, module.build_id, b"" if module.build_id else module.image
+
+
+def _read_core(request: Mapping[str, Any], wanted: dict[_Key, Module]) -> _ReadCore:
+    """Read the head of a core, and add its modules to those wanted."""
     core = StoredCore(request["core_fd"])
     raw, head = read_head(core)
     if not head.threads:
@@ -64,13 +106,21 @@ def open_core(
     if maps := str(request.get("maps") or ""):
         head = replace(head, files=name_files(head.files, maps.encode("latin-1", "replace")))
     image = CoreImage(core, head)
-    files = open_files(find_modules(head, image.read))
-    problems = []
-    if len(files) == MODULES_MAX:
-        problems.append(f"more than {MODULES_MAX} modules: those on no stack were left out first")
-    files, copied = _with_unwind_sections(files)
-    problems += copied
-    image.add_files(
+    modules = find_modules(head, image.read)
+    for module in modules:
+        wanted.setdefault(_key(module), module)
+    return _ReadCore(core, raw, image, modules, request)
+
+
+def _add_files(
+    read: _ReadCore, by_key: Mapping[_Key, ModuleFile], copied: Sequence[str]
+) -> OpenedCore:
+    problems = list(copied)
+    if len(read.modules) == MODULES_MAX:
+        first = f"more than {MODULES_MAX} modules: those on no stack were left out first"
+        problems.insert(0, first)
+    files = [replace(by_key[_key(module)], module=module) for module in read.modules]
+    read.image.add_files(
         [
             FilePart(mapped.start, mapped.end, mapped.offset_bytes, file.fd)
             for file in files
@@ -78,7 +128,7 @@ def open_core(
             for mapped in file.module.files
         ]
     )
-    return OpenedCore(core, raw, image, files, request, tuple(problems))
+    return OpenedCore(read.core, read.raw_head, read.image, files, read.options, tuple(problems))
 
 
 def _with_unwind_sections(files: list[ModuleFile]) -> tuple[list[ModuleFile], list[str]]:

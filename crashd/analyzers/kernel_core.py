@@ -6,10 +6,12 @@ walk has a limit, and the only pointers followed for locals are those to text, f
 """
 
 import contextlib
+import ctypes
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import drgn
@@ -19,12 +21,14 @@ from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.percpu import per_cpu_ptr
 from drgn.helpers.linux.sched import cpu_curr, task_cpu
 
-from crashd.analyzers.kernel_log import open_dump
+from crashd.analyzers.kernel_log import OpenedDump, open_dump
+from crashd.analyzers.kernelmodule import ModuleSymbols
 from crashd.errors import FormatError, reason_of
 
 VERSION = 1
 FRAMES_MAX = 128
 CPUS_MAX = 8192
+MODULES_MAX = 1000
 LOCALS_FRAMES = 16
 """Frames whose locals are shown: panic() and what led to it are among the first."""
 LOCALS_MAX = 24
@@ -36,6 +40,7 @@ _STRING_MAX = 96
 _PAGE = 4096
 _PROBLEMS_MAX = 20
 _NAME_MAX = 400
+_MODULES_CPU_SECONDS = 5.0
 _CPU_SECONDS = 20.0
 """After this much CPU time, skip the remaining CPUs and locals."""
 # linux/elf.h; arch/x86/include/asm/elf.h and include/linux/elfcore.h of 64 bits
@@ -56,12 +61,26 @@ _ERRORS = (
 )
 
 
-def analyse(core_fd: int, vmlinux_fd: int, build_id: str) -> dict[str, Any]:
-    """Read the dump at one descriptor with the vmlinux at another, which has that build-id; both
-    descriptors stay the caller's.
+@dataclass(frozen=True, slots=True)
+class KernelFiles:
+    """The descriptors that are read; they stay the caller's."""
+
+    dump: Sequence[int]
+    """Of a split dump several."""
+    vmlinux: int
+    modules: Mapping[str, int] = field(default_factory=dict)
+    """Files of modules by the modules' names."""
+
+
+def analyse(
+    files: KernelFiles, build_id: str, library: ctypes.CDLL | None = None
+) -> dict[str, Any]:
+    """Read a dump with its vmlinux, which has that build-id, and the files of its modules;
+    `library` (load_kdumpfile) reads a split one.
     """
     try:
-        return _KernelCore(open_dump(core_fd, build_id), vmlinux_fd).describe()
+        opened = open_dump(files.dump, build_id, library)
+        return _KernelCore(opened, files.vmlinux, files.modules).describe()
     except FormatError as e:
         return {"failed": reason_of(e)}
 
@@ -69,10 +88,13 @@ def analyse(core_fd: int, vmlinux_fd: int, build_id: str) -> dict[str, Any]:
 class _KernelCore:
     """A drgn program over a kernel's dump."""
 
-    def __init__(self, program: drgn.Program, vmlinux_fd: int) -> None:
-        self._program = program
+    def __init__(self, opened: OpenedDump, vmlinux_fd: int, modules: Mapping[str, int]) -> None:
+        self._program = opened.program
+        self._registers = opened.registers
         self._problems: list[str] = []
+        self._symbols: dict[str, ModuleSymbols] = {}
         self._load(vmlinux_fd)
+        self._load_modules(modules)
 
     def _load(self, vmlinux_fd: int) -> None:
         try:
@@ -85,6 +107,29 @@ class _KernelCore:
             raise FormatError(f"the vmlinux cannot be used: {_text(e)}") from e
         if module.debug_file_status != drgn.ModuleFileStatus.HAVE:
             raise FormatError("the vmlinux is of another kernel, or has no debug information")
+
+    def _load_modules(self, files: Mapping[str, int]) -> None:
+        """Let drgn know the loaded modules, and give it the files that there are."""
+        started = time.process_time()
+        try:
+            for number, (module, _) in enumerate(self._program.loaded_modules()):
+                if number >= MODULES_MAX or time.process_time() - started > _MODULES_CPU_SECONDS:
+                    self._problems.append(f"only {number} modules were looked at")
+                    return
+                fd = files.get(module.name)
+                if fd is not None and not isinstance(module, drgn.MainModule):
+                    self._load_module(module, fd)
+        except Exception as e:  # boundary: as below; stacks need no module
+            self._problems.append(f"the kernel's modules: {_text(e)}")
+
+    def _load_module(self, module: drgn.Module, fd: int) -> None:
+        try:
+            module.try_file(module.name, fd=os.dup(fd))
+            if module.debug_file_status != drgn.ModuleFileStatus.HAVE:
+                why = "its file is of another build, or has no debug information"
+                self._problems.append(f"module {module.name}: {why}")
+        except Exception as e:  # boundary: as below
+            self._problems.append(f"module {module.name}: {_text(e)}")
 
     def _first_module(self) -> drgn.Module:
         """Let drgn create the kernel's own module, which its list of modules begins with."""
@@ -162,15 +207,36 @@ class _KernelCore:
         platform = self._program.platform
         if platform is None or platform.arch != drgn.Architecture.X86_64:
             return None  # on other machines pt_regs differs from the registers in the note
+        status = self._note_of(task) or self._note_in_memory(task)
+        if status is None:
+            return None
+        return drgn.Object.from_bytes_(self._program, "struct pt_regs", status[_PR_REG:])
+
+    def _note_of(self, task: drgn.Object) -> bytes | None:
+        """Return the struct elf_prstatus of a task, or of its CPU, from the dump's own notes; a
+        hypervisor numbers them by CPU, the kernel by task.
+        """
+        pid, cpu = int(task.pid), int(task_cpu(task))
+        whole = [raw for raw in self._registers if len(raw) >= _PRSTATUS_BYTES]
+        for raw in whole:
+            if pid and int.from_bytes(raw[_PR_PID:][:4], "little") == pid:
+                return raw
+        by_cpu = cpu < len(whole) and len(whole) == len(self._registers)
+        if by_cpu and int.from_bytes(whole[cpu][_PR_PID:][:4], "little") in (0, cpu + 1):
+            return whole[cpu]
+        return None
+
+    def _note_in_memory(self, task: drgn.Object) -> bytes | None:
         note = per_cpu_ptr(self._program["crash_notes"], task_cpu(task))
         raw: bytes = self._program.read(int(note.value_()), _NOTE.size + _PRSTATUS_BYTES)
         name_size, size, kind, name = _NOTE.unpack_from(raw)
-        found = name_size == len(b"CORE\0") and name == b"CORE\0\0\0\0" and kind == _NT_PRSTATUS
+        found: bool = (
+            name_size == len(b"CORE\0") and name == b"CORE\0\0\0\0" and kind == _NT_PRSTATUS
+        )
         tid = int.from_bytes(raw[_NOTE.size + _PR_PID :][:4], "little")
         if not found or size < _PRSTATUS_BYTES or tid != int(task.pid):
             return None
-        registers = raw[_NOTE.size + _PR_REG :]
-        return drgn.Object.from_bytes_(self._program, "struct pt_regs", registers)
+        return raw[_NOTE.size :]
 
     def _is_kernel(self, pc: int) -> bool:
         """Return whether an address is in the kernel's half; True if the machine's addresses do not
@@ -209,12 +275,22 @@ class _KernelCore:
                 out["function"] = out["function"] or symbol.name[:_NAME_MAX]
                 out["symbol_offset"] = pc - symbol.address
         with contextlib.suppress(*_ERRORS):
-            name = self._program.module(inside).name
-            out["module"] = name[:_NAME_MAX]
+            module = self._program.module(inside)
+            out["module"] = module.name[:_NAME_MAX]
+            if out["function"] is None and isinstance(module, drgn.RelocatableModule):
+                found = self._symbols_of(module).find(inside)
+                if found is not None:
+                    out["function"], out["symbol_offset"] = found[0], found[1] + pc - inside
         with contextlib.suppress(*_ERRORS):
             source = frame.source()
             out["file"], out["line"] = source.filename[-1024:] or None, source.line or None
         return out
+
+    def _symbols_of(self, module: drgn.RelocatableModule) -> ModuleSymbols:
+        """Read the symbol table that a module has in memory, once."""
+        if module.name not in self._symbols:
+            self._symbols[module.name] = ModuleSymbols(self._program, module.object)
+        return self._symbols[module.name]
 
     def _locals(self, frame: drgn.StackFrame) -> Iterator[dict[str, str]]:
         """Yield the values that the compiler kept; most are gone, and these are left out."""

@@ -1,24 +1,26 @@
 """A kernel dump that was compressed as a whole, read to its end to see whether it is complete.
 
-Nothing is written and little is kept: each decompressed piece goes to the DumpMeter and is
-forgotten. Memory is that of the decompressor (at most XZ_MEMORY_MAX, or a zstd window) and one
-piece; the parent process limits CPU time. If a dump needs more, the result is `failed`: a dump that
-cannot be decompressed here is not judged.
+Little is kept: each decompressed piece goes to the DumpMeter, and into an unnamed file if its pages
+are wanted, and is forgotten. Memory is that of the decompressor (at most XZ_MEMORY_MAX, or a zstd
+window) and one piece; the parent process limits CPU time. If a dump needs more, the result is
+`failed`: a dump that cannot be decompressed here is not judged.
 """
 
 import base64
 import bz2
 import ctypes
+import errno
 import lzma
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from crashd.domain.elf.zstdframes import FRAME_HEADER_MAX, parse_block_header, parse_frame_header
 from crashd.domain.kdump.compressed import Wrapper, find_wrapper
 from crashd.domain.kdump.stream import DumpMeter, Unpacked
-from crashd.errors import FormatError
+from crashd.errors import FormatError, reason_of
 from crashd.store.coreread import unpack_zstd
 
 VERSION: Final = 1
@@ -27,6 +29,7 @@ XZ_MEMORY_MAX: Final = 18 << 20
 ZSTD_WINDOW_MAX: Final = 16 << 20
 _PIECE = 1 << 20
 _INPUT = 256 << 10
+_BLOCK = 64 << 10
 _HEAD = 64
 _ZSTD_SKIPPABLE = 0x184D2A50  # and the 15 numbers after it
 _LZ4_LIBRARY = "liblz4.so.1"
@@ -64,14 +67,48 @@ def load_lz4() -> ctypes.CDLL | None:
         return None
 
 
-def analyse(fd: int, lz4: ctypes.CDLL | None) -> dict[str, Any]:
-    """Read the compressed dump at a descriptor, which stays the caller's, to its end."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An empty file for what is in a compressed dump."""
+
+    fd: int
+    room_bytes: int
+    """It must not become larger, holes included."""
+
+    def write(self, data: bytes, at: int) -> None:
+        """Write, but leave a hole for each block of zeros, because most of a dump may be zeros.
+
+        Raises:
+            OSError: there is no room for it.
+
+        """
+        if at + len(data) > self.room_bytes:
+            raise OSError(errno.EFBIG, f"it has more than {self.room_bytes} bytes")
+        os.ftruncate(self.fd, at + len(data))
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
+            if block.count(0) < len(block):
+                self._write_block(block, at + start)
+
+    def _write_block(self, block: bytes, at: int) -> None:
+        view = memoryview(block)
+        while view:
+            done = os.pwrite(self.fd, view, at)
+            at, view = at + done, view[done:]
+
+
+def analyse(fd: int, lz4: ctypes.CDLL | None, target: Target | None = None) -> dict[str, Any]:
+    """Read the compressed dump at a descriptor, which stays the caller's, to its end, and write
+    what is in it to `target`.
+    """
     wrapper = find_wrapper(os.pread(fd, _HEAD, 0))
     if wrapper is None:
         return {"failed": "no compressor known here wrote it"}
     meter = DumpMeter()
     try:
         for piece in _pieces(fd, wrapper, lz4):
+            if target is not None:
+                target.write(piece, meter.size_bytes)
             meter.feed(piece)
         found = meter.finish(cut=False)
     except _Cut:
@@ -80,6 +117,8 @@ def analyse(fd: int, lz4: ctypes.CDLL | None) -> dict[str, Any]:
         found = meter.finish(cut=True, why=f"damaged inside what {wrapper} wrote: {e}")
     except FormatError as e:
         return {"failed": str(e)}
+    except OSError as e:  # a full disk, or the limit of the file's size
+        return {"failed": reason_of(e)}
     return _document(found)
 
 

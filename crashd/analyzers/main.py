@@ -5,12 +5,14 @@ it needs, gives up access to everything else, and prints JSON.
              socket, as systemd gives it to a unit that is sealed already:
              crashd.edge.sandbox.workerlink
     stdout   the result: a line for each analyzer, one JSON object; the last line has "whole". The
-             lines before stay good when a later analyzer takes the worker down
+             lines before stay good when a later analyzer takes the worker down. Then the same for
+             the request's "others", cores of the same program, each after a line with its number
 
 Everything needed is imported before seal(), because afterwards there are no files to import from.
 """
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -23,16 +25,17 @@ from functools import partial
 from typing import Any
 
 from crashd.analyzers import kernel_dump, kernel_log, probe
-from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_core
+from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_cores
+from crashd.analyzers.kdumpfile import load_kdumpfile
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
-from crashd.domain.cause.analysis import UNSEALED_STATUS
+from crashd.domain.cause.analysis import OTHER_MARK, UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.modules import Module
 from crashd.edge.sandbox import confine, workerlink
 from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.edge.sandbox.workerlink import FILES_MAX
-from crashd.errors import CrashdError, UnsupportedError, reason_of
+from crashd.errors import CrashdError, FormatError, UnsupportedError, reason_of
 
 ANALYZERS: tuple[type[Analyzer], ...] = (NativeFacts, PythonStacks)
 """In the order of their facts. Every analysis needs the first one. To support another language, add
@@ -40,8 +43,10 @@ a module next to crashd.analyzers.pythonstack, and its class here.
 """
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong
+_END_BYTES = 200
+"""At least as long as the last line of a core's facts."""
 MAPPED_MAX = 4 << 30
-"""Size limit of a vmlinux, whose file is mapped as a whole."""
+"""Size limit of a vmlinux and its modules, whose files are mapped as a whole."""
 
 
 def main() -> int:
@@ -98,26 +103,64 @@ def _work(
     if request.get("task") == "probe":
         seal(_limits(request), [1, 2])
         return _print(probe.probe(request))
-    if request.get("task") == "kernel dump":
-        lz4 = kernel_dump.load_lz4()
-        seal(_limits(request), [1, 2, request["core_fd"]])
-        return _print(kernel_dump.analyse(request["core_fd"], lz4))
-    if request.get("task") == "kernel log":
-        seal(_limits(request), [1, 2, request["core_fd"]])
-        return _print(kernel_log.analyse(request["core_fd"]))
-    if request.get("task") == "kernel symbols":
-        from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
+    if str(request.get("task")).startswith("kernel "):
+        return _work_kernel(request, seal)
+    first, *others = open_cores(request, open_files)
+    if first is None:
+        raise FormatError("core cannot be read")
+    chosen, scratch, problems = _prepare(first, int(request["memory_bytes"]))
+    if scratch:
+        others = []  # each needs as much space: they are analysed one by one
+    keep = {fd for core in (first, *others) if core is not None for fd in core.descriptors}
+    cores = [request["core_fd"], *(other["core_fd"] for other in request.get("others") or ())]
+    seal(_limits(request, scratch, first.core.size_bytes if scratch else 0), [1, 2, *cores, *keep])
+    room = _print_facts(first, chosen, problems, OUTPUT_MAX)
+    del first, chosen
+    gc.freeze()  # what is there now is not looked at again
+    for number in range(len(others)):
+        core, others[number] = others[number], None  # its memory is free after its turn
+        if core is not None and room > 0:
+            room = _print_other(number, core, room)
+            del core
+            gc.collect()
+    return 0
 
-        core_fd, vmlinux_fd = request["core_fd"], request["extra_fd"]
-        # elfutils maps it: pages of the page cache, which a hostile dump cannot increase
-        mapped = min(os.fstat(vmlinux_fd).st_size, MAPPED_MAX)
-        seal(_limits(request, mapped_bytes=mapped), [1, 2, core_fd, vmlinux_fd])
-        return _print(kernel_core.analyse(core_fd, vmlinux_fd, request["build_id"]))
-    opened = open_core(request, open_files)
-    chosen, scratch, problems = _prepare(opened, int(request["memory_bytes"]))
-    keep = [1, 2, request["core_fd"], *opened.descriptors]
-    seal(_limits(request, scratch, opened.core.size_bytes if scratch else 0), keep)
-    return _print_facts(opened, chosen, problems)
+
+def _print_other(number: int, opened: OpenedCore, room: int) -> int:
+    """Print the facts of another core, after a line with its number; return the room left."""
+    chosen, scratch, problems = _prepare(opened, 1)
+    if scratch or problems:
+        return room
+    mark = OTHER_MARK % number
+    _write(mark)
+    return _print_facts(opened, chosen, problems, room - len(mark))
+
+
+def _work_kernel(request: dict[str, Any], seal: Callable[[confine.Limits, list[int]], None]) -> int:
+    """Read a kernel's dump; `extra_fds` are, in this order: the other parts of a split dump (as
+    many as `parts` says), and for symbols the vmlinux, and the files of `modules`.
+    """
+    extra = list(request["extra_fds"])
+    keep = [1, 2, request["core_fd"], *extra]
+    parts = [request["core_fd"], *(extra.pop(0) for _ in range(request.get("parts", 0)))]
+    if request["task"] == "kernel dump":
+        lz4 = kernel_dump.load_lz4()
+        room = int(request.get("unpacked_max", 0))
+        target = kernel_dump.Target(extra[0], room) if extra else None
+        seal(_limits(request, file_bytes=room), keep)
+        return _print(kernel_dump.analyse(parts[0], lz4, target))
+    library = load_kdumpfile()
+    if request["task"] == "kernel log":
+        seal(_limits(request), keep)
+        return _print(kernel_log.analyse(parts, library))
+    from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
+
+    # elfutils maps them: pages of the page cache, which a hostile dump cannot increase
+    mapped = min(sum(os.fstat(fd).st_size for fd in extra), MAPPED_MAX)
+    modules = dict(zip(request.get("modules", ()), extra[1:], strict=True))
+    seal(_limits(request, mapped_bytes=mapped), keep)
+    files = kernel_core.KernelFiles(parts, extra[0], modules)
+    return _print(kernel_core.analyse(files, request["build_id"], library))
 
 
 def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int, list[str]]:
@@ -138,10 +181,11 @@ def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int
     return chosen, scratch, problems
 
 
-def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str]) -> int:
-    """Print the facts of each analyzer on one line, so that a later failure cannot lose them."""
+def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str], room: int) -> int:
+    """Print the facts of each analyzer on one line, so that a later failure cannot lose them.
+    Return how much may still be printed.
+    """
     started = time.process_time()
-    room = OUTPUT_MAX
     for analyzer in chosen:
         try:
             found = analyzer.facts()
@@ -166,7 +210,7 @@ def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str]
             }
         )
     )
-    return 0
+    return room - _END_BYTES
 
 
 def _limits(

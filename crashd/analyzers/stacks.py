@@ -6,6 +6,7 @@ import contextlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import _drgn_util.elf
@@ -40,6 +41,15 @@ _SKIPPED_MAX = 4
 _NOTES_LOOKED_AT = 8
 
 
+def _read(image: CoreImage, address: int, size: int, offset: int, physical: bool) -> bytes:
+    """Read memory for drgn."""
+    del offset, physical
+    data = image.read(address, size)
+    if len(data) < size:
+        raise drgn.FaultError("not in the core", address + len(data))
+    return data
+
+
 class Stacks:
     """A drgn program over a core's image and the files of its modules."""
 
@@ -70,17 +80,11 @@ class Stacks:
         self._debug: dict[int, int | None] = {}
         self._loaded: dict[int, int | None] = {}
         self._go = GoNames(image)
+        read = partial(_read, image)  # not a method: drgn's program would never be freed
         for segment in image.segments:
             if segment.memsz and self.refused is None:
-                self.program.add_memory_segment(segment.vaddr, segment.memsz, self._read)
+                self.program.add_memory_segment(segment.vaddr, segment.memsz, read)
         self._crashed = image.head.threads[0].tid if image.head.threads else None
-
-    def _read(self, address: int, size: int, offset: int, physical: bool) -> bytes:
-        del offset, physical
-        data = self.image.read(address, size)
-        if len(data) < size:
-            raise drgn.FaultError("not in the core", address + len(data))
-        return data
 
     def load(self, files: Iterable[tuple[Module, int | None, int | None]]) -> list[str]:
         """Give drgn the files of the modules, without debug information; return the problems. The

@@ -28,7 +28,7 @@ _DASHED_VALUES = frozenset(
 """Options whose value may begin with a dash (`--since -1h`), which argparse would refuse."""
 _VALUED_TEXT = """
 --root --color --kind --signature -n --lines -F --field -D --directory --file -o --output
---debugger --vmlinux
+--debugger --vmlinux --host --label --by --identity
 """
 VALUED = _DASHED_VALUES | frozenset(_VALUED_TEXT.split())
 """Options of any verb that take a value: before the verb, the next word is that value."""
@@ -137,6 +137,7 @@ VERBS: dict[str, Verb] = {
             "report",
             "[MATCH...]",
         ),
+        Verb("want", "ask hosts of a fleet for cores", "fleet.change", "want", "MATCH...", True),
         Verb("follow", "print crashes as they happen", "show.listing", "follow", None),
         Verb(
             "kdump",
@@ -154,6 +155,16 @@ VERBS: dict[str, Verb] = {
         ),
     )
 }
+
+
+FLEET_VERBS: dict[str, tuple[str, str] | None] = {
+    **dict.fromkeys(("list", "info", "stats", "report", "dump", "debug", "bundle")),
+    "top": ("fleet.top", "top"),
+    "follow": ("fleet.follow", "follow"),
+    "want": ("fleet.change", "want"),
+    "delete": ("fleet.change", "delete"),
+}
+"""Verbs that take --fleet, and the module and function of those that have another one for it."""
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -208,6 +219,24 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--no-legend", action="store_true", default=unset, help="print no column headings")
     add("--color", choices=COLORS, default=unset, help="use colours (auto: only on a terminal)")
     add("--debug", action="store_true", default=unset, help="print a traceback with every error")
+    add(
+        "--fleet",
+        nargs="?",
+        const="",
+        default=unset,
+        metavar="DSN",
+        help="ask the index of a fleet, in PostgreSQL ($CRASHD_FLEET; value after =)",
+    )
+
+
+def _add_fleet(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", action="append", metavar="HOST", help="of this host only (with --fleet)")
+    add("--label", action="append", metavar="NAME=VALUE", help="of hosts with this label only")
+
+
+def _add_identity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--identity", metavar="FILE", help="key of age(1) for encrypted cores")
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -305,12 +334,18 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FILE", required=True, help="write to FILE, named *.tar.zst")
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
+    _add_identity(parser)
 
 
 def _add_top(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-S", "--since", metavar="TIME", help="count only crashes at or after TIME")
-    add("--new-since", metavar="TIME", help="only signatures first seen since TIME")
+    add(
+        "--new-since",
+        metavar="TIME",
+        help="only signatures first seen since TIME (with --fleet: or since a version)",
+    )
+    add("--by", metavar="WHAT", help="count by build, version or label:NAME (with --fleet)")
     add("--kind", choices=KINDS, help="crashes of this kind only")
     add(
         "-n",
@@ -335,6 +370,7 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="FILE", help="write to FILE (- or none: standard output)")
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
     add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
+    _add_identity(parser)
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
@@ -351,6 +387,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     add("--vmlinux", metavar="FILE", help="vmlinux of the kernel that crashed")
     add("--as-root", action="store_true", help="run the debugger as root")
     add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
+    _add_identity(parser)
 
 
 def _add_delete(parser: argparse.ArgumentParser) -> None:
@@ -436,6 +473,8 @@ def build_verb_parser(verb: Verb) -> Parser:
         parser.add_argument("match", nargs="*", metavar="MATCH", help=argparse.SUPPRESS)
     if verb.name in _OPTIONS:
         _OPTIONS[verb.name](parser)
+    if verb.name in FLEET_VERBS:
+        _add_fleet(parser)
     _add_common(parser)
     return parser
 
@@ -454,6 +493,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
         no_pager=False,
         color="auto",
         debug=False,
+        fleet=None,
     )
     place = _find_verb(argv)
     words = [*argv[:place], *argv[place + 1 :]]
@@ -486,6 +526,10 @@ def _parse_verb(verb: Verb, words: Sequence[str], values: argparse.Namespace) ->
     parser = build_verb_parser(verb)
     options, matches = _split(words)
     values, unknown = parser.parse_known_intermixed_args(options, values)
+    if values.fleet is not None and verb.name not in FLEET_VERBS:
+        parser.error("--fleet is for " + ", ".join(FLEET_VERBS))
+    if values.fleet is None and verb.name == "want":
+        parser.error("--fleet is required: cores of this host are here already")
     if verb.match:
         values.match = [*values.match, *matches]
     if unknown or (matches and not verb.match):
@@ -538,7 +582,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         word = rest.pop(0)
         if word == "--":
             return options, rest
-        if word == "--json":
+        if word == "--fleet":
+            options.append("--fleet=")
+        elif word == "--json":
             options.append(f"--json={rest.pop(0) if _is_json_form([word, *rest], 0) else ''}")
         elif word in _DASHED_VALUES and rest:
             value = rest.pop(0)

@@ -6,10 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from crashd.domain.text import printable
+from crashd.errors import UsageError
 from crashd.store.paths import Paths
 
 if TYPE_CHECKING:
     from argparse import Namespace
+
+
+class Fleet(NamedTuple):
+    """Ask a fleet's index instead of this host's (`--fleet`)."""
+
+    dsn: str
+    hosts: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    identity: Path | None = None
+    """Key that opens encrypted cores."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether only some hosts are asked about."""
+        return bool(self.hosts or self.labels)
 
 
 class Context(NamedTuple):
@@ -26,6 +42,7 @@ class Context(NamedTuple):
     """Columns of the terminal; None if standard output is not a terminal."""
     index_files: tuple[Path, ...] | None = None
     """`--file`: read these instead of a store."""
+    fleet: Fleet | None = None
 
     def note(self, text: str) -> None:
         """Print a note on stderr: something that is neither data nor an error."""
@@ -51,6 +68,31 @@ def open_context(arguments: "Namespace", *, out: TextIO, environ: "os._Environ[s
         quiet=arguments.quiet,
         width=_columns(out, environ) if terminal else None,
         index_files=None if pattern is None else _matching_files(pattern),
+        fleet=_fleet(arguments, environ),
+    )
+
+
+def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
+    hosts, labels = getattr(arguments, "host", None), getattr(arguments, "label", None)
+    identity = getattr(arguments, "identity", None)
+    if getattr(arguments, "fleet", None) is None:
+        for name in ("host", "label", "by", "identity"):
+            if getattr(arguments, name, None):
+                raise UsageError(f"--{name} needs --fleet")
+        return None
+    dsn = arguments.fleet or environ.get("CRASHD_FLEET", "")
+    if not dsn and not {"PGHOST", "PGSERVICE", "PGDATABASE"} & set(environ):
+        raise UsageError(
+            "no fleet is named", hint="use --fleet=DSN, or set CRASHD_FLEET (see crashctl(1))"
+        )
+    pairs = [label.partition("=") for label in labels or ()]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise UsageError("--label is not of the form NAME=VALUE")
+    return Fleet(
+        dsn,
+        tuple(hosts or ()),
+        tuple((name, value) for name, _, value in pairs),
+        None if identity is None else Path(identity),
     )
 
 

@@ -54,7 +54,7 @@ def _run(argv: Sequence[str]) -> int:
     if list(argv) == ["--version"]:
         print(f"crashctl {__version__}")
         return 0
-    from crashd.cli.arguments import parse
+    from crashd.cli.arguments import FLEET_VERBS, parse
 
     verb, arguments = parse(argv)
     from crashd.cli.context import open_context
@@ -64,8 +64,11 @@ def _run(argv: Sequence[str]) -> int:
 
         arguments.match = numbered(arguments.match)
     context = open_context(arguments, out=sys.stdout, environ=os.environ)
-    module = import_module(f"crashd.cli.{verb.module}")
-    run: Callable[..., int] = getattr(module, verb.function)
+    place = verb.module, verb.function
+    if context.fleet is not None:
+        place = FLEET_VERBS[verb.name] or place
+    module = import_module(f"crashd.cli.{place[0]}")
+    run: Callable[..., int] = getattr(module, place[1])
     if not verb.pages or context.width is None or arguments.no_pager:
         return run(context, arguments)
     from crashd.cli.pager import paging

@@ -225,8 +225,10 @@ COLUMNS = (
     _Column("TITLE", headline_text),
 )
 HEADINGS = tuple(column.heading for column in COLUMNS)
-_LAST = len(COLUMNS) - 1
-_NO_STYLES: list[str | None] = [None] * len(COLUMNS)
+_HOST = _Column("HOST", lambda row: value_text(row.get("hostname") or row.get("host")))
+FLEET_KEYS = (*LIST_KEYS, "host", "labels")
+"""Keys of `crashctl --fleet list --json`."""
+_NO_STYLES: list[str | None] = [None] * (len(COLUMNS) + 1)
 _FOLLOW_WIDTHS = {"ID": SHORT_ID_LENGTH, "PID": 7, "UID": 5, "SIGNAL": 7, "STATE": 8, "SIZE": 5}
 
 
@@ -244,7 +246,14 @@ class Table:
     time of day.
     """
 
-    def __init__(self, width: int | None, *, color: bool, now_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int | None,
+        *,
+        color: bool,
+        now_ns: int | None = None,
+        fleet: bool = False,
+    ) -> None:
         self._width = width
         self._color = color
         self._columns: tuple[_Column, ...] = COLUMNS
@@ -260,9 +269,12 @@ class Table:
             self._columns = tuple(
                 column._replace(cell=brief.get(column.heading, column.cell)) for column in COLUMNS
             )
+        if fleet:
+            self._columns = (*self._columns[:2], _HOST, *self._columns[2:])
+        self._headings = tuple(column.heading for column in self._columns)
         self._widths: dict[str, int] = {}
         self._room: dict[str, int] = {}
-        self.expect({heading: len(heading) for heading in HEADINGS})
+        self.expect({heading: len(heading) for heading in self._headings})
 
     def expect(self, widths: Mapping[str, int]) -> None:
         """Make columns at least this wide."""
@@ -276,7 +288,7 @@ class Table:
 
     def _layout(self) -> "Iterator[tuple[int, int, Callable[[str, int], str] | None, bool]]":
         """Yield place, width, how to cut, and alignment of the columns that are shown."""
-        for place, column in enumerate(COLUMNS):
+        for place, column in enumerate(self._columns):
             if column.heading in self._room:
                 cutter = cut_path if column.heading == "EXE" else cut_words
                 yield (
@@ -291,7 +303,7 @@ class Table:
         cells = [[column.cell(row) for column in self._columns] for row in rows]
         columns = zip(*cells, strict=True)
         self.expect(
-            dict(zip(HEADINGS, (max(map(display_width, c)) for c in columns), strict=False))
+            dict(zip(self._headings, (max(map(display_width, c)) for c in columns), strict=False))
         )
         if legend:
             yield self.legend()
@@ -300,7 +312,8 @@ class Table:
 
     def legend(self) -> str:
         """Return the line of headings."""
-        return self._line(HEADINGS, [UNDERLINE if self._color else None] * len(HEADINGS))
+        styles = [UNDERLINE if self._color else None] * len(self._headings)
+        return self._line(self._headings, styles)
 
     def line(self, row: Row) -> str:
         """Return the line of one crash, aligned to the widths set so far."""
@@ -317,7 +330,7 @@ class Table:
             return _NO_STYLES
         state = _STATE_STYLES.get(str(row.get("state")))
         marked = "STATE" if "STATE" in self._room else "ID"
-        return [state if heading == marked else None for heading in HEADINGS]
+        return [state if heading == marked else None for heading in self._headings]
 
     def _line(self, cells: Sequence[str], styles: Sequence[str | None]) -> str:
         parts = []
@@ -325,7 +338,7 @@ class Table:
             cell, style = cells[place], styles[place]
             if shorten is not None and len(cell) * 2 > width:  # a wide character takes two columns
                 cell = shorten(cell, width)
-            if place != _LAST:
+            if place != len(cells) - 1:
                 cell = pad(cell, width, right=right)
             parts.append(f"\x1b[{style}m{cell}\x1b[0m" if style else cell)
         return " ".join(parts).rstrip()
@@ -372,7 +385,7 @@ def render_json_list(rows: Iterable[Row], form: str | bool = True) -> Iterator[s
     on one (`short`) or indented (`pretty`).
     """
     if form is not True:
-        yield json_page([{key: row.get(key) for key in LIST_KEYS} for row in rows], form)
+        yield json_page([_keyed(row) for row in rows], form)
         return
     separator = "["
     for row in rows:
@@ -385,7 +398,12 @@ def json_line(row: Row) -> str:
     """Return a crash as one line of JSON; ASCII only, so that it cannot drive a terminal."""
     import json  # tables do without
 
-    return json.dumps({key: row.get(key) for key in LIST_KEYS})
+    return json.dumps(_keyed(row))
+
+
+def _keyed(row: Row) -> dict[str, Any]:
+    """Return a row with exactly its keys: those of a fleet's crash, or of one on this host."""
+    return {key: row.get(key) for key in (FLEET_KEYS if "host" in row else LIST_KEYS)}
 
 
 def json_page(value: object, form: str | bool = True) -> str:

@@ -6,7 +6,7 @@ the daemon runs or not. All others ask the daemon, which shows them only their o
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from crashd.cli.context import Context
 from crashd.domain.crash.kinds import SHORT_ID_LENGTH
@@ -17,6 +17,7 @@ from crashd.store.paths import Paths
 
 if TYPE_CHECKING:
     from crashd.cli.control import ControlClient
+    from crashd.domain.crash.tally import Tally, Timeline
     from crashd.store.catalog import Catalog
     from crashd.store.index import Index
 
@@ -51,6 +52,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the index or the connection."""
+
+
+@runtime_checkable
+class CountingSource(Source, Protocol):
+    """A source that counts where the crashes are, because they are too many to read."""
+
+    def tally(self, query: Query, timeline: "Timeline") -> "Tally":
+        """Count crashes by subject, and in `timeline`."""
+
+    def add_groups(self, query: Query, found: "Tally", limit: int) -> None:
+        """Add the most frequent signatures to a tally."""
 
 
 class DirectSource:
@@ -166,6 +178,10 @@ def open_source(context: Context) -> Source:
     Raises:
         UnavailableError: there is no store that the caller may read, and no daemon.
     """
+    if context.fleet is not None:
+        from crashd.cli.fleetsource import FleetSource
+
+        return FleetSource.open(context.fleet)
     if context.index_files is not None:
         from crashd.cli.indexfiles import IndexFiles
 

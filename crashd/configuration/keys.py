@@ -394,7 +394,8 @@ class Kdump(Section):
     """Directories with kernels' vmlinux files, beside the usual places below /usr/lib/debug and
     /lib/modules: `vmlinux-RELEASE`, `RELEASE/vmlinux` (each also with `.debug`), `vmlinux`, or by
     build-id as in analysis.build_id_dirs, which are searched too. Only the one with the dump's own
-    build-id is used, and only where nobody but root can change it."""
+    build-id is used, and only where nobody but root can change it. Modules are searched there in
+    `RELEASE` and `lib/modules/RELEASE`."""
 
     @property
     def rescan_ns(self) -> int:

@@ -36,6 +36,11 @@ log = logging.getLogger("crashd.index")
 SETTLE_SECONDS = 60.0
 LAG_NS = 120 * 10**9
 """The longest time between writing a record and its row, if nothing fails."""
+QUIET_SECONDS = 0.02
+"""How long a crash that was just admitted waits for its row. Its process is held now, and by then
+most are released, and their records final. So the index does not compete with the capture for the
+CPU, and a small crash takes one transaction.
+"""
 BATCH_MAX = 256
 """Limit on crashes put into the index in one transaction."""
 BATCH_BYTES = 16 << 20
@@ -225,6 +230,8 @@ class Indexer:
         """
         while True:
             items = [self._queue.get()]
+            if isinstance(items[0], _Recorded):
+                time.sleep(QUIET_SECONDS)
             size = self._size_of(items[0])
             while len(items) < BATCH_MAX and size < BATCH_BYTES and not self._queue.empty():
                 items.append(self._queue.get())

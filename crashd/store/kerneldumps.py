@@ -26,7 +26,9 @@ from crashd.errors import FormatError, NotFoundError, UnavailableError, reason_o
 from crashd.store.trusted import distrust
 
 NAMES_MAX = 200_000
-"""At most this many names of a directory are examined; the rest are not seen."""
+"""At most this many names of a directory are examined; the rest are only counted."""
+COUNTED_MAX = 2_000_000
+"""Names that are counted at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class DumpRoot:
         owner = 0 if status.st_uid in self._trusted else status.st_uid
         self.distrust = distrust(owner, status.st_mode, 0)
         """Why others can replace what is in it; None if they cannot (a sticky directory)."""
+        self.unseen = 0
+        """Names that the last list() did not examine, because there were too many."""
 
     def __enter__(self) -> "DumpRoot":
         return self
@@ -88,11 +92,17 @@ class DumpRoot:
         return space.total_bytes, space.root_free_bytes
 
     def list(self) -> Iterator[Seen]:
-        """Yield every entry with the name of a dump's directory, whatever it is."""
+        """Yield every entry with the name of a dump's directory, whatever it is; `unseen` says how
+        many names were not examined.
+        """
+        self.unseen = 0
         with os.scandir(self._fd) as names:
             for number, found in enumerate(names):
                 if number >= NAMES_MAX:
-                    return
+                    self.unseen += 1
+                    if number >= COUNTED_MAX:
+                        return
+                    continue
                 name = os.fsencode(found.name)
                 if parse_directory_name(name) is not None:
                     with contextlib.suppress(FileNotFoundError):

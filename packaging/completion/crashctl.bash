@@ -15,14 +15,14 @@ _crashctl_matches() {
 
 _crashctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local verbs='list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor'
-    local common='-h --help --version --root -q --quiet --no-pager --no-legend --color --debug'
+    local verbs='list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report want follow kdump doctor'
+    local common='-h --help --version --root -q --quiet --no-pager --no-legend --color --debug --fleet'
     local verb= options= i
     COMPREPLY=()
 
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-        --root | --color | -S | --since | -U | --until | -n | --lines | -F | --field | -D | --directory | --file | -o | --output) ((i++)) ;;
+        --root | --color | -S | --since | -U | --until | -n | --lines | -F | --field | -D | --directory | --file | -o | --output | --host | --label) ((i++)) ;;
         -*) ;;
         *)
             verb=${COMP_WORDS[i]}
@@ -36,12 +36,16 @@ _crashctl() {
         compopt -o dirnames 2>/dev/null
         return
         ;;
-    -o | --output | --file | --vmlinux)
+    -o | --output | --file | --vmlinux | --identity)
         compopt -o default 2>/dev/null
         return
         ;;
     --color)
         mapfile -t COMPREPLY < <(compgen -W 'auto always never' -- "$cur")
+        return
+        ;;
+    --by)
+        mapfile -t COMPREPLY < <(compgen -W 'build version label:' -- "$cur")
         return
         ;;
     --kind)
@@ -60,26 +64,28 @@ _crashctl() {
         mapfile -t COMPREPLY < <(compgen -W 'boot_id build_id cmdline comm container_id cwd exe explanation gid hostname id kind pid signal signal_name signature state tid title uid unit' -- "$cur")
         return
         ;;
-    --signature | -n | --lines | -A | --debugger-arguments)
+    --signature | -n | --lines | -A | --debugger-arguments | --host | --label)
         return
         ;;
     esac
 
     case $verb in
-    list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse -F --field --all --json -D --directory --file' ;;
-    info) options='-1 -a --all --json -D --directory --file' ;;
-    dump) options='-1 -o --output -f --force -D --directory' ;;
-    debug) options='-1 --debugger -A --debugger-arguments --vmlinux --as-root -D --directory' ;;
-    bundle) options='-1 -o --output -f --force' ;;
-    top) options='-S --since --new-since --kind -n --lines --json' ;;
+    list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse -F --field --all --json -D --directory --file --host --label' ;;
+    info) options='-1 -a --all --json -D --directory --file --host --label' ;;
+    dump) options='-1 -o --output -f --force -D --directory --host --label --identity' ;;
+    debug) options='-1 --debugger -A --debugger-arguments --vmlinux --as-root -D --directory --host --label --identity' ;;
+    bundle) options='-1 -o --output -f --force --host --label --identity' ;;
+    top) options='-S --since --new-since --by --kind -n --lines --json --host --label' ;;
     analyze) options='-1 --json' ;;
-    delete) options='-f --force -y --yes' ;;
+    delete) options='-f --force -y --yes --host --label' ;;
     vacuum) options='--dry-run --json' ;;
     verify) options='--deep --strict --json' ;;
-    stats) options='-S --since -U --until --kind -n --lines --json' ;;
-    report) options='-S --since -U --until --kind -o --output -f --force' ;;
+    stats) options='-S --since -U --until --kind -n --lines --json --host --label' ;;
+    report) options='-S --since -U --until --kind -o --output -f --force --host --label' ;;
     doctor) options='--crash --json' ;;
-    status | follow) options='--json' ;;
+    status) options='--json' ;;
+    follow) options='--json --host --label' ;;
+    want) options='--host --label' ;;
     kdump) options='--json --allow-deletion' ;;
     esac
 
@@ -89,7 +95,7 @@ _crashctl() {
         mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur")
     else
         case $verb in
-        list | info | dump | debug | top | analyze | delete | pin | unpin | stats | report)
+        list | info | dump | debug | top | analyze | delete | pin | unpin | stats | report | want)
             mapfile -t COMPREPLY < <(compgen -W "$(_crashctl_matches)" -- "$cur")
             ;;
         esac

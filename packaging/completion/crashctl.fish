@@ -10,7 +10,7 @@ function __crashctl_matches
         string match -r '^\S+ \S+ [0-9a-z]+(?= )' | string replace -r '^\S+ \S+ ' ''
 end
 
-set -l verbs list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report follow kdump doctor
+set -l verbs list info dump debug bundle top analyze delete pin unpin vacuum status verify reindex install uninstall stats report want follow kdump doctor
 
 complete -c crashctl -f
 
@@ -22,6 +22,7 @@ complete -c crashctl -l no-pager -d 'Do not pipe output into a pager'
 complete -c crashctl -l no-legend -d 'Print no column headings'
 complete -c crashctl -l color -x -a 'auto always never' -d 'Use colours'
 complete -c crashctl -l debug -d 'Print a traceback with every error'
+complete -c crashctl -l fleet -d 'Ask the index of a fleet'
 
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a list -d 'List crashes, newest last'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a info -d 'Show everything known about a crash'
@@ -41,11 +42,12 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a install -d '
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a uninstall -d 'Restore the previous crash handler'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a stats -d 'Show crash counts over time'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a report -d 'Write an HTML report of recent crashes'
+complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a want -d 'Ask hosts of a fleet for cores'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a follow -d 'Print crashes as they happen'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a kdump -d 'Check whether a kernel crash would leave a dump'
 complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'Check that crashes on this host will be caught'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top analyze delete pin unpin stats report' -a '(__crashctl_matches)'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top analyze delete pin unpin stats report want' -a '(__crashctl_matches)'
 
 complete -c crashctl -n '__fish_seen_subcommand_from list top stats report' -s S -l since -x -a 'today yesterday now' -d 'Crashes at or after TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from list stats report' -s U -l until -x -a 'today yesterday now' -d 'Crashes at or before TIME'
@@ -75,3 +77,7 @@ complete -c crashctl -n '__fish_seen_subcommand_from verify' -l strict -d 'Like 
 complete -c crashctl -n '__fish_seen_subcommand_from doctor' -l crash -d 'Also crash a test process and follow it'
 complete -c crashctl -n '__fish_seen_subcommand_from kdump' -l allow-deletion -d 'Let crashd.service delete dumps elsewhere'
 complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuum status verify stats follow kdump doctor' -l json -d 'Print JSON'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top delete stats report follow want' -l host -x -d 'Of this host only'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top delete stats report follow want' -l label -x -d 'Of hosts with this label only'
+complete -c crashctl -n '__fish_seen_subcommand_from dump debug bundle' -l identity -r -F -d 'Key for encrypted cores'
+complete -c crashctl -n '__fish_seen_subcommand_from top' -l by -x -a 'build version label:' -d 'Count by'

@@ -159,7 +159,7 @@ def _loop(divisor: int, times: int, every_seconds: float) -> tuple[Act, ...]:
     """Build a service that crashes again and again, alone and after two large crashes."""
     service = _mapped(4 * GIB, 50 * MIB)
     return (
-        Act((Salvo(ALONE, service, 3, 0, every_seconds / 2),)),
+        Act((Salvo(ALONE, service, times, 0.5, every_seconds),)),
         Act((Salvo("large", _dense(GIB // divisor), 2),), rest=False),
         Act((Salvo(AFTER, service, times, 0.5, every_seconds),)),
     )

@@ -1,6 +1,7 @@
 """One crash, or one storm, on one side; and what this machine is."""
 
 import contextlib
+import mmap
 import os
 import platform
 import resource
@@ -24,6 +25,8 @@ HOLD_SECONDS_MAX: Final = 900
 LISTED_SECONDS_MAX: Final = 300
 QUIET_SECONDS: Final = 5
 """A storm is over when nothing was recorded for so long, and the side is at rest."""
+FRESH_BYTES: Final = 64 << 20
+FRESH_PAUSE_SECONDS: Final = 3.0
 SETTLE_SECONDS: Final = 0.2
 """What is counted to a crash after it was listed: processes that end, buffers that are freed."""
 SHMEM_SECONDS: Final = 0.002
@@ -477,7 +480,29 @@ def describe_machine(scratch: Path, idle_rate: float) -> Machine:
         systemd=_systemd_version(),
         idle_cpus=idle_rate,
         load=os.getloadavg()[0],
+        fresh_seconds=measure_fresh_memory(),
     )
+
+
+def measure_fresh_memory() -> tuple[float, float]:
+    """Return the seconds that 64 MiB of fresh memory take: right after as much was freed, and
+    after a pause; of three times the worst.
+    """
+    _touch_fresh()
+    at_once = max(_touch_fresh() for _ in range(3))
+    later = []
+    for _ in range(3):
+        time.sleep(FRESH_PAUSE_SECONDS)
+        later.append(_touch_fresh())
+    return at_once, max(later)
+
+
+def _touch_fresh() -> float:
+    with mmap.mmap(-1, FRESH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        start = time.perf_counter()
+        for at in range(0, FRESH_BYTES, mmap.PAGESIZE):
+            memory[at] = 1
+        return time.perf_counter() - start
 
 
 def _systemd_version() -> str:

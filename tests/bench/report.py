@@ -389,13 +389,20 @@ class Machine:
     """CPUs that it took while nothing crashed, all sides at rest."""
     load: float
     """Of the last minute, before the first run: what else was at work."""
+    fresh_seconds: tuple[float, float] = (0.0, 0.0)
+    """What 64 MiB of fresh memory take, right after as much was freed, and a few seconds later. A
+    virtual machine gives freed memory back to its host and must ask for it again (free page
+    reporting, Documentation/mm/free_page_reporting.rst): a hold that follows a pause pays for that.
+    """
 
     def describe(self) -> str:
         """Say it in one line."""
         return (
             f"{self.cpu}, {self.cpus} CPUs, {format_bytes(self.memory_bytes)} of memory, "
             f"Linux {self.kernel}, Python {self.python}, {self.filesystem}, {self.systemd}, "
-            f"load {self.load:.2f}, {self.idle_cpus:.3f} CPUs busy at rest"
+            f"load {self.load:.2f}, {self.idle_cpus:.3f} CPUs busy at rest, 64 MiB of fresh memory "
+            f"in {format_seconds(self.fresh_seconds[0])}, "
+            f"after a pause in {format_seconds(self.fresh_seconds[1])}"
         )
 
 

@@ -35,6 +35,16 @@ def put_vmlinux(target: Path) -> Path:
     return unpack(DATA / "vmlinux.zst", target)
 
 
+def put_vmcore(target: Path) -> Path:
+    """Put the kernel's whole memory there, as /proc/vmcore has it, with holes for most pages."""
+    return unpack(DATA / "vmcore.zst", target)
+
+
+def put_module(target: Path) -> Path:
+    """Put the file of the module softdog with its debug information there."""
+    return unpack(DATA / "softdog.ko.zst", target)
+
+
 def put_dump(dumps: Path, *, note: bool = True, log: bytes | None = None) -> Path:
     """Put the dump there, as kdump-tools would have; without `note` as a hypervisor writes it."""
     directory = dumps / STAMP

@@ -1,8 +1,8 @@
-"""Reduce a dump of an x86-64 kernel, and its vmlinux, to what its log and its symbols take.
+"""Reduce dumps of an x86-64 kernel, and its vmlinux, to what their logs and symbols take.
 
-python -m tests.builders.reducekernel DUMP VMLINUX PANIC_ELF REDUCED_VMLINUX
+python -m tests.builders.reducekernel VMLINUX REDUCED_VMLINUX {DUMP REDUCED_DUMP}...
 
-The dump becomes an ELF dump of the pages that were read. The vmlinux keeps its layout, so that no
+A dump becomes an ELF dump of the pages that were read. The vmlinux keeps its layout, so that no
 reference in it has to be changed: relocations are not needed, other units than those of UNITS
 become empty, and pages that nobody read are holes. `zstd -19` makes 3 MB of it.
 """
@@ -13,18 +13,21 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import drgn
 
 from crashd.analyzers import kernel_core, kernel_log
+from crashd.domain.elf.headers import split_notes
+from crashd.domain.kdump.vmcoreinfo import parse_elf_dump
 
 PAGE = 4096
 UNITS = frozenset(
     {"kernel/panic.c", "kernel/kexec_core.c", "drivers/tty/sysrq.c", "fs/proc/inode.c"}
     | {"fs/read_write.c", "arch/x86/entry/common.c", "kernel/sched/core.c", "kernel/pid.c"}
+    | {"kernel/module/sysfs.c", "kernel/module/kallsyms.c", "kernel/params.c"}
     | {"mm/init-mm.c", "kernel/cpu.c", "arch/x86/kernel/setup_percpu.c", "kernel/module/main.c"}
     | {
         "arch/x86/entry/entry_64.S",
@@ -132,10 +135,13 @@ def touched_pages(path: Path) -> Iterator[int]:
                     yield int(fields[2], 16) // PAGE + number
 
 
-def elf_dump(info: bytes, pages: dict[int, bytes]) -> bytes:
-    """Build an ELF dump of these page frames, with VMCOREINFO."""
-    note = struct.pack("<III", 11, len(info), 0) + b"VMCOREINFO\0\0" + info
-    note += bytes(-len(note) % 4)
+def elf_dump(info: bytes, pages: dict[int, bytes], registers: Iterable[bytes] = ()) -> bytes:
+    """Build an ELF dump of these page frames, with VMCOREINFO, and with the CPUs' registers."""
+    note = b""
+    for name, kind, desc in [(b"CORE", 1, raw) for raw in registers] + [(b"VMCOREINFO", 0, info)]:
+        note += struct.pack("<III", len(name) + 1, len(desc), kind)
+        note += (name + b"\0").ljust(-(-(len(name) + 1) // 4) * 4, b"\0")
+        note += desc + bytes(-len(desc) % 4)
     runs: list[tuple[int, int]] = []
     for frame in sorted(pages):
         if runs and runs[-1][0] + runs[-1][1] == frame:
@@ -157,6 +163,17 @@ def elf_dump(info: bytes, pages: dict[int, bytes]) -> bytes:
     return (out + note).ljust(at, b"\0") + data
 
 
+def registers_of(path: Path) -> Iterator[bytes]:
+    """Return the registers in the notes of an ELF dump, by which a hypervisor tells them."""
+    with path.open("rb") as file:
+        dump = parse_elf_dump(lambda at, size: os.pread(file.fileno(), size, at))
+        if dump is None:
+            return
+        for at, size in dump.notes:
+            notes = split_notes(os.pread(file.fileno(), size, at), dump.layout)
+            yield from (desc for name, kind, desc, _ in notes if (name, kind) == (b"CORE", 1))
+
+
 class Recorder:
     """Gives a program the memory of a dump, and remembers which pages it read."""
 
@@ -165,6 +182,7 @@ class Recorder:
         self.source.set_core_dump(str(dump))
         self.info: bytes = self.source["VMCOREINFO"].string_()
         self.pages: dict[int, bytes] = {}
+        self.registers = tuple(registers_of(dump))
 
     def open(self) -> drgn.Program:
         """Open an empty dump of all of this memory."""
@@ -190,6 +208,12 @@ class Recorder:
         return out[start : start + size]
 
 
+def _core(recorder: Recorder, vmlinux: int) -> kernel_core._KernelCore:
+    return kernel_core._KernelCore(
+        kernel_log.OpenedDump(recorder.open(), recorder.registers), vmlinux, {}
+    )
+
+
 def find_info(source: drgn.Program, frames: int = 1 << 18) -> int:
     """Find the page that VMCOREINFO is in, for dumps without the note."""
     for frame in range(frames):
@@ -201,15 +225,18 @@ def find_info(source: drgn.Program, frames: int = 1 << 18) -> int:
     raise LookupError("VMCOREINFO")
 
 
-def main(dump: Path, vmlinux: Path, panic: Path, reduced: Path) -> None:
-    """Reduce both."""
-    recorder = Recorder(dump)
-    kernel_log._read(recorder.open())
-    with vmlinux.open("rb") as file:
-        told = kernel_core._KernelCore(recorder.open(), file.fileno()).describe()
-    frame = find_info(recorder.source)
-    recorder.pages[frame] = recorder.source.read(frame * PAGE, PAGE, True)
-    panic.write_bytes(elf_dump(recorder.info, recorder.pages))
+def main(vmlinux: Path, reduced: Path, *dumps: Path) -> None:
+    """Reduce the vmlinux, and each dump to the file named after it."""
+    pairs = zip(dumps[::2], dumps[1::2], strict=True)
+    recorders = {target: Recorder(dump) for dump, target in pairs}
+    told = []
+    for target, recorder in recorders.items():
+        kernel_log._read(recorder.open())
+        with vmlinux.open("rb") as file:
+            told.append(_core(recorder, file.fileno()).describe())
+        frame = find_info(recorder.source)
+        recorder.pages[frame] = recorder.source.read(frame * PAGE, PAGE, True)
+        target.write_bytes(elf_dump(recorder.info, recorder.pages, recorder.registers))
     words = re.findall(rb"[\w.]+", repr(told).encode())
     words += [word + b".cold" for word in words]
     with tempfile.TemporaryDirectory(dir=reduced.parent) as directory:
@@ -223,10 +250,11 @@ def main(dump: Path, vmlinux: Path, panic: Path, reduced: Path) -> None:
         with small.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            core = kernel_core._KernelCore(recorder.open(), file.fileno())
-            again = core.describe()
+            cores = [_core(recorder, file.fileno()) for recorder in recorders.values()]
+            again = [core.describe() for core in cores]
             touched = sorted(set(touched_pages(small)))
-        print(len(told["frames"]), len(again["frames"]), again["problems"])
+        for before, after in zip(told, again, strict=True):
+            print(len(before["frames"]), len(after["frames"]), after["problems"])
         with reduced.open("wb") as out:
             out.truncate(len(raw))
             for number in touched:
@@ -234,8 +262,8 @@ def main(dump: Path, vmlinux: Path, panic: Path, reduced: Path) -> None:
                 if page.strip(b"\0"):
                     out.seek(number * PAGE)
                     out.write(page)
-    print(f"{len(recorder.pages)} pages, {reduced.stat().st_blocks * 512} bytes of vmlinux")
+    print(f"{reduced.stat().st_blocks * 512} bytes of vmlinux")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:5]))
+    main(*map(Path, sys.argv[1:]))

@@ -198,7 +198,7 @@ def _bundle(raw: bytes) -> object:
     sealed = (seal_header(b) if len(b) == BLOCK and b[257:262] == b"ustar" else b for b in blocks)
     stream = io.BytesIO(b"".join(sealed))
     with tempfile.TemporaryDirectory(prefix="crashd-fuzz-") as directory, nameless_file() as core:
-        return unpack_tar(stream.read, Path(directory), core)
+        return unpack_tar(stream.read, Path(directory), core)[0]
 
 
 def _bundles() -> list[bytes]:

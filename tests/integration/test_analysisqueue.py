@@ -83,6 +83,35 @@ def test_sec_84_analyses_that_one_user_queues_take_nobody_elses_place(
     captures.under_way = 0
 
 
+def test_crashes_at_a_new_site_come_first_and_the_others_share_a_worker(
+    analyses: AnalysisQueue, captures: Captures, backlog: Backlog
+) -> None:
+    ids = [build_crash(3000 + number).id for number in range(12)]
+    backlog.open_for(1)
+    for crash_id in ids[:6]:
+        assert backlog.put("1000", crash_id, "site a")
+    assert backlog.put("1001", ids[6], "site a")
+    assert backlog.put("1000", ids[7], "site b")
+    assert backlog.put("1000", ids[8])
+    taken = [backlog.take(0, 4) for _ in range(5)]
+    assert taken == [
+        ("1000", [ids[0], *ids[1:4]]),
+        ("1001", [ids[6]]),
+        ("1000", [ids[7]]),
+        ("1000", [ids[8]]),
+        ("1000", [*ids[4:6]]),
+    ]
+    backlog.done("1000", [ids[0], *ids[1:4]], 1.0)
+    assert backlog.put("1000", ids[1], late=True), "it has to be analysed alone"
+    assert backlog.put("1000", ids[9], "site a")
+    assert backlog.put("1000", ids[10], "site c")
+    assert [backlog.take(0, 4) for _ in range(3)] == [
+        ("1000", [ids[10]]),
+        ("1000", [ids[1]]),
+        ("1000", [ids[9]]),
+    ]
+
+
 def test_an_analysis_that_is_asked_for_begins_after_the_question(
     analyses: AnalysisQueue, captures: Captures, backlog: Backlog, caplog: pytest.LogCaptureFixture
 ) -> None:

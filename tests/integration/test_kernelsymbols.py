@@ -17,18 +17,26 @@ import pytest
 import zstandard
 
 from crashd.daemon.after.analysis import AnalysisOptions
-from crashd.daemon.kernel.symbols import VmlinuxFinder, WantedKernel, read_symbols
+from crashd.daemon.kernel import dumpfiles
+from crashd.daemon.kernel.symbols import ModuleFinder, VmlinuxFinder, WantedKernel, read_symbols
+from crashd.domain.kdump.diskdump import parse_diskdump
 from crashd.domain.kdump.symbols import Symbols
+from crashd.errors import FormatError
+from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumps import kernel_log, make_old
 from tests.builders.kernel import (
     BUILD_ID,
+    DATA,
     PACKAGE,
     RELEASE,
     STAMP,
     TITLE,
     find_real_vmlinux,
     put_dump,
+    put_module,
+    put_vmcore,
     put_vmlinux,
+    unpack,
 )
 from tests.running import PLAIN_CONFIG, Daemon, wait_until
 
@@ -193,13 +201,15 @@ def drgn_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
-def debug_by_drgn(daemon: Daemon, code: str) -> "subprocess.CompletedProcess[str]":
+def debug_by_drgn(
+    daemon: Daemon, code: str, match: str = "kind=kernel"
+) -> "subprocess.CompletedProcess[str]":
     return daemon.crashctl(
         "debug",
         "--debugger",
         "drgn",
         f"--debugger-arguments=-q -e {shlex.quote(code)}",
-        "kind=kernel",
+        match,
     )
 
 
@@ -223,11 +233,107 @@ def test_wrapped_dump_is_unpacked_for_the_debugger_and_for_dump(
     place(short_tmp, vmlinux)
     target = tmp_path / "out"
     with Daemon(short_tmp, "--no-register", config=CONFIG) as daemon:
-        wait_until(lambda: symbol_state(daemon) is not None, 20, "it is known")
+        wait_until(lambda: symbol_state(daemon) == "done", 30, "it is unpacked and read")
+        assert stack_of(info(daemon))[: len(STACK)] == STACK
         done = debug_by_drgn(daemon, "print(prog.crashed_thread().tid)")
         daemon.crashctl("dump", "kind=kernel", "-o", str(target))
     assert done.stdout.strip() == "396", done.stderr
     assert target.read_bytes() == plain
+
+
+@pytest.mark.skipif(shutil.which("makedumpfile") is None, reason="makedumpfile is not installed")
+def test_log_and_symbols_of_a_split_dump_are_read_from_all_of_its_parts(
+    short_tmp: Path, dumps: Path, vmlinux: Path, drgn_in_path: None
+) -> None:
+    memory = put_vmcore(short_tmp / "memory")
+    directory = dumps / "127.0.0.1-2026-11-22-22:05:00"
+    directory.mkdir()
+    parts = [directory / f"vmcore.{number}" for number in range(1, 5)]
+    command = ["makedumpfile", "--split", "-c", "-d", "31", *map(str, (memory, *parts))]
+    subprocess.run(command, check=True, capture_output=True)
+    memory.unlink()
+    for part in parts[1:3]:  # the administrator saves room
+        subprocess.run(["gzip", "-1", part], check=True)
+    make_old(directory)
+    place(short_tmp, vmlinux)
+    with Daemon(short_tmp, "--no-register", config=CONFIG) as daemon:
+        wait_until(lambda: symbol_state(daemon) == "done", 60, "all parts are read")
+        doc = info(daemon)
+        assert (doc["state"], doc["title"], doc["kernel"]["log_source"]) == (
+            "complete",
+            TITLE,
+            "dump",
+        )
+        assert len(doc["kernel"]["dump_parts"]) == 4
+        assert stack_of(doc)[: len(STACK)] == STACK
+        assert [t["name"] for t in doc["threads"]] == ["bash", "swapper/1"]
+        done = debug_by_drgn(daemon, "print(prog.crashed_thread().tid)")
+        assert done.stdout.strip() == "396", done.stderr
+        bundle, whole = short_tmp / "x.tar.zst", short_tmp / "whole"
+        daemon.crashctl("dump", "kind=kernel", "-o", str(whole))
+        assert parse_diskdump(whole.read_bytes()[: 1 << 20]).split is None
+        daemon.crashctl("bundle", "kind=kernel", "-o", str(bundle))
+        let_others_read(short_tmp, vmlinux)
+        done = debug_by_drgn(daemon, "print(prog.crashed_thread().tid)", str(bundle))
+        assert done.stdout.strip() == "396", done.stderr
+        assert "putting the 4 parts of the dump together" in done.stderr
+
+
+def let_others_read(root: Path, vmlinux: Path) -> None:
+    """Do as a package does: the debugger of a bundle is not root."""
+    root.chmod(0o711)
+    vmlinux.chmod(0o644)
+
+
+def test_bundle_of_a_kernel_crash_is_debugged_on_another_host_with_its_vmlinux(
+    short_tmp: Path, dumps: Path, daemon: Daemon, vmlinux: Path, drgn_in_path: None
+) -> None:
+    put_dump(dumps, log=LOG)
+    wait_until(lambda: symbol_state(daemon) == "none", 20, "it is known")
+    bundle = short_tmp / "x.tar.zst"
+    daemon.crashctl("bundle", "kind=kernel", "-o", str(bundle))
+    shutil.rmtree(dumps / STAMP)  # on the other host there is only the bundle
+    code = "print(prog.crashed_thread().object.comm.string_())"
+    refused = daemon.crashctl("debug", "--debugger", "drgn", str(bundle), check=False)
+    assert refused.returncode == 1 and f"install {PACKAGE}" in refused.stderr
+    let_others_read(short_tmp, place(short_tmp, vmlinux))
+    done = debug_by_drgn(daemon, code, str(bundle))
+    assert done.stdout.strip() == "b'bash'", done.stderr
+    raw = bytearray(bundle.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    bundle.write_bytes(raw)
+    damaged = daemon.crashctl("debug", "--debugger", "drgn", str(bundle), check=False)
+    assert damaged.returncode == 1 and "is not a bundle, or is damaged" in damaged.stderr
+
+
+def test_bundle_with_no_dump_says_so(dumps: Path, daemon: Daemon, tmp_path: Path) -> None:
+    directory = dumps / STAMP
+    directory.mkdir()
+    (directory / f"dmesg.{STAMP}").write_bytes(LOG)
+    make_old(directory)
+    wait_until(lambda: len(daemon.crashes()) == 1, 20, "it is known")
+    bundle = tmp_path / "x.tar.zst"
+    daemon.crashctl("bundle", "kind=kernel", "-o", str(bundle))
+    failed = daemon.crashctl("debug", "--debugger", "gdb", str(bundle), check=False)
+    assert failed.returncode == 1 and "the bundle has no dump" in failed.stderr
+
+
+def test_wrapped_dump_without_room_to_unpack_it_says_so(
+    short_tmp: Path, dumps: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = put_dump(dumps)
+    subprocess.run(["gzip", "-1", directory / f"dump.{STAMP}"], check=True)
+    make_old(directory)
+    root = DumpRoot(dumps)
+    monkeypatch.setattr(dumpfiles, "UNPACKED_MAX", 100_000)  # the dump has 245760 bytes
+    with root, root.open(root.look(os.fsencode(STAMP))) as opened:
+        names = [os.fsencode(f"dump.{STAMP}.gz")]
+        with (
+            pytest.raises(FormatError, match="cannot be unpacked: it has more than 100000 bytes"),
+            dumpfiles.opened_files(opened, names, AnalysisOptions(), short_tmp),
+        ):
+            pass
+    assert sorted(path.name for path in short_tmp.iterdir()) == ["var"]
 
 
 def test_dump_and_bundle_of_a_kernel_crash(dumps: Path, daemon: Daemon, tmp_path: Path) -> None:
@@ -247,8 +353,6 @@ def test_dump_and_bundle_of_a_kernel_crash(dumps: Path, daemon: Daemon, tmp_path
     assert members[f"log/dmesg.{STAMP}"].startswith(b"[    1.000000] Linux")
     sums = set(members.pop("SHA256SUMS").decode().splitlines())
     assert sums == {f"{hashlib.sha256(data).hexdigest()}  {n}" for n, data in members.items()}
-    refused = daemon.crashctl("debug", str(bundle), check=False)
-    assert "of a kernel's crash" in refused.stderr
 
 
 def test_dump_and_bundle_without_a_memory_image_say_what_there_is(
@@ -281,9 +385,34 @@ def symbols_of(dump: Path, root: Path, options: AnalysisOptions | None = None) -
     fd = os.open(dump, os.O_RDONLY)
     try:
         search = VmlinuxFinder(root, ()).find(WANTED)
-        return read_symbols(fd, WANTED, search, options or AnalysisOptions())
+        return read_symbols([fd], WANTED, search, options or AnalysisOptions())
     finally:
         os.close(fd)
+
+
+def test_frame_in_a_module_has_its_name_and_with_the_modules_file_its_line(
+    short_tmp: Path, vmlinux: Path
+) -> None:
+    place(short_tmp, vmlinux)
+    dump = os.open(unpack(DATA / "softdog-elf.zst", short_tmp / "dump"), os.O_RDONLY)
+    modules = ModuleFinder(short_tmp, ["/srv/symbols"])
+
+    def frame(likely: list[str]) -> dict[str, Any]:
+        search = VmlinuxFinder(short_tmp, ()).find(WANTED)
+        facts = read_symbols([dump], WANTED, search, AnalysisOptions(), modules, likely).facts
+        assert facts is not None
+        (found,) = [frame for frame in facts.frames if frame.module == "softdog"]
+        return {"function": found.function, "offset": found.symbol_offset, "line": found.line}
+
+    try:
+        # by the symbol table that the kernel itself has in memory
+        assert frame([]) == {"function": "softdog_fire", "offset": 33, "line": None}
+        put_module(short_tmp / f"srv/symbols/{RELEASE}/kernel/drivers/watchdog/softdog.ko")
+        whole = {"function": "softdog_fire", "offset": 33, "line": 87}
+        assert frame([]) == whole  # the first reading shows which module
+        assert frame(["softdog", "no_such"]) == whole
+    finally:
+        os.close(dump)
 
 
 def test_hostile_dumps_cost_a_bounded_time_and_never_more_than_a_reason(

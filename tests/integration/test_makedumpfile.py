@@ -1,31 +1,27 @@
 """Dumps that a real makedumpfile makes of a real kernel's memory, in each of its forms: whole, and
 cut at ten places.
 
-The memory is that of a dump outside of the tree, too large for it: CRASHD_TEST_DUMP names another
-flattened one. Where there is none, or no makedumpfile, unit tests on recorded heads remain.
+The memory is reduced (tests.builders.reducevmcore) to what makedumpfile needs, log and symbols.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
-import zlib
 from pathlib import Path
-from struct import pack, unpack
 
 import pytest
 
+from crashd.cli.open.kerneldump import read_joined
 from crashd.daemon.kernel.look import find_missing_part
-from crashd.domain.kdump.diskdump import parse_diskdump
 from crashd.domain.kdump.vmcore import HEAD_SIZE, Completeness, DumpVerdict, judge
 from crashd.store.corefile import unzstd
+from tests.builders.kernel import put_vmcore
 
-SHARED = Path(__file__).parents[3] / "shared/data/kdump/default-m512/202611222205"
-DUMP = Path(os.environ.get("CRASHD_TEST_DUMP", SHARED / "dump.202611222205"))
 PAGE = 4096
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("makedumpfile") is None or not DUMP.exists(),
-    reason="no makedumpfile, or no real dump to make others of",
+    shutil.which("makedumpfile") is None, reason="makedumpfile is not installed"
 )
 
 
@@ -38,41 +34,16 @@ def makedumpfile(*arguments: str | Path, stdin: Path | None = None) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def vmcore(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the real dump, put in order."""
-    path = tmp_path_factory.mktemp("vmcore") / "vmcore"
-    makedumpfile("-R", path, stdin=DUMP)
-    return path
+def elf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a kernel's memory as /proc/vmcore has it."""
+    return put_vmcore(tmp_path_factory.mktemp("elf") / "elf")
 
 
 @pytest.fixture(scope="module")
-def elf(vmcore: Path) -> Path:
-    """Give the same memory as /proc/vmcore has it; what the dump left out are holes."""
-    raw = vmcore.read_bytes()
-    dump = parse_diskdump(raw[:HEAD_SIZE])
-    notes = raw[dump.notes[0] : sum(dump.notes)]
-    size = dump.bitmap_blocks // 2 * PAGE
-    bits = int.from_bytes(raw[dump.descriptors_at - size : dump.descriptors_at], "little")
-    path = vmcore.with_name("elf")
-    first = 64 + 2 * 56
-    start = -(-(first + len(notes)) // PAGE) * PAGE
-    memory = dump.max_mapnr * PAGE
-    at = dump.descriptors_at
-    with path.open("wb") as file:
-        ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
-        file.write(ident + pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0))
-        file.write(pack("<IIQQQQQQ", 4, 0, first, 0, 0, len(notes), len(notes), 0))
-        file.write(pack("<IIQQQQQQ", 1, 7, start, 0, 0, memory, memory, 0))
-        file.write(notes)
-        file.truncate(start + memory)
-        for frame in range(dump.max_mapnr):
-            if not bits >> frame & 1:
-                continue
-            offset, length, flags, _ = unpack("<QIIQ", raw[at : at + 24])
-            at += 24
-            data = raw[offset : offset + length]
-            file.seek(start + frame * PAGE)
-            file.write(zlib.decompress(data) if flags & 1 else data)
+def vmcore(elf: Path) -> Path:
+    """Give the dump that kdump-tools makes of it, in order, so that others can be made of it."""
+    path = elf.with_name("vmcore")
+    makedumpfile("-c", "-d", "31", elf, path)
     return path
 
 
@@ -135,3 +106,17 @@ def test_split_form_is_judged_right(vmcore: Path, tmp_path: Path) -> None:
         rest = [head for head in heads if head is not left_out]
         assert bool(find_missing_part(rest)) is (left_out not in empty)
     check(parts[0])
+
+
+def test_parts_are_joined_as_makedumpfile_does(vmcore: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"part{number}" for number in range(4)]
+    makedumpfile("--split", "-c", "-d", "31", vmcore, *parts)
+    makedumpfile("--reassemble", *parts, tmp_path / "theirs")
+    theirs = (tmp_path / "theirs").read_bytes()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(part.open("rb")) for part in reversed(parts)]
+        ours = b"".join(read_joined(file.fileno() for file in files))
+    assert len(ours) == len(theirs)
+    assert ours[2 * PAGE :] == theirs[2 * PAGE :]  # the sub-header names the range of all pages
+    (tmp_path / "ours").write_bytes(ours)
+    check(tmp_path / "ours")

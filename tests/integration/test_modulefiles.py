@@ -386,7 +386,9 @@ def test_open_modules_takes_what_was_kept_with_the_crash(tmp_path: Path) -> None
     entry = tmp_path / "entry"
     entry.mkdir()
     (entry / f"file-{wanted.build_id}").write_bytes(IMAGE)
-    search = FileSearch(Credentials(12345), (Root(os.fsencode(tmp_path)),), kept=os.fsencode(entry))
+    search = FileSearch(
+        Credentials(12345), (Root(os.fsencode(tmp_path)),), kept=(os.fsencode(entry),)
+    )
     for changed, problem in ((wanted, None), (module(b"/x", build_id="ab" * 20), "file is gone")):
         (found,) = open_modules([changed], search, 9)
         assert found.problem == problem

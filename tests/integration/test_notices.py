@@ -75,10 +75,14 @@ def journald(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
 def test_entry_has_systemd_coredumps_fields_and_ours(journald: tuple[Path, socket.socket]) -> None:
     path, server = journald
     crash = build_crash(3, signature="p1-aa", explanation="NULL pointer", state=State.COMPLETE)
+    crash = replace(crash, si_code=1, thread_comm=b"CPU 0/KVM")
     journal.send(journal.build_fields(crash, Path("/s/core.zst")), path)
     fields = receive(server)
     assert fields["MESSAGE_ID"] == b"fc2e22bc6ee647b6b90729ab34a250b1"
     assert fields["COREDUMP_PID"] == str(crash.pid).encode()
+    assert fields["COREDUMP_TID"] == str(crash.tid).encode()
+    assert fields["COREDUMP_THREAD_NAME"] == crash.thread_comm
+    assert fields["COREDUMP_CODE"] == b"1"
     assert fields["COREDUMP_TIMESTAMP"] == str(crash.time_ns // 1000).encode()
     assert fields["COREDUMP_FILENAME"] == b"/s/core.zst"
     assert fields["COREDUMP_EXE"] == crash.exe

@@ -55,7 +55,7 @@ def test_request_without_a_core_has_none(ends: Ends) -> None:
     assert workerlink.receive_request(worker) == {
         "task": "probe",
         "core_fd": None,
-        "extra_fd": None,
+        "extra_fds": [],
     }
 
 

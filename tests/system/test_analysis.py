@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from crashd.daemon.after.analysis import AnalysisOptions, analyse
+from crashd.daemon.after.analysis import AnalysisOptions, analyse, analyse_all
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Frame
 from crashd.domain.cause.names import plain_name
 from crashd.domain.crash.model import Crash
@@ -807,6 +807,30 @@ def unit(short_tmp: Path) -> Iterator[Path]:
         yield address
         server.shutdown(socket.SHUT_RDWR)
     thread.join()
+
+
+def test_analyse_all_finds_of_each_what_it_finds_of_one_alone(crasher: Crasher) -> None:
+    program = crasher.program("causes")
+    died = [crasher.run(program, word) for word in ("null_read", "null_read", "asserts", "recurse")]
+    damaged = store(died[1].core, 1000)
+    files = [*map(store, (each.core for each in died)), damaged]
+    crashes = [*map(crash_of, died), crash_of(died[1])]
+    alone = [analyse_file(path, crash) for path, crash in zip(files, crashes, strict=True)]
+    with contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(path.open("rb")).fileno() for path in files]
+        found = analyse_all(list(zip(fds, crashes, strict=True)), AnalysisOptions())
+    assert found.pop() is None, "whatever a damaged one does to others, it is looked at again"
+    cost = sum(analysis.cpu_seconds for analysis in found if analysis)
+    assert cost < 0.8 * sum(analysis.cpu_seconds for analysis in alone[:-1])
+    for one, each in zip(alone, found, strict=False):
+        assert each is not None
+        assert each.facts is not None
+        assert (each.title, each.explanation) == (one.title, one.explanation)
+        assert (each.signature, each.facts, each.warnings) == (
+            one.signature,
+            one.facts,
+            one.warnings,
+        )
 
 
 def test_analyse_by_a_unit_that_is_not_sealed_is_refused(crasher: Crasher, unit: Path) -> None:

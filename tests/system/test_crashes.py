@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -170,6 +171,18 @@ def test_rlimit_core_of_zero_keeps_metadata_only(daemon: Daemon) -> None:
     assert crash["core"]["path"] is None
     assert "RLIMIT_CORE" in crash["capture"]["reason"]
     assert daemon.crashctl("dump", crash["id"], "-o", "-", check=False).returncode == 1
+
+
+def test_rlimit_core_of_one_leaves_a_record_of_the_loss(daemon: Daemon) -> None:
+    limit = (1, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    child = subprocess.Popen(
+        ["sleep", "1000"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, limit)
+    )
+    os.kill(child.pid, signal.SIGSEGV)
+    child.wait(60)
+    (crash,) = daemon.wait_for(1)
+    assert (crash["state"], crash["pid"], crash["comm"]) == ("lost", child.pid, "sleep")
+    assert "RLIMIT_CORE of the process was 1" in crash["capture"]["reason"]
 
 
 def test_fault_19_hostile_names_stay_data(daemon: Daemon, short_tmp: Path) -> None:

@@ -91,7 +91,9 @@ def test_files_that_only_the_process_could_reach_give_its_stack_names(short_tmp:
             found = info(daemon, str(pid))
             functions = [frame["function"] for frame in found["frames"]]
             assert functions[:3] == list(NAMES), (name, found["frames"], found["warnings"])
-            assert found["warnings"] == []
+            assert not any("was not kept" in text for text in found["warnings"])
+            replaced_texts = [text for text in found["warnings"] if "replaced after" in text]
+            assert len(replaced_texts) == {"memfd": 1, "mounted": 0}.get(name, 2)
         files = daemon.paths.kept_files
         # the same two files in three crashes, and those without build-ids; nothing unreadable
         assert len(os.listdir(files)) == 4

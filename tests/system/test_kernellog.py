@@ -28,7 +28,7 @@ def read(path: Path, data: bytes) -> KernelLog | LogFailure:
     path.write_bytes(data)
     fd = os.open(path, os.O_RDONLY)
     try:
-        return read_log(fd, OPTIONS)
+        return read_log([fd], OPTIONS)
     finally:
         os.close(fd)
 
@@ -82,7 +82,7 @@ def test_sparse_file_of_a_terabyte_is_answered_in_time(tmp_path: Path) -> None:
     os.truncate(path, 1 << 40)
     fd = os.open(path, os.O_RDONLY)
     try:
-        assert isinstance(read_log(fd, OPTIONS), LogFailure)
+        assert isinstance(read_log([fd], OPTIONS), LogFailure)
     finally:
         os.close(fd)
 

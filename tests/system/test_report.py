@@ -1,5 +1,6 @@
 """The page of `crashctl report`, looked at by a real browser."""
 
+import json
 import os
 import re
 import shutil
@@ -108,6 +109,47 @@ def test_report_of_hostile_records_runs_nothing(short_tmp: Path, tmp_path: Path)
     assert found.tags.count("details") == 2
     assert {"li", "pre"} <= set(found.tags)
     assert found.words.count("<script>document.title='owned'</script>") > 10
+
+
+MEASURE = """<script>
+const wide = [...document.querySelectorAll("section,.card,td,th,dd,li,summary")]
+  .filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflow != "hidden");
+const titles = [...document.querySelectorAll(".what")].map(e => e.clientWidth);
+const found = {page: document.documentElement.scrollWidth, width: innerWidth,
+  cut: wide.map(e => e.tagName + "." + e.className), title: Math.min(...titles)};
+parent.postMessage(JSON.stringify(found), "*");
+</script>"""
+FRAME = '<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
+COLLECT = """<title></title><script>const all = [];
+onmessage = e => { all.push(JSON.parse(e.data)); document.title = JSON.stringify(all) }</script>"""
+"""A window of the browser itself has at least 500 pixels."""
+
+
+def test_report_fits_a_phone(short_tmp: Path, tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    name = "SIGSEGV in prog, ngx_http_process_request_line(): NULL pointer read at 0x0"
+    exe = b"/usr/lib/postgresql/15/bin/postgres"
+    crashes = [
+        build_crash(n, time_ns=now_ns - n * 10**12, title=name, exe=exe, signature=f"s{n % 3}")
+        for n in range(20)
+    ]
+    paths = build_store(short_tmp, crashes)
+    page, frame = tmp_path / "page.html", tmp_path / "frame.html"
+    crashctl(paths.root, "report", "-o", str(page))
+    # the page forbids scripts: a copy of it may run the one that measures
+    text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text())
+    page.write_text(text.replace("</body>", MEASURE + "</body>"))
+    widths = (400, 800, 1180)
+    frame.write_text(COLLECT + "".join(FRAME.format(width=width) for width in widths))
+    dom = browse(frame, tmp_path, "--dump-dom", "--virtual-time-budget=3000")
+    title = re.search(r"<title>(.+?)</title>", dom)
+    assert title is not None
+    measured = json.loads(title[1])
+    assert {found["width"] for found in measured} == set(widths)
+    for found in measured:
+        assert found["page"] <= found["width"], found
+        assert found["cut"] == [], found
+        assert found["title"] >= 200, "a title is not broken at four characters"
 
 
 def test_report_is_drawn_with_its_style(short_tmp: Path, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ from tests.bench.sides import (
 from tests.builders.crashes import build_crash
 
 SPARSE = "2 GiB sparse memfd"
-MACHINE = Machine("A CPU", 2, 24 << 30, "6.18", "3.11.2", "ext4", "systemd 252", 0.004, 1.5)
+MACHINE = Machine(
+    "A CPU", 2, 24 << 30, "6.18", "3.11.2", "ext4", "systemd 252", 0.004, 1.5, (0.01, 0.4)
+)
 
 
 def samples(key: str, *values: float) -> list[Sample]:
@@ -314,7 +316,8 @@ def test_build_document_is_json_with_runs_medians_and_ratios() -> None:
 def test_describe_machine_is_one_line() -> None:
     assert MACHINE.describe() == (
         "A CPU, 2 CPUs, 24.0 GiB of memory, Linux 6.18, Python 3.11.2, ext4, systemd 252, "
-        "load 1.50, 0.004 CPUs busy at rest"
+        "load 1.50, 0.004 CPUs busy at rest, "
+        "64 MiB of fresh memory in 10.0 ms, after a pause in 400 ms"
     )
 
 

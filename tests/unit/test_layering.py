@@ -137,9 +137,23 @@ LAYERS = (
         ),
     ),
     Layer(
+        "crashd.fleet",
+        (
+            "crashd.fleet",
+            "crashd.domain",
+            "crashd.errors",
+            "crashd.edge.fleet",
+            "crashd.edge.web.metricsserver",
+            "crashd.store.corefile",
+        ),
+        not_stdlib=frozenset({"asyncio", "multiprocessing", "sqlite3", "subprocess"}),
+    ),
+    Layer(
         "crashd.cli",
         (
             "crashd.cli",
+            "crashd.fleet",
+            "crashd.edge.fleet",
             "crashd.base",
             "crashd.registration",
             "crashd.configuration",
@@ -175,7 +189,8 @@ LAYERS = (
 ONLY_IN = {
     "pyinotify": ("crashd.edge.host.inotify",),
     "systemd": ("crashd.edge.host.sdaemon",),
-    "prometheus_client": ("crashd.edge.web.exporter",),
+    "prometheus_client": ("crashd.edge.web.exporter", "crashd.edge.fleet.metrics"),
+    "psycopg": ("crashd.edge.fleet.postgres",),
     "subprocess": ("crashd.edge.sandbox.start", "crashd.edge.host.hooks"),
     "pyseccomp": ("crashd.edge.sandbox.confine",),
     "zstandard": ("crashd.store.corefile", "crashd.store.coreread"),
@@ -189,13 +204,14 @@ ONLY_IN = {
         "crashd.analyzers.stacks",
         "crashd.analyzers.kernel_log",
         "crashd.analyzers.kernel_core",
+        "crashd.analyzers.kernelmodule",
     ),
     "_drgn_util": ("crashd.analyzers.stacks",),
     "rust_demangler": ("crashd.analyzers.demangle",),
     "capstone": ("crashd.analyzers.instruction",),
     "pystack": ("crashd.analyzers.pythonstack",),
     "yaml": ("crashd.edge.web.yamltext",),
-    "obstore": ("crashd.edge.fleet.objects",),
+    "obstore": ("crashd.edge.fleet.bucket", "crashd.edge.fleet.objects"),
     "pyrage": ("crashd.edge.fleet.age",),
     "bcrypt": ("crashd.edge.web.basicauth",),
 }
@@ -214,7 +230,7 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "web": (),
         "fleet": ("crash",),
     },
-    "crashd.edge": {"capture": (), "host": ("capture",), "sandbox": (), "web": (), "fleet": ()},
+    "crashd.edge": {"capture": (), "fleet": (), "host": ("capture",), "sandbox": (), "web": ()},
     "crashd.daemon": {
         "capture": (),
         "after": (),
@@ -228,6 +244,7 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "open": ("show",),
         "manage": ("show",),
         "check": ("manage",),
+        "fleet": ("manage", "show"),
     },
 }
 """What a floor's wings are about, and which of its other wings (or modules there) each may import.

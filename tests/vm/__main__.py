@@ -35,7 +35,11 @@ def run_guest(deb: Path, work: Path) -> int:
     print(f"guest: {time.monotonic() - started:.0f} s")
     exposure = work / "out/result/exposure"
     print(exposure.read_text() if exposure.exists() else "no exposure")
-    return report("guest", container.tests_of(guest.HERE / "guest.sh"), found)
+    failed = report("guest", container.tests_of(guest.HERE / "guest.sh"), found)
+    started = time.monotonic()
+    found = guest.run_symbol_tests(deb, work / "symbols")
+    print(f"symbols: {time.monotonic() - started:.0f} s")
+    return failed + report("symbols", container.tests_of(guest.HERE / "symbols.sh"), found)
 
 
 def main() -> int:

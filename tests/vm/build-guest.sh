@@ -17,7 +17,7 @@ S
 mmdebstrap --quiet --mode=root --variant=minbase --components=main \
 	--include=systemd,systemd-sysv,udev,dbus,libpam-systemd,kmod,procps,iproute2,util-linux,e2fsprogs,initramfs-tools \
 	--include=zstd,linux-image-cloud-amd64,kdump-tools,kexec-tools,makedumpfile,ca-certificates,systemd-coredump \
-	--include=systemd-container,python3,python3-systemd,libseccomp2,libstdc++6,gdb,curl \
+	--include=systemd-container,python3,python3-systemd,libseccomp2,libstdc++6,gdb,curl,crash \
 	--aptopt='APT::Install-Recommends "false"' \
 	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"
@@ -53,9 +53,10 @@ ln -sf ../guest-job.service "$root/etc/systemd/system/graphical.target.wants/gue
 ln -sf /dev/null "$root/etc/systemd/system/serial-getty@ttyS1.service"
 ln -sf /dev/null "$root/etc/systemd/system/apt-daily.timer"
 ln -sf /dev/null "$root/etc/systemd/system/apt-daily-upgrade.timer"
+basename "$root"/boot/vmlinuz-* | sed s/vmlinuz-// >"$dir/release"
 cp "$root"/boot/vmlinuz-* "$dir/vmlinuz"
 cp "$root"/boot/initrd.img-* "$dir/initrd.img"
 rm -f "$dir/root.ext4.new"
-mke2fs -q -t ext4 -L root -d "$root" -E lazy_itable_init=0,lazy_journal_init=0 "$dir/root.ext4.new" 3G
+mke2fs -q -t ext4 -L root -d "$root" -E lazy_itable_init=0,lazy_journal_init=0 "$dir/root.ext4.new" 6G
 rm -rf "$root"
 mv "$dir/root.ext4.new" "$dir/root.ext4"

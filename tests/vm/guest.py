@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.vm import container, package
 
 HERE = Path(__file__).parent
-CACHE = Path("/var/cache/crashd-test/guest-3")
+CACHE = Path("/var/cache/crashd-test/guest-4")
 """Another name with each change of build-guest.sh."""
 WARM_SECONDS = 600
 SECONDS = 1500
@@ -71,6 +71,32 @@ def run_tests(deb: Path, work: Path) -> dict[str, container.Outcome]:
     )
     print(f"the guest ended with {status}")
     return container.outcomes(out / "job.log", out / "result")
+
+
+def run_symbol_tests(deb: Path, work: Path) -> dict[str, container.Outcome]:
+    """Run the tests of symbols.sh, with the package that has the symbols of the guest's kernel,
+    which is downloaded from the distribution's own archive; `work` keeps their logs.
+    """
+    warm = prepare()
+    job, out = work / "job", work / "out"
+    job.mkdir(parents=True)
+    shutil.copy(deb, job / "crashd.deb")
+    shutil.copy(_debug_package(), job / "dbg.deb")
+    shutil.copy(HERE / "lib.sh", job)
+    shutil.copy(HERE / "symbols.sh", job)
+    shutil.copy(HERE / "symbols.sh", job / "run.sh")
+    status = run(job, out, SECONDS, base=warm)
+    print(f"the guest ended with {status}")
+    return container.outcomes(out / "job.log", out / "result")
+
+
+def _debug_package(cache: Path = CACHE) -> Path:
+    name = f"linux-image-{(cache / 'release').read_text().strip()}-dbg"
+    if not (found := sorted(cache.glob(f"{name}_*.deb"))):
+        command = ["apt-get", "-q", "download", name]
+        subprocess.run(command, cwd=cache, check=True, timeout=600)
+        found = sorted(cache.glob(f"{name}_*.deb"))
+    return found[-1]
 
 
 def run(

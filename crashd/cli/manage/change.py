@@ -30,14 +30,14 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
     try:
         rows = matching(source, arguments.match)
         if not arguments.force:
-            _refuse_pinned(rows)
+            refuse_pinned(rows)
         if len(rows) > 1 and not arguments.yes and not all_named_by_id(rows, arguments.match):
             if not sys.stdin.isatty():
                 raise UsageError(
                     f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
                     hint="delete them all with --yes; see them with crashctl list",
                 )
-            if not _confirm(rows):
+            if not confirm(rows):
                 context.note("nothing was deleted")
                 return 1
         return max([_delete_one(context, source, row) for row in rows])
@@ -51,14 +51,15 @@ def _delete_one(context: Context, source: DirectSource, row: dict[str, Any]) -> 
     except CrashdError as e:  # still being captured, or deleted meanwhile: go on
         context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
         return e.exit_code
-    print(f"deleted {_describe(row)}")
+    print(f"deleted {describe(row)}")
     path = (row.get("kernel") or {}).get("path")
     if isinstance(path, str) and Path(path).is_dir():
         context.note(f"{printable(path)} was kept: it holds files that no dump tool wrote")
     return 0
 
 
-def _refuse_pinned(rows: list[dict[str, Any]]) -> None:
+def refuse_pinned(rows: list[dict[str, Any]]) -> None:
+    """Raise a CrashdError if one of the crashes is pinned."""
     pinned = [row["id"] for row in rows if row.get("pinned")]
     if pinned:
         others = f" and {len(pinned) - 1} more are" if len(pinned) > 1 else " is"
@@ -68,16 +69,18 @@ def _refuse_pinned(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _confirm(rows: list[dict[str, Any]]) -> bool:
+def confirm(rows: list[dict[str, Any]]) -> bool:
+    """Ask whether to delete the crashes."""
     for row in rows[-SHOWN_MAX:]:
-        print(f"  {_describe(row)}", file=sys.stderr)
+        print(f"  {describe(row)}", file=sys.stderr)
     if len(rows) > SHOWN_MAX:
         print(f"  and {len(rows) - SHOWN_MAX} older ones", file=sys.stderr)
     print(f"Delete these {len(rows)} crashes? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _describe(row: dict[str, Any]) -> str:
+def describe(row: dict[str, Any]) -> str:
+    """Return a crash in one line."""
     return f"{row['id']}  {local_time(row.get('time'))}  {value_text(row.get('title'))}"
 
 
@@ -99,7 +102,7 @@ def _set_pinned(context: Context, match: list[str], *, pinned: bool) -> int:
             raise refuse_several(rows, match)
         source.catalog.set_pinned([row["id"] for row in rows], pinned)
         for row in rows:
-            print(f"{'pinned' if pinned else 'unpinned'} {_describe(row)}")
+            print(f"{'pinned' if pinned else 'unpinned'} {describe(row)}")
     finally:
         source.close()
     return 0

@@ -51,7 +51,7 @@ def find_files(
     data = {mapped.name for mapped in head.files} - {
         mapped.name for module in modules for mapped in module.files
     }
-    kept = os.fsencode(paths.crashes / crash.id)
+    kept = [os.fsencode(paths.crashes / crash.id)]
     search = plan_search(crash, build_id_dirs, kept, read_own_mounts())
     files = open_modules(modules, search, FILES_MAX)
     return CrashFiles(files, exe, frozenset(data))

@@ -60,7 +60,8 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
     if not settings.debuginfod:
         os.environ.pop("DEBUGINFOD_URLS", None)  # not every debugger has an option for it
     if len(arguments.match) == 1 and arguments.match[0].endswith(".tar.zst"):
-        return _debug_bundle(context, arguments, extra, settings)
+        directories = (*all_settings.kdump.vmlinux_dirs, *settings.build_id_dirs)
+        return _debug_bundle(context, arguments, extra, settings, directories)
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
@@ -92,16 +93,25 @@ def _debug_bundle(
     arguments: argparse.Namespace,
     extra: Sequence[str],
     settings: "AnalysisSection",
+    vmlinux_dirs: Iterable[str],
 ) -> int:
     """Run a debugger on a bundle, written here or elsewhere."""
+    from crashd.cli.open.kerneldebug import VmlinuxSearch, bundle_command
     from crashd.cli.open.unbundle import unpack
 
-    name = choose_debugger(arguments.debugger, "process", os.environ)
-    program = find_debugger(name)
+    if arguments.debugger:
+        find_debugger(arguments.debugger)  # that it is missing is said before the unpacking
     with (
         choose_user(as_root=arguments.as_root) as user,
         unpack(Path(arguments.match[0])) as unpacked,
     ):
+        kind = "process" if unpacked.kernel is None else "kernel"
+        name = choose_debugger(arguments.debugger, kind, os.environ)
+        program = find_debugger(name)
+        if unpacked.kernel is not None:
+            search = VmlinuxSearch(context, vmlinux_dirs, arguments.vmlinux)
+            with bundle_command(unpacked.kernel, search, program, user) as (argv, keep):
+                return run([*argv, *extra], user, keep)
         if unpacked.exe is None:
             context.warn("the bundle has no executable: its symbols are missing")
         # the debugger's only way in: only root can enter the directory above

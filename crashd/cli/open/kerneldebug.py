@@ -3,9 +3,9 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashd.cli.context import Context
 from crashd.cli.open.kerneldump import (
@@ -13,15 +13,20 @@ from crashd.cli.open.kerneldump import (
     copy_with_note,
     find_dump,
     find_missing_info,
+    joined_copy,
     open_file,
     plain_copy,
     wrapper_of,
 )
-from crashd.cli.open.scratch import descriptor_path
+from crashd.cli.open.scratch import descriptor_path, give
+from crashd.cli.open.session import User
 from crashd.domain.elf.vmlinux import Vmlinux, debug_package, vmlinux_places
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, NotFoundError
 from crashd.store.vmlinuxfiles import read_vmlinux
+
+if TYPE_CHECKING:
+    from crashd.cli.open.unbundle import KernelBundle
 
 _HINT = (
     "apt-get install linux-image-{release}-dbg (Debian), linux-image-{release}-dbgsym (Ubuntu), "
@@ -47,75 +52,134 @@ def kernel_command(
             such a dump.
 
     """
-    kernel = doc.get("kernel") or {}
     dump = find_dump(doc)
-    is_drgn = Path(program).name == "drgn"
-    if len(dump.names) > 1 and is_drgn:
-        paths = " ".join(printable(os.fsencode(path)) for path in dump.paths)
-        raise CrashdError(
-            "drgn does not read a split dump",
-            hint=f"--debugger crash, or makedumpfile --reassemble {paths} FILE",
-        )
     with contextlib.ExitStack() as stack:
-        opened = _OpenedDump(_VmlinuxSearch(context, directories), arguments.vmlinux, kernel)
+        files: list[DumpFile] = []
         for path, name in zip(dump.paths, dump.names, strict=True):
             fd = open_file(dump, name)
             stack.callback(os.close, fd)
-            opened.add(path, fd, stack)
+            files.append(DumpFile(name, fd, path))
+        search = VmlinuxSearch(context, directories, arguments.vmlinux)
+        yield stack.enter_context(debugger_command(files, search, doc.get("kernel") or {}, program))
+
+
+@contextlib.contextmanager
+def bundle_command(
+    bundle: "KernelBundle", search: "VmlinuxSearch", program: str, user: User | None
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Like kernel_command(), for a bundle, which may come from anybody: the debugger runs by
+    `user`, and the bundle only chooses among the vmlinux files of this host.
+
+    Raises:
+        NotFoundError: there is no dump in it, or no vmlinux of it on this host.
+        CrashdError: see debugger_command().
+
+    """
+    if not bundle.dump:
+        raise NotFoundError("the bundle has no dump, only a report")
+    known = {key: str(value) for key, value in bundle.about.items() if isinstance(value, str)}
+    files = [DumpFile(f"dump/{number}", fd) for number, fd in enumerate(bundle.dump)]
+    with debugger_command(files, search, known, program, user) as command:
+        yield command
+
+
+class DumpFile(NamedTuple):
+    """An opened file of a dump."""
+
+    name: str
+    fd: int
+    path: Path | None = None
+    """By which the debugger may open it; None: by the descriptor."""
+
+
+@contextlib.contextmanager
+def debugger_command(
+    files: Sequence[DumpFile],
+    search: "VmlinuxSearch",
+    kernel: Mapping[str, Any],
+    program: str,
+    user: User | None = None,
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Build the debugger's command line for the files of a dump, and the descriptors that it needs;
+    `user`, by which the debugger runs, may read them.
+
+    Raises:
+        NotFoundError: there is no vmlinux of it on this host.
+        CrashdError: the vmlinux that was named is another kernel's.
+
+    """
+    is_drgn = Path(program).name == "drgn"
+    with contextlib.ExitStack() as stack:
+        opened = _OpenedDump(search, kernel)
+        for file in files:
+            opened.add(file, stack)
+        if len(files) > 1 and is_drgn:
+            opened.join(stack)
+        for fd in opened.keep:
+            give(fd, user)
+        names = [str(path or descriptor_path(fd)) for path, fd in opened.files]
         vmlinux = str(opened.vmlinux())
         if is_drgn:
-            yield [program, "-c", opened.files[0], "-s", vmlinux], opened.keep
+            yield [program, "-c", names[0], "-s", vmlinux], opened.keep
         else:
-            yield [program, vmlinux, *opened.files], opened.keep
+            yield [program, vmlinux, *names], opened.keep
 
 
 class _OpenedDump:
     """The files of a dump as a debugger gets them, and the vmlinux that they are of."""
 
-    def __init__(
-        self, search: "_VmlinuxSearch", named: str | None, kernel: Mapping[str, Any]
-    ) -> None:
-        self.files: list[str] = []
-        self.keep: list[int] = []
-        """Descriptors of the files that have no name."""
+    def __init__(self, search: "VmlinuxSearch", kernel: Mapping[str, Any]) -> None:
+        self.files: list[tuple[Path | None, int]] = []
+        """Path, if the debugger opens it by that, and descriptor."""
         self._search = search
-        self._named = named
         self._kernel = kernel
         self._vmlinux: Path | None = None
 
     def vmlinux(self) -> Path:
         """Find the vmlinux, once."""
         if self._vmlinux is None:
-            self._vmlinux = self._search.find(self._named, self._kernel)
+            self._vmlinux = self._search.find(self._kernel)
         return self._vmlinux
 
-    def add(self, path: Path, fd: int, stack: contextlib.ExitStack) -> None:
+    @property
+    def keep(self) -> list[int]:
+        """The descriptors that the debugger needs."""
+        return [fd for path, fd in self.files if path is None]
+
+    def join(self, stack: contextlib.ExitStack) -> None:
+        """Put the parts of a split dump together."""
+        self.vmlinux()
+        self._search.context.note(f"putting the {len(self.files)} parts of the dump together")
+        copy = stack.enter_context(joined_copy(fd for _, fd in self.files))
+        self.files = [(None, copy)]
+
+    def add(self, file: DumpFile, stack: contextlib.ExitStack) -> None:
         """Take one of the files; where the debugger cannot read it as it is, a copy."""
-        name = printable(os.fsencode(path.name))
+        name, fd = printable(os.fsencode(file.name)), file.fd
         copy: int | None = None
         if (wrapper := wrapper_of(fd)) is not None:
             self.vmlinux()  # that one is missing is said before hours of unpacking
             self._search.context.note(f"{name}: unpacking what {wrapper} compressed")
             copy = stack.enter_context(plain_copy(fd))
         elif found := find_missing_info(fd):
-            info, self._vmlinux = self._search.choose(self._named, self._kernel, found)
+            info, self._vmlinux = self._search.choose(self._kernel, found)
             self._search.context.note(f"{name}: no VMCOREINFO note, found in memory instead")
             copy = stack.enter_context(copy_with_note(fd, info))
-        if copy is not None:
-            self.keep.append(copy)
-        self.files.append(str(path if copy is None else descriptor_path(copy)))
+        self.files.append((file.path, fd) if copy is None else (None, copy))
 
 
-class _VmlinuxSearch:
+class VmlinuxSearch:
     """Finds the vmlinux of a dump on this host."""
 
-    def __init__(self, context: Context, directories: Iterable[str]) -> None:
+    def __init__(
+        self, context: Context, directories: Iterable[str], named: str | None = None
+    ) -> None:
+        """With `named`, the vmlinux must be that file."""
         self.context = context
         self._directories = tuple(directories)
+        self._named = named
 
-    def choose(
-        self, named: str | None, kernel: Mapping[str, Any], found: list[FoundInfo]
-    ) -> tuple[FoundInfo, Path]:
+    def choose(self, kernel: Mapping[str, Any], found: list[FoundInfo]) -> tuple[FoundInfo, Path]:
         """Choose the VMCOREINFO whose vmlinux is here: a process's memory can look like one."""
         first: NotFoundError | None = None
         wanted = kernel.get("build_id")
@@ -124,12 +188,12 @@ class _VmlinuxSearch:
                 continue
             try:
                 known = {**kernel, "build_id": info.build_id, "release": info.release}
-                return info, self.find(named, known)
+                return info, self.find(known)
             except NotFoundError as e:
                 first = first or e
         raise first or NotFoundError("no VMCOREINFO was found in the dump")
 
-    def find(self, named: str | None, kernel: Mapping[str, Any]) -> Path:
+    def find(self, kernel: Mapping[str, Any]) -> Path:
         """Find the vmlinux that a dump is of; one that is named must be it.
 
         Raises:
@@ -138,8 +202,8 @@ class _VmlinuxSearch:
 
         """
         release = str(kernel.get("release") or "")
-        if named is not None:
-            return self._named(named, kernel)
+        if self._named is not None:
+            return self._judge_named(self._named, kernel)
         if not release and not kernel.get("build_id"):
             raise NotFoundError(
                 "the dump does not name its kernel's release", hint="use --vmlinux FILE"
@@ -167,7 +231,7 @@ class _VmlinuxSearch:
             hint=f"install {package}, or --vmlinux FILE" if package else general,
         )
 
-    def _named(self, named: str, kernel: Mapping[str, Any]) -> Path:
+    def _judge_named(self, named: str, kernel: Mapping[str, Any]) -> Path:
         why, found = _judge(Path(named), kernel)
         if found is None:
             raise CrashdError(f"{named} {why}")

@@ -1,6 +1,6 @@
 """The files of a kernel's dump: found by its record, opened only while they are those of the record
 and root's alone, unpacked where a compressor wrapped them, and with a VMCOREINFO note where a
-hypervisor wrote none.
+hypervisor wrote none. The parts of a split dump are put together where only one file will do.
 """
 
 import bz2
@@ -8,7 +8,7 @@ import contextlib
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,8 @@ from typing import IO, Any
 from crashd.cli.open.scratch import leaving_room, nameless_file, write_core
 from crashd.cli.output import write_sparse
 from crashd.domain.kdump.compressed import XZ_MEMORY_MAX, Wrapper, find_wrapper, unlz4_block
+from crashd.domain.kdump.diskdump import Read
+from crashd.domain.kdump.joined import join, parse_part
 from crashd.domain.kdump.vmcoreinfo import (
     ElfHead,
     add_note,
@@ -116,25 +118,54 @@ def open_file(dump: KernelDump, name: str) -> int:
 
 @contextlib.contextmanager
 def opened_dump(dump: KernelDump) -> Iterator[tuple[Iterator[bytes], int]]:
-    """Open a dump that is one file, for reading from its start, without what a compressor put
-    around it; yields also its size, 0 where that is not known before.
+    """Open a dump for reading from its start, without what a compressor put around it, and with the
+    parts of a split one put together; yields also its size, 0 where that is not known before.
 
     Raises:
-        CrashdError: it is split, or not to be trusted.
+        CrashdError: it is not to be trusted, or there is no room to unpack its parts.
         NotFoundError: it is gone.
 
     """
-    if len(dump.names) > 1:
-        paths = " ".join(printable(os.fsencode(path)) for path in dump.paths)
-        raise CrashdError(
-            f"the dump is split into {len(dump.names)} files: {paths}",
-            hint=f"makedumpfile --reassemble {paths} FILE",
-        )
-    fd = open_file(dump, dump.names[0])
-    try:
-        yield read_unwrapped(fd), os.fstat(fd).st_size if wrapper_of(fd) is None else 0
-    finally:
-        os.close(fd)
+    with contextlib.ExitStack() as stack:
+        fds: list[int] = []
+        for name in dump.names:
+            fds.append(open_file(dump, name))
+            stack.callback(os.close, fds[-1])
+        if len(fds) > 1:
+            copies = [(fd, wrapper_of(fd)) for fd in fds]
+            plain = [stack.enter_context(plain_copy(fd)) if by else fd for fd, by in copies]
+            yield read_joined(plain), 0
+        else:
+            size = os.fstat(fds[0]).st_size if wrapper_of(fds[0]) is None else 0
+            yield read_unwrapped(fds[0]), size
+
+
+def read_joined(fds: Iterable[int]) -> Iterator[bytes]:
+    """Read the parts of a split dump as the one dump that they are.
+
+    Raises:
+        FormatError: they are not the parts of one dump, or a part is cut.
+
+    """
+    return join([parse_part(_reader(fd)) for fd in fds])
+
+
+def _reader(fd: int) -> Read:
+    return lambda offset, size: os.pread(fd, size, offset)
+
+
+@contextlib.contextmanager
+def joined_copy(fds: Iterable[int]) -> Iterator[int]:
+    """Put the parts of a split dump together in a file without a name; yield its descriptor.
+
+    Raises:
+        FormatError: see read_joined().
+        CrashdError: there is no room for it.
+
+    """
+    with nameless_file() as copy:
+        write_core(copy, read_joined(fds))
+        yield copy
 
 
 def wrapper_of(fd: int) -> Wrapper | None:

@@ -34,8 +34,13 @@ from crashd.errors import CrashdError, FormatError, NotFoundError, reason_of
 from crashd.store.corefile import read_frames, zstd_reader
 
 CHUNK = 1 << 20
-_MEMBER = re.compile(r"crash\.json|report\.txt|core\.zst|modules\.json|files/\d{1,4}/[^/]{1,255}")
+_MEMBER = re.compile(
+    r"crash\.json|report\.txt|core\.zst|modules\.json|files/\d{1,4}/[^/]{1,255}"
+    r"|kernel\.json|dump/\d{1,3}/[^/]{1,255}|log/[^/]{1,255}"
+)
 _DOCUMENTS = ("crash.json", "modules.json")
+_KERNEL = "kernel.json"
+_DUMP = re.compile(r"dump/(\d{1,3})/[^/]{1,255}")
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 _NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL)
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -76,6 +81,17 @@ class Unpacked(NamedTuple):
     """The directory that holds the module files, at the paths in the core."""
     exe: str | None
     """The executable's path below it."""
+    kernel: "KernelBundle | None" = None
+    """What there is instead in the bundle of a kernel's crash."""
+
+
+class KernelBundle(NamedTuple):
+    """The bundle of a kernel's crash."""
+
+    about: Mapping[str, Any]
+    """kernel.json: says which vmlinux it takes. Nothing in it is to be trusted."""
+    dump: tuple[int, ...]
+    """The dump's files, of a split dump all parts in their order."""
 
 
 @contextlib.contextmanager
@@ -93,13 +109,28 @@ def unpack(path: Path, limits: BundleLimits = DEFAULT) -> Iterator[Unpacked]:
         directory = stack.enter_context(private_directory())
         core = stack.enter_context(nameless_file())
         try:
-            exe = unpack_tar(zstd_reader(raw), directory, core, limits)
+            exe, taken = unpack_tar(zstd_reader(raw), directory, core, limits)
         except FormatError as e:
             name = printable(os.fsencode(path))
             raise FormatError(f"{name} is not a bundle, or is damaged: {e}") from e
+        if taken.is_kernel:
+            files = tuple(_open_parts(taken, stack))
+            about = parse_document(_KERNEL, taken.documents[_KERNEL], limits.values)
+            found = KernelBundle(about if isinstance(about, dict) else {}, files)
+            yield Unpacked(core, core, None, found)
+            return
         root = os.open(directory / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
         yield Unpacked(core, root, exe)
+
+
+def _open_parts(taken: "_Taken", stack: contextlib.ExitStack) -> Iterator[int]:
+    """Open the files of a kernel's dump in their order; closed by the stack."""
+    found = [(int(match[1]), name) for name in taken.files if (match := _DUMP.fullmatch(name))]
+    for _, name in sorted(found):
+        fd = os.open(taken.files[name], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        yield fd
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -114,10 +145,12 @@ def _open(path: Path) -> IO[bytes]:
 
 def unpack_tar(
     read: Callable[[int], bytes], directory: Path, core: int, limits: BundleLimits = DEFAULT
-) -> str | None:
-    """Unpack the archive that `read` returns; return the executable's path below the root.
+) -> tuple[str | None, "_Taken"]:
+    """Unpack the archive that `read` returns; return the executable's path below the root, and the
+    members.
 
-    The core goes to the file `core`, module files go below `directory`/root.
+    The core goes to the file `core`, module files go below `directory`/root. The files of a
+    kernel's dump stay in `directory`.
 
     Raises:
         FormatError: the archive is not one that `crashctl bundle` writes.
@@ -127,12 +160,14 @@ def unpack_tar(
     for member in _members(read, limits):
         taken.take(member)
     taken.check()
+    if taken.is_kernel:
+        return None, taken
     crash, modules = (
         parse_document(name, taken.documents[name], limits.values) for name in _DOCUMENTS
     )
     exe, planned = plan_layout(crash, modules, limits.depth)
     _lay_out(directory, taken.files, planned)
-    return exe if exe is not None and (directory / "root" / exe).is_file() else None
+    return exe if exe is not None and (directory / "root" / exe).is_file() else None, taken
 
 
 # -- the archive -----------------------------------------------------------------------------------
@@ -221,20 +256,20 @@ class _Taken:
     sums: dict[str, str] = field(default_factory=dict)
     files_bytes: int = 0
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the bundle is of a kernel's crash."""
+        return _KERNEL in self.members
+
     def take(self, member: _Member) -> None:
         """Read a member and keep what is needed of it."""
         name, limits = member.name, self.limits
-        if name == "kernel.json":
-            raise FormatError(
-                "it is of a kernel's crash: unpack it by tar, and run crash VMLINUX dump/0/*"
-                " (kernel.json says which vmlinux)"
-            )
         if name in self.members or not (name == "SHA256SUMS" or _MEMBER.fullmatch(name)):
             raise FormatError(f"the bundle has an unexpected member {printable(name)}")
         self.members[name] = member
         if name == "SHA256SUMS":
             self.sums = parse_sums(self._whole(member, limits.sums_bytes))
-        elif name in _DOCUMENTS:
+        elif name in _DOCUMENTS or name == _KERNEL:
             self.documents[name] = self._whole(member, limits.document_bytes)
         elif name == "report.txt":
             self._bound(member, limits.report_bytes)
@@ -274,7 +309,8 @@ class _Taken:
         Raises:
             FormatError: one is missing or damaged.
         """
-        if not {"core.zst", *_DOCUMENTS} <= self.members.keys():
+        names = {"crash.json"} if self.is_kernel else {"core.zst", *_DOCUMENTS}
+        if not names <= self.members.keys():
             raise FormatError("the bundle has no core, no crash.json or no modules.json")
         for name, member in self.members.items():
             if name != "SHA256SUMS" and self.sums.get(name) != member.digest.hexdigest():

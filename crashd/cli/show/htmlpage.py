@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from crashd.cli.render import ABSENT, Row, local_time, local_time_of_ns, value_text
 from crashd.cli.show.htmlstyle import STYLE
-from crashd.domain.crash.tally import Group, Tally, Timeline, program
+from crashd.domain.crash.tally import NO_UNIT, Group, Tally, Timeline, program
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 
@@ -56,6 +56,11 @@ def text(value: object) -> str:
     """Escape a foreign string: for a terminal that shows the page's source, then for HTML."""
     shown = printable(str(value))
     return escape(shown if len(shown) <= TEXT_MAX else shown[:TEXT_MAX] + "…")
+
+
+def path(value: object) -> str:
+    """Escape a path, which may be broken after each directory."""
+    return text(value).replace("/", "/<wbr>")
 
 
 def known(value: object) -> str:
@@ -103,7 +108,7 @@ def _cards(page: Page) -> Iterator[str]:
         ("Crashes", page.tally.total, ""),
         ("Distinct crashes", len(page.tally.groups), ""),
         ("Kernel crashes", kernel, "bad" if kernel else ""),
-        ("Units", len(names["units"]), ""),
+        ("Units", len(names["units"].keys() - {NO_UNIT}), ""),
         ("Full cores", names["dispositions"].get("full", 0), ""),
         ("Lost", names["states"].get("lost", 0), "bad" if names["states"].get("lost") else ""),
     )
@@ -121,7 +126,9 @@ def _timeline(line: Timeline) -> Iterator[str]:
     each = (_WIDTH - _LEFT) / len(line)
     step = format_duration(line.step_ns)
     yield f'<section id="timeline"><h2>When</h2><p class="note">Each column covers {step}.'
-    yield '<span class="key process"></span>processes<span class="key kernel"></span>kernel</p>'
+    for kind, label in (("process", "processes"), ("kernel", "kernel")):
+        yield f' <span class="legend"><span class="key {kind}"></span>{label}</span>'
+    yield "</p>"
     yield f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Crashes over time">'
     for value in sorted({0, most // 2, most}):
         y = 10 + height - height * value / most
@@ -152,7 +159,8 @@ def _hours(line: Timeline) -> Iterator[str]:
         when = local_time_of_ns(line.start_ns + (line.end_ns - line.start_ns) * part // 4)
         x = _LEFT + (_WIDTH - _LEFT) * part / 4
         anchor = ("start", "middle", "middle", "middle", "end")[part]
-        yield f'<text class="axis" x="{x:.0f}" y="{_HEIGHT - 6}" '
+        minor = " minor" if part % 2 else ""  # a phone has no room for them
+        yield f'<text class="axis at{minor}" x="{x:.0f}" y="{_HEIGHT - 6}" '
         yield f'text-anchor="{anchor}">{text(when[5:16])}</text>'
 
 
@@ -181,12 +189,13 @@ def _signatures(top: Sequence[Group]) -> Iterator[str]:
     for rank, group in enumerate(top[:TOP]):
         row = group.newest
         kind = "kernel" if row.get("kind") == "kernel" else "process"
-        yield f'<tr class="{kind}"><td class="number">{rank + 1}</td>'
-        yield f'<td class="number">{group.count}</td>'
-        yield f'<td><a href="#stack-{rank + 1}">{known(row.get("title"))}</a></td>'
-        yield f"<td><code>{text(program(row))}</code></td>"
-        times = (text(local_time(time)) for time in (group.first, group.last))
-        yield "".join(f"<td>{time}</td>" for time in times) + "</tr>"
+        yield f'<tr class="{kind}"><td class="number" data-label="#">{rank + 1}</td>'
+        yield f'<td class="number" data-label="Count">{group.count}</td>'
+        yield f'<td class="what"><a href="#stack-{rank + 1}">{known(row.get("title"))}</a></td>'
+        yield f'<td class="program"><code>{path(program(row))}</code></td>'
+        for label, when in (("First", group.first), ("Last", group.last)):
+            yield f'<td class="time" data-label="{label}">{text(local_time(when))}</td>'
+        yield "</tr>"
     yield "</tbody></table>"
     if len(top) > TOP:
         rest = sum(group.count for group in top[TOP:])
@@ -241,6 +250,13 @@ def _frames(doc: Row) -> Iterator[str]:
     frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
     if not frames or doc.get("report"):
         return
+    interpreted = [frame for frame in frames if frame.get("kind") not in (None, "native")]
+    native = [frame for frame in frames if frame.get("kind") in (None, "native")]
+    for part in filter(None, (interpreted, native)):  # each has numbers of its own
+        yield from _stack(part)
+
+
+def _stack(frames: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield '<ol class="stack" start="0">'
     for frame in frames[:FRAMES_MAX]:
         file = frame.get("file")
@@ -268,10 +284,11 @@ def _latest(rows: Sequence[Row], total: int) -> Iterator[str]:
     yield "</tr></thead><tbody>"
     for row in shown:
         kind = "kernel" if row.get("kind") == "kernel" else "process"
-        yield f'<tr class="{kind}"><td>{text(local_time(row.get("time")))}</td>'
-        yield f"<td>{known(row.get('title'))}</td><td><code>{text(program(row))}</code></td>"
-        yield f"<td>{known(row.get('unit'))}</td><td>{known(row.get('state'))}</td>"
-        yield f"<td><code>{known(str(row.get('id'))[-8:])}</code></td></tr>"
+        yield f'<tr class="{kind}"><td class="time">{text(local_time(row.get("time")))}</td>'
+        yield f'<td class="what">{known(row.get("title"))}</td>'
+        yield f'<td class="program"><code>{path(program(row))}</code></td>'
+        yield f'<td class="unit">{known(row.get("unit"))}</td><td>{known(row.get("state"))}</td>'
+        yield f'<td class="id"><code>{known(str(row.get("id"))[-8:])}</code></td></tr>'
     yield "</tbody></table>"
     if total > len(shown):
         yield f'<p class="note">and {total - len(shown)} before them</p>'

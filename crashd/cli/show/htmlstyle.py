@@ -29,10 +29,12 @@ padding:0;background:none;border:0}
 .axis{fill:var(--soft);font-size:12px}
 rect.process{fill:var(--process)}
 rect.kernel{fill:var(--kernel)}
+.legend{white-space:nowrap}
 .key{display:inline-block;width:11px;height:11px;margin:0 6px 0 14px;border-radius:2px}
 .key.process{background:var(--process)}
 .key.kernel{background:var(--kernel)}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:26px 40px}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));
+gap:26px 40px}
 .columns>div{min-width:0}
 table{border-collapse:collapse;width:100%}
 .bars{table-layout:fixed}
@@ -44,8 +46,10 @@ text-overflow:ellipsis;padding:2px 8px 2px 0}
 .list th{text-align:left;white-space:nowrap;font-size:12px;font-weight:600;color:var(--soft)}
 .list th,.list td{padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;
 overflow-wrap:anywhere}
-.list td:nth-child(n+5),#latest td:first-child,.list td.number{white-space:nowrap}
-#latest td:nth-child(4){min-width:150px}
+.list .time,.list .id,.list td.number{white-space:nowrap}
+.list .what{min-width:210px}
+.list .program{min-width:120px}
+.list .unit{min-width:110px}
 .list tr:last-child td{border-bottom:0}
 tr.kernel td{color:var(--kernel)}
 a{color:inherit;text-decoration-color:var(--process);text-underline-offset:3px}
@@ -66,5 +70,25 @@ dd{margin:0;overflow-wrap:anywhere}
 pre{margin:10px 0;padding:12px 14px;border:1px solid var(--line);border-radius:6px;
 overflow-x:auto}
 :target{outline:2px solid var(--process);outline-offset:6px;border-radius:4px}
+@media (max-width:900px){.list thead{display:none}
+.list,.list tbody{display:block}
+.list tr{display:flex;flex-wrap:wrap;gap:0 14px;padding:10px 0;border-bottom:1px solid var(--line)}
+.list tr:last-child{border-bottom:0}
+.list td{display:block;border:0;padding:0;font-size:13px;color:var(--soft)}
+.list .what,.list .program,.list .unit{min-width:0}
+.list .what{order:-1;flex:1 0 100%;font-size:15px;color:var(--ink)}
+.list .kernel .what{color:var(--kernel)}
+.list td[data-label]::before{content:attr(data-label) " "}}
+@media (max-width:600px){header,main,footer{padding-left:12px;padding-right:12px}
+section{padding:14px 12px}
+.cards{padding:0}
+#timeline svg{overflow:visible;margin-bottom:8px}
+.axis{font-size:26px}
+.axis.at{transform:translateY(12px)}
+.axis.minor{display:none}
+.bars th{width:42%}
+.bars .number{width:48px}
+dl{grid-template-columns:84px 1fr}
+.stack{padding-left:40px}}
 @media print{body{background:none}section,.card{break-inside:avoid}}
 """

@@ -43,12 +43,13 @@ def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
         for line in render_json_list(located, arguments.json):
             print(line)
     elif rows:
-        table = Table(context.width, color=context.color, now_ns=time.time_ns())
+        fleet = context.fleet is not None
+        table = Table(context.width, color=context.color, now_ns=time.time_ns(), fleet=fleet)
         for line in table.lines(rows, legend=context.legend):
             print(line)
     if rows:
         return 0
-    asked = is_filtered(query)
+    asked = is_filtered(query) or (context.fleet is not None and context.fleet.is_narrow)
     if asked or not arguments.json:
         context.note("no crashes found" if asked else "no crashes so far")
     return 1 if asked else 0
@@ -63,7 +64,7 @@ def locate_core(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(core, dict) or not isinstance(name, str):
         return doc
     path = None
-    if context.index_files is None:
+    if context.index_files is None and context.fleet is None:
         path = str(context.paths.crashes.absolute() / str(doc.get("id")) / name)
     return {**doc, "core": {**core, "path": path}}
 
@@ -71,6 +72,8 @@ def locate_core(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
 def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
     """Return a crash that says whether its analysis is still to come."""
     if doc.get("kind") != "process" or doc.get("analysis") or context.index_files is not None:
+        return doc
+    if context.fleet is not None:
         return doc
     if doc.get("state") not in _ANALYSED or not (doc.get("core") or {}).get("path"):
         return doc

@@ -1,5 +1,6 @@
 """The pages of `info` and `status`. Pure, like render.py: records in, lines out."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ LABEL_WIDTH = 15
 TEXT_MAX = 2000
 """Characters shown of one value without --all."""
 THREADS_MAX = 16
+_THREADS = re.compile(r"^Threads:\t(\d{1,9})$", re.MULTILINE)
 FRAMES_MAX = 64
 
 _RAW_SECTIONS = (
@@ -275,7 +277,12 @@ def _threads(doc: Row, show_all: bool) -> Iterator[str]:
     threads.sort(key=lambda thread: not thread.get("crashed"))
     shown = threads if show_all else threads[:THREADS_MAX]
     yield ""
-    yield f"Threads ({len(threads)}):"
+    total = _THREADS.search(str(doc.get("status") or ""))
+    count = len(threads)
+    if total is not None and int(total[1]) > count:
+        yield f"Threads ({int(total[1])}, of which {count} are recorded):"
+    else:
+        yield f"Threads ({count}):"
     for thread in shown:
         mark = "*" if thread.get("crashed") else " "
         name, pc = value_text(thread.get("name")), value_text(thread.get("pc"))

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crashd import __version__
@@ -14,7 +14,7 @@ from crashd.cli.output import write_file
 from crashd.cli.render import Row
 from crashd.cli.show.htmlpage import LATEST, TOP, Page, render
 from crashd.cli.show.stats import plan
-from crashd.cli.source import Source, open_source
+from crashd.cli.source import CountingSource, Source, open_source
 from crashd.domain.crash.tally import Tally, tally
 from crashd.domain.units import format_size
 from crashd.errors import NotFoundError, UsageError
@@ -52,13 +52,27 @@ def read_page(context: Context, arguments: argparse.Namespace, now_ns: int) -> P
     query, timeline = plan(arguments, now_ns, COLUMNS)
     source = open_source(context)
     try:
-        rows = source.select(query)
-        found = tally(rows, timeline)
+        if isinstance(source, CountingSource):
+            found = source.tally(query, timeline)
+            source.add_groups(query, found, TOP)
+            rows = source.select(query._replace(limit=LATEST))
+        else:
+            rows = source.select(query)
+            found = tally(rows, timeline)
         stacks = dict(_read_stacks(source, found))
     finally:
         source.close()
-    host = next((str(row["hostname"]) for row in rows if row.get("hostname")), os.uname().nodename)
+    host = _place(context, rows)
     return Page(host, now_ns, __version__, found, stacks, rows[:LATEST])
+
+
+def _place(context: Context, rows: Sequence[Row]) -> str:
+    """Return whose crashes they are."""
+    if context.fleet is not None:
+        labels = [f"{name}={value}" for name, value in context.fleet.labels]
+        return " ".join(["fleet", *context.fleet.hosts, *labels])
+    names = (str(row["hostname"]) for row in rows if row.get("hostname"))
+    return next(names, os.uname().nodename)
 
 
 def _read_stacks(source: Source, found: Tally) -> Iterator[tuple[int, Row]]:

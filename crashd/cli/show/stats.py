@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from crashd.cli.context import Context
 from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns
 from crashd.cli.show.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
-from crashd.cli.source import open_source
+from crashd.cli.source import CountingSource, open_source
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.tally import Tally, Timeline, plan_timeline, tally
 from crashd.domain.crash.timestamp import parse_time
@@ -61,6 +61,8 @@ def count_crashes(context: Context, arguments: argparse.Namespace, columns_max: 
     query, timeline = plan(arguments, time.time_ns(), columns_max)
     source = open_source(context)
     try:
+        if isinstance(source, CountingSource):
+            return source.tally(query, timeline)
         return tally(source.select(query), timeline)
     finally:
         source.close()

@@ -4,6 +4,8 @@ with a signature.
 
 import math
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from crashd.domain.crash.filesearch import FileSearch, plan_search
 from crashd.domain.crash.model import Crash
 from crashd.domain.text import printable
 from crashd.edge.sandbox.modulefiles import read_own_mounts
-from crashd.edge.sandbox.start import ask_worker, run_worker
+from crashd.edge.sandbox.start import WorkerResult, ask_worker, run_worker
 from crashd.errors import FormatError, reason_of
 
 _MAPS_MAX = 4 << 20
+_OTHER = re.compile(rb'^\{"other":(\d{1,3})\}\n', re.MULTILINE)  # OTHER_MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,56 @@ def analyse(core_fd: int, crash: Crash, options: AnalysisOptions) -> Analysis:
     A hostile core cannot make it raise: if the worker is killed, crashes or prints nonsense, the
     Analysis is FAILED, with the reason.
     """
-    request, seconds = _request(crash, options), options.timeout_seconds
+    return analyse_all([(core_fd, crash)], options)[0] or Analysis(AnalysisState.FAILED)
+
+
+def analyse_all(
+    cores: Sequence[tuple[int, Crash]], options: AnalysisOptions
+) -> list[Analysis | None]:
+    """Analyse crashes of one program, at least one, in one worker. See `analyse`; None for one
+    after the first that has to be analysed alone.
+    """
+    (core_fd, crash), *others = cores
+    request, seconds = _request(crash, [o for _, o in others], options), options.timeout_seconds
+    request["others"] = [{"maps": _maps(other)} for _, other in others]
+    other_fds = [fd for fd, _ in others]
     if options.worker_socket is None:
-        result = run_worker(request, core_fd, seconds)
+        result = run_worker(request, core_fd, seconds, other_fds=other_fds)
     else:
-        result = ask_worker(request, core_fd, seconds, options.worker_socket)
+        result = ask_worker(request, core_fd, seconds, options.worker_socket, other_fds=other_fds)
+    first, more = _split(result, len(others))
+    return [
+        _judge(first, crash),
+        *(
+            _judge(part, other) if part is not None else None
+            for part, (_, other) in zip(more, others, strict=True)
+        ),
+    ]
+
+
+def _split(result: WorkerResult, others: int) -> tuple[WorkerResult, list[WorkerResult | None]]:
+    """Split a worker's output by core; the cost is shared. Of the others only whole results count:
+    whatever ended the worker may have been the fault of another.
+    """
+    first, *parts = _OTHER.split(result.output)
+    found: dict[int, bytes] = {}
+    for number, output in zip(parts[::2], parts[1::2], strict=True):
+        if int(number) < others and is_whole(output):
+            found.setdefault(int(number), output)
+    count = 1 + len(found)
+    shared = replace(
+        result,
+        seconds=round(result.seconds / count, 3),
+        cpu_seconds=round(result.cpu_seconds / count, 3),
+    )
+    return replace(shared, output=first), [
+        replace(shared, output=found[number], failure=None) if number in found else None
+        for number in range(others)
+    ]
+
+
+def _judge(result: WorkerResult, crash: Crash) -> Analysis:
+    """Explain a worker's result."""
     analysis = Analysis(
         AnalysisState.FAILED,
         seconds=result.seconds,
@@ -131,17 +179,32 @@ def program_name(crash: Crash) -> str:
     return printable(name)
 
 
-def search_of(crash: Crash, options: AnalysisOptions) -> FileSearch:
-    """Return where the files of a crash may be."""
-    kept = os.fsencode(options.crashes / crash.id) if options.crashes is not None else b""
+def _search(crash: Crash, others: Sequence[Crash], options: AnalysisOptions) -> FileSearch:
+    """Return where the files of a crash, and of others like it, may be."""
+    kept = []
+    if options.crashes is not None:
+        kept = [os.fsencode(options.crashes / each.id) for each in (crash, *others)]
     return plan_search(crash, options.build_id_dirs, kept, read_own_mounts())
 
 
-def _request(crash: Crash, options: AnalysisOptions) -> dict[str, Any]:
+def _maps(crash: Crash) -> str:
+    return (crash.maps or b"")[:_MAPS_MAX].decode("latin-1")
+
+
+def may_share(first: Crash, other: Crash) -> bool:
+    """Return whether one worker may analyse both crashes: they are of the same program of the same
+    user, and name the same files.
+    """
+    if (first.exe, first.build_id, first.comm) != (other.exe, other.build_id, other.comm):
+        return False
+    return first.build_id is not None and plan_search(first) == plan_search(other)
+
+
+def _request(crash: Crash, others: Sequence[Crash], options: AnalysisOptions) -> dict[str, Any]:
     return {
         "cpu_seconds": max(1, math.ceil(options.timeout_seconds)),
         "memory_bytes": options.memory_bytes,
         "python": options.python,
-        "maps": (crash.maps or b"")[:_MAPS_MAX].decode("latin-1"),
-        "search": search_of(crash, options).to_json(),
+        "maps": _maps(crash),
+        "search": _search(crash, others, options).to_json(),
     }

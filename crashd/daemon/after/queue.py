@@ -1,7 +1,8 @@
 """Analyses, one after another, when there is nothing more urgent: captures go first.
 
 The owner whose analyses took the least time recently comes next, so that a user does not wait for
-everything that another user's crash loop has queued.
+everything that another user's crash loop has queued. Of one owner, crashes at a new site come
+first; those at the same site share a worker, because most of an analysis is starting it.
 
 `analysis.json` in the crash's own entry says what has been analysed: after the daemon was killed,
 it continues with the rest, and gives up a crash that kills its analysis again and again.
@@ -12,10 +13,12 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crashd.daemon.after.analysis import AnalysisOptions, analyse, analysed
+from crashd.daemon.after.analysis import AnalysisOptions, analyse_all, analysed, may_share
 from crashd.daemon.after.backlog import QUEUE_MAX, Backlog
 from crashd.daemon.after.captures import Captures
 from crashd.daemon.after.notices import Notices
@@ -23,7 +26,8 @@ from crashd.daemon.after.retention import Retention
 from crashd.daemon.indexer import Indexer
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
 from crashd.domain.crash.model import Crash, Kind, encode
-from crashd.domain.keep.site import account_of
+from crashd.domain.keep.site import account_of, group_of
+from crashd.edge.sandbox.workerlink import OTHERS_MAX
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store.entry import ANALYSIS, Entry, open_entry
@@ -39,6 +43,8 @@ ATTEMPTS_MAX = 2
 PATIENCE_SECONDS = 30.0
 """Captures can delay an analysis for this long."""
 RESULT_MAX = 8 << 20
+_MAPS_MAX = 4 << 20
+"""Bytes of /proc/PID/maps in one request."""
 _AROUND_BYTES = 4096
 """Room for what is written around a kept result while a new one is made."""
 
@@ -94,7 +100,10 @@ class AnalysisQueue:
         """Queue a crash's analysis, unless it is queued; False if the owner's share is full, or if
         analyses are turned off.
         """
-        return self._backlog.put(account_of(crash, self._users.user_of) or "", crash.id)
+        return self._backlog.put(self._owner_of(crash), crash.id, group_of(crash))
+
+    def _owner_of(self, crash: Crash) -> str:
+        return account_of(crash, self._users.user_of) or ""
 
     def add_first(self, crash_id: str) -> bool:
         """Queue a crash's analysis before all others; False if the queue is full or turned off."""
@@ -153,20 +162,23 @@ class AnalysisQueue:
     # -- the threads' ----------------------------------------------------------------------------
 
     def _run(self, number: int) -> None:
-        while (taken := self._backlog.take(number)) is not None:
-            owner, crash_id = taken
+        while (taken := self._backlog.take(number, 1 + OTHERS_MAX)) is not None:
+            owner, ids = taken
             started = time.monotonic()
+            alone = ids[1:]
             try:
                 self._let_captures_go_first()
                 started = time.monotonic()
-                self._analyse(crash_id)
+                alone = self._analyse(ids)
             except (CrashdError, OSError) as e:
-                log.info("crash %s was not analysed: %s", crash_id, e)
+                log.info("crash %s was not analysed: %s", ids[0], e)
             except Exception:  # boundary: one crash must not end the analysis of all others
-                log.exception("the analysis of crash %s failed", crash_id)
+                log.exception("the analysis of crash %s failed", ids[0])
                 self._exporter.analysed(AnalysisState.FAILED, 0.0)
             finally:
-                self._backlog.done(owner, crash_id, time.monotonic() - started)
+                self._backlog.done(owner, ids, time.monotonic() - started)
+                for crash_id in alone:
+                    self._backlog.put(owner, crash_id, late=True)
 
     def _explained(self, crash: Crash) -> None:
         """Update the index with the explained record before it counts as analysed, because
@@ -176,22 +188,49 @@ class AnalysisQueue:
         self._indexer.settle()
         self._retention.captured()
 
-    def _analyse(self, crash_id: str) -> None:
-        with open_entry(self._paths, crash_id) as entry:
-            crash = entry.read()
-            if crash.kind is not Kind.PROCESS or not crash.state.has_core:
-                return
-            attempts = begin_result(entry)
-            if attempts > ATTEMPTS_MAX:
-                why = f"given up: the daemon did not survive it {ATTEMPTS_MAX} times"
-                self._finish(crash_id, Analysis(AnalysisState.FAILED, reason=why))
-                return
-            core = entry.open_core()
-        try:
-            analysis = analyse(core, crash, self._settings.options)
-        finally:
-            os.close(core)
-        self._finish(crash_id, analysis)
+    def _analyse(self, ids: Sequence[str]) -> list[str]:
+        """Analyse crashes that are like the first one, in one worker; return those that have to be
+        analysed alone.
+        """
+        with ExitStack() as stack:
+            cores, alone = self._gather(ids, stack)
+            found = analyse_all(cores, self._settings.options) if cores else []
+        for (_, crash), analysis in zip(cores, found, strict=True):
+            if analysis is None:
+                alone.append(crash.id)
+            else:
+                self._finish(crash.id, analysis)
+        return alone
+
+    def _gather(
+        self, ids: Sequence[str], stack: ExitStack
+    ) -> tuple[list[tuple[int, Crash]], list[str]]:
+        """Return the crashes to analyse together, with their cores, which `stack` closes; and those
+        that have to be analysed alone.
+        """
+        cores: list[tuple[int, Crash]] = []
+        alone: list[str] = []
+        room = _MAPS_MAX
+        for crash_id in ids:
+            try:
+                with open_entry(self._paths, crash_id) as entry:
+                    crash = entry.read()
+                    if crash.kind is not Kind.PROCESS or not crash.state.has_core:
+                        continue
+                    room -= len(crash.maps or b"")
+                    if cores and (room < 0 or not may_share(cores[0][1], crash)):
+                        alone.append(crash_id)
+                        continue
+                    begun = begin_result(entry) <= ATTEMPTS_MAX
+                    if begun:
+                        cores.append((entry.open_core(), crash))
+                        stack.callback(os.close, cores[-1][0])
+                if not begun:
+                    why = f"given up: the daemon did not survive it {ATTEMPTS_MAX} times"
+                    self._finish(crash_id, Analysis(AnalysisState.FAILED, reason=why))
+            except (CrashdError, OSError) as e:
+                log.info("crash %s was not analysed: %s", crash_id, e)
+        return cores, alone
 
     def _let_captures_go_first(self) -> None:
         until = time.monotonic() + PATIENCE_SECONDS

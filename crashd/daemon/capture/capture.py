@@ -19,8 +19,10 @@ from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash import record
 from crashd.domain.crash.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
 from crashd.domain.crash.model import Core, Crash, Disposition, Engine, Mode, State
+from crashd.domain.crash.procfs import parse_status
 from crashd.domain.elf import elfcore
 from crashd.edge.capture.incoming import DeadlineError, IncomingCore
+from crashd.edge.capture.successor import HELD_BYTES
 from crashd.errors import FormatError, reason_of
 from crashd.store.entry import Entry
 
@@ -68,6 +70,9 @@ class Desk:
         del crash, head, wanted
         return Decision()
 
+    def taken_over(self) -> None:
+        """Note that this process continues the capture of a worker that was killed."""
+
     def released(self, options: Options, read_bytes: int, spilled_bytes: int) -> int:
         """Note that the process is released. Return the number of compressing threads as soon as
         the core may be stored.
@@ -102,8 +107,7 @@ def capture(
     # held: anything that waits for the process waits for each of these lines
     if refused is None:
         incoming.accept()  # now: the kernel writes while we look at /proc
-    seen = _look(crash, incoming, with_proc=with_proc)
-    desk.identified()
+    seen = _identify(crash, incoming, options, desk, with_proc=with_proc)
     if refused is not None:
         return _refuse(seen.add_to(crash, options), entry, incoming, options, refused)
     with MappedFiles(incoming, seen.snapshot, options) as files:
@@ -125,6 +129,17 @@ def capture(
         limit = record.Allowance(0, Disposition.METADATA, kept.reason)
     crash = _conclude(crash, head, limit, replace(kept, reason=trouble or kept.reason))
     return _commit(crash, entry, incoming, source.options)
+
+
+def _identify(
+    crash: Crash, incoming: IncomingCore, options: Options, desk: Desk, *, with_proc: bool
+) -> "_Seen":
+    """Look at the process, and fork a copy of this worker if reading the memory takes long."""
+    seen = _look(crash, incoming, with_proc=with_proc)
+    if seen.is_large and options.engine != "stream" and incoming.begin_guard():
+        desk.taken_over()
+    desk.identified()
+    return seen
 
 
 def _refuse(
@@ -191,6 +206,8 @@ def _hold(
         held = replace(held, build_id=build_id, expected_bytes=source.expected_bytes)
     else:
         held.build_id = build_id
+        if source.incoming.guard.is_there:  # before it ends, so that there is always one
+            held.guard(desk.taken_over)
     return held, limit
 
 
@@ -201,6 +218,7 @@ def _store(
     if isinstance(held, KeptCore):
         return held
     try:
+        held.guard(desk.taken_over)
         hold_ns = _hold_ns(source.incoming, crash)
         known = replace(crash, capture=replace(crash.capture, hold_ns=hold_ns))
         spare = entry.spare_bytes(source.options.keep_free_bytes)
@@ -220,6 +238,12 @@ class _Seen:
     snapshot: Mapping[str, bytes]
     credentials: record.ProcessCredentials | None
     warning: str | None
+
+    @property
+    def is_large(self) -> bool:
+        """Return whether reading the memory takes longer than forking a copy of this process."""
+        status = parse_status(self.snapshot.get("status", b""))
+        return (status.vm_rss_bytes or 0) + (status.vm_swap_bytes or 0) >= HELD_BYTES
 
     def add_to(self, crash: Crash, options: Options) -> Crash:
         """Return a crash whose core is not read with these facts added."""

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 from crashd.daemon.capture.pace import STORER_NAME, Pace
 from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 from crashd.edge.capture.memory import populate
+from crashd.edge.capture.successor import Successor
 from crashd.errors import reason_of
 
 HOLE_COST_SHIFT = 15
@@ -113,7 +114,7 @@ class Pump:
         self._limit = limit
         self._hole_cost = 0
         self._recounted_bytes = 0
-        self._stored_bytes = 0
+        self._stored_bytes = self._dropped_bytes = 0
         self._ring = _Ring(max(size, 1 << 16))
         self._left = limit
         self._limit_reason = limit_reason or "limit"
@@ -123,6 +124,8 @@ class Pump:
         self._scratch: _Ring | None = None
         """The buffer for data on its way to the spill; None while nothing is spilled."""
         self._pace = pace or Pace()
+        self.guard = Successor()
+        """The copy of this process that stores the same data if this process is killed."""
         self._storer: threading.Thread | None = None
         self._ended = False
         self._failure: BaseException | None = None
@@ -226,6 +229,19 @@ class Pump:
             return
         self._ring.filled = True
         self._ring = _Ring(BASE_BYTES)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Return whether nothing has been stored: all data is in the buffer and the spill."""
+        return self._storer is None
+
+    def begin_again(self, sink: Sink) -> None:
+        """Store everything into `sink`, in a copy of the process whose data this was.
+
+        The copy was made when nothing had been stored.
+        """
+        self._sink = sink
+        self._changed = threading.Condition(threading.Lock())
 
     def finish(self, pace: Pace | None = None) -> None:
         """Store everything left, at `pace`; reading is over and the process is released.
@@ -346,5 +362,16 @@ class Pump:
             except OSError as e:
                 raise StopError(f"reading the spilled core failed: {reason_of(e)}") from e
             self._sink.write(part)
+        self._dropped_bytes = self._drop_spilled(self._spill, item.offset + item.size)
+
+    def _drop_spilled(self, spill: Spill, end: int) -> int:
+        """Free the space of spilled data that is stored, if it is needed: our copy still needs the
+        data. Return up to where it is free.
+        """
+        if self.guard.is_there:
+            if spill.has_room:
+                return self._dropped_bytes
+            self.guard.end()
         with contextlib.suppress(OSError):
-            self._spill.drop(item.offset, item.size)
+            spill.drop(self._dropped_bytes, end - self._dropped_bytes)
+        return end

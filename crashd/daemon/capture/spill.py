@@ -36,6 +36,11 @@ class Spill:
             self.written_bytes += len(data)
         return self.is_open
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether as much of the disk is free as must stay free."""
+        return read_space(self.fd).free_bytes >= self._least_free_bytes
+
     def _has_room(self, size: int) -> bool:
         if self.written_bytes + size > self._most_bytes:
             return False

@@ -3,7 +3,7 @@
 Chooses the engine and the size of the buffer, and returns to the stream if memory is in doubt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from crashd.daemon.capture import engines
@@ -13,17 +13,22 @@ from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, Pump, StopEr
 from crashd.daemon.capture.sink import CoreSink
 from crashd.daemon.capture.source import LATE, CoreSource
 from crashd.daemon.capture.spill import Spill
-from crashd.domain.crash.model import Core, Engine
+from crashd.domain.crash.model import Core, Engine, Mode
 from crashd.domain.crash.record import Allowance
 from crashd.domain.elf import elfcore, memorymap
 from crashd.domain.elf.memorymap import DoubtError, Extent
 from crashd.domain.elf.minicore import MINI_MAX, MiniCore
 from crashd.edge.capture.incoming import DeadlineError
 from crashd.edge.capture.memory import GoneError, ProcessMemory
+from crashd.edge.capture.successor import RAW_BYTES
 from crashd.errors import reason_of
 from crashd.store.entry import Entry
 
 _PIECE_MAX = 1 << 20
+LONG_BYTES = 64 << 20
+"""A process with more memory to read has its stacks read first, in case it is killed meanwhile."""
+STACKS_BYTES = 4 << 20
+"""How much of the stacks is read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +84,39 @@ class HeldCore:
         self._source = source
         self._reason: str | None = None
         self._engine = Engine.STREAM if source.memory is None else Engine.MEMORY
-        self._sink = CoreSink(
-            entry,
+        self._wanted = wanted
+        self._is_guarded = False
+        self._sink = self._make_sink(options)
+        self._spill = _make_spill(entry, options, grant)
+        self._pump = Pump(
+            self._sink, grant.buffer_bytes, limit.size_bytes, limit.reason, self._spill, pace
+        )
+
+    def _make_sink(self, options: Options) -> CoreSink:
+        return CoreSink(
+            self._entry,
             level=options.level,
             threads=options.threads,
             keep_free_bytes=options.keep_free_bytes,
             credit_bytes=options.credit_bytes,
             leave_bytes=options.leave_bytes,
-            wanted=wanted,
+            wanted=self._wanted,
         )
-        self._spill = _make_spill(entry, options, grant)
-        self._pump = Pump(
-            self._sink, grant.buffer_bytes, limit.size_bytes, limit.reason, self._spill, pace
-        )
+
+    def guard(self, taken_over: Callable[[], None]) -> None:
+        """Fork a copy of this process that stores the core if this process is killed; it calls
+        `taken_over` first. The copy does not hold the process. Only the first call has an effect,
+        and a copy has no copy: an input that kills workers must not do so for ever.
+        """
+        is_last = self._is_guarded or self._source.incoming.mode is Mode.SPOOL  # imported again
+        if is_last or not self._pump.is_untouched or self.read_bytes < RAW_BYTES:
+            return
+        self._is_guarded = True
+        if self._pump.guard.begin(self._source.release):
+            taken_over()
+            self._sink.close()
+            self._sink = self._make_sink(self._source.options)
+            self._pump.begin_again(self._sink)
 
     @property
     def read_bytes(self) -> int:
@@ -135,6 +160,7 @@ class HeldCore:
 
     def close(self) -> None:
         """Free the buffer and the spill, and close the file."""
+        self._pump.guard.end()
         self._pump.abandon()
         if self._spill is not None:
             self._spill.close()
@@ -236,6 +262,7 @@ def copy_memory(
         start, extents, trailer = source.mini.head, _mini_extents(source, source.mini), b""
     resident = memory.resident(memorymap.scan_ranges(extents))
     pieces = memorymap.pieces(extents, resident, len(start), _PIECE_MAX)
+    stacks = _read_stacks(source, memory)
     around = len(start) + len(trailer) + (head.expected_size >> HOLE_COST_SHIFT)
     spared = _spare(source, pieces, around, limit.size_bytes)
     try:
@@ -254,8 +281,36 @@ def copy_memory(
     except GoneError as e:
         if pump.size_bytes == len(start):
             raise DoubtError("the process was killed before its memory was read") from e
+        _put_stacks(stacks, pump, head.expected_size)
         return "the process was killed while its core was taken"
     return limit.reason if spared.cut else blanks.reason()
+
+
+def _read_stacks(source: CoreSource, memory: ProcessMemory) -> list[tuple[int, bytes]]:
+    """Return the stacks, with their offsets in the core, if reading all memory takes long: the
+    process may be killed meanwhile.
+    """
+    if source.mini is not None or source.estimate_bytes < LONG_BYTES:
+        return []
+    plan = source.plan_mini(STACKS_BYTES)
+    kept = plan.kept if plan is not None else ()
+    return [(k.source, source.read_memory(memory, k.address, k.size)) for k in kept]
+
+
+def _put_stacks(stacks: list[tuple[int, bytes]], pump: Pump, end: int) -> None:
+    """Put in the stacks that were not put in yet, in their places, and zeros up to the end.
+
+    Raises:
+        StopError: a limit was reached, or writing to the disk fails.
+
+    """
+    for offset, data in sorted(stacks):
+        rest = data[max(0, pump.size_bytes - offset) :]
+        if rest:
+            pump.hole(offset + len(data) - len(rest) - pump.size_bytes)
+            pump.put_bytes(rest)
+    if end > pump.size_bytes:
+        pump.hole(end - pump.size_bytes)
 
 
 def _spare(

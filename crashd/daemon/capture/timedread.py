@@ -28,6 +28,10 @@ class Reader:
         self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._started = False
 
+    def begin_again(self) -> None:
+        """Start a new thread for the next read, in a copy of the process that had the old one."""
+        self._renew()
+
     def do(self, task: Callable[[], None], timeout_seconds: float) -> None:
         """Run a task in the thread, and wait for it; an exception of the task is raised here.
 

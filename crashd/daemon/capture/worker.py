@@ -7,10 +7,12 @@ finishes its current job first.
       │◀──────────── identified ─────────────┤  the daemon lets go of its descriptors
       │◀──────────── decide ─────────────────┤
       ├── what is kept, buffer, spill ──────▶│  the core is read
-      │◀──────────── released ───────────────┤  nobody is held any more
+      │◀──────────── released ───────────────┤  no process is held any more
       ├── store ────────────────────────────▶│  the core is stored
       │◀──────────── alive, alive, … ────────┤
       │◀──────────── done ───────────────────┤  or failed, or refused
+
+A worker that was killed is continued by its copy (successor.py), which reports "taken over".
 
 Jobs and answers are JSON on a SOCK_SEQPACKET pair, with descriptors attached. A capture that is
 killed for lack of memory, or hangs in a read that never returns, costs only that capture (STYLE,
@@ -75,8 +77,9 @@ def work(channel: socket.socket, gate: PaceGate) -> None:
             return
         if "job" not in job:
             continue  # an answer that arrived after its wait was over
-        _do_job(_Job(channel, gate, job, descriptors, reader))
-        if reader.stuck:
+        doing = _Job(channel, gate, job, descriptors, reader)
+        _do_job(doing)
+        if doing.leaves:
             # a thread that hangs in the kernel keeps our descriptors open, the channel included
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
@@ -128,6 +131,13 @@ class _Job(Desk):
         self.entry = Entry(self.id, descriptors.pop(0))
         self.descriptors = descriptors
         self.reader = reader
+        self.is_successor = False
+        """Whether this process is the copy of a worker that was killed."""
+
+    @property
+    def leaves(self) -> bool:
+        """Return whether this process ends after the job."""
+        return self.is_successor or self.reader.stuck > 0
 
     def tell(self, event: str, **more: object) -> None:
         """Report to the daemon; if the daemon is gone, the entry on disk holds the result."""
@@ -136,10 +146,41 @@ class _Job(Desk):
 
     def end(self, event: str, **more: object) -> None:
         """Report how the job ended, and whether this worker leaves after it: see `work`."""
-        self.tell(event, leaves=self.reader.stuck > 0, **more)
+        self.tell(event, leaves=self.leaves, **more)
 
     def identified(self) -> None:
         self.tell("identified")
+
+    def taken_over(self) -> None:
+        """Report to the daemon, unless the daemon itself has killed the worker."""
+        self.is_successor = True
+        self.reader.begin_again()
+        if self._is_killed():
+            os._exit(1)
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            with contextlib.suppress(OSError):
+                event = {"event": "taken over", "id": self.id}
+                send_message(self._channel, {**event, "pid": os.getpid()}, (pidfd,))
+        finally:
+            os.close(pidfd)
+
+    def _is_killed(self) -> bool:
+        """Read what the daemon sent to the worker, and return whether it announced its end."""
+        self._channel.setblocking(False)
+        try:
+            while True:
+                message, descriptors = receive_message(self._channel)
+                for fd in descriptors:
+                    os.close(fd)
+                if message is None:
+                    return False  # the daemon is gone
+                if message.get("kill") == self.id:
+                    return True
+        except OSError:
+            return False
+        finally:
+            self._channel.setblocking(True)
 
     def decide(self, crash: Crash, head: CoreHead | None, wanted: int) -> Decision:
         """Ask the daemon what to keep; without an answer, keep everything with few resources."""

@@ -3,8 +3,8 @@ is one idea despite its length: every method acts on the same queues and the sam
 
     queued ──▶ held ──released──▶ raw ──▶ storing ──▶ done
       │          │                 │         │
-      │          │                 └─────────┴── its worker dies: what was stored is salvaged
-      │          └── its worker dies: another takes the crash, or the handler keeps it, or salvage
+      │          │                 └─────────┴── its worker dies: its copy stores the core
+      │          └── its worker dies: its copy, or another worker, takes the crash
       └── no worker for QUEUED_SECONDS: the handler keeps it
 
 A process is held only in the first two stages, and the last two never delay a held process: a
@@ -57,6 +57,10 @@ NURSERY_NS = 3 * 10**9
 """How long a fork may take. It normally takes milliseconds; if it takes longer, crashes without a
 worker are left to their handlers.
 """
+SPARE_NS = 200 * 10**6
+"""How long after a job starts a missing spare worker is forked, unless no idle worker is left: most
+workers are idle again by then, and a fork would compete with the capture for the CPUs.
+"""
 GRACE_NS = 30 * 10**9
 """How long after its own deadline a worker is killed."""
 
@@ -102,7 +106,7 @@ class Dispatcher:
         """Jobs that wait for a worker while their processes are held."""
         self._later: deque[Job] = deque()
         """Imports and salvage."""
-        self._retry_ns = self._asked_ns = 0
+        self._retry_ns = self._asked_ns = self._spare_ns = 0
         self.workers = 0
         """Number of workers kept idle for the next crashes."""
         self.storers_max = 1
@@ -160,13 +164,18 @@ class Dispatcher:
         waiting crashes back to their handlers.
         """
         now_ns = time.monotonic_ns()
-        if len(self._idle) < self._idle_wanted() and now_ns >= self._retry_ns:
+        if len(self._idle) < self._idle_wanted() and now_ns >= self._fork_ns():
             if not self._nursery.asked:
                 self._asked_ns = now_ns
             self._nursing(self._nursery.ask)
         is_refused = now_ns < self._retry_ns and not self._busy
         if not self._idle and (self._is_nursery_silent() or is_refused):
             self._give_all_back()
+
+    def _fork_ns(self) -> int:
+        """Return when the next worker may be forked."""
+        is_spare = self._idle and not self._live and not self._later
+        return max(self._retry_ns, self._spare_ns) if is_spare else self._retry_ns
 
     def _is_nursery_silent(self) -> bool:
         return self._nursery.asked and time.monotonic_ns() - self._asked_ns >= NURSERY_NS
@@ -274,6 +283,7 @@ class Dispatcher:
         self._busy[worker] = job
         job.stage = Stage.HELD if job.kind.is_live else Stage.STORING
         job.held_ns = time.monotonic_ns()
+        self._spare_ns = job.held_ns + SPARE_NS
         job.deadline_ns = self._clock.now_ns() + self._step_ns(job)
         try:
             send_message(worker.channel, {**message, **job.more}, descriptors)
@@ -341,6 +351,10 @@ class Dispatcher:
             message, descriptors = receive_message(worker.channel)
         except OSError:
             message, descriptors = None, []
+        if message is not None and message.get("event") == "taken over" and descriptors:
+            log.warning("crash %s: its worker was killed, a copy of it continues", message["id"])
+            worker.replace(message["pid"], descriptors.pop())
+            return
         for fd in descriptors:
             os.close(fd)
         job = self._busy.get(worker)
@@ -367,9 +381,10 @@ class Dispatcher:
             self._ended_by(worker, job, message)
 
     def _decide(self, worker: Worker, job: Job, question: Mapping[str, Any]) -> None:
-        answer = self._allotter.decide(job.id, question, live=job.kind.is_live)
+        if job.decision is None:  # the copy of a worker may ask again
+            job.decision = self._allotter.decide(job.id, question, live=job.kind.is_live)
         try:
-            send_message(worker.channel, {"answer": job.id, **answer})
+            send_message(worker.channel, {"answer": job.id, **job.decision})
         except OSError:
             self._lost(worker)
         else:  # it waited for us until now
@@ -377,7 +392,7 @@ class Dispatcher:
 
     def _released(self, worker: Worker, job: Job, message: Mapping[str, Any]) -> None:
         job.core_bytes = message["read"]
-        if message["spilled"]:
+        if message["spilled"] and job.stage is Stage.HELD:  # not again by a copy
             self._counters.spilled(message["spilled"])
         if not job.kind.is_live:
             self._let_store(worker, job)  # it has had its place from the start
@@ -427,13 +442,13 @@ class Dispatcher:
                 log.warning(
                     "crash %s: worker died while reading /proc, capturing without it", job.id
                 )
-                job.with_proc, job.stage = False, Stage.QUEUED
+                job.with_proc, job.stage, job.decision = False, Stage.QUEUED, None
                 self._live.appendleft(job)
             elif job.kind is Kind.IMPORT and not job.retried:
                 log.warning(
                     "crash %s: worker died while taking it from the spool, trying again", job.id
                 )
-                job.retried, job.stage = True, Stage.QUEUED
+                job.retried, job.stage, job.decision = True, Stage.QUEUED, None
                 self._later.append(job)
             elif not job.accepted:
                 self._give_back(job)  # closed without a receipt: the handler keeps it
@@ -471,7 +486,7 @@ class Dispatcher:
             self._counters.dropped(DropReason.DEADLINE)
             log.warning("crash %s: %s took too long, killing its worker", job.id, job.kind)
             job.deadline_ns = now_ns + GRACE_NS
-            worker.kill()  # the end of its channel triggers the rest
+            worker.kill(job.id)  # the end of its channel triggers the rest
         given_up_ns = time.monotonic_ns()
         for job in [j for j in self._live if not j.accepted and given_up_ns >= j.give_back_ns]:
             # the handler reads the core now: as long as we keep the pipe open, the process is held
@@ -484,7 +499,7 @@ class Dispatcher:
         now_ns = time.monotonic_ns()
         deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
         if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
-            deadlines.append(self._retry_ns - now_ns)
+            deadlines.append(self._fork_ns() - now_ns)
         if self.queued and self._nursery.asked and not self._is_nursery_silent():
             deadlines.append(self._asked_ns + NURSERY_NS - now_ns)
         now_ns = self._clock.now_ns()

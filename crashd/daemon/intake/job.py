@@ -80,6 +80,8 @@ class Job:
     """CLOCK_MONOTONIC, like the handler's timeout: a handler without a receipt gives up then."""
     held_ns: int = 0
     """CLOCK_MONOTONIC at which a worker began to read the core."""
+    decision: dict[str, Any] | None = None
+    """The answer to its worker: what is kept, with which resources."""
     core_bytes: int = 0
     """Size of the core without holes; known for a spooled core, or once the process is released."""
 

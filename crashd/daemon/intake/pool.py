@@ -47,8 +47,18 @@ class Worker:
         """Return the channel's descriptor, for a selector."""
         return self.channel.fileno()
 
-    def kill(self) -> None:
-        """Kill the worker by its pidfd, because its pid may already belong to another process."""
+    def replace(self, pid: int, pidfd: int) -> None:
+        """Note that a copy of the worker continues its job; takes ownership of the pidfd."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self.pid, self._pidfd = pid, pidfd
+
+    def kill(self, crash_id: str) -> None:
+        """Kill the worker by its pidfd, because its pid may already belong to another process. Its
+        copy does not continue the job on this crash.
+        """
+        with contextlib.suppress(OSError):
+            send_message(self.channel, {"kill": crash_id})
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """The log from a kernel's dump itself, read by a sealed worker, if no log file was saved."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crashd.analysisresult import parse_log_report
@@ -19,23 +20,25 @@ class LogFailure:
     """One printable line."""
 
 
-def read_log(dump_fd: int, options: AnalysisOptions) -> KernelLog | LogFailure:
-    """Read the log from the dump at a descriptor, which stays the caller's. Blocks for
+def read_log(dump_fds: Sequence[int], options: AnalysisOptions) -> KernelLog | LogFailure:
+    """Read the log from a dump; the descriptors of its files stay the caller's. Blocks for
     `options.timeout_seconds` at most; call it in a worker process or a thread.
 
-    The worker can do anything that the descriptor's mode allows, so open it read-only. A hostile
+    The worker can do anything that the descriptors' mode allows, so open them read-only. A hostile
     dump cannot make this function raise.
     """
     seconds = options.timeout_seconds
+    first, *others = dump_fds
     request = {
         "task": "kernel log",
+        "parts": len(others),
         "cpu_seconds": max(1, math.ceil(seconds)),
         "memory_bytes": options.memory_bytes,
     }
     if options.worker_socket is None:
-        result = run_worker(request, dump_fd, seconds)
+        result = run_worker(request, first, seconds, others)
     else:
-        result = ask_worker(request, dump_fd, seconds, options.worker_socket)
+        result = ask_worker(request, first, seconds, options.worker_socket, others)
     if result.failure is not None:
         return LogFailure(printable(result.failure))
     try:

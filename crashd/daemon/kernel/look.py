@@ -1,11 +1,12 @@
 """One look into a dump's directory: its head, its end, its log, and what they show."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from crashd.daemon.after.analysis import AnalysisOptions
+from crashd.daemon.kernel.dumpfiles import opened_files
 from crashd.daemon.kernel.log import LogFailure, read_log
 from crashd.daemon.kernel.unpack import NotJudged, unpack
 from crashd.domain.kdump.compressed import find_wrapper, unwrap
@@ -21,7 +22,6 @@ from crashd.domain.kdump.vmcore import (
     judge,
 )
 from crashd.domain.kernellog.analyse import LogAnalysis, analyse
-from crashd.domain.kernellog.printkring import KernelLog
 from crashd.errors import FormatError, reason_of
 from crashd.store.corefile import unzstd
 from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen
@@ -62,11 +62,13 @@ def look_into(
     growing: bool,
     analysis: AnalysisOptions | None = None,
     worker: AnalysisOptions | None = None,
+    scratch: Path = Path("/var/tmp"),
 ) -> Look:
     """Read what a trusted directory holds; while it is `growing`, only its log.
 
-    If there is no log and `analysis` is given, read the log from the dump. If `worker` is given,
-    read a compressed dump to its end.
+    If there is no log and `analysis` is given, read the log from the dump; a compressed dump is
+    unpacked for that on the file system of `scratch`. If `worker` is given, read a compressed dump
+    to its end.
 
     Raises:
         OSError: the directory is gone, or cannot be read.
@@ -79,7 +81,7 @@ def look_into(
         log, source, build_id = _read_log(opened, directory.log), "file", None
         if not log and analysis is not None and verdict is not None and verdict.head is not None:
             names = parts or (directory.dump or b"",)
-            log, source, build_id = _log_of_dump(opened, names, analysis)
+            log, source, build_id = _log_of_dump(opened, names, analysis, scratch)
     return Look(
         root=os.fspath(root.path),
         directory=directory,
@@ -194,26 +196,16 @@ def _read_log(opened: OpenDump, name: bytes | None) -> bytes:
 
 
 def _log_of_dump(
-    opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions
+    opened: OpenDump, names: Sequence[bytes], options: AnalysisOptions, scratch: Path
 ) -> tuple[bytes, str, str | None]:
     """Read the log from a dump's files. Return the log, its source, and the build-id that the
     dump's memory has; if that fails, an empty log, the reason, and None.
     """
-    found: KernelLog | LogFailure = LogFailure("there is no dump")
-    with contextlib.ExitStack() as files:
-        fds: list[int] = []
-        for name in names:
-            try:
-                fds.append(opened.open_file(name))
-            except FormatError as e:
-                return b"", reason_of(e), None
-            files.callback(os.close, fds[-1])
-        # Libraries do not read several parts as one dump. Most often one part has the whole log,
-        # and the page tables that lead to it.
-        for fd in fds:
-            found = read_log(fd, options)
-            if not isinstance(found, LogFailure):
-                break
+    try:
+        with opened_files(opened, names, options, scratch) as fds:
+            found = read_log(fds, options)
+    except FormatError as e:
+        return b"", reason_of(e), None
     if isinstance(found, LogFailure):
         return b"", found.reason, None
     return found.text, "dump", found.build_id

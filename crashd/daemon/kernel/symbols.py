@@ -5,7 +5,7 @@ the dump with it.
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,23 @@ from typing import Any
 from crashd.analysisresult import parse_symbols_report
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.domain.elf.vmlinux import debug_package
-from crashd.domain.kdump.symbols import DONE, FAILED, NONE, REASON_MAX, Symbols, symbols_of
+from crashd.domain.kdump.symbols import (
+    DONE,
+    FAILED,
+    NONE,
+    REASON_MAX,
+    Symbols,
+    modules_without_lines,
+    symbols_of,
+)
 from crashd.domain.text import printable
 from crashd.edge.sandbox.start import ask_worker, run_worker
 from crashd.errors import CrashdError, FormatError, reason_of
+from crashd.store.modulefiles import find_modules, open_modules
 from crashd.store.vmlinuxfiles import VmlinuxSearch, find_vmlinux, open_vmlinux
+
+MODULES_MAX = 16
+"""Modules of one dump whose files are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,6 @@ class SymbolState:
     stamp: tuple[int, ...] | None = None
     """Stamp of the vmlinux that was tried."""
     reason: str | None = None
-    is_split: bool = False
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "SymbolState":
@@ -67,7 +78,6 @@ class SymbolState:
             found.get("state"),
             tuple(stamp) if isinstance(stamp, list) else None,
             found.get("reason"),
-            len(record.get("dump_parts") or ()) > 1,
         )
 
     def is_worth(self, search: "VmlinuxSearch") -> bool:
@@ -127,33 +137,80 @@ def not_readable(kernel: WantedKernel, search: VmlinuxSearch, reason: str) -> Sy
 
 
 def read_symbols(
-    dump_fd: int, kernel: WantedKernel, search: VmlinuxSearch, options: AnalysisOptions
+    dump_fds: Sequence[int],
+    kernel: WantedKernel,
+    search: VmlinuxSearch,
+    options: AnalysisOptions,
+    modules: "ModuleFinder | None" = None,
+    likely: Iterable[str] = (),
 ) -> Symbols:
-    """Read stacks from the dump at a descriptor, which stays the caller's, with the vmlinux that
-    was found. Blocks for `options.timeout_seconds` at most.
+    """Read stacks from a dump, whose files' descriptors stay the caller's, with the vmlinux that
+    was found, and with the files of the modules on them: those that are `likely`, by the log, and
+    once more if a stack shows another. Blocks for twice `options.timeout_seconds` at most.
 
     A hostile dump or vmlinux cannot make this function raise.
     """
+    if search.path is None or kernel.build_id is None:
+        return no_symbols(kernel, search)
+    files = modules.find(kernel, likely) if modules is not None else {}
+    first = _read_once(dump_fds, kernel, search, options, files)
+    if modules is None or first.facts is None:
+        return first
+    more = modules.find(kernel, modules_without_lines(first.facts) - files.keys())
+    if not more:
+        return first
+    second = _read_once(dump_fds, kernel, search, options, {**files, **more})
+    return second if second.facts is not None else first
+
+
+class ModuleFinder:
+    """Finds the files of kernels' modules."""
+
+    def __init__(self, root: Path, directories: Iterable[str]) -> None:
+        self._root = root
+        self._directories = tuple(directories)
+
+    def find(self, kernel: WantedKernel, names: Iterable[str]) -> dict[str, Path]:
+        """Find the files of these modules, MODULES_MAX at most."""
+        wanted = sorted(set(names))[:MODULES_MAX]
+        if not wanted:
+            return {}
+        return find_modules(self._root, kernel.release, wanted, self._directories)
+
+
+def _read_once(
+    dump_fds: Sequence[int],
+    kernel: WantedKernel,
+    search: VmlinuxSearch,
+    options: AnalysisOptions,
+    files: Mapping[str, Path],
+) -> Symbols:
     if search.path is None or kernel.build_id is None:
         return no_symbols(kernel, search)
     try:
         vmlinux = open_vmlinux(search.path, kernel.build_id)
     except (CrashdError, OSError) as e:
         return not_readable(kernel, search, reason_of(e))
+    modules = open_modules(files)
     seconds = options.timeout_seconds
+    first, *others = dump_fds
     request: dict[str, Any] = {
         "task": "kernel symbols",
         "cpu_seconds": max(1, math.ceil(seconds)),
         "memory_bytes": options.memory_bytes,
         "build_id": kernel.build_id,
+        "parts": len(others),
+        "modules": list(modules),
     }
+    extra = (*others, vmlinux, *modules.values())
     try:
         if options.worker_socket is None:
-            result = run_worker(request, dump_fd, seconds, vmlinux)
+            result = run_worker(request, first, seconds, extra)
         else:
-            result = ask_worker(request, dump_fd, seconds, options.worker_socket, vmlinux)
+            result = ask_worker(request, first, seconds, options.worker_socket, extra)
     finally:
-        os.close(vmlinux)
+        for fd in (vmlinux, *modules.values()):
+            os.close(fd)
     if result.failure is not None:
         return not_readable(kernel, search, result.failure)
     try:

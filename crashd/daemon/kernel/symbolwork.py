@@ -5,12 +5,15 @@ directories, because a dump that is being written must be noticed in the meantim
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel.dumpfiles import opened_files
 from crashd.daemon.kernel.settings import DumpSettings
 from crashd.daemon.kernel.symbols import (
+    ModuleFinder,
     SymbolState,
     VmlinuxFinder,
     WantedKernel,
@@ -27,10 +30,12 @@ from crashd.domain.kdump.symbols import (
     Symbols,
     add_symbols,
     keep_symbols,
+    modules_in_log,
 )
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, FormatError, reason_of
 from crashd.store import entry as entries
+from crashd.store.entry import open_entry
 from crashd.store.kerneldumps import DumpRoot
 from crashd.store.paths import Paths
 from crashd.store.vmlinuxfiles import VmlinuxSearch
@@ -138,8 +143,7 @@ class SymbolWork:
                 why = "the dump is being written"
             self._write(known, not_readable(_NO_KERNEL, VmlinuxSearch(), why))
             return
-        search = self._finder.find(kernel)
-        symbols = self._read(known, kernel, search)
+        symbols = self._read(known, kernel, self._finder.find(kernel))
         if symbols.state != NONE:
             self._exporter.analysed(AnalysisState(symbols.state), symbols.seconds)
         if symbols.state == FAILED:
@@ -150,17 +154,32 @@ class SymbolWork:
         options, name = self._settings.analysis, known.told.dump
         if options is None or name is None or search.path is None:
             return no_symbols(kernel, search)
-        if known.symbols.is_split:
-            return not_readable(kernel, search, "drgn reads one part of a split dump, not all")
+        names, frames = self._of_record(known, name)
+        modules = ModuleFinder(self._paths.root, self._settings.vmlinux_dirs)
+        likely = modules_in_log(frames)
+        scratch = self._paths.state_dir
         try:
-            with DumpRoot(Path(known.root)) as root, root.open(known.seen) as opened:
-                dump = opened.open_file(name)
+            with (
+                DumpRoot(Path(known.root)) as root,
+                root.open(known.seen) as opened,
+                opened_files(opened, names, options, scratch) as fds,
+            ):
+                return read_symbols(fds, kernel, search, options, modules, likely)
         except (OSError, FormatError, CrashdError) as e:
             return not_readable(kernel, search, f"the dump cannot be opened: {reason_of(e)}")
+
+    def _of_record(
+        self, known: "Known", name: bytes
+    ) -> tuple[tuple[bytes, ...], tuple[Mapping[str, Any], ...]]:
+        """Return the names of a dump's files, and the frames of its log, from its record."""
         try:
-            return read_symbols(dump, kernel, search, options)
-        finally:
-            os.close(dump)
+            with open_entry(self._paths, known.crash_id or "") as entry:
+                crash = entry.read()
+        except (OSError, CrashdError):
+            return (name,), ()
+        parts = (crash.kernel or {}).get("dump_parts") or ()
+        names = tuple(os.fsencode(part) for part in parts if isinstance(part, str)) or (name,)
+        return names, crash.frames
 
     def _write(self, known: "Known", symbols: Symbols) -> None:
         kernel = known.symbols.kernel or _NO_KERNEL

@@ -1,4 +1,6 @@
-"""A compressed kernel dump, read to its end by a sealed worker to see whether it is complete."""
+"""A compressed kernel dump, read to its end by a sealed worker to see whether it is complete, or to
+unpack it into a file without a name, because libraries read pages at any place.
+"""
 
 import os
 from dataclasses import dataclass
@@ -30,18 +32,23 @@ class NotJudged:
     """Whether no worker was available, but one may be later."""
 
 
-def unpack(fd: int, options: AnalysisOptions) -> Unpacked | NotJudged:
-    """Read the compressed dump at a descriptor, which stays the caller's, to its end. Blocks for
-    three times CPU_SECONDS_MAX at most. A hostile dump cannot make it raise.
+def unpack(
+    fd: int, options: AnalysisOptions, target: int | None = None, room_bytes: int = 0
+) -> Unpacked | NotJudged:
+    """Read the compressed dump at a descriptor to its end, and write what is in it to `target`, an
+    empty file, up to `room_bytes`; both stay the caller's. Blocks for three times CPU_SECONDS_MAX
+    at most. A hostile dump cannot make it raise.
     """
     size = os.fstat(fd).st_size
     seconds = min(CPU_SECONDS_MAX, CPU_SECONDS_MIN + size // BYTES_PER_SECOND)
     request = {"task": "kernel dump", "cpu_seconds": seconds, "memory_bytes": MEMORY_BYTES}
+    request["unpacked_max"] = room_bytes
+    extra = () if target is None else (target,)
     timeout_seconds = float(_WALL_PER_CPU * seconds)
     if options.worker_socket is None:
-        result = run_worker(request, fd, timeout_seconds)
+        result = run_worker(request, fd, timeout_seconds, extra)
     else:
-        result = ask_worker(request, fd, timeout_seconds, options.worker_socket)
+        result = ask_worker(request, fd, timeout_seconds, options.worker_socket, extra)
     if result.failure is not None:
         # A worker that used up its time or memory would do so again. One that could not begin, or
         # was refused because there are too many workers, may succeed later.

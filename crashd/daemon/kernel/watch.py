@@ -66,6 +66,8 @@ class DumpWatch:
         self._settings = DumpSettings()
         self._foreign: set[Key] = set()
         self._foreign_count = 0
+        self._unseen: dict[str, int] = {}
+        """Names of each directory that were not examined."""
         self._watches: dict[str, DirectoryWatch | None] = {}
         self._dirty = True
         self._loaded = False
@@ -222,17 +224,26 @@ class DumpWatch:
             return
         with root:
             found = sorted(root.list(), key=lambda seen: -seen.entry.mtime_ns)
+            self._tell_unseen(root_name, root.unseen)
             for seen in found:
                 if self._stopping.is_set():
                     return
                 self._meet(root, seen)
-            self._book.keep_present(root_name, (seen.entry.name for seen in found))
+            if not root.unseen:  # else a dump may be there without having been seen
+                self._book.keep_present(root_name, (seen.entry.name for seen in found))
             self._tell_foreign()
             if root.distrust is None:
                 self._warned.pop(root_name, None)
                 self._retention.meet(root, self._settings)
             else:
                 self._warn(root_name, f"{root_name} {root.distrust}: its dumps are never deleted")
+
+    def _tell_unseen(self, root_name: str, unseen: int) -> None:
+        """Count the names that were not examined, and log that there are any, once."""
+        if unseen and not self._unseen.get(root_name):
+            text = "%s has too many names: %d of them were not examined for kernel dumps, ignoring"
+            log.warning(text, root_name, unseen)
+        self._unseen[root_name] = unseen
 
     def _warn(self, root_name: str, text: str) -> None:
         """Log a warning about a directory, unless it was the last one already."""
@@ -332,7 +343,13 @@ class DumpWatch:
         worker = self._settings.worker if quiet_ns >= SETTLE_NS else None
         begun_ns = time.monotonic_ns()
         look = look_into(
-            root, known.seen, known.told, growing=growing, analysis=asked, worker=worker
+            root,
+            known.seen,
+            known.told,
+            growing=growing,
+            analysis=asked,
+            worker=worker,
+            scratch=self._paths.state_dir,
         )
         self._looked_ns += time.monotonic_ns() - begun_ns
         if not growing and not unfinished and quiet_ns < SETTLE_NS and not _is_whole(look):
@@ -366,7 +383,9 @@ class DumpWatch:
             log.warning("%d more directories are not trusted kernel dumps, ignoring", more)
 
     def _count(self) -> None:
-        self._exporter.kernel_dumps(self._book.count(), foreign=self._foreign_count)
+        self._exporter.kernel_dumps(
+            self._book.count(), foreign=self._foreign_count, unseen=sum(self._unseen.values())
+        )
 
 
 def _wants_log(look: Look, settings: DumpSettings) -> bool:

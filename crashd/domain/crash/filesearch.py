@@ -33,8 +33,8 @@ class FileSearch:
     """Best first."""
     build_id_dirs: tuple[bytes, ...] = field(default=())
     """Directories of the host with files by build-id, besides each root's /usr/lib/debug."""
-    kept: bytes = b""
-    """The crash's entry, if it may hold files that were kept with it."""
+    kept: tuple[bytes, ...] = ()
+    """The crash's entry, and those of others like it, which may hold files kept with them."""
 
     def to_json(self) -> dict[str, Any]:
         """Build the object that `from_json` takes."""
@@ -45,7 +45,7 @@ class FileSearch:
                 for root in self.roots
             ],
             "build_id_dirs": [path.decode(*_ENCODING) for path in self.build_id_dirs],
-            "kept": self.kept.decode(*_ENCODING),
+            "kept": [path.decode(*_ENCODING) for path in self.kept],
         }
 
     @classmethod
@@ -58,18 +58,18 @@ class FileSearch:
                 for path, entered, below in doc["roots"]
             ),
             tuple(path.encode(*_ENCODING) for path in doc["build_id_dirs"]),
-            doc["kept"].encode(*_ENCODING),
+            tuple(path.encode(*_ENCODING) for path in doc["kept"]),
         )
 
 
 def plan_search(
     crash: Crash,
     build_id_dirs: Sequence[bytes] = (),
-    kept: bytes = b"",
+    kept: Sequence[bytes] = (),
     host_mounts: bytes = b"",
 ) -> FileSearch:
     """Plan the search for the files of a crash, from its record and the host's own mountinfo.
-    `kept` is the directory of its entry.
+    `kept` are the directories of its entry and of others like it.
 
     Any user can put a process into its own namespace and choose the names of its root and of the
     layers below it. So these paths are searched from the host's root on. The paths of a container
@@ -88,5 +88,5 @@ def plan_search(
             *(Root(path, entered and path != b"/") for path in roots),
         ),
         tuple(build_id_dirs),
-        kept,
+        tuple(kept),
     )

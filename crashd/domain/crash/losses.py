@@ -11,9 +11,12 @@ _COMM_MAX = 64
 # The process chose comm, so match greedily up to the last words that the kernel itself wrote.
 _LOST = re.compile(
     rb"(?:coredump: |Pid )(\d{1,10})\((.*)\):? "
-    rb"(over core_pipe_limit|\|.* pipe failed|Coredump socket connection .* failed)",
+    rb"(over core_pipe_limit|\|.* pipe failed|Coredump socket connection .* failed"
+    rb"|RLIMIT_CORE is set to 1)",
     re.DOTALL,
 )
+_LIMITED = re.compile(rb"Process (\d{1,10})\((.*)\) has (RLIMIT_CORE set to 1)", re.DOTALL)
+"""Until 6.9."""
 _SUPPRESSED = re.compile(rb"coredump_\w+: (\d{1,10}) callbacks suppressed")
 
 
@@ -51,11 +54,13 @@ def parse_record(raw: bytes) -> LogRecord | None:
 
 def find_loss(text: bytes) -> Loss | None:
     """Return the lost crash that a line of the kernel's log reports, if any."""
-    match = _LOST.match(text)
+    match = _LOST.match(text) or _LIMITED.match(text)
     if match is not None:
         why = match[3]
         if why.startswith(b"over"):
             reason = "kernel.core_pipe_limit processes were already dumping core"
+        elif why.startswith(b"RLIMIT_CORE"):
+            reason = "RLIMIT_CORE of the process was 1, with which the kernel starts no handler"
         elif why.startswith(b"|"):
             reason = "the kernel could not run the program in kernel.core_pattern"
         else:

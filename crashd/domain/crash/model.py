@@ -246,6 +246,8 @@ _BYTES: tuple[str, ...]
 _BYTES = ("hostname", "comm", "thread_comm", "exe", "cwd", "root", "nodename", "maps", "limits")
 _BYTES += ("status", "mountinfo", "auxv", "open_fds")
 _BYTES_LISTS = ("argv", "environ")
+BYTES_KEYS = frozenset({*_BYTES, *_BYTES_LISTS})
+"""Keys whose exact bytes may be under `<key>_base64`."""
 _ALWAYS_BASE64 = frozenset({"auxv"})
 _PLAIN_TEXT = """
 token sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code

@@ -37,6 +37,7 @@ from crashd.domain.crash.procfs import (
 from crashd.domain.crash.scrub import EnvironMode, scrub_environ
 from crashd.domain.elf.auxv import AT_EUID, AT_PHDR, AT_SECURE, AT_UID, parse_auxv
 from crashd.domain.elf.elfcore import CoreHead
+from crashd.domain.elf.executables import DELETED, find_executables
 from crashd.domain.text import printable
 
 PAGE_BYTES = 4096
@@ -172,6 +173,7 @@ def add_process(
         uid=crash.uid if crash.uid is not None else (uids[0] if uids else None),
         gid=crash.gid if crash.gid is not None else (gids[0] if gids else None),
         comm=snapshot.get("comm") or _stat_comm(snapshot.get("stat", b"")) or crash.comm,
+        thread_comm=_thread_comm(crash, snapshot.get("threads", b"")),
         ns_pid=crash.ns_pid or (status.ns_tgid[-1] if status.ns_tgid else None),
         exe=snapshot.get("exe", b""),
         argv=parse_cmdline(snapshot.get("cmdline", b"")),
@@ -186,7 +188,7 @@ def add_process(
         mountinfo=snapshot.get("mountinfo"),
         auxv=snapshot.get("auxv"),
         open_fds=snapshot.get("open_fds"),
-        warnings=(*warnings, *_cuts(snapshot, status.threads)),
+        warnings=(*warnings, *_cuts(snapshot, status.threads), *_replaced(snapshot)),
     )
 
 
@@ -234,6 +236,36 @@ def _cuts(snapshot: Mapping[str, bytes], threads: int | None) -> Iterator[str]:
     listed, count = snapshot.get("open_fds", b"").count(b"\n") + 1, snapshot.get("fd_count", b"")
     if count.isdigit() and int(count) > listed:
         yield f"{listed} of {int(count)} open files are listed"
+
+
+def _replaced(snapshot: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield that the process ran other code than the host has now, as after an upgrade."""
+    exe = snapshot.get("exe", b"")
+    if exe.endswith(DELETED) and not exe.startswith(b"/memfd:"):
+        yield "the executable was deleted or replaced after the process started"
+    files = find_executables(snapshot.get("maps", b""))
+    names = [
+        printable(f.name.rpartition(b"/")[2])
+        for f in files
+        if f.is_nameless and f.name.startswith(b"/") and f.name + DELETED != exe
+        if not f.name.startswith((b"/memfd:", b"/dev/", b"/SYSV"))
+    ]
+    if names:
+        more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"deleted or replaced after the process loaded it: {names[0][:64]}{more}"
+
+
+def _thread_comm(crash: Crash, threads: bytes) -> bytes:
+    """Return the crashing thread's name. The kernel's %e has `!` for each `/` in it, and its socket
+    passes none.
+    """
+    told = crash.thread_comm
+    for line in threads.split(b"\n")[:THREADS_MAX]:
+        tid, _, name = line.partition(b" ")
+        same = tid == b"%d" % crash.tid if crash.tid is not None else told != b""
+        if same and (not told or name.replace(b"/", b"!") == told):
+            return name
+    return told
 
 
 def _core_limit(crash: Crash, limits: bytes) -> int | None:

@@ -20,7 +20,8 @@ _LINE = re.compile(
     re.DOTALL,
 )
 _LINES_MAX: Final = 1 << 17
-_DELETED: Final = b" (deleted)"
+DELETED: Final = b" (deleted)"
+"""The kernel's mark of a file without a name."""
 
 
 class Executable(NamedTuple):
@@ -41,10 +42,21 @@ def find_executables(maps: bytes) -> list[Executable]:
         row = _LINE.fullmatch(line)
         if row is not None:
             name, place = row[5], f"{int(row[1], 16):x}-{int(row[2], 16):x}"
-            deleted = name.endswith(_DELETED)
-            file = Executable(place, name.removesuffix(_DELETED), deleted)
+            deleted = name.endswith(DELETED)
+            file = Executable(place, name.removesuffix(DELETED), deleted)
             found.setdefault((row[3], row[4]), file)
     return sorted(found.values(), key=lambda file: not file.is_nameless)[:EXECUTABLES_MAX]
+
+
+def find_place(maps: bytes, address: int) -> str:
+    """Return device, inode and offset of the code at an address, which are the same for all
+    processes that run it; else the offset within the page.
+    """
+    for line in maps.split(b"\n", _LINES_MAX)[:_LINES_MAX]:
+        row = _LINE.fullmatch(line)
+        if row is not None and int(row[1], 16) <= address < int(row[2], 16):
+            return f"{row[3].decode()} {row[4].decode()} {address - int(row[1], 16):#x}"
+    return f"? {address & (PAGE_BYTES - 1):#x}"
 
 
 def kept_name(build_id: str | None, image: bytes) -> str | None:

@@ -65,6 +65,11 @@ _IN_DIRECTORY: Final = (
     "{release}/vmlinux",
     "{release}/vmlinux.debug",
 )
+_MODULE_PLACES: Final = (
+    "usr/lib/debug/lib/modules/{release}",
+    "usr/lib/debug/usr/lib/modules/{release}",
+)
+_MODULE_FILE = re.compile(r"([A-Za-z0-9_-]{1,64})\.ko(?:\.debug)?")
 _BY_BUILD_ID: Final = (".build-id/{head}/{tail}.debug", ".build-id/{head}/{tail}")
 _DEBUG: Final = "usr/lib/debug"
 
@@ -149,6 +154,27 @@ def vmlinux_places(
         if wanted is not None and directory != _DEBUG:
             places += [f"{directory}/{name.format(release=wanted)}" for name in _IN_DIRECTORY]
     return tuple(dict.fromkeys(places + [f"{directory}/vmlinux" for directory in own]))
+
+
+def module_places(release: str | None, directories: Iterable[str] = ()) -> tuple[str, ...]:
+    """List the directories in which the modules of a kernel may lie, with debug information in the
+    first ones, as paths below the root directory.
+    """
+    if release is None or not _RELEASE.fullmatch(release):
+        return ()
+    own = [directory.strip("/") for directory in directories]
+    named = [place.format(release=release) for place in _MODULE_PLACES]
+    named += [f"{directory}/{release}" for directory in own]
+    named += [f"{directory}/lib/modules/{release}" for directory in own]
+    return (*named, f"lib/modules/{release}")
+
+
+def module_name(file: str) -> str | None:
+    """Return the name of the module that a file contains, as the kernel has it; None if its name
+    is not that of a module, or it is compressed.
+    """
+    found = _MODULE_FILE.fullmatch(file)
+    return found[1].replace("-", "_") if found else None
 
 
 def debug_package(release: str | None, version: str | None) -> str | None:

@@ -14,11 +14,12 @@ deletes a crash wants its data gone.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from crashd.domain.crash.boundedrecord import RECORD_BYTES
 from crashd.domain.crash.model import ID_PATTERN, SCHEMA, Crash, encode, from_json, to_json
@@ -34,6 +35,21 @@ LABEL_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 LABEL_VALUE_MAX: Final = 200
 REVISION_MAX: Final = (1 << 63) - 1
 _VERSION_MAX = 64
+
+
+def _parse_float(text: str) -> float:
+    """Parse a number with a point or an exponent; one out of range would not be the same again."""
+    value = float(text)
+    if not math.isfinite(value) or (value == 0 and re.search("[1-9]", text.lower().split("e")[0])):
+        raise ValueError("number is out of range")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_float=_parse_float, parse_constant=_refuse_constant)
 
 
 class CoreReason(StrEnum):
@@ -137,14 +153,35 @@ def parse_line(raw: bytes, host: str) -> Line:
         FormatError: it is not such a line, or names another host's objects.
 
     """
+    return parse_document(read_document(raw), host)
+
+
+def read_document(raw: bytes) -> dict[str, Any]:
+    """Read the JSON object of a line.
+
+    Raises:
+        FormatError: it is not one, or is too long.
+
+    """
     if len(raw) > LINE_BYTES:
         raise FormatError(f"line of {len(raw)} bytes, at most {LINE_BYTES} are taken")
     try:
-        document = json.loads(raw)
+        document = _DECODER.decode(raw.decode())
     except (ValueError, RecursionError) as e:
         raise FormatError("line is not JSON") from e
     if not isinstance(document, dict):
         raise FormatError("line is not a JSON object")
+    return document
+
+
+def parse_document(document: dict[str, Any], host: str) -> Line:
+    """Parse the JSON object of a line.
+
+    Raises:
+        NewerError: its schema is newer.
+        FormatError: see `parse_line`.
+
+    """
     revision = document.get("revision")
     if type(revision) is not int or not 0 < revision <= REVISION_MAX:
         raise FormatError("line has no valid revision")

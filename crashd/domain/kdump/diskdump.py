@@ -234,7 +234,7 @@ def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
     the bitmap and the last descriptors, which determine it, could be read.
     """
     at = dump.descriptors_at
-    count = _count_dumped(read, dump)
+    count = count_dumped(read, dump)
     if count is None:
         return at, "bitmaps", False
     size, what = at + DESC_SIZE * count, "page descriptors"
@@ -253,7 +253,7 @@ def size_at_least(read: Read, dump: DiskDump) -> tuple[int, str, bool]:
     return size, what, told
 
 
-def _count_dumped(read: Read, dump: DiskDump) -> int | None:
+def count_dumped(read: Read, dump: DiskDump) -> int | None:
     """Count the pages dumped; None if their bitmap is missing."""
     bitmap = find_bitmap(dump)
     if bitmap is None:
@@ -282,14 +282,18 @@ class BitmapRange(NamedTuple):
 
     def count_pages(self, at: int, data: bytes) -> int:
         """Count the pages in a piece of the bitmap that begins at this offset."""
-        if not data:
-            return 0
+        return int.from_bytes(self.own_bits(at, data), "little").bit_count()
+
+    def own_bits(self, at: int, data: bytes) -> bytes:
+        """Return a piece of the bitmap that begins at this offset, without the bits that do not
+        count.
+        """
         bits = bytearray(data)
-        if at == self.at:
+        if bits and at == self.at:
             bits[0] &= 0xFF << self.first_bit & 0xFF
-        if at + len(bits) == self.end and self.last_bits:
+        if bits and at + len(bits) == self.end and self.last_bits:
             bits[-1] &= (1 << self.last_bits) - 1
-        return int.from_bytes(bits, "little").bit_count()
+        return bytes(bits)
 
 
 def find_bitmap(dump: DiskDump) -> BitmapRange | None:

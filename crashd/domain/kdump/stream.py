@@ -7,7 +7,6 @@ whatever the dump says of itself.
 """
 
 from dataclasses import dataclass
-from struct import Struct
 from typing import Final
 
 from crashd.domain.kdump.diskdump import (
@@ -20,13 +19,10 @@ from crashd.domain.kdump.diskdump import (
     find_pages_end,
     parse_diskdump,
 )
+from crashd.domain.kdump.flattened import FLAT_MAGIC, FlatReader
 from crashd.errors import FormatError
 
 HEAD_SIZE: Final = 2**20
-FLAT_MAGIC: Final = b"makedumpfile\0"  # its error texts begin with "makedumpfile Failed."
-FLAT_HEADER_SIZE: Final = 4096
-
-_RECORD = Struct(">qq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +50,14 @@ class DumpMeter:
     def __init__(self) -> None:
         self._size = 0
         self._head = bytearray()
-        self._flat: _FlatWalk | None = None
+        self._flat: FlatReader | None = None
         self._pages: _PageCount | None = None
         self._begun = False
+
+    @property
+    def size_bytes(self) -> int:
+        """How much was fed."""
+        return self._size
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
@@ -90,7 +91,7 @@ class DumpMeter:
         self._begun = True
         head = bytes(self._head)
         if head.startswith(FLAT_MAGIC):
-            self._flat = _FlatWalk()
+            self._flat = FlatReader(HEAD_SIZE)
             self._head.clear()
         elif head.startswith(SIGNATURE) and len(head) >= HEADER_SIZE:
             try:
@@ -104,58 +105,6 @@ class DumpMeter:
             self._flat.feed(data)
         elif self._pages is not None:
             self._pages.feed(at, data)
-
-
-class _FlatWalk:
-    """Follows the records of a flattened dump."""
-
-    def __init__(self) -> None:
-        self.head = bytearray()
-        self.ended = False
-        self._broken = False
-        self._skip = FLAT_HEADER_SIZE
-        self._pending = b""
-        self._offset = self._left = 0
-
-    def feed(self, data: bytes) -> None:
-        view = memoryview(data)
-        if self._skip:
-            skipped = min(self._skip, len(view))
-            self._skip -= skipped
-            view = view[skipped:]
-        while view and not self._broken:
-            if self._left:
-                taken = min(self._left, len(view))
-                self._take(view[:taken])
-                self._left -= taken
-                view = view[taken:]
-                continue
-            if self.ended:
-                self.ended, self._broken = False, True  # something follows the end marker
-                return
-            wanted = _RECORD.size - len(self._pending)
-            self._pending += bytes(view[:wanted])
-            view = view[wanted:]
-            if len(self._pending) == _RECORD.size:
-                self._start_record(*_RECORD.unpack(self._pending))
-                self._pending = b""
-
-    def _start_record(self, offset: int, size: int) -> None:
-        if offset == size == -1:
-            self.ended = True
-        elif offset < 0 or size <= 0:
-            self._broken = True
-        else:
-            self._offset, self._left = offset, size
-
-    def _take(self, data: memoryview) -> None:
-        at, self._offset = self._offset, self._offset + len(data)
-        if at >= HEAD_SIZE:
-            return
-        kept = bytes(data[: HEAD_SIZE - at])
-        # Records come in any order: a gap between them is zeros until its own record comes.
-        self.head.extend(bytes(max(0, at + len(kept) - len(self.head))))
-        self.head[at : at + len(kept)] = kept
 
 
 class _PageCount:

@@ -82,6 +82,19 @@ class Symbols:
     peak_bytes: int = 0
 
 
+def modules_without_lines(facts: KernelFacts) -> set[str]:
+    """Return the modules on the stack whose files were not used."""
+    return {frame.module for frame in facts.frames if frame.module and frame.file is None} - {
+        "kernel"
+    }
+
+
+def modules_in_log(frames: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the modules that a log's own stack names."""
+    found = (frame.get("module") for frame in frames)
+    return [name for name in dict.fromkeys(found) if isinstance(name, str) and name != "kernel"]
+
+
 def add_symbols(crash: Crash, symbols: Symbols, build_id: str | None) -> Crash:
     """Put what a vmlinux showed into a record; only its frames and threads change.
 

@@ -19,7 +19,7 @@ Documentation/admin-guide/kdump/vmcoreinfo.rst.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -58,18 +58,22 @@ from crashd.domain.kdump.diskdump import (
     parse_diskdump,
     size_at_least,
 )
-from crashd.domain.kdump.flatwalk import walk
+from crashd.domain.kdump.flattened import (
+    FLAT_END,
+    FLAT_HEADER_SIZE,
+    FLAT_MAGIC,
+    FlatReader,
+    read_flattened,
+)
 from crashd.domain.kdump.nodump import describe
-from crashd.domain.kdump.stream import FLAT_HEADER_SIZE, FLAT_MAGIC, Unpacked
 from crashd.domain.kdump.stream import HEAD_SIZE as HEAD_SIZE
+from crashd.domain.kdump.stream import Unpacked
 from crashd.domain.text import printable
 from crashd.errors import FormatError
 
 TAIL_SIZE: Final = 4096
 """Bytes from the end of a dump; 16 are enough for everything but padded xz."""
 
-FLAT_END: Final = b"\xff" * 16
-"""A record with offset and size -1: makedumpfile -F writes it last."""
 VMCOREINFO_LINES_MAX: Final = 4096
 VALUE_MAX: Final = 256
 NOTE_SEGMENTS_MAX: Final = 16
@@ -268,7 +272,7 @@ def _walk_flat(peeled: _Peeled, read: Read, size_bytes: int) -> _Peeled:
     """Follow the records of a flattened dump: in the file's last bytes alone, memory full of ones
     looks like the end marker. With too many records, the verdict of those bytes stays.
     """
-    data, ended = walk(read, FLAT_HEADER_SIZE, size_bytes, HEAD_SIZE)
+    data, ended = read_flattened(read, size_bytes, HEAD_SIZE)
     if not data.startswith((SIGNATURE, MAGIC)):
         data = peeled.data
     if ended is None and not peeled.data.startswith(MAGIC):
@@ -361,33 +365,11 @@ def _unflatten(raw: bytes, problems: list[str]) -> tuple[bytes, int | None]:
     kind, version = (int.from_bytes(raw[at : at + 8], "big") for at in (16, 24))
     if len(raw) >= FLAT_HEADER_SIZE and (kind, version) != (1, 1):
         problems.append(f"flattened format of type {kind}, version {version}")
-    out = bytearray()
-    for offset, data, at in _split_flat(raw, problems):
-        if offset < 0:
-            return bytes(out), at
-        if offset >= HEAD_SIZE:
-            continue
-        data = data[: HEAD_SIZE - offset]
-        if len(out) < offset + len(data):
-            out.extend(bytes(offset + len(data) - len(out)))
-        out[offset : offset + len(data)] = data
-    return bytes(out), None
-
-
-def _split_flat(raw: bytes, problems: list[str]) -> Iterator[tuple[int, bytes, int]]:
-    """Yield offset, data and end of each record; the offset of the end marker is -1."""
-    at = FLAT_HEADER_SIZE
-    while at + 16 <= len(raw):
-        offset = int.from_bytes(raw[at : at + 8], "big", signed=True)
-        size = int.from_bytes(raw[at + 8 : at + 16], "big", signed=True)
-        if offset == size == -1:
-            yield -1, b"", at + 16
-            return
-        if offset < 0 or size <= 0:
-            problems.append("a record of the flattened format is absurd")
-            return
-        yield offset, raw[at + 16 : at + 16 + size], at + 16 + size
-        at += 16 + size
+    reader = FlatReader(HEAD_SIZE)
+    reader.feed(raw)
+    if reader.is_broken:
+        problems.append("a record of the flattened format is absurd")
+    return bytes(reader.head), reader.end_at
 
 
 # ---- the dump itself ----

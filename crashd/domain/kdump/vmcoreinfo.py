@@ -7,7 +7,7 @@ build-id chooses among them.
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,6 +105,18 @@ def _search(read: ReadAt, offset: int, size: int, address: int) -> Iterator[byte
             place = chunk.find(_START, place + 1)
         if len(chunk) < min(_CHUNK, size - at):
             return  # the file is cut
+
+
+def find_in_pages(pages: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the texts of pages that could be VMCOREINFO, each once."""
+    found: set[bytes] = set()
+    for page in pages:
+        if not page.startswith(_START) or len(found) >= FOUND_MAX:
+            continue
+        text = _TEXT.fullmatch(page.partition(b"\0")[0])
+        if text and text[0] not in found:
+            found.add(text[0])
+            yield text[0]
 
 
 def build_id_in(text: bytes) -> str | None:

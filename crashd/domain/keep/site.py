@@ -6,6 +6,7 @@ from typing import Any
 
 from crashd.domain.crash.model import Crash
 from crashd.domain.elf.elfcore import CoreHead
+from crashd.domain.elf.executables import find_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,18 @@ def account_of(crash: Crash, user_of: Callable[[int], int] = int) -> str | None:
         return None
     place, uid = place_of(crash), user_of(crash.uid)
     return f"{uid}" if place is None or crash.user_ns is not None else f"{crash.uid}@{place}"
+
+
+def group_of(crash: Crash) -> str:
+    """Return what crashes at one site of one build have in common; empty if that is not known."""
+    pc = crash.threads[0].get("pc") if crash.threads else None
+    if crash.build_id is None or not isinstance(pc, str) or not (maps := crash.maps):
+        return ""
+    try:
+        place = find_place(maps, int(pc, 16))
+    except ValueError:
+        return ""
+    return f"{crash.uid} {crash.signal} {crash.build_id} {place} {crash.exe!r}"
 
 
 def location_of(head: CoreHead | None) -> str | None:

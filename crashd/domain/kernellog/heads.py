@@ -28,8 +28,15 @@ HEADS: Final[tuple[Head, ...]] = (
     head(
         _K.OOPS,
         r"(?:BUG: |CPU \d{1,6} )?(?:[Uu]nable to handle kernel"
-        r"|[Kk]ernel) NULL pointer dereference(?=[ ,])",
+        r"|[Kk]ernel) NULL pointer dereference(?=[ ,]|$)",
         _NULL,
+    ),
+    head(_K.OOPS, r"Bad Address \(null pointer deref\?\): Code=\d{1,3} ", _NULL),
+    head(
+        _K.OOPS,
+        r"Kernel Fault: Code=\d{1,3} (?:\([\w /,-]{3,60}\) at addr"
+        r"|regs=\S{1,20} \(Addr=)(?: ?(?P<null>0{5,13}[0-9a-f]{3}\b))?",
+        _PAGING,
     ),
     head(
         _K.OOPS,
@@ -81,6 +88,17 @@ HEADS: Final[tuple[Head, ...]] = (
     head(_K.DOUBLE_FAULT, r"(?:traps: )?PANIC: double fault[ ,]", "PANIC: double fault{in_f}"),
     head(_K.OOPS, r"PANIC: early exception 0x", "PANIC: early exception{in_f}"),
     # ---- bugs ----
+    head(
+        _K.UBSAN,
+        rf"UBSAN: (?P<what>[a-z][a-z -]{{3,60}}?) at {FUNCTION}",
+        "UBSAN: {what}{in_f}",
+        _B.HEAD,
+    ),
+    head(
+        _K.UBSAN,
+        r"Internal error: UBSAN: (?P<what>[a-z][a-z -]{3,60}?): [0-9a-f]{1,16} \[#\d{1,9}\]",
+        "UBSAN: {what}{in_f}",
+    ),
     head(
         _K.BUG,
         rf"(?:traps: )?Missing ENDBR: {FUNCTION}",
@@ -152,6 +170,14 @@ HEADS: Final[tuple[Head, ...]] = (
         r"(?:Internal error: Oops - BUG: |[kK]ernel BUG |Kernel bug detected)(?:[0-9a-f]{1,16} )?"
         r"\[#\d{1,9}\](?:[ :]|$)",
         "kernel BUG{in_f}",
+        follows=True,
+        evidence=True,
+    ),
+    head(
+        _K.INVALID_OPCODE,
+        r"(?:Internal error: )?Oops - [uU]ndefined instruction: [0-9a-f]{1,16} \[#\d{1,9}\]"
+        r"(?: |$)",
+        "undefined instruction{in_f}",
         follows=True,
         evidence=True,
     ),
@@ -260,7 +286,7 @@ HEADS: Final[tuple[Head, ...]] = (
 )
 
 _FIRST = re.compile(
-    r"BUG|U[nB]|[uU]n|general|Oops|Int|In|int|k?Kernel |kernel |WARN|INFO|\[ |\[H|\{|list_"
+    r"BUG|U[nB]|[uU]n|general|Oops|Bad Add|Int|In|int|k?Kernel |kernel |WARN|INFO|\[ |\[H|\{|list_"
     r"|usercopy|refcount|ODEBUG|CFI|VFS: B|Missing|traps: [PM]|[\w]{1,64}: panicked"
     r"|[a-zA-Z0-9 _/,-]{4,120}: [0-9a-f]{4}|[A-Z][\w ,/()-]{3,60}\[#|NMI|watchdog"
     r"|CPU.{0,12}ard LOCKUP"

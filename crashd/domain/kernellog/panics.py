@@ -13,7 +13,10 @@ __all__ = ["causes_of", "kind_of"]
 _ALL = frozenset(PanicKind)
 _CAUSES: Final = (
     (
-        re.compile(r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"),
+        re.compile(
+            r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"
+            r"|Kernel Fault|Bad Address"
+        ),
         OOPS_KINDS,
     ),
     (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _ALL - {PanicKind.SYSRQ}),
@@ -39,6 +42,7 @@ _CAUSES: Final = (
 _PANIC_KINDS: Final = (
     (re.compile(r"(?i:out of memory|system is deadlocked on memory)"), PanicKind.OOM),
     (re.compile(r"sysrq triggered crash"), PanicKind.SYSRQ),
+    (re.compile(r"Kernel mode fault at addr"), PanicKind.OOPS),
     (re.compile(r"(?i:.{0,40}hard lockup)"), PanicKind.HARD_LOCKUP),
     (re.compile(r"softlockup: hung tasks"), PanicKind.SOFT_LOCKUP),
     (re.compile(r"hung_task: blocked tasks"), PanicKind.HUNG_TASK),

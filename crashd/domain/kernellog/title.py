@@ -23,6 +23,7 @@ _FAILING_NULL = re.compile(r"(?:Failing address: 0{8,13}[0-9a-f]{3}\b|CR2: 0{13}
 _EXIT_CODE = re.compile(r" ?exitcode=.*")
 _WHO = re.compile(r"(?: on CPU#\d{1,6}|,? by|:)?[ ,]+\S{1,40}/\d{1,10}$| on CPU#\d{1,6}\b.*")
 _CORRUPTED = "stack-protector: Kernel stack is corrupted in"
+_USER_MODE_LINUX = "Kernel mode fault"  # then address and place, as in a fault's head
 _PANICKED = re.compile(r"\w{1,64}: panicked at ")
 
 
@@ -107,6 +108,8 @@ def _special_words(
             return {"access": f" {found[1]}"}
     if head.kind is PanicKind.UBSAN and what.lower().startswith("undefined behavio"):
         return {"what": "undefined-behaviour"}
+    if head.kind is PanicKind.UBSAN and " " in what:  # a trap has the same words with blanks
+        return {"what": normal_words(what).replace(" ", "-")}
     if head.kind in (PanicKind.NMI, PanicKind.MCE):  # these numbers distinguish faults
         return {name: value or "" for name, value in groups.items() if name in ("what", "bank")}
     if "reason" in groups:
@@ -136,4 +139,6 @@ def _panic_words(words: str, blamed: Blamed) -> str:
     if words.startswith(_CORRUPTED):
         protector = protector_of([words])
         return f"{_CORRUPTED} {normal_name(protector) if protector else blamed.name}"
+    if words.startswith(_USER_MODE_LINUX):
+        return _USER_MODE_LINUX
     return normal_words(_EXIT_CODE.sub("", words)) if "kill init" in words else normal_words(words)

@@ -61,10 +61,11 @@ TAINTS: Final = {  # kernel/panic.c, taint_flags; G: no proprietary module, so i
 _SYMBOL = r"[A-Za-z_.$][\w.$]{0,511}"
 _AT = r"\+0x(?P<offset>[0-9a-f]{1,8})/0x(?P<size>[0-9a-f]{1,8})"
 _MODULE = r"(?: \[(?P<module>[\w-]{1,64})[^\]]{0,64}\])?"
+_MODULE_18 = r"(?::[\w-]{1,64}:)?"  # x86-64 before 2.6.24
 _ADDRESS = r"\[ ?<?(?:0x)?[0-9a-f]{4,16}>?\]"
 _FRAME = re.compile(
     rf"(?:<{{1,2}}/?[#A-Z_0-9]{{2,16}}>{{1,2}} {{0,4}}){{0,3}}(?:\(?{_ADDRESS}\)? {{0,2}}){{0,2}}"
-    rf"(?P<doubt>\? {{1,4}})?(?P<function>{_SYMBOL}){_AT}{_MODULE}(?P<rest>.{{0,64}})"
+    rf"(?P<doubt>\? {{1,4}})?{_MODULE_18}(?P<function>{_SYMBOL}){_AT}{_MODULE}(?P<rest>.{{0,64}})"
 )
 _FRAME_ARM = re.compile(
     rf"(?:{_ADDRESS} \((?P<function>{_SYMBOL})(?:{_AT})?(?: \[(?P<module>[\w-]{{1,64}})\])?\) from "
@@ -75,11 +76,12 @@ _FRAME_INLINE = re.compile(
     r"\(?[\w./-]{1,200}\.[chSs]:\d{1,7}(?: \(discriminator \d{1,4}\))?\)? \[inline\]"
 )
 _PC = re.compile(
-    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |PC is at "
+    r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |(?:PC|pc) is at "
+    r"|TPC: <|IAOQ\[0\]: |PC: (?=\[)|.{0,80} by insn @ "
     r"|e?pc {1,3}: "
     r"|NIP |Krnl PSW : [0-9a-f]{8,16} [0-9a-f]{8,16} \(|e?pc {0,3}: [0-9a-f]{8,16} "
     r"|ERA {0,3}: [0-9a-f]{16} |--- interrupt: [0-9a-f]{1,4} at )"
-    rf"(?:{_ADDRESS} {{0,2}}){{0,2}}(?P<function>{_SYMBOL})"
+    rf"(?:{_ADDRESS} {{0,2}}){{0,2}}{_MODULE_18}(?P<function>{_SYMBOL})"
     rf"{_AT}{_MODULE}"
 )
 _TRACE_START = re.compile(r"(?:Call [Tt]race:|[Bb]acktrace(?: \(crc [0-9a-f]{1,16}\))?:)")
@@ -273,6 +275,8 @@ class _Collector:
         """
         facts = self._facts
         above = self._frames if self._in_trace else self._loose
+        if not self._in_trace and all(frame.function == pc.function for frame in above):
+            above = []  # old kernels name the place of a fault in its head, too
         if (self._in_trace or not self._traces) and above:
             if facts.interrupted is None:
                 facts.interrupted, facts.interrupted_at = pc, len(above)
@@ -298,7 +302,7 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _parse_pc(text: str) -> TraceFrame | None:
-    match = _PC.match(text) if text[:1] in "EIRPepNK-" else None
+    match = _PC.match(text) if text[:1] in "EIRPTepNK-" else None
     if match is None:
         return None
     offset, size = _hex(match["offset"]), _hex(match["size"])

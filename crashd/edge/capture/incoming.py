@@ -16,6 +16,7 @@ from crashd.edge.capture.kernelsock import shake_hands
 from crashd.edge.capture.mappedfiles import open_mapped
 from crashd.edge.capture.memory import ProcessMemory
 from crashd.edge.capture.process import PidfdInfo, pidfd_info, pidfd_pid, read_snapshot
+from crashd.edge.capture.successor import ReadOnce, Successor
 from crashd.errors import FormatError
 
 PIPE_BYTES = 1 << 20
@@ -45,6 +46,11 @@ class IncomingCore:
         self._snapshot = snapshot
         self.released_boottime_ns: int | None = None
         """CLOCK_BOOTTIME when the crashed process was released."""
+        self.guard = Successor()
+        """The copy of this process that reads the memory if this process is killed."""
+        self._once: ReadOnce | None = None
+        self._again = memoryview(b"")
+        """Bytes that the killed process had read of the stream before its copy continued."""
         self._poll = select.poll()
         self._poll.register(source, select.POLLIN)
 
@@ -131,10 +137,34 @@ class IncomingCore:
         """
         if self._source < 0:
             return 0
+        if self._again:
+            got = min(len(view), len(self._again))
+            view[:got], self._again = self._again[:got], self._again[got:]
+            return got
         remaining_ns = deadline_ns - time.monotonic_ns()
         if remaining_ns <= 0 or not self._poll.poll(remaining_ns // 10**6 + 1):
             raise DeadlineError
+        if self._once is None:
+            return os.readv(self._source, [view])
+        if len(view) <= self._once.room:
+            return self._once.read(self._source, view)
+        self.end_guard()  # more than a copy can be told
         return os.readv(self._source, [view])
+
+    def begin_guard(self) -> bool:
+        """Fork a copy of this process that holds the crashed process, too. Return False here; True
+        in the copy, once this process has been killed.
+        """
+        self._once = ReadOnce()
+        if not self.guard.begin():
+            return False
+        self._again, self._once = memoryview(self._once.bytes()), None
+        return True
+
+    def end_guard(self) -> None:
+        """End the copy: from here on the stream is read, which it could not read again."""
+        self.guard.end()
+        self._once = None
 
     def skip_hole(self) -> int:
         """Skip a hole that begins here in a spooled core; return its bytes, 0 if there is none."""
@@ -153,6 +183,7 @@ class IncomingCore:
         """Close the source, which releases the crashed process. Later calls do nothing."""
         if self._source < 0:
             return
+        self.end_guard()
         self.released_boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for fd in (self._source, self._pidfd):
             if fd is not None and fd >= 0:

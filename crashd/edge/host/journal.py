@@ -77,7 +77,6 @@ def _send_file(sender: socket.socket, raw: bytes) -> None:
 
 def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
     """Build the entry of a process crash."""
-    number = crash.signal or 0
     told = {
         "MESSAGE_ID": MESSAGE_ID,
         "PRIORITY": "2",  # LOG_CRIT, like systemd-coredump
@@ -92,10 +91,12 @@ def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
         "CRASHD_BUILD_ID": crash.build_id,
         "CRASHD_CONTAINER_ID": crash.container_id,
         "COREDUMP_PID": crash.pid,
+        "COREDUMP_TID": crash.tid,
         "COREDUMP_UID": crash.uid,
         "COREDUMP_GID": crash.gid,
-        "COREDUMP_SIGNAL": number,
-        "COREDUMP_SIGNAL_NAME": signal_name(number) if number else None,
+        "COREDUMP_SIGNAL": crash.signal or 0,
+        "COREDUMP_SIGNAL_NAME": signal_name(crash.signal) if crash.signal else None,
+        "COREDUMP_CODE": crash.si_code,
         "COREDUMP_TIMESTAMP": crash.time_ns // 1000,
         "COREDUMP_RLIMIT": crash.rlimit_core,
         "COREDUMP_OWNER_UID": crash.owner_uid,
@@ -111,6 +112,7 @@ def build_fields(crash: Crash, core_path: Path | None) -> dict[str, bytes]:
     raw = {
         "COREDUMP_HOSTNAME": crash.hostname,
         "COREDUMP_COMM": crash.comm,
+        "COREDUMP_THREAD_NAME": crash.thread_comm,
         "COREDUMP_EXE": crash.exe,
         "COREDUMP_CMDLINE": crash.cmdline,
         "COREDUMP_CWD": crash.cwd,

@@ -20,9 +20,9 @@ from crashd.domain.kdump.conf import (
 )
 from crashd.domain.kdump.directory import FILES_MAX, is_never_touched, parse_directory_name
 from crashd.domain.kdump.diskdump import SIGNATURE
+from crashd.domain.kdump.flattened import FLAT_MAGIC
 from crashd.domain.kdump.permit import UNIT, UNIT_PLACES, is_writable
 from crashd.domain.kdump.ready import SYSCTLS, KdumpFacts, Target, dump_paths
-from crashd.domain.kdump.stream import FLAT_MAGIC
 from crashd.errors import CrashdError
 
 SYS = Path("/sys")

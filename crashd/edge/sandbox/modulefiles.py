@@ -135,7 +135,7 @@ class _Finder:
         credentials = search.credentials
         host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, host)
-        self._kept = self._open_kept(search.kept, stack)
+        self._kept = [*self._open_kept(search.kept, stack)]
         self._places: list[_Place] = []
         self._by_build_id: list[_Place] = []
         self._host_ids = _Place(host, credentials, _LINKS_MAX)
@@ -149,16 +149,13 @@ class _Finder:
                     self._by_build_id.append(_Place(base, credentials, _LINKS_MAX))
 
     @staticmethod
-    def _open_kept(path: bytes, stack: ExitStack) -> int | None:
-        """Open the crash's entry, whose path is ours; None if we may not."""
-        if not path:
-            return None
-        try:
-            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return None
-        stack.callback(os.close, fd)
-        return fd
+    def _open_kept(paths: Iterable[bytes], stack: ExitStack) -> Iterator[int]:
+        """Open entries of crashes, whose paths are ours, as far as we may."""
+        for path in paths:
+            with suppress(OSError):
+                fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                yield fd
 
     def open_module(self, module: Module) -> tuple[int | None, str]:
         """Open a module's own file, by path or build-id; else return None and the reason."""
@@ -179,11 +176,11 @@ class _Finder:
         return None, problem
 
     def _candidates(self, module: Module) -> Iterator[tuple[int | None, str]]:
-        name = kept_name(module.build_id, module.image) if self._kept is not None else None
-        if name is not None:
+        name = kept_name(module.build_id, module.image) if self._kept else None
+        for entry in self._kept if name is not None else ():
             # what the crashed user may read was decided when it was kept
             with suppress(OSError):
-                yield os.open(name, _READ | os.O_NOFOLLOW, dir_fd=self._kept), ""
+                yield os.open(str(name), _READ | os.O_NOFOLLOW, dir_fd=entry), ""
         for place in self._places:
             yield place.open(module.name)
         yield from self._named(module.build_id, b"")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -55,17 +55,21 @@ def run_worker(
     request: Mapping[str, Any],
     core_fd: int | None,
     timeout_seconds: float,
-    extra_fd: int | None = None,
+    extra_fds: Sequence[int] = (),
+    other_fds: Sequence[int] = (),
 ) -> WorkerResult:
     """Run one worker to its end or to its deadline; blocks. The result reports every failure.
 
-    The caller keeps the descriptors. The worker gets nothing of the caller's environment, and at
-    most OUTPUT_MAX of its output is read.
+    `other_fds` are the cores of the request's "others". The caller keeps the descriptors. The
+    worker gets nothing of the caller's environment, and at most OUTPUT_MAX of its output is read.
     """
     started = time.monotonic()
     try:
-        fds = tuple(fd for fd in (core_fd, extra_fd) if fd is not None)
-        given = {"core_fd": core_fd, "extra_fd": extra_fd, "parent": os.getpid()}
+        fds = (*(() if core_fd is None else (core_fd,)), *extra_fds, *other_fds)
+        given: dict[str, Any] = {"core_fd": core_fd, "extra_fds": list(extra_fds)}
+        given["parent"] = os.getpid()
+        if other_fds:
+            given["others"] = workerlink.name_cores(request["others"], other_fds)
         process = _start({**request, **given}, fds)
     except OSError as e:
         return WorkerResult(b"", f"the worker cannot be started: {reason_of(e)}")
@@ -94,7 +98,8 @@ def ask_worker(
     core_fd: int | None,
     timeout_seconds: float,
     address: Path,
-    extra_fd: int | None = None,
+    extra_fds: Sequence[int] = (),
+    other_fds: Sequence[int] = (),
 ) -> WorkerResult:
     """Have the service at `address`, a SOCK_STREAM socket owned by root, run a worker.
 
@@ -110,7 +115,7 @@ def ask_worker(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(timeout_seconds)
             peer.connect(str(address))
-            fds = [fd for fd in (core_fd, extra_fd) if fd is not None]
+            fds = [*(() if core_fd is None else (core_fd,)), *extra_fds, *other_fds]
             workerlink.send_request(peer, {**request, "core_fd": None, "parent": None}, fds)
             if "task" not in request:  # other tasks than the analysis need no files
                 workerlink.answer_modules(peer, request)

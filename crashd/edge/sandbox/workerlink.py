@@ -6,7 +6,8 @@ host but /usr. The daemon opens files for it that the crashed user could read, a
 images that were mapped.
 
     daemon    the request; the core's descriptor, if any, comes with its first byte, and after it
-              that of a second file (a kernel's vmlinux)
+              those of other files (a kernel's vmlinux, the other parts of its dump), or of other
+              cores of the program
     worker    [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
     daemon    [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with each
               byte, the files in this order
@@ -33,6 +34,10 @@ from crashd.errors import FormatError
 MESSAGE_MAX = 16 << 20
 FILES_MAX = 800
 """Descriptors for the modules of one core."""
+EXTRA_MAX = 100
+"""Descriptors that come with a request besides the core's."""
+OTHERS_MAX = 31
+"""Cores that one worker analyses after the first one."""
 _BATCH_MAX = 200  # SCM_MAX_FD is 253
 _NAME_MAX = 4096
 _ID_MAX = 128
@@ -97,19 +102,29 @@ def _is_build_id(text: object) -> bool:
 
 
 def receive_request(peer: socket.socket) -> dict[str, Any]:
-    """Receive the request; its `core_fd` and `extra_fd` are the descriptors that came with it.
+    """Receive the request; `core_fd`, `extra_fds` and those of its `others` are the descriptors
+    that came with it.
 
     Raises:
         EOFError: the daemon has ended.
     """
-    first = messages.receive_packet(peer, messages.HEADER_SIZE, 2)
+    first = messages.receive_packet(peer, messages.HEADER_SIZE, 1 + EXTRA_MAX)
     header = first.data
     if len(header) < messages.HEADER_SIZE:
         header += messages.receive_exactly(peer, messages.HEADER_SIZE - len(header))
     size = messages.parse_size(header, MESSAGE_MAX)
     request = messages.parse(messages.receive_exactly(peer, size))
-    core_fd, extra_fd = [*first.descriptors, None, None][:2]
-    return {**request, "core_fd": core_fd, "extra_fd": extra_fd}
+    core_fd = first.descriptors[0] if first.descriptors else None
+    more = first.descriptors[1:]
+    if request.get("others"):
+        others = name_cores(request["others"], more[:OTHERS_MAX])
+        return {**request, "core_fd": core_fd, "others": others}
+    return {**request, "core_fd": core_fd, "extra_fds": more}
+
+
+def name_cores(others: Sequence[Mapping[str, Any]], fds: Sequence[Any]) -> list[dict[str, Any]]:
+    """Add its core's descriptor to each of a request's others."""
+    return [{**other, "core_fd": fd} for other, fd in zip(others, fds, strict=False)]
 
 
 def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[ModuleFile]:

@@ -60,6 +60,8 @@ _DUMP_STATES = tuple(
 )
 _FOREIGN = "foreign"
 """In place of a state: a directory named like a dump's, which is not root's."""
+_UNSEEN = "unseen"
+"""In place of a state: names in a dump's directory that were not examined; too many are there."""
 _RESULTS = tuple(state.value for state in AnalysisState if state.is_over)
 _LIMITS = (*(reason.value for reason in DumpLimit), *(reason.value for reason in Limit))
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -116,7 +118,7 @@ _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_signatures": ("Distinct signatures of the crashes in the index.", {}),
     "crashd_kdump_ready": ("1 if the next kernel crash should leave a dump.", {}),
     "crashd_kdump_crashkernel_bytes": ("Memory reserved for the capture kernel.", {}),
-    "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": (*_DUMP_STATES, _FOREIGN)}),
+    "crashd_kdump_dumps": ("Kernel dumps on disk.", {"state": (*_DUMP_STATES, _FOREIGN, _UNSEEN)}),
 }
 """Help text, and each label with all its values; names of counters get `_total`."""
 
@@ -298,12 +300,15 @@ class Exporter(Collector):
         """Set how many distinct signatures the index has."""
         self._set("crashd_signatures", count)
 
-    def kernel_dumps(self, states: Mapping[State, int], *, foreign: int) -> None:
-        """Set how many kernel dumps there are in each state, and how many are not root's."""
+    def kernel_dumps(self, states: Mapping[State, int], *, foreign: int, unseen: int) -> None:
+        """Set how many kernel dumps there are in each state, how many are not root's, and how many
+        names were not examined.
+        """
         with self._lock:
             for state in _DUMP_STATES:
                 self._values["crashd_kdump_dumps"][(state,)] = states.get(state, 0)
             self._values["crashd_kdump_dumps"][(_FOREIGN,)] = foreign
+            self._values["crashd_kdump_dumps"][(_UNSEEN,)] = unseen
 
     def kdump_ready(self, ready: bool, crashkernel_bytes: int) -> None:
         """Set whether the next kernel crash should leave a dump."""

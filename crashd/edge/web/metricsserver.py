@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Protocol
 
 from crashd.domain.web.httphead import accepts_gzip, parse_request
-from crashd.edge.web.exporter import Exporter
 from crashd.edge.web.webguard import Guard, Question, Stream, WantsRead, WantsWrite
 from crashd.errors import UnavailableError, reason_of
 
@@ -31,6 +31,13 @@ DEADLINE_NS = 5 * 10**9
 arrive.
 """
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="crashd", charset="UTF-8"'}
+
+
+class Renders(Protocol):
+    """What has metrics to serve."""
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the text and its type for a request's Accept header."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +67,7 @@ class MetricsServer:
     def __init__(
         self,
         sock: socket.socket,
-        exporter: Exporter,
+        exporter: Renders,
         health: Callable[[], bool],
         ready: Callable[[], bool],
         guard: Guard | None = None,

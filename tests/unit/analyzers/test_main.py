@@ -61,7 +61,9 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_print_facts_later_failure_leaves_the_first_facts(printed: list[dict[str, Any]]) -> None:
-    program._print_facts(OPENED, [First(OPENED), Broken(OPENED), First(OPENED)], ["no room"])
+    program._print_facts(
+        OPENED, [First(OPENED), Broken(OPENED), First(OPENED)], ["no room"], program.OUTPUT_MAX
+    )
     assert printed[0] == {"threads": [1], "problems": ["no room"]}
     assert printed[1] == {"problems": ["broken: NotImplementedError: no such machine"]}
     assert printed[2] == {"threads": [1], "problems": []}
@@ -70,16 +72,16 @@ def test_print_facts_later_failure_leaves_the_first_facts(printed: list[dict[str
 
 def test_print_facts_failure_of_the_first_is_the_workers(printed: list[dict[str, Any]]) -> None:
     with pytest.raises(NotImplementedError):
-        program._print_facts(OPENED, [Broken(OPENED)], [])
+        program._print_facts(OPENED, [Broken(OPENED)], [], program.OUTPUT_MAX)
     assert not printed
 
 
 def test_print_facts_too_long_says_so(printed: list[dict[str, Any]]) -> None:
-    program._print_facts(OPENED, [First(OPENED), Talker(OPENED)], [])
+    program._print_facts(OPENED, [First(OPENED), Talker(OPENED)], [], program.OUTPUT_MAX)
     assert "result has" in printed[1]["problems"][0]
     assert printed[2]["whole"]
     printed.clear()
-    program._print_facts(OPENED, [Talker(OPENED)], [])
+    program._print_facts(OPENED, [Talker(OPENED)], [], program.OUTPUT_MAX)
     assert "result has" in printed[0]["failed"]
 
 

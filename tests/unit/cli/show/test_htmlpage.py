@@ -54,6 +54,21 @@ def test_render_has_timeline_signatures_stacks_and_the_latest() -> None:
     assert found.values("href") == ["#stack-1"]
 
 
+def test_render_numbers_python_frames_apart() -> None:
+    frames = [{"kind": "python", "function": "load"}, {"kind": "native", "function": "raise"}]
+    page = page_of([row_of()], {0: doc_of() | {"frames": frames}})
+    assert page.count('<ol class="stack" start="0">') == 2
+
+
+def test_render_no_unit_is_no_unit() -> None:
+    page = page_of([row_of(), row_of(unit=None)])
+    assert "<b>1</b><span>Units</span>" in page
+
+
+def test_render_paths_may_break_between_names_only() -> None:
+    assert "<code>/<wbr>usr/<wbr>sbin/<wbr>nginx</code>" in page_of([row_of()])
+
+
 def test_render_without_crashes_says_so() -> None:
     found = Elements(page_of([]))
     assert "No crashes in this period." in found.words

@@ -106,6 +106,12 @@ def test_render_info_shows_the_crashed_thread_first_and_not_too_many() -> None:
     assert sum(" pc " in line for line in page(doc_of(threads=threads), show_all=True)) == 41
 
 
+def test_render_info_tells_threads_that_are_not_recorded() -> None:
+    doc = doc_of(threads=({"tid": 1, "name": "a", "pc": None, "crashed": True},))
+    lines = page({**doc, "status": "Name:\tx\nThreads:\t2001\nSigQ:\t0\n"})
+    assert "Threads (2001, of which 1 are recorded):" in lines
+
+
 def test_render_info_shows_the_stack() -> None:
     frames = (
         {"function": "third", "module": "nginx", "offset": 16, "file": "a.c", "line": 7},

@@ -14,6 +14,7 @@ from crashd.daemon.intake.dispatch import (
     HELD_NS,
     PROCESSES_MIN,
     SMALL_BYTES,
+    SPARE_NS,
     Dispatcher,
 )
 from crashd.daemon.intake.job import Job, Kind, Stage
@@ -33,8 +34,13 @@ class FakeWorker:
     def __init__(self) -> None:
         self.channel, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.killed = False
+        self.replaced = 0
 
-    def kill(self) -> None:
+    def replace(self, pid: int, pidfd: int) -> None:
+        os.close(pidfd)
+        self.replaced = pid
+
+    def kill(self, crash_id: str) -> None:
         self.killed = True
 
     def close(self) -> None:
@@ -80,6 +86,7 @@ class Host:
         self.clock = clock
         self.events: list[str] = []
         self.spilled_bytes = 0
+        self.answer = ""
 
     def watch(self, source: Readable, act: Callable[[], None]) -> None:
         pass
@@ -88,7 +95,8 @@ class Host:
         pass
 
     def decide(self, crash_id: str, question: Mapping[str, Any], *, live: bool) -> dict[str, Any]:
-        return {"disposition": "full", "live": live}
+        more = {"reason": self.answer} if self.answer else {}
+        return {"disposition": "full", "live": live, **more}
 
     def ended(self, crash_id: str) -> None:
         pass
@@ -356,4 +364,76 @@ def test_nursery_that_cannot_fork_leaves_crashes_to_their_handlers(tmp_path: Pat
     scene.dispatcher.submit(job)
     assert scene.events == ["refused"]
     assert scene.dispatcher.queued == 0
+    scene.close()
+
+
+# -- forks beside a capture ------------------------------------------------------------------------
+
+
+def test_no_worker_is_forked_beside_a_capture_while_an_idle_one_is_left(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, workers=2)
+    first = scene.submit()
+    assert len(scene.nursery.workers) == 2, "none was forked"
+    scene.end(first)
+    scene.submit()
+    assert len(scene.nursery.workers) == 2, "the first worker is back"
+    scene.close()
+
+
+def test_missing_spare_worker_is_forked_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, workers=2)
+    scene.submit()
+    assert 0 < (scene.dispatcher.wait_ns() or 0) <= SPARE_NS
+    now_ns = time.monotonic_ns() + SPARE_NS
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+    scene.dispatcher.tick(scene.clock.now_ns())
+    assert scene.nursery.asked
+    scene.close()
+
+
+def test_last_idle_worker_is_replaced_at_once(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, workers=2)
+    scene.submit()
+    scene.submit()
+    assert len(scene.nursery.workers) > 2
+    scene.close()
+
+
+# -- a worker's copy -------------------------------------------------------------------------------
+
+
+def test_copy_of_a_killed_worker_is_the_worker(tmp_path: Path) -> None:
+    scene = OneJob(tmp_path)
+    pidfd = os.pidfd_open(os.getpid())
+    message = {"event": "taken over", "id": scene.job.id, "pid": os.getpid()}
+    send_message(scene.worker.theirs, message, (pidfd,))
+    os.close(pidfd)
+    scene.dispatcher.readable(scene.worker)  # type: ignore[arg-type]  # see FakeNursery
+    assert scene.worker.replaced == os.getpid()
+    scene.release(scene.job)
+    scene.end(scene.job)
+    assert scene.events == ["done"]
+    scene.close()
+
+
+def test_copy_that_asks_again_gets_the_same_answer(tmp_path: Path) -> None:
+    scene = OneJob(tmp_path)
+    answers = []
+    for name in ("one", "two"):
+        scene.host.answer = name
+        scene.say("decide", site={}, wanted=1)
+        scene.dispatcher.readable(scene.worker)  # type: ignore[arg-type]  # see FakeNursery
+        message, _ = receive_message(scene.worker.theirs)
+        answers.append(message)
+    assert answers[0] == answers[1]
+    scene.close()
+
+
+def test_bytes_spilled_by_a_worker_count_once(tmp_path: Path) -> None:
+    scene = OneJob(tmp_path)
+    for _ in range(2):
+        scene.tell(scene.job, "released", read=1 << 20, spilled=5)
+    assert scene.host.spilled_bytes == 5
     scene.close()

@@ -30,6 +30,8 @@ def test_parse_record_anything_else_is_none(raw: bytes) -> None:
             "pipe_limit",
         ),
         (b"Pid 42(bash) over core_pipe_limit", 42, b"bash", "pipe_limit"),
+        (b"coredump: 42(bash): RLIMIT_CORE is set to 1, aborting core", 42, b"bash", "RLIMIT_CORE"),
+        (b"Process 42(bash) has RLIMIT_CORE set to 1", 42, b"bash", "RLIMIT_CORE"),
         (b"coredump: 1(a): |/no/such pipe failed", 1, b"a", "could not run"),
         (b"coredump: 1(a): Coredump socket connection /x failed -2", 1, b"a", "nothing listened"),
         (
@@ -56,7 +58,6 @@ def test_find_loss_suppressed_lines_are_counted() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"coredump: 42(bash): RLIMIT_CORE is set to 1, aborting core",
         b"bash[1]: segfault at 0",
         b"x coredump: 42(bash): over core_pipe_limit",
         b"other: 5 callbacks suppressed",

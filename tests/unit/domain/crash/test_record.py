@@ -118,6 +118,27 @@ def test_add_process_fills_in_and_scrubs() -> None:
     assert made.thread_comm == b"worker"
 
 
+def test_add_process_the_threads_own_name_has_its_slashes() -> None:
+    threads = SNAPSHOT | {"threads": b"100 prog\n101 CPU 0/KVM\n102 CPU 0!KVM"}
+    assert with_process(crash(e=b"CPU 0!KVM"), threads).thread_comm == b"CPU 0/KVM"
+    assert with_process(crash(e=b"CPU 0!KVM", I=b""), threads).thread_comm == b"CPU 0/KVM"
+    assert with_process(crash(e=b""), threads).thread_comm == b"CPU 0/KVM", "the kernel's socket"
+    assert with_process(crash(e=b"other"), threads).thread_comm == b"other", "renamed meanwhile"
+    assert with_process(crash(e=b"a!b"), SNAPSHOT | {"threads": b""}).thread_comm == b"a!b"
+
+
+def test_add_process_replaced_files_are_told() -> None:
+    line = b"7f0000000000-7f0000001000 r-xp 00000000 08:01 %d %s (deleted)\n"
+    maps = b"".join(line % (n, name) for n, name in enumerate((b"/p", b"/l/a.so", b"/l/b.so"), 1))
+    found = with_process(crash(), SNAPSHOT | {"exe": b"/p (deleted)", "maps": maps}).warnings
+    assert found == (
+        "the executable was deleted or replaced after the process started",
+        "deleted or replaced after the process loaded it: a.so, and 1 more",
+    )
+    memory = {"exe": b"/memfd:x (deleted)", "maps": line % (1, b"/memfd:x")}
+    assert with_process(crash(), SNAPSHOT | memory).warnings == ()
+
+
 def test_add_process_kernels_uid_beats_that_of_proc() -> None:
     assert with_process(crash()).uid == 1000
 

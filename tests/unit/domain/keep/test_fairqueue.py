@@ -47,3 +47,27 @@ def test_put_drops_the_newest_of_whoever_has_most() -> None:
     assert queue.put("c", "c1") == ["a3"]
     assert queue.put("b", "b2") == ["b2"], "two each: who comes now has one more"
     assert sorted(queue) == ["a1", "a2", "b1", "c1"]
+
+
+def test_take_late_items_come_after_the_owners_others_and_are_dropped_first() -> None:
+    queue: FairQueue[str] = FairQueue(4)
+    queue.put("a", "a1")
+    for item in ("a2", "a3"):
+        assert queue.put("a", item, late=True) == []
+    assert queue.put("a", "a4") == []
+    assert list(queue) == ["a1", "a4", "a2", "a3"]
+    assert queue.put("b", "b1", late=True) == ["a3"]
+    assert queue.put("b", "b2") == ["a2"]
+    assert take_all(queue) == ["a1", "b2", "a4", "b1"]
+
+
+def test_take_more_takes_the_oldest_that_fit_and_leaves_the_others_in_order() -> None:
+    queue: FairQueue[str] = FairQueue(9)
+    for item in ("x1", "y1", "x2", "y2", "x3"):
+        queue.put("a", item, late=item > "x1")
+    queue.put("b", "x9")
+    assert queue.take_more("a", lambda item: item.startswith("x"), 2) == ["x1", "x2"]
+    assert list(queue) == ["y1", "y2", "x3", "x9"]
+    assert queue.take_more("a", lambda _: True, 9) == ["y1", "y2", "x3"]
+    assert queue.take_more("a", lambda _: True, 9) == []
+    assert list(queue) == ["x9"]

@@ -1,0 +1,1 @@
+"""Verbs that do something else for a fleet than for this host."""

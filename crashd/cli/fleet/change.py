@@ -1,0 +1,80 @@
+"""`--fleet want` and `--fleet delete`: for users with the role crashd_index."""
+
+import argparse
+import sys
+
+from crashd.cli.context import Context
+from crashd.cli.fleetsource import STATEMENT_SECONDS, FleetSource
+from crashd.cli.manage.change import confirm, describe, refuse_pinned
+from crashd.cli.source import all_named_by_id, matching, not_found
+from crashd.domain.crash.match import Query
+from crashd.domain.fleet.policy import WANT_MAX
+from crashd.domain.text import printable
+from crashd.edge.fleet.bucket import Bucket
+from crashd.edge.fleet.postgres import connect
+from crashd.errors import CrashdError, UsageError
+from crashd.fleet import requests
+from crashd.fleet.schema import read_setting
+
+
+def want(context: Context, arguments: argparse.Namespace) -> int:
+    """Ask hosts for the cores of the crashes that match."""
+    assert context.fleet is not None
+    source = FleetSource.open(context.fleet)
+    try:
+        rows = source.select(Query(terms=tuple(arguments.match), limit=WANT_MAX + 1))
+    finally:
+        source.close()
+    if not rows:
+        raise not_found(arguments.match)
+    if len(rows) > WANT_MAX:
+        raise UsageError(f"want: more than {WANT_MAX} crashes match", hint="ask for fewer")
+    kept = [row for row in rows if (row.get("core") or {}).get("path")]
+    for row in rows:
+        if row not in kept:
+            context.warn(f"{row['id']} has no core: {printable(str(row.get('state')))}")
+    db = connect(context.fleet.dsn, name="crashctl", timeout_seconds=STATEMENT_SECONDS)
+    try:
+        asked = requests.want(db, kept)
+    finally:
+        db.close()
+    context.note(f"{asked} cores are asked for; hosts look every few minutes")
+    return 0 if kept else 1
+
+
+def delete(context: Context, arguments: argparse.Namespace) -> int:
+    """Delete the crashes that match, on their hosts as well; ask first if it is not only by id."""
+    assert context.fleet is not None
+    source = FleetSource.open(context.fleet)
+    try:
+        rows = matching(source, arguments.match)
+        bucket = Bucket.open(read_setting(source.db, "url") or "")
+    finally:
+        source.close()
+    if not arguments.force:
+        refuse_pinned(rows)
+    if len(rows) > 1 and not arguments.yes and not all_named_by_id(rows, arguments.match):
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
+                hint="delete them all with --yes; see them with crashctl --fleet list",
+            )
+        if not confirm(rows):
+            context.note("nothing was deleted")
+            return 1
+    db = connect(context.fleet.dsn, name="crashctl", timeout_seconds=STATEMENT_SECONDS)
+    status = 0
+    try:
+        for row in rows:
+            try:
+                requests.delete(db, bucket, row)
+            except CrashdError as e:
+                if len(rows) == 1:
+                    raise
+                context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
+                status = max(status, e.exit_code)
+                continue
+            print(f"deleted {describe(row)}")
+    finally:
+        db.close()
+    return status

@@ -1,0 +1,134 @@
+"""`--fleet top`: signatures, builds, versions or labels by count; what is new or more frequent."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from crashd.cli.context import Context
+from crashd.cli.fleetsource import FleetSource
+from crashd.cli.render import (
+    UNDERLINE,
+    cut,
+    cut_words,
+    display_width,
+    headline_text,
+    json_page,
+    local_time,
+    pad,
+    program_name,
+    styled,
+    value_text,
+)
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import SHORT_ID_LENGTH
+from crashd.domain.crash.timestamp import parse_time
+from crashd.domain.fleet.lines import LABEL_PATTERN
+from crashd.errors import UsageError
+from crashd.fleet.newsince import NewSince
+
+_WHAT_WIDTH = 24
+_NAME_WIDTH = 44
+
+
+def top(context: Context, arguments: argparse.Namespace) -> int:
+    """Print the most frequent; return 1 if a filter matches nothing."""
+    now_ns = time.time_ns()
+    since = arguments.since
+    query = Query(
+        terms=tuple(arguments.match),
+        since_ns=None if since is None else parse_time(since, now_ns),
+        kind=arguments.kind,
+        limit=arguments.limit,
+    )
+    by = _checked(arguments.by)
+    if arguments.new_since is not None and (query.terms or since or by):
+        raise UsageError("top: --new-since takes neither MATCH, --since nor --by")
+    assert context.fleet is not None
+    source = FleetSource.open(context.fleet)
+    try:
+        if arguments.new_since is not None:
+            rows = _new_since(source, arguments.new_since, query, now_ns)
+        elif by:
+            rows = source.questions.top_by(query, by)
+        else:
+            rows = source.top(query)
+    finally:
+        source.close()
+    if arguments.json:
+        print(json_page(rows, arguments.json))
+    else:
+        cells = _named(rows) if by else _signatures(rows, new=arguments.new_since is not None)
+        _print(context, cells)
+    if not rows:
+        context.note("no analysed crashes found")
+    filtered = arguments.match or since or arguments.new_since or context.fleet.is_narrow
+    return 0 if rows or not filtered else 1
+
+
+def _checked(by: str | None) -> str | None:
+    if by is None or by in ("build", "version"):
+        return by
+    if by.startswith("label:") and LABEL_PATTERN.fullmatch(by.removeprefix("label:")):
+        return by
+    raise UsageError(f"top: --by is build, version or label:NAME, not {by!r}")
+
+
+def _new_since(source: FleetSource, text: str, query: Query, now_ns: int) -> list[dict[str, Any]]:
+    """A text that is not a time is a version."""
+    new = NewSince(source.db, source.scope)
+    version = text.removeprefix("version:")
+    if version == text:
+        try:
+            return new.time(parse_time(text, now_ns), query)
+        except UsageError:
+            pass
+    return new.version(version, query)
+
+
+def _signatures(rows: Sequence[dict[str, Any]], *, new: bool) -> list[list[str]]:
+    heading = ["COUNT", "HOSTS", "VERSIONS", "FIRST", "LAST", "ID", "WHAT", "TITLE"]
+    cells = [["CHANGE", *heading] if new else heading]
+    for row in rows:
+        line = [
+            str(row["count"]),
+            str(row["hosts"]),
+            str(row["versions"]),
+            local_time(row["first"]),
+            local_time(row["last"]),
+            value_text(row["id"])[-SHORT_ID_LENGTH:],
+            cut(program_name(row), _WHAT_WIDTH),
+            headline_text(row),
+        ]
+        cells.append([_change(row), *line] if new else line)
+    return cells
+
+
+def _change(row: dict[str, Any]) -> str:
+    """Return "new", or the share of hosts that have it, before and now."""
+    if row["change"] == "new":
+        return "new"
+    return f"{row['rate_before']:.1%} > {row['rate']:.1%}"
+
+
+def _named(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    cells = [["COUNT", "HOSTS", "SIGNATURES", "FIRST", "LAST", "NAME"]]
+    for row in rows:
+        numbers = [str(row[key]) for key in ("count", "hosts", "signatures")]
+        times = [local_time(row["first"]), local_time(row["last"])]
+        cells.append([*numbers, *times, cut(value_text(row["name"]), _NAME_WIDTH)])
+    return cells
+
+
+def _print(context: Context, cells: list[list[str]]) -> None:
+    if len(cells) == 1:
+        return
+    numbers = {"COUNT", "HOSTS", "VERSIONS", "SIGNATURES"}
+    right = [heading in numbers for heading in cells[0]]
+    widths = [max(display_width(line[n]) for line in cells) for n in range(len(cells[0]))]
+    for number, line in enumerate(cells if context.legend else cells[1:]):
+        parts = [pad(text, widths[n], right=right[n]) for n, text in enumerate(line[:-1])]
+        text = " ".join([*parts, line[-1]])
+        text = (text if context.width is None else cut_words(text, context.width)).rstrip()
+        is_heading = context.legend and number == 0
+        print(styled(text, UNDERLINE if context.color and is_heading else None))

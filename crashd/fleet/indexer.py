@@ -1,0 +1,331 @@
+"""The indexer: from the objects of hosts to rows, again and again.
+
+Hosts are divided into shards. An indexer takes a shard by an advisory lock of its connection, lists
+what its due hosts have written, loads it and moves their cursors in the same transactions, and
+gives the shard back. If it is killed anywhere, PostgreSQL gives the lock back, and what was not
+committed is listed again: every crash is there once. Several indexers take different shards.
+"""
+
+import logging
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
+from typing import Any
+from zlib import crc32
+
+from crashd.domain.fleet.hostid import HOST_PATTERN
+from crashd.domain.fleet.keys import RECORDS, parse_records_key
+from crashd.domain.text import printable
+from crashd.edge.fleet.bucket import Bucket, Found
+from crashd.edge.fleet.postgres import DATA_ERRORS, Connection, guard
+from crashd.errors import FormatError, NotFoundError
+from crashd.fleet.cursor import Cursor, Look
+from crashd.fleet.load import Bad, Batch, Loader, Result, judge
+from crashd.fleet.rows import FUTURE_DAYS, Refused
+from crashd.fleet.schema import LOCK, SHARDS
+from crashd.fleet.texts import clean
+from crashd.fleet.unpack import OBJECT_BYTES, unpack_lines
+
+BATCH_ROWS = 4000
+BATCH_BYTES = 16 << 20
+HOSTS = 200
+"""Hosts of a shard that are listed at once."""
+THREADS = 16
+AHEAD = 64
+"""Objects that are read ahead."""
+SURVEYED = 1000
+"""Objects of one host that are listed before any is read."""
+log = logging.getLogger("crashd-fleet")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often hosts are listed, in seconds."""
+
+    poll: float = 5
+    """A host that has just written."""
+    idle: float = 120
+    """A host that has not written for long."""
+    discover: float = 30
+    """For new hosts."""
+
+
+@dataclass(slots=True)
+class Done:
+    """What a pass did."""
+
+    hosts: int = 0
+    objects: int = 0
+    results: Counter[Result] = field(default_factory=Counter)
+    oldest: datetime | None = None
+    """Time of the oldest object that was indexed."""
+
+    def add(self, other: "Done") -> None:
+        """Add another one."""
+        self.hosts += other.hosts
+        self.objects += other.objects
+        self.results += other.results
+        times = [time for time in (self.oldest, other.oldest) if time is not None]
+        self.oldest = min(times, default=None)
+
+
+@dataclass(slots=True)
+class _Survey:
+    look: Look
+    first: list[Found]
+    rest: Iterator[Found]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is being gathered, and what is being loaded."""
+
+    batch: Batch = field(default_factory=Batch)
+    also: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
+    """Statements for the transaction of the batch: cursors whose hosts it completes."""
+    pending: "Future[Counter[Result]] | None" = None
+
+
+class Indexer:
+    """One indexer with its own connection; `stop` may be set by a signal handler."""
+
+    def __init__(self, db: Connection, bucket: Bucket, *, keep_days: int, pace: Pace) -> None:
+        self._db = db
+        self._bucket = bucket
+        self._keep_days = keep_days
+        self._pace = pace
+        self._loader = Loader(db, keep_days)
+        self._threads = ThreadPoolExecutor(THREADS, "bucket")
+        self._writer = ThreadPoolExecutor(1, "postgres")
+        self.stop = threading.Event()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
+
+    def discover(self) -> int:
+        """Make cursors for new hosts; return how many there are."""
+        names = self._bucket.prefixes(RECORDS)
+        hosts = [name for name in names if HOST_PATTERN.fullmatch(name)]
+        if len(hosts) < len(names):
+            log.warning(
+                "%d prefixes below %s are not hosts, ignoring", len(names) - len(hosts), RECORDS
+            )
+        with guard():
+            found = self._db.execute(
+                "INSERT INTO cursor (host, shard) SELECT * FROM unnest(%s::text[], %s::int[])"
+                " w(host, shard) WHERE NOT EXISTS (SELECT FROM cursor c WHERE c.host = w.host)"
+                " ON CONFLICT DO NOTHING",
+                (hosts, [shard_of(host) for host in hosts]),
+            )
+        return found.rowcount
+
+    def run_once(self) -> Done:
+        """Take every shard that is due and free; index what its hosts have written."""
+        done = Done()
+        with guard():
+            rows = self._db.execute(
+                "SELECT DISTINCT shard, now() FROM cursor WHERE due <= now()"
+            ).fetchall()
+        shards = [row[0] for row in rows]
+        random.shuffle(shards)  # so that several indexers seldom meet
+        for shard in shards:
+            if self.stop.is_set():
+                break
+            with guard():
+                row = self._db.execute(
+                    "SELECT pg_try_advisory_lock(%s, %s)", (LOCK, shard)
+                ).fetchone()
+                if not row or not row[0]:
+                    continue
+                try:
+                    # a host that is due again meanwhile waits for the next pass
+                    while (part := self._index_hosts(shard, rows[0][1])).hosts:
+                        done.add(part)
+                        if self.stop.is_set():
+                            break
+                finally:
+                    if not self._db.closed:
+                        self._db.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCK, shard))
+        return done
+
+    def all_due(self) -> datetime:
+        """Make every host due; return the moment after which each has been listed again."""
+        with guard():
+            row = self._db.execute("SELECT now()").fetchone()
+            assert row is not None
+            self._db.execute("UPDATE cursor SET due = %s WHERE due > %s", (row[0], row[0]))
+        moment: datetime = row[0]
+        return moment
+
+    def is_due(self, moment: datetime) -> bool:
+        """Return whether a host has not been listed since a moment."""
+        with guard():
+            row = self._db.execute(
+                "SELECT EXISTS (SELECT FROM cursor WHERE due <= %s)", (moment,)
+            ).fetchone()
+        return bool(row and row[0])
+
+    # -- one shard ---------------------------------------------------------------------------------
+
+    def _index_hosts(self, shard: int, due: datetime) -> Done:
+        found = self._db.execute(
+            "SELECT host, objects, mark, late_mark, late_looked, recent, idle_seconds FROM cursor"
+            " WHERE shard = %s AND due <= %s ORDER BY due LIMIT %s",
+            (shard, due, HOSTS),
+        ).fetchall()
+        cursors = [
+            Cursor(host, objects, mark, late_mark, late_looked, frozenset(recent), idle)
+            for host, objects, mark, late_mark, late_looked, recent, idle in found
+        ]
+        done = Done(hosts=len(cursors))
+        today = datetime.now(UTC).date()
+        days = (today - timedelta(days=self._keep_days), today + timedelta(days=FUTURE_DAYS))
+        work = _Work()
+        try:
+            for survey in self._ahead(self._survey, cursors, THREADS):
+                self._index_host(survey, days, work, done)
+            self._send(work, done)
+        finally:
+            if work.pending is not None:  # no transaction may outlive the lock
+                wait([work.pending])
+        self._finish(work, done)
+        return done
+
+    def _index_host(
+        self, survey: _Survey, days: tuple[date, date], work: "_Work", done: Done
+    ) -> None:
+        host = survey.look.cursor.host
+        for one, data in self._read(survey):
+            _judge_object(work.batch, host, one, data, days)
+            done.objects += 1
+            done.oldest = min(done.oldest or one.modified, one.modified)
+            if len(work.batch) >= BATCH_ROWS or work.batch.size_bytes >= BATCH_BYTES:
+                self._send(work, done)
+            if self.stop.is_set():
+                return
+        work.also.append(self._advance(survey.look))
+
+    def _send(self, work: "_Work", done: Done) -> None:
+        """Load the batch in the writer's thread, while the next one is read."""
+        self._finish(work, done)
+        work.pending = self._writer.submit(self._load, work.batch, work.also)
+        work.batch, work.also = Batch(), []
+
+    def _finish(self, work: "_Work", done: Done) -> None:
+        if work.pending is not None:
+            done.results += work.pending.result()
+            work.pending = None
+
+    def _load(self, batch: Batch, also: list[tuple[str, Sequence[Any]]]) -> Counter[Result]:
+        try:
+            return self._loader.load(batch, also)
+        except DATA_ERRORS as e:
+            # the model took a value that PostgreSQL refuses: find the line, and keep the others
+            return self._load_halves(batch, also, e)
+
+    def _load_halves(
+        self, batch: Batch, also: list[tuple[str, Sequence[Any]]], error: Exception
+    ) -> Counter[Result]:
+        if len(batch.rows) > 1:
+            middle = len(batch.rows) // 2
+            results = self._load(Batch(batch.rows[:middle], batch.bad, batch.expired), [])
+            return results + self._load(Batch(batch.rows[middle:]), also)
+        bad = list(batch.bad)
+        for row in batch.rows:
+            log.warning(
+                "%s of host %s is refused by PostgreSQL: %s",
+                row.id,
+                row.host,
+                printable(str(error)[:200]),
+            )
+            bad.append(Bad(row.host, row.object, row.line, "refused", clean(str(error)[:200])))
+        return self._loader.load(Batch([], bad, batch.expired), also)
+
+    # -- objects -----------------------------------------------------------------------------------
+
+    def _survey(self, cursor: Cursor) -> _Survey:
+        now = datetime.now(UTC)
+        start = cursor.start(now)
+        look = Look(cursor, everything=start is None)
+        fresh = (one for one in self._bucket.list(cursor.prefix, start) if look.takes(one))
+        return _Survey(look, list(islice(fresh, SURVEYED)), fresh)
+
+    def _read(self, survey: _Survey) -> Iterator[tuple[Found, bytes | Refused | None]]:
+        yield from zip(survey.first, self._ahead(self._get, survey.first, AHEAD), strict=True)
+        while more := list(islice(survey.rest, SURVEYED)):
+            yield from zip(more, self._ahead(self._get, more, AHEAD), strict=True)
+
+    def _get(self, one: Found) -> bytes | Refused | None:
+        if one.size_bytes > OBJECT_BYTES:
+            return Refused("too-large", f"object has {one.size_bytes} bytes")
+        try:
+            return self._bucket.get(one.key, OBJECT_BYTES)
+        except NotFoundError:
+            return None  # its life ended between the listing and now
+        except FormatError as e:
+            return Refused("too-large", str(e))
+
+    def _ahead(self, call: Any, items: Sequence[Any], count: int) -> Iterator[Any]:
+        """Call a function for each item in other threads, some items ahead; keep the order."""
+        waiting: list[Future[Any]] = []
+        todo = iter(items)
+        try:
+            while True:
+                for item in islice(todo, count - len(waiting)):
+                    waiting.append(self._threads.submit(call, item))
+                if not waiting:
+                    return
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _advance(self, look: Look) -> tuple[str, Sequence[Any]]:
+        now = datetime.now(UTC)
+        after = look.end(now, poll=self._pace.poll, idle=self._pace.idle)
+        return (
+            "UPDATE cursor SET objects = %s, mark = %s, late_mark = %s, late_looked = %s,"
+            " recent = %s,"
+            " idle_seconds = %s, due = now() + make_interval(secs => %s) WHERE host = %s",
+            (
+                after.objects,
+                after.mark,
+                after.late_mark,
+                after.late_looked,
+                sorted(after.recent),
+                after.idle_seconds,
+                after.idle_seconds * random.uniform(0.9, 1.1),
+                after.host,
+            ),
+        )
+
+
+def _judge_object(
+    batch: Batch, host: str, one: Found, data: bytes | Refused | None, days: tuple[date, date]
+) -> None:
+    """Add the lines of an object to a batch, or why it was refused."""
+    if data is None:
+        return
+    try:
+        if isinstance(data, Refused):
+            raise data
+        try:
+            parse_records_key(one.key)
+        except FormatError as e:
+            raise Refused("name", str(e)) from e
+        for number, line in unpack_lines(data):
+            judge(line, host, one.key, number, batch, days)
+    except Refused as e:
+        batch.bad.append(Bad(host, one.key, 0, e.reason, clean(str(e)[:200])))
+
+
+def shard_of(host: str) -> int:
+    """Return the shard of a host: the same in every process and version."""
+    return crc32(host.encode()) % SHARDS

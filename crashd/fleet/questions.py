@@ -1,0 +1,340 @@
+"""What people ask the fleet's index: listings, records, counts. Reads only."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import LIST_KEYS, from_json, time_text, to_json
+from crashd.domain.crash.tally import NO_NAME, NO_UNIT, Group, Tally, Timeline
+from crashd.edge.fleet.postgres import Connection, guard
+from crashd.errors import FormatError, NotFoundError
+from crashd.fleet.selection import (
+    Condition,
+    Scope,
+    conditions,
+    moment_of,
+    scope_conditions,
+    time_conditions,
+    where,
+)
+
+FLEET_KEYS = (*LIST_KEYS, "host", "labels")
+"""Keys of a listing: those of one host, and whose crash it is."""
+ROWS_MAX = 100_000
+"""Crashes of one listing without -n."""
+_NEWEST = "c.time DESC, c.id DESC"
+
+
+EVERYWHERE = Scope()
+
+
+class Questions:
+    """Questions over one connection, about all hosts or some."""
+
+    def __init__(self, db: Connection, scope: Scope = EVERYWHERE) -> None:
+        self._db = db
+        self._scope = scope
+
+    def select(self, query: Query) -> list[dict[str, Any]]:
+        """Find crashes as listings show them: the newest `query.limit`, newest first."""
+        with guard(), self._db.transaction():
+            limit = ROWS_MAX if query.limit is None else min(query.limit, ROWS_MAX)
+            sql, values = where(self._conditions(query))
+            rows = self._db.execute(
+                f"SELECT c.doc, h.host, l.labels, s.count FROM crash c"
+                " JOIN host h ON h.number = c.host LEFT JOIN labelset l ON l.number = c.labels"
+                f" LEFT JOIN signature s ON s.number = c.signature {sql} ORDER BY {_NEWEST}"
+                " LIMIT %s".encode(),
+                [*values, limit],
+            ).fetchall()
+        found = [_listed(*row) for row in rows]
+        return found[::-1] if query.reverse else found
+
+    def info(self, crash_id: str, host: str | None = None) -> dict[str, Any]:
+        """Return everything known about one crash.
+
+        Raises:
+            NotFoundError: there is no such crash.
+
+        """
+        own = [Condition("c.id = %s", (crash_id,))]
+        if host is not None:
+            own.append(Condition("h.host = %s", (host,)))
+        with guard(), self._db.transaction():
+            sql, values = where([*own, *scope_conditions(self._db, self._scope)])
+            row = self._db.execute(
+                "SELECT c.doc, h.host, l.labels, s.count, s.first_seen, s.last_seen, c.object,"
+                " c.core_key, c.log_key FROM crash c JOIN host h ON h.number = c.host"
+                " LEFT JOIN labelset l ON l.number = c.labels"
+                f" LEFT JOIN signature s ON s.number = c.signature {sql} LIMIT 1".encode(),
+                values,
+            ).fetchone()
+        if row is None:
+            raise NotFoundError(f"no crash {crash_id}")
+        doc, host, labels, count, first, last, key, core, log = row
+        found = {
+            **doc,
+            **by_model(doc),
+            "count_of_signature": count,
+            "host": host,
+            "labels": labels or {},
+        }
+        if first is not None:
+            found |= {"first_of_signature": _iso(first), "last_of_signature": _iso(last)}
+        return found | {"object": key, "core_object": core, "log_object": log}
+
+    def top(self, query: Query) -> list[dict[str, Any]]:
+        """Count crashes by signature, the most frequent first; see `store.signatures.top`.
+
+        Rows also have `hosts` and `versions`: how many have had it, in the same span.
+        """
+        with guard(), self._db.transaction():
+            if query.terms:
+                return self._top_of_rows(query)
+            source, values = self._counted(query)
+            rows = self._db.execute(
+                "SELECT s.signature, f.*, s.title, s.kind, s.exe, s.unit, s.newest FROM ("
+                " SELECT c.signature, sum(c.crashes)::bigint AS count, min(c.first) AS first,"
+                f" max(c.last) AS last FROM ({source}) c WHERE c.signature <> 0 GROUP BY 1"
+                " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s) f"
+                " JOIN signature s ON s.number = f.signature"
+                " ORDER BY f.count DESC, f.last DESC".encode(),
+                [*values, query.limit],
+            ).fetchall()
+            reach = self._reach([row[1] for row in rows], query)
+        return [_top_row(row[0], *row[2:5], *reach.get(row[1], (0, 0)), *row[5:]) for row in rows]
+
+    def _reach(self, signatures: Sequence[int], query: Query) -> dict[int, tuple[int, int]]:
+        """Count hosts and versions of a few signatures."""
+        own = Condition("c.signature = ANY(%s)", (list(signatures),))
+        source, values = self._counted(query, own)
+        rows = self._db.execute(
+            "SELECT signature, count(DISTINCT host), count(DISTINCT version) FROM ("
+            f" SELECT c.signature, c.host, c.version FROM ({source}) c"
+            " GROUP BY 1, 2, 3 HAVING sum(c.crashes) > 0) f GROUP BY 1".encode(),
+            values,
+        ).fetchall()
+        return {signature: (hosts, versions) for signature, hosts, versions in rows}
+
+    def _counted(self, query: Query, *more: Condition) -> tuple[str, list[Any]]:
+        """Build a table of counts: tallies of whole days, and the rows of days that a span cuts."""
+        common = [*scope_conditions(self._db, self._scope), *more]
+        days, cut = list(common), []
+        if query.since_ns is not None:
+            moment = moment_of(query.since_ns)
+            days.append(Condition("c.day > %s", (moment.date(),)))
+            cut.append(moment.date())
+        if query.until_ns is not None:
+            moment = moment_of(query.until_ns)
+            days.append(Condition("c.day < %s", (moment.date(),)))
+            cut.append(moment.date())
+        rows = [*common, Condition("c.day = ANY(%s)", (sorted(set(cut)),))]
+        rows += time_conditions(query.since_ns, query.until_ns)
+        if query.kind is not None:
+            days.append(Condition("c.kernel = %s", (query.kind == "kernel",)))
+            rows.append(Condition("c.kind = %s", (query.kind,)))
+        columns = "c.signature, c.host, c.version, c.build, c.labels"
+        sql, values = where(days)
+        source = f"SELECT {columns}, c.crashes, c.first, c.last FROM tally c {sql}"
+        if cut:
+            sql, more_values = where(rows)
+            source += f" UNION ALL SELECT {columns}, 1, c.time, c.time FROM crash c {sql}"
+            values += more_values
+        return source, values
+
+    def counted(
+        self, query: Query, since: datetime, numbers: Sequence[int]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Count the crashes of some signatures since a moment; their rows are those of `top`."""
+        since_ns = int(since.timestamp()) * 10**9
+        asked = query._replace(terms=(), since_ns=since_ns, until_ns=None)
+        with guard(), self._db.transaction():
+            own = Condition("c.signature = ANY(%s)", (list(numbers),))
+            source, values = self._counted(asked, own)
+            rows = self._db.execute(
+                "SELECT s.signature, f.*, s.title, s.kind, s.exe, s.unit, s.newest,"
+                " s.first_seen FROM ("
+                " SELECT c.signature, sum(c.crashes)::bigint AS count, min(c.first) AS first,"
+                f" max(c.last) AS last FROM ({source}) c GROUP BY 1 HAVING sum(c.crashes) > 0) f"
+                " JOIN signature s ON s.number = f.signature".encode(),
+                values,
+            ).fetchall()
+            reach = self._reach([row[1] for row in rows], asked)
+        return [
+            (
+                row[1],
+                _top_row(row[0], row[2], row[10], row[4], *reach.get(row[1], (0, 0)), *row[5:10]),
+            )
+            for row in rows
+        ]
+
+    def _top_of_rows(self, query: Query) -> list[dict[str, Any]]:
+        """Count the crashes themselves, because MATCH may name anything."""
+        sql, values = where([*self._conditions(query), Condition("c.signature <> 0")])
+        rows = self._db.execute(
+            "SELECT s.signature, f.count, f.first, f.last, f.hosts, f.versions, s.title, s.kind,"
+            " s.exe, s.unit, s.newest FROM (SELECT c.signature, count(*) AS count,"
+            " min(c.time) AS first, max(c.time) AS last, count(DISTINCT c.host) AS hosts,"
+            f" count(DISTINCT c.version) AS versions FROM crash c {sql} GROUP BY 1"
+            " ORDER BY 2 DESC, 4 DESC LIMIT %s) f JOIN signature s ON s.number = f.signature"
+            " ORDER BY f.count DESC, f.last DESC".encode(),
+            [*values, query.limit],
+        ).fetchall()
+        return [_top_row(*row) for row in rows]
+
+    def top_by(self, query: Query, by: str) -> list[dict[str, Any]]:
+        """Count crashes by `build`, `version` or `label:NAME`, the most frequent first."""
+        label = by.removeprefix("label:") if by.startswith("label:") else None
+        name = (
+            "l.labels ->> %s"
+            if label is not None
+            else {"build": "b.build", "version": "v.version"}[by]
+        )
+        named = [] if label is None else [label]
+        with guard(), self._db.transaction():
+            if query.terms:
+                sql, values = where(self._conditions(query))
+                source = "SELECT c.signature, c.host, c.version, c.build, c.labels, 1 AS crashes,"
+                source += f" c.time AS first, c.time AS last FROM crash c {sql}"
+            else:
+                source, values = self._counted(query)
+            rows = self._db.execute(
+                f"SELECT coalesce({name}, ''), sum(c.crashes)::bigint, min(c.first), max(c.last),"
+                " count(DISTINCT c.host), count(DISTINCT nullif(c.signature, 0))"
+                f" FROM ({source}) c LEFT JOIN build b ON b.number = c.build"
+                " LEFT JOIN version v ON v.number = c.version"
+                " LEFT JOIN labelset l ON l.number = c.labels GROUP BY 1"
+                " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s".encode(),
+                [*named, *values, query.limit],
+            ).fetchall()
+        key = label or by
+        return [
+            {"by": key, "name": name, "count": count, "first": _iso(first), "last": _iso(last)}
+            | {"hosts": hosts, "signatures": signatures}
+            for name, count, first, last, hosts, signatures in rows
+        ]
+
+    def _conditions(self, query: Query) -> list[Condition]:
+        return conditions(self._db, query, self._scope)
+
+    # -- counts over time --------------------------------------------------------------------------
+
+    def tally(self, query: Query, timeline: Timeline) -> Tally:
+        """Count crashes by subject and over time, in the database."""
+        found = Tally(timeline)
+        with guard(), self._db.transaction():
+            sql, values = where(self._conditions(query))
+            for subject, name in _SUBJECTS.items():
+                rows = self._db.execute(
+                    f"SELECT {name}, count(*) FROM crash c LEFT JOIN version v ON v.number ="
+                    " c.version"
+                    f" {sql} GROUP BY 1 ORDER BY 2 DESC LIMIT 1000".encode(),
+                    values,
+                ).fetchall()
+                found.names[subject] = Counter({str(name): count for name, count in rows})
+            for kind, column, count in self._db.execute(
+                "SELECT kind, floor((extract(epoch FROM c.time) - %s) / %s)::bigint, count(*)"
+                f" FROM crash c {sql} GROUP BY 1, 2".encode(),
+                [timeline.start_ns / 1e9, timeline.step_ns / 1e9, *values],
+            ):
+                found.total += count
+                if kind in timeline.counts and 0 <= column < len(timeline):
+                    timeline.counts[kind][column] += count
+        return found
+
+    def groups(self, query: Query, found: Tally, limit: int) -> None:
+        """Add the most frequent signatures to a tally, with their newest crashes."""
+        for row in self.top(query._replace(limit=limit)):
+            newest = self.select(query._replace(signature=row["signature"], limit=1))
+            if newest:
+                group = Group(row["signature"], newest[0], row["count"], row["first"], row["last"])
+                found.groups[row["signature"],] = group
+
+    def since(self, moment: datetime, limit: int) -> list[tuple[datetime, dict[str, Any]]]:
+        """Return crashes first indexed after a moment, oldest first, each with its moment."""
+        with guard(), self._db.transaction():
+            extra = scope_conditions(self._db, self._scope)
+            sql, values = where([Condition("c.seen > %s", (moment,)), *extra])
+            rows = self._db.execute(
+                "SELECT c.seen, c.doc, h.host, l.labels, s.count FROM crash c"
+                " JOIN host h ON h.number = c.host LEFT JOIN labelset l ON l.number = c.labels"
+                f" LEFT JOIN signature s ON s.number = c.signature {sql} ORDER BY c.seen,"
+                " c.time LIMIT %s".encode(),
+                [*values, limit],
+            ).fetchall()
+        return [(row[0], _listed(*row[1:])) for row in rows]
+
+    def now(self) -> datetime:
+        """Return the server's time."""
+        with guard():
+            row = self._db.execute("SELECT now()").fetchone()
+        assert row is not None
+        moment: datetime = row[0]
+        return moment
+
+
+_SUBJECTS = {
+    "kinds": "c.kind",
+    "signals": "coalesce(nullif(c.what, ''),"
+    f" CASE c.kind WHEN 'kernel' THEN 'kernel' ELSE '{NO_NAME}' END)",
+    "units": "coalesce(c.unit, 'container ' || left(c.container_id, 12), '" + NO_UNIT + "')",
+    "programs": "CASE c.kind WHEN 'kernel' THEN rtrim('kernel ' || coalesce(v.version, ''))"
+    f" ELSE coalesce(nullif(c.exe, ''), nullif(c.comm, ''), '{NO_NAME}') END",
+    "dispositions": "c.disposition",
+    "states": "c.state",
+}
+"""SQL for the names of `domain.crash.tally.SUBJECTS`."""
+
+
+def by_model(doc: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model makes of a stored record: what a host said beside it does not count."""
+    try:
+        return to_json(from_json(doc))
+    except FormatError:  # an older indexer took it
+        return {key: doc.get(key) for key in ("id", "kind", "state", "time")}
+
+
+def _listed(doc: dict[str, Any], host: str, labels: Any, count: int | None) -> dict[str, Any]:
+    canonical = by_model(doc)
+    row = {key: canonical.get(key) for key in LIST_KEYS}
+    row["count_of_signature"] = count
+    return row | {"host": host, "labels": labels or {}}
+
+
+_TOP_KEYS = tuple(
+    [
+        "signature",
+        "count",
+        "first",
+        "last",
+        "hosts",
+        "versions",
+        "title",
+        "kind",
+        "exe",
+        "unit",
+        "id",
+    ]
+)
+
+
+def _top_row(*values: Any) -> dict[str, Any]:
+    """Build a row of `top` from the values of _TOP_KEYS."""
+    row = dict(zip(_TOP_KEYS, values, strict=True))
+    return row | {"first": _iso(row["first"]), "last": _iso(row["last"])}
+
+
+def _iso(moment: datetime) -> str:
+    return time_text(int(moment.timestamp()) * 10**9 + moment.microsecond * 1000)
+
+
+def json_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of one JSON array, one crash per line; ASCII only."""
+    separator = "["
+    for row in rows:
+        yield separator + json.dumps({key: row.get(key) for key in FLEET_KEYS})
+        separator = ","
+    yield "]" if separator == "," else "[]"

@@ -1,0 +1,274 @@
+"""A line of records as a row: judged first, then in the form that PostgreSQL takes.
+
+Everything in a line may be a hostile host's. The model of the local record judges it; what remains
+are values that PostgreSQL would refuse, for one of which the rows of other hosts must not wait: NUL
+characters, infinite numbers, texts too long for an index.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+from crashd.domain.crash.model import BYTES_KEYS, Crash, Kind, State, to_json
+from crashd.domain.fleet.lines import CoreReason, Line, parse_document, read_document
+from crashd.domain.signals import signal_name
+from crashd.edge.fleet.postgres import encoded
+from crashd.errors import FormatError, NewerError
+from crashd.fleet.texts import SURROGATE, clean, text
+
+TITLE_MAX: Final = 1000
+FUTURE_DAYS: Final = 2
+"""A host's clock may be so far ahead."""
+COLUMNS_TEXT = """
+id host day time revision short kind state disposition hostname signature version build labels pid
+uid gid signal comm exe unit user_unit slice container_id title what pinned stored_bytes core_key
+log_key object doc
+"""
+COLUMNS: Final = tuple(COLUMNS_TEXT.split())
+_TYPES = {
+    "int4": "host signature version build labels signal",
+    "int8": "revision pid uid gid stored_bytes",
+    "date": "day",
+    "timestamptz": "time",
+    "bool": "pinned",
+    "jsonb": "doc",
+}
+TYPES: Final = [
+    *(next((t for t, names in _TYPES.items() if c in names.split()), "text") for c in COLUMNS),
+    "timestamptz",
+]
+"""Of COLUMNS and, after them, of `seen`."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SIGNATURE = re.compile(r"[a-z][a-z0-9]{0,7}-[0-9a-f]{8,64}", re.ASCII)
+_KEYS = (
+    frozenset(
+        [
+            *to_json(Crash("", Kind.PROCESS, State.LOST, 0, "")),
+            "revision",
+            "labels",
+            "crashd",
+            "fleet",
+        ]
+    )
+    | {f"{key}_base64" for key in BYTES_KEYS}
+    | {"environ_age"}
+)
+_DRIFT = timedelta(hours=36)
+
+
+class Refused(FormatError):
+    """A record that is put into quarantine; `reason` is from a closed set."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Row:
+    """One revision of a crash, or of its deletion, with the texts that become numbers."""
+
+    id: str
+    host: str
+    day: date
+    revision: int
+    object: str
+    hostname: str
+    labels: dict[str, str]
+    crashd: str
+    crash: Crash | None
+    """None for a deletion."""
+    seen: datetime | None = None
+    """When an earlier revision was first indexed."""
+    line: int = 0
+    """Number of the line in its object."""
+    reason: str = ""
+    """Who deleted it."""
+    time: datetime = _EPOCH
+    signature: str = ""
+    version: str = ""
+    build: str = ""
+    title: str = ""
+    core_reason: CoreReason | None = None
+    """Why the core stays on its host."""
+    core_key: str | None = None
+    log_key: str | None = None
+    doc: bytes = b""
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether a kernel crashed."""
+        return self.crash is not None and self.crash.kind is Kind.KERNEL
+
+
+def read_row(raw: bytes, host: str, key: str) -> Row:
+    """Judge a line from an object of `host`, and make its row.
+
+    Raises:
+        Refused: the line is not a record, or names another host's objects.
+
+    """
+    try:
+        document = read_document(raw)
+        line = parse_document(document, host)
+    except NewerError as e:
+        raise Refused("newer", str(e)) from e
+    except FormatError as e:
+        raise Refused("malformed", str(e)) from e
+    except (RecursionError, MemoryError) as e:
+        raise Refused("malformed", f"line cannot be read: {type(e).__name__}") from e
+    row = Row(
+        id=line.id,
+        host=host,
+        day=parse_day(line.id),
+        revision=line.revision,
+        object=key,
+        hostname="",
+        labels={name: clean(value) for name, value in line.labels.items()},
+        crashd=line.version,
+        crash=line.crash,
+    )
+    if line.crash is None:
+        row.reason = "" if line.deletion is None else line.deletion.by.value
+        return row
+    try:
+        _fill(row, line, line.crash)
+        row.doc = _encode_line(raw, document)
+    except (ValueError, OverflowError, RecursionError) as e:
+        raise Refused("malformed", f"record has a value that no index takes: {e}") from e
+    return row
+
+
+def _fill(row: Row, line: Line, crash: Crash) -> None:
+    row.hostname = text(crash.hostname)
+    row.time = _EPOCH + timedelta(microseconds=crash.time_ns // 1000)
+    stamp = _stamp(crash.id)
+    if abs(row.time - stamp) > _DRIFT:
+        row.time = stamp  # a question for a time looks at the days around it
+    row.signature = crash.signature or ""
+    if row.signature and not _SIGNATURE.fullmatch(row.signature):
+        raise ValueError("signature is malformed")
+    release = (crash.kernel or {}).get("release") if crash.kind is Kind.KERNEL else None
+    row.version = text(
+        release if isinstance(release, str) and release else row.labels.get("version")
+    )
+    row.build = text(crash.build_id)
+    row.title = text(crash.title, TITLE_MAX)
+    row.core_key, row.log_key = line.files.core, line.files.log
+    row.core_reason = line.files.reason
+    _check_numbers(crash)
+
+
+def values(row: Row, numbers: Mapping[str, int]) -> tuple[Any, ...]:
+    """Build the row's values in the order of COLUMNS; `numbers` are those of its texts."""
+    crash = row.crash
+    assert crash is not None  # for the type checker; deletions have no row
+    kind = (crash.kernel or {}).get("panic_kind")
+    what = signal_name(crash.signal) if crash.signal is not None else kind or ""
+    return (
+        row.id,
+        numbers["host"],
+        row.day,
+        row.time,
+        row.revision,
+        crash.short_id,
+        crash.kind.value,
+        crash.state.value,
+        crash.capture.disposition.value,
+        row.hostname,
+        numbers["signature"],
+        numbers["version"],
+        numbers["build"],
+        numbers["labels"],
+        crash.pid,
+        crash.uid,
+        crash.gid,
+        crash.signal,
+        text(crash.comm),
+        text(crash.exe),
+        text(crash.unit) or None,
+        text(crash.user_unit) or None,
+        text(crash.slice) or None,
+        text(crash.container_id) or None,
+        row.title,
+        text(str(what), 60),
+        crash.pinned,
+        crash.core.stored_bytes,
+        row.core_key,
+        row.log_key,
+        row.object,
+        encoded(row.doc),
+    )
+
+
+def parse_day(crash_id: str) -> date:
+    """Return the day in an id: it never changes, whatever a later revision says of the time.
+
+    Raises:
+        Refused: there is no such day.
+
+    """
+    try:
+        return _stamp(crash_id).date()
+    except ValueError as e:
+        raise Refused("malformed", f"id {crash_id} has no date") from e
+
+
+def _stamp(crash_id: str) -> datetime:
+    """Return the time in an id."""
+    day, clock = int(crash_id[:8]), int(crash_id[9:15])
+    year, month = day // 10000, day // 100 % 100
+    hour, minute = clock // 10000, clock // 100 % 100
+    return datetime(year, month, day % 100, hour, minute, clock % 100, tzinfo=UTC)
+
+
+def _encode_line(raw: bytes, given: dict[str, Any]) -> bytes:
+    """Return the JSON of a record that the model has taken: the line itself, if it is only that.
+
+    Whoever reads it reads it by the model again, which alone says what the keys mean.
+    """
+    if b"\\u" not in raw and given.keys() <= _KEYS:
+        return raw  # encoding costs a third of all; an escape may be of what jsonb refuses
+    return encode({key: value for key, value in given.items() if key in _KEYS})
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """Encode a record as JSON that jsonb takes.
+
+    Raises:
+        ValueError: it has a number that is none, or is nested too deeply.
+
+    """
+    encoded = _dump(document)
+    if "\\u0000" in encoded:
+        encoded = _dump(_clean_all(document))
+    if encoded.isascii():
+        return encoded.encode()
+    return SURROGATE.sub(lambda m: f"\\\\u{ord(m[0]):04x}", encoded).encode()
+
+
+def _dump(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _clean_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(str(key)): _clean_all(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean_all(member) for member in value]
+    return value
+
+
+def _check_numbers(crash: Crash) -> None:
+    for name in ("pid", "uid", "gid"):
+        value = getattr(crash, name)
+        if value is not None and not -(1 << 63) <= value < 1 << 63:
+            raise ValueError(f"{name} is out of range")
+    if crash.signal is not None and not -(1 << 31) <= crash.signal < 1 << 31:
+        raise ValueError("signal is out of range")

@@ -1,0 +1,103 @@
+"""The schema of the fleet's index: numbered migrations in migrations/, each applied once.
+
+A migration is never changed after a release; a new one is added. All that are missing are applied
+in one transaction, under a lock, so that several `init` do not meet.
+"""
+
+import re
+from importlib import resources
+
+from crashd.edge.fleet.postgres import Connection, guard
+from crashd.errors import UnavailableError
+
+LOCK = 0x63726173
+"""First key of all advisory locks; the second one is a shard's number, or one of these."""
+MIGRATING, UPKEEP, POLICIES = -1, -2, -3
+SHARDS = 64
+"""Hosts are divided into so many parts; at most so many indexers share the work."""
+
+_NAME = re.compile(r"(\d{4})_[a-z_]+\.sql")
+
+
+def migrations() -> list[tuple[int, str]]:
+    """Return the number and the text of each migration, in order."""
+    found = []
+    for file in resources.files("crashd.fleet").joinpath("migrations").iterdir():
+        name = _NAME.fullmatch(file.name)
+        if name:
+            found.append((int(name[1]), file.read_text(encoding="utf-8")))
+    return sorted(found)
+
+
+def migrate(db: Connection) -> list[int]:
+    """Apply the missing migrations, all or none; return their numbers.
+
+    Raises:
+        UnavailableError: a newer crashd has migrated the database further.
+        PermissionDeniedError: the user may not create the schema or the roles.
+
+    """
+    done: list[int] = []
+    with guard(), db.transaction():
+        db.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK, MIGRATING))
+        db.execute("CREATE SCHEMA IF NOT EXISTS crashd")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS crashd.migration"
+            " (number integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now())"
+        )
+        row = db.execute("SELECT coalesce(max(number), 0) FROM crashd.migration").fetchone()
+        have = row[0] if row else 0
+        _refuse_newer(have)
+        for number, text in migrations():
+            if number > have:
+                db.execute(text.encode())
+                db.execute("INSERT INTO crashd.migration (number) VALUES (%s)", (number,))
+                done.append(number)
+    return done
+
+
+def check(db: Connection) -> None:
+    """Check that the database has exactly this version's schema.
+
+    Raises:
+        UnavailableError: it has none, an older or a newer one.
+
+    """
+    with guard():
+        row = db.execute("SELECT max(number) FROM crashd.migration").fetchone()
+    have = (row[0] if row else 0) or 0
+    _refuse_newer(have)
+    if have < newest():
+        raise UnavailableError(
+            f"the fleet index has schema {have}, older than {newest()}",
+            hint="migrate it with crashd-fleet init",
+        )
+
+
+def newest() -> int:
+    """Return the number of this version's last migration."""
+    return migrations()[-1][0]
+
+
+def _refuse_newer(have: int) -> None:
+    if have > newest():
+        raise UnavailableError(
+            f"the fleet index has schema {have}, newer than {newest()}", hint="upgrade crashd here"
+        )
+
+
+def read_setting(db: Connection, name: str) -> str | None:
+    """Read one setting of the fleet."""
+    with guard():
+        row = db.execute("SELECT value FROM setting WHERE name = %s", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def write_setting(db: Connection, name: str, value: str) -> None:
+    """Write one setting of the fleet."""
+    with guard():
+        db.execute(
+            "INSERT INTO setting VALUES (%s, %s)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )

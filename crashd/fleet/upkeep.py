@@ -1,0 +1,146 @@
+"""What one of all indexers does now and then: days, retention, counts of hosts, policies."""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from crashd.domain.fleet.keys import SIGNATURES, Part, core_key, want_key
+from crashd.domain.fleet.policy import (
+    SIGNATURES_MAX,
+    WANT_MAX,
+    Want,
+    build_signatures,
+    build_want,
+)
+from crashd.edge.fleet.bucket import Bucket
+from crashd.edge.fleet.postgres import Connection, guard
+from crashd.errors import FormatError
+from crashd.fleet.schema import LOCK, UPKEEP
+from crashd.store.corefile import zstd_writer
+
+SIGNATURE_DAYS = 400
+"""Signatures are remembered so long after their last crash, if that is longer than crashes."""
+
+
+def upkeep(
+    db: Connection, bucket: Bucket, *, keep_days: int, cores_per_signature: int
+) -> int | None:
+    """Do it, unless another indexer is at it; return the number of partitions dropped.
+
+    Raises:
+        UnavailableError: PostgreSQL or the bucket does not answer.
+
+    """
+    with guard():
+        row = db.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK, UPKEEP)).fetchone()
+        if not row or not row[0]:
+            return None
+        try:
+            dropped = _keep(db, keep_days)
+            _recount(db)
+            publish(db, bucket, cores_per_signature)
+            return dropped
+        finally:
+            if not db.closed:
+                db.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCK, UPKEEP))
+
+
+def _keep(db: Connection, keep_days: int) -> int:
+    """Make the next days, and drop those that are not kept any more."""
+    today = datetime.now(UTC).date()
+    for ahead in range(3):
+        db.execute("SELECT add_day(%s)", (today + timedelta(days=ahead),))
+    first = today - timedelta(days=keep_days)
+    row = db.execute("SELECT drop_days(%s)", (first,)).fetchone()
+    db.execute("DELETE FROM tombstone WHERE day < %s", (first,))
+    db.execute("DELETE FROM request WHERE day < %s", (first,))
+    db.execute("DELETE FROM quarantine WHERE seen < %s", (first,))
+    forgotten = today - timedelta(days=max(keep_days, SIGNATURE_DAYS))
+    db.execute("DELETE FROM signature_version WHERE last < %s", (forgotten,))
+    db.execute("DELETE FROM host_version WHERE last < %s", (forgotten,))
+    db.execute("DELETE FROM signature WHERE last_seen < %s", (forgotten,))
+    return row[0] if row else 0
+
+
+def _recount(db: Connection) -> None:
+    """Count hosts and versions of signatures that crashed lately."""
+    db.execute(
+        "UPDATE signature s SET hosts = c.hosts, versions = c.versions FROM ("
+        " SELECT t.signature, count(DISTINCT t.host) AS hosts, count(DISTINCT t.version) AS"
+        " versions"
+        " FROM tally t JOIN signature n ON n.number = t.signature"
+        " WHERE n.last_seen > now() - interval '1 hour' OR n.hosts = 0"
+        " GROUP BY t.signature HAVING sum(t.crashes) > 0) c"
+        " WHERE s.number = c.signature"
+        " AND (s.hosts, s.versions) IS DISTINCT FROM (c.hosts, c.versions)"
+    )
+
+
+# -- policies --------------------------------------------------------------------------------------
+
+
+def publish(db: Connection, bucket: Bucket, cores_per_signature: int) -> int:
+    """Write the policies that have changed; return their number."""
+    written = _publish_signatures(db, bucket, cores_per_signature)
+    hosts = db.execute(
+        "SELECT DISTINCT host FROM request WHERE done IS NULL UNION"
+        " SELECT right(key, 32) FROM published WHERE key LIKE 'policy/v1/want/%'"
+    ).fetchall()
+    for (host,) in hosts:
+        written += _publish_want(db, bucket, host)
+    return written
+
+
+def _publish_signatures(db: Connection, bucket: Bucket, cores_per_signature: int) -> int:
+    rows = db.execute(
+        "SELECT signature FROM signature WHERE cores >= %s ORDER BY last_seen DESC LIMIT %s",
+        (max(1, cores_per_signature), SIGNATURES_MAX),
+    ).fetchall()
+    raw = build_signatures(row[0] for row in rows)
+    return _write(db, bucket, SIGNATURES, raw, _zstd(raw))
+
+
+def _zstd(raw: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zstd_writer(packed) as stream:
+        stream.write(raw)
+    return packed.getvalue()
+
+
+def _publish_want(db: Connection, bucket: Bucket, host: str) -> int:
+    def asked(what: str) -> tuple[str, ...]:
+        rows = db.execute(
+            "SELECT id FROM request WHERE host = %s AND what = %s AND done IS NULL"
+            " ORDER BY made LIMIT %s",
+            (host, what, WANT_MAX),
+        ).fetchall()
+        return tuple(row[0] for row in rows)
+
+    raw = build_want(Want(asked("core"), asked("delete")))
+    return _write(db, bucket, want_key(host), raw, raw)
+
+
+def _write(db: Connection, bucket: Bucket, key: str, raw: bytes, data: bytes) -> int:
+    digest = hashlib.sha256(raw).hexdigest()
+    row = db.execute("SELECT digest FROM published WHERE key = %s", (key,)).fetchone()
+    if row and row[0] == digest:
+        return 0
+    bucket.put(key, data)
+    db.execute(
+        "INSERT INTO published VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET digest ="
+        " excluded.digest",
+        (key, digest),
+    )
+    return 1
+
+
+def delete_cores(bucket: Bucket, host: str, ids: Iterable[str]) -> None:
+    """Delete the cores and logs of deleted crashes, whether they are there or not."""
+    for crash_id in ids:
+        for part in Part:
+            for encrypted in (False, True):
+                try:
+                    bucket.delete(core_key(host, crash_id, encrypted=encrypted, part=part))
+                except FormatError:
+                    continue

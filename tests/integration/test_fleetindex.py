@@ -1,0 +1,290 @@
+"""The indexer on a real PostgreSQL: every crash once, whatever is written or killed."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from crashd.domain.crash.model import State
+from crashd.domain.fleet.lines import CoreReason, DeletedBy, Deletion, Line, build_line
+from crashd.domain.fleet.policy import parse_signatures, parse_want
+from crashd.fleet.main import main
+from crashd.store.corefile import unzstd
+from tests.fleet.simulate import Plan, simulated_host, write_fleet
+from tests.integration.fleetindex import (
+    FleetIndex,
+    fleet,
+    make_crash,
+    make_line,
+    pack,
+    postgres_server,
+)
+
+__all__ = ["fleet", "postgres_server"]
+HOST_A, HOST_B = simulated_host(1), simulated_host(2)
+DAY_S = 86400
+
+
+def assert_tallies_agree(fleet: FleetIndex) -> None:
+    """The counts kept beside the rows are those of the rows."""
+    of_rows = fleet.ask(
+        "SELECT day, signature, host, count(*) FROM crash GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+    )
+    of_tallies = fleet.ask(
+        "SELECT day, signature, host, sum(crashes) FROM tally GROUP BY 1, 2, 3"
+        " HAVING sum(crashes) <> 0 ORDER BY 1, 2, 3"
+    )
+    assert of_rows == of_tallies
+    of_rows = fleet.ask(
+        "SELECT signature, count(*), count(core_key) FROM crash WHERE signature <> 0"
+        " GROUP BY 1 ORDER BY 1"
+    )
+    assert of_rows == fleet.ask(
+        "SELECT number, count, cores FROM signature WHERE count <> 0 ORDER BY 1"
+    )
+
+
+def test_index_of_simulated_fleet_has_every_crash_once(fleet: FleetIndex) -> None:
+    written = write_fleet(Plan(20, 1500, signatures=50, end_ns=time.time_ns()), fleet.bucket)
+    fleet.index()
+    fleet.index()
+    assert fleet.ask("SELECT count(*), count(DISTINCT id) FROM crash") == [(1500, 1500)]
+    found = fleet.ask("SELECT s.signature, s.count FROM signature s WHERE count > 0")
+    assert dict(found) == written.by_signature
+    results = fleet.results()
+    assert results["new"] == 1500 and sum(results.values()) == written.records
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_revisions_in_any_order_keeps_the_highest(fleet: FleetIndex) -> None:
+    early = make_crash(signature=None, title="")
+    late = make_crash(id=early.id, time_ns=early.time_ns, state=State.EVICTED)
+    other = make_crash()
+    fleet.put(1, make_line(late, 30), make_line(other, 5))
+    fleet.index()
+    fleet.put(1, make_line(early, 20), make_line(other, 6))
+    fleet.index()
+    fleet.put(1, make_line(early, 30), make_line(other, 5), make_line(other, 7))
+    fleet.index()
+    rows = fleet.ask("SELECT id, revision, state, doc ->> 'revision' FROM crash ORDER BY id")
+    wanted = [(late.id, 30, "evicted", "30"), (other.id, 7, "complete", "7")]
+    assert rows == sorted(wanted)
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_deletion_removes_the_crash_for_good(fleet: FleetIndex) -> None:
+    crash = make_crash()
+    gone = Line(crash.id, 50, None, {}, "0.1.0", deletion=Deletion(DeletedBy.OPERATOR, 1))
+    fleet.put(1, make_line(crash, 10))
+    fleet.index()
+    fleet.put(1, build_line(gone))
+    fleet.put(2, make_line(make_crash(2)))
+    fleet.index()
+    fleet.put(1, make_line(crash, 99))
+    fleet.index()
+    assert fleet.ask("SELECT h.host FROM crash c JOIN host h ON h.number = c.host") == [(HOST_B,)]
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_foreign_id_changes_no_row_of_its_owner(fleet: FleetIndex) -> None:
+    victim = make_crash(1, hostname=b"victim")
+    fleet.put(1, make_line(victim, 10))
+    fleet.index()
+    fleet.put(2, make_line(make_crash(1, id=victim.id, time_ns=victim.time_ns, title="forged"), 99))
+    gone = Line(victim.id, 100, None, {}, "0.1.0", deletion=Deletion(DeletedBy.FLEET, 1))
+    fleet.put(3, build_line(gone))
+    fleet.index()
+    rows = fleet.ask(
+        "SELECT h.host, c.title FROM crash c JOIN host h ON h.number = c.host ORDER BY 2"
+    )
+    assert rows == [(HOST_A, victim.title), (HOST_B, "forged")]
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_hostile_objects_quarantines_them_and_loads_the_rest(fleet: FleetIndex) -> None:
+    good = [make_crash(number) for number in range(1, 7)]
+    big = b"[" + b"0," * (40 << 20) + b"0]\n"
+    fleet.put(1, make_line(good[0]), b"not json", b'{"id": 1}', make_line(good[1]))
+    fleet.put_raw(2, pack(big), packed=False)  # a bomb: 80 MB in some kilobytes
+    fleet.put_raw(3, b"this is not zstd", packed=False)
+    fleet.put(3, *[make_line(make_crash(3)) for _ in range(300)])
+    strange = fleet.bucket / f"records/v1/{HOST_A}/'; DROP TABLE crash; --.txt"
+    strange.write_bytes(b"x")
+    (fleet.bucket / "records/v1/no-host/2026-11-28/10").mkdir(parents=True)
+    fleet.put(4, make_line(make_crash(4, title="\x1b[31m\0evil'); DROP TABLE crash; --")))
+    nul = make_crash(5, analysis={"cause": "a\0b", "deep": [[["\0"]]]})
+    fleet.put(5, make_line(nul), make_line(make_crash(5, age_s=-5 * DAY_S)))
+    fleet.put(6, make_line(make_crash(6, age_s=400 * DAY_S)), make_line(good[5]))
+    fleet.index()
+    reasons = fleet.ask("SELECT reason, count(*) FROM quarantine GROUP BY 1 ORDER BY 1")
+    assert dict(reasons) == {"damaged": 1, "future": 1, "malformed": 2, "name": 1, "too-large": 2}
+    assert fleet.ask("SELECT count(*) FROM crash") == [(2 + 256 + 1 + 1 + 1,)]
+    assert fleet.results()["quarantined"] == 7 and fleet.results()["expired"] == 1
+    assert fleet.ask("SELECT sum(quarantined) FROM host") == [(7,)]
+    assert fleet.ask("SELECT doc -> 'analysis' ->> 'cause' FROM crash WHERE id = %s", nul.id) == [
+        ("a\\x00b",)
+    ]
+    fleet.index()
+    assert fleet.results()["quarantined"] == 7
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_value_that_only_postgresql_refuses_loads_the_others(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes = [make_crash(1) for _ in range(9)]
+    fleet.put(1, *[make_line(crash) for crash in crashes])
+    monkeypatch.setattr(
+        "crashd.fleet.rows._encode_line",
+        lambda raw, given: b'{"x": "\\u0000"}' if given["id"] == crashes[4].id else raw,
+    )
+    fleet.index()
+    assert fleet.ask("SELECT line, reason FROM quarantine") == [(5, "refused")]
+    assert fleet.ask("SELECT count(*) FROM crash") == [(8,)]
+    assert_tallies_agree(fleet)
+
+
+def test_index_by_killed_and_concurrent_indexers_has_every_crash_once(fleet: FleetIndex) -> None:
+    written = write_fleet(Plan(40, 4000, signatures=50, end_ns=time.time_ns()), fleet.bucket)
+    command = [sys.executable, "-m", "crashd.fleet.main", "index", "--dsn", fleet.dsn]
+    command += ["--poll", "50ms", "--idle", "50ms", "--listen", "off"]
+    chance, before, kills = random.Random(5), 0, 0
+    for _ in range(4):
+        running = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+        deadline = time.monotonic() + 20
+        while (count := fleet.ask("SELECT count(*) FROM crash")[0][0]) <= before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.05))
+        for process in running:  # in the midst of what comes next
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        before, kills = count, kills + 1
+        if count == 4000:
+            break
+    assert kills > 1
+    fleet.index()
+    assert fleet.ask("SELECT count(*), count(DISTINCT id) FROM crash") == [(4000, 4000)]
+    found = fleet.ask("SELECT signature, count FROM signature WHERE count > 0")
+    assert dict(found) == written.by_signature
+    assert_tallies_agree(fleet)
+
+
+def test_reindex_after_damage_makes_the_same_index(fleet: FleetIndex) -> None:
+    write_fleet(Plan(5, 300, signatures=9, end_ns=time.time_ns()), fleet.bucket)
+    fleet.index()
+    question = "SELECT id, revision, title, doc FROM crash ORDER BY id"
+    before = fleet.ask(question)
+    fleet.ask("DELETE FROM crash WHERE mod(pid, 2) = 0")
+    fleet.ask("UPDATE crash SET title = 'damaged', revision = 1152921504606846976")
+    assert main(["reindex", "--dsn", fleet.dsn]) == 0
+    assert fleet.ask(question) == before
+    assert_tallies_agree(fleet)
+
+
+def test_upkeep_drops_days_that_are_not_kept(fleet: FleetIndex) -> None:
+    fleet.put(1, make_line(make_crash(age_s=80 * DAY_S)), make_line(make_crash(age_s=3 * DAY_S)))
+    fleet.index()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(2,)]
+    main(["init", "--dsn", fleet.dsn, "--keep", "30d"])
+    fleet.index()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(1,)]
+    days = fleet.ask("SELECT count(*) FROM pg_inherits WHERE inhparent = 'crashd.crash'::regclass")
+    assert days == [(4,)]  # that day, today and the next two
+    assert fleet.ask("SELECT count FROM signature") == [(2,)], "a count never falls by age"
+    assert main(["reindex", "--dsn", fleet.dsn]) == 0
+    assert fleet.ask("SELECT count(*) FROM crash") == [(1,)]
+
+
+def test_upkeep_publishes_signatures_with_enough_cores_and_wants(fleet: FleetIndex) -> None:
+    crashes = [make_crash(1) for _ in range(2)]
+    lines = [make_line(c, core=f"cores/v1/{HOST_A}/{c.id}.core.zst") for c in crashes]
+    fleet.put(1, lines[0])
+    fleet.index()
+    policy = fleet.bucket / "policy/v1/signatures.zst"
+    assert parse_signatures(unzstd(policy.read_bytes(), 1 << 20)) == frozenset()
+    fleet.put(1, lines[1])
+    fleet.index()
+    found = parse_signatures(unzstd(policy.read_bytes(), 1 << 20))
+    assert found == {crashes[0].signature}
+    asked = make_crash(2)
+    fleet.put(2, make_line(asked, reason=CoreReason.ENOUGH))
+    fleet.index()
+    fleet.ask(
+        "INSERT INTO request (host, id, what, day) VALUES (%s, %s, 'core', now())", HOST_B, asked.id
+    )
+    fleet.index()
+    want = fleet.bucket / f"policy/v1/want/{HOST_B}"
+    assert parse_want(want.read_bytes()).cores == (asked.id,)
+    fleet.put(2, make_line(asked, 11, core=f"cores/v1/{HOST_B}/{asked.id}.core.zst"))
+    fleet.index()
+    fleet.index()
+    assert parse_want(want.read_bytes()).cores == ()
+
+
+# -- what is wrong from the start ------------------------------------------------------------------
+
+
+def run(*arguments: str) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "crashd.fleet.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_index_of_newer_schema_is_one_clear_line(fleet: FleetIndex) -> None:
+    fleet.ask("INSERT INTO migration VALUES (9999)")
+    for verb in ("init", "index"):
+        status, lines = run(verb, "--dsn", fleet.dsn)
+        assert status == 4
+        assert lines[0] == "crashd-fleet: the fleet index has schema 9999, newer than 2"
+
+
+def test_index_of_missing_bucket_is_one_clear_line(fleet: FleetIndex) -> None:
+    fleet.bucket.rename(fleet.bucket.with_name("away"))
+    status, lines = run("index", "--once", "--dsn", fleet.dsn)
+    assert (status, lines) == (
+        4,
+        [f"crashd-fleet: bucket file://{fleet.bucket}: there is no such directory"],
+    )
+
+
+def test_index_without_schema_or_server_says_so(postgres_server: object, tmp_path: Path) -> None:
+    dsn = postgres_server.dsn()  # type: ignore[attr-defined]
+    status, lines = run("index", "--once", "--dsn", dsn)
+    assert (status, lines[0]) == (4, "crashd-fleet: the database holds no fleet index")
+    status, lines = run("index", "--once", "--dsn", f"host={tmp_path} dbname=x")
+    assert status == 4 and lines[0].startswith("crashd-fleet: PostgreSQL: ")
+    status, lines = run("status", "--dsn", "password=secret nonsense")
+    assert status == 2 and "secret" not in "".join(lines)
+
+
+def test_roles_hold_what_they_should_and_no_more(fleet: FleetIndex) -> None:
+    fleet.put(1, make_line(make_crash()))
+    fleet.index()
+    name = fleet.dsn.split("dbname=")[1].split()[0]
+    fleet.ask(f"CREATE ROLE reader_{name} LOGIN IN ROLE crashd_read")
+    fleet.ask(f"CREATE ROLE writer_{name} LOGIN IN ROLE crashd_index")
+    reader = fleet.dsn.replace("user=crashd", f"user=reader_{name}")
+    writer = fleet.dsn.replace("user=crashd", f"user=writer_{name}")
+    with psycopg.connect(reader, autocommit=True) as db:
+        assert db.execute("SELECT count(*) FROM crashd.crashes").fetchone() == (1,)
+        for sql in ("DELETE FROM crashd.crash", "SELECT crashd.drop_days(now()::date)"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                db.execute(sql.encode())
+    with psycopg.connect(writer, autocommit=True) as db:
+        for sql in ("DROP TABLE crashd.crash", "SELECT crashd.drop_days('3000-01-01')"):
+            with pytest.raises(psycopg.Error):
+                db.execute(sql.encode())
+    fleet.put(1, make_line(make_crash()))
+    FleetIndex(writer, fleet.bucket).index()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(2,)]
