@@ -138,6 +138,8 @@ find_missing_of_fleet() {
 find_missing_of_system_tier() {
     need postgresql has_postgres
     need gdb have gdb
+    need dwz have dwz
+    need xz-utils have xz
     need binutils have objcopy
     need g++ have g++
     need rustc have rustc
