@@ -23,7 +23,9 @@ KILLS = int(os.environ.get("CRASHD_KILLS", "6"))
 CONFIG = KEEPING_CONFIG + '[capture]\nbuffer = "64M"\n'
 VICTIM = """
 import os, random, signal, sys
-held = random.Random(int(sys.argv[1])).randbytes(int(sys.argv[2]))
+size = int(sys.argv[2])
+part = random.Random(int(sys.argv[1])).randbytes(min(size, 100 << 20))
+held = part * (size // len(part))
 os.write(1, b"r")
 signal.pause()
 """
@@ -78,6 +80,31 @@ def test_worker_killed_while_it_reads_the_memory_loses_nothing(daemon: Daemon) -
     (found,) = daemon.wait_for(1, seconds=120)
     assert (found["state"], found["capture"]["engine"]) == ("complete", "memory")
     assert "a copy of it continues" in daemon.log.read_text()
+
+
+MARK = f"a mark of test {os.getpid()}"
+
+
+@pytest.mark.parametrize("daemon", [CONFIG], indirect=True)
+def test_process_killed_while_its_memory_is_read_leaves_its_stacks(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment lies at the end of its stack, behind all other memory."""
+    monkeypatch.setenv("CRASHD_TEST_MARK", MARK)
+    for _ in range(5):  # until one is killed in time
+        with start_victim(1, 500 * MIB) as victim:
+            victim.send_signal(signal.SIGSEGV)
+            wait_until(lambda: bool(partial(daemon)), 20, "a worker reads it")
+            victim.kill()
+            victim.wait(60)
+        (found,) = daemon.wait_for(1, seconds=240)
+        if found["state"] != "complete":
+            break
+        assert daemon.crashctl("delete", "--yes", found["id"]).returncode == 0
+    assert found["state"] == "truncated"
+    assert "killed" in found["capture"]["reason"]
+    assert f"CRASHD_TEST_MARK={MARK}\0".encode() in core_of(daemon, found["id"])
+    assert found["core"]["size_bytes"] == found["core"]["expected_bytes"]
 
 
 def partial(daemon: Daemon) -> list[Path]:

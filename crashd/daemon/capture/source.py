@@ -146,7 +146,7 @@ class CoreSource:
         if any(offset + size > len(self.raw) for offset, size in self.head.notes):
             return None
         memory = self.memory
-        read = (lambda at, size: self._read(memory, at, size)) if memory is not None else None
+        read = (lambda at, size: self.read_memory(memory, at, size)) if memory is not None else None
         return plan_mini(self.head, self.raw, read, memory_max)
 
     @property
@@ -165,10 +165,11 @@ class CoreSource:
         image = self.raw[offset : offset + size]
         extent = next((e for e in self.extents if 0 <= offset - e.offset < e.size), None)
         if not image and extent is not None and self.memory is not None:
-            image = self._read(self.memory, extent.address + offset - extent.offset, size)
+            image = self.read_memory(self.memory, extent.address + offset - extent.offset, size)
         return elfcore.parse_build_id(image)
 
-    def _read(self, memory: ProcessMemory, address: int, size: int) -> bytes:
+    def read_memory(self, memory: ProcessMemory, address: int, size: int) -> bytes:
+        """Read a range of memory; return the part that could be read before the page timeout."""
         buffer, got = bytearray(size), [0]
 
         def task() -> None:

@@ -25,6 +25,10 @@ from crashd.errors import reason_of
 from crashd.store.entry import Entry
 
 _PIECE_MAX = 1 << 20
+LONG_BYTES = 64 << 20
+"""A process with more memory to read has its stacks read first, in case it is killed meanwhile."""
+STACKS_BYTES = 4 << 20
+"""How much of the stacks is read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,7 @@ def copy_memory(
         start, extents, trailer = source.mini.head, _mini_extents(source, source.mini), b""
     resident = memory.resident(memorymap.scan_ranges(extents))
     pieces = memorymap.pieces(extents, resident, len(start), _PIECE_MAX)
+    stacks = _read_stacks(source, memory)
     around = len(start) + len(trailer) + (head.expected_size >> HOLE_COST_SHIFT)
     spared = _spare(source, pieces, around, limit.size_bytes)
     try:
@@ -276,8 +281,36 @@ def copy_memory(
     except GoneError as e:
         if pump.size_bytes == len(start):
             raise DoubtError("the process was killed before its memory was read") from e
+        _put_stacks(stacks, pump, head.expected_size)
         return "the process was killed while its core was taken"
     return limit.reason if spared.cut else blanks.reason()
+
+
+def _read_stacks(source: CoreSource, memory: ProcessMemory) -> list[tuple[int, bytes]]:
+    """Return the stacks, with their offsets in the core, if reading all memory takes long: the
+    process may be killed meanwhile.
+    """
+    if source.mini is not None or source.estimate_bytes < LONG_BYTES:
+        return []
+    plan = source.plan_mini(STACKS_BYTES)
+    kept = plan.kept if plan is not None else ()
+    return [(k.source, source.read_memory(memory, k.address, k.size)) for k in kept]
+
+
+def _put_stacks(stacks: list[tuple[int, bytes]], pump: Pump, end: int) -> None:
+    """Put in the stacks that were not put in yet, in their places, and zeros up to the end.
+
+    Raises:
+        StopError: a limit was reached, or writing to the disk fails.
+
+    """
+    for offset, data in sorted(stacks):
+        rest = data[max(0, pump.size_bytes - offset) :]
+        if rest:
+            pump.hole(offset + len(data) - len(rest) - pump.size_bytes)
+            pump.put_bytes(rest)
+    if end > pump.size_bytes:
+        pump.hole(end - pump.size_bytes)
 
 
 def _spare(
