@@ -74,8 +74,8 @@ class Sent:
     revision: int
     digest: bytes
     core: CorePart
-    files: str = ""
-    """The objects of a crash whose core is sent, as its line had them."""
+    files: str = "{}"
+    """The crash's objects, as its line had them; JSON."""
 
 
 @dataclass(frozen=True, slots=True)
