@@ -138,6 +138,8 @@ find_missing_of_fleet() {
 find_missing_of_system_tier() {
     need postgresql has_postgres
     need gdb have gdb
+    need dwz have dwz
+    need xz-utils have xz
     need binutils have objcopy
     need g++ have g++
     need rustc have rustc
@@ -150,6 +152,8 @@ find_missing_of_system_tier() {
     need chromium have chromium
     need rpm have rpmbuild
     need lintian have lintian
+    for name in proxy account container object; do need "swift-$name" have "swift-$name-server"; done
+    need memcached have memcached
     [ "${CRASHD_TEST_VM:-}" != 1 ] || need qemu-system-x86 have qemu-system-x86_64
 }
 

@@ -45,7 +45,7 @@ class OpenedCore:
     @property
     def descriptors(self) -> list[int]:
         """The descriptors that must stay open."""
-        return [fd for file in self.files for fd in (file.fd, file.debug_fd) if fd is not None]
+        return [fd for file in self.files for fd in file.descriptors]
 
 
 @dataclass(frozen=True, slots=True)

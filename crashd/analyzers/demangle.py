@@ -72,7 +72,8 @@ class Demangler:
             raw = ctypes.string_at(result) if status.value == 0 else b""
         finally:
             self._free(result)
-        return raw.decode("utf-8", "backslashreplace") or None
+        # libc++ has its types in an inline namespace
+        return raw.decode("utf-8", "backslashreplace").replace("std::__1::", "std::") or None
 
 
 def _rust_v0(symbol: str) -> str:

@@ -10,16 +10,22 @@ from itertools import pairwise
 from typing import Any
 
 from crashd.analyzers.coreimage import PF_W, CoreImage
+from crashd.domain.signals import SIGABRT, SIGILL, SIGTRAP
 
 MESSAGE_MAX = 1000
 _STACK_SCAN_BYTES = 64 << 10
-_CXX_CLASS = b"GNUCC++\0"
-_CXX_DEPENDENT = b"GNUCC++\x01"
+_CXX_CLASSES = (b"GNUCC++\0", b"CLNGC++\0")
+"""Of libstdc++ and libc++; both have the same offsets."""
+_CXX_DEPENDENTS = (b"GNUCC++\x01", b"CLNGC++\x01")
 _CXX_HEADER = 80
 """Bytes from a 64-bit __cxa_exception to its _Unwind_Exception (libstdc++'s unwind-cxx.h)."""
 _BASES_MAX = 16
 _SANITIZERS = ("__asan", "__ubsan", "__tsan", "__msan", "__lsan", "__hwasan", "__interceptor")
-_REPORT = re.compile(rb"ERROR: ((?:[A-Z][A-Za-z]+Sanitizer|libFuzzer): [\x20-\x7e]{3,200})")
+_REPORT = re.compile(
+    rb"(?:ERROR|WARNING): ((?:[A-Z][A-Za-z]+Sanitizer|libFuzzer): [\x20-\x7e]{3,200})"
+)
+_UBSAN_CHECK = re.compile(r"__ubsan_handle_(\w+?)(_v\d)?(_minimal)?(_abort)?$")
+_NUL_TERMINATED = (1 << 64) - 1
 _ASSERTED = re.compile(rb"Assertion '[\x20-\x7e]{1,200}' failed")
 _SEARCHED_BYTES_MAX, _SEGMENT_MAX = 32 << 20, 8 << 20
 _DEAD_BYTES = 16 << 10
@@ -41,7 +47,14 @@ _CXX_NAMES = (
     "__cxa_throw",
     "__cxa_rethrow",
     "__terminate",
+    "__clang_call_terminate",
 )
+_LIBC_FRAMES = 6
+_PAGE, _KEPT_SEGMENT_MAX, _KEPT_TEXT_MIN = 4096, 64 << 10, 8
+_RUST_PANIC_FRAMES = 16
+"""Frames from abort() to the function that panicked, at most, with a formatted message."""
+_RUST_LOCATION_TIMES = 2
+"""A panic passes its Location through several frames. One that was survived leaves it by chance."""
 _RUST_NAMES = frozenset({"rust_begin_unwind", "rust_panic"})
 
 Symbol = Callable[[str], int | None]
@@ -67,11 +80,16 @@ def collect(
     if any(name.startswith(_CXX_NAMES) for name in names):
         found |= _cxx_exception(image, demangle)
     if any("sanitizer" in name or name.startswith(_SANITIZERS) for name in names):
-        found["sanitizer"] = _sanitizer(image)
+        found["sanitizer"] = _sanitizer(image) or _sanitizers_check(names)
+    if any(name.startswith(("g_log", "_g_log")) for name in names):
+        found["glib"] = found["glib"] or _glib_message(image)
     if any("glibcxx_assert" in name or "libcpp_verbose_abort" in name for name in names):
         found["assertion"] = _printed(image, _ASSERTED)
     if any("panicking::" in name or name in _RUST_NAMES for name in names):
         found |= _rust_panic(image, frames)
+    elif (first := _first_nameless(image, frames)) is not None:
+        found |= _nameless_rust_panic(image, frames, first)
+        found["abort"] = found["abort"] or (_kept_message(image) if first == 0 else None)
     if any(name.startswith("runtime.") for name in names):
         found["go_fatal"] = _go_fatal(image, symbol) or _go_thrown(image, frames)
         go_panic = go_panic or _go_arguments(image, frames, ("runtime.gopanic",))
@@ -88,6 +106,22 @@ def _abort_message(image: CoreImage, symbol: Symbol) -> str | None:
     address = symbol("__abort_msg")
     pointer = image.word(address) if address is not None else None
     return _text(image.string(pointer + 4, MESSAGE_MAX)) if pointer else None
+
+
+def _kept_message(image: CoreImage) -> str | None:
+    """Find what glibc said in a static program without symbols: __libc_message maps pages for it,
+    which begin with their size (sysdeps/posix/libc_fatal.c).
+    """
+    for segment in image.segments:
+        if not segment.flags & PF_W or not 0 < segment.filesz <= _KEPT_SEGMENT_MAX:
+            continue
+        memory = image.read(segment.vaddr, segment.filesz)
+        for at in range(0, len(memory) - _PAGE + 1, _PAGE):
+            size = int.from_bytes(memory[at : at + 4], "little")
+            text = memory[at + 4 : at + 4 + MESSAGE_MAX].split(b"\0", 1)[0]
+            if size == _PAGE and len(text) >= _KEPT_TEXT_MIN and _PRINTABLE.fullmatch(text):
+                return _text(text)
+    return None
 
 
 def _pointed(image: CoreImage, address: int | None) -> str | None:
@@ -110,6 +144,41 @@ def _sanitizer(image: CoreImage) -> str | None:
         if found is not None:
             return _text(found[1])
     return None
+
+
+def _sanitizers_check(names: list[str]) -> str | None:
+    """Return what a sanitizer found by the names of its functions, because it keeps no report."""
+    for name in names:
+        if check := _UBSAN_CHECK.match(name):
+            return f"UndefinedBehaviorSanitizer: {check[1].replace('_', ' ')}"
+        if name.startswith("__msan_warning"):
+            return "MemorySanitizer: use-of-uninitialized-value"
+        if name.startswith("__tsan::ReportRace"):
+            return "ThreadSanitizer: data race"
+    return None
+
+
+def _glib_message(image: CoreImage) -> str | None:
+    """Find the last message that GLib logged: an array of GLogField is on the stack, or was before
+    the handlers returned (glib/gmessages.h: key, value, length).
+    """
+    sp = (image.head.threads[0].sp or 0) & ~7
+    segment = image.segment(sp)
+    start = max(sp - _DEAD_BYTES, segment.vaddr if segment is not None else sp)
+    raw = image.read(start, 2 * _DEAD_BYTES)
+    if image.head.bits != 64:
+        return None
+    words = memoryview(raw[: len(raw) & ~7]).cast("Q")
+    known: dict[int, bool] = {}
+    found = None
+    for key, value, length in zip(words, words[1:], words[2:], strict=False):
+        if key < 4096 or value < 4096 or length != _NUL_TERMINATED:
+            continue
+        if key not in known:
+            known[key] = image.read(key, 8) == b"MESSAGE\0"
+        if known[key]:
+            found = _text(image.string(value, MESSAGE_MAX)) or found
+    return found
 
 
 def _printed(image: CoreImage, pattern: re.Pattern[bytes]) -> str | None:
@@ -145,11 +214,12 @@ def _cxx_exception(image: CoreImage, demangle: Callable[[str], str]) -> dict[str
             continue
         seen.add(value)
         mark = image.read(value, 8)
-        if mark in (_CXX_CLASS, _CXX_CLASS[::-1]):
+        if mark in _CXX_CLASSES or mark[::-1] in _CXX_CLASSES:
             return _thrown(image, demangle, value - _CXX_HEADER, value + 32)
-        if mark in (_CXX_DEPENDENT, _CXX_DEPENDENT[::-1]):
+        if mark in _CXX_DEPENDENTS or mark[::-1] in _CXX_DEPENDENTS:
             # __cxa_dependent_exception: the first word of its own header is the primary's object
-            primary = image.word(value - _CXX_HEADER - 16) or image.word(value - _CXX_HEADER)
+            places = (16, 0) if b"GNU" in (mark[:3], mark[:4:-1]) else (8,)
+            primary = next((p for n in places if (p := image.word(value - _CXX_HEADER - n))), 0)
             if primary:
                 return _thrown(image, demangle, primary - 32 - _CXX_HEADER, primary)
     return _caught(image, demangle) or {"cxx_terminate": "true"}
@@ -167,13 +237,14 @@ def _caught(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str |
             continue
         left -= segment.filesz
         memory = image.read(segment.vaddr, segment.filesz)
-        at = memory.find(_CXX_CLASS[::-1])
-        while at >= _CXX_HEADER:
-            handlers = int.from_bytes(memory[at - 40 : at - 36], "little", signed=True)
-            if at % 16 == 0 and 0 < handlers < _HANDLERS_MAX:
-                header = segment.vaddr + at - _CXX_HEADER
-                return _thrown(image, demangle, header, segment.vaddr + at + 32)
-            at = memory.find(_CXX_CLASS[::-1], at + 8)
+        for mark in _CXX_CLASSES:
+            at = memory.find(mark[::-1])
+            while at >= _CXX_HEADER:
+                handlers = int.from_bytes(memory[at - 40 : at - 36], "little", signed=True)
+                if at % 16 == 0 and 0 < handlers < _HANDLERS_MAX:
+                    header = segment.vaddr + at - _CXX_HEADER
+                    return _thrown(image, demangle, header, segment.vaddr + at + 32)
+                at = memory.find(mark[::-1], at + 8)
     return None
 
 
@@ -200,9 +271,24 @@ def _thrown(
         pointer, length = image.word(thrown), image.word(thrown + 8)
         if pointer and length is not None:
             out["cxx_what"] = _text(image.read(pointer, min(length, MESSAGE_MAX))) or ""
+    elif mangled.startswith(b"NSt3__112basic_stringIc"):
+        out["cxx_what"] = _text(_libcxx_string(image, thrown)) or ""
     elif _has_message(image, info):
         out["cxx_what"] = _text(image.string(image.word(thrown + 8) or 0, MESSAGE_MAX)) or ""
     return out
+
+
+def _libcxx_string(image: CoreImage, address: int) -> bytes:
+    """Read a std::string of libc++: a long one has its lowest bit set (__config, without the
+    alternate layout).
+    """
+    first = image.read(address, 24)
+    if len(first) < 24:
+        return b""
+    if first[0] & 1:
+        size, pointer = (int.from_bytes(first[at : at + 8], "little") for at in (8, 16))
+        return image.read(pointer, min(size, MESSAGE_MAX))
+    return first[1 : 1 + (first[0] >> 1)]
 
 
 def _type_name(image: CoreImage, info: int | None) -> bytes:
@@ -256,6 +342,42 @@ def _rust_panic(image: CoreImage, frames: Frames) -> dict[str, str | None]:
     return {"rust_location": location, "rust_panic": max(found, key=len, default="panic")}
 
 
+def _first_nameless(image: CoreImage, frames: Frames) -> int | None:
+    """Return the index of the first frame without a name, if the process ended itself; None if it
+    did not, or the frames have names.
+    """
+    info = image.head.siginfo
+    if info is None or info.signal not in (SIGABRT, SIGILL, SIGTRAP):
+        return None
+    for index, frame in enumerate(frames[:_LIBC_FRAMES]):
+        if frame["function"] is None:
+            return index if frame["start"] is not None else None
+    return None
+
+
+def _nameless_rust_panic(image: CoreImage, frames: Frames, first: int) -> dict[str, str | None]:
+    """Find a panic's Location and message in a stripped program.
+
+    Frames of the panic itself pass the same Location on, so it is there several times. The last
+    time is next to the caller; what lies above belongs to the program.
+    """
+    end = frames[min(first + _RUST_PANIC_FRAMES, len(frames) - 1)]["sp"]
+    words = [word for word in _words(image) if end is None or word[0] < end]
+    seen: dict[int, list[int]] = {}
+    for at, value in words:
+        if value > 4096:
+            seen.setdefault(value, []).append(at)
+    repeated = [value for value, places in seen.items() if len(places) >= _RUST_LOCATION_TIMES]
+    found = [v for v in repeated if _rust_location(image, v, library=True) is not None]
+    if not found:
+        return {}
+    last = max(seen[found[0]][-1], *(seen[value][-1] for value in found))
+    near = [word for word in words if word[0] <= last]
+    location = next((text for v in found if (text := _rust_location(image, v))), None)
+    texts = _rust_strings(image, near, constant=False)
+    return {"rust_location": location, "rust_panic": max(texts, key=len, default="panic")}
+
+
 def _rust_strings(
     image: CoreImage, words: list[tuple[int, int]], *, constant: bool = False
 ) -> list[str]:
@@ -276,7 +398,10 @@ def _rust_strings(
     return found
 
 
-def _rust_location(image: CoreImage, address: int) -> str | None:
+def _rust_location(image: CoreImage, address: int, *, library: bool = False) -> str | None:
+    """Read a core::panic::Location; None if it is none, or one of Rust's own libraries unless
+    `library`.
+    """
     raw = image.read(address, 24) if address > 4096 else b""
     if len(raw) < 24:
         return None
@@ -285,7 +410,9 @@ def _rust_location(image: CoreImage, address: int) -> str | None:
     if not 4 <= length <= 1024 or not 0 < line < 1 << 24 or not 0 < column < 1 << 16:
         return None
     name = image.read(pointer, length).rstrip(b"\0")
-    if not _RUST_FILE.fullmatch(name) or b"/rustc/" in name or b"/library/" in name:
+    if not _RUST_FILE.fullmatch(name):
+        return None
+    if not library and (b"/rustc/" in name or b"/library/" in name):
         return None
     return f"{name.decode()}:{line}:{column}"
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from crashd.analyzers import instruction, messages
 from crashd.analyzers.analyzer import Analyzer, OpenedCore
+from crashd.analyzers.callers import follows_call
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.handled import find_handled
 from crashd.analyzers.stacks import FRAMES_MAX, Stacks
 from crashd.domain.elf.elfcore import CoreHead
-from crashd.domain.elf.elfnotes import SigInfo
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64, SigInfo
 from crashd.domain.elf.headers import Layout, split_notes
 from crashd.edge.sandbox.modulefiles import ModuleFile
 
@@ -32,6 +33,7 @@ class NativeFacts(Analyzer):
         opened = self.opened
         image, head = opened.image, opened.image.head
         stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
+        stacks.alternates = {file.module.start: file.alternate_fd for file in opened.files}
         problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
         threads = stacks.threads()
         loaded, more = stacks.load_debug_info(threads)
@@ -46,12 +48,26 @@ class NativeFacts(Analyzer):
             "threads": threads,
             "modules": _modules(opened.files, stacks, threads),
             **moment,
+            "returned": _is_returned(image),
             "thread_signal": head.threads[0].signal,
             "messages": messages.collect(
                 image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
             ),
             "problems": [*head.problems, *opened.problems, *problems, *more, *_ends(threads)],
         }
+
+
+def _is_returned(image: CoreImage) -> bool:
+    """Return whether the crashed thread returned to a place without code: the word that was popped
+    last is the program counter, and no call put a return address after it.
+    """
+    first = image.head.threads[0]
+    if image.head.machine not in (EM_X86_64, EM_386) or None in (first.pc, first.sp):
+        return False
+    pc, sp = first.pc or 0, first.sp or 0
+    if image.is_code(pc) or image.word(sp - image.head.bits // 8) != pc:
+        return False
+    return not follows_call(image, image.word(sp) or 0)
 
 
 def _ends(threads: list[dict[str, Any]]) -> list[str]:
@@ -99,6 +115,7 @@ def _first_moment(
             "sender_pid": info.sender_pid,
             "sender_uid": info.sender_uid,
             "error_code": handled.error_code,
+            **_refused_syscall(info, frame.registers, head.machine),
         },
         "regions": _regions(image, frame.pc, frame.sp, info, decoded),
         "handled": {
@@ -174,6 +191,20 @@ def _syscall(raw: bytes, head: CoreHead) -> dict[str, Any]:
                 number, arch = layout.struct("iI").unpack_from(desc, at)
                 return {"syscall": number, "syscall_name": _syscall_name(arch, number)}
     return {}
+
+
+_SYSCALL_NUMBERS = {EM_X86_64: ("rax", 0xC000003E), EM_AARCH64: ("x8", 0xC00000B7)}
+"""The register that holds the number again when a handler for SIGSYS runs, and AUDIT_ARCH_*."""
+
+
+def _refused_syscall(info: SigInfo, registers: Mapping[str, int], machine: int) -> dict[str, Any]:
+    if (info.signal, info.code) != (_SIGSYS, 1) or machine not in _SYSCALL_NUMBERS:
+        return {}
+    register, arch = _SYSCALL_NUMBERS[machine]
+    number = registers.get(register)
+    if number is None:
+        return {}
+    return {"syscall": number, "syscall_name": _syscall_name(arch, number)}
 
 
 def _syscall_name(arch: int, number: int) -> str | None:

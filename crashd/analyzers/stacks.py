@@ -14,9 +14,12 @@ import _drgn_util.plugins
 import _drgn_util.typingutils  # noqa: F401  drgn imports these later, when it no longer can
 import drgn
 
+from crashd.analyzers.callers import find_caller
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
+from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
+from crashd.domain.elf.elfcore import find_segment
 from crashd.domain.elf.elfnotes import EM_X86_64
 from crashd.domain.elf.modules import Module
 
@@ -39,6 +42,12 @@ _USER_REGS = (
 _SKIPPED_MAX = 4
 """Return addresses outside of code that are skipped, because Go changes stacks there."""
 _NOTES_LOOKED_AT = 8
+_HLT_LOOP = bytes.fromhex("f4ebfd")
+_ABORT_FRAMES, _ABORT_BYTES = 5, 480
+_FOUND_MAX = 16
+"""Frames without unwind information whose callers are searched, at most."""
+_LOST_FRAMES = 3
+"""A walk that ends within so many frames after one without unwind information went astray there."""
 
 
 def _read(image: CoreImage, address: int, size: int, offset: int, physical: bool) -> bytes:
@@ -78,7 +87,12 @@ class Stacks:
         self._by_module: dict[int, drgn.Module] = {}
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
+        self.alternates: dict[int, int | None] = {}
+        """Files with debug information that modules share, by the module's start."""
         self._loaded: dict[int, int | None] = {}
+        self._unwind: dict[int, UnwindTable | None] = {}
+        self._trace: drgn.StackTrace | None = None
+        """The crashed thread's, because drgn walks all of a stack at once."""
         self._go = GoNames(image)
         read = partial(_read, image)  # not a method: drgn's program would never be freed
         for segment in image.segments:
@@ -181,6 +195,12 @@ class Stacks:
         try:
             module.debug_file_status = drgn.ModuleFileStatus.WANT
             module.try_file(name, fd=os.dup(fd))
+            alternate = self.alternates.get(own.start)
+            if (
+                module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY
+                and alternate is not None
+            ):
+                module.try_file(name, fd=os.dup(alternate))
             if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
                 self.program.find_standard_debug_info([module])
         except _ERRORS as e:
@@ -220,6 +240,9 @@ class Stacks:
             thread = known[index]
             limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
             frames, cut, end = self._frames(thread.tid, thread.pc, limit)
+            if index == 0:
+                frames, end = self._find_lost(frames, end)
+                self._name_abort(frames)
             if index == 0 and self._strayed is not None and limit:
                 frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
             left -= len(frames)
@@ -237,7 +260,7 @@ class Stacks:
         if self.refused is not None or self._crashed is None:
             return {}
         try:
-            trace = self.program.stack_trace(self._crashed)
+            trace = self._trace or self.program.stack_trace(self._crashed)
             found = dict(trace[0].registers()) if trace else {}
             if self._strayed is not None and "rsp" in found:
                 found |= {"rip": self._strayed[0], "rsp": found["rsp"] - 8}
@@ -269,6 +292,8 @@ class Stacks:
             trace = self.program.stack_trace(tid)
         except _ERRORS as e:
             return bare, True, f"the stack cannot be walked: {_text(e)}"
+        if tid == self._crashed:
+            self._trace = trace
         frames: list[dict[str, Any]] = []
         skipped = 0
         seen = set[tuple[int, int | None, str | None]]()
@@ -298,6 +323,61 @@ class Stacks:
             seen.add(key)
         return frames, False, None
 
+    def _find_lost(
+        self, frames: list[dict[str, Any]], end: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Search for the callers of the crashed thread's first frame without unwind information, if
+        the walk ended there; return the stack and why it ended.
+        """
+        if self.image.head.machine != EM_X86_64:
+            return frames, end
+        bare = (n for n, f in enumerate(frames) if not self._has_unwind(f["pc"] - bool(n)))
+        index = next(bare, len(frames))
+        if index >= len(frames) or len(frames) > index + _LOST_FRAMES:
+            return frames, end
+        pc, sp = frames[index]["pc"], frames[index]["sp"]
+        found = frames[: index + 1]
+        if sp is None and index == 0:
+            sp = self.image.head.threads[0].sp
+        while sp is not None and len(found) < _FOUND_MAX:
+            symbol = self._symbol(pc - bool(len(found) - 1))
+            start = None if symbol is None else symbol.address
+            caller = find_caller(self.image, pc, sp, start)
+            if caller is None:
+                break
+            pc, sp = caller
+            if self._has_unwind(pc - 1):
+                # the call itself: its function may end right after it
+                rest = self.walk_from({"rip": pc - 1, "rsp": sp})
+                rest[0]["pc"], rest[0]["interrupted"] = pc, False
+                return [*found, *rest][:FRAMES_MAX], None
+            found.append(self._bare_frame(pc, after_call=True) | {"sp": sp})
+        return (found, end) if len(found) > index + 1 else (frames, end)
+
+    def _name_abort(self, frames: list[dict[str, Any]]) -> None:
+        """Name abort() in a static program without symbols, by the code after its call of raise():
+        glibc executes `hlt` for ever. What called it is the place of the crash.
+        """
+        found = None
+        for frame in frames[1:_ABORT_FRAMES]:
+            if frame["function"] is not None or self.image.head.machine != EM_X86_64:
+                return
+            if _HLT_LOOP in self.image.read(frame["pc"], _ABORT_BYTES):
+                found = frame  # raise() may lie right before it
+        if found is not None:
+            found["function"] = "abort"
+
+    def _has_unwind(self, address: int) -> bool:
+        module = self.module_at(address)
+        if module is None:
+            return False
+        if module.start not in self._unwind:
+            vaddr = find_segment(module.image, PT_GNU_EH_FRAME)
+            table = None if vaddr is None else UnwindTable(self.image.read, module.start + vaddr)
+            self._unwind[module.start] = table
+        table = self._unwind[module.start]
+        return table is not None and table.function(address) is not None
+
     def _what(self, address: int) -> str:
         """Describe an address that cannot be code."""
         if self.image.head.bits == 64 and 1 << 47 <= address < (1 << 64) - (1 << 47):
@@ -306,20 +386,30 @@ class Stacks:
             return f"{address:#x}, where nothing is mapped"
         return f"{address:#x}, which is not code"
 
-    def _bare_frame(self, pc: int) -> dict[str, Any]:
+    def _bare_frame(self, pc: int, *, after_call: bool = False) -> dict[str, Any]:
         """Describe a program counter without its frame."""
-        module, symbol = self.module_at(pc), self._symbol(pc)
+        inside = pc - after_call
+        module, symbol = self.module_at(inside), self._symbol(inside)
+        file, line = self._source(inside) if after_call else (None, None)
         return {
             "pc": pc,
             "sp": None,
             "start": None if module is None else module.start,
             "function": None if symbol is None else self.demangler.name(symbol.name),
             "symbol_offset": None if symbol is None else pc - symbol.address,
-            "file": None,
-            "line": None,
+            "file": file,
+            "line": line,
             "inline": False,
             "interrupted": False,
         }
+
+    def _source(self, address: int) -> tuple[str | None, int | None]:
+        """Find the line of an address, by debug information that is loaded already."""
+        try:
+            found = self.program.source_location(address)[0]
+        except (*_ERRORS, AttributeError):  # until drgn 0.0.33: it has no source_location()
+            return None, None
+        return found.filename[-1024:] or None, found.line or None
 
     def _frame(self, frame: "drgn.StackFrame", pc: int, interrupted: bool) -> dict[str, Any]:
         """Describe one frame.

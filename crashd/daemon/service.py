@@ -86,7 +86,7 @@ class Service:
         self._intake = Intake(paths, self._ingest, self._loop, self._exporter)
         self._spool_watch = SpoolWatch(paths, self._loop, self._ingest)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
-        self._losses = LossWatch(paths, process.boot_id(), self._kernel)
+        self._losses = LossWatch(paths, process.boot_id(), self._kernel, self._afterwards.faults)
         self._shipping = Shipping(paths, self._exporter, process.boot_id(), self._captures)
         known = (self._indexer, self._dispatcher, self._ingest, self._kernel, self._afterwards)
         self._recovery = Recovery(self._loop, *known)

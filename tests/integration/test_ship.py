@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crashd.daemon.fleet import policies, shipping
-from crashd.domain.crash.model import State
+from crashd.domain.crash.model import Kind, State
 from crashd.domain.fleet import outcome
 from crashd.domain.fleet.choice import Cores
 from crashd.domain.fleet.keys import SIGNATURES, want_key
@@ -23,11 +23,12 @@ from crashd.domain.fleet.orders import ShipSettings
 from crashd.domain.fleet.policy import Want, build_signatures, build_want
 from crashd.edge.fleet import age
 from crashd.store.catalog import Catalog, reindex
-from crashd.store.corefile import CoreWriter, read_core, zstd_writer
+from crashd.store.corefile import CoreWriter, read_core, read_frames, zstd_writer
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index
 from tests.builders.crashes import build_crash
 from tests.builders.elfcore import CoreSegment, build_core
+from tests.builders.kdumps import save
 from tests.integration.handler import start_handler
 from tests.objectstore import BUCKET, ObjectStore, running_store, why_no_store
 from tests.running import DEFAULT_CONFIG, Daemon, wait_until
@@ -228,6 +229,36 @@ def test_mini_cores_are_cut_before_they_leave(
     with (tmp_path / "mini").open("rb") as file:
         mini = b"".join(read_core(file.fileno()))
     assert mini[:4] == b"\x7fELF" and len(mini) < len(core) // 4
+
+
+def test_kernels_dump_and_log_are_packed(
+    host: Host, shipper: Shipper, bucket: Bucket, short_tmp: Path
+) -> None:
+    dumps = short_tmp / "crash"
+    dumps.mkdir(mode=0o755)
+    saved = save(dumps, "202601020304", b"[1.0] Kernel panic\n" * 1000)
+    kernel = {
+        "path": str(saved),
+        "inode": saved.stat().st_ino,
+        "dump": "dump.202601020304",
+        "log_file": "dmesg.202601020304",
+    }
+    first = build_crash(1, kind=Kind.KERNEL, kernel=kernel)
+    host.start(kernel_dumps=True)
+    host.add(first)
+    settle(host)
+    files = bucket.newest()[first.id].files
+    for key, name in ((files.core, kernel["dump"]), (files.log, kernel["log_file"])):
+        assert key is not None
+        packed = io.BytesIO(bucket.get(key))
+        assert b"".join(read_frames(packed)) == (saved / str(name)).read_bytes()
+    host.stop()
+    host.start(kernel_dumps=False)
+    other = host.add(build_crash(2, kind=Kind.KERNEL, kernel=kernel))
+    settle(host)
+    files = bucket.newest()[other.id].files
+    assert files.reason is CoreReason.POLICY and files.core is None
+    assert files.log in bucket.keys("cores")
 
 
 def test_fleet_says_what_is_enough_what_it_wants_and_what_must_go(

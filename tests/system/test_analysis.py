@@ -340,7 +340,7 @@ def test_analyse_known_cause_explains_it(crasher: Crasher, case: Case) -> None:
         assert re.search(rf", {place}\(\): ", analysis.title or ""), analysis.title
     rest = iter(names(analysis))
     assert all(wanted in rest for wanted in case.more), names(analysis)
-    assert re.fullmatch(r"p2-[0-9a-f]{16}", analysis.signature or "")
+    assert re.fullmatch(r"p3-[0-9a-f]{16}", analysis.signature or "")
     assert analysis.cpu_seconds < 2
     assert analysis.warnings == ()
 
@@ -874,3 +874,73 @@ def test_analyse_with_too_little_memory_says_so(crasher: Crasher) -> None:
     assert analysis.state is AnalysisState.FAILED
     assert analysis.reason
     assert sys.executable  # nothing of ours died with it
+
+
+def build_dwz(directory: Path) -> tuple[Path, Path]:
+    """A program whose debug information refers to a file that two programs share; that lies in a
+    directory of files by build-id.
+    """
+    programs = [directory / "one", directory / "two"]
+    for program in programs:
+        subprocess.run(["gcc", "-g", "-O1", "-o", program, SOURCES / "causes.c"], check=True)
+    shared = directory / "shared"
+    subprocess.run(["dwz", "-m", shared, "-M", "../.dwz/none", *programs], check=True)
+    notes = subprocess.run(["readelf", "-n", shared], check=True, capture_output=True, text=True)
+    build_id = notes.stdout.partition("Build ID: ")[2].split()[0]
+    target = directory / "ids/.build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    target.parent.mkdir(parents=True)
+    shared.rename(target)
+    return programs[0], directory / "ids"
+
+
+def test_analyse_finds_the_debug_information_that_dwz_moved(
+    crasher: Crasher, tmp_path: Path
+) -> None:
+    program, ids = build_dwz(tmp_path)
+    died = crasher.run(program, "null_read")
+    stored = store(died.core)
+    without = native(analyse_file(stored, crash_of(died)))
+    assert (without[0].function, without[0].line) == ("null_read", None)
+    options = AnalysisOptions(build_id_dirs=(os.fsencode(ids),))
+    found = native(analyse_file(stored, crash_of(died), options))
+    assert [(f.function, (f.file or "")[-8:]) for f in found[:2]] == [
+        ("null_read", "causes.c"),
+        ("main", "causes.c"),
+    ]
+    (other,) = (ids / ".build-id").glob("*/*")
+    shutil.copy("/bin/true", other)  # not what the name says
+    assert native(analyse_file(stored, crash_of(died), options))[0].line is None
+
+
+def test_analyse_reads_gnu_debugdata(crasher: Crasher, tmp_path: Path) -> None:
+    program = tmp_path / "mini"
+    subprocess.run(["gcc", "-O1", "-o", program, SOURCES / "causes.c"], check=True)
+    names = tmp_path / "names"
+    names.write_text("null_read\nmain\n")
+    small = tmp_path / "small"
+    subprocess.run(
+        ["objcopy", "-S", f"--keep-symbols={names}", "--only-keep-debug", program, small],
+        check=True,
+    )
+    subprocess.run(["strip", "--strip-all", program], check=True)
+    died = crasher.run(program, "null_read")
+    assert names_of_two(died) == [None, None]
+    subprocess.run(["xz", small], check=True)
+    section = f".gnu_debugdata={small}.xz"
+    subprocess.run(["objcopy", "--add-section", section, program], check=True)
+    died = crasher.run(program, "null_read")
+    assert names_of_two(died) == ["null_read", "main"]
+
+
+def names_of_two(died: Died) -> list[str | None]:
+    return [frame.function for frame in native(analyse_death(died))[:2]]
+
+
+def test_analyse_reads_split_dwarf(crasher: Crasher, tmp_path: Path) -> None:
+    program = tmp_path / "split"
+    flags = ["gcc", "-g", "-gsplit-dwarf", "-O1", "-o", program]
+    subprocess.run([*flags, SOURCES / "causes.c"], check=True, cwd=tmp_path)
+    assert list(tmp_path.glob("*.dwo"))
+    first = native(analyse_death(crasher.run(program, "null_read")))[0]
+    assert (first.function, (first.file or "")[-8:]) == ("null_read", "causes.c")
+    assert first.line is not None

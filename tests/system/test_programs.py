@@ -16,12 +16,20 @@ __all__ = ["crasher"]
 SOURCES = Path(__file__).parent / "programs" / "cases"
 TABLE = Path(__file__).parents[1] / "data" / "programs.txt"
 _C = ["gcc", "-O2", "-g", "-w", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-pthread"]
+_RUST_NAMELESS = ["-C", "panic=abort", "-C", "strip=symbols"]
 BUILDS = {
     "c1": [*_C, "c1.c"],
     "c1_static": [*_C, "-static", "c1.c"],
+    "c1_nameless": [*_C, "-static", "-s", "c1.c"],
+    "c3": [*_C, "c3.c"],
+    "c3_trapv": ["gcc", "-O1", "-g", "-w", "-ftrapv", "c3.c"],
+    "c3_ubsan": ["gcc", "-O1", "-g", "-w", "-fsanitize=undefined", "-fno-sanitize-recover", "c3.c"],
+    "mu": ["musl-gcc", "-O2", "-g", "-w", "mu.c"],
     "cx": ["g++", "-O2", "-g", "-w", "-std=c++20", "-D_GLIBCXX_ASSERTIONS", "-pthread", "cx.cc"],
     "asan": ["gcc", "-O1", "-g", "-w", "-fsanitize=address", "-pthread", "san.c"],
     "r": ["rustc", "-O", "-g", "-A", "warnings", "-C", "panic=abort", "r.rs"],
+    "r_nameless": ["rustc", "-O", "-A", "warnings", *_RUST_NAMELESS, "r.rs"],
+    "r_rebuilt": ["rustc", "-A", "warnings", "-C", "opt-level=1", *_RUST_NAMELESS, "r.rs"],
     "g": ["go", "build", "g.go"],
 }
 
@@ -63,6 +71,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("ASAN_OPTIONS", "abort_on_error=1:disable_coredump=0")
+    monkeypatch.setenv("UBSAN_OPTIONS", "abort_on_error=1")
     monkeypatch.setenv("GO111MODULE", "off")
     monkeypatch.setenv("GOCACHE", str(tmp_path_factory.getbasetemp() / "go"))
 
@@ -86,3 +95,44 @@ def test_static_and_dynamic_program_name_the_same_places() -> None:
     for word in both:
         static = titles["c1_static", word].replace("c1_static", "c1")
         assert static == titles["c1", word]
+
+
+def test_static_program_without_names_says_what_happened(
+    crasher: Crasher, programs: Programs
+) -> None:
+    """abort() and what glibc said are found without symbols; each bug has its own signature."""
+    said = {
+        "tcache_df": "free(): double free detected in tcache 2",
+        "do_assert": 'assertion `queue_len<10 && "queue overflow"\' failed',
+        "smash": "stack smashing",
+        "app_fatal": "abort()",
+    }
+    signatures = set()
+    for word, short in said.items():
+        analysis = analyse_death(crasher.run(programs.get("c1_nameless"), word))
+        assert analysis.title is not None
+        assert analysis.title.endswith(f": {short}"), analysis.title
+        assert analysis.facts is not None
+        assert "abort" in [frame.function for frame in analysis.facts.crashed]
+        signatures.add(analysis.signature)
+    assert len(signatures) == len(said)
+
+
+@pytest.mark.skipif(shutil.which("rustc") is None, reason="needs rustc")
+def test_rust_panic_without_names_is_the_same_in_two_builds(
+    crasher: Crasher, programs: Programs, tmp_path: Path
+) -> None:
+    """On another host and in a container the program may lie elsewhere, too."""
+    moved = tmp_path / "elsewhere" / "r"
+    moved.parent.mkdir()
+    shutil.copy(programs.get("r_rebuilt"), moved)
+    first = tmp_path / "here" / "r"
+    first.parent.mkdir()
+    shutil.copy(programs.get("r_nameless"), first)
+    found = [analyse_death(crasher.run(program, "slice_oob")) for program in (first, moved)]
+    assert re.fullmatch(r"SIGABRT in r, cases/r\.rs:\d+: Rust panic", found[0].title or "")
+    assert "range end index 9 out of range" in (found[0].explanation or "")
+    assert found[0].title == found[1].title
+    assert found[0].signature == found[1].signature
+    other = analyse_death(crasher.run(first, "parse_port"))
+    assert other.signature != found[0].signature

@@ -19,7 +19,7 @@ MODULES = """
 annotated_types asyncore asynchat prometheus_client pydantic pydantic_core pyinotify.py systemd
 typing_extensions.py typing_inspection zstandard smtpd
 _drgn.*.so _drgn_util drgn drgn.libs capstone capstone.libs pyseccomp.py pystack pystack.libs
-rust_demangler packaging
+rust_demangler packaging obstore pyrage
 """
 INSTALL = """
 install -d /usr/lib/crashd-test /usr/libexec
@@ -107,6 +107,38 @@ for i in $(seq 100); do
 done
 test "$(crashctl list --json | grep -c '"id"')" = 3
 crashctl verify
+
+# what is sent goes through a process of another user, which sees only what its drop-in gives it
+mkdir -m 777 /srv/fleet
+install -d /etc/systemd/system/crashd-ship.service.d
+printf '[Service]\\nBindPaths=/srv/fleet\\n' >/etc/systemd/system/crashd-ship.service.d/store.conf
+printf '[fleet]\\nurl = "file:///srv/fleet"\\ncores = "full"\\n' >/etc/crashd/crashd.toml
+systemctl daemon-reload
+systemctl start crashd-ship.socket
+test "$(systemctl is-active crashd-ship.service)" = inactive
+systemctl reload crashd.service
+for i in $(seq 200); do
+    [ "$(find /srv/fleet -name '*.jsonl.zst' | wc -l)" = 1 ] && break
+    sleep 0.1
+done
+find /srv/fleet -type f -printf '%P %s %U\\n'
+crashctl status | grep Fleet
+journalctl -u crashd-ship.service -o cat --no-pager
+test "$(find /srv/fleet -name '*.jsonl.zst' -not -uid 0 | wc -l)" = 1
+shipper=$(systemctl show crashd-ship.service -p MainPID --value)
+grep -E 'VmHWM|CapEff|Seccomp' /proc/$shipper/status
+ls /proc/$shipper/root/etc /proc/$shipper/root/var
+test ! -e /proc/$shipper/root/etc/shadow
+test ! -e /proc/$shipper/root/var/lib/crashd
+test ! -e /proc/$shipper/root/run/crashd/handoff.sock
+kill -9 "$shipper"
+crash
+for i in $(seq 300); do
+    [ "$(find /srv/fleet -name '*.jsonl.zst' | wc -l)" = 2 ] && break
+    sleep 0.1
+done
+test "$(find /srv/fleet -name '*.jsonl.zst' | wc -l)" = 2
+crashctl status | grep 'Fleet.*file:///srv/fleet; 0 records'
 
 # a configuration that is wrong: the reload keeps the old one and says why
 printf '[capture]\\nbufer = 1\\n' >/etc/crashd/crashd.toml

@@ -221,6 +221,8 @@ class _Packer:
     def _add_modules(self, paths: Paths, stored: int) -> Iterator[dict[str, Any]]:
         found = find_files(paths, from_json(self._doc), stored).files
         for number, file in enumerate(found):
+            if file.alternate_fd is not None:
+                os.close(file.alternate_fd)  # the report has what it says
             for kind, opened in (("file", file.fd), ("debug", file.debug_fd)):
                 if opened is None:
                     continue

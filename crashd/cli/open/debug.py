@@ -165,9 +165,8 @@ def _laid_out(
             files = lay_out(found, directory, _reader(user))
         finally:
             for file in found.files:
-                for fd in (file.fd, file.debug_fd):
-                    if fd is not None:
-                        os.close(fd)
+                for fd in file.descriptors:
+                    os.close(fd)
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield Given(files.seen_from(directory, descriptor_path(fd)), settings.debuginfod), fd

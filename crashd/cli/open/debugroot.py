@@ -23,7 +23,7 @@ from crashd.cli.open.scratch import write_core
 from crashd.domain.crash.access import Credentials
 from crashd.domain.elf.modules import path_parts
 from crashd.domain.text import printable
-from crashd.edge.sandbox.modulefiles import open_as, read_soname
+from crashd.edge.sandbox.modulefiles import open_as, read_section_build_id, read_soname
 
 DATA_MAX = 4096
 _WARNED_MAX = 5
@@ -72,6 +72,10 @@ def lay_out(found: CrashFiles, directory: Path, reader: Credentials) -> DebugRoo
         if file.debug_fd is not None and build_id is not None:
             target = debug / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
             symbols += _place(file.debug_fd, target, reader)
+        alternate = read_section_build_id(file.alternate_fd) if file.alternate_fd else None
+        if file.alternate_fd is not None and alternate is not None:
+            target = debug / ".build-id" / alternate[:2] / f"{alternate[2:]}.debug"
+            _place(file.alternate_fd, target, reader)
         if file.fd is None or parts is None:
             continue
         target = root.joinpath(*map(os.fsdecode, parts))

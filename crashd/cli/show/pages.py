@@ -72,7 +72,7 @@ def render_info(
             line
             for label, text in group
             if text
-            for line in wrap(_labelled(label, _shorten(text, limit)), width, LABEL_WIDTH + 2)
+            for line in _wrapped(label, _shorten(text, limit), width)
         ]
         if lines:
             yield ""
@@ -91,6 +91,13 @@ def render_info(
 
 def _labelled(label: str, text: str) -> str:
     return f"{label:>{LABEL_WIDTH}}: {text}"
+
+
+def _wrapped(label: str, text: str, width: int | None) -> Iterator[str]:
+    first, *rest = wrap(text, None if width is None else width - LABEL_WIDTH - 2, 0)
+    yield _labelled(label, first)
+    for line in rest:
+        yield " " * (LABEL_WIDTH + 2) + line
 
 
 def _shorten(text: str, limit: int | None) -> str:

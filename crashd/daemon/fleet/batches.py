@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from crashd import __version__
@@ -135,8 +135,9 @@ class BatchMaker:
         part = sent.core if sent is not None else CorePart.OPEN
         chosen = self._choose(draft, crash, part, outbox, rules, now_ns)
         files, part_now = self._files(crash, part, chosen, rules)
-        if part is CorePart.SENT and sent is not None:  # by the settings of that time
-            files = FleetFiles(**json.loads(sent.files))
+        before = FleetFiles(**json.loads(sent.files)) if sent is not None else FleetFiles()
+        if part is CorePart.SENT:  # by the settings of that time
+            files = replace(before, log=before.log or files.log)
         digest = digest_of(crash, files)
         if sent is not None and sent.digest == digest and part_now is part:
             return
@@ -149,12 +150,17 @@ class BatchMaker:
             draft,
             Line(crash.id, revision, crash, rules.labels, __version__, files, environ_age),
         )
-        kept = json.dumps(asdict(files)) if part_now is CorePart.SENT else ""
+        kept = json.dumps(asdict(files))
         draft.made.append(Made(crash.id, Sent(revision, digest, part_now, kept)))
         new_core = part_now is CorePart.SENT and part is not CorePart.SENT
-        new_log = files.log is not None and sent is None
+        new_log = files.log is not None and before.log is None
         if new_core or new_log:
-            core = WaitingCore(crash.id, now_ns, files.core if new_core else None, files.log)
+            core = WaitingCore(
+                crash.id,
+                now_ns,
+                files.core if new_core else None,
+                files.log if new_log else None,
+            )
             signature = crash.signature if new_core else None
             draft.cores.append((core, signature))
             if signature is not None:

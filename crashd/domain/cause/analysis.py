@@ -184,6 +184,8 @@ class Facts:
     handled: Handled | None = None
     """Set if `siginfo`, `registers`, `instruction` and `regions` describe a signal that a handler
     caught first, not the signal that killed the process."""
+    returned: bool = False
+    """Whether a return, not a call or jump, led to the program counter, where there is no code."""
     thread_signal: int | None = None
     """The crashed thread's signal by its NT_PRSTATUS, for cores without siginfo (qemu, gdb)."""
 

@@ -3,6 +3,8 @@
 The last words of a program or its runtime count first, then the sender of the signal, then what
 the instruction accessed, through which pointer, and what is mapped there. If a handler had caught
 a signal, the facts describe that signal, and what the handler did is a consequence.
+
+The module is one idea: an ordered list of witnesses, of which the first that speaks is believed.
 """
 
 import re
@@ -13,7 +15,7 @@ from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import explain_fault, stack_overflow
 from crashd.domain.cause.helpers import in_library_source, is_failure
 from crashd.domain.cause.names import plain_name
-from crashd.domain.cause.signature import notable
+from crashd.domain.cause.signature import notable, panic_place
 from crashd.domain.signals import (
     SIGABRT,
     SIGILL,
@@ -42,6 +44,8 @@ _LIMITS = {
 }
 _GIVE_UP = frozenset({"hlt", "ud2", "udf", "brk"})
 _MUSL = re.compile(r"/(ld-musl-[^/]*|libc)\.so(\.1)?$")
+_MUSLS_HEAP = re.compile(r"(__libc_|__bin_)?(free|malloc(_impl)?|realloc|get_meta|chunk\w*)$")
+_ASSERT_FAIL = re.compile(r"__assert(_fail|_rtn|_func)?$")
 _RAISE = frozenset({"raise", "gsignal", "pthread_kill", "tgkill", "kill"})
 _LOOKED_AT = 24
 
@@ -55,6 +59,9 @@ _UNEXPECTED = re.compile(
     r"Unexpected error: (?P<what>.*)\.",
     re.DOTALL,
 )
+_REPORT_DETAILS = re.compile(r":? (on )?(unknown )?(address )?0x| on unknown address| \(")
+_GLIB = re.compile(r"(?:.*:)?ERROR:(?P<file>[^:]+):(?P<line>\d+):(?P<function>[^:]*): (?P<what>.*)")
+_GLIB_VALUES = re.compile(r": \(.*\)$")
 _HEAP_DOUBLE_FREE = re.compile(r"double free|fasttop")
 _HEAP = re.compile(
     r"corrupted|free\(\)|malloc\(\)|realloc\(\)|calloc\(\)|munmap_chunk|mremap_chunk|tcache|"
@@ -91,7 +98,8 @@ def explain(facts: Facts, context: ProcessContext) -> Cause:
         cause = _ABORT
     if cause is None:
         cause = _unknown(facts, signal)
-    return _bounded(cause, _where(notable(facts, cause)), _consequence(facts))
+    where = "" if panic_place(facts, cause) else _where(notable(facts, cause))
+    return _bounded(cause, where, _consequence(facts))
 
 
 _SNAPSHOT = Cause(
@@ -195,6 +203,8 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         return Cause("cxx-terminate", short, short + hint)
     if text := said.get("abort") or said.get("glib"):
         return _abort_message(text)
+    if any(_ASSERT_FAIL.match(f.function or "") for f in facts.blamed[:_LOOKED_AT]):
+        return Cause("assertion", "assertion failed", "an assertion failed; its text is lost")
     if signal == SIGSEGV:
         return _trapped(facts)
     return None
@@ -213,15 +223,22 @@ def _ended_itself(facts: Facts, signal: int | None) -> bool:
 
 
 def _in_abort(frames: Sequence[Frame]) -> bool:
-    if any(plain_name(f.function) == "abort" for f in frames[:3] if f.function):
+    return _is_abort(frames) or _is_musls_check(frames[0])
+
+
+def _is_abort(frames: Sequence[Frame]) -> bool:
+    return any(plain_name(f.function) == "abort" for f in frames[:3] if f.function)
+
+
+def _is_musls_check(frame: Frame) -> bool:
+    """Return whether a frame is musl's; in a static program by its allocator's functions."""
+    if _MUSL.search(frame.module or ""):
         return True
-    return _MUSL.search(frames[0].module or "") is not None
+    return _MUSLS_HEAP.match(frame.function or "") is not None
 
 
 def _trapped(facts: Facts) -> Cause:
-    if _MUSL.search(facts.blamed[0].module or "") and not any(
-        f.function and plain_name(f.function) == "abort" for f in facts.blamed[:3]
-    ):
+    if _is_musls_check(facts.blamed[0]) and not _is_abort(facts.blamed):
         return Cause(
             "heap-corruption",
             "heap corruption found by musl",
@@ -248,6 +265,8 @@ _KNOWN = (
      "uncaught JavaScript exception", "JavaScript: an exception that nothing caught"),
     (r"report_java_out_of_memory", "out-of-memory", "Java heap out of memory",
      "Java: OutOfMemoryError, with CrashOnOutOfMemoryError"),
+    (r"__(add|sub|mul|neg|abs)v[sdt]i[23]$", "integer-overflow", "signed integer overflow",
+     "a signed integer overflowed (-ftrapv)"),
     (r"_?Py_FatalError|fatal_error(_exit)?$", "fatal-error", "Fatal Python error",
      "the Python interpreter gave up (Fatal Python error)"),
 )  # fmt: skip
@@ -268,7 +287,7 @@ def _known_failure(facts: Facts) -> Cause | None:
 def _sanitizer(report: str) -> Cause:
     """Return the cause in a sanitizer's report: `AddressSanitizer: heap-use-after-free on …`."""
     tool, _, rest = report.partition(": ")
-    what = rest.split(" on ", 1)[0].split(" (", 1)[0].strip()[:60]
+    what = _REPORT_DETAILS.split(rest, maxsplit=1)[0].strip()[:60]
     return Cause("sanitizer", f"{tool}: {_steady(what)}", f"{report}")
 
 
@@ -287,6 +306,10 @@ def _abort_message(text: str) -> Cause:
         where = f"{plain_name(found['function'])}() at {found['file'].rpartition('/')[2]}"
         text = f"an unexpected error in {where}:{found['line']}: {what}"
         return Cause("assertion", f"unexpected error: {what[:60]}", text)
+    if found := _GLIB.fullmatch(text):  # g_assert()
+        what = _GLIB_VALUES.sub("", found["what"])[:100]
+        where = f"{plain_name(found['function'])}() at {found['file'].rpartition('/')[2]}"
+        return Cause("assertion", what, f"{found['what']}, in {where}:{found['line']}")
     if "stack smashing" in text:
         return Cause(
             "stack-smashing",

@@ -6,6 +6,7 @@ the judgment of pointers and regions.
 """
 
 import re
+from collections import Counter
 
 from crashd.domain.cause.analysis import Access, Cause, Facts, Region
 from crashd.domain.cause.names import plain_name
@@ -34,6 +35,7 @@ _BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
 _SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
 _ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
 _ALIGNED = re.compile(r"v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$")
+_LONGJMP = re.compile(r"_*(sig)?longjmp(_chk)?$")
 _DIVISIONS = frozenset({"div", "idiv", "sdiv", "udiv"})
 _PRIVILEGED = frozenset({"hlt", "cli", "sti", "in", "out", "rdmsr", "wrmsr", "invd", "lgdt", "int"})
 _POISONS = {
@@ -110,7 +112,7 @@ def _segv(facts: Facts) -> Cause | None:
     fault, region = info.address, facts.regions.get("fault")
     pc = facts.regions.get("pc")
     if pc is not None and pc.address == fault:
-        return _execute(fault, region)
+        return _return(fault, region) if facts.returned else _execute(fault, region)
     if fault < NULL_MAX:
         return _null(facts, fault, access)
     if _is_overflow(facts, fault, region):
@@ -135,6 +137,25 @@ def _execute(fault: int, region: Region | None) -> Cause:
         "execute-data",
         "execution of data",
         f"a call or jump to {fault:#x}, which is {_name(region)} and not code",
+    )
+
+
+def _return(fault: int, region: Region | None) -> Cause:
+    """Judge a return to a place without code: its address is the word that was popped last."""
+    if fault >= NULL_MAX and (region is None or region.kind == "none"):
+        return Cause(
+            "return-address",
+            "return to unmapped memory",
+            f"a return to {fault:#x}, where nothing is mapped: the stack was overwritten, or the "
+            "code was unloaded (dlclose)",
+        )
+    what = "which is not an address"
+    if region is not None and region.kind != "none":
+        what = f"which is {_name(region)} and not code"
+    return Cause(
+        "return-address",
+        "return address overwritten",
+        f"a return to {fault:#x}, {what}: the stack was overwritten",
     )
 
 
@@ -178,11 +199,17 @@ def _has_no_room(facts: Facts) -> bool:
 
 def stack_overflow(facts: Facts) -> Cause:
     """Return the cause that names the recursion that filled the stack."""
-    names = [plain_name(f.function) for f in facts.blamed if f.function]
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) >= 3]
+    names = [
+        f"{plain_name(f.function)}()"
+        if f.function
+        else f"{(f.module or '?').rpartition('/')[2]}+{f.offset or f.pc or 0:#x}"
+        for f in facts.blamed
+    ]
+    counts = Counter(names)
+    repeated = [name for name, count in counts.items() if count >= 3]
     text = "stack overflow"
     if repeated:
-        text += f": endless or too deep recursion of {', '.join(f'{n}()' for n in repeated[:3])}"
+        text += f": endless or too deep recursion of {', '.join(repeated[:3])}"
     else:
         text += ": a frame larger than what is left of the stack"
     return Cause("stack-overflow", "stack overflow", text)
@@ -196,7 +223,8 @@ def _bad_pointer(facts: Facts, access: Access | None) -> Cause | None:
     for value in (access.base_value, access.address):
         if value is None or not NULL_MAX <= value < 1 << facts.bits:
             continue
-        if pattern := _poison(value, facts.bits):
+        pattern = _poison(value, facts.bits)
+        if pattern is not None and (_ascii(value, facts.bits) is None or "pattern" in pattern):
             return Cause(
                 "poisoned-memory",
                 f"{verb} through a poisoned pointer",
@@ -228,8 +256,8 @@ def _poison(value: int, bits: int) -> str | None:
     raw = value.to_bytes(8, "big")[-bits // 8 :]
     top = set(raw[: len(raw) - 2])
     if len(top) == 1 and raw[0] not in (0x00, 0xFF):
-        known = _POISONS.get(raw[0], "memory filled with one byte")
-        return f"memory filled with {raw[0]:#04x}, {known}"
+        known = _POISONS.get(raw[0])
+        return f"memory filled with {raw[0]:#04x}" + (f", {known}" if known else "")
     for word in (value >> 32, value & 0xFFFFFFFF):
         if word in _WORDS:
             return f"the mark {word:#x}, which programs put where no pointer is"
@@ -299,6 +327,9 @@ def _bad_target(facts: Facts) -> Cause | None:
             "return address overwritten",
             f"a return to {what}: the stack was overwritten",
         )
+    if facts.blamed and _LONGJMP.match(facts.blamed[0].function or ""):
+        short = "longjmp through an overwritten jmp_buf"
+        return Cause("wild-target", short, f"{short}: its target is {what}")
     short = "call through a pointer overwritten by text" if text else "call through a wild pointer"
     return Cause("wild-target", short, f"a call or jump to {what}")
 
@@ -327,6 +358,9 @@ def _general_protection(facts: Facts, access: Access | None) -> Cause:
                 f"`{mnemonic}` at {one.address:#x}, which is not aligned to 16 bytes "
                 "as it has to be",
             )
+    if mnemonic == "hlt":
+        text = "the program ran into `hlt`, by which C libraries end a process (abort, heap checks)"
+        return Cause("general-protection", "general protection fault", text)
     return Cause(
         "general-protection",
         "general protection fault",
@@ -341,7 +375,8 @@ def _bus(facts: Facts) -> Cause | None:
         return None
     verb, at = _verb(facts, _access(facts)), f"{info.address or 0:#x}"
     if info.code == _BUS_ADRALN:
-        return Cause("unaligned", "unaligned access", f"unaligned {verb} at {at}")
+        where = f" at {at}" if info.address else ""  # x86 reports no address
+        return Cause("unaligned", "unaligned access", f"unaligned {verb}{where}")
     if info.code in (_BUS_MCEERR_AR, _BUS_MCEERR_AO):
         return Cause(
             "hardware-memory", "hardware memory error", f"the machine's memory failed at {at}"
@@ -391,8 +426,36 @@ def _divisor(facts: Facts) -> int | None:
     return None
 
 
+_CHECKS = (
+    "integer overflow in an addition", "unreachable code", "control flow integrity",
+    "division overflow or by zero", "dynamic type", "floating-point conversion",
+    "function type", "implicit conversion", "invalid builtin", "Objective-C cast",
+    "invalid value", "missing return", "integer overflow in a multiplication",
+    "integer overflow in a negation", "null argument", "null return", "null argument",
+    "null return", "index out of bounds", "pointer overflow", "shift out of bounds",
+    "integer overflow in a subtraction", "null or misaligned pointer", "alignment assumption",
+    "length of a variable array",
+)  # fmt: skip
+"""In the order of clang's LIST_SANITIZER_CHECKS (CodeGenFunction.h)."""
+_UD1 = re.compile(r"670fb940([0-9a-f]{2})")
+"""`ud1 eax, [eax + check]`"""
+
+
+def _trapped_check(facts: Facts) -> str | None:
+    found = _UD1.match(facts.instruction.bytes) if facts.instruction is not None else None
+    number = int(found[1], 16) if found else len(_CHECKS)
+    return _CHECKS[number] if number < len(_CHECKS) else None
+
+
 def _ill(facts: Facts) -> Cause | None:
     mnemonic = facts.instruction.mnemonic if facts.instruction is not None else None
+    if check := _trapped_check(facts):
+        return Cause(
+            "trap",
+            "deliberate trap",
+            f"the program ran into the trap of a check by the compiler: {check} "
+            "(clang's -fsanitize-trap)",
+        )
     if mnemonic in ("ud2", "ud1", "ud0", "udf", "brk"):
         return Cause(
             "trap",

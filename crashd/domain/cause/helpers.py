@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from crashd.domain.cause.analysis import Frame
+from crashd.domain.cause.names import plain_name
 
 _LIBRARY = re.compile(
     r"/(lib(c|pthread|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan|lsan|msan|hwasan|m|rt|dl|"
@@ -41,6 +42,7 @@ _WRAPPERS = re.compile(
     |__(asan|ubsan|tsan|lsan|msan|hwasan)::
     |g_(log|logv|log_.*|assertion_message.*|error|return_if_fail_warning)$
     |ffi_call(_\w+)?$
+    |__(add|sub|mul|neg|abs)v[sdt]i[23]$|__clang_call_terminate$|(asan|tsan|msan)_thread_start
     """,
     re.VERBOSE,
 )
@@ -63,6 +65,7 @@ _FAILURES = re.compile(
     |v8::internal::(Heap|V8)::FatalProcessOutOfMemory|napi_fatal_error
     |__(asan|ubsan|tsan|lsan|msan|hwasan|sanitizer)(::|_)|_*interceptor_
     |VMError::|os::(abort|die)|report_(vm_error|fatal|java_out_of_memory|vm_out_of_memory)
+    |__(add|sub|mul|neg|abs)v[sdt]i[23]$|__clang_call_terminate$
     |_?Py_FatalError\w*|fatal_error(_exit)?$|rb_(bug|assert_failure)\w*|zend_mm_(panic|safe_error)
     |_?server(Panic|Assert)\w*|errfinish$|ExceptionalCondition$
     |google::(LogMessage|logging)|absl::(lts_\d+::)?log_internal::|logging::LogMessage
@@ -72,14 +75,9 @@ _FAILURES = re.compile(
     re.VERBOSE,
 )
 """Functions that a program calls when it gives up; they never return to their caller."""
+_PASSES_ON = re.compile(r"_*interceptor_|__[a-z]+san(::|_).*[Tt]hread_?[Ss]tart")
 _STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
 _TOOLCHAIN_FILE = re.compile(r"/lib(64)?/gcc/[^/]+/[^/]+/include/")
-_SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
-
-
-def without_suffix(name: str) -> str:
-    """Remove the suffix that a compiler adds to a copy of a function: `.constprop.0`, `.cold`."""
-    return _SUFFIX.sub("", name)
 
 
 def in_library_source(frame: Frame) -> bool:
@@ -100,17 +98,35 @@ def is_helper(frame: Frame) -> bool:
         return True
     if frame.inline and in_library_source(frame):
         return True
-    return frame.function is not None and bool(_WRAPPERS.match(without_suffix(frame.function)))
+    return frame.function is not None and bool(_WRAPPERS.match(plain_name(frame.function)))
 
 
 def is_failure(frame: Frame) -> bool:
     """Return whether a frame's function ends the process."""
-    return frame.function is not None and bool(_FAILURES.match(without_suffix(frame.function)))
+    return frame.function is not None and bool(_FAILURES.match(plain_name(frame.function)))
 
 
 def below_failure(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """Return the frames below the deepest failure function; all frames if there is none."""
+    """Return the frames below the deepest failure function; all frames if there is none.
+
+    Some functions of sanitizers are also below a program's own: they start threads and pass calls
+    on. They count only where nothing but helpers is above.
+    """
+    top = 0
+    while top < len(frames) and (
+        is_failure(frames[top]) or is_helper(frames[top]) or _is_ubsans(frames[top + 1 :])
+    ):
+        top += 1
     for index in range(len(frames) - 1, -1, -1):
-        if is_failure(frames[index]):
+        if is_failure(frames[index]) and (index < top or not _passes_on(frames[index])):
             return frames[index + 1 :]
     return frames
+
+
+def _is_ubsans(callers: Sequence[Frame]) -> bool:
+    """Return whether UBSan's entry is the caller; the functions that it calls have plain names."""
+    return bool(callers) and (callers[0].function or "").startswith("__ubsan_handle_")
+
+
+def _passes_on(frame: Frame) -> bool:
+    return _PASSES_ON.match(plain_name(frame.function or "")) is not None

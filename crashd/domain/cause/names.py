@@ -2,10 +2,14 @@
 
 import re
 
-from crashd.domain.cause.helpers import without_suffix
-
 _BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
 _NUMBERS = re.compile(r"#\d+")
+_SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
+
+
+def without_suffix(name: str) -> str:
+    """Remove the suffix that a compiler adds to a copy of a function: `.constprop.0`, `.cold`."""
+    return _SUFFIX.sub("", name)
 
 
 def plain_name(function: str) -> str:

@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 possible after a rebuild. Pure.
 
-A signature is `p2-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+A signature is `p3-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
 to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
 build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
 that changes the result changes the number after the `p`, too.
@@ -18,7 +18,7 @@ from crashd.domain.cause.helpers import below_failure, is_helper
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p2"
+VERSION = "p3"
 FRAMES = 3
 NAMELESS_FRAMES = 8
 """Frames that count when the first FRAMES have no names and the process ended itself."""
@@ -28,6 +28,9 @@ _TITLE_NAME_MAX = 60
 
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
 
+_CARGO = re.compile(r"^.*/(registry/src|git/checkouts)/[^/]+/")
+"""The directory of a dependency's source depends on who built the program."""
+_LOCATION_PARTS, _ABSOLUTE_PARTS = 4, 2
 _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 
 
@@ -78,6 +81,8 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
     """Build the signature of a crash of `program`, the executable's name without directories."""
     frames = notable(facts, cause)
     keys = [frame_key(frame) for frame in frames] or [cause.short]
+    if panicked := panic_place(facts, cause):
+        keys = [panicked]
     if cause.kind == "stack-overflow":
         counts = Counter(keys)
         repeated = sorted(key for key, count in counts.items() if count >= RECURSION_MIN)
@@ -118,8 +123,24 @@ def _digest(parts: Iterable[str]) -> str:
 def build_title(comm: str, signal: int | None, facts: Facts, cause: Cause) -> str:
     """Build the one-line title of a crash."""
     name = "crash" if signal is None else signal_name(signal)
-    where = place(notable(facts, cause))
+    where = panic_place(facts, cause) or place(notable(facts, cause))
     return f"{name} in {comm or '?'}" + (f", {where}" if where else "") + f": {cause.short}"
+
+
+def panic_place(facts: Facts, cause: Cause) -> str | None:
+    """Return file and line of a Rust panic in a program without names; None for any other crash.
+
+    Offsets change with every build, but a panic's Location is part of the program's data.
+    """
+    location = facts.messages.get("rust_location")
+    frames = notable(facts, cause) if location and cause.kind == "rust-panic" else ()
+    if not location or not frames or any(frame.function for frame in frames[:FRAMES]):
+        return None
+    file, line, _ = location.rsplit(":", 2)
+    file = _CARGO.sub("", file)
+    # an absolute path depends on where the program was built
+    parts = file.split("/")[-_ABSOLUTE_PARTS if file.startswith("/") else -_LOCATION_PARTS :]
+    return f"{'/'.join(parts)}:{line}"
 
 
 def place(frames: Sequence[Frame]) -> str:

@@ -32,6 +32,7 @@ def headline(title: str, comm: str, program: str) -> str:
     ):
         return rest
     place, words = _split(rest[len(comm) :])
+    words = words.removeprefix(signal[0].removesuffix("in "))  # `SIGSEGV sent by …`
     # the kernel cuts a comm at 15 bytes
     known = comm == program or (len(comm.encode()) >= 15 and program.startswith(comm))
     if not words:

@@ -58,6 +58,7 @@ __all__ = [
     "build_trailer",
     "executable_range",
     "find_loads",
+    "find_segment",
     "head_size",
     "move_notes",
     "parse_build_id",
@@ -304,6 +305,19 @@ def _collect_segments(
             found.problem("notes are cut" if blob else "notes are not at the start of the core")
     if not found.threads:
         found.problem("no thread in the notes")
+
+
+def find_segment(image: bytes, kind: int) -> int | None:
+    """Find the first program header of a kind in an ELF image's first bytes; return its address,
+    relative to where the image begins in memory.
+    """
+    header = _sound_header(image)
+    if header is None:
+        return None
+    phdrs = list(find_phdrs(image, header, min(header.phnum, IMAGE_PHDRS_MAX)))
+    base = next((vaddr - at for each, _, at, vaddr, *_ in phdrs if each == PT_LOAD), None)
+    vaddr = next((vaddr for each, _, _, vaddr, *_ in phdrs if each == kind), None)
+    return None if base is None or vaddr is None else vaddr - base
 
 
 def build_trailer(head: CoreHead) -> bytes:

@@ -228,6 +228,15 @@ def debug_file_names(module_name: bytes, link: bytes | None) -> list[bytes]:
     ]
 
 
+def alternate_names(link: bytes) -> list[bytes]:
+    """Return the possible paths of a file named in .gnu_debugaltlink, below a root: only in the
+    directory that is for such files.
+    """
+    name = link.rpartition(b"/.dwz/")[2] if b"/.dwz/" in link else link.rpartition(b"/")[2]
+    parts = path_parts(name)
+    return [] if parts is None else [DEBUG_ROOT + b"/.dwz/" + b"/".join(parts)]
+
+
 def build_id_names(build_id: str | None, directory: bytes = DEBUG_ROOT) -> list[bytes]:
     """Return the path of an executable or library below a directory that has a .build-id."""
     if build_id is None or len(build_id) <= 4:

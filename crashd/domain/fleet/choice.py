@@ -49,7 +49,8 @@ def choose(
     if not crash.state.has_core:
         return CoreReason.NO_CORE
     if crash.kind is Kind.KERNEL:
-        if not (crash.kernel or {}).get("path"):
+        kernel = crash.kernel or {}
+        if not kernel.get("path") or not kernel.get("dump"):  # a split dump has several files
             return CoreReason.NO_CORE
         if not rules.kernel_dumps:
             return CoreReason.POLICY

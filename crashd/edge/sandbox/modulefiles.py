@@ -23,6 +23,7 @@ from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.elfcore import IMAGE_MAX, parse_build_id
 from crashd.domain.elf.executables import kept_name
 from crashd.domain.elf.headers import (
+    BUILD_ID_MAX,
     HEADER_MAX,
     PHDR_SIZE,
     PT_LOAD,
@@ -36,6 +37,7 @@ from crashd.domain.elf.headers import (
 )
 from crashd.domain.elf.modules import (
     Module,
+    alternate_names,
     build_id_names,
     debug_file_names,
     path_parts,
@@ -69,6 +71,13 @@ class ModuleFile:
     debug_fd: int | None
     problem: str | None
     """Why there is no file; None if there is one."""
+    alternate_fd: int | None = None
+    """The file with the debug information that several modules share (dwz)."""
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors that there are: own file, debug file, alternate file."""
+        return [fd for fd in (self.fd, self.debug_fd, self.alternate_fd) if fd is not None]
 
 
 class _Place:
@@ -125,6 +134,11 @@ def open_modules(modules: Iterable[Module], search: FileSearch, files_max: int) 
             if debug is not None:
                 files_max -= 1
                 found[index] = replace(file, debug_fd=debug)
+        for index, file in enumerate(found):
+            alternate = finder.open_alternate(file) if files_max > 0 else None
+            if alternate is not None:
+                files_max -= 1
+                found[index] = replace(file, alternate_fd=alternate)
     return found
 
 
@@ -207,6 +221,22 @@ class _Finder:
             os.close(debug)
         return None
 
+    def open_alternate(self, file: ModuleFile) -> int | None:
+        """Open the file that a module's debug information refers to (.gnu_debugaltlink)."""
+        named = file.debug_fd if file.debug_fd is not None else file.fd
+        link = read_alternate_link(named) if named is not None else None
+        if link is None:
+            return None
+        name, build_id = link
+        found = [fd for fd, _ in self._named(build_id, b".debug")]
+        for path in alternate_names(name):
+            found += [fd for place in self._places if (fd := place.open(path)[0]) is not None]
+        right = next((fd for fd in found if read_section_build_id(fd) == build_id), None)
+        for fd in found:
+            if fd != right:
+                os.close(fd)
+        return right
+
     def _debug_candidates(self, module: Module, link: bytes | None) -> Iterator[int]:
         for fd, _ in self._named(module.build_id, b".debug"):
             yield fd
@@ -230,7 +260,7 @@ def _is_debug_of(fd: int, module: Module, link: tuple[bytes, int] | None) -> boo
     if not start.startswith(b"\x7fELF"):
         return False
     if module.build_id is not None:
-        return module.build_id in (_build_id_of_sections(fd), parse_build_id(start))
+        return module.build_id in (read_section_build_id(fd), parse_build_id(start))
     return link is not None and _checksum(fd) == link[1]
 
 
@@ -340,6 +370,15 @@ def read_debuglink(fd: int) -> tuple[bytes, int] | None:
     return (name, int.from_bytes(raw[-4:], "little")) if name and len(raw) > 4 else None
 
 
+def read_alternate_link(fd: int) -> tuple[bytes, str] | None:
+    """Read name and build-id in .gnu_debugaltlink of a 64-bit little-endian ELF file."""
+    row = _named_sections(fd).get(b".gnu_debugaltlink")
+    if row is None:
+        return None
+    name, _, build_id = _section(fd, row, _LINK_MAX).partition(b"\0")
+    return (name, build_id.hex()) if name and 2 < len(build_id) <= BUILD_ID_MAX else None
+
+
 def read_soname(fd: int) -> bytes | None:
     """Read the soname of a 64-bit little-endian library."""
     rows, _ = _section_table(fd)
@@ -370,7 +409,7 @@ def link_start(fd: int) -> int:
     return min(starts, default=0) & ~0xFFF
 
 
-def _build_id_of_sections(fd: int) -> str | None:
+def read_section_build_id(fd: int) -> str | None:
     """Read the build-id of a 64-bit little-endian debug file, which has no usable segments."""
     for row in _section_table(fd)[0]:
         if row.type != _SHT_NOTE:

@@ -9,8 +9,8 @@ images that were mapped.
               those of other files (a kernel's vmlinux, the other parts of its dump), or of other
               cores of the program
     worker    [{"name", "build_id", "image", "deleted"}, ...]   (bytes in base64)
-    daemon    [[has file, has debug file, problem], ...]; then, _BATCH_MAX descriptors with each
-              byte, the files in this order
+    daemon    [[has file, has debug file, has alternate, problem], ...]; then, _BATCH_MAX
+              descriptors with each byte, the files in this order
     worker    its result, up to the end of the stream
 
 All but the result are messages of base/messages.py.
@@ -22,6 +22,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from crashd.base import messages
@@ -62,9 +63,12 @@ def answer_modules(peer: socket.socket, request: Mapping[str, Any]) -> None:
     """
     modules = _parse_modules(messages.receive(peer, MESSAGE_MAX))
     found = open_modules(modules, FileSearch.from_json(request["search"]), FILES_MAX)
-    fds = [fd for file in found for fd in (file.fd, file.debug_fd) if fd is not None]
+    fds = [fd for file in found for fd in file.descriptors]
     try:
-        told = [[f.fd is not None, f.debug_fd is not None, f.problem] for f in found]
+        told = [
+            [*(fd is not None for fd in (f.fd, f.debug_fd, f.alternate_fd)), f.problem]
+            for f in found
+        ]
         peer.sendall(messages.pack(told))
         for start in range(0, len(fds), _BATCH_MAX):
             messages.send_packet(peer, b"\0", fds[start : start + _BATCH_MAX])
@@ -145,7 +149,7 @@ def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[Modu
     ]
     peer.sendall(messages.pack(rows))
     answers = json.loads(messages.receive(peer, MESSAGE_MAX))
-    wanted = sum(bool(has_file) + bool(has_debug) for has_file, has_debug, _ in answers)
+    wanted = sum(map(bool, chain.from_iterable(answer[:3] for answer in answers)))
     fds: list[int] = []
     while len(fds) < wanted:
         batch = messages.receive_packet(peer, 1, _BATCH_MAX)
@@ -155,7 +159,13 @@ def ask_for_modules(peer: socket.socket, modules: Sequence[Module]) -> list[Modu
     given = iter(fds)
     return [
         ModuleFile(
-            module, next(given) if has_file else None, next(given) if has_debug else None, problem
+            module,
+            next(given) if has_file else None,
+            next(given) if has_debug else None,
+            problem,
+            next(given) if has_alternate else None,
         )
-        for module, (has_file, has_debug, problem) in zip(modules, answers, strict=True)
+        for module, (has_file, has_debug, has_alternate, problem) in zip(
+            modules, answers, strict=True
+        )
     ]

@@ -46,10 +46,12 @@ class Memory:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[[Memory], CoreImage]:
-    """Make a core of a memory, and open it."""
+    """Make the core of an abort() with a memory, and open it."""
 
     def make(memory: Memory) -> CoreImage:
-        notes = build_notes(CoreFormat(), threads=[CoreThread(7, pc=1, sp=STACK)])
+        form = CoreFormat()
+        info = form.siginfo(6, -6, pack("<iI", 7, 0))
+        notes = build_notes(form, threads=[CoreThread(7, 6, pc=1, sp=STACK)], siginfo=info)
         core = build_core(
             notes=notes,
             segments=[
@@ -67,8 +69,8 @@ def load(tmp_path: Path) -> Callable[[Memory], CoreImage]:
     return make
 
 
-def collect(image: CoreImage, *functions: str, **symbols: int) -> dict[str, str]:
-    frames = [{"function": name, "sp": STACK} for name in functions]
+def collect(image: CoreImage, *functions: str | None, **symbols: int) -> dict[str, str]:
+    frames = [{"function": name, "sp": STACK, "start": 0x1000} for name in functions]
     return messages.collect(image, symbols.get, lambda name: f"<{name}>", frames, None)
 
 
@@ -88,10 +90,12 @@ def test_collect_abort_message_pointing_nowhere_is_none(
     assert collect(load(memory), __abort_msg=at) == {}
 
 
-def thrown(memory: Memory, name: bytes, value: bytes, base: int = 0) -> None:
+def thrown(
+    memory: Memory, name: bytes, value: bytes, base: int = 0, mark: bytes = b"GNUCC++\0"
+) -> None:
     """Throw an exception: type_info, __cxa_exception, object."""
     info = memory.put(pack("<QQQ", 0, memory.put(name + b"\0"), base))
-    header = pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24)
+    header = pack("<Q", info) + bytes(72) + mark[::-1] + bytes(24)
     memory.push(512, memory.put(header + value) + 80)
 
 
@@ -297,3 +301,84 @@ def test_collect_exception_of_several_bases_has_the_first_ones_message(
     memory.push(512, memory.put(header + value) + 80)
     found = collect(load(memory), "std::terminate()")
     assert found.get("cxx_what") == ("startup failed" if has else None)
+
+
+LONG = b"a message that does not fit into the object"
+
+
+@pytest.mark.parametrize("text", [b"short", LONG])
+def test_collect_exception_of_libcxx(load: Callable[[Memory], CoreImage], text: bytes) -> None:
+    memory = Memory()
+    value = bytes((len(text) << 1,)) + text.ljust(23, b"\0")
+    if text == LONG:
+        value = pack("<QQQ", 49, len(text), memory.put(text))
+    name = b"NSt3__112basic_stringIcNS_11char_traitsIcEENS_9allocatorIcEEEE"
+    thrown(memory, name, value, mark=b"CLNGC++\0")
+    found = collect(load(memory), "abort", "std::terminate()")
+    assert found["cxx_what"] == text.decode()
+    assert "cxx_terminate" not in found
+
+
+def test_collect_message_of_glib(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    key, text = memory.put(b"MESSAGE\0"), memory.put(b"cannot open the display\0")
+    other = memory.put(b"GLIB_DOMAIN\0")
+    memory.push(256, other, text + 5, (1 << 64) - 1, key, text, (1 << 64) - 1)
+    assert collect(load(memory), "g_logv", "g_log")["glib"] == "cannot open the display"
+    assert "glib" not in collect(load(memory), "abort")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("__ubsan_handle_shift_out_of_bounds_abort",
+         "UndefinedBehaviorSanitizer: shift out of bounds"),
+        ("__ubsan_handle_type_mismatch_v1_abort", "UndefinedBehaviorSanitizer: type mismatch"),
+        ("__ubsan_handle_add_overflow_minimal_abort", "UndefinedBehaviorSanitizer: add overflow"),
+        ("__msan_warning_with_origin_noreturn", "MemorySanitizer: use-of-uninitialized-value"),
+        ("__tsan::ReportRace(int)", "ThreadSanitizer: data race"),
+    ],
+)  # fmt: skip
+def test_collect_sanitizers_check_by_its_function(
+    load: Callable[[Memory], CoreImage], name: str, said: str
+) -> None:
+    assert collect(load(Memory()), "abort", name, "main")["sanitizer"] == said
+
+
+def panicked(memory: Memory, times: int) -> None:
+    """Leave a Location on the stack so many times, and the message next to it."""
+    name, text = memory.put(b"src/store.rs"), memory.put(b"shard 17 is lost")
+    location = memory.put(pack("<QQII", name, 12, 33, 9))
+    for at in range(times):
+        memory.push(1024 + 64 * at, location, text, 16)
+    memory.push(3000, memory.put(b"a longer text of the program"), 28)
+
+
+def test_collect_rust_panic_of_a_stripped_program(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    panicked(memory, 3)
+    frames = [
+        {"function": name, "sp": STACK + at, "start": 0x1000}
+        for name, at in (("raise", 0), ("abort", 64), (None, 512), (None, 1500), (None, 4000))
+    ]
+    symbols: dict[str, int] = {}
+    found = messages.collect(load(memory), symbols.get, str, frames, None)
+    assert found == {"rust_location": "src/store.rs:33:9", "rust_panic": "shard 17 is lost"}
+
+
+def test_collect_survived_panic_does_not_explain_an_abort(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    panicked(memory, 1)
+    assert collect(load(memory), "raise", "abort", None, None) == {}
+
+
+@pytest.mark.parametrize(("size", "found"), [(4096, True), (4095, False), (0, False)])
+def test_collect_message_that_a_static_program_kept(
+    load: Callable[[Memory], CoreImage], size: int, found: bool
+) -> None:
+    memory = Memory()
+    memory.heap[4096:4160] = (pack("<I", size) + b"free(): invalid pointer\n\0").ljust(64, b"\0")
+    said = collect(load(memory), None, None, None)
+    assert said == ({"abort": "free(): invalid pointer"} if found else {})

@@ -115,7 +115,7 @@ def test_outbox_of_a_newer_crashd_is_set_aside(tmp_path: Path) -> None:
 
 def test_lost_core_makes_its_crash_wait_again(outbox: Outbox) -> None:
     core = WaitingCore("a", NS, "k", None)
-    outbox.put_batch(None, [Made("a", Sent(3, b"d", CorePart.SENT, "{}"))], [], [(core, None)])
+    outbox.put_batch(None, [Made("a", Sent(3, b"d", CorePart.SENT))], [], [(core, None)])
     outbox.core_done("a", lost=True, now_ns=NS)
     assert outbox.cores_waiting() == 0
     sent = outbox.sent("a")

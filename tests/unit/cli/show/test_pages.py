@@ -151,6 +151,11 @@ def test_render_info_wraps_between_words() -> None:
     start = next(n for n, line in enumerate(lines) if "Explanation: word" in line)
     assert lines[start + 1].startswith(" " * 17 + "word")
     assert max(map(len, lines[start : start + 4])) <= 60
+    path = "/var/lib/crashd/crashes/" + "x" * 60
+    lines = list(
+        render_info(doc, now_ns=NOW_NS, show_all=False, color=False, core_file=path, width=60)
+    )
+    assert field(lines, "Stored as") == path  # beside its label, however long
 
 
 def test_render_info_shows_environment_and_maps_with_all_only() -> None:

@@ -35,7 +35,12 @@ SELF = ProcessContext(frozenset({42}))
         ({"abort": "malloc(): invalid size (unsorted)"}, "heap-corruption", "heap corruption"),
         ({"abort": "free(): invalid pointer"}, "heap-corruption", "invalid pointer"),
         ({"abort": "Fatal glibc error: something"}, "abort-message", "Fatal glibc error"),
-        ({"glib": "ERROR:main.c:5:run: assertion failed"}, "abort-message", "assertion failed"),
+        (
+            {"glib": "app:ERROR:../src/main.c:5:run: assertion failed (a == b): (3 == 4)"},
+            "assertion",
+            "assertion failed (a == b): (3 == 4), in run() at main.c:5",
+        ),
+        ({"glib": "cannot open the display"}, "abort-message", "cannot open the display"),
         (
             {"cxx_type": "std::runtime_error", "cxx_what": "no disk"},
             "cxx-exception",
@@ -310,6 +315,35 @@ def test_explain_failure_function_says_what_failed(function: str, kind: str, sho
     cause = explain(facts, SELF)
     assert (cause.kind, cause.short) == (kind, short)
     assert build_title("p", 6, facts, cause).startswith("SIGABRT in p, bug(): ")
+
+
+@pytest.mark.parametrize(
+    ("report", "short"),
+    [
+        ("heap-use-after-free on address 0x602000000013 at pc 0x5", "heap-use-after-free"),
+        ("attempting double-free on 0x60200 in thread T0:", "attempting double-free"),
+        ("attempting free on address which was not malloc()-ed: 0x7ffe in thread T0",
+         "attempting free on address which was not malloc()-ed"),
+        ("requested allocation size 0x4000 (0x5000 after adjustments)",
+         "requested allocation size"),
+        ("data race (pid=77)", "data race"),
+    ],
+)  # fmt: skip
+def test_explain_sanitizers_short_is_what_it_found(report: str, short: str) -> None:
+    facts = build_facts("f", signal=6, code=-6, messages={"sanitizer": f"XSanitizer: {report}"})
+    assert explain(facts, SELF).short == f"XSanitizer: {short}"
+
+
+def test_explain_assertion_without_its_text() -> None:
+    """musl keeps no copy of what it prints."""
+    facts = build_facts("raise", "abort", "__assert_fail", "run", signal=6, code=-6)
+    cause = explain(replace(facts, instruction=None), SELF)
+    assert (cause.kind, cause.short) == ("assertion", "assertion failed")
+
+
+def test_explain_heap_check_of_a_static_musl() -> None:
+    facts = build_facts("__libc_free", "run", signal=11, code=0x80, mnemonic="hlt")
+    assert explain(facts, SELF).short == "heap corruption found by musl"
 
 
 def test_explain_sanitizers_report() -> None:

@@ -1,10 +1,11 @@
 """Causes out of the instruction, its pointer and the mappings."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from crashd.domain.cause.analysis import Access, Facts, Region
+from crashd.domain.cause.analysis import Access, Facts, Instruction, Region
 from crashd.domain.cause.faults import explain_fault
 from tests.builders.facts import PC, SP, build_access, build_facts, build_region
 
@@ -18,6 +19,11 @@ def fault(address: int, kind: str = "none", **more: Any) -> dict[str, Any]:
 
 def at(*accesses: Access, **more: Any) -> Facts:
     return build_facts("f", access=accesses, **more)
+
+
+def returned(address: int, kind: str = "none") -> Facts:
+    region = build_region(address, kind)
+    return replace(at(address=address, regions={"pc": region, "fault": region}), returned=True)
 
 
 CASES: list[tuple[Facts, str, str]] = [
@@ -105,7 +111,24 @@ CASES: list[tuple[Facts, str, str]] = [
         "poisoned-memory",
         "filled with 0x5a",
     ),
-    (at(build_access("read", 0x4141414141414141), code=128), "poisoned-memory", "filled with 0x41"),
+    (at(build_access("read", 0x4141414141414141), code=128), "overwritten-pointer", "AAAAAAAA"),
+    (at(build_access("read", 0x9191919191919191), code=128), "poisoned-memory", "with 0x91"),
+    (returned(0x1234), "return-address", "a return to 0x1234, which is not an address"),
+    (returned(0x7F001234), "return-address", "nothing is mapped: the stack was overwritten, or"),
+    (returned(SP, "stack"), "return-address", "which is a stack and not code"),
+    (at(signal=7, code=1), "unaligned", "unaligned access"),
+    (replace(at(signal=4, code=2), instruction=Instruction("670fb94014", "ud1", "ud1", ())),
+     "trap", "shift out of bounds (clang's -fsanitize-trap)"),
+    (replace(at(signal=4, code=2), instruction=Instruction("670fb940ff", "ud1", "ud1", ())),
+     "trap", "`ud1`"),
+    (
+        replace(
+            build_facts("____longjmp_chk", code=128),
+            instruction=Instruction("ffe2", "jmp rdx", "jmp", (), target=0x924E4C52109AF1E0),
+        ),
+        "wild-target",
+        "longjmp through an overwritten jmp_buf",
+    ),
     (at(build_access("write", 0xDEADBEEF), **fault(0xDEADBEEF)), "poisoned-memory", "0xdeadbeef"),
     (at(build_access("read", ASCII), code=128), "overwritten-pointer", '"/etc/con"'),
     (

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.domain.cause.analysis import Cause, Frame
+from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.names import plain_name
 from crashd.domain.cause.signature import (
     build_signature,
@@ -50,13 +50,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p2-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p3-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p2-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p3-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
@@ -262,3 +262,54 @@ def test_signature_of_nameless_aborts_tells_their_callers_apart() -> None:
     assert build_signature("p", one, NULL) == build_signature("p", two, NULL)
     named = [build_facts("f", "g", "h", *stack(n)) for n in (1, 2)]
     assert len({build_signature("p", facts, ABORT) for facts in named}) == 1
+
+
+@pytest.mark.parametrize(
+    ("stack", "blamed"),
+    [
+        # interceptors and thread starters are below the bug, too
+        (["abort", "__asan::ReportGenericError()", "bug", "__interceptor_qsort", "main"], "bug"),
+        (["__tsan::ReportRace()", "bug", "__tsan_thread_start_func", "start_thread"], "bug"),
+        (["abort", "__interceptor_abort", "bug", "main"], "bug"),
+        (["__sanitizer::Die()", "handleShiftOutOfBoundsImpl(int)",
+          "__ubsan_handle_shift_out_of_bounds_abort", "bug", "main"], "bug"),
+        (["abort", "__addvsi3", "bug", "main"], "bug"),
+        (["abort", "std::terminate()", "__clang_call_terminate", "bug", "main"], "bug"),
+        # a return type in front of a name hides a helper, or makes one
+        (["abort", "void std::__throw_with<int>(int)", "bug", "main"], "bug"),
+        (["abort", "std::string app::get<int>(int)", "main"], "std::string app::get<int>(int)"),
+    ],
+)  # fmt: skip
+def test_notable_blames_the_program(stack: list[str], blamed: str) -> None:
+    facts = build_facts(*stack, signal=6, code=-6)
+    assert notable(facts, ABORT)[0].function == blamed
+
+
+PANIC = Cause("rust-panic", "Rust panic", "Rust panic")
+
+
+def nameless_panic(location: str, offset: int) -> Facts:
+    frames = [build_frame(None, offset=offset + n) for n in range(12)]
+    said = {"rust_panic": "bad", "rust_location": location}
+    return build_facts(*frames, signal=6, code=-6, messages=said)
+
+
+def test_panic_without_names_has_its_location() -> None:
+    """Two builds have other offsets, but the same source."""
+    first, second = (nameless_panic("src/net/io.rs:7:12", at) for at in (0x1000, 0x9900))
+    assert build_title("prog", 6, first, PANIC) == "SIGABRT in prog, src/net/io.rs:7: Rust panic"
+    assert build_signature("prog", first, PANIC) == build_signature("prog", second, PANIC)
+    other = nameless_panic("src/net/io.rs:70:12", 0x1000)
+    assert build_signature("prog", other, PANIC) != build_signature("prog", first, PANIC)
+
+
+@pytest.mark.parametrize("home", ["/root/.cargo", "/home/u/.cargo", "/build/cargo-home"])
+def test_panic_in_a_dependency_is_the_same_on_any_builder(home: str) -> None:
+    place = f"{home}/registry/src/index.crates.io-6f17d22bba15001f/bytes-1.5.0/src/buf.rs:9:1"
+    title = build_title("prog", 6, nameless_panic(place, 0x1000), PANIC)
+    assert title == "SIGABRT in prog, bytes-1.5.0/src/buf.rs:9: Rust panic"
+
+
+def test_panic_with_names_has_its_function() -> None:
+    facts = build_facts("app::run", signal=6, messages={"rust_location": "src/a.rs:1:1"})
+    assert build_title("prog", 6, facts, PANIC) == "SIGABRT in prog, app::run(): Rust panic"

@@ -15,6 +15,12 @@ from crashd.domain.crash.headline import headline
             "NULL pointer read, in parse()",
         ),
         ("SIGABRT in web: abort()", "web", "web", "abort()"),
+        (
+            "SIGSEGV in web: SIGSEGV sent by another process",
+            "web",
+            "web",
+            "sent by another process",
+        ),
         ("SIGSEGV in web", "web", "web", ""),
         ("crash in web: x", "web", "web", "x"),
         ("SIGSEGV in worker, f(): x", "worker", "python3", "x, in f() (worker)"),

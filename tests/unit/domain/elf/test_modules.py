@@ -8,6 +8,7 @@ from crashd.domain.elf.elfcore import MappedFile, parse_head
 from crashd.domain.elf.modules import (
     MODULES_MAX,
     Module,
+    alternate_names,
     build_id_names,
     debug_file_names,
     file_roots,
@@ -223,3 +224,22 @@ def test_path_parts_refuses_what_is_not_plain(path: bytes) -> None:
 
 def test_path_parts_splits() -> None:
     assert path_parts(b"/usr//lib/./x") == [b"usr", b"lib", b".", b"x"]
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        (b"../../../../.dwz/pkg-1.x86_64", b"usr/lib/debug/.dwz/pkg-1.x86_64"),
+        (b"/usr/lib/debug/.dwz/x86_64-linux-gnu/pkg.debug",
+         b"usr/lib/debug/.dwz/x86_64-linux-gnu/pkg.debug"),
+        (b"plain", b"usr/lib/debug/.dwz/plain"),
+        (b"/etc/shadow", b"usr/lib/debug/.dwz/shadow"),
+    ],
+)  # fmt: skip
+def test_alternate_names_stay_in_their_directory(link: bytes, expected: bytes) -> None:
+    assert alternate_names(link) == [expected]
+
+
+@pytest.mark.parametrize("link", [b"", b"/", b"../.dwz/../../etc/shadow", b"x/..", b"..", b"a\0b"])
+def test_alternate_names_odd_ones_are_none(link: bytes) -> None:
+    assert alternate_names(link) == []

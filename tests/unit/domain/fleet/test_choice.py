@@ -12,7 +12,7 @@ from tests.builders.crashes import build_crash
 
 RULES = Choice(Cores.FULL, 3, False, True, frozenset({"p2-00000000000000ff"}))
 CRASH = build_crash(signature="p2-0000000000000001")
-KERNEL = replace(CRASH, kind=Kind.KERNEL, kernel={"path": "/var/crash/x"})
+KERNEL = replace(CRASH, kind=Kind.KERNEL, kernel={"path": "/var/crash/x", "dump": "dump.x"})
 
 
 def chosen(sent: int = 0, *, wanted: bool = False, age_ns: int = 0, **more: Any) -> Any:

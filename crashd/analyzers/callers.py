@@ -1,0 +1,97 @@
+"""Callers of functions without unwind information: musl, code made at run time.
+
+A word on the stack counts as a return address only if the call before it leads to the function that
+is being returned from. Stale words rarely fulfil that, and a guess is worse than a short stack.
+x86-64 only.
+"""
+
+from typing import NamedTuple
+
+from crashd.analyzers.coreimage import CoreImage
+from crashd.domain.elf.elfnotes import EM_X86_64
+
+_SEARCHED_BYTES = 2048
+"""Size of a frame, at most."""
+_FUNCTION_MAX = 4096
+"""Bytes of a function whose start is known only from the call."""
+_JUMPS_MAX = 4
+_ENDBR = bytes.fromhex("f30f1efa")
+
+
+class Caller(NamedTuple):
+    """Where a function returns to."""
+
+    pc: int
+    sp: int
+    """After the return."""
+
+
+def find_caller(image: CoreImage, pc: int, sp: int, start: int | None) -> Caller | None:
+    """Find the caller of the function at `pc`; `start` is the function's start, if it is known."""
+    if image.head.machine != EM_X86_64 or image.head.bits != 64:
+        return None
+    sp &= ~7
+    raw = image.read(sp, _SEARCHED_BYTES)
+    for at in range(0, len(raw) - 7, 8):
+        value = int.from_bytes(raw[at : at + 8], "little")
+        target = call_target(image, value)
+        if target is None:
+            if at == 0 and start is None and follows_call(image, value):
+                return Caller(value, sp + 8)  # called through a register; it has no frame
+            continue
+        if target == start or (start is None and 0 <= pc - target < _FUNCTION_MAX):
+            return Caller(value, sp + at + 8)
+    return None
+
+
+def follows_call(image: CoreImage, address: int) -> bool:
+    """Return whether the instruction before an address is a call, of any form."""
+    if address < 4096 or not image.is_code(address):
+        return False
+    code = image.read(address - 7, 7)
+    if len(code) < 7:
+        return False
+    # e8 rel32; ff /2 with a register, with a displacement of 8 or 32 bits, through rip or an index
+    return code[2] == 0xE8 or any(
+        code[7 - size] == 0xFF and code[8 - size] >> 3 & 7 == 2 for size in (2, 3, 4, 6, 7)
+    )
+
+
+def call_target(image: CoreImage, address: int) -> int | None:
+    """Return the function that the call right before an address calls, through stubs of the linker;
+    None if there is no call, or its target depends on registers.
+    """
+    if address < 4096 or not image.is_code(address):
+        return None
+    code = image.read(address - 6, 6)
+    if len(code) < 6:
+        return None
+    if code[1] == 0xE8:
+        return _follow(image, address + int.from_bytes(code[2:], "little", signed=True))
+    if code[:2] == b"\xff\x15":
+        return _word_function(image, address + int.from_bytes(code[2:], "little", signed=True))
+    return None
+
+
+def _follow(image: CoreImage, target: int) -> int | None:
+    """Follow jumps at a function's start: stubs of the linker, and functions that only pass on."""
+    for _ in range(_JUMPS_MAX):
+        if not image.is_code(target):
+            return None
+        code = image.read(target, 11)
+        skip = 4 if code.startswith(_ENDBR) else 0
+        body = code[skip:].removeprefix(b"\xf2")  # bnd
+        end = target + len(code) - len(body)
+        if body[:1] == b"\xe9" and len(body) >= 5:
+            target = end + 5 + int.from_bytes(body[1:5], "little", signed=True)
+        elif body[:2] == b"\xff\x25" and len(body) >= 6:
+            slot = end + 6 + int.from_bytes(body[2:6], "little", signed=True)
+            return _word_function(image, slot)
+        else:
+            break
+    return target
+
+
+def _word_function(image: CoreImage, slot: int) -> int | None:
+    value = image.word(slot)
+    return None if value is None or not image.is_code(value) else value

@@ -1,0 +1,93 @@
+"""Callers of functions without unwind information: only calls that lead there count."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from struct import pack
+
+import pytest
+
+from crashd.analyzers.callers import Caller, call_target, find_caller, follows_call
+from crashd.analyzers.coreimage import CoreImage
+from crashd.store.corefile import CoreWriter
+from crashd.store.coreread import StoredCore, read_head
+from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
+
+TEXT, DATA, STACK = 0x40_0000, 0x60_0000, 0x70_0000
+CALLEE = TEXT + 0x800
+Load = Callable[[dict[int, bytes], list[int]], CoreImage]
+
+
+def call(at: int, target: int) -> bytes:
+    return b"\xe8" + pack("<i", target - (at + 5))
+
+
+def jump(at: int, target: int) -> bytes:
+    return b"\xe9" + pack("<i", target - (at + 5))
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Make an image of code, a slot at DATA that points to CALLEE, and a stack."""
+
+    def make(code: dict[int, bytes], stack: list[int]) -> CoreImage:
+        text = bytearray(b"\x90" * 4096)
+        for at, raw in code.items():
+            text[at - TEXT : at - TEXT + len(raw)] = raw
+        segments = [
+            CoreSegment(TEXT, bytes(text), flags=5),
+            CoreSegment(DATA, pack("<Q", CALLEE).ljust(4096, b"\0")),
+            CoreSegment(STACK, pack(f"<{len(stack)}Q", *stack).ljust(4096, b"\0")),
+        ]
+        notes = build_notes(CoreFormat(), threads=[CoreThread(1, pc=CALLEE + 9, sp=STACK)])
+        fd = os.open(tmp_path / "core", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        writer = CoreWriter(fd, level=1, threads=0)
+        writer.write(memoryview(build_core(notes=notes, segments=segments)))
+        writer.finish()
+        stored = StoredCore(fd)
+        return CoreImage(stored, read_head(stored)[1])
+
+    return make
+
+
+CALL = TEXT + 0x100
+STUB = TEXT + 0x400
+FORMS = {
+    "direct": {CALL: call(CALL, CALLEE)},
+    "stub": {CALL: call(CALL, STUB), STUB: b"\xff\x25" + pack("<i", DATA - (STUB + 6))},
+    "guarded stub": {
+        CALL: call(CALL, STUB),
+        STUB: b"\xf3\x0f\x1e\xfa\xf2\xff\x25" + pack("<i", DATA - (STUB + 11)),
+    },
+    "passed on": {CALL: call(CALL, STUB), STUB: jump(STUB, CALLEE)},
+    "through memory": {CALL - 1: b"\xff\x15" + pack("<i", DATA - (CALL + 5))},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_find_caller_follows_the_call(load: Load, form: str) -> None:
+    image = load(FORMS[form], [1, TEXT + 0x20, CALL + 5, 7])
+    assert call_target(image, CALL + 5) == CALLEE
+    assert find_caller(image, CALLEE + 9, STACK, CALLEE) == Caller(CALL + 5, STACK + 24)
+    assert follows_call(image, CALL + 5)
+
+
+def test_find_caller_of_another_function_is_none(load: Load) -> None:
+    image = load({CALL: call(CALL, TEXT + 0x600)}, [CALL + 5])
+    assert find_caller(image, CALLEE + 9, STACK, CALLEE) is None
+    # without the function's start, a call to what lies right before counts
+    assert find_caller(image, TEXT + 0x640, STACK, None) == Caller(CALL + 5, STACK + 8)
+    assert find_caller(image, TEXT + 0x500, STACK, None) is None
+
+
+def test_find_caller_through_a_register_only_without_a_frame(load: Load) -> None:
+    code = {CALL: b"\xff\xd0"}
+    outside = DATA + 0x10
+    assert find_caller(load(code, [CALL + 2]), outside, STACK, None) == Caller(CALL + 2, STACK + 8)
+    assert find_caller(load(code, [0, CALL + 2]), outside, STACK, None) is None
+    assert find_caller(load({}, [CALL + 2]), outside, STACK, None) is None
+
+
+def test_find_caller_jumps_in_a_circle_end(load: Load) -> None:
+    image = load({CALL: call(CALL, STUB), STUB: jump(STUB, STUB)}, [CALL + 5])
+    assert find_caller(image, CALLEE, STACK, CALLEE) is None
