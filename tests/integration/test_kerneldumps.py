@@ -210,7 +210,7 @@ def test_retention_keeps_the_newest_as_kdump_tools_is_set_to(short_tmp: Path, du
         evicted = [c for c in daemon.crashes() if c["state"] == "evicted"]
         assert evicted[0]["title"] == GPF
         assert "older than the newest 3 complete dumps" in evicted[0]["capture"]["reason"]
-        labels = '{kind="kernel",reason="count"}'
+        labels = '{kind="kernel",reason="max_count"}'
         assert metric(daemon, f"crashd_retention_deleted_total{labels}") == 3
         conf.write_text("KDUMP_NUM_DUMPS=2\n")  # a changed setting is noticed at the next scan
         (dumps / "poke").mkdir()
@@ -695,6 +695,16 @@ def test_kdump_verb_tells_the_trap_that_leaves_no_image(short_tmp: Path) -> None
         assert document["tool_keeps"] == 2
         assert "dump-dmesg" in [finding["code"] for finding in document["findings"]]
         assert metric(daemon, "crashd_kdump_ready") == 0
+
+
+def test_dump_that_was_copied_with_its_times_is_judged_soon(daemon: Daemon, dumps: Path) -> None:
+    directory = dumps / "202601020304"
+    directory.mkdir()
+    put(directory / "dump-incomplete", KdumpFormat().build()[:9000])
+    wait_until(lambda: states(daemon) == ["capturing"], 30, "it is seen while it is copied")
+    make_old(directory)
+    # it takes SETTLE_NS, 10 s, and took 300 s
+    wait_until(lambda: states(daemon) == ["incomplete"], 60, "it is judged")
 
 
 def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps: Path) -> None:

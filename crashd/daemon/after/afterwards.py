@@ -4,6 +4,7 @@ from crashd.configuration import keys as config
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.after.backlog import Backlog
 from crashd.daemon.after.captures import Captures
+from crashd.daemon.after.faults import FaultLines
 from crashd.daemon.after.notices import Notices, NoticeSettings
 from crashd.daemon.after.queue import AnalysisQueue, QueueSettings
 from crashd.daemon.after.retention import Retention, Spectator
@@ -11,6 +12,7 @@ from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.domain.keep.limiter import is_only_counted
+from crashd.edge.host.hooks import Webhook
 from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
@@ -34,11 +36,21 @@ class Afterwards:
         self._exporter = exporter
         self._started = False
         backlog = Backlog(indexer)
+        self.faults = FaultLines()
+        """What the kernel's log says of faults, for the records of the crashes."""
         told = Told(self._removed, settled=indexer.settle)
         self.retention = Retention(paths, told, believed_now_ns, backlog, users)
         self._notices = Notices(paths, exporter, users)
         self._analyses = AnalysisQueue(
-            paths, captures, indexer, exporter, self._notices, self.retention, backlog, users
+            paths,
+            captures,
+            indexer,
+            exporter,
+            self._notices,
+            self.retention,
+            backlog,
+            users,
+            self.faults,
         )
 
     def configure(self, settings: config.Settings) -> None:
@@ -120,4 +132,5 @@ def notice_settings(settings: config.Settings) -> NoticeSettings:
     """Resolve the [hooks] section."""
     hooks = settings.hooks
     rates = AlertRates(hooks.per_hour, hooks.per_signature)
-    return NoticeSettings(hooks.url, hooks.timeout_seconds, rates, hooks.wait_seconds)
+    webhook = Webhook(hooks.url, hooks.body, hooks.headers_file)
+    return NoticeSettings(webhook, hooks.timeout_seconds, rates, hooks.wait_seconds)

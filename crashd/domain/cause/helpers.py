@@ -14,7 +14,8 @@ from crashd.domain.cause.names import plain_name
 
 _LIBRARY = re.compile(
     r"/(lib(c|pthread|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan|lsan|msan|hwasan|m|rt|dl|"
-    r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc|ffi|glib-2|gobject-2)|ld-linux[^/]*|ld-musl[^/]*|"
+    r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc|ffi|glib-2|gobject-2|gfortran|gphobos|gdruntime|"
+    r"gnat|gnarl)|ld-linux[^/]*|ld-musl[^/]*|"
     r"ld)[-.][^/]*$"
 )
 _WRAPPERS = re.compile(
@@ -94,6 +95,8 @@ def is_helper(frame: Frame) -> bool:
     """Return whether a frame belongs to a library or runtime, by its module, line or name."""
     if frame.module is None and frame.function is None:
         return frame.pc != 0  # a call through NULL is the bug itself, and has no name
+    if frame.module is None and (frame.function or "").startswith(("__vdso_", "__kernel_")):
+        return True
     if _LIBRARY.search(frame.module or ""):
         return True
     if frame.inline and in_library_source(frame):
