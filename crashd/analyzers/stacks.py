@@ -18,10 +18,13 @@ from crashd.analyzers.callers import find_caller
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
+from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
 from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
 from crashd.domain.elf.elfnotes import EM_X86_64
 from crashd.domain.elf.modules import Module
+from crashd.domain.elf.vdso import IMAGE_MAX as VDSO_MAX
+from crashd.domain.elf.vdso import VdsoFunction, name_at, parse_vdso
 
 THREADS_MAX = 1024
 FRAMES_MAX = 128
@@ -87,6 +90,7 @@ class Stacks:
         self._by_module: dict[int, drgn.Module] = {}
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
+        self._vdso: list[VdsoFunction] | None = None
         self.alternates: dict[int, int | None] = {}
         """Files with debug information that modules share, by the module's start."""
         self._loaded: dict[int, int | None] = {}
@@ -319,6 +323,7 @@ class Stacks:
             # pointer may lead back to frames that were walked already.
             key = address, found["sp"], found["function"] if found["inline"] else None
             if key not in seen:
+                self._name_vdso(found, at_fault)
                 frames.append(found)
             seen.add(key)
         return frames, False, None
@@ -377,6 +382,18 @@ class Stacks:
             self._unwind[module.start] = table
         table = self._unwind[module.start]
         return table is not None and table.function(address) is not None
+
+    def _name_vdso(self, frame: dict[str, Any], at_fault: bool) -> None:
+        """Name a frame in the vDSO, which no file has."""
+        start = self.image.head.auxv.get(AT_SYSINFO_EHDR)
+        inside = frame["pc"] - (not at_fault)
+        if frame["function"] is None and start is not None and 0 <= inside - start < VDSO_MAX:
+            if self._vdso is None:
+                self._vdso = parse_vdso(self.image.read(start, VDSO_MAX))
+            function = name_at(self._vdso, inside - start)
+            if function is not None:
+                frame["function"] = function.name
+                frame["symbol_offset"] = frame["pc"] - start - function.start
 
     def _what(self, address: int) -> str:
         """Describe an address that cannot be code."""

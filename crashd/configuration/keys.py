@@ -429,7 +429,7 @@ class AnalysisSection(Section):
 
     debuginfod: Annotated[bool, FLAG] = False
     """Whether the debugger of `crashctl debug` may fetch missing files by build-id from the servers
-    in DEBUGINFOD_URLS."""
+    in DEBUGINFOD_URLS. `debug` and `analyze` of a kernel crash then fetch its vmlinux, too."""
 
     @property
     def build_id_dirs_bytes(self) -> tuple[bytes, ...]:

@@ -319,7 +319,10 @@ class Indexer:
                 if crash is not None and crash.id not in final:
                     final[crash.id] = rows[crash.id] = crash
         gone = [item.crash_id for item in items if isinstance(item, _Removed)]
+        new = signatures.unknown(index, {crash.signature for crash in rows.values()})
         index.put(self._to_put(rows, changed.union(final), gone))
+        if not self._anew:
+            self._exporter.new_signatures(len(new))
         if gone:
             index.remove(gone)
         self._look_at_wal()

@@ -2,11 +2,12 @@
 
 from crashd.daemon.indexer import Indexer, open_index, replace_index
 from crashd.domain.crash.model import Crash
-from crashd.edge.web.exporter import UNITS_MAX, Exporter
+from crashd.edge.web.exporter import Exporter
 from crashd.errors import IndexCorruptError
 from crashd.store import signatures
 from crashd.store.index import Index
 from crashd.store.paths import Paths
+from crashd.store.schema import PAST_UNITS_MAX
 
 
 class Ledger:
@@ -48,7 +49,7 @@ class Ledger:
             self._replace(e)
             totals, usage = self._index.totals(), self._index.usage()
         exporter.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
-        exporter.seed_units(self._index.unit_totals(UNITS_MAX))
+        exporter.seed_units(self._index.unit_totals(PAST_UNITS_MAX))
         # A 0 between two scrapes would make all signatures look new.
         exporter.signatures(signatures.count(self._index))
         for kind, (count, size) in usage.items():

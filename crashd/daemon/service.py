@@ -70,6 +70,7 @@ class Service:
         self._loop = Loop()
         self._health = Health(self._loop)
         self._exporter = Exporter(__version__)
+        self._exporter.add_process()
         self._core_pattern = CorePattern(paths, self._exporter, register=register)
         self._indexer = Indexer(paths, self._exporter)
         self._ledger = Ledger(paths, self._indexer)
@@ -85,7 +86,7 @@ class Service:
         self._intake = Intake(paths, self._ingest, self._loop, self._exporter)
         self._spool_watch = SpoolWatch(paths, self._loop, self._ingest)
         self._kernel = KernelSide(paths, self._exporter, self._indexer)
-        self._losses = LossWatch(paths, process.boot_id(), self._kernel)
+        self._losses = LossWatch(paths, process.boot_id(), self._kernel, self._afterwards.faults)
         self._shipping = Shipping(paths, self._exporter, process.boot_id(), self._captures)
         known = (self._indexer, self._dispatcher, self._ingest, self._kernel, self._afterwards)
         self._recovery = Recovery(self._loop, *known)
@@ -110,7 +111,9 @@ class Service:
         self._ledger.seed(self._exporter)
         self._ingest.last_sequence = self._ledger.last_sequence()
         self._exporter.store_free(free_bytes(self._paths))
+        self._exporter.spooled(*spool.backlog(self._paths))
         self._apply(self._settings)
+        self._exporter.reloaded(True)
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(self._close)
             cleanup.enter_context(self._loop.catching(_SIGNALS))
@@ -188,6 +191,7 @@ class Service:
         self._captures.under_way = self._dispatcher.in_flight + self._dispatcher.queued
         self._exporter.in_flight(self._captures.under_way)
         self._exporter.stages(self._dispatcher.holders, self._dispatcher.storers)
+        self._exporter.analysis_waiting(self._afterwards.analyses_waiting or 0)
 
     def wait_ns(self) -> int | None:
         """Return in how long `tick` must run; None if nothing is under way."""
@@ -236,6 +240,7 @@ class Service:
         self._admission.save()
         self._losses.save()
         self._ingest.import_spool()
+        self._exporter.spooled(*spool.backlog(self._paths))
         self._indexer.look_for_unfinished()
         self._afterwards.look_again()
         try:
@@ -255,10 +260,13 @@ class Service:
             settings, before = configfiles.load(self._paths), self._settings
             self._apply(settings)
         except CrashdError as e:
+            self._exporter.reloaded(False)
             log.error("the new configuration is wrong, keeping the old one: %s", e)
         except OSError as e:
+            self._exporter.reloaded(False)
             log.error("the new configuration cannot be applied, keeping the old one: %s", e)
         else:
+            self._exporter.reloaded(True)
             if settings.capture.mode != before.capture.mode:
                 log.warning("capture.mode takes effect at the next start, ignoring")
             self._metrics.reload(settings.http, before.http)
@@ -294,6 +302,7 @@ class Service:
         self._ingest.keep_free_bytes = keep_free_bytes
         self._dispatcher.set_workers(capture.worker_count(cpus))
         self._write_limits(options)
+        self._exporter.configured(_limits(settings, options, space.total_bytes))
         logging.getLogger().setLevel(settings.log.level.upper())
         self._kernel.configure(settings)
         self._afterwards.configure(settings)
@@ -312,6 +321,18 @@ class Service:
             )
         except OSError as e:
             log.error("the handler's limits cannot be written: %s, ignoring", e)
+
+
+def _limits(settings: config.Settings, options: Options, total_bytes: int) -> dict[str, int | None]:
+    """Return the limits in force, in bytes, for the metrics."""
+    capture, max_use = settings.capture, settings.process_policy.max_use
+    return {
+        "max_use": None if max_use is None else max_use.of(total_bytes),
+        "keep_free": options.keep_free_bytes,
+        "buffer": capture.buffer_bytes(process.memory_total_bytes()),
+        "spill": capture.spill.of(total_bytes),
+        "max_core": options.max_core,
+    }
 
 
 def _options(

@@ -16,7 +16,7 @@ from typing import Any
 
 from crashd.domain.fleet.lines import CoreReason
 from crashd.edge.fleet.postgres import Connection
-from crashd.fleet.numbers import Numbers, label_text
+from crashd.fleet.numbers import Numbers
 from crashd.fleet.rows import COLUMNS, TYPES, Refused, Row, read_row, values
 from crashd.fleet.texts import clean, text
 
@@ -134,7 +134,7 @@ class Loader:
             "version", {row.version for row in rows} | {r.labels.get("version", "") for r in rows}
         )
         learn("build", (row.build for row in rows))
-        learn("labelset", (label_text(row.labels) for row in rows))
+        learn("labelset", (row.labels_text for row in rows))
         for day in {row.day for row in rows if row.crash is not None} - self._days:
             self._db.execute("SELECT add_day(%s)", (day,))
             self._days.add(day)
@@ -143,14 +143,16 @@ class Loader:
 
     def numbers_of(self, row: Row) -> dict[str, int]:
         """Return the numbers of a row's texts."""
-        get = self._numbers.get
-        return {
-            "host": get("host", row.host),
-            "signature": get("signature", row.signature),
-            "version": get("version", row.version),
-            "build": get("build", row.build),
-            "labels": get("labelset", label_text(row.labels)),
-        }
+        if not row.numbers:
+            get = self._numbers.get
+            row.numbers = {
+                "host": get("host", row.host),
+                "signature": get("signature", row.signature),
+                "version": get("version", row.version),
+                "build": get("build", row.build),
+                "labels": get("labelset", row.labels_text),
+            }
+        return row.numbers
 
     # -- within the transaction --------------------------------------------------------------------
 
@@ -278,7 +280,7 @@ class Loader:
             (
                 [self._numbers.get("host", row.host) for row in ordered],
                 [row.hostname for row in ordered],
-                [label_text(row.labels) for row in ordered],
+                [row.labels_text for row in ordered],
                 [row.crashd for row in ordered],
             ),
         )

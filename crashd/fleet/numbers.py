@@ -4,8 +4,7 @@ A number is given outside of the transaction that uses it, so that indexers do n
 other; one that is not used then does no harm.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from crashd.edge.fleet.postgres import Connection, statement
@@ -13,11 +12,6 @@ from crashd.edge.fleet.postgres import Connection, statement
 CACHED_MAX = 200_000
 """Texts of one table that are remembered; beyond it, all are forgotten."""
 _TABLES = {"host": "host", "signature": "signature", "version": "version", "build": "build"}
-
-
-def label_text(labels: Mapping[str, str]) -> str:
-    """Return a set of labels as one text, the same for equal sets."""
-    return json.dumps(dict(labels), sort_keys=True, ensure_ascii=False)
 
 
 class Numbers:

@@ -8,8 +8,9 @@ characters, infinite numbers, texts too long for an index.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from crashd.domain.crash.model import BYTES_KEYS, Crash, Kind, State, to_json
@@ -98,6 +99,10 @@ class Row:
     core_key: str | None = None
     log_key: str | None = None
     doc: bytes = b""
+    labels_text: str = "{}"
+    """The same for equal sets of labels."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Numbers of its texts, once they are known."""
 
     @property
     def is_kernel(self) -> bool:
@@ -121,14 +126,17 @@ def read_row(raw: bytes, host: str, key: str) -> Row:
         raise Refused("malformed", str(e)) from e
     except (RecursionError, MemoryError) as e:
         raise Refused("malformed", f"line cannot be read: {type(e).__name__}") from e
+    stamp = _stamp_of(line.id)
+    labels = {name: clean(value) for name, value in line.labels.items()}
     row = Row(
         id=line.id,
         host=host,
-        day=parse_day(line.id),
+        day=stamp.date(),
         revision=line.revision,
         object=key,
         hostname="",
-        labels={name: clean(value) for name, value in line.labels.items()},
+        labels=labels,
+        labels_text=_label_text(tuple(sorted(labels.items()))),
         crashd=line.version,
         crash=line.crash,
     )
@@ -136,17 +144,21 @@ def read_row(raw: bytes, host: str, key: str) -> Row:
         row.reason = "" if line.deletion is None else line.deletion.by.value
         return row
     try:
-        _fill(row, line, line.crash)
+        _fill(row, line, line.crash, stamp)
         row.doc = _encode_line(raw, document)
     except (ValueError, OverflowError, RecursionError) as e:
         raise Refused("malformed", f"record has a value that no index takes: {e}") from e
     return row
 
 
-def _fill(row: Row, line: Line, crash: Crash) -> None:
+@lru_cache(1000)
+def _label_text(labels: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps(dict(labels), ensure_ascii=False)
+
+
+def _fill(row: Row, line: Line, crash: Crash, stamp: datetime) -> None:
     row.hostname = text(crash.hostname)
     row.time = _EPOCH + timedelta(microseconds=crash.time_ns // 1000)
-    stamp = _stamp(crash.id)
     if abs(row.time - stamp) > _DRIFT:
         row.time = stamp  # a question for a time looks at the days around it
     row.signature = crash.signature or ""
@@ -212,8 +224,12 @@ def parse_day(crash_id: str) -> date:
         Refused: there is no such day.
 
     """
+    return _stamp_of(crash_id).date()
+
+
+def _stamp_of(crash_id: str) -> datetime:
     try:
-        return _stamp(crash_id).date()
+        return _stamp(crash_id)
     except ValueError as e:
         raise Refused("malformed", f"id {crash_id} has no date") from e
 

@@ -13,7 +13,7 @@ from crashd.errors import UnavailableError
 LOCK = 0x63726173
 """First key of all advisory locks; the second one is a shard's number, or one of these."""
 MIGRATING, UPKEEP, POLICIES = -1, -2, -3
-SHARDS = 64
+SHARDS = 16
 """Hosts are divided into so many parts; at most so many indexers share the work."""
 
 _NAME = re.compile(r"(\d{4})_[a-z_]+\.sql")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crashd.domain.fleet.keys import SEQUENCE_MAX
-from crashd.errors import IndexCorruptError, UnavailableError
+from crashd.errors import IndexCorruptError, UnavailableError, reason_of
 from crashd.store.changes import Change, Gone
 from crashd.store.indexfile import connect, guard, make_private, set_index_aside
 
@@ -135,7 +135,7 @@ def open_outbox(path: Path) -> tuple["Outbox", str | None]:
         try:
             name = set_index_aside(path)
         except OSError as e:
-            raise UnavailableError(f"cannot set {path} aside: {e.strerror}") from e
+            raise UnavailableError(f"cannot set {path} aside: {reason_of(e)}") from e
         return Outbox(path), name
 
 
@@ -154,7 +154,7 @@ class Outbox:
         try:
             make_private(path)
         except OSError as e:
-            raise UnavailableError(f"cannot open the outbox {path}: {e.strerror}") from e
+            raise UnavailableError(f"cannot open the outbox {path}: {reason_of(e)}") from e
         with self._guarded():
             self._db = connect(path)
             try:

@@ -104,6 +104,11 @@ class Paths:
         return self.state_dir / "previous-core-pattern"
 
     @property
+    def debug_cache(self) -> Path:
+        """What crashctl fetched from debuginfod: `.build-id/ab/cdef.debug`; root's alone."""
+        return self.root / "var/cache/crashd/debug"
+
+    @property
     def runtime_dir(self) -> Path:
         """0755 (control.sock is for everyone); nothing in it outlives a boot."""
         return self.root / "run/crashd"

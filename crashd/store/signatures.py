@@ -1,5 +1,6 @@
 """Signatures in the index: how often each was seen and since when, and which crashes have none."""
 
+from collections.abc import Set
 from typing import Any
 
 from crashd.domain.crash.kinds import State, time_text
@@ -48,6 +49,13 @@ def span(index: IndexReader, signature: str, viewer: Viewer | None) -> dict[str,
         return {}
     times = {"first_of_signature": first_ns, "last_of_signature": last_ns}
     return {key: time_text(time_ns) for key, time_ns in times.items()}
+
+
+def unknown(index: IndexReader, signatures: Set[str | None]) -> set[str]:
+    """Return those that the index never had; a signature stays known when its crashes are gone."""
+    asked = {signature for signature in signatures if signature is not None}
+    sql = "SELECT signature FROM signature_count WHERE signature = ?"
+    return {signature for signature in asked if not index.fetch(sql, [signature])}
 
 
 def count(index: IndexReader) -> int:

@@ -96,6 +96,15 @@ def stored_bytes(paths: Paths, user: int | None = None) -> int:
     )
 
 
+def backlog(paths: Paths) -> tuple[int, int]:
+    """Return how many crashes wait to be taken in, and the disk space of their cores."""
+    try:
+        names = [name for name in os.listdir(paths.spool) if is_finished_name(name)]
+    except OSError:
+        return 0, 0
+    return len(names), sum(core_bytes(paths, name) for name in names)
+
+
 def tokens(paths: Paths) -> set[str]:
     """Return the tokens of all crashes in the spool, including those being written."""
     found: set[str] = set()

@@ -10,7 +10,7 @@ import io
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import zstandard
@@ -33,6 +33,8 @@ from crashd.domain.fleet.lines import FleetFiles, Line, build_line
 
 DAY_NS = 86400 * 10**9
 VERSIONS = ("2026.9", "2026.10", "2026.11")
+_REGRESSION = -1
+"""The rarest bug: the last version has made it frequent."""
 ZONES = ("fra", "iad", "nrt", "syd")
 _SIGNALS = (11, 6, 8, 7, 4)
 _ID = build_id_text(1_700_000_000 * 10**9, "b" * 32, 4194301, 36**7 * 25)
@@ -105,6 +107,14 @@ def simulated_host(number: int) -> str:
     return host_id(f"{number + 1:032x}")
 
 
+def _version(plan: Plan, number: int, time_ns: int) -> str:
+    """Return what a host ran: versions are rolled out one after the other, host by host."""
+    span_ns = plan.days * DAY_NS // len(VERSIONS)
+    late_ns = number % 10 * span_ns // 20
+    passed_ns = time_ns - late_ns - (plan.end_ns - plan.days * DAY_NS)
+    return VERSIONS[min(max(passed_ns // span_ns, 0), len(VERSIONS) - 1)]
+
+
 def _write_host(
     plan: Plan,
     bucket: Path,
@@ -116,18 +126,21 @@ def _write_host(
     done: Written,
 ) -> None:
     host, boot = simulated_host(number), f"{number * 7919 + 1:032x}"
-    version = VERSIONS[number % len(VERSIONS)]
-    labels = f'"labels":{{"version":"{version}","zone":"{ZONES[number % 4]}"}}'.encode()
+    zone = ZONES[number % 4]
     times = sorted(plan.end_ns - chance.randrange(plan.days * DAY_NS) for _ in range(count))
     lines: list[tuple[int, bytes]] = []
     bug, last_ns = bugs[0], 0
     for time_ns in times:
         if last_ns and chance.random() < 0.33:
             time_ns = min(last_ns + chance.randrange(10**9, 20 * 10**9), plan.end_ns)
+        elif _version(plan, number, time_ns) == VERSIONS[-1] and chance.random() < 0.05:
+            bug = bugs[_REGRESSION]
         else:
             bug = bugs[bisect.bisect_left(weights, chance.random() * weights[-1])]
         last_ns = time_ns
         done.by_signature[bug.signature] = done.by_signature.get(bug.signature, 0) + 1
+        version = _version(plan, number, time_ns)
+        labels = f'"labels":{{"version":"{version}","zone":"{zone}"}}'.encode()
         made = _lines(bug, host, boot, time_ns, labels, f"host-{number:05d}".encode(), chance)
         lines += made
         done.crashes += 1
@@ -217,8 +230,6 @@ def _make_bug(number: int, chance: random.Random) -> _Bug:
     )
     files = FleetFiles(_MARKS["core"].decode(), None, 3 << 20)
     early = build_line(Line(_ID, 1 << 62, crash, {}, "0.1.0", files))
-    from dataclasses import replace
-
     frames = tuple(
         {
             "function": f"frame_{number}_{i}",

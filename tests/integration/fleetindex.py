@@ -127,6 +127,11 @@ def postgres_server() -> Iterator[postgres.Server]:
 @pytest.fixture
 def fleet(postgres_server: postgres.Server, tmp_path: Path) -> FleetIndex:
     """A new database with the schema, and an empty bucket."""
+    return make_fleet(postgres_server, tmp_path)
+
+
+def make_fleet(postgres_server: postgres.Server, tmp_path: Path) -> FleetIndex:
+    """Make a new database with the schema, and an empty bucket."""
     name = f"fleet{next(_numbers)}"
     with psycopg.connect(postgres_server.dsn(), autocommit=True) as db:
         db.execute(f"CREATE DATABASE {name}".encode())

@@ -7,6 +7,7 @@ import pytest
 
 from crashd.daemon.after.backlog import QUEUE_MAX, Backlog
 from crashd.daemon.after.captures import Captures
+from crashd.daemon.after.faults import FaultLines
 from crashd.daemon.after.notices import Notices
 from crashd.daemon.after.queue import AnalysisQueue, QueueSettings
 from crashd.daemon.after.retention import Retention
@@ -44,6 +45,7 @@ def analyses(tmp_path: Path, captures: Captures, backlog: Backlog) -> AnalysisQu
         Retention(paths, Told(lambda _: None), lambda: None, backlog),
         backlog,
         users,
+        FaultLines(),
     )
 
 

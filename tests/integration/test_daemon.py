@@ -280,7 +280,13 @@ def test_hup_reloads_and_a_wrong_configuration_keeps_the_old_one(daemon: Daemon)
         wait_until(lambda: expected in daemon.log.read_text()[position:], 30, expected)
 
     reload(DEFAULT_CONFIG + '[capture]\nmax_core = "64K"\n', "configuration reloaded")
+    assert metric(daemon, "crashd_config_last_reload_successful") == 1
+    assert metric(daemon, 'crashd_configured_limit_bytes{limit="max_core"}') == 65536
+    loaded = metric(daemon, "crashd_config_last_reload_success_timestamp_seconds")
     reload(DEFAULT_CONFIG + "[capture]\nmax_cor = 5\n", "did you mean 'capture.max_core'")
+    assert metric(daemon, "crashd_config_last_reload_successful") == 0
+    assert metric(daemon, "crashd_config_last_reload_success_timestamp_seconds") == loaded
+    assert metric(daemon, "process_open_fds") > 3
     crash(daemon)
     (found,) = daemon.wait_for(1)
     assert found["state"] == "truncated"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sqlite3
@@ -405,6 +406,37 @@ def test_crash_that_is_found_finished_twice_is_counted_and_shown_once(short_tmp:
     again.start(heard)
     again.stop()
     assert heard.shown == [first.id]
+
+
+def test_signature_is_new_once_even_after_its_crashes_are_gone(short_tmp: Path) -> None:
+    """An alert on the number of signatures missed those that retention made room for."""
+    paths = Paths(short_tmp)
+    prepare(paths)
+    exporter = Exporter("0", clock=lambda: 5.0)
+    indexer = Indexer(paths, exporter)
+    crashes = [
+        replace(build_crash(number), signature=signature)
+        for number, signature in enumerate(("one", "one", "two", None, "one"))
+    ]
+    for crash_ in crashes:
+        with entries.create(paths, crash_) as entry:
+            entry.write(crash_, sync=False)
+    indexer.start(Heard())
+    try:
+        for number, crash_ in enumerate(crashes):
+            indexer.explained(crash_)
+            assert indexer.settle()
+            if number == 1:
+                for gone in crashes[:2]:
+                    shutil.rmtree(paths.crashes / gone.id)
+                    indexer.removed(gone.id)
+                assert indexer.settle()
+    finally:
+        indexer.stop()
+    lines = exporter.render("")[0].decode().splitlines()
+    assert "crashd_new_signatures_total 2.0" in lines
+    assert "crashd_signatures 2.0" in lines
+    assert "crashd_last_new_signature_timestamp_seconds 5.0" in lines
 
 
 def test_spooled_crashes_are_taken_in_whole_where_free_space_is_short(short_tmp: Path) -> None:

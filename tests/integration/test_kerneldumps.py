@@ -210,7 +210,7 @@ def test_retention_keeps_the_newest_as_kdump_tools_is_set_to(short_tmp: Path, du
         evicted = [c for c in daemon.crashes() if c["state"] == "evicted"]
         assert evicted[0]["title"] == GPF
         assert "older than the newest 3 complete dumps" in evicted[0]["capture"]["reason"]
-        labels = '{kind="kernel",reason="count"}'
+        labels = '{kind="kernel",reason="max_count"}'
         assert metric(daemon, f"crashd_retention_deleted_total{labels}") == 3
         conf.write_text("KDUMP_NUM_DUMPS=2\n")  # a changed setting is noticed at the next scan
         (dumps / "poke").mkdir()

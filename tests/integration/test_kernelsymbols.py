@@ -1,6 +1,7 @@
 """A real kernel panic with its own vmlinux: what the record has, and what debuggers see."""
 
 import hashlib
+import http.server
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -304,6 +306,49 @@ def test_bundle_of_a_kernel_crash_is_debugged_on_another_host_with_its_vmlinux(
     bundle.write_bytes(raw)
     damaged = daemon.crashctl("debug", "--debugger", "drgn", str(bundle), check=False)
     assert damaged.returncode == 1 and "is not a bundle, or is damaged" in damaged.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may write to the cache")
+def test_vmlinux_is_fetched_from_debuginfod_only_if_that_is_allowed(
+    short_tmp: Path, dumps: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_dump(dumps, log=LOG)
+    asked: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            is_right = self.server.server_port == servers[1].server_port
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(vmlinux.read_bytes() if is_right else b"\x7fELF of another kernel")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) for _ in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = " ".join(f"http://127.0.0.1:{server.server_port}/" for server in servers)
+    monkeypatch.setenv("DEBUGINFOD_URLS", urls)
+    try:
+        config = CONFIG.replace('"1s"', '"1h"')
+        with Daemon(short_tmp, "--no-register", config=config) as daemon:
+            wait_until(lambda: symbol_state(daemon) == "none", 20, "no vmlinux is known of")
+            refused = daemon.crashctl("analyze", "kind=kernel", check=False)
+            assert refused.returncode == 1 and asked == []
+        config += "[analysis]\ndebuginfod = true\n"
+        with Daemon(short_tmp, "--no-register", config=config) as daemon:
+            found = daemon.crashctl("analyze", "kind=kernel")
+            assert "at drivers/tty/sysrq.c:155" in found.stdout
+            assert asked == [f"/buildid/{BUILD_ID}/debuginfo"] * 2
+            assert "is not an ELF file" in found.stderr or "another file" in found.stderr
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+    kept = short_tmp / f"var/cache/crashd/debug/.build-id/{BUILD_ID[:2]}/{BUILD_ID[2:]}.debug"
+    assert kept.stat().st_size == vmlinux.stat().st_size
 
 
 def test_bundle_with_no_dump_says_so(dumps: Path, daemon: Daemon, tmp_path: Path) -> None:

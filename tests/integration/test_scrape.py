@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from crashd.edge.web.exporter import OPENMETRICS, UNITS_MAX, Exporter
+from crashd.domain.web.unitcounts import UNITS_MAX
+from crashd.edge.web.exporter import OPENMETRICS, Exporter
 from crashd.store.index import Index
+from crashd.store.schema import PAST_UNITS_MAX
 from tests.builders.crashes import build_crash
 
 CRASHES = 100_000
@@ -44,7 +46,7 @@ def exporter(index: Index) -> Exporter:
     seeded = Exporter("1")
     totals = index.totals()
     seeded.seed(totals.by_disposition, totals.by_signal, totals.last_ns)
-    seeded.seed_units(index.unit_totals(UNITS_MAX))
+    seeded.seed_units(index.unit_totals(PAST_UNITS_MAX))
     return seeded
 
 

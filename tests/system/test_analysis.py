@@ -99,6 +99,7 @@ C_CASES = (
     Case("causes", "caught_overflow", "stack-overflow", r"recursion of recurse\(\).*; its handler",
          place="recurse"),
     Case("causes", "copies_null", "null-pointer", r"NULL pointer: write at address 0x0"),
+    Case("causes", "asks_clock", "null-pointer", r"NULL pointer: write at address 0x10"),
     Case("causes", "swaps", "null-pointer", r"NULL pointer: write at address 0x18"),
     Case("causes", "large_frame", "stack-overflow", r"a frame larger than what is left"),
     Case("causes", "text_call", "wild-target", r'which is the text "BBBBAAAA"'),
@@ -944,3 +945,11 @@ def test_analyse_reads_split_dwarf(crasher: Crasher, tmp_path: Path) -> None:
     first = native(analyse_death(crasher.run(program, "null_read")))[0]
     assert (first.function, (first.file or "")[-8:]) == ("null_read", "causes.c")
     assert first.line is not None
+
+
+def test_analyse_names_functions_of_the_vdso(crasher: Crasher) -> None:
+    died = crasher.run(crasher.program("causes"), "asks_clock")
+    found = names(analyse_death(died))
+    assert found[0].startswith(("__vdso_", "__kernel_")), found
+    assert found[1].endswith("clock_gettime")
+    assert found[2] == "asks_clock"

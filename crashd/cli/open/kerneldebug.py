@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashd.cli.context import Context
+from crashd.cli.debuginfod import fetch_vmlinux
 from crashd.cli.open.kerneldump import (
     FoundInfo,
     copy_with_note,
@@ -176,7 +177,8 @@ class VmlinuxSearch:
     ) -> None:
         """With `named`, the vmlinux must be that file."""
         self.context = context
-        self._directories = tuple(directories)
+        cache = f"/{context.paths.debug_cache.relative_to(context.paths.root)}"
+        self._directories = (*directories, cache)
         self._named = named
 
     def choose(self, kernel: Mapping[str, Any], found: list[FoundInfo]) -> tuple[FoundInfo, Path]:
@@ -222,6 +224,9 @@ class VmlinuxSearch:
                 self._warn_unsure(why)
                 return path
             others.append(f"{path} {why if found is None else 'has no debug information'}")
+        fetched = fetch_vmlinux(self.context, kernel.get("build_id"))
+        if fetched is not None:
+            return fetched
         told = f" with build-id {kernel['build_id']}" if kernel.get("build_id") else ""
         package = debug_package(release, str(kernel.get("version") or ""))
         general = _HINT.format(release=printable(release))

@@ -7,6 +7,7 @@ from typing import Any
 
 from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
+from crashd.cli.debuginfod import fetch_vmlinux
 from crashd.cli.render import (
     NARROW,
     UNDERLINE,
@@ -46,7 +47,10 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
     source = open_source(context)
     try:
         row = newest(context, source, arguments.match)
-        before = _analysis(source.info(row["id"]))
+        doc = source.info(row["id"])
+        before = _analysis(doc)
+        if before.get("state") == "none":  # of a kernel's dump: no vmlinux is on this host
+            fetch_vmlinux(context, (doc.get("kernel") or {}).get("build_id"))
         client = ControlClient(context.paths.control_socket)
         daemon = _daemon_pid(client)
         client.ask({"verb": "analyze", "id": row["id"]})

@@ -4,6 +4,7 @@ from crashd.configuration import keys as config
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.after.backlog import Backlog
 from crashd.daemon.after.captures import Captures
+from crashd.daemon.after.faults import FaultLines
 from crashd.daemon.after.notices import Notices, NoticeSettings
 from crashd.daemon.after.queue import AnalysisQueue, QueueSettings
 from crashd.daemon.after.retention import Retention, Spectator
@@ -34,11 +35,21 @@ class Afterwards:
         self._exporter = exporter
         self._started = False
         backlog = Backlog(indexer)
+        self.faults = FaultLines()
+        """What the kernel's log says of faults, for the records of the crashes."""
         told = Told(self._removed, settled=indexer.settle)
         self.retention = Retention(paths, told, believed_now_ns, backlog, users)
         self._notices = Notices(paths, exporter, users)
         self._analyses = AnalysisQueue(
-            paths, captures, indexer, exporter, self._notices, self.retention, backlog, users
+            paths,
+            captures,
+            indexer,
+            exporter,
+            self._notices,
+            self.retention,
+            backlog,
+            users,
+            self.faults,
         )
 
     def configure(self, settings: config.Settings) -> None:

@@ -14,6 +14,7 @@ from crashd.analysisresult import is_started, is_whole, parse_report
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_signature, build_title
+from crashd.domain.crash.faultlines import error_code_of
 from crashd.domain.crash.filesearch import FileSearch, plan_search
 from crashd.domain.crash.model import Crash
 from crashd.domain.text import printable
@@ -116,7 +117,7 @@ def _judge(result: WorkerResult, crash: Crash) -> Analysis:
         why = printable(result.failure or "the worker broke off")
         problem = f"the analysis is incomplete: {why}"
         facts = replace(facts, problems=(*facts.problems, problem))
-    facts = _with_names(facts, crash)
+    facts = _with_error_code(_with_names(facts, crash), crash)
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)
     cause = explain(facts, ProcessContext(own, crash.user_unit or crash.unit))
     program = program_name(crash)
@@ -162,6 +163,15 @@ def analysed(crash: Crash, analysis: Analysis) -> Crash:
 
 def _hex(value: int | None) -> str | None:
     return None if value is None else hex(value)
+
+
+def _with_error_code(facts: Facts, crash: Crash) -> Facts:
+    """Add the processor's error code from the kernel's log; cores do not contain it."""
+    info, pc = facts.siginfo, facts.regions.get("pc")
+    if info is None or info.error_code is not None or pc is None or facts.handled is not None:
+        return facts
+    code = error_code_of(crash, info.address, pc.address)
+    return facts if code is None else replace(facts, siginfo=replace(info, error_code=code))
 
 
 def _with_names(facts: Facts, crash: Crash) -> Facts:

@@ -21,6 +21,7 @@ from typing import Any
 from crashd.daemon.after.analysis import AnalysisOptions, analyse_all, analysed, may_share
 from crashd.daemon.after.backlog import QUEUE_MAX, Backlog
 from crashd.daemon.after.captures import Captures
+from crashd.daemon.after.faults import FaultLines
 from crashd.daemon.after.notices import Notices
 from crashd.daemon.after.retention import Retention
 from crashd.daemon.indexer import Indexer
@@ -71,6 +72,7 @@ class AnalysisQueue:
         retention: Retention,
         backlog: Backlog,
         users: Users,
+        faults: FaultLines,
     ) -> None:
         self._paths = paths
         self._captures = captures
@@ -80,6 +82,7 @@ class AnalysisQueue:
         self._retention = retention
         self._backlog = backlog
         self._users = users
+        self._faults = faults
         self._settings = QueueSettings(enabled=False)
         self._threads: list[threading.Thread] = []
 
@@ -214,7 +217,7 @@ class AnalysisQueue:
         for crash_id in ids:
             try:
                 with open_entry(self._paths, crash_id) as entry:
-                    crash = entry.read()
+                    crash = self._reported(entry.read())
                     if crash.kind is not Kind.PROCESS or not crash.state.has_core:
                         continue
                     room -= len(crash.maps or b"")
@@ -232,6 +235,11 @@ class AnalysisQueue:
                 log.info("crash %s was not analysed: %s", crash_id, e)
         return cores, alone
 
+    def _reported(self, crash: Crash) -> Crash:
+        """Return the crash with the kernel's own line of its fault, if it was heard."""
+        line = None if crash.report else self._faults.of(crash)
+        return crash if line is None else replace(crash, report=(line,))
+
     def _let_captures_go_first(self) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
         while self._captures.are_under_way and time.monotonic() < until:
@@ -247,7 +255,7 @@ class AnalysisQueue:
         """
         with open_entry(self._paths, crash_id) as entry:
             entry.lock()
-            before = entry.read()
+            before = self._reported(entry.read())
             kept = kept_result(read_result(entry))
             why = analysis.reason or _missing(analysis)
             analysis, result = encode_result(analysis)

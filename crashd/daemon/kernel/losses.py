@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from crashd.daemon.after.faults import FaultLines
 from crashd.daemon.kernel.side import KernelSide
 from crashd.domain.crash.losses import LogRecord, Loss, find_loss
 from crashd.edge.host.kmsg import Kmsg
@@ -33,8 +34,11 @@ class LostCrash:
 class LossWatch:
     """Follows the log from the point where the last daemon of this boot stopped."""
 
-    def __init__(self, paths: Paths, boot_id: str, kernel: KernelSide) -> None:
-        """`kernel` receives every record, and says which one the next daemon must read again."""
+    def __init__(self, paths: Paths, boot_id: str, kernel: KernelSide, faults: FaultLines) -> None:
+        """`kernel` and `faults` receive every record; `kernel` says which one the next daemon must
+        read again.
+        """
+        self._faults = faults
         self._paths = paths
         self._path = paths.kernel_log_state
         self._boot_id = boot_id
@@ -78,6 +82,7 @@ class LossWatch:
                 # records from before crashd's first start: crashd could not catch those crashes
                 if record.monotonic_ns >= self._since_ns:
                     self._kernel.heard(record)
+                    self._faults.hear(record, _time_of(record))
                     if (lost := self._find_lost(record)) is not None:
                         yield lost
 
@@ -85,9 +90,8 @@ class LossWatch:
         loss = find_loss(record.text)
         if loss is None or not is_owned(self._paths):  # another tool catches crashes
             return None
-        age_ns = max(0, time.monotonic_ns() - record.monotonic_ns)
         token = f"kmsg-{self._boot_id[:8]}-{record.sequence}"
-        return LostCrash(loss, time.time_ns() - age_ns, token)
+        return LostCrash(loss, _time_of(record), token)
 
     def save(self) -> None:
         """Save how far the log was read, if that changed."""
@@ -108,3 +112,8 @@ class LossWatch:
             self.save()
             self._log.close()
             self._log = None
+
+
+def _time_of(record: LogRecord) -> int:
+    """Return the time of a record of this boot (CLOCK_REALTIME)."""
+    return time.time_ns() - max(0, time.monotonic_ns() - record.monotonic_ns)

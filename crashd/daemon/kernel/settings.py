@@ -60,7 +60,11 @@ class KernelSettings:
             rescan_ns=settings.kdump.rescan_ns,
             analysis=analysis.options if analysis.enabled else None,
             worker=analysis.options,
-            vmlinux_dirs=(*settings.kdump.vmlinux_dirs, *settings.analysis.build_id_dirs),
+            vmlinux_dirs=(
+                *settings.kdump.vmlinux_dirs,
+                *settings.analysis.build_id_dirs,
+                f"/{self._paths.debug_cache.relative_to(self._paths.root)}",
+            ),
             retention=settings.retention.kernel,
             tool_count=facts.tool_count,
         )

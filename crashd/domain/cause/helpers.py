@@ -94,6 +94,8 @@ def is_helper(frame: Frame) -> bool:
     """Return whether a frame belongs to a library or runtime, by its module, line or name."""
     if frame.module is None and frame.function is None:
         return frame.pc != 0  # a call through NULL is the bug itself, and has no name
+    if frame.module is None and (frame.function or "").startswith(("__vdso_", "__kernel_")):
+        return True
     if _LIBRARY.search(frame.module or ""):
         return True
     if frame.inline and in_library_source(frame):

@@ -255,6 +255,7 @@ sender_pid sender_uid unit user_unit slice session cgroup container_id container
 pod_uid mount_ns user_ns build_id signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
+_UNKNOWN = dict.fromkeys(_PLAIN)
 _LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
 sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
@@ -401,7 +402,7 @@ def _from_object(doc: dict[str, Any]) -> Crash:
     crash_id = doc["id"]
     if not isinstance(crash_id, str) or not ID_PATTERN.fullmatch(crash_id):
         raise FormatError(f"crash id {crash_id!r} is not of the form TIME-BOOT-PID-RANDOM")
-    values: dict[str, Any] = {key: _get_plain(doc, key) for key in _PLAIN}
+    values = _get_known(doc)
     values["pinned"] = bool(doc.get("pinned"))
     values["title"] = doc.get("title") or ""
     values["token"] = doc.get("token") or ""
@@ -464,6 +465,12 @@ def _number(key: str, value: object, low: int, end: int) -> int:
     if type(value) is not int or not low <= value < end:
         raise FormatError(f"crash record has no valid number in {key}: {value!r:.40}")
     return value
+
+
+def _get_known(doc: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of _PLAIN; most are unknown, and cost no call."""
+    known = {key: _get_plain(doc, key) for key in _PLAIN if doc.get(key) is not None}
+    return {**_UNKNOWN, **known}
 
 
 def _get_plain(doc: dict[str, Any], key: str) -> Any:

@@ -32,12 +32,14 @@ from crashd.domain.elf.headers import (
     PHDR_SIZE,
     PT_LOAD,
     PT_NOTE,
+    SHDR_SIZE,
     Bits,
     ByteOrder,
     Header,
     Layout,
     find_phdrs,
     parse_header,
+    parse_shdrs,
     split_notes,
 )
 from crashd.domain.kdump.compressed import (
@@ -78,6 +80,8 @@ VMCOREINFO_LINES_MAX: Final = 4096
 VALUE_MAX: Final = 256
 NOTE_SEGMENTS_MAX: Final = 16
 PHDRS_MAX: Final = 2**16
+SECTIONS_MAX: Final = 64
+_NOBITS: Final = 8
 
 # include/uapi/linux/elf.h
 NT_PRPSINFO: Final = 3
@@ -448,6 +452,8 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
             memory_end = max(memory_end, paddr + memsz)
         elif kind == PT_NOTE and (segments := segments + 1) <= NOTE_SEGMENTS_MAX:
             notes |= _notes_of(data[offset : offset + min(filesz, NOTES_MAX_BYTES)], layout)
+    if (end := _sections_end(data, header)) > least:
+        least, what = end, "sections"
     if b"VMCOREINFO" not in notes:
         if b"process" in notes:
             raise FormatError("the core of a process, not a kernel's dump")
@@ -474,6 +480,19 @@ def _parse_elf(peeled: _Peeled) -> VmcoreHead:
         ends_with=what,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _sections_end(data: bytes, header: Header) -> int:
+    """Return where the last section ends; QEMU puts the names of all behind the memory."""
+    layout = header.layout
+    size = SHDR_SIZE[layout.bits]
+    if not header.shoff or header.shentsize != size or not 0 < header.shnum <= SECTIONS_MAX:
+        return 0
+    if header.sections_end > FILE_END_MAX:
+        return 0
+    table = data[header.shoff : header.sections_end]
+    ends = (row.offset + row.size for row in parse_shdrs(table, layout) if row.type != _NOBITS)
+    return max((end for end in ends if end <= FILE_END_MAX), default=0) or header.sections_end
 
 
 def _elf_header(data: bytes) -> Header:

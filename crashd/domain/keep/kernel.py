@@ -22,12 +22,12 @@ _PLAUSIBLE_NS: Final = 10**18
 
 
 class DumpLimit(StrEnum):
-    """The limit that required it; label of crashd_retention_deleted_total."""
+    """The limit that required it, in the words of `Limit` for processes: the configuration's."""
 
-    AGE = "age"
-    COUNT = "count"
-    USE = "use"
-    FREE = "free"
+    AGE = "max_age"
+    COUNT = "max_count"
+    USE = "max_use"
+    FREE = "keep_free"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,13 @@ import json
 from collections.abc import Sequence
 from typing import IO, Any, Final, NewType
 
-from crashd.errors import FormatError, UnavailableError, UnsupportedError, UsageError
+from crashd.errors import (
+    FormatError,
+    UnavailableError,
+    UnsupportedError,
+    UsageError,
+    reason_of,
+)
 
 Recipient = NewType("Recipient", object)
 """A public key."""
@@ -133,4 +139,4 @@ def decrypt_stream(source: IO[bytes], target: IO[bytes], identities: Sequence[Id
     except OSError as e:  # pyrage's own has no number
         if e.errno is None:
             raise FormatError("cannot decrypt: the file is damaged, or ends too early") from e
-        raise UnavailableError(f"cannot decrypt: {e.strerror}") from e
+        raise UnavailableError(f"cannot decrypt: {reason_of(e)}") from e

@@ -1,17 +1,18 @@
-"""Metrics for Prometheus. Only importer of prometheus_client.
+"""Metrics for Prometheus. Only importer of prometheus_client in the daemon. It is one idea despite
+its length: a table of all metrics, and one short method for each event.
 
 A scrape only reads memory. Labels come from closed sets. Every combination exists from the first
 scrape on, at 0, so that rate() sees the first crash. OpenMetrics scrapes also get the id of the
 newest crash with each count of crashes and each bucket of the hold time.
 """
 
-import re
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, product
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -30,6 +31,7 @@ from crashd.domain.keep.limiter import Scope, Verdict
 from crashd.domain.keep.process import Limit
 from crashd.domain.signals import CORE_SIGNALS, signal_name
 from crashd.domain.web.httphead import wants_openmetrics
+from crashd.domain.web.unitcounts import OTHER, UnitCounts
 
 HOLD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Upper bounds, seconds."""
@@ -37,12 +39,8 @@ ANALYSIS_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Upper bounds, seconds."""
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-_OTHER = "other"
-UNITS_MAX = 50
-"""Units counted by name: the first to crash (at start, those that crashed most)."""
-_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,120}\.(service|scope|socket|slice|mount|timer)")
-_CONTAINER = re.compile(r".*[0-9a-f]{64}\.scope")
-"""Units of container runtimes, one per container; they must not displace units of the host."""
+CONFIGURED = ("max_use", "keep_free", "buffer", "spill", "max_core")
+"""The configured limits that are exported, in bytes."""
 _STAGES = ("logical", "resident", "stored")
 
 
@@ -50,7 +48,7 @@ _STAGES = ("logical", "resident", "stored")
 
 _KINDS = tuple(kind.value for kind in Kind)
 _DISPOSITIONS = tuple(kept.value for kept in Disposition)
-_SIGNALS = (*(signal_name(number) for number in sorted(CORE_SIGNALS)), _OTHER)
+_SIGNALS = (*(signal_name(number) for number in sorted(CORE_SIGNALS)), OTHER)
 _REASONS = tuple(reason.value for reason in DropReason)
 _SCOPES = tuple(scope.value for scope in Scope)
 _DUMP_STATES = tuple(
@@ -63,7 +61,7 @@ _FOREIGN = "foreign"
 _UNSEEN = "unseen"
 """In place of a state: names in a dump's directory that were not examined; too many are there."""
 _RESULTS = tuple(state.value for state in AnalysisState if state.is_over)
-_LIMITS = (*(reason.value for reason in DumpLimit), *(reason.value for reason in Limit))
+_LIMITS = tuple({reason.value: None for reason in (*Limit, *DumpLimit)})
 _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "crashd_crashes": ("Crashes recorded.", {"kind": _KINDS, "disposition": _DISPOSITIONS}),
     "crashd_crashes_by_signal": ("Process crashes recorded.", {"signal": _SIGNALS}),
@@ -96,6 +94,10 @@ _COUNTERS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "Records and cores that will not be sent.",
         {"reason": tuple(lost.value for lost in Lost)},
     ),
+    "crashd_new_signatures": (
+        "Signatures that the index did not know, since the daemon's start.",
+        {},
+    ),
     "crashd_control_refused": ("Refused connections to the control socket.", {}),
 }
 _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -114,6 +116,26 @@ _GAUGES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "Time of the newest crash; 0 if there is none.",
         {"kind": _KINDS},
     ),
+    "crashd_last_recorded_timestamp_seconds": (
+        "When this daemon recorded the newest crash, maybe long after it happened; 0 if none.",
+        {"kind": _KINDS},
+    ),
+    "crashd_last_new_signature_timestamp_seconds": (
+        "When this daemon saw the newest signature for the first time; 0 if none.",
+        {},
+    ),
+    "crashd_spool_entries": ("Crashes in the spool that wait to be imported.", {}),
+    "crashd_spool_bytes": ("Bytes of their cores on disk.", {}),
+    "crashd_analysis_waiting": ("Crashes that wait for their analysis.", {}),
+    "crashd_configured_limit_bytes": (
+        "Limits in force; +Inf if there is none.",
+        {"limit": CONFIGURED},
+    ),
+    "crashd_config_last_reload_successful": ("1 if the last reload was accepted.", {}),
+    "crashd_config_last_reload_success_timestamp_seconds": (
+        "When the configuration in force was loaded.",
+        {},
+    ),
     "crashd_core_pattern_owned": ("1 if kernel.core_pattern names crashd's handler.", {}),
     "crashd_signatures": ("Distinct signatures of the crashes in the index.", {}),
     "crashd_kdump_ready": ("1 if the next kernel crash should leave a dump.", {}),
@@ -131,8 +153,16 @@ class Exporter(Collector):
     process, and Prometheus would then take the seeded totals for new crashes.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(
+        self,
+        version: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._version = version
+        self._clock = clock
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._values: dict[str, dict[tuple[str, ...], float]] = {
             name: dict.fromkeys(product(*labels.values()), 0)
@@ -144,11 +174,17 @@ class Exporter(Collector):
         self._newest_of: dict[tuple[str, ...], Exemplar] = {}
         self._newest_held: dict[tuple[str, int], Exemplar] = {}
         """By engine and bucket."""
-        self._units: dict[str, float] = {_OTHER: 0}
+        self._units = UnitCounts()
         self._analysis = [0] * (len(ANALYSIS_BUCKETS) + 1)
         self._analysis_sum = 0.0
         self.registry = CollectorRegistry()
         self.registry.register(self)
+
+    def add_process(self) -> None:
+        """Also export `process_*`: this process's CPU, memory, descriptors and start. Without
+        /proc/stat there are none.
+        """
+        ProcessCollector(registry=self.registry)
 
     def seed(
         self,
@@ -171,21 +207,12 @@ class Exporter(Collector):
                 self._newest(kind, time_ns)
 
     def seed_units(self, units: Mapping[str | None, int]) -> None:
-        """Add the counts of earlier daemons by unit; call this once, most frequent first.
+        """Add the counts of earlier daemons by unit; call this once.
 
         The key None counts crashes outside of any unit, and of units that are not named.
         """
-        for unit, count in units.items():
-            self._count_unit(unit, count)
-
-    def _count_unit(self, unit: str | None, count: int = 1) -> None:
-        """Count a crash of a unit, by name if there is still room for names."""
-        named = unit is not None and _UNIT.fullmatch(unit) and not _CONTAINER.fullmatch(unit)
-        name = unit if unit is not None and named else _OTHER
         with self._lock:
-            if name not in self._units and len(self._units) > UNITS_MAX:
-                name = _OTHER
-            self._units[name] = self._units.get(name, 0) + count
+            self._units.seed(units)
 
     def crash(
         self,
@@ -204,9 +231,9 @@ class Exporter(Collector):
             self._values["crashd_crashes"][labels] += 1
             if labels[0] == Kind.PROCESS:
                 self._values["crashd_crashes_by_signal"][_signal_labels(signal)] += 1
+                self._units.add(unit, self._monotonic())
             self._newest(labels[0], time_ns)
-        if labels[0] == Kind.PROCESS:
-            self._count_unit(unit)
+            self._values["crashd_last_recorded_timestamp_seconds"][labels[:1]] = self._clock()
 
     def _newest(self, kind: str, time_ns: int) -> None:
         last = self._values["crashd_last_crash_timestamp_seconds"]
@@ -299,6 +326,36 @@ class Exporter(Collector):
     def signatures(self, count: int) -> None:
         """Set how many distinct signatures the index has."""
         self._set("crashd_signatures", count)
+
+    def new_signatures(self, count: int) -> None:
+        """Count signatures that the index did not know."""
+        if count:
+            with self._lock:
+                self._values["crashd_new_signatures"][()] += count
+            self._set("crashd_last_new_signature_timestamp_seconds", self._clock())
+
+    def spooled(self, entries: int, size_bytes: int) -> None:
+        """Set how many crashes wait in the spool, and the bytes of their cores."""
+        self._set("crashd_spool_entries", entries)
+        self._set("crashd_spool_bytes", size_bytes)
+
+    def analysis_waiting(self, count: int) -> None:
+        """Set how many crashes wait for their analysis."""
+        self._set("crashd_analysis_waiting", count)
+
+    def configured(self, limits: Mapping[str, int | None]) -> None:
+        """Set the limits in force, by name of CONFIGURED, in bytes; None is no limit."""
+        with self._lock:
+            for name, size in limits.items():
+                key = (CONFIGURED[CONFIGURED.index(name)],)
+                limit = float("inf") if size is None else size
+                self._values["crashd_configured_limit_bytes"][key] = limit
+
+    def reloaded(self, accepted: bool) -> None:
+        """Set whether the configuration that was read last is in force."""
+        self._set("crashd_config_last_reload_successful", int(accepted))
+        if accepted:
+            self._set("crashd_config_last_reload_success_timestamp_seconds", self._clock())
 
     def kernel_dumps(self, states: Mapping[State, int], *, foreign: int, unseen: int) -> None:
         """Set how many kernel dumps there are in each state, how many are not root's, and how many
@@ -414,4 +471,4 @@ def _crash_labels(kind: str, disposition: str) -> tuple[str, str]:
 
 
 def _signal_labels(number: int | None) -> tuple[str]:
-    return (signal_name(number) if number is not None and number in CORE_SIGNALS else _OTHER,)
+    return (signal_name(number) if number is not None and number in CORE_SIGNALS else OTHER,)

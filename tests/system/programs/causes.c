@@ -18,6 +18,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CASE __attribute__((noinline, noclone))
@@ -197,6 +198,7 @@ CASE static void caught_badly(void)
     sink = 0;
 }
 CASE static void caught_overflow(void) { on_another_stack(aborting, SA_SIGINFO); recurse(1); }
+CASE static int asks_clock(void) { return clock_gettime(CLOCK_REALTIME, (void *)(uintptr_t)(16 + zero)) + sink; }
 CASE static void copies_null(void) { memset((void *)(uintptr_t)zero, 1, (size_t)(100 + zero)); sink = 0; }
 CASE static void swaps(void) { __sync_val_compare_and_swap(&nothing->count, 1, 2); sink = 0; }
 CASE static void large_frame(void) { volatile char room[64 << 20]; room[zero] = 1; sink = (void *)room; }
@@ -235,7 +237,7 @@ static const struct { const char *name; void (*run)(void); } cases[] = {
     ENTRY(guard_read), ENTRY(unaligned), ENTRY(filtered), ENTRY(killed_by_other), ENTRY(raises),
     ENTRY(library_fault), ENTRY(callback), ENTRY(in_handler), ENTRY(in_thread),
     ENTRY(caught_abort), ENTRY(caught_raise), ENTRY(caught_aside), ENTRY(raised_aside),
-    ENTRY(caught_badly), ENTRY(caught_overflow), ENTRY(copies_null), ENTRY(swaps),
+    ENTRY(caught_badly), ENTRY(caught_overflow), ENTRY(copies_null), ENTRY(swaps), ENTRY(asks_clock),
     ENTRY(large_frame), ENTRY(text_call), ENTRY(raises_abort), ENTRY(spent), ENTRY(unloaded_call),
 };
 

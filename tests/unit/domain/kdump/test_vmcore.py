@@ -625,3 +625,16 @@ def test_memory_full_of_ones_is_no_end_of_a_flattened_dump() -> None:
     for raw, expected in ((whole, COMPLETE), (whole[:-16], INCOMPLETE), (whole[:-30], INCOMPLETE)):
         verdict = judge(raw, len(raw), raw[-4096:], unzstd, read=reader(raw))
         assert verdict.completeness is expected
+
+
+def test_dump_of_qemu_ends_with_its_section_names() -> None:
+    raw = bytearray(build_elf_vmcore())
+    names = b"\0.shstrtab\0"
+    table = bytes(64) + pack("<IIQQQQIIQQ", 1, 3, 0, 0, len(raw) + 128, len(names), 0, 0, 1, 0)
+    raw[40:48] = len(raw).to_bytes(8, "little")  # e_shoff
+    raw[58:64] = pack("<HHH", 64, 2, 1)
+    whole = bytes(raw) + table + names
+    for size in (len(whole), len(whole) - 1, len(raw) + 1):
+        verdict = judge(whole[:size], size, whole[:size][-4096:], unzstd)
+        wanted = Completeness.COMPLETE if size == len(whole) else Completeness.INCOMPLETE
+        assert verdict.completeness is wanted, size

@@ -37,7 +37,7 @@ def test_plan_no_limits_keeps_all() -> None:
 
 @pytest.mark.parametrize(("count", "gone"), [(0, ""), (1, "abcd"), (2, "abc"), (5, ""), (9, "")])
 def test_plan_count_keeps_the_newest(count: int, gone: str) -> None:
-    expected = [(key, "count") for key in gone]
+    expected = [(key, "max_count") for key in gone]
     assert planned(FIVE, KernelPolicy(max_count=count)) == expected
     assert planned(FIVE[::-1], KernelPolicy(max_count=count)) == expected
 
@@ -58,10 +58,10 @@ def test_plan_what_may_be_cut_pushes_out_nothing() -> None:
     assert planned([dump("a", 50), *unsure], one) == []
     assert planned(unsure, one) == []
     # what is surely whole and came later does push out
-    assert planned([*unsure, dump("w", 0.15)], one) == [("m3", "count"), ("m2", "count")]
+    assert planned([*unsure, dump("w", 0.15)], one) == [("m3", "max_count"), ("m2", "max_count")]
     # nor is it pushed out by what is known to be cut
     cut = [dump(f"x{i}", -i, complete=False) for i in range(3)]
-    assert planned([*unsure, *cut], one) == [("x0", "count"), ("x1", "count")]
+    assert planned([*unsure, *cut], one) == [("x0", "max_count"), ("x1", "max_count")]
 
 
 def test_plan_where_space_is_short_the_cut_go_first_and_the_newest_of_each_kind_stay() -> None:
@@ -82,45 +82,48 @@ def test_plan_planted_are_neither_counted_nor_deleted() -> None:
 def test_plan_newest_complete_stays_whatever_is_asked() -> None:
     policy = KernelPolicy(max_count=1, max_use_bytes=1, keep_free_bytes=10**18, max_age_ns=1)
     only = [dump("a", 99), dump("b", 98, complete=False)]
-    assert planned(only, policy, free=0) == [("b", "age")]
+    assert planned(only, policy, free=0) == [("b", "max_age")]
 
 
 def test_plan_pinned_and_capturing_stay_but_pins_have_a_rank() -> None:
     dumps = [replace(FIVE[0], pinned=True), *FIVE[1:4], replace(FIVE[4], pinned=True)]
     writing = replace(dump("w", 0, complete=False), capturing=True)
     assert planned([*dumps, writing], KernelPolicy(max_count=2)) == [
-        ("b", "count"),
-        ("c", "count"),
+        ("b", "max_count"),
+        ("c", "max_count"),
     ]
 
 
 def test_plan_age_counts_from_the_crash() -> None:
-    assert planned(FIVE, KernelPolicy(max_age_ns=30 * DAY)) == [("a", "age"), ("b", "age")]
+    assert planned(FIVE, KernelPolicy(max_age_ns=30 * DAY)) == [("a", "max_age"), ("b", "max_age")]
     (first, *_) = plan_retention(FIVE, 0, KernelPolicy(max_age_ns=30 * DAY), NOW)
     assert first == DumpDeletion("a", DumpLimit.AGE, "50 days old, more than the 30 allowed", GIB)
 
 
 def test_plan_use_and_free_take_incomplete_first_and_no_more_than_needed() -> None:
     dumps = [*FIVE, dump("x", 1, complete=False, size=GIB // 2), dump("e0", 5, size=0)]
-    assert planned(dumps, KernelPolicy(max_use_bytes=5 * GIB)) == [("x", "use")]
-    assert planned(dumps, KernelPolicy(max_use_bytes=4 * GIB)) == [("x", "use"), ("a", "use")]
+    assert planned(dumps, KernelPolicy(max_use_bytes=5 * GIB)) == [("x", "max_use")]
+    assert planned(dumps, KernelPolicy(max_use_bytes=4 * GIB)) == [
+        ("x", "max_use"),
+        ("a", "max_use"),
+    ]
     free = KernelPolicy(keep_free_bytes=2 * GIB)
-    assert planned(dumps, free, free=GIB) == [("x", "free"), ("a", "free")]
+    assert planned(dumps, free, free=GIB) == [("x", "keep_free"), ("a", "keep_free")]
     assert planned(dumps, free, free=2 * GIB) == []
 
 
 def test_plan_what_age_frees_counts_for_use() -> None:
     policy = KernelPolicy(max_age_ns=35 * DAY, max_use_bytes=3 * GIB)
-    assert planned(FIVE, policy) == [("a", "age"), ("b", "age")]
+    assert planned(FIVE, policy) == [("a", "max_age"), ("b", "max_age")]
 
 
 @pytest.mark.parametrize("wrong_ns", [0, 10**9, -(10**9), 4_000_000_000 * 10**9, 2**63 - 1])
 def test_plan_clock_of_1970_or_2099_dates_by_when_it_was_seen(wrong_ns: int) -> None:
     odd = KernelDump("odd", wrong_ns, NOW - 25 * DAY, GIB, True)
     assert planned([*FIVE, odd], KernelPolicy(max_count=3)) == [
-        ("a", "count"),
-        ("b", "count"),
-        ("c", "count"),
+        ("a", "max_count"),
+        ("b", "max_count"),
+        ("c", "max_count"),
     ]
     assert planned([odd, dump("new")], KernelPolicy(max_age_ns=26 * DAY)) == []
 

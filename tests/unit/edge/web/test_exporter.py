@@ -8,11 +8,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from crashd.domain.crash.model import Disposition, DropReason, Engine, Kind
 from crashd.domain.signals import CORE_SIGNALS, SIGSEGV
+from crashd.domain.web.unitcounts import UNITS_MAX
 from crashd.edge.web.exporter import (
     HOLD_BUCKETS,
     OPENMETRICS,
     TEXT,
-    UNITS_MAX,
     Exporter,
 )
 from tests.builders.crashes import build_crash
@@ -231,7 +231,7 @@ def test_series_count_is_constant_whatever_crashes(exporter: Exporter) -> None:
         exporter.crash("process", "full", 11, 1, f"unit{number}.service")
     before = scrape(exporter).keys()
     for number in range(10_000):  # each the only one of its unit, as comms are in the index
-        exporter.crash("process", "metadata", number, number, f"run-{number}.scope", f"id-{number}")
+        exporter.crash("process", "metadata", number, number, f"x{number}.service", f"id-{number}")
         exporter.captured("memory", number / 10, 1, 1, 1, crash_id=f"id-{number}", time_ns=number)
     assert scrape(exporter).keys() == before
 
@@ -342,9 +342,65 @@ def test_unit_that_is_none_is_other(exporter: Exporter, unit: str | None) -> Non
     assert units(exporter) == {"other": 1}
 
 
-def test_sec_83_scopes_of_containers_take_no_units_place(exporter: Exporter) -> None:
+def test_sec_83_scopes_of_containers_share_a_place(exporter: Exporter) -> None:
     for number in range(100):
         for name in (f"docker-{number:064x}.scope", f"x:cri-containerd-{number:064x}.scope"):
             exporter.crash("process", "full", 11, 1, name)
     exporter.crash("process", "full", 11, 1, "ssh.service")
-    assert units(exporter) == {"other": 200, "ssh.service": 1}
+    assert units(exporter) == {
+        "other": 0,
+        "docker-*.scope": 100,
+        "x:cri-containerd-*.scope": 100,
+        "ssh.service": 1,
+    }
+
+
+# -- what waits, what is configured, when
+
+
+def test_recorded_crash_has_the_time_of_recording_whenever_it_happened() -> None:
+    exporter = Exporter("1", clock=lambda: 9000.0)
+    exporter.seed({("kernel", "full"): 2}, {}, {"kernel": 10**9})
+    assert value(exporter, "crashd_last_recorded_timestamp_seconds", kind="kernel") == 0
+    exporter.crash("kernel", "full", None, 2 * 10**9)
+    assert value(exporter, "crashd_last_recorded_timestamp_seconds", kind="kernel") == 9000
+    assert value(exporter, "crashd_last_recorded_timestamp_seconds", kind="process") == 0
+    assert value(exporter, "crashd_last_crash_timestamp_seconds", kind="kernel") == 2
+
+
+def test_new_signatures_are_counted_with_their_time() -> None:
+    exporter = Exporter("1", clock=lambda: 9000.0)
+    exporter.new_signatures(0)
+    assert value(exporter, "crashd_last_new_signature_timestamp_seconds") == 0
+    exporter.new_signatures(2)
+    assert value(exporter, "crashd_new_signatures_total") == 2
+    assert value(exporter, "crashd_last_new_signature_timestamp_seconds") == 9000
+
+
+def test_reload_that_fails_keeps_the_time_of_the_last_success() -> None:
+    times = iter([10.0, 20.0])
+    exporter = Exporter("1", clock=lambda: next(times))
+    exporter.reloaded(True)
+    exporter.reloaded(False)
+    assert value(exporter, "crashd_config_last_reload_successful") == 0
+    assert value(exporter, "crashd_config_last_reload_success_timestamp_seconds") == 10
+
+
+def test_waiting_and_limits_are_set(exporter: Exporter) -> None:
+    exporter.spooled(3, 4096)
+    exporter.analysis_waiting(7)
+    exporter.configured({"max_use": 5, "max_core": None})
+    assert value(exporter, "crashd_spool_entries") == 3
+    assert value(exporter, "crashd_spool_bytes") == 4096
+    assert value(exporter, "crashd_analysis_waiting") == 7
+    assert value(exporter, "crashd_configured_limit_bytes", limit="max_use") == 5
+    assert value(exporter, "crashd_configured_limit_bytes", limit="max_core") == float("inf")
+    with pytest.raises(ValueError, match="not in tuple"):
+        exporter.configured({"max_cores": 1})
+
+
+def test_process_metrics_are_this_process(exporter: Exporter) -> None:
+    exporter.add_process()
+    assert 0 < value(exporter, "process_open_fds") <= value(exporter, "process_max_fds")
+    assert value(exporter, "process_resident_memory_bytes") > 1 << 20
+    assert value(exporter, "process_start_time_seconds") > 10**9
