@@ -454,7 +454,20 @@ class Hooks(Section):
     input."""
 
     url: Annotated[str, URL] = ""
-    """The URL that gets the same JSON by HTTP POST; "" disables it. Redirects are not followed."""
+    """The URL that gets the same JSON by HTTP POST; "" disables it. Redirects are not followed. If
+    it contains a secret, put it into a file of crashd.toml.d that only root can read."""
+
+    body: Annotated[
+        Literal["json", "alertmanager", "slack", "pagerduty"],
+        one_of("json", "alertmanager", "slack", "pagerduty"),
+    ] = "json"
+    """What the URL gets instead: an alert of Alertmanager (…/api/v2/alerts), a message of Slack and
+    what is compatible with it, or an event of PagerDuty (https://events.pagerduty.com/v2/enqueue),
+    which needs a line `X-Routing-Key: KEY` in `headers_file`."""
+
+    headers_file: Annotated[str, PATH] = ""
+    """A file with more headers for the URL, one `Name: value` a line, such as `Authorization:
+    Bearer TOKEN`. Only root may be able to read and change it; it is read for each crash."""
 
     timeout: Annotated[str | int, duration(_SECOND_NS, 600 * _SECOND_NS)] = "10s"
     """The longest time that a hook may run before it is killed."""

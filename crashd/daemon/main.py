@@ -87,21 +87,25 @@ def check_config(paths: Paths, files: Sequence[Path]) -> int:
     """Load the configuration as the daemon would; errors are raised."""
     from crashd.configuration import files as configfiles
     from crashd.daemon.web.webconfig import load_guard
+    from crashd.edge.host.hooks import Webhook
 
     settings = configfiles.load_files(files) if files else configfiles.load(paths)
     load_guard(settings.http.web_config)
+    hooks = settings.hooks
+    Webhook(hooks.url, hooks.body, hooks.headers_file).read_headers()
     return 0
 
 
 def run_hooks(paths: Paths) -> int:
     """Run the hooks, and print failures as JSON; for crashd-hooks@.service."""
     from crashd.configuration import files as configfiles
-    from crashd.edge.host.hooks import run_all
+    from crashd.edge.host.hooks import Webhook, run_all
 
     refuse_untrusted(paths)
     settings = configfiles.load(paths).hooks
     document = sys.stdin.buffer.read(DOCUMENT_MAX)
-    failures = run_all(paths.hooks, settings.url, document, settings.timeout_seconds)
+    webhook = Webhook(settings.url, settings.body, settings.headers_file)
+    failures = run_all(paths.hooks, webhook, document, settings.timeout_seconds)
     print(json.dumps(failures))
     return 0
 

@@ -19,7 +19,7 @@ from crashd.daemon.after.notices import Notices, NoticeSettings
 from crashd.domain.crash.model import Capture, Disposition, DropReason, Kind, State
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.edge.host import journal
-from crashd.edge.host.hooks import HookError, list_hooks, post, run_hook
+from crashd.edge.host.hooks import HookError, Webhook, list_hooks, post, run_hook
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import UnavailableError
 from crashd.store.paths import Paths
@@ -289,9 +289,11 @@ class Receiver(BaseHTTPRequestHandler):
     """Takes what is posted."""
 
     got: list[bytes]
+    headers_got: list[dict[str, str]]
     answer = 200
 
     def do_POST(self) -> None:
+        self.headers_got.append(dict(self.headers))
         self.got.append(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(self.answer)
         self.send_header("Location", "http://127.0.0.1:1/elsewhere")
@@ -303,7 +305,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, type[Receiver]]]:
-    kind = type("One", (Receiver,), {"got": []})
+    kind = type("One", (Receiver,), {"got": [], "headers_got": []})
     with HTTPServer(("127.0.0.1", 0), kind) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -316,14 +318,39 @@ def test_post_sends_the_json_and_follows_no_redirect(
     receiver: tuple[str, type[Receiver]],
 ) -> None:
     url, kind = receiver
-    post(url, b'{"id": 1}', 5)
+    post(Webhook(url), b'{"id": 1}', 5)
     assert kind.got == [b'{"id": 1}']
     for answer in (302, 500):
         kind.answer = answer
         with pytest.raises(HookError, match=str(answer)):
-            post(url, b"{}", 5)
+            post(Webhook(url), b"{}", 5)
     with pytest.raises(HookError, match="refused"):
-        post("http://127.0.0.1:1/", b"{}", 5)
+        post(Webhook("http://127.0.0.1:1/"), b"{}", 5)
+
+
+def test_post_sends_headers_of_a_file_that_only_root_can_read(
+    tmp_path: Path, receiver: tuple[str, type[Receiver]]
+) -> None:
+    url, kind = receiver
+    file = tmp_path / "headers"
+    webhook = Webhook(url, "pagerduty", str(file))
+    with pytest.raises(HookError, match="headers: cannot be read: No such file"):
+        post(webhook, b"{}", 5)
+    file.write_text("# of the alerts team\nAuthorization: Bearer s3cret\nX-Routing-Key: abc\n")
+    file.chmod(0o644)
+    with pytest.raises(HookError, match="everybody can read its secrets"):
+        post(webhook, b"{}", 5)
+    file.chmod(0o600)
+    post(webhook, b'{"title": "SIGSEGV in web"}', 5)
+    ((body, sent),) = zip(kind.got, kind.headers_got, strict=True)
+    assert json.loads(body)["routing_key"] == "abc"
+    assert sent["Authorization"] == "Bearer s3cret"
+    assert sent["Content-Type"] == "application/json"
+    assert "X-Routing-Key" not in sent
+    file.write_text("Authorization s3cret\n")
+    with pytest.raises(HookError, match=r"line 1 is not a header") as caught:
+        post(webhook, b"{}", 5)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_notices_run_hooks_within_their_rate_and_count_what_failed(
@@ -335,7 +362,7 @@ def test_notices_run_hooks_within_their_rate_and_count_what_failed(
     hook(paths.hooks, "10-note", f"cat >>{out}\n")
     hook(paths.hooks, "20-bad", "exit 1\n")
     notices = Notices(paths, Counted(failures), Users())
-    notices.configure(NoticeSettings(url, 5, AlertRates(4, 5)))
+    notices.configure(NoticeSettings(Webhook(url), 5, AlertRates(4, 5)))
     notices.start()
     crash = replace(build_crash(1), maps=b"long")
     for _ in range(3):

@@ -12,6 +12,7 @@ from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.domain.keep.limiter import is_only_counted
+from crashd.edge.host.hooks import Webhook
 from crashd.edge.host.hostfacts import believed_now_ns
 from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
@@ -131,4 +132,5 @@ def notice_settings(settings: config.Settings) -> NoticeSettings:
     """Resolve the [hooks] section."""
     hooks = settings.hooks
     rates = AlertRates(hooks.per_hour, hooks.per_signature)
-    return NoticeSettings(hooks.url, hooks.timeout_seconds, rates, hooks.wait_seconds)
+    webhook = Webhook(hooks.url, hooks.body, hooks.headers_file)
+    return NoticeSettings(webhook, hooks.timeout_seconds, rates, hooks.wait_seconds)

@@ -20,7 +20,7 @@ from crashd.domain.keep.alertbudget import AlertBudget, AlertRates
 from crashd.domain.keep.fairqueue import FairQueue
 from crashd.domain.keep.limiter import is_only_counted
 from crashd.domain.keep.site import account_of
-from crashd.edge.host.hooks import HookError, ask_for_all, list_hooks, run_all
+from crashd.edge.host.hooks import HookError, Webhook, ask_for_all, list_hooks, run_all
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import reason_of
 from crashd.store.paths import Paths
@@ -45,7 +45,7 @@ _BULKY = ("maps", "mountinfo", "open_fds", "auxv_base64", "limits", "status", "l
 class NoticeSettings:
     """The [hooks] section, resolved."""
 
-    url: str = ""
+    webhook: Webhook = field(default_factory=Webhook)
     seconds: float = 10.0
     rates: AlertRates = field(default_factory=AlertRates)
     wait_seconds: float = 5.0
@@ -185,7 +185,7 @@ class Notices:
             if text not in self._wrong_told:
                 self._wrong_told.add(text)
                 log.warning("hook %s, ignoring", text)
-        if not hooks and not settings.url:
+        if not hooks and not settings.webhook.url:
             return
         if not self._may_run(notice.crash):
             self._exporter.dropped(DropReason.NOTICE)
@@ -197,7 +197,7 @@ class Notices:
     def _run_hooks(self, settings: NoticeSettings, most: int, document: bytes) -> list[str]:
         """Run the hooks, or let systemd run them if it listens for that."""
         if not self._paths.hooks_socket.is_socket():
-            return run_all(self._paths.hooks, settings.url, document, settings.seconds)
+            return run_all(self._paths.hooks, settings.webhook, document, settings.seconds)
         seconds = most * settings.seconds + START_SECONDS
         try:
             return ask_for_all(self._paths.hooks_socket, document, seconds)

@@ -15,11 +15,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from crashd.domain.text import printable
-from crashd.errors import reason_of
-from crashd.store.trusted import find_untrusted
+from crashd.domain.web.webhook import Body, build_body, parse_headers
+from crashd.errors import ConfigError, CrashdError, FormatError, reason_of
+from crashd.store.trusted import find_untrusted, read_trusted
 
 HOOKS_MAX = 32
 _ANSWER_MAX = 1 << 20
@@ -27,6 +29,36 @@ _ENVIRON = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
 }
+
+
+HEADERS_FILE_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """The URL that gets each crash, how, and the file with more headers; "" for none."""
+
+    url: str = ""
+    body: Body = "json"
+    headers_file: str = ""
+
+    def read_headers(self) -> dict[str, str]:
+        """Read the file again: a token may have been renewed.
+
+        Raises:
+            ConfigError: it cannot be trusted or is wrong, or users other than root can read it.
+        """
+        if not self.headers_file:
+            return {}
+        path = Path(self.headers_file)
+        raw = read_trusted(path, HEADERS_FILE_MAX)
+        shown = printable(os.fsencode(path))
+        if stat.S_IMODE(path.stat().st_mode) & stat.S_IROTH:
+            raise ConfigError(f"{shown}: everybody can read its secrets", hint="chmod o-r")
+        try:
+            return parse_headers(raw)
+        except FormatError as e:
+            raise ConfigError(f"{shown}: {e}") from e
 
 
 class HookError(Exception):
@@ -113,14 +145,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Return None, which refuses the redirect."""
 
 
-def post(url: str, document: bytes, seconds: float) -> None:
-    """Send the JSON to a URL.
+def post(webhook: Webhook, document: bytes, seconds: float) -> None:
+    """Send a crash's JSON to a URL, in the form that its service takes.
 
     Raises:
-        HookError: the server cannot be reached, or does not accept it.
+        HookError: the server cannot be reached, or does not accept it; or the file of headers is
+            wrong.
     """
-    headers = {"Content-Type": "application/json", "User-Agent": "crashd"}
-    request = urllib.request.Request(url, document, headers, method="POST")
+    try:
+        body, more = build_body(webhook.body, document, webhook.read_headers())
+    except (CrashdError, OSError) as e:
+        raise HookError(f"the webhook failed: {reason_of(e)}") from e
+    headers = {"User-Agent": "crashd", **more, "Content-Type": "application/json"}
+    request = urllib.request.Request(webhook.url, body, headers, method="POST")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     try:
         with opener.open(request, timeout=seconds) as answer:
@@ -129,7 +166,7 @@ def post(url: str, document: bytes, seconds: float) -> None:
         raise HookError(f"the webhook failed: {printable(reason_of(e))[:200]}") from e
 
 
-def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[str]:
+def run_all(directory: Path, webhook: Webhook, document: bytes, seconds: float) -> list[str]:
     """Run all hooks, one after another; return what failed."""
     hooks, failures = list_hooks(directory)[0], []
     for path in hooks:
@@ -137,9 +174,9 @@ def run_all(directory: Path, url: str, document: bytes, seconds: float) -> list[
             run_hook(path, document, seconds)
         except HookError as e:
             failures.append(reason_of(e))
-    if url:
+    if webhook.url:
         try:
-            post(url, document, seconds)
+            post(webhook, document, seconds)
         except HookError as e:
             failures.append(reason_of(e))
     return failures
