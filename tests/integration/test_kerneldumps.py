@@ -697,6 +697,16 @@ def test_kdump_verb_tells_the_trap_that_leaves_no_image(short_tmp: Path) -> None
         assert metric(daemon, "crashd_kdump_ready") == 0
 
 
+def test_dump_that_was_copied_with_its_times_is_judged_soon(daemon: Daemon, dumps: Path) -> None:
+    directory = dumps / "202601020304"
+    directory.mkdir()
+    put(directory / "dump-incomplete", KdumpFormat().build()[:9000])
+    wait_until(lambda: states(daemon) == ["capturing"], 30, "it is seen while it is copied")
+    make_old(directory)
+    # it takes SETTLE_NS, 10 s, and took 300 s
+    wait_until(lambda: states(daemon) == ["incomplete"], 60, "it is judged")
+
+
 def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps: Path) -> None:
     directory = dumps / "127.0.0.1-2026-01-02-03:04:05"
     directory.mkdir()

@@ -321,6 +321,9 @@ class DumpWatch:
                 return  # its record is complete
         elif known.told != told or known.seen.inode != seen.inode:
             known.told, known.changed_at_ns = told, now_ns
+            if abs(time.time_ns() - told.changed_ns) > WRITER_GONE_NS:
+                # A copy that keeps the files' times sets them last: no writer of a dump does so.
+                known.changed_at_ns -= WRITER_GONE_NS - SETTLE_NS
         elif known.seen.stamp == seen.stamp and known.crash_id and not known.growing:
             log_due = known.log_pending and now_ns - known.changed_at_ns >= SETTLE_NS
             if not log_due and not known.is_due_again(now_ns):

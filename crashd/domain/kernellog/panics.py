@@ -15,7 +15,7 @@ _CAUSES: Final = (
     (
         re.compile(
             r"Fatal exception|Aiee, killing|Attempted to kill|Fatal error in|Oops"
-            r"|Kernel Fault|Bad Address"
+            r"|Kernel Fault|Bad Address|[\w -]{3,60}: Fatal exception"
         ),
         OOPS_KINDS,
     ),
@@ -23,7 +23,10 @@ _CAUSES: Final = (
     (re.compile(r"kasan\.fault=panic"), frozenset({PanicKind.KASAN})),
     (re.compile(r"softlockup: hung tasks"), frozenset({PanicKind.SOFT_LOCKUP})),
     (re.compile(r"hung_task: blocked tasks"), frozenset({PanicKind.HUNG_TASK})),
-    (re.compile(r"(?i:hard lockup|\S{0,20} ?hard lockup)"), frozenset({PanicKind.HARD_LOCKUP})),
+    (
+        re.compile(r"(?i:hard lockup|\S{0,20} ?hard lockup|NMI watchdog BOOM)"),
+        frozenset({PanicKind.HARD_LOCKUP}),
+    ),
     (re.compile(r"RCU Stall"), frozenset({PanicKind.RCU_STALL})),
     (re.compile(r"sysrq triggered crash"), frozenset({PanicKind.SYSRQ})),
     (
@@ -43,7 +46,7 @@ _PANIC_KINDS: Final = (
     (re.compile(r"(?i:out of memory|system is deadlocked on memory)"), PanicKind.OOM),
     (re.compile(r"sysrq triggered crash"), PanicKind.SYSRQ),
     (re.compile(r"Kernel mode fault at addr"), PanicKind.OOPS),
-    (re.compile(r"(?i:.{0,40}hard lockup)"), PanicKind.HARD_LOCKUP),
+    (re.compile(r"(?i:.{0,40}hard lockup|NMI watchdog BOOM)"), PanicKind.HARD_LOCKUP),
     (re.compile(r"softlockup: hung tasks"), PanicKind.SOFT_LOCKUP),
     (re.compile(r"hung_task: blocked tasks"), PanicKind.HUNG_TASK),
     (re.compile(r"RCU Stall"), PanicKind.RCU_STALL),

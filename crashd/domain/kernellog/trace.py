@@ -75,6 +75,12 @@ _FRAME_INLINE = re.compile(
     rf"(?P<doubt>\? )?(?P<function>{_SYMBOL}) "
     r"\(?[\w./-]{1,200}\.[chSs]:\d{1,7}(?: \(discriminator \d{1,4}\))?\)? \[inline\]"
 )
+_FRAME_DECODED = re.compile(
+    rf"(?P<doubt>\? )?(?P<function>{_SYMBOL}) "
+    r"\((?:[\w.-]{1,64}/){0,12}[\w.-]{1,64}\.[chSs]:\d{1,7}(?: \(discriminator \d{1,4}\))?\)"
+    rf"(?P<inline> \(inlined\))?{_MODULE}(?: ?\([A-Z]\))?$"
+)
+"""By scripts/decode_stacktrace.sh, which removes offset and size."""
 _PC = re.compile(
     r"(?:E?IP: (?:[0-9a-f]{4}:)?|RIP: (?:[0-9a-f]{4}:)?|RIP {1,2}|E?IP is at |(?:PC|pc) is at "
     r"|TPC: <|IAOQ\[0\]: |PC: (?=\[)|.{0,80} by insn @ "
@@ -201,6 +207,10 @@ def parse_frame(text: str) -> TraceFrame | None:
     match = _FRAME_INLINE.match(text)
     if match is not None:
         return TraceFrame(_name(match["function"]), None, None, None, match["doubt"] is None, True)
+    match = _FRAME_DECODED.match(text)
+    if match is not None:
+        sure, inline = match["doubt"] is None, match["inline"] is not None
+        return TraceFrame(_name(match["function"]), None, None, match["module"], sure, inline)
     return None
 
 
