@@ -97,6 +97,11 @@ install_handler(Paths(pathlib.Path(sys.argv[1])))' "$root"
     install -d "$root/usr/share/crashd/prometheus" "$root/usr/share/crashd/grafana"
     install -m 644 "$here"/etc/prometheus/*.yml "$root/usr/share/crashd/prometheus"
     install -m 644 "$here"/etc/grafana/*.json "$root/usr/share/crashd/grafana"
+    # not where SELinux and AppArmor would load them: that is for the administrator to decide
+    install -d "$root/usr/share/crashd/selinux" "$root/usr/share/crashd/apparmor"
+    install -m 644 "$here"/packaging/selinux/crashd* "$root/usr/share/crashd/selinux"
+    install -m 755 "$here/packaging/selinux/load.sh" "$root/usr/share/crashd/selinux/load.sh"
+    install -m 644 "$here/packaging/apparmor/crashd-core" "$root/usr/share/crashd/apparmor/crashd-core"
     install -m 644 "$here/README.md" "$here/packaging/requirements.lock" "$root/usr/share/doc/crashd"
 }
 

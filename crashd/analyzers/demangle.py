@@ -17,6 +17,7 @@ _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")",
     "$C$": ",", "..": "::",
 }  # fmt: skip
+_D_LENGTH = re.compile(r"[1-9]\d{0,3}")
 _RUST_CODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
 
 
@@ -46,6 +47,8 @@ class Demangler:
         symbol = symbol.partition("@@")[0]
         if symbol.startswith("_R"):
             return _rust_v0(symbol)
+        if symbol.startswith("_D"):
+            return _d_name(symbol)
         if not symbol.startswith("_Z"):
             return symbol
         # A dot may begin a compiler's suffix, or be part of it: `vtable.shim`, a coroutine's frame.
@@ -74,6 +77,20 @@ class Demangler:
             self._free(result)
         # libc++ has its types in an inline namespace
         return raw.decode("utf-8", "backslashreplace").replace("std::__1::", "std::") or None
+
+
+def _d_name(symbol: str) -> str:
+    """Return the qualified name in a symbol of D, without its type: each part follows its length
+    (dlang.org/spec/abi, "Name mangling"). Templates and references back stay mangled.
+    """
+    parts, rest = list[str](), symbol[2:]
+    while found := _D_LENGTH.match(rest):
+        size = int(found[0])
+        part, rest = rest[found.end() :][:size], rest[found.end() + size :]
+        if len(part) < size or not part.isidentifier() or part.startswith("__T"):
+            return symbol
+        parts.append(part)
+    return ".".join(parts) or symbol
 
 
 def _rust_v0(symbol: str) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 from crashd.cli.context import Fleet
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.tally import Tally, Timeline
-from crashd.errors import NotFoundError, UnsupportedError
+from crashd.errors import NotFoundError, UnsupportedError, UsageError
 
 try:
     from crashd.edge.fleet.postgres import connect
-    from crashd.fleet.questions import Questions
+    from crashd.fleet.questions import ROWS_MAX, Questions
     from crashd.fleet.schema import check, read_setting
     from crashd.fleet.selection import Scope
 except ImportError as e:
@@ -54,8 +54,13 @@ class FleetSource:
         return source
 
     def select(self, query: Query) -> list[dict[str, Any]]:
-        """Return the crashes that match, newest first."""
-        return self.questions.select(query)
+        """Return the crashes that match, newest first; at most ROWS_MAX of them."""
+        rows = self.questions.select(query)
+        if query.limit is None and len(rows) >= ROWS_MAX:
+            raise UsageError(
+                f"more than {ROWS_MAX} crashes match", hint="ask for fewer: -n, --since, --host"
+            )
+        return rows
 
     def top(self, query: Query) -> list[dict[str, Any]]:
         """Count crashes by signature, most frequent first."""

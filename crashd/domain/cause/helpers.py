@@ -14,7 +14,8 @@ from crashd.domain.cause.names import plain_name
 
 _LIBRARY = re.compile(
     r"/(lib(c|pthread|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan|lsan|msan|hwasan|m|rt|dl|"
-    r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc|ffi|glib-2|gobject-2)|ld-linux[^/]*|ld-musl[^/]*|"
+    r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc|ffi|glib-2|gobject-2|gfortran|gphobos|gdruntime|"
+    r"gnat|gnarl)|ld-linux[^/]*|ld-musl[^/]*|"
     r"ld)[-.][^/]*$"
 )
 _WRAPPERS = re.compile(

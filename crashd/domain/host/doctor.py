@@ -54,6 +54,7 @@ WHY: Final[Mapping[str, str]] = {
     "clock": "Crashes are named, ordered and deleted by time.",
     "kernel dumps": "A kernel panic leaves no dump unless kdump is ready.",
     "fleet": "Crashes that do not arrive there are on this host alone, and go with it.",
+    "denials": "What SELinux or AppArmor forbids the handler is a crash that is lost.",
     "test crash": "It follows a real crash all the way from the kernel to the index.",
 }
 """Why each check matters, by the check's name."""

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from crashd.base.files import read_file
+from crashd.base.files import NotRegularError, open_regular, read_file
 from crashd.domain.crash.cgroup import parse_cgroup
 from crashd.domain.crash.procfs import parse_core_limit
+from crashd.domain.host.denials import Denials, find_denials
 from crashd.domain.host.doctorhost import Cleaner, Features, Journal, RunningUnit
 from crashd.domain.host.sysctld import FILE_MAX, BootSetting, find_setting, order_files
 from crashd.domain.host.unittimes import (
@@ -30,6 +31,8 @@ from crashd.domain.host.unittimes import (
 )
 from crashd.edge.capture.memory import PAGEMAP_SCAN
 from crashd.edge.capture.process import pidfd_info
+from crashd.edge.host.kmsg import Kmsg
+from crashd.errors import UnavailableError
 
 PROC = Path("/proc")
 PROCESSES_MAX: Final = 20_000
@@ -37,6 +40,8 @@ SERVICES_MAX: Final = 2000
 SECONDS_MAX: Final = 5.0
 """Time limit for reading processes."""
 DROP_INS_MAX: Final = 100
+AUDIT_MAX: Final = 1 << 20
+KMSG_RECORDS_MAX: Final = 20_000
 """Drop-in files read per directory for a unit."""
 
 SYSCTL_DIRECTORIES: Final = (
@@ -288,6 +293,47 @@ def _service(unit: str, group: _Group, read_times: Callable[[str], UnitTimes]) -
         size_bytes=group.size_bytes,
         times=read_times(unit) if timed else None,
     )
+
+
+# -- what SELinux and AppArmor forbid --------------------------------------------------------------
+
+
+def read_denials(root: Path, now_ns: int) -> Denials:
+    """Read the denials of the last day from auditd's log and the kernel's, a megabyte of each."""
+    active = []
+    if (root / "sys/fs/selinux/enforce").exists():
+        active.append("SELinux")
+    if _text(root / "sys/module/apparmor/parameters/enabled").startswith("Y"):
+        active.append("AppArmor")
+    found = [_read_audit_log(root), _read_kernel_log(root)] if active else []
+    read = [lines for lines in found if lines is not None]
+    lines = [line for lines in read for line in lines]
+    return find_denials(tuple(active), lines if read else None, now_ns)
+
+
+def _read_audit_log(root: Path) -> list[bytes] | None:
+    try:
+        fd = open_regular(root / "var/log/audit/audit.log")
+    except (OSError, NotRegularError):
+        return None
+    with open(fd, "rb") as file:
+        file.seek(max(0, os.fstat(fd).st_size - AUDIT_MAX))
+        return file.read(AUDIT_MAX).splitlines()
+
+
+def _read_kernel_log(root: Path) -> list[bytes] | None:
+    if root != Path("/"):
+        return None
+    try:
+        log = Kmsg()
+    except UnavailableError:
+        return None
+    try:
+        return [record.text for record in log.read(KMSG_RECORDS_MAX)]
+    except OSError:
+        return None
+    finally:
+        log.close()
 
 
 # -- files -----------------------------------------------------------------------------------------
