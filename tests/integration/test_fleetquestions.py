@@ -105,11 +105,11 @@ def test_top_agrees_with_the_rows(simulated: FleetIndex) -> None:
         )
         assert found == wanted
     for by, name in (("version", "version"), ("label:zone", "labels ->> 'zone'")):
-        found = [(row["name"], row["count"]) for row in ask(simulated, "top", "--by", by)]
+        counted = [(row["name"], row["count"]) for row in ask(simulated, "top", "--by", by)]
         wanted = simulated.ask(
             f"SELECT {name}, count(*) FROM crashes GROUP BY 1 ORDER BY 2 DESC, max(time) DESC"
         )
-        assert found == wanted
+        assert counted == wanted
 
 
 def test_top_new_since_version_finds_the_regression_that_it_made(simulated: FleetIndex) -> None:
