@@ -481,7 +481,7 @@ _GO_BOUNDS = (
     "slice bounds out of range [::{x}] with capacity {y}",
     "slice bounds out of range [:{x}:{y}]",
     "slice bounds out of range [{x}:{y}:]",
-    "cannot convert slice with length {x} to array or pointer to array with length {y}",
+    "cannot convert slice with length {y} to array or pointer to array with length {x}",
 )
 """Indexed by boundsErrorCode (runtime/error.go)."""
 

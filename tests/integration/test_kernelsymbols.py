@@ -318,7 +318,7 @@ def test_vmlinux_is_fetched_from_debuginfod_only_if_that_is_allowed(
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            is_right = self.server.server_port == servers[1].server_port
+            is_right = self.server.server_address == servers[1].server_address
             self.send_response(200)
             self.end_headers()
             self.wfile.write(vmlinux.read_bytes() if is_right else b"\x7fELF of another kernel")

@@ -939,8 +939,8 @@ def names_of_two(died: Died) -> list[str | None]:
 
 def test_analyse_reads_split_dwarf(crasher: Crasher, tmp_path: Path) -> None:
     program = tmp_path / "split"
-    flags = ["gcc", "-g", "-gsplit-dwarf", "-O1", "-o", program]
-    subprocess.run([*flags, SOURCES / "causes.c"], check=True, cwd=tmp_path)
+    flags = ["gcc", "-g", "-gsplit-dwarf", "-O1", "-o", str(program)]
+    subprocess.run([*flags, str(SOURCES / "causes.c")], check=True, cwd=tmp_path)
     assert list(tmp_path.glob("*.dwo"))
     first = native(analyse_death(crasher.run(program, "null_read")))[0]
     assert (first.function, (first.file or "")[-8:]) == ("null_read", "causes.c")

@@ -20,6 +20,8 @@ CACHE = Path("/var/cache/crashd-test/guest-4")
 """Another name with each change of build-guest.sh."""
 WARM_SECONDS = 600
 SECONDS = 1500
+SYMBOLS_SECONDS = 7200
+"""dpkg unpacks 1.7 GB, and crash(8) starts three times: minutes each in emulation."""
 _MIB = 1 << 20
 
 
@@ -85,7 +87,7 @@ def run_symbol_tests(deb: Path, work: Path) -> dict[str, container.Outcome]:
     shutil.copy(HERE / "lib.sh", job)
     shutil.copy(HERE / "symbols.sh", job)
     shutil.copy(HERE / "symbols.sh", job / "run.sh")
-    status = run(job, out, SECONDS, base=warm)
+    status = run(job, out, SYMBOLS_SECONDS, base=warm)
     print(f"the guest ended with {status}")
     return container.outcomes(out / "job.log", out / "result")
 

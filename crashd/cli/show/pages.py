@@ -211,7 +211,11 @@ def _where(doc: Row) -> Iterator[_Field]:
     container = _known(doc.get("container_id"))
     runtime = _known(doc.get("container_runtime"))
     yield "Container", f"{container} ({runtime})" if container and runtime else container
-    yield "Pod", _known(doc.get("pod_uid"))
+    pod, uid = doc.get("pod") or {}, _known(doc.get("pod_uid"))
+    words = [_known(pod.get(key)) for key in ("namespace", "name", "container")]
+    name = "/".join(word for word in words if word)
+    yield "Pod", f"{name} ({uid})" if name and uid else uid
+    yield "Node", _known(pod.get("node"))
 
 
 def _capture(doc: Row) -> Iterator[_Field]:

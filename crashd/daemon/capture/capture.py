@@ -6,6 +6,7 @@ core is a recorded fact, never an error.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,12 @@ from crashd.daemon.capture.store_core import Grant, HeldCore, KeptCore, hold_cor
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash import record
 from crashd.domain.crash.boundedrecord import METADATA_BYTES, MINI_BYTES, RECORD_BYTES
+from crashd.domain.crash.cgroup import is_in_roots_container
 from crashd.domain.crash.model import Core, Crash, Disposition, Engine, Mode, State
 from crashd.domain.crash.procfs import parse_status
 from crashd.domain.elf import elfcore
 from crashd.edge.capture.incoming import DeadlineError, IncomingCore
+from crashd.edge.capture.podnames import read_pod
 from crashd.edge.capture.successor import HELD_BYTES
 from crashd.errors import FormatError, reason_of
 from crashd.store.entry import Entry
@@ -256,6 +259,9 @@ class _Seen:
         crash, limit = record.describe(crash, self.snapshot, head, self.credentials, options.limits)
         if self.warning is not None:
             crash = replace(crash, warnings=(*crash.warnings, self.warning))
+        # Below a user's own cgroup, that user chooses which pod its name claims.
+        if crash.pod_uid is not None and is_in_roots_container(crash.cgroup):
+            crash = replace(crash, pod=read_pod(crash.container_id, crash.pod_uid, os.environ))
         return crash, limit
 
 

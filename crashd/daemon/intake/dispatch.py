@@ -195,6 +195,8 @@ class Dispatcher:
         if self._nursery.gone:
             self._loop.unwatch(self._nursery)
         self._dispatch()
+        if len(self._idle) > self._idle_wanted():  # others came back while it was forked
+            self._retire(self._idle.pop())
         self._replenish()
 
     def _nursing(self, act: Callable[[], None]) -> None:

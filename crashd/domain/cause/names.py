@@ -3,6 +3,8 @@
 import re
 
 _BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
+_GO_SHAPE = re.compile(r"\[(go\.shape\.[^\]]*|\.\.\.)\]")
+"""Type arguments of a generic function; a stripped Go program has only their place."""
 _NUMBERS = re.compile(r"#\d+")
 _SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
 
@@ -18,7 +20,7 @@ def plain_name(function: str) -> str:
 
     `app::Store<int>::at(unsigned long) const [.cold]` becomes `app::Store::at`.
     """
-    name = _BRACKET_SUFFIX.sub("", function)
+    name = _GO_SHAPE.sub("", _BRACKET_SUFFIX.sub("", function))
     name = re.sub(r"( const| volatile| &&?| noexcept)+$", "", name)
     if name.endswith(")") and not name.endswith("operator()"):
         name = _without_last_group(name)

@@ -28,7 +28,7 @@ _LINES = ("log", "threads", "frames", "report")
 _ORDER = (*_BULKY, *_LINES, "argv")
 """The order of cuts, the least useful field first."""
 _NAMES_TEXT = """
-analysis kernel evicted cwd root nodename exe comm thread_comm hostname cgroup slice session
+analysis kernel evicted pod cwd root nodename exe comm thread_comm hostname cgroup slice session
 user_unit unit container_id container_runtime pod_uid explanation title signature build_id token
 boot_id
 """

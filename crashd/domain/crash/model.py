@@ -192,6 +192,8 @@ class Crash:
     container_id: str | None = None
     container_runtime: str | None = None
     pod_uid: str | None = None
+    pod: Mapping[str, Any] | None = None
+    """`{namespace, name, container, node}` of Kubernetes, as far as the kubelet's files say."""
     mount_ns: int | None = None
     """Inode of the process's mount namespace; None for the host's own, and if unknown."""
     user_ns: int | None = None
@@ -252,7 +254,7 @@ _ALWAYS_BASE64 = frozenset({"auxv"})
 _PLAIN_TEXT = """
 token sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
 sender_pid sender_uid unit user_unit slice session cgroup container_id container_runtime
-pod_uid mount_ns user_ns build_id signature title explanation analysis pinned evicted kernel
+pod_uid pod mount_ns user_ns build_id signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
 _UNKNOWN = dict.fromkeys(_PLAIN)
@@ -449,6 +451,7 @@ def _from_object(doc: dict[str, Any]) -> Crash:
     )
 
 
+_KINDS = {"pinned": bool, **dict.fromkeys(("analysis", "evicted", "kernel", "pod"), dict)}
 _OPTIONAL_BYTES = frozenset({"maps", "limits", "status", "mountinfo", "auxv", "open_fds"})
 
 
@@ -479,7 +482,7 @@ def _get_plain(doc: dict[str, Any], key: str) -> Any:
         return None
     if key in _NUMBERS:
         return _number(key, value, -(2**63), 2**64)
-    kind = {"pinned": bool, "kernel": dict, "analysis": dict, "evicted": dict}.get(key, str)
+    kind = _KINDS.get(key, str)
     if not isinstance(value, kind):
         raise FormatError(f"crash record has a {type(value).__name__} in {key}")
     if isinstance(value, str):

@@ -187,6 +187,7 @@ def go_type(memory: Memory, kind: int, name_at: int = 0, flags: int = 0) -> int:
         (2, "slice bounds out of range [:9] with capacity 3"),
         (3, "slice bounds out of range [9:3]"),
         (7, "slice bounds out of range [9:3:]"),
+        (8, "cannot convert slice with length 3 to array or pointer to array with length 9"),
         (99, "panic"),
     ],
 )

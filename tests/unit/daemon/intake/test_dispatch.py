@@ -162,11 +162,15 @@ class Scene:
         return next(w for w, j in self.dispatcher._busy.items() if j is job)  # type: ignore[return-value]
 
     def tell(self, job: Job, event: str, **more: Any) -> None:
+        """Let a job's worker say something, the dispatcher hear it, and the nursery give."""
+        self.tell_only(job, event, **more)
+        self.nurse()
+
+    def tell_only(self, job: Job, event: str, **more: Any) -> None:
         """Let a job's worker say something, and the dispatcher hear it."""
         worker = self.worker_of(job)
         send_message(worker.theirs, {"event": event, "id": job.id, **more})
         self.dispatcher.readable(worker)  # type: ignore[arg-type]  # see FakeNursery
-        self.nurse()
 
     def release(self, job: Job, size: int = 1 << 20) -> None:
         self.tell(job, "released", read=size, spilled=0)
@@ -390,6 +394,17 @@ def test_missing_spare_worker_is_forked_soon(
     monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
     scene.dispatcher.tick(scene.clock.now_ns())
     assert scene.nursery.asked
+    scene.close()
+
+
+def test_spare_worker_that_comes_too_late_ends(tmp_path: Path) -> None:
+    """The worker that it was to replace is back."""
+    scene = Scene(tmp_path, workers=2)
+    job = scene.submit()
+    scene.nursery.ask()
+    scene.tell_only(job, "done", leaves=False)
+    scene.nurse()
+    assert len(scene.dispatcher._idle) == 2
     scene.close()
 
 

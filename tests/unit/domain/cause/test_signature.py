@@ -43,6 +43,9 @@ ABORT = Cause("abort", "abort()", "…")
         (")", ")"),
         ("<", "<"),
         (">>>", ">>>"),
+        ("main.generic[go.shape.string_0]", "main.generic"),
+        ("main.generic[...]", "main.generic"),
+        ("main.Tree[go.shape.int].Put", "main.Tree.Put"),
     ],
 )
 def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
