@@ -1,5 +1,5 @@
-"""Fetches a kernel's vmlinux by its build-id from the debuginfod servers that the administrator
-named, if `analysis.debuginfod` allows it. Only crashctl does so: the daemon has no network.
+"""Fetches debug information by build-id from the debuginfod servers that the administrator named,
+if `analysis.debuginfod` allows it. Only crashctl does so: the daemon has no network.
 
 What comes is kept in a directory of root's that the daemon also searches; only a file with that
 build-id and with debug information gets a name there.
@@ -14,7 +14,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -23,10 +23,14 @@ from crashd.cli.context import Context
 from crashd.domain.elf.vmlinux import parse_vmlinux
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
+from crashd.edge.sandbox.modulefiles import read_alternate_link
 from crashd.errors import CrashdError, FormatError, reason_of
 
-KEPT_MAX: Final = 4
-"""Fetched files that are kept; a vmlinux has half a gigabyte."""
+KEPT_MAX: Final = 256
+KEPT_BYTES: Final = 4 << 30
+"""Limits on the fetched files that are kept; a vmlinux has half a gigabyte."""
+FETCHED_MAX: Final = 32
+"""How many files are fetched for one crash."""
 FILE_MAX: Final = 4 << 30
 FETCH_SECONDS: Final = 1800.0
 _IDLE_SECONDS = 60.0
@@ -40,20 +44,68 @@ def fetch_vmlinux(context: Context, build_id: object) -> Path | None:
     """Fetch the vmlinux with a build-id; None if that is not allowed, or no server has it, which is
     said.
     """
-    known = isinstance(build_id, str) and _BUILD_ID.fullmatch(build_id)
-    if not known or not _is_allowed(context) or os.geteuid() != 0:
+    if not _is_build_id(build_id):
         return None
+    return _fetch_from_any(context, _allowed_servers(context), str(build_id), "the vmlinux")
+
+
+def fetch_debug_info(context: Context, doc: Mapping[str, Any]) -> None:
+    """Fetch the debug information that the stacks of a process crash lack, with the files that it
+    shares with others (dwz); say what no server has. `doc` is the record's JSON object.
+    """
+    modules = ((doc.get("analysis") or {}).get("facts") or {}).get("modules") or ()
+    missing = {
+        module["build_id"]: printable(str(module.get("name")))
+        for module in modules
+        if module.get("used") and not module.get("debug_info")
+        if _is_build_id(module.get("build_id"))
+    }
+    servers = _allowed_servers(context) if missing else []
+    for build_id, name in [*missing.items()][:FETCHED_MAX]:
+        found = _fetch_from_any(context, servers, build_id, f"the debug information of {name}")
+        shared = _alternate_of(found) if found is not None else None
+        if shared is not None and not _cached(context, shared).exists():
+            _fetch_from_any(context, servers, shared, f"what {name} shares with others")
+
+
+def _alternate_of(path: Path) -> str | None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        link = read_alternate_link(fd)
+    finally:
+        os.close(fd)
+    return link[1] if link is not None and _is_build_id(link[1]) else None
+
+
+def _is_build_id(value: object) -> bool:
+    return isinstance(value, str) and _BUILD_ID.fullmatch(value) is not None
+
+
+def _allowed_servers(context: Context) -> list[str]:
+    """List the servers to ask; none if that is not allowed."""
+    if not _is_allowed(context) or os.geteuid() != 0:
+        return []
     servers = _servers(context)
     if not servers:
         context.warn("analysis.debuginfod is on, but DEBUGINFOD_URLS names no server")
+    return servers
+
+
+def _fetch_from_any(
+    context: Context, servers: Iterable[str], build_id: str, what: str
+) -> Path | None:
     for server in servers:
         shown = printable(server)
-        context.note(f"fetching the vmlinux from {shown}")
+        context.note(f"fetching {what} from {shown}")
         try:
-            return _fetch(context, f"{server}/buildid/{build_id}/debuginfo", str(build_id))
+            return _fetch(context, f"{server}/buildid/{build_id}/debuginfo", build_id)
         except (CrashdError, OSError, http.client.HTTPException, ValueError) as e:
             context.warn(f"{shown}: {_why(e)}")
     return None
+
+
+def _cached(context: Context, build_id: str) -> Path:
+    return context.paths.debug_cache / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
 
 
 def _is_allowed(context: Context) -> bool:
@@ -86,7 +138,7 @@ def _why(error: Exception) -> str:
 
 
 def _fetch(context: Context, url: str, build_id: str) -> Path:
-    target = context.paths.debug_cache / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    target = _cached(context, build_id)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     staged = target.with_name(f".{os.getpid()}")
     fd = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -129,11 +181,15 @@ def _read(answer: IO[bytes] | Any, fd: int) -> Iterator[bytes]:
 
 
 def _forget_old(context: Context, newest: Path) -> None:
-    """Delete all but the newest files."""
+    """Delete all but the newest files, within the limits of count and size."""
     found = []
     for path in (context.paths.debug_cache / ".build-id").glob("*/*.debug"):
         with contextlib.suppress(OSError):
-            found.append((path == newest, path.lstat().st_mtime_ns, path))
-    for _, _, path in sorted(found, reverse=True)[KEPT_MAX:]:
-        with contextlib.suppress(OSError):
-            path.unlink()
+            status = path.lstat()
+            found.append((path == newest, status.st_mtime_ns, path, status.st_size))
+    size = 0
+    for number, (_, _, path, size_bytes) in enumerate(sorted(found, reverse=True)):
+        size += size_bytes
+        if number and (number >= KEPT_MAX or size > KEPT_BYTES):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -429,7 +429,8 @@ class AnalysisSection(Section):
 
     debuginfod: Annotated[bool, FLAG] = False
     """Whether the debugger of `crashctl debug` may fetch missing files by build-id from the servers
-    in DEBUGINFOD_URLS. `debug` and `analyze` of a kernel crash then fetch its vmlinux, too."""
+    in DEBUGINFOD_URLS. `debug` and `analyze` of a kernel crash then fetch its vmlinux, and
+    `analyze` of a process crash what its stacks lack."""
 
     @property
     def build_id_dirs_bytes(self) -> tuple[bytes, ...]:

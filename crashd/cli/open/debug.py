@@ -179,9 +179,8 @@ def _find_files(
 ) -> CrashFiles:
     stored = source.open_core(crash_id)
     try:
-        return find_files(
-            context.paths, from_json(source.info(crash_id)), stored, settings.build_id_dirs_bytes
-        )
+        directories = (*settings.build_id_dirs_bytes, os.fsencode(context.paths.debug_cache))
+        return find_files(context.paths, from_json(source.info(crash_id)), stored, directories)
     except FormatError as e:
         context.warn(f"{e}: no symbols")
         return CrashFiles([], b"", frozenset())

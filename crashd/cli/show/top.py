@@ -7,7 +7,7 @@ from typing import Any
 
 from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
-from crashd.cli.debuginfod import fetch_vmlinux
+from crashd.cli.debuginfod import fetch_debug_info, fetch_vmlinux
 from crashd.cli.render import (
     NARROW,
     UNDERLINE,
@@ -51,6 +51,7 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
         before = _analysis(doc)
         if before.get("state") == "none":  # of a kernel's dump: no vmlinux is on this host
             fetch_vmlinux(context, (doc.get("kernel") or {}).get("build_id"))
+        fetch_debug_info(context, doc)
         client = ControlClient(context.paths.control_socket)
         daemon = _daemon_pid(client)
         client.ask({"verb": "analyze", "id": row["id"]})

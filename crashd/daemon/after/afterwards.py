@@ -1,5 +1,7 @@
 """The work after a capture, when the process no longer waits: analysis, notices, retention."""
 
+import os
+
 from crashd.configuration import keys as config
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.after.backlog import Backlog
@@ -121,7 +123,7 @@ def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
             timeout_seconds=analysis.timeout_seconds,
             memory_bytes=analysis.memory_bytes,
             python=analysis.python,
-            build_id_dirs=analysis.build_id_dirs_bytes,
+            build_id_dirs=(*analysis.build_id_dirs_bytes, os.fsencode(paths.debug_cache)),
             worker_socket=socket if socket.is_socket() else None,
             crashes=paths.crashes,
         ),
