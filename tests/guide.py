@@ -6,6 +6,8 @@ from pathlib import Path
 GUIDE = Path(__file__).parents[1] / "packaging/man/crashd-guide.7.rst"
 OF_THE_SYSTEM = ("apt-get", "systemctl", "journalctl")
 """What these do needs crashd to be installed; all others run on a root of their own."""
+_OF_A_FLEET = re.compile(r"createdb|crashd-fleet|export CRASHD_FLEET|crashctl --fleet")
+"""What these do needs PostgreSQL: tests/integration/test_fleet*.py run them."""
 _PROMPT = "# "
 
 
@@ -19,6 +21,7 @@ def commands(*, of_the_system: bool) -> list[str]:
     """Give the commands that need crashd to be installed, or the others."""
     lines = [line for block in blocks() for line in block.split("\n") if line.startswith(_PROMPT)]
     words = [line.removeprefix(_PROMPT) for line in lines]
+    words = [line for line in words if not _OF_A_FLEET.match(line)]
     return [line for line in words if (line.split()[0] in OF_THE_SYSTEM) == of_the_system]
 
 

@@ -9,6 +9,7 @@ Source: debuginfod(8), `GET /buildid/BUILDID/debuginfo`.
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import time
@@ -25,6 +26,7 @@ from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.sandbox.modulefiles import read_alternate_link
 from crashd.errors import CrashdError, FormatError, reason_of
+from crashd.store.entry import ANALYSIS, open_entry
 
 KEPT_MAX: Final = 256
 KEPT_BYTES: Final = 4 << 30
@@ -38,6 +40,7 @@ _CHUNK = 1 << 20
 _KEEP_FREE_MAX = 1 << 30
 _BUILD_ID = re.compile(r"(?:[0-9a-f]{2}){8,32}")
 _SERVERS_MAX = 8
+_RESULT_MAX = 16 << 20
 
 
 def fetch_vmlinux(context: Context, build_id: object) -> Path | None:
@@ -49,11 +52,13 @@ def fetch_vmlinux(context: Context, build_id: object) -> Path | None:
     return _fetch_from_any(context, _allowed_servers(context), str(build_id), "the vmlinux")
 
 
-def fetch_debug_info(context: Context, doc: Mapping[str, Any]) -> None:
+def fetch_debug_info(context: Context, crash_id: str) -> None:
     """Fetch the debug information that the stacks of a process crash lack, with the files that it
-    shares with others (dwz); say what no server has. `doc` is the record's JSON object.
+    shares with others (dwz); say what no server has.
     """
-    modules = ((doc.get("analysis") or {}).get("facts") or {}).get("modules") or ()
+    if not _is_allowed(context) or os.geteuid() != 0:
+        return
+    modules = (_result(context, crash_id).get("facts") or {}).get("modules") or ()
     missing = {
         module["build_id"]: printable(str(module.get("name")))
         for module in modules
@@ -66,6 +71,16 @@ def fetch_debug_info(context: Context, doc: Mapping[str, Any]) -> None:
         shared = _alternate_of(found) if found is not None else None
         if shared is not None and not _cached(context, shared).exists():
             _fetch_from_any(context, servers, shared, f"what {name} shares with others")
+
+
+def _result(context: Context, crash_id: str) -> Mapping[str, Any]:
+    """Read what an earlier analysis found; empty if there is none."""
+    with contextlib.suppress(CrashdError, OSError, ValueError, RecursionError):
+        with open_entry(context.paths, crash_id) as entry:
+            found = json.loads(entry.read_file(ANALYSIS, _RESULT_MAX) or b"{}")
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _alternate_of(path: Path) -> str | None:

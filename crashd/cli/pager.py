@@ -3,7 +3,8 @@
 What fits on the screen is printed as it is. SYSTEMD_PAGER and PAGER name the pager, SYSTEMD_LESS
 gives the options of less; an empty name, or `cat`, means none. less runs in its secure mode, in
 which it starts no programs and opens no files, unless the caller is the owner of the session. In
-it no other pager is used, because no other one has such a mode.
+it no other pager is used, because no other one has such a mode. Root who did not log in as root
+(sudo) gets none unless SYSTEMD_PAGERSECURE is set: the environment may be another user's.
 """
 
 import io
@@ -20,12 +21,16 @@ _FALSE = frozenset({"0", "no", "n", "false", "f", "off"})
 _NONE = frozenset({"", "cat"})
 
 
-def choose_pager(environ: Mapping[str, str], *, owns_session: bool) -> tuple[list[str], bool]:
+def choose_pager(
+    environ: Mapping[str, str], *, owns_session: bool, is_root: bool = False
+) -> tuple[list[str], bool]:
     """Return the pager's command line, empty for none, and whether it is to be secure."""
     wanted = environ.get("SYSTEMD_PAGER", environ.get("PAGER"))
     if wanted is not None and wanted.strip() in _NONE:
         return [], True
     asked = environ.get("SYSTEMD_PAGERSECURE")
+    if is_root and not owns_session and asked is None:
+        return [], True
     secure = not owns_session if asked is None else asked.strip().lower() not in _FALSE
     if not wanted or (secure and asked is None):
         return [DEFAULT], secure
@@ -78,7 +83,9 @@ class Paged(io.TextIOBase):
 
     def _start(self) -> None:
         self._out = self._terminal
-        argv, secure = choose_pager(os.environ, owns_session=_owns_session())
+        argv, secure = choose_pager(
+            os.environ, owns_session=_owns_session(), is_root=os.geteuid() == 0
+        )
         if argv:
             reading, writing = os.pipe()
             environ = pager_environment(os.environ, secure=secure)

@@ -78,14 +78,14 @@ def test_debug_information_is_fetched_only_if_that_is_allowed(
     with Daemon(short_tmp / "r", config=PLAIN_CONFIG) as daemon:
         run_crasher(program)
         explained(daemon, 1)
-        assert "third" not in daemon.crashctl("analyze").stdout
+        assert "third" not in daemon.crashctl("analyze", "comm=crasher").stdout
         assert server.asked == []
     config = PLAIN_CONFIG + "[analysis]\ndebuginfod = true\n"
     with Daemon(short_tmp / "r", config=config) as daemon:
-        done = daemon.crashctl("analyze")
+        done = daemon.crashctl("analyze", "comm=crasher")
         assert "third" in done.stdout and "crasher.c:" in done.stdout, done
         assert f"/buildid/{build_id_of(program)}/debuginfo" in server.asked
         times = len(server.asked)
-        daemon.crashctl("analyze")
+        daemon.crashctl("analyze", "comm=crasher")
         known = f"/buildid/{build_id_of(program)}/debuginfo"
         assert server.asked[times:].count(known) == 0, "it is in the cache"

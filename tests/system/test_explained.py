@@ -176,7 +176,7 @@ def test_analysis_that_fails_is_told_and_not_tried_again(root: Path, program: Pa
         core = daemon.paths.crashes / crash["id"] / "core.zst"
         core.write_bytes(os.urandom(core.stat().st_size))
     with Daemon(root, config=PLAIN_CONFIG) as daemon:
-        wait_until(lambda: info(daemon)["analysis"] is not None, 20, "it is told")
+        wait_until(lambda: info(daemon)["analysis"]["state"] != "pending", 20, "it is told")
         assert info(daemon)["analysis"]["state"] == "failed"
         die(program)
         wait_until(

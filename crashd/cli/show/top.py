@@ -51,7 +51,8 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
         before = _analysis(doc)
         if before.get("state") == "none":  # of a kernel's dump: no vmlinux is on this host
             fetch_vmlinux(context, (doc.get("kernel") or {}).get("build_id"))
-        fetch_debug_info(context, doc)
+        if doc.get("kind") != "kernel":
+            fetch_debug_info(context, row["id"])
         client = ControlClient(context.paths.control_socket)
         daemon = _daemon_pid(client)
         client.ask({"verb": "analyze", "id": row["id"]})

@@ -26,6 +26,13 @@ def test_choose_pager_follows_systemctl(
     assert choose_pager(environ, owns_session=own) == (command, secure)
 
 
+def test_choose_pager_of_root_by_sudo_is_none_unless_asked_for() -> None:
+    assert choose_pager({"PAGER": "most"}, owns_session=False, is_root=True) == ([], True)
+    assert choose_pager({}, owns_session=True, is_root=True) == (["less"], False)
+    asked = {"SYSTEMD_PAGERSECURE": "1"}
+    assert choose_pager(asked, owns_session=False, is_root=True) == (["less"], True)
+
+
 def test_owns_session_only_who_logged_in() -> None:
     assert owns_session("1000\n", 1000)
     assert not owns_session("1000", 0)
