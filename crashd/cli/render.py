@@ -2,6 +2,8 @@
 
 Pure: rows in, lines out. Every foreign string goes through `printable`. The pages of `info` and
 `status` are in pages.py.
+
+Over 400 lines, because it is one list of pieces.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

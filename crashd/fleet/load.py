@@ -5,6 +5,8 @@ There is no staging table, because nearly all rows are new: they are copied to t
 What changes is also what the tallies change by, so that they always agree with the rows. The caller
 holds the lock of the hosts' shard on the same connection: nobody else writes rows of these hosts.
 Rows that all hosts share (signatures, versions) are locked last, and in the order of their numbers.
+
+Over 400 lines, because it is one transaction.
 """
 
 from collections import Counter

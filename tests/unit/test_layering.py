@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -520,3 +521,12 @@ def test_find_violations_of_a_breach_names_it(module: str, source: str) -> None:
 )
 def test_find_violations_of_what_is_allowed_is_empty(module: str, source: str) -> None:
     assert find_violations(module, source, KNOWN) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_long_module_says_why(module: str) -> None:
+    """More than 400 lines need a reason in the module's docstring."""
+    text = MODULES[module].read_text()
+    if text.count("\n") > 400:
+        reason = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+        assert re.search(r"400 lines|one idea|despite its length", reason), module

@@ -4,6 +4,8 @@ A bundle may come from anybody. It is read once, as a stream. Every size is comp
 before anything is allocated or written. Only member names that bundles use are accepted. The core
 goes to an unnamed file, documents stay in memory, and module files get the paths of modules.json
 below a private directory, or are left out.
+
+Over 400 lines, because it is one reading of one stream.
 """
 
 import contextlib

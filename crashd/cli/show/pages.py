@@ -1,4 +1,7 @@
-"""The pages of `info` and `status`. Pure, like render.py: records in, lines out."""
+"""The pages of `info` and `status`. Pure, like render.py: records in, lines out.
+
+Over 400 lines, because it is one list: the lines of a page.
+"""
 
 import re
 from collections.abc import Iterator, Mapping

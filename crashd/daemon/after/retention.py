@@ -5,6 +5,8 @@ After captures, retention plans for the cores alone, which is cheap however many
 are. It plans for everything from time to time, and when the cores do not suffice. A capture that
 begins reports how much it may write. That counts as stored, so that room is made while the core
 arrives.
+
+Over 400 lines, because it is one state under one lock.
 """
 
 import contextlib

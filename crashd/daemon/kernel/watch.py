@@ -4,6 +4,8 @@ network file system may be slow or hang.
 inotify says when to look, and a scan says what is there, so nothing is missed if events get lost
 (overflow, NFS, a mount over the directory). The thread looks at a directory that is being written
 every POLL_NS until it is complete, or has not changed for WRITER_GONE_NS.
+
+Over 400 lines, because it is one thread and its state.
 """
 
 import contextlib

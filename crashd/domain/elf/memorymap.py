@@ -17,6 +17,8 @@ page in); memory that a file backs is faulted in. So:
 In all but the last, guard regions (MADV_GUARD_INSTALL) are zeros.
 
 A mapping of any other kind is a doubt, and then the kernel's own stream is read instead.
+
+Over 400 lines, because it is one decision: how each mapping is read.
 """
 
 import heapq

@@ -7,6 +7,8 @@ it. The crash's own credentials must permit searching each directory and reading
 And the file must be the image that was mapped, by its build-id or its first page.
 
 Links are followed only in directories of build-ids, which consist of them.
+
+Over 400 lines, because it is one decision: which file may be opened for a name of the core.
 """
 
 import errno
