@@ -1,12 +1,11 @@
 """`--fleet want` and `--fleet delete`: for users with the role crashd_index."""
 
 import argparse
-import sys
 
 from crashd.cli.context import Context
 from crashd.cli.fleetsource import STATEMENT_SECONDS, FleetSource
-from crashd.cli.manage.change import confirm, describe, refuse_pinned
-from crashd.cli.source import all_named_by_id, matching, not_found
+from crashd.cli.manage.change import describe, may_delete
+from crashd.cli.source import matching, not_found
 from crashd.domain.crash.match import Query
 from crashd.domain.fleet.policy import WANT_MAX
 from crashd.domain.text import printable
@@ -51,17 +50,8 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
         bucket = Bucket.open(read_setting(source.db, "url") or "")
     finally:
         source.close()
-    if not arguments.force:
-        refuse_pinned(rows)
-    if len(rows) > 1 and not arguments.yes and not all_named_by_id(rows, arguments.match):
-        if not sys.stdin.isatty():
-            raise UsageError(
-                f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
-                hint="delete them all with --yes; see them with crashctl --fleet list",
-            )
-        if not confirm(rows):
-            context.note("nothing was deleted")
-            return 1
+    if not may_delete(context, arguments, rows, listing="crashctl --fleet list"):
+        return 1
     db = connect(context.fleet.dsn, name="crashctl", timeout_seconds=STATEMENT_SECONDS)
     status = 0
     try:

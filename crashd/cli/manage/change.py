@@ -29,17 +29,8 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
     source = open_direct(context, writable=True)
     try:
         rows = matching(source, arguments.match)
-        if not arguments.force:
-            refuse_pinned(rows)
-        if len(rows) > 1 and not arguments.yes and not all_named_by_id(rows, arguments.match):
-            if not sys.stdin.isatty():
-                raise UsageError(
-                    f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
-                    hint="delete them all with --yes; see them with crashctl list",
-                )
-            if not confirm(rows):
-                context.note("nothing was deleted")
-                return 1
+        if not may_delete(context, arguments, rows, listing="crashctl list"):
+            return 1
         return max([_delete_one(context, source, row) for row in rows])
     finally:
         source.close()
@@ -56,6 +47,29 @@ def _delete_one(context: Context, source: DirectSource, row: dict[str, Any]) -> 
     if isinstance(path, str) and Path(path).is_dir():
         context.note(f"{printable(path)} was kept: it holds files that no dump tool wrote")
     return 0
+
+
+def may_delete(
+    context: Context, arguments: argparse.Namespace, rows: list[dict[str, Any]], *, listing: str
+) -> bool:
+    """Return whether the crashes may be deleted; ask if a MATCH that is not an id selects several.
+
+    Raises:
+        UsageError: one is pinned, or nobody can be asked; the hint names the command `listing`.
+
+    """
+    if not arguments.force:
+        refuse_pinned(rows)
+    if len(rows) > 1 and not arguments.yes and not all_named_by_id(rows, arguments.match):
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"delete: {len(rows)} crashes match {' '.join(arguments.match)}",
+                hint=f"delete them all with --yes; see them with {listing}",
+            )
+        if not confirm(rows):
+            context.note("nothing was deleted")
+            return False
+    return True
 
 
 def refuse_pinned(rows: list[dict[str, Any]]) -> None:
