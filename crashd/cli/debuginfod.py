@@ -9,24 +9,23 @@ Source: debuginfod(8), `GET /buildid/BUILDID/debuginfo`.
 
 import contextlib
 import http.client
-import json
 import os
 import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from crashd.base.files import read_space
+from crashd.base.files import read_space, write_all
 from crashd.cli.context import Context
 from crashd.domain.elf.vmlinux import parse_vmlinux
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
 from crashd.edge.sandbox.modulefiles import read_alternate_link
 from crashd.errors import CrashdError, FormatError, reason_of
-from crashd.store.entry import ANALYSIS, open_entry
+from crashd.store.entry import open_entry
 
 KEPT_MAX: Final = 256
 KEPT_BYTES: Final = 4 << 30
@@ -40,47 +39,39 @@ _CHUNK = 1 << 20
 _KEEP_FREE_MAX = 1 << 30
 _BUILD_ID = re.compile(r"(?:[0-9a-f]{2}){8,32}")
 _SERVERS_MAX = 8
-_RESULT_MAX = 16 << 20
 
 
 def fetch_vmlinux(context: Context, build_id: object) -> Path | None:
     """Fetch the vmlinux with a build-id; None if that is not allowed, or no server has it, which is
     said.
     """
-    if not _is_build_id(build_id):
+    if not _is_build_id(build_id) or not _is_allowed(context):
         return None
-    return _fetch_from_any(context, _allowed_servers(context), str(build_id), "the vmlinux")
+    return _fetch_from_any(context, _servers(context), str(build_id), "the vmlinux")
 
 
 def fetch_debug_info(context: Context, crash_id: str) -> None:
     """Fetch the debug information that the stacks of a process crash lack, with the files that it
     shares with others (dwz); say what no server has.
     """
-    if not _is_allowed(context) or os.geteuid() != 0:
+    if not _is_allowed(context):
         return
-    modules = (_result(context, crash_id).get("facts") or {}).get("modules") or ()
+    result = None
+    with contextlib.suppress(CrashdError), open_entry(context.paths, crash_id) as entry:
+        result = entry.read_analysis()
+    modules = ((result or {}).get("facts") or {}).get("modules") or ()
     missing = {
         module["build_id"]: printable(str(module.get("name")))
         for module in modules
         if module.get("used") and not module.get("debug_info")
         if _is_build_id(module.get("build_id"))
     }
-    servers = _allowed_servers(context) if missing else []
+    servers = _servers(context) if missing else []
     for build_id, name in [*missing.items()][:FETCHED_MAX]:
         found = _fetch_from_any(context, servers, build_id, f"the debug information of {name}")
         shared = _alternate_of(found) if found is not None else None
         if shared is not None and not _cached(context, shared).exists():
             _fetch_from_any(context, servers, shared, f"what {name} shares with others")
-
-
-def _result(context: Context, crash_id: str) -> Mapping[str, Any]:
-    """Read what an earlier analysis found; empty if there is none."""
-    with contextlib.suppress(CrashdError, OSError, ValueError, RecursionError):
-        with open_entry(context.paths, crash_id) as entry:
-            found = json.loads(entry.read_file(ANALYSIS, _RESULT_MAX) or b"{}")
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 def _alternate_of(path: Path) -> str | None:
@@ -94,16 +85,6 @@ def _alternate_of(path: Path) -> str | None:
 
 def _is_build_id(value: object) -> bool:
     return isinstance(value, str) and _BUILD_ID.fullmatch(value) is not None
-
-
-def _allowed_servers(context: Context) -> list[str]:
-    """List the servers to ask; none if that is not allowed."""
-    if not _is_allowed(context) or os.geteuid() != 0:
-        return []
-    servers = _servers(context)
-    if not servers:
-        context.warn("analysis.debuginfod is on, but DEBUGINFOD_URLS names no server")
-    return servers
 
 
 def _fetch_from_any(
@@ -124,6 +105,9 @@ def _cached(context: Context, build_id: str) -> Path:
 
 
 def _is_allowed(context: Context) -> bool:
+    """Return whether the configuration allows it, and the caller may write to the cache."""
+    if os.geteuid() != 0:
+        return False
     from crashd.configuration import files as configfiles
 
     try:
@@ -133,7 +117,7 @@ def _is_allowed(context: Context) -> bool:
 
 
 def _servers(context: Context) -> list[str]:
-    """List the servers of the environment, else of elfutils' own files."""
+    """List the servers of the environment, else of elfutils' own files; warn if there are none."""
     words = os.environ.get("DEBUGINFOD_URLS", "").split()
     if not words:
         directory = context.paths.root / "etc/debuginfod"
@@ -141,7 +125,10 @@ def _servers(context: Context) -> list[str]:
             for path in sorted(directory.glob("*.urls"))[:_SERVERS_MAX]:
                 words += path.read_text(errors="replace")[:4096].split()
     urls = (word.rstrip("/") for word in words if word.startswith(("https://", "http://")))
-    return list(dict.fromkeys(urls))[:_SERVERS_MAX]
+    servers = list(dict.fromkeys(urls))[:_SERVERS_MAX]
+    if not servers:
+        context.warn("analysis.debuginfod is on, but DEBUGINFOD_URLS names no server")
+    return servers
 
 
 def _why(error: Exception) -> str:
@@ -160,9 +147,7 @@ def _fetch(context: Context, url: str, build_id: str) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=_IDLE_SECONDS) as answer:
             for chunk in _read(answer, fd):
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(fd, view) :]
+                write_all(fd, chunk)
         found = parse_vmlinux(lambda offset, size: os.pread(fd, size, offset))
         if found.build_id != build_id or not found.has_debug_info:
             raise FormatError("what it sent is another file, or has no debug information")

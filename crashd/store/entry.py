@@ -24,6 +24,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from crashd.base.files import (
     DIRECTORY,
@@ -44,6 +45,8 @@ RECORD_STAGED = "crash.json.new"
 CORE = "core.zst"
 CORE_PARTIAL = "core.zst.partial"
 ANALYSIS = "analysis.json"
+ANALYSIS_MAX = (8 << 20) + 4096
+"""At most this many bytes of an analysis.json are written, or read."""
 RECORD_MAX = 32 << 20
 """At most this many bytes of a crash.json are read; RECORD_BYTES are written, but earlier crashds
 wrote more."""
@@ -184,6 +187,17 @@ class Entry:
         finally:
             os.close(fd)
         return raw if len(raw) <= max_bytes else None
+
+    def read_analysis(self) -> dict[str, Any] | None:
+        """Read analysis.json; None if it cannot be read."""
+        raw = self.read_file(ANALYSIS, ANALYSIS_MAX)
+        if raw is None:
+            return None
+        try:
+            document = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+        return document if isinstance(document, dict) else None
 
     def open_core(self, *, spared: bool = True) -> int:
         """Open the committed core for reading; the caller owns the descriptor. Retention leaves a

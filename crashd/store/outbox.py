@@ -402,7 +402,7 @@ class Outbox:
             )
 
     def want_core(self, crash_id: str, now_ns: int) -> None:
-        """Note that the fleet asks for a core: its line is made anew."""
+        """Note that the fleet asks for a core: its line is made again."""
         with self._transaction():
             self._set_core(crash_id, CorePart.WANTED, now_ns)
 

@@ -8,7 +8,6 @@ first; those at the same site share a worker, because most of an analysis is sta
 it continues with the rest, and gives up a crash that kills its analysis again and again.
 """
 
-import json
 import logging
 import os
 import threading
@@ -31,7 +30,7 @@ from crashd.domain.keep.site import account_of, group_of
 from crashd.edge.sandbox.workerlink import OTHERS_MAX
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, FormatError, reason_of
-from crashd.store.entry import ANALYSIS, Entry, open_entry
+from crashd.store.entry import ANALYSIS, ANALYSIS_MAX, Entry, open_entry
 from crashd.store.index import Index
 from crashd.store.paths import Paths
 from crashd.store.signatures import unexplained
@@ -43,11 +42,11 @@ ATTEMPTS_MAX = 2
 """Give up an analysis that the daemon did not survive this many times."""
 PATIENCE_SECONDS = 30.0
 """Captures can delay an analysis for this long."""
-RESULT_MAX = 8 << 20
 _MAPS_MAX = 4 << 20
 """Bytes of /proc/PID/maps in one request."""
 _AROUND_BYTES = 4096
 """Room for what is written around a kept result while a new one is made."""
+RESULT_MAX = ANALYSIS_MAX - _AROUND_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ class AnalysisQueue:
         """Queue a crash whose entry has no analysis."""
         try:
             with open_entry(self._paths, crash_id) as entry:
-                before, crash = read_result(entry), entry.read()
+                before, crash = entry.read_analysis(), entry.read()
         except CrashdError:
             return
         if before is None or before.get("state") == AnalysisState.RUNNING:
@@ -256,7 +255,7 @@ class AnalysisQueue:
         with open_entry(self._paths, crash_id) as entry:
             entry.lock()
             before = self._reported(entry.read())
-            kept = kept_result(read_result(entry))
+            kept = kept_result(entry.read_analysis())
             why = analysis.reason or _missing(analysis)
             analysis, result = encode_result(analysis)
             if kept and before.analysis and knowledge(analysis_to_json(analysis)) < knowledge(kept):
@@ -325,24 +324,12 @@ def kept_result(document: dict[str, Any] | None) -> dict[str, Any] | None:
     return kept if isinstance(kept, dict) else None
 
 
-def read_result(entry: Entry) -> dict[str, Any] | None:
-    """Read an entry's analysis.json; None if it cannot be read."""
-    raw = entry.read_file(ANALYSIS, RESULT_MAX + _AROUND_BYTES)
-    if raw is None:
-        return None
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def begin_result(entry: Entry) -> int:
     """Note that an analysis begins; return how many began without an end, including this one.
 
     The previous result is kept in the same file, until it is known which result knows more.
     """
-    before = read_result(entry) or {}
+    before = entry.read_analysis() or {}
     attempts = before.get("attempts") if before.get("state") == AnalysisState.RUNNING else 0
     number = attempts + 1 if isinstance(attempts, int) else 1
     document = {
