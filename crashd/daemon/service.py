@@ -44,6 +44,7 @@ from crashd.edge.host.kmsg import Kmsg
 from crashd.edge.web.exporter import Exporter
 from crashd.errors import CrashdError, UnavailableError, reason_of
 from crashd.store import spool
+from crashd.store.entry import remove_staged
 from crashd.store.handlerfile import memory_program
 from crashd.store.paths import Paths
 from crashd.store.users import Users
@@ -108,6 +109,7 @@ class Service:
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit status."""
+        self._remove_staged()
         self._ledger.seed(self._exporter)
         self._ingest.last_sequence = self._ledger.last_sequence()
         self._exporter.store_free(free_bytes(self._paths))
@@ -128,6 +130,13 @@ class Service:
             self._loop.run(self)
         log.info("crashd has stopped")
         return int(self._dispatcher.helpless)
+
+    def _remove_staged(self) -> None:
+        try:
+            for crash_id in remove_staged(self._paths):
+                log.info("crash %s was not on record yet when crashd was killed", crash_id)
+        except (CrashdError, OSError) as e:
+            log.error("cannot clean up %s: %s, ignoring", self._paths.crashes, reason_of(e))
 
     def _open(self) -> None:
         """Open all sockets, using those that systemd passed, and start the threads and timers."""

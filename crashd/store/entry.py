@@ -8,6 +8,7 @@
         analysis.json                 what its analysis found, or that it has begun
         file-BUILD_ID                 an executable or library that the host does not have; another
                                       name of a file of crashd.store.keptfiles
+      .new-<id>/                    an entry that is being created; renamed once it has its record
 
 An entry is finished when its crash.json says so; `state: capturing` without a lock means that the
 writer died. Everything is reached through the directory's descriptor, never by its path again. A
@@ -18,6 +19,7 @@ removes one, so what must hold for each of them is checked here.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -37,7 +39,7 @@ from crashd.base.files import (
 from crashd.domain.crash.boundedrecord import LEAST_BYTES, RECORD_BYTES, bounded
 from crashd.domain.crash.model import ID_PATTERN, Crash, from_json
 from crashd.domain.elf.executables import is_kept_name
-from crashd.errors import CrashdError, FormatError, NotFoundError, UnavailableError, reason_of
+from crashd.errors import FormatError, NotFoundError, UnavailableError, reason_of
 from crashd.store.paths import Paths
 
 RECORD = "crash.json"
@@ -66,6 +68,8 @@ def no_progress(done: int, total: int) -> None:
 LOCK_SECONDS = 2.0
 """A command that checks or pins an entry holds its lock for milliseconds."""
 
+_STAGED_PREFIX = ".new-"
+"""Before the id: an entry that is being created."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -310,33 +314,71 @@ def prepare(paths: Paths) -> None:
 
 
 def create(paths: Paths, crash: Crash) -> Entry:
-    """Create the locked entry of a new crash and write its first record (not synced).
+    """Create the locked entry of a new crash with its first record (not synced). It has its name
+    only once the record is in it: a daemon that is killed meanwhile leaves no entry without one.
 
     Raises:
         OSError: the disk is full, read-only or broken; nothing is left behind.
 
     """
     parent = os.open(paths.crashes, DIRECTORY)
+    staged = _STAGED_PREFIX + crash.id
     try:
-        os.mkdir(crash.id, 0o700, dir_fd=parent)
+        os.mkdir(staged, 0o700, dir_fd=parent)
         entry = Entry(crash.id, -1)
         try:
-            entry.fd = os.open(crash.id, DIRECTORY, dir_fd=parent)
-            with contextlib.suppress(CrashdError):  # the crash matters more than its lock
-                entry.lock()  # `verify` may have found the directory already
+            entry.fd = os.open(staged, DIRECTORY, dir_fd=parent)
+            fcntl.flock(entry.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entry.write(crash, sync=False)
+            _rename_new(staged, crash.id, parent)
         except BaseException:
             # by name: listing a directory takes a descriptor, and there may be none left
             with contextlib.suppress(OSError):
                 for name in (RECORD_STAGED, RECORD) if entry.fd >= 0 else ():
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=entry.fd)
-                os.rmdir(crash.id, dir_fd=parent)
+                os.rmdir(staged, dir_fd=parent)
             entry.close()
             raise
     finally:
         os.close(parent)
     return entry
+
+
+def _rename_new(staged: str, name: str, parent: int) -> None:
+    """Rename a directory; a directory that is not empty is not replaced."""
+    try:
+        os.rename(staged, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except OSError as e:
+        if e.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from e
+        raise
+
+
+def remove_staged(paths: Paths) -> list[str]:
+    """Remove what a daemon that was killed in `create` left; return the ids. Only for a daemon that
+    starts: nothing else may be creating an entry. Their handlers had no answer, so they spool these
+    crashes.
+
+    Raises:
+        UnavailableError: the store cannot be read.
+        OSError: it cannot be changed.
+
+    """
+    found = [name for name in _names(paths) if _is_staged(name)]
+    for name in found:
+        directory = os.open(paths.crashes / name, DIRECTORY)
+        try:
+            _empty(directory)
+        finally:
+            os.close(directory)
+        os.rmdir(paths.crashes / name)
+    return [name.removeprefix(_STAGED_PREFIX) for name in found]
+
+
+def _is_staged(name: str) -> bool:
+    prefix, crash_id = name[: len(_STAGED_PREFIX)], name[len(_STAGED_PREFIX) :]
+    return prefix == _STAGED_PREFIX and ID_PATTERN.fullmatch(crash_id) is not None
 
 
 def change(paths: Paths, crash_id: str, how: Callable[[Crash], Crash]) -> tuple[Crash, Crash]:
@@ -421,7 +463,11 @@ def walk(
 def foreign_names(paths: Paths) -> list[str]:
     """List names in the store that are not entries: they are reported, never touched."""
     ours = paths.kept_files.name
-    return [name for name in _names(paths) if name != ours and not ID_PATTERN.fullmatch(name)]
+    return [
+        name
+        for name in _names(paths)
+        if name != ours and not ID_PATTERN.fullmatch(name) and not _is_staged(name)
+    ]
 
 
 def _empty(directory: int) -> int:

@@ -254,12 +254,15 @@ def test_foreign_and_damaged_entries_do_no_harm(daemon: Daemon) -> None:
     (daemon.paths.crashes / first / "crash.json").write_bytes(b"{")
     bare = daemon.paths.crashes / "20260101t000000-00000000-1-aaaaaaaa"
     bare.mkdir()
+    staged = daemon.paths.crashes / ".new-20260101t000000-00000000-3-aaaaaaaa"
+    staged.mkdir()
     (daemon.paths.crashes / "20260101t000000-00000000-2-aaaaaaaa").symlink_to("/etc")
     (daemon.paths.spool / "1800000000000000000-1-0123abcd").mkdir()
     daemon.paths.index.unlink()
     daemon.start()
     found = {c["id"]: c["state"] for c in daemon.wait_for(3)}
     assert found[bare.name] == "lost", "an entry that a power cut left without its record"
+    assert not staged.exists(), "its handler had no answer, and spooled the crash"
     assert found[first] == "complete", "its record is made again, of its id and its core"
     assert daemon.crashctl("verify", check=False).returncode == 1
     crash(daemon)

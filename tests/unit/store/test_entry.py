@@ -61,6 +61,38 @@ def test_create_same_id_twice_is_refused(paths: Paths) -> None:
         entries.create(paths, a_crash())
 
 
+def test_create_that_is_killed_leaves_no_entry_and_is_cleaned_up(paths: Paths) -> None:
+    """Once an entry without a record stayed, which then counted as a second, nameless crash."""
+    with entries.create(paths, a_crash()):
+        pass
+    entry = paths.crashes / CRASH_ID
+    entry.rename(paths.crashes / f".new-{CRASH_ID}")
+    (paths.crashes / f".new-{CRASH_ID}" / "crash.json").rename(
+        paths.crashes / f".new-{CRASH_ID}" / "crash.json.new"
+    )
+    (paths.crashes / ".new-other").mkdir()
+    assert entries.entry_ids(paths) == []
+    assert entries.foreign_names(paths) == [".new-other"]
+    assert entries.remove_staged(paths) == [CRASH_ID]
+    assert [path.name for path in paths.crashes.iterdir()] == [".new-other"]
+
+
+def test_create_has_its_record_before_its_name(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    rename = os.rename
+
+    def watch(source: str, target: str, **where: int) -> None:
+        seen.append(entries.entry_ids(paths))
+        rename(source, target, **where)
+
+    monkeypatch.setattr(os, "rename", watch)
+    with entries.create(paths, a_crash()):
+        assert seen == [[], []], "its record's name comes first, then its own"
+        assert entries.entry_ids(paths) == [CRASH_ID]
+
+
 @pytest.mark.parametrize("room", [0, 1, 2])
 def test_create_without_descriptors_leaves_nothing_behind(paths: Paths, room: int) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
