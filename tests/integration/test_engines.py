@@ -1,18 +1,31 @@
 """The memory engine on a process that answers badly: late, never, in part, or not any more."""
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 
-from crashd.daemon.capture import engines
+from crashd.daemon.capture import engines, store_core
 from crashd.daemon.capture.pump import Pump, StopError
+from crashd.daemon.capture.source import CoreSource
 from crashd.daemon.capture.timedread import Reader, StuckError
-from crashd.domain.elf.memorymap import Backing, DoubtError, Extent, Piece
-from crashd.edge.capture.incoming import DeadlineError
+from crashd.domain.crash.model import Disposition
+from crashd.domain.crash.record import Allowance
+from crashd.domain.elf.elfcore import parse_head
+from crashd.domain.elf.memorymap import Backing, DoubtError, Extent, Piece, Range
+from crashd.edge.capture.incoming import DeadlineError, IncomingCore
 from crashd.edge.capture.memory import PAGE_BYTES, GoneError, ProcessMemory
+from tests.builders.elfcore import (
+    CoreFormat,
+    CoreSegment,
+    CoreThread,
+    build_core,
+    build_notes,
+)
+from tests.integration.test_capture import OPTIONS
 from tests.integration.test_pump import Recorder
 
 NO_LIMIT = 1 << 62
@@ -28,6 +41,10 @@ class Memory(ProcessMemory):
         self.stuck: set[int] = set()
         self.answer = threading.Event()
         self.alive_for = NO_LIMIT
+
+    def resident(self, ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
+        for wanted in ranges:
+            yield wanted.start, wanted.end
 
     def held(self) -> bool:
         self.alive_for -= 1
@@ -147,6 +164,52 @@ def test_copy_process_that_is_gone_is_told(memory: Memory) -> None:
     memory.alive_for = 0
     with pytest.raises(GoneError):
         copy(memory, plan((0, 4)))
+
+
+STACK_PAGE = 32
+ALL = Allowance(NO_LIMIT, Disposition.FULL, None)
+
+
+def core_of(memory: Memory) -> tuple[bytes, str | None]:
+    """Copy a core of two mappings, the second of which is the stack."""
+    core = build_core(
+        notes=build_notes(CoreFormat(), threads=[CoreThread(100, sp=BASE + 40 * PAGE_BYTES)]),
+        segments=[
+            CoreSegment(BASE, bytes(4 * PAGE_BYTES)),
+            CoreSegment(BASE + STACK_PAGE * PAGE_BYTES, bytes(16 * PAGE_BYTES)),
+        ],
+    )
+    head, (read_fd, write_fd) = parse_head(core), os.pipe()
+    os.close(write_fd)
+    incoming = IncomingCore.from_pipe(read_fd, None)
+    source = CoreSource(incoming, core[: head.segments[0].offset], head, OPTIONS, Reader())
+    source.memory, source.estimate_bytes = memory, store_core.LONG_BYTES
+    source.extents = [
+        Extent(s.offset, s.vaddr, s.filesz, Backing.ANONYMOUS, True) for s in head.segments
+    ]
+    sink = Recorder()
+    pump = Pump(sink, 1 << 20, NO_LIMIT, None)
+    deadline_ns = time.monotonic_ns() + 10**10
+    with contextlib.ExitStack() as stack:
+        stack.callback(incoming.release)
+        reason = store_core.copy_memory(source, memory, head, pump, ALL, deadline_ns)
+    pump.finish()
+    assert len(sink.data) == head.expected_size
+    return bytes(sink.data[head.segments[-1].offset :]), reason
+
+
+def test_copy_process_that_is_killed_once_its_stacks_are_read_has_them(memory: Memory) -> None:
+    memory.alive_for = 1
+    stack, reason = core_of(memory)
+    assert reason == "the process was killed while its core was taken"
+    assert pages(stack)[-9:] == list(range(40, 49))
+
+
+def test_copy_stacks_that_were_read_too_late_are_not_taken(memory: Memory) -> None:
+    """Exiting threads write to their stacks."""
+    memory.alive_for = 0
+    with pytest.raises(DoubtError, match="killed before its memory was read"):
+        core_of(memory)
 
 
 def test_copy_page_that_never_comes_is_zeros_and_the_rest_is_kept(memory: Memory) -> None:

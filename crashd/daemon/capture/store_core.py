@@ -279,7 +279,7 @@ def copy_memory(
     except OSError as e:
         raise DoubtError(f"reading the memory failed: {reason_of(e)}") from e
     except GoneError as e:
-        if pump.size_bytes == len(start):
+        if pump.size_bytes == len(start) and not stacks:
             raise DoubtError("the process was killed before its memory was read") from e
         _put_stacks(stacks, pump, head.expected_size)
         return "the process was killed while its core was taken"
@@ -294,7 +294,8 @@ def _read_stacks(source: CoreSource, memory: ProcessMemory) -> list[tuple[int, b
         return []
     plan = source.plan_mini(STACKS_BYTES)
     kept = plan.kept if plan is not None else ()
-    return [(k.source, source.read_memory(memory, k.address, k.size)) for k in kept]
+    stacks = [(k.source, source.read_memory(memory, k.address, k.size)) for k in kept]
+    return stacks if memory.held() else []
 
 
 def _put_stacks(stacks: list[tuple[int, bytes]], pump: Pump, end: int) -> None:
