@@ -17,7 +17,7 @@ from crashd.domain.crash.record import Allowance
 from crashd.domain.elf.elfcore import parse_head
 from crashd.domain.elf.memorymap import Backing, DoubtError, Extent, Piece, Range
 from crashd.edge.capture.incoming import DeadlineError, IncomingCore
-from crashd.edge.capture.memory import PAGE_BYTES, GoneError, ProcessMemory
+from crashd.edge.capture.memory import PAGE_BYTES, GoneError, ProcessMemory, is_zeros
 from tests.builders.elfcore import (
     CoreFormat,
     CoreSegment,
@@ -41,6 +41,7 @@ class Memory(ProcessMemory):
         self.stuck: set[int] = set()
         self.answer = threading.Event()
         self.alive_for = NO_LIMIT
+        self.zeros: set[int] = set()
 
     def resident(self, ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
         for wanted in ranges:
@@ -61,7 +62,7 @@ class Memory(ProcessMemory):
                 if page in self.bad or page in self.forced:
                     return done
                 part = min(PAGE_BYTES - at % PAGE_BYTES, address + size - at)
-                view[done : done + part] = bytes([page + 1]) * part
+                view[done : done + part] = bytes([0 if page in self.zeros else page + 1]) * part
                 done += part
                 at += part
         return done
@@ -140,6 +141,55 @@ def test_copy_is_cut_at_its_limit_wherever_holes_are(
     expected = b"".join(bytes([n]) * PAGE_BYTES for n in whole)
     assert expected.startswith(sink.data)
     assert sink.resident_bytes == limit if cut else sink.data == expected
+
+
+def test_copy_zeros_take_no_place_in_the_buffer(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three GiB of zeros once filled buffer and spill, which took five times as long as reading."""
+    monkeypatch.setattr(engines, "ZEROS_BYTES", 4 * PAGE_BYTES)
+    monkeypatch.setattr(engines, "BATCH_BYTES", 4 * PAGE_BYTES)
+    memory.zeros = {*range(4, 12), 14}
+    sink = Recorder()
+    pump = Pump(sink, 1 << 20, NO_LIMIT, None)
+    pieces = [piece for first in range(0, 16, 4) for piece in plan((first, first + 4))[-1:]]
+    engines.copy(memory, b"", pieces, pump, time.monotonic_ns() + 10**10, 10**10, Reader())
+    assert (pump.size_bytes, pump.data_bytes) == (16 * PAGE_BYTES, 8 * PAGE_BYTES)
+    pump.finish()
+    assert pages(bytes(sink.data)) == [1, 2, 3, 4, *[0] * 8, 13, 14, 0, 16]
+
+
+def test_drain_zeros_take_no_place_in_the_buffer() -> None:
+    read_fd, write_fd = os.pipe()
+    stream = b"x" * 100 + bytes(4 << 20) + b"y" * 100
+
+    def write() -> None:
+        with open(write_fd, "wb") as file:
+            file.write(stream)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    sink, incoming = Recorder(), IncomingCore.from_pipe(read_fd, None)
+    pump = Pump(sink, 1 << 20, NO_LIMIT, None)
+    try:
+        engines.drain(incoming, b"", pump, time.monotonic_ns() + 10**10)
+    finally:
+        incoming.release()
+        writer.join()
+    assert pump.data_bytes <= len(stream) - (2 << 20)
+    pump.finish()
+    assert sink.data == stream
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4096, 1 << 20])
+def test_zeros_are_told_from_what_has_one_byte_that_is_not(size: int) -> None:
+    data = bytearray(size)
+    assert is_zeros(memoryview(data))
+    assert is_zeros(memoryview(data)[:0])
+    for at in {0, size // 3, size // 2, size - 1}:
+        data[at] = 1
+        assert not is_zeros(memoryview(data))
+        data[at] = 0
 
 
 def test_copy_page_that_only_the_kernel_may_read_is_forced(memory: Memory) -> None:

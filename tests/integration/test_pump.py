@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from crashd.daemon.capture.pace import STORER_NICE, Pace, PaceGate, lower_storer
 from crashd.daemon.capture.pump import BASE_BYTES, HOLE_COST_SHIFT, RECOUNT_BYTES, Pump, StopError
 from crashd.daemon.capture.spill import SCRATCH_BYTES, Spill
 from crashd.daemon.capture.timedread import Reader
+from crashd.edge.capture.memory import PAGE_BYTES
 
 NO_LIMIT = 1 << 62
 
@@ -114,6 +116,20 @@ def test_large_core_is_stored_by_a_thread_of_its_own() -> None:
     made = fill(pump, BASE_BYTES * 2, 1)
     pump.finish()
     assert sink.data == made
+
+
+def test_buffer_is_faulted_in_not_far_ahead_of_the_reader() -> None:
+    """Of a grant of gigabytes a process with zeros may use nothing."""
+    pump = Pump(Recorder(), 1 << 30, NO_LIMIT, None)
+    pump.room(1, wait)
+    before = resident()
+    time.sleep(1.2)
+    assert resident() - before < 200 << 20
+    pump.finish()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def test_reader_waits_for_a_slow_disk_and_no_longer_than_it_may() -> None:

@@ -132,8 +132,9 @@ class _Judge:
         self.size += len(mine)
 
     def hole(self, size: int) -> None:
-        """Compare zeros; the stream brings none."""
-        raise AssertionError(f"the stream has no holes, {size}")
+        """Compare zeros that were read, which reach a sink as holes."""
+        for at in range(0, size, 1 << 20):
+            self.write(memoryview(bytes(min(1 << 20, size - at))))
 
 
 class Impostor:

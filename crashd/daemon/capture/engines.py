@@ -15,11 +15,15 @@ from crashd.daemon.capture.pump import Pump, StopError
 from crashd.daemon.capture.timedread import Reader, StuckError
 from crashd.domain.elf.memorymap import Backing, DoubtError, Piece
 from crashd.edge.capture.incoming import DeadlineError, IncomingCore
-from crashd.edge.capture.memory import IOV_MAX, PAGE_BYTES, GoneError, ProcessMemory
+from crashd.edge.capture.memory import IOV_MAX, PAGE_BYTES, GoneError, ProcessMemory, is_zeros
 
 STREAM_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
 """Bytes read from memory at once, which takes a few milliseconds."""
+ZEROS_BYTES = 64 << 10
+"""Zeros of this length that were read at once take no place in the buffer. A process can have
+gigabytes of them, and fresh memory for a copy costs more than reading them.
+"""
 STUCK_MAX = 4
 """Limit on stuck reads, each of which costs a thread: beyond it, memory that may hang is not read.
 """
@@ -55,7 +59,10 @@ def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> N
         size = incoming.read_into(view, deadline_ns)
         if not size:
             return
-        pump.put(size)
+        if size >= ZEROS_BYTES and is_zeros(view[:size]):
+            pump.hole(size)
+        else:
+            pump.put(size)
 
 
 def drain_selected(
@@ -210,7 +217,10 @@ class _Copier:
                 self._pump.desert()  # the stuck read may still write there
                 self._one_by_one(group)
             else:
-                self._put(group)
+                if size >= ZEROS_BYTES and is_zeros(view[:size]):
+                    self._pump.hole(sum(piece.size for piece in group))
+                else:
+                    self._put(group)
 
     def _put(self, group: list[Piece]) -> None:
         """Report to the pump what was read into its room, with the holes in their places."""

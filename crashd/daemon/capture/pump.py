@@ -14,6 +14,7 @@ import contextlib
 import mmap
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -32,6 +33,9 @@ BASE_BYTES = 4 << 20
 """Buffer that every worker may hold without asking."""
 _HUGE_FROM_BYTES = 8 << 20
 _POPULATE_FROM_BYTES = 64 << 20
+_POPULATE_AHEAD_BYTES = 128 << 20
+"""How far ahead of the reader memory is faulted in: the rest may never be used."""
+_POPULATE_WAIT_SECONDS = 0.002
 STORE_BYTES = 1 << 20
 """Bytes stored between two checks for a held process: about ten milliseconds."""
 
@@ -70,8 +74,14 @@ class _Ring:
         if size >= _POPULATE_FROM_BYTES and len(os.sched_getaffinity(0)) > 1:
             # another CPU allocates the pages while this one reads
             threading.Thread(
-                target=populate, args=(self.view, lambda: self.filled), name="pages", daemon=True
+                target=populate, args=(self.view, self._is_populated), name="pages", daemon=True
             ).start()
+
+    def _is_populated(self, at: int) -> bool:
+        """Wait until the reader is near `at`; return whether that will not be."""
+        while not self.filled and at > self.head + _POPULATE_AHEAD_BYTES:
+            time.sleep(_POPULATE_WAIT_SECONDS)
+        return self.filled
 
     def room(self) -> int:
         """Return how many bytes are free in one piece."""

@@ -396,8 +396,20 @@ def _present_pages(raw: bytes) -> Iterator[tuple[int, int]]:
             yield start, index + 1
 
 
-def populate(view: memoryview, enough: Callable[[], bool]) -> None:
-    """Fault memory in from its start on, until `enough`; the thread that fills it does not wait.
+def is_zeros(view: memoryview) -> bool:
+    """Return whether memory that can be written has only zeros, by memcmp(3), which reads some 30
+    GB/s here; Python's own comparisons copy, or go item by item. Releases the GIL.
+    """
+    if not len(view) or view[0] or view[-1] or view[len(view) // 2]:
+        return not len(view)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+    arguments = ctypes.c_void_p(start), ctypes.c_void_p(start + 1), ctypes.c_size_t(len(view) - 1)
+    return bool(ctypes.CDLL(None).memcmp(*arguments) == 0)
+
+
+def populate(view: memoryview, enough: Callable[[int], bool]) -> None:
+    """Fault memory in from its start on, until `enough`, which is asked with the offset of the next
+    piece, and may wait; the thread that fills it does not wait.
 
     If the kernel cannot do that (MADV_POPULATE_WRITE, 5.14), do nothing. Releases the GIL.
     """
@@ -406,7 +418,7 @@ def populate(view: memoryview, enough: Callable[[], bool]) -> None:
     for at in range(0, len(view), _POPULATE_BYTES):
         size = min(_POPULATE_BYTES, len(view) - at)
         arguments = (ctypes.c_void_p(start + at), ctypes.c_size_t(size), _MADV_POPULATE_WRITE)
-        if enough() or libc.madvise(*arguments) != 0:
+        if enough(at) or libc.madvise(*arguments) != 0:
             return
 
 
