@@ -1,6 +1,8 @@
 """A core to be read: its stream, its head, and its process's memory."""
 
 import contextlib
+import functools
+import mmap
 
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.timedread import Reader, StuckError
@@ -18,6 +20,14 @@ SMALL_BYTES = 1 << 20
 the memory, and a pipe's buffer holds the whole core.
 """
 _SLACK_BYTES = 1 << 20
+
+
+@functools.cache
+def small_room() -> memoryview:
+    """Return the room for a small core, which a worker keeps: to fault it in anew, while a process
+    is held, takes 1 to 3 ms for a core of 400 KiB.
+    """
+    return memoryview(mmap.mmap(-1, SMALL_BYTES + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class CoreSource:
@@ -63,22 +73,21 @@ class CoreSource:
         ):
             return
         self.incoming.end_guard()
-        room = bytearray(SMALL_BYTES + 1)
+        room = small_room()
         held = len(self.raw)
         room[:held] = self.raw
         try:
-            with memoryview(room) as view:
-                while held <= SMALL_BYTES:
-                    got = self.incoming.read_into(view[held:], deadline_ns)
-                    if not got:
-                        self.whole = True
-                        break
-                    held += got
+            while held <= SMALL_BYTES:
+                got = self.incoming.read_into(room[held:], deadline_ns)
+                if not got:
+                    self.whole = True
+                    break
+                held += got
         except DeadlineError:
             self.whole, self.late = True, True
-        self.raw = bytes(room[:held])
         if self.whole:
             self.release()
+        self.raw = room[:held].tobytes()
 
     def open_memory(self, mountinfo: bytes) -> None:
         """Plan to read the memory; if that is impossible, `doubt` says why."""

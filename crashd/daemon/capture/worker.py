@@ -22,6 +22,7 @@ decision a).
 import contextlib
 import logging
 import os
+import select
 import socket
 import time
 from dataclasses import replace
@@ -33,14 +34,18 @@ from crashd.daemon.capture.capture import Decision, Desk, capture
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pace import POLL_SECONDS, Pace, PaceGate, lower_storer
 from crashd.daemon.capture.salvage import salvage
+from crashd.daemon.capture.source import small_room
 from crashd.daemon.capture.store_core import Grant
 from crashd.daemon.capture.timedread import Reader
 from crashd.domain.crash.model import Crash, Disposition, State, from_json
+from crashd.domain.crash.procfs import parse_status
 from crashd.domain.elf.elfcore import CoreHead
 from crashd.domain.keep.limiter import is_only_counted
 from crashd.domain.keep.site import site_of
 from crashd.edge.capture.handoff import Connection
 from crashd.edge.capture.incoming import IncomingCore
+from crashd.edge.capture.memory import populate
+from crashd.edge.capture.process import pidfd_info, read_snapshot
 from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
 from crashd.store.spool import DIED, SpoolEntry
@@ -68,6 +73,8 @@ class _RefusedError(Exception):
 def work(channel: socket.socket, gate: PaceGate) -> None:
     """Do jobs until the daemon's end of `channel` is closed; storing waits at `gate`."""
     reader = Reader()
+    if not select.select([channel], [], [], 0)[0]:
+        _rehearse()
     while True:
         try:
             job, descriptors = receive_message(channel)
@@ -84,6 +91,21 @@ def work(channel: socket.socket, gate: PaceGate) -> None:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
             return
+
+
+def _rehearse() -> None:
+    """Do on this process what a capture begins with, so that the first job finds the memory for it
+    faulted in: otherwise a tiny process is held 2 ms longer.
+    """
+    populate(small_room(), lambda _: False)
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            snapshot = read_snapshot(pidfd)
+            pidfd_info(pidfd)
+        finally:
+            os.close(pidfd)
+        parse_status(snapshot.get("status", b""))
 
 
 class _GatePace(Pace):
