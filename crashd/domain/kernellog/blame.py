@@ -40,6 +40,7 @@ _LOCK_HELD = re.compile(r"(?:but task is )?already holding lock")
 _LOCK_LINES: Final = 4
 _CALLER = re.compile(r"caller is (?P<f>[A-Za-z_][\w.$]{0,511})")
 _LAST = re.compile(r"last function: (?P<f>[A-Za-z_][\w.$]{0,511})")
+_STACK_END = "corrupted stack end detected"
 _WORKERS = "Showing backtraces of "  # since 6.1
 _WORK = re.compile(r"Workqueue: .{1,64} (?P<f>[A-Za-z_][\w.$]{0,511})(?: \(|$)")
 _PROTECTOR = re.compile(
@@ -87,6 +88,8 @@ def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: st
     if sort is Blame.STALL:
         stall = find_stall(stalled_frames(facts))
         return Blamed(stall.frame, stall.name, (stall.dispatched,)) if stall else Blamed()
+    if sort is Blame.PANIC and any(_STACK_END in text[:200] for text in texts[:8]):
+        return _overrun(facts)
     if head is not None and head.kind is PanicKind.STACK_OVERFLOW:
         recursion = _find_recursion(facts.trace)
         if recursion is not None:
@@ -226,6 +229,18 @@ def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
             if bucket.fullmatch(normal_name(frame.function)):
                 return Blamed(frame, name, (name, *_callers(trace[n + 1 :], _WAITS)[:1]))
     return _choose(trace, _WAITS)
+
+
+def _overrun(facts: ReportFacts) -> Blamed:
+    """Blame the function that was dispatched: where the scheduler saw that the stack had been
+    overrun is chance.
+    """
+    callers = facts.trace[find_panic(facts.trace) + 1 :]
+    stall = find_stall(callers)
+    if stall is None:
+        return Blamed()
+    named = (f for f in callers if normal_name(f.function).endswith(stall.dispatched))
+    return Blamed(next(named, stall.frame), stall.dispatched, (stall.dispatched,))
 
 
 def _work(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
