@@ -127,8 +127,8 @@ def encoded(json: bytes) -> Jsonb:
     return Jsonb(json, dumps=_as_it_is)
 
 
-def _as_it_is(json: Any) -> bytes:
-    return bytes(json)
+def _as_it_is(json: Any) -> str:
+    return str(json, "utf-8")  # psycopg before 3.2 takes no bytes
 
 
 def statement(text: str, **names: str) -> sql.Composed:
