@@ -71,7 +71,7 @@ stage_tree() {
         "$root/usr/lib/systemd/system-preset" "$root/usr/lib/sysctl.d" "$root/usr/lib/tmpfiles.d" \
         "$root/etc/crashd/crashd.toml.d" "$root/etc/crashd/hooks.d" "$root/usr/share/doc/crashd"
     fill_bundles "$root/usr/lib/crashd"
-    for name in bin/crashd bin/crashctl libexec/crashd-analyze libexec/crashd-ship; do
+    for name in bin/crashd bin/crashctl bin/crashd-fleet libexec/crashd-analyze libexec/crashd-ship; do
         install -m 755 "$here/packaging/launcher" "$root/usr/$name"
     done
     install -m 755 "$here/packaging/crashd-kmsg" "$root/usr/libexec/crashd-kmsg"

@@ -18,7 +18,8 @@ try:
     from crashd.fleet.selection import Scope
 except ImportError as e:
     raise UnsupportedError(
-        f"the module {e.name} is not installed", hint="pip install 'crashd[fleet-server]'"
+        f"the module {e.name} is not installed",
+        hint="install python3-psycopg or crashd[fleet-server]",
     ) from e
 
 CORE_MAX = 1 << 40

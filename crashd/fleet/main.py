@@ -145,7 +145,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if name.partition(".")[0] not in ("psycopg", "obstore"):
             raise
         raise CrashdError(
-            f"the module {name} is not installed", hint="pip install 'crashd[fleet-server]'"
+            f"the module {name} is not installed",
+            hint="install python3-psycopg or crashd[fleet-server]",
         ) from e
     if arguments.verb == "init":
         return run.init(arguments)

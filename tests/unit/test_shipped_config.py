@@ -115,3 +115,16 @@ def test_unit_has_memory_for_its_buffer_and_workers(memory: int, cpus: int) -> N
     capture = Settings().capture
     needed = DAEMON_BYTES + capture.worker_count(cpus) * WORKER_BYTES
     assert capture.buffer_bytes(memory) + needed <= memory * int(share[1]) // 100
+
+
+def test_packages_have_every_program_by_its_module() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stage = (ROOT / "packaging/stage.sh").read_text(encoding="utf-8")
+    launcher = (ROOT / "packaging/launcher").read_text(encoding="utf-8")
+    installed = re.search(r"for name in (.*); do\n.*packaging/launcher", stage)
+    assert installed is not None
+    assert {name.split("/")[1] for name in installed[1].split()} == {*project["scripts"]}
+    for name, place in project["scripts"].items():
+        module = place.partition(":")[0]
+        branch = "else:" if name == "crashd" else f'if name == "{name}":'
+        assert f"{branch}\n    from {module} import " in launcher, name

@@ -38,6 +38,8 @@ test_units_are_enabled_and_up() {
 	done
 	systemctl is-enabled crashd-register.service
 	test "$(systemctl is-enabled crashd-kernel.socket)" = disabled
+	test "$(systemctl is-enabled crashd-fleet.service)" = disabled
+	crashd-fleet --version
 	test "$(property crashd-register.service ConditionResult)" = no # in a container core_pattern is the host's
 	test "$(property crashd.service StatusText)" != ""
 	test "$(stat -c %a:%U /run/crashd/handoff.sock)" = 600:root
@@ -51,7 +53,7 @@ test_units_as_installed_verify() {
 }
 
 test_exposure_is_low() {
-	for unit in crashd.service:17 crashd-analyze@x.service:3 crashd-register.service:32 crashd-hooks@x.service:80 crashd-ship.service:12; do
+	for unit in crashd.service:17 crashd-analyze@x.service:3 crashd-register.service:32 crashd-hooks@x.service:80 crashd-ship.service:12 crashd-fleet.service:12; do
 		level=$(systemd-analyze security --no-pager ${unit%:*} | sed -n 's/.*level for .*: \([0-9.]*\) .*/\1/p')
 		echo "${unit%:*} $level" >>$RESULT/exposure
 		test "$(echo "$level" | tr -d .)" -le ${unit#*:}
