@@ -58,11 +58,24 @@ class Server:
 
     def make(self) -> None:
         """Make the cluster."""
+        self._make("initdb", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+
+    def make_standby(self, primary: "Server") -> None:
+        """Make the cluster as a standby of another server that runs."""
+        self._make("pg_basebackup", "-h", str(primary.directory), "-R", "-c", "fast", "--no-sync")
+
+    def promote(self) -> None:
+        """Make a standby take writes."""
+        self._run("pg_ctl", "promote", "-w", "-D", str(self.directory / "data"))
+
+    def _make(self, program: str, *arguments: str) -> None:
         if self._user is not None:
             os.chown(self.directory, self._user.pw_uid, self._user.pw_gid)
-        where = ["-D", str(self.directory / "data"), "-U", "crashd", "-A", "trust"]
+        self._run(program, "-D", str(self.directory / "data"), "-U", "crashd", *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [str(self._programs / "initdb"), *where, "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
+            [str(self._programs / program), *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self.directory,
@@ -100,7 +113,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(settings: Sequence[str] = QUICK, parent: str = "/tmp") -> Iterator[Server]:
+def running(
+    settings: Sequence[str] = QUICK, parent: str = "/tmp", *, standby_of: Server | None = None
+) -> Iterator[Server]:
     """Run a server until the end of the block."""
     programs = find_programs()
     if programs is None:
@@ -108,7 +123,10 @@ def running(settings: Sequence[str] = QUICK, parent: str = "/tmp") -> Iterator[S
     directory = Path(tempfile.mkdtemp(prefix="crashd-pg-", dir=parent))
     server = Server(directory, programs, settings)
     try:
-        server.make()
+        if standby_of is None:
+            server.make()
+        else:
+            server.make_standby(standby_of)
         server.start()
         yield server
     finally:

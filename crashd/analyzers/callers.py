@@ -18,12 +18,28 @@ _JUMPS_MAX = 4
 _ENDBR = bytes.fromhex("f30f1efa")
 
 
+_OUTERMOST = ("_start", "__clone", "clone", "runtime.goexit", "runtime.rt0_go")
+"""Functions that start a process or a thread, by the beginning of their names."""
+
+
 class Caller(NamedTuple):
     """Where a function returns to."""
 
     pc: int
     sp: int
     """After the return."""
+
+
+def is_outermost(function: str | None) -> bool:
+    """Return whether a function has no caller: the walk may end there, whatever lies behind it."""
+    return (function or "").startswith(_OUTERMOST)
+
+
+def starts_stack(function: str | None) -> bool:
+    """Return whether a function of Go's runtime runs what it calls on the thread's own stack: what
+    lies behind it there is left from earlier. Source: topofstack() in Go's runtime/traceback.go.
+    """
+    return (function or "").removesuffix(".abi0") == "runtime.mcall"
 
 
 def find_caller(image: CoreImage, pc: int, sp: int, start: int | None) -> Caller | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crashd.analyzers import instruction
+from crashd.analyzers.callers import is_outermost
 from crashd.analyzers.coreimage import PF_W, CoreImage
 from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo
 from crashd.domain.elf.sigframe import (
@@ -37,7 +38,6 @@ _SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000
 # arch/x86/include/asm/trapnr.h
 _DIVIDE, _INVALID_OPCODE, _GENERAL_PROTECTION, _PAGE_FAULT = 0, 6, 13, 14
 _NEAR = 64
-_BEGINNINGS = ("_start", "__clone", "clone", "runtime.goexit", "runtime.rt0_go")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
 
 def _is_whole(frames: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether the walk reached the function that starts a thread, or crossed a handler."""
-    last = (frames[-1]["function"] if frames else None) or ""
-    return last.startswith(_BEGINNINGS) or any(frame["interrupted"] for frame in frames[1:])
+    last = frames[-1]["function"] if frames else None
+    return is_outermost(last) or any(frame["interrupted"] for frame in frames[1:])
 
 
 def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:

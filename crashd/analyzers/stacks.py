@@ -14,7 +14,7 @@ import _drgn_util.plugins
 import _drgn_util.typingutils  # noqa: F401  drgn imports these later, when it no longer can
 import drgn
 
-from crashd.analyzers.callers import find_caller
+from crashd.analyzers.callers import find_caller, is_outermost, starts_stack
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
@@ -308,9 +308,11 @@ class Stacks:
                 address = frame.pc
             except LookupError:
                 break
-            if frames and not address:
+            if frames and (not address or starts_stack(frames[-1]["function"])):
                 break
             if frames and not self.image.is_code(address):
+                if is_outermost(frames[-1]["function"]):
+                    break  # Go's first function has no return address below it
                 if skipped < _SKIPPED_MAX and (frames[-1]["function"] or "").startswith("runtime."):
                     skipped += 1  # where Go changes stacks; it keeps frame pointers
                     continue

@@ -60,7 +60,7 @@ class LogAnalysis:
     title: str
     """One line, the same for the same bug."""
     signature: str
-    """k3- and 16 hex digits, the same for the same bug."""
+    """k4- and 16 hex digits, the same for the same bug."""
     fatal: bool
     """Whether the machine stopped here."""
     panic: str | None

@@ -40,6 +40,9 @@ _LOCK_HELD = re.compile(r"(?:but task is )?already holding lock")
 _LOCK_LINES: Final = 4
 _CALLER = re.compile(r"caller is (?P<f>[A-Za-z_][\w.$]{0,511})")
 _LAST = re.compile(r"last function: (?P<f>[A-Za-z_][\w.$]{0,511})")
+_STACK_END = "corrupted stack end detected"
+_WORKERS = "Showing backtraces of "  # since 6.1
+_WORK = re.compile(r"Workqueue: .{1,64} (?P<f>[A-Za-z_][\w.$]{0,511})(?: \(|$)")
 _PROTECTOR = re.compile(
     r"stack-protector: Kernel stack is corrupted in:"
     r" (?!(?:0x)?[0-9a-f]{8,16}\b)(?P<f>[A-Za-z_][\w.$]{0,511})"
@@ -54,6 +57,7 @@ _WAITS = re.compile(
     r"|\w*synchronize\w*|context_switch|__switch_to\w*|(?:\w*_)?wait_\w*|bit_wait\w*|do_wait"
     r"|percpu_rwsem_wait"
     r"|\w*freeze_queue_wait|rq_qos_wait|cancel_delayed_work\w*|bit_\w*lock\w*|_*mutex_\w*"
+    r"|(?:drain|destroy)_workqueue"
 )
 
 
@@ -84,10 +88,14 @@ def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: st
     if sort is Blame.STALL:
         stall = find_stall(stalled_frames(facts))
         return Blamed(stall.frame, stall.name, (stall.dispatched,)) if stall else Blamed()
+    if sort is Blame.PANIC and any(_STACK_END in text[:200] for text in texts[:8]):
+        return _overrun(facts)
     if head is not None and head.kind is PanicKind.STACK_OVERFLOW:
         recursion = _find_recursion(facts.trace)
         if recursion is not None:
             return recursion
+    if sort is Blame.WORK:
+        return _work(facts, texts)
     if sort is Blame.HUNG:
         return _hung(facts, texts)
     skip = re.compile(head.skip) if head is not None and head.skip is not None else None
@@ -221,6 +229,29 @@ def _hung(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
             if bucket.fullmatch(normal_name(frame.function)):
                 return Blamed(frame, name, (name, *_callers(trace[n + 1 :], _WAITS)[:1]))
     return _choose(trace, _WAITS)
+
+
+def _overrun(facts: ReportFacts) -> Blamed:
+    """Blame the function that was dispatched: where the scheduler saw that the stack had been
+    overrun is chance.
+    """
+    callers = facts.trace[find_panic(facts.trace) + 1 :]
+    stall = find_stall(callers)
+    if stall is None:
+        return Blamed()
+    named = (f for f in callers if normal_name(f.function).endswith(stall.dispatched))
+    return Blamed(next(named, stall.frame), stall.dispatched, (stall.dispatched,))
+
+
+def _work(facts: ReportFacts, texts: Sequence[str]) -> Blamed:
+    """Blame the work of the first stalled worker; older kernels do not show these."""
+    shown = next((n for n, text in enumerate(texts) if text.lstrip().startswith(_WORKERS)), None)
+    found = _find(_WORK, texts[shown:]) if shown is not None else None
+    if found is None:
+        return Blamed()
+    here = next((frame for frame in facts.trace if frame.function == found), None)
+    frame = here or TraceFrame(found, None, None, None, True)
+    return Blamed(frame, normal_name(found), (found,))
 
 
 def _find_recursion(trace: Sequence[TraceFrame]) -> Blamed | None:

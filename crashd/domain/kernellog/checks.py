@@ -137,7 +137,7 @@ CHECKS: Final[tuple[Head, ...]] = (
         r"|(?:HARDIRQ|SOFTIRQ)\S{0,16}-safe -> \S{1,32} lock order detected)",
         "possible deadlock{in_f}",
         _B.LOCK,
-        skip=r"process_one_work|process_scheduled_works",
+        skip=r"process_one_work|process_scheduled_works|(?:drain|destroy)_workqueue",
     ),
     head(
         _K.DEADLOCK, rf"{_LOCKDEP}inconsistent lock state", "inconsistent lock state{in_f}", _B.LOCK
@@ -228,7 +228,12 @@ CHECKS: Final[tuple[Head, ...]] = (
         "INFO: rcu detected stall{in_f}",
         _B.STALL,
     ),
-    head(_K.WORKQUEUE_LOCKUP, r"BUG: workqueue lockup - pool", "BUG: workqueue lockup", _B.NONE),
+    head(
+        _K.WORKQUEUE_LOCKUP,
+        r"BUG: workqueue lockup - pool",
+        "BUG: workqueue lockup{in_f}",
+        _B.WORK,
+    ),
     # ---- context ----
     head(
         _K.ATOMIC,

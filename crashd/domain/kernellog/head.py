@@ -22,6 +22,8 @@ class Blame(StrEnum):
     """In `at: f`, after the lock that is taken."""
     CALLER = "caller"
     """In `caller is f`, else in the trace."""
+    WORK = "work"
+    """The work that the first of the stalled workers does."""
     LAST = "last"
     """In `last function: f`."""
     HUNG = "hung"

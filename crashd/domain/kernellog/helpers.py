@@ -126,6 +126,8 @@ _PRIMITIVES: Final = (
     r"debug_\w*object\w*|__debug_\w+|(?:timer|work)_is_static_object|get_device_parent|put_device",
     r"device_(?:add|del|unregister|destroy|release|for_each_child|remove_file|create_file"
     r"|initial_probe)",
+    r"(?:drop|inc|set|clear)_nlink|cpumask_\w+|print_hex_dump\w*|seq_(?:v?printf|puts?|putc|write)",
+    r"_*(?:ida|idr)_\w+|_*(?:rhashtable|rhltable|rht)_\w+|_*(?:llist|list_lru|bitmap|hweight)_\w+",
     r"devres_release\w*|(?:\w+_)?sysfs_(?:remove|create|add|put|warn)_?\w*|unregister_netdev\w*",
     r"rollback_registered\w*",
     r"tty_unregister_device|hwrng_unregister|i2c_del_adapter|__unregister_client",
@@ -134,7 +136,7 @@ _PRIMITIVES: Final = (
     r"_*skb_(?:put|push|pull)(?:_data|_zero|_u\d+|_inline)?|_*(?:kfree|consume)_skb\w*",
     r"napi_consume_skb|kfree_skbmem",
     r"_*flush_work\w*|_*cancel_(?:delayed_)?work\w*|__cancel_work_timer",
-    r"(?:flush|drain|destroy|__flush)_workqueue",
+    r"_*flush_workqueue",
     r"try_to_grab_pending|(?:timer_)?del(?:ete)?_timer\w*|timer_(?:delete|shutdown)\w*",
     r"try_to_del_timer\w*",
 )

@@ -38,7 +38,7 @@ _CAUSES: Final = (
     (re.compile(r"Asynchronous SError|SError"), frozenset({PanicKind.SERROR})),
     (re.compile(r"kernel stack overflow|Machine halted|Corrupt kernel stack"), OOPS_KINDS),
     (re.compile(r"bad mode|Unhandled exception"), frozenset({PanicKind.PANIC})),
-    (re.compile(r"kmsan\.panic set|\S{0,20} ?kmsan\.panic"), frozenset({PanicKind.KMSAN})),
+    (re.compile(r"(?:\S{0,20} ?kmsan\.panic|panic_on_kmsan) set"), frozenset({PanicKind.KMSAN})),
     (re.compile(r"NMI"), frozenset({PanicKind.NMI})),
     (re.compile(r"scheduling while atomic"), frozenset({PanicKind.ATOMIC})),
 )

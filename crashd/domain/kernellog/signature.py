@@ -11,7 +11,7 @@ from typing import Final
 
 __all__ = ["SIGNATURE_VERSION", "build_signature", "normal_name", "normal_words"]
 
-SIGNATURE_VERSION: Final = "k3"
+SIGNATURE_VERSION: Final = "k4"
 """Raise it with every change to what is hashed, or to how titles are built."""
 
 _CLONE = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|warm)(?:\.\d+)*)+$")
@@ -40,7 +40,7 @@ def normal_words(words: str) -> str:
 
 
 def build_signature(kind: str, title: str, functions: Iterable[str]) -> str:
-    """Build a signature, such as k3-0123456789abcdef, from kind, title and functions to blame."""
+    """Build a signature, such as k4-0123456789abcdef, from kind, title and functions to blame."""
     digest = hashlib.sha256()
     for part in (kind, title, *(normal_name(function) for function in functions)):
         raw = part.encode("utf-8", "backslashreplace")

@@ -53,6 +53,7 @@ _SKIP = re.compile(
     r"|bpf_ksym_find|is_bpf_text_address|__module_(?:address|text_address)|rcu\w*|\w*_rcu"
     r"|preempt_schedule\w*"
     r"|_*schedule|cond_resched\w*|_cond_resched|_*lock_text_start|finish_task_switch|debug_\w+"
+    r"|ktime_get\w*|(?:kvm_|pv)clock_\w+|(?:local_|kvm_)?sched_clock\w*|read_tsc|irqtime_account_irq"
 )
 _IPI = re.compile(r"smp_call_function\w*|on_each_cpu\w*|smp_text_poke_\w+")
 _DISPATCH = re.compile(
@@ -79,6 +80,10 @@ _DISPATCH = re.compile(
     r"|(?:nfnetlink|rtnetlink|genl)_rcv_msg|genl_family_rcv_msg\w*"
     # page faults
     r"|handle_mm_fault|__do_fault|(?:exc_|do_|asm_exc_)?page_fault|do_user_addr_fault"
+)
+_FAULT = re.compile(
+    r"_*handle_mm_fault|(?:exc_|asm_exc_|do_|__do_)?page_fault|do_user_addr_fault"
+    r"|do_(?:translation_fault|mem_abort|DataAbort)|handle_page_fault|el1h?_(?:64_)?(?:sync|abort)\w*"
 )
 _SYSCALL = re.compile(
     r"(?:__(?:x64|ia32|arm64|riscv|s390x?|mips|loongarch)_(?=sys_)|(?:compat_)?(?:SyS|SYSC)_)"
@@ -195,8 +200,11 @@ def find_stall(frames: Sequence[TraceFrame]) -> Stall | None:
     """Return the function that stalls, given the functions from the interrupted one on."""
     sure = [frame for frame in frames if frame.reliable and not frame.inlined] or list(frames)
     own: list[TraceFrame] = []
-    for frame in sure:
+    faulted = _find_fault(sure)
+    for n, frame in enumerate(sure):
         name = normal_name(frame.function)
+        if n < faulted and _FAULT.fullmatch(name):
+            continue
         if _IPI.fullmatch(name):
             return Stall(frame, "smp_call_function", "smp_call_function")
         if own and (_DISPATCH.fullmatch(name) or is_entry(name)):
@@ -206,6 +214,21 @@ def find_stall(frames: Sequence[TraceFrame]) -> Stall | None:
     if not own:
         return _named(sure[0], sure[0]) if sure else None
     return _named(own[0] if len(own) <= NEAR else own[-1], own[-1])
+
+
+def _find_fault(frames: Sequence[TraceFrame]) -> int:
+    """Return how many frames belong to a page fault of a function of the kernel; 0 if none do.
+
+    Such a fault ends, and is taken again when the function touches its next page: the loop is in
+    the function. A fault of a program has no callers.
+    """
+    names = [normal_name(frame.function) for frame in frames]
+    last = next((n for n in reversed(range(len(names))) if _FAULT.fullmatch(names[n])), None)
+    if last is None or all(is_helper(n) or is_irq(n) or is_entry(n) for n in names[last + 1 :]):
+        return 0
+    first = next(n for n, name in enumerate(names) if _FAULT.fullmatch(name))
+    dispatched = any(_DISPATCH.fullmatch(n) or is_entry(n) for n in names[:first])
+    return 0 if dispatched else last + 1
 
 
 def _named(frame: TraceFrame, dispatched: TraceFrame) -> Stall:

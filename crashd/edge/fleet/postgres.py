@@ -40,7 +40,8 @@ def connect(
     """Connect in autocommit mode; the caller closes the connection.
 
     Args:
-        dsn: a connection string or URL of libpq, or "" for its environment (PGHOST, PGSERVICE …).
+        dsn: a connection string or URL of libpq, or "" for its environment (PGHOST, PGSERVICE …);
+            it may name several servers.
         name: shown in pg_stat_activity.
         read_only: refuse to change anything.
         timeout_seconds: limit for each statement; 0 is none.
@@ -56,6 +57,9 @@ def connect(
     if read_only:
         options += " -c default_transaction_read_only=on"
     parameters = _parameters(dsn, name, options)
+    if not read_only:
+        # of several servers the one that takes writes, wherever a failover has moved it
+        parameters.setdefault("target_session_attrs", "read-write")
     try:
         connection = psycopg.connect(**parameters, autocommit=True)
     except psycopg.Error as e:
@@ -64,9 +68,10 @@ def connect(
         connection.close()
         raise UnsupportedError("PostgreSQL is older than version 15")
     connection.prepare_threshold = 3
-    # several times as fast as pglz; a server may have been built without it
-    with contextlib.suppress(psycopg.Error):
-        connection.execute("SET default_toast_compression = lz4")
+    if not read_only:
+        # several times as fast as pglz; a server may have been built without it
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("SET default_toast_compression = lz4")
     return connection
 
 

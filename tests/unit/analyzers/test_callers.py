@@ -7,7 +7,14 @@ from struct import pack
 
 import pytest
 
-from crashd.analyzers.callers import Caller, call_target, find_caller, follows_call
+from crashd.analyzers.callers import (
+    Caller,
+    call_target,
+    find_caller,
+    follows_call,
+    is_outermost,
+    starts_stack,
+)
 from crashd.analyzers.coreimage import CoreImage
 from crashd.store.corefile import CoreWriter
 from crashd.store.coreread import StoredCore, read_head
@@ -91,3 +98,21 @@ def test_find_caller_through_a_register_only_without_a_frame(load: Load) -> None
 def test_find_caller_jumps_in_a_circle_end(load: Load) -> None:
     image = load({CALL: call(CALL, STUB), STUB: jump(STUB, STUB)}, [CALL + 5])
     assert find_caller(image, CALLEE, STACK, CALLEE) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "outermost", "starts"),
+    [
+        ("_start", True, False),
+        ("__clone3", True, False),
+        ("runtime.goexit.abi0", True, False),
+        ("runtime.rt0_go.abi0", True, False),
+        ("runtime.mcall", False, True),
+        ("runtime.mcall.abi0", False, True),
+        ("runtime.mcallers", False, False),
+        ("main.start", False, False),
+        (None, False, False),
+    ],
+)
+def test_ends_of_a_stack(function: str | None, outermost: bool, starts: bool) -> None:
+    assert (is_outermost(function), starts_stack(function)) == (outermost, starts)

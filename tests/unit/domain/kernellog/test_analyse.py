@@ -652,7 +652,7 @@ def test_analyse_of_any_lines_is_bounded(log: bytes) -> None:
         assert len(event.trace) <= FRAMES_MAX
         assert len(event.modules) <= MODULES_MAX
         assert len(event.text.encode()) <= TEXT_MAX
-        assert re.fullmatch(r"k3-[0-9a-f]{16}", event.signature)
+        assert re.fullmatch(r"k4-[0-9a-f]{16}", event.signature)
     analyse(log)
 
 

@@ -45,4 +45,4 @@ def test_build_signature_parts_are_framed() -> None:
 
 
 def test_build_signature_is_of_a_fixed_version() -> None:
-    assert build_signature("oops", "kernel oops in f", ["f", "g"]) == "k3-9272168f17cc53ac"
+    assert build_signature("oops", "kernel oops in f", ["f", "g"]) == "k4-9272168f17cc53ac"
