@@ -5,9 +5,29 @@
 # Debian 12 and 13, and Ubuntu 24.04 between them. Another version needs one more directory.
 PYTHONS="3.11 3.12 3.13"
 
-# fill_bundles DIRECTORY: make a directory of locked packages for each Python; equal files are stored only once.
-# python3-systemd comes from the distribution, because there are no wheels of systemd-python.
+# fill_bundles DIRECTORY: make a directory for each Python, with crashd and its locked packages; equal files are stored
+# only once. With CRASHD_BUNDLES, a directory, the packages are taken from there, and left there the first time: who
+# builds several kinds of packages need not fetch them for each.
 fill_bundles() {
+    bundles=$1
+    if [ -n "${CRASHD_BUNDLES:-}" ] && [ -d "$CRASHD_BUNDLES" ]; then
+        cp -a "$CRASHD_BUNDLES/." "$bundles"
+    else
+        fill_with_locked "$bundles"
+        [ -z "${CRASHD_BUNDLES:-}" ] || { cp -a "$bundles" "$CRASHD_BUNDLES.new" && mv "$CRASHD_BUNDLES.new" "$CRASHD_BUNDLES"; }
+    fi
+    cp -r "$here/crashd/native" "$bundles/shared/crashd-native"
+    for version in $PYTHONS; do
+        cp -r "$here/crashd" "$bundles/python$version/crashd"
+        rm -r "$bundles/python$version/crashd/native"
+        ln -s ../../shared/crashd-native "$bundles/python$version/crashd/native"
+    done
+    find "$bundles" -name __pycache__ -prune -exec rm -rf {} +
+    find "$bundles" -type f -exec chmod 644 {} +
+}
+
+# python3-systemd comes from the distribution, because there are no wheels of systemd-python.
+fill_with_locked() {
     bundles=$1
     machine=$(uname -m)
     for version in $PYTHONS; do
@@ -27,16 +47,7 @@ fill_bundles() {
     done
     rm -f "$bundles/lock"
     share_same "$bundles"
-    cp -r "$here/crashd/native" "$bundles/shared/crashd-native"
-    for version in $PYTHONS; do
-        cp -r "$here/crashd" "$bundles/python$version/crashd"
-        rm -r "$bundles/python$version/crashd/native"
-        ln -s ../../shared/crashd-native "$bundles/python$version/crashd/native"
-    done
-    find "$bundles" -name __pycache__ -prune -exec rm -rf {} +
     find "$bundles" -type f -name '*.so*' -exec strip --strip-unneeded {} +
-    find "$bundles" -type f -exec chmod 644 {} +
-    find "$bundles" -type f -name '*.so*' -exec chmod 644 {} +
 }
 
 pip_target() {

@@ -13,6 +13,7 @@ from typing import Any
 from crashd.store.paths import Paths
 
 READY_SECONDS = 20
+STOP_SECONDS = 90
 PLAIN_CONFIG = '[http]\nlisten = "127.0.0.1:0"\n[limiter]\nenabled = false\n'
 DEFAULT_CONFIG = PLAIN_CONFIG + "[analysis]\nenabled = false\n"
 """For what is not about the limiter, nor about causes: an analysis takes 0.3 s of a CPU."""
@@ -79,7 +80,13 @@ class Daemon:
             assert self.process.poll() is None, text
             return " is ready" in text
 
-        wait_until(ready, READY_SECONDS, "the daemon is ready")
+        try:
+            wait_until(ready, READY_SECONDS, "the daemon is ready")
+        except BaseException:
+            # `with` ends only what has started; the status of one that has ended by itself stays
+            self.process.kill()
+            self.process.wait()
+            raise
 
     @property
     def pid(self) -> int:
@@ -93,8 +100,14 @@ class Daemon:
             return None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        status = self.process.wait(90)
-        self.process = None
+        try:
+            status = self.process.wait(STOP_SECONDS)
+        except BaseException:
+            self.process.kill()  # it shall fail one test, and not outlive it
+            self.process.wait()
+            raise
+        finally:
+            self.process = None
         return status
 
     def metrics_url(self) -> str:

@@ -636,16 +636,19 @@ def test_daemon_keeps_a_socket_that_systemd_gave_while_the_file_is_wrong(
             stderr=errors,
         ) as daemon,
     ):
-        wait_until(lambda: " is ready" in log.read_text(), 20, "the daemon is ready")
-        assert "metrics at" not in log.read_text()
-        file.write_text(good)
-        daemon.send_signal(signal.SIGHUP)
-        # who came before is answered now
-        with authority.client().wrap_socket(plain, server_hostname="127.0.0.1") as client:
-            client.sendall(asking(basic("a", "b")))
-            assert parse(receive(client))[0] == 200
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(30) == 0
+        try:
+            wait_until(lambda: " is ready" in log.read_text(), 20, "the daemon is ready")
+            assert "metrics at" not in log.read_text()
+            file.write_text(good)
+            daemon.send_signal(signal.SIGHUP)
+            # who came before is answered now
+            with authority.client().wrap_socket(plain, server_hostname="127.0.0.1") as client:
+                client.sendall(asking(basic("a", "b")))
+                assert parse(receive(client))[0] == 200
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(30) == 0
+        finally:
+            daemon.kill()  # or leaving `with` waits for it
 
 
 def test_check_config_reads_the_file_too(short_tmp: Path, config: tuple[Path, str]) -> None:

@@ -51,9 +51,15 @@ def crash_sleep() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first build of a package leaves the packages that are included in it."""
+    return tmp_path_factory.mktemp("bundles") / "kept"
+
+
+@pytest.fixture(scope="session")
+def deb(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Debian package of this checkout."""
-    return package.build(tmp_path_factory.mktemp("deb"))
+    return package.build(tmp_path_factory.mktemp("deb"), bundles)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What is built besides the Debian package (test_package.py): the RPM, the wheel and the sdist."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -14,19 +15,26 @@ REPOSITORY = package.REPOSITORY
 DEBIANS_OWN = ("/usr/share/doc/crashd/", "/usr/share/lintian/")
 
 
-def run(*command: object) -> str:
+def run(*command: object, env: dict[str, str] | None = None) -> str:
     """Run a program that has to succeed; give what it printed."""
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=600
-    )
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600, env=env)
     assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
     return done.stdout
 
 
+def build_rpm(directory: Path, bundles: Path) -> Path:
+    """Build the RPM of this checkout. That the packages in it come out the same when they are
+    fetched again is shown by the Debian package, which is staged by the same code.
+    """
+    environ = {**os.environ, "CRASHD_BUNDLES": str(bundles)}
+    return Path(run("sh", REPOSITORY / "packaging/rpm.sh", directory, env=environ).strip())
+
+
 @pytest.fixture(scope="module")
-def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rpm(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The RPM of this checkout."""
-    return Path(run("sh", REPOSITORY / "packaging/rpm.sh", tmp_path_factory.mktemp("rpm")).strip())
+    return build_rpm(tmp_path_factory.mktemp("rpm"), bundles)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +56,10 @@ def test_rpm_has_the_debian_packages_files(rpm: Path, deb: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_rpm_is_the_same_to_the_byte_when_built_again(rpm: Path, tmp_path: Path) -> None:
-    again = Path(run("sh", REPOSITORY / "packaging/rpm.sh", tmp_path).strip())
+def test_rpm_is_the_same_to_the_byte_when_built_again(
+    rpm: Path, bundles: Path, tmp_path: Path
+) -> None:
+    again = build_rpm(tmp_path, bundles)
     assert again.read_bytes() == rpm.read_bytes()
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 
 
-def build(directory: Path) -> Path:
-    """Build the Debian package, or take the one that $CRASHD_TEST_DEB names."""
+def build(directory: Path, bundles: Path | None = None) -> Path:
+    """Build the Debian package, or take the one that $CRASHD_TEST_DEB names. The packages that it
+    includes are kept in `bundles` for other builds.
+    """
     given = os.environ.get("CRASHD_TEST_DEB")
     if given:
         return Path(given)
     done = subprocess.run(
         ["sh", REPOSITORY / "packaging/deb.sh", directory],
         check=True,
+        env={**os.environ, **({"CRASHD_BUNDLES": str(bundles)} if bundles else {})},
         stdout=subprocess.PIPE,
         text=True,
         timeout=900,
