@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from crashd.domain.crash.model import Crash, encode, put_bytes, put_bytes_list, to_json
+from crashd.domain.crash.model import Crash, encode, is_text, put_bytes, put_bytes_list, to_json
 from crashd.domain.text import shell_join
 
 RECORD_BYTES: Final = 4 << 20
@@ -41,6 +41,8 @@ _NOTE_BYTES: Final = 512
 _WORST: Final = 7
 """The most bytes of JSON that one byte can become, base64 included."""
 _PIECE_BYTES: Final = 256 << 10
+_STEP_BYTES: Final = 2 << 10
+"""A longer field is cut at a multiple of this."""
 _PRECISION: Final = 16
 """A cut field may be a 16th shorter than necessary, because each tried length costs an encoding."""
 
@@ -92,16 +94,17 @@ def _shorten(crash: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
 
 
 def _presume(crash: Crash, whole: Crash, max_bytes: int, cuts: dict[str, str]) -> Crash:
-    """Cut fields that are certainly too large, one by one: encoding all takes much memory."""
+    """Cut fields that are certainly too large, one by one: encoding all takes much memory. The most
+    useful ones take their part first.
+    """
     if sum(len(getattr(crash, name) or b"") for name in _BULKY) <= max_bytes // _WORST:
         return crash
-    sizes = {name: _cost(name, getattr(crash, name)) for name in _BULKY}
-    excess = sum(sizes.values()) - max_bytes
-    for name, size in sizes.items():
+    left = max_bytes
+    for name in reversed(_BULKY):
         before = getattr(crash, name)
-        after = _cut(name, before, size - excess) if excess > 0 else before
+        after = _cut(name, before, left)
+        left -= _cost(name, after)
         if after != before:
-            excess -= size - _cost(name, after)
             cuts[name] = f"{name} after {len(after)} of {_length(getattr(whole, name))}"
             crash = replace(crash, **{name: after})
     return crash
@@ -153,6 +156,8 @@ def _cost(name: str, value: Any) -> int:
 
 def _cut(name: str, value: Any, max_bytes: int) -> Any:
     """Cut a field until it adds at most `max_bytes` to the encoded record, or is empty."""
+    if isinstance(value, bytes) and len(value) > _STEP_BYTES:
+        return _cut_long(name, value, max_bytes)
     if value is None or _cost(name, value) <= max_bytes:
         return value
     if isinstance(value, Mapping):
@@ -163,6 +168,27 @@ def _cut(name: str, value: Any, max_bytes: int) -> Any:
         end = _longest(last, max_bytes, lambda part: _cost(name, (*kept, part)) <= max_bytes)
         return (*kept, end) if end else kept
     return kept
+
+
+def _cut_long(name: str, value: bytes, max_bytes: int) -> bytes:
+    """Cut bytes as `_cut` does, but encode no more of them than fits: what a process chose may take
+    half a second a MiB.
+    """
+    spent = _cost(name, b"")
+    twice = not is_text(name, value)
+    for start in range(0, len(value), _STEP_BYTES):
+        step = value[start : start + _STEP_BYTES]
+        spent += _text_cost(name, step) + (len(step) * 4 // 3 + 4 if twice else 0)
+        if spent > max_bytes:
+            return bytes(_prefix(value, start) if start else _cut(name, step, max_bytes))
+    return value
+
+
+def _text_cost(name: str, value: bytes) -> int:
+    """Return the bytes that bytes take as text; none if they are always base64."""
+    out: dict[str, Any] = {}
+    put_bytes(out, name, value)
+    return len(encode({name: out[name]})) if name in out else 0
 
 
 def _cut_mapping(name: str, value: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:

@@ -283,6 +283,11 @@ def next_sequence(last: int, time_ns: int) -> int:
     return max(last + 1, min(time_ns, SEQUENCE_TIME_MAX))
 
 
+def is_text(key: str, value: bytes) -> bool:
+    """Return whether bytes are exact as text in JSON; otherwise `put_bytes` adds base64."""
+    return key not in _ALWAYS_BASE64 and not _not_utf8(value)
+
+
 def put_bytes(out: dict[str, Any], key: str, value: bytes | None) -> None:
     """Put bytes into a JSON object: as text, and also as base64 if the text is not exact."""
     if value is None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from crashd.domain.crash import boundedrecord
 from crashd.domain.crash.boundedrecord import (
     LEAST_BYTES,
     METADATA_BYTES,
@@ -11,7 +12,7 @@ from crashd.domain.crash.boundedrecord import (
     bounded,
     slim,
 )
-from crashd.domain.crash.model import Crash, encode, from_json, to_json
+from crashd.domain.crash.model import Crash, encode, from_json, put_bytes, to_json
 from tests.builders.crashes import build_crash
 
 MIB = 1 << 20
@@ -48,6 +49,21 @@ def test_worst_process_has_a_record_that_can_be_read_and_names_what_is_cut(max_b
     assert after.warnings[-1].startswith("cut to keep this record small: maps after ")
     assert f"of {8 * MIB} bytes" in after.warnings[-1]
     assert bounded(after, max_bytes) == (after, raw), "what was cut is not cut again"
+
+
+def test_what_does_not_fit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's process once cost four seconds of a CPU each time its record was written."""
+    encoded = 0
+
+    def count(out: dict[str, Any], key: str, value: bytes | None) -> None:
+        nonlocal encoded
+        encoded += len(value or b"")
+        put_bytes(out, key, value)
+
+    monkeypatch.setattr(boundedrecord, "put_bytes", count)
+    after, _ = bounded(build_crash(maps=b"\x01\xff" * (4 * MIB)))
+    assert after.maps is not None
+    assert encoded < 4 * len(after.maps) < 4 * MIB
 
 
 def test_least_telling_is_cut_first() -> None:
