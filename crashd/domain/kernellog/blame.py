@@ -57,7 +57,7 @@ _WAITS = re.compile(
     r"|\w*synchronize\w*|context_switch|__switch_to\w*|(?:\w*_)?wait_\w*|bit_wait\w*|do_wait"
     r"|percpu_rwsem_wait"
     r"|\w*freeze_queue_wait|rq_qos_wait|cancel_delayed_work\w*|bit_\w*lock\w*|_*mutex_\w*"
-    r"|(?:drain|destroy)_workqueue"
+    r"|(?:drain|destroy)_workqueue|\w*fdatawait\w*|\w*_and_wait\w*"
 )
 
 

@@ -94,6 +94,9 @@ _PRIMITIVES: Final = (
     r"folio_alloc\w*|vma_alloc_\w+|get_page_from_freelist|prep_new_page|post_alloc_hook|rmqueue\w*",
     r"_*get_(?:free|zeroed)_pages?\w*|mempool_\w*alloc\w*|should_fail\w*|__should_\w+|fail_dump",
     r"kmemdup\w*|kstrn?dup\w*|free_large_kmalloc|free_pcppages_bulk|cache_alloc\w*|____cache_alloc",
+    # the page cache's end of a file
+    r"truncate_(?:inode_pages|inode_folio|inode_partial_folio|cleanup_folio|pagecache)\w*|ifs_\w+",
+    r"folio_(?:invalidate|cancel_dirty)|iomap_(?:invalidate|release)_folio",
     # locks and waiting
     r"_*(?:raw_)?(?:spin|read|write)_(?:try)?(?:un)?(?:re)?lock\w*|do_raw_\w+lock\w*",
     r"\w*queued_\w*lock_slowpath",
