@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from crashd.analyzers import kernel_core
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.kernel import dumpfiles
 from crashd.daemon.kernel.symbols import ModuleFinder, VmlinuxFinder, WantedKernel, read_symbols
@@ -458,6 +460,22 @@ def test_frame_in_a_module_has_its_name_and_with_the_modules_file_its_line(
         assert frame(["softdog", "no_such"]) == whole
     finally:
         os.close(dump)
+
+
+def test_slow_machine_reads_the_modules_after_a_vmlinux_that_took_it_a_minute(
+    short_tmp: Path, vmlinux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.chain([0.0], itertools.count(60.0, 0.01))
+    monkeypatch.setattr("time.process_time", lambda: next(clock))
+    module = put_module(short_tmp / "softdog.ko")
+    dump = unpack(DATA / "softdog-elf.zst", short_tmp / "dump")
+    with dump.open("rb") as core, vmlinux.open("rb") as kernel, module.open("rb") as file:
+        files = kernel_core.KernelFiles(
+            [core.fileno()], kernel.fileno(), {"softdog": file.fileno()}
+        )
+        found = kernel_core.analyse(files, BUILD_ID)
+    assert found["problems"] == []
+    assert [f["line"] for f in found["frames"] if f["module"] == "softdog"] == [87]
 
 
 def test_hostile_dumps_cost_a_bounded_time_and_never_more_than_a_reason(
