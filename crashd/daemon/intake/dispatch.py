@@ -57,6 +57,12 @@ NURSERY_NS = 3 * 10**9
 """How long a fork may take. It normally takes milliseconds; if it takes longer, crashes without a
 worker are left to their handlers.
 """
+LINGER_NS = 10**9
+"""How long surplus workers stay after the last job began: crashes come together, and a fork, with
+the page faults that follow it, takes a quarter of what a small crash takes.
+"""
+LINGER_WORKERS = 4
+"""How many times the usual number of idle workers stay that long."""
 SPARE_NS = 200 * 10**6
 """How long after a job starts a missing spare worker is forked, unless no idle worker is left: most
 workers are idle again by then, and a fork would compete with the capture for the CPUs.
@@ -106,7 +112,7 @@ class Dispatcher:
         """Jobs that wait for a worker while their processes are held."""
         self._later: deque[Job] = deque()
         """Imports and salvage."""
-        self._retry_ns = self._asked_ns = self._spare_ns = 0
+        self._retry_ns = self._asked_ns = self._started_ns = 0
         self.workers = 0
         """Number of workers kept idle for the next crashes."""
         self.storers_max = 1
@@ -175,13 +181,22 @@ class Dispatcher:
     def _fork_ns(self) -> int:
         """Return when the next worker may be forked."""
         is_spare = self._idle and not self._live and not self._later
-        return max(self._retry_ns, self._spare_ns) if is_spare else self._retry_ns
+        return max(self._retry_ns, self._started_ns + SPARE_NS) if is_spare else self._retry_ns
 
     def _is_nursery_silent(self) -> bool:
         return self._nursery.asked and time.monotonic_ns() - self._asked_ns >= NURSERY_NS
 
     def _idle_wanted(self) -> int:
         return max(self.workers, 2) if self._later else self.workers
+
+    def _idle_max(self) -> int:
+        """Return how many idle workers may stay."""
+        lingers = time.monotonic_ns() < self._started_ns + LINGER_NS
+        return self._idle_wanted() * (LINGER_WORKERS if lingers else 1)
+
+    def _retire_surplus(self) -> None:
+        while len(self._idle) > self._idle_max():
+            self._retire(self._idle.pop(0))
 
     def born(self) -> None:
         """Take the worker that the nursery forked."""
@@ -195,8 +210,7 @@ class Dispatcher:
         if self._nursery.gone:
             self._loop.unwatch(self._nursery)
         self._dispatch()
-        if len(self._idle) > self._idle_wanted():  # others came back while it was forked
-            self._retire(self._idle.pop())
+        self._retire_surplus()  # others came back while it was forked
         self._replenish()
 
     def _nursing(self, act: Callable[[], None]) -> None:
@@ -285,7 +299,7 @@ class Dispatcher:
         self._busy[worker] = job
         job.stage = Stage.HELD if job.kind.is_live else Stage.STORING
         job.held_ns = time.monotonic_ns()
-        self._spare_ns = job.held_ns + SPARE_NS
+        self._started_ns = job.held_ns
         job.deadline_ns = self._clock.now_ns() + self._step_ns(job)
         try:
             send_message(worker.channel, {**message, **job.more}, descriptors)
@@ -409,7 +423,7 @@ class Dispatcher:
         event = message["event"]
         del self._busy[worker]
         self._allotter.ended(job.id)
-        if message["leaves"] or len(self._idle) >= self._idle_wanted():
+        if message["leaves"] or len(self._idle) >= self._idle_max():
             self._retire(worker)
         else:
             self._idle.append(worker)
@@ -495,6 +509,7 @@ class Dispatcher:
             self._live.remove(job)
             self._give_back(job)
         self._dispatch()
+        self._retire_surplus()
 
     def wait_ns(self) -> int | None:
         """Return in how long `tick` must run; None if nothing is under way."""
@@ -502,6 +517,8 @@ class Dispatcher:
         deadlines = [job.give_back_ns - now_ns for job in self._live if not job.accepted]
         if len(self._idle) < self._idle_wanted() and not self._nursery.asked:
             deadlines.append(self._fork_ns() - now_ns)
+        if len(self._idle) > self._idle_wanted():
+            deadlines.append(self._started_ns + LINGER_NS - now_ns)
         if self.queued and self._nursery.asked and not self._is_nursery_silent():
             deadlines.append(self._asked_ns + NURSERY_NS - now_ns)
         now_ns = self._clock.now_ns()

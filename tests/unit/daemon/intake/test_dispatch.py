@@ -12,6 +12,8 @@ import pytest
 from crashd.base.messages import receive_message, send_message
 from crashd.daemon.intake.dispatch import (
     HELD_NS,
+    LINGER_NS,
+    LINGER_WORKERS,
     PROCESSES_MIN,
     SMALL_BYTES,
     SPARE_NS,
@@ -397,14 +399,31 @@ def test_missing_spare_worker_is_forked_soon(
     scene.close()
 
 
-def test_spare_worker_that_comes_too_late_ends(tmp_path: Path) -> None:
-    """The worker that it was to replace is back."""
+def test_surplus_workers_stay_for_the_next_crashes_and_then_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storm once forked a worker for nearly every crash."""
     scene = Scene(tmp_path, workers=2)
     job = scene.submit()
     scene.nursery.ask()
     scene.tell_only(job, "done", leaves=False)
     scene.nurse()
+    assert len(scene.dispatcher._idle) == 3, "the worker that the third was to replace is back"
+    assert 0 < (scene.dispatcher.wait_ns() or 0) <= LINGER_NS
+    now_ns = time.monotonic_ns() + LINGER_NS
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+    scene.dispatcher.tick(scene.clock.now_ns())
     assert len(scene.dispatcher._idle) == 2
+    assert scene.dispatcher.wait_ns() is None
+    scene.close()
+
+
+def test_few_surplus_workers_stay(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, workers=1)
+    jobs = [scene.submit() for _ in range(3 * LINGER_WORKERS)]
+    for job in jobs:
+        scene.tell_only(job, "done", leaves=False)
+    assert len(scene.dispatcher._idle) == LINGER_WORKERS
     scene.close()
 
 
