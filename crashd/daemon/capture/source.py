@@ -24,7 +24,7 @@ _SLACK_BYTES = 1 << 20
 
 @functools.cache
 def small_room() -> memoryview:
-    """Return the room for a small core, which a worker keeps: to fault it in anew, while a process
+    """Return the room for a small core, which a worker keeps: to fault it in again, while a process
     is held, takes 1 to 3 ms for a core of 400 KiB.
     """
     return memoryview(mmap.mmap(-1, SMALL_BYTES + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
