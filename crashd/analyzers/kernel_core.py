@@ -111,21 +111,26 @@ class _KernelCore:
     def _load_modules(self, files: Mapping[str, int]) -> None:
         """Let drgn know the loaded modules, and give it the files that there are.
 
-        Before the first module drgn reads the vmlinux, which takes time that does not depend on the
-        dump. A slow machine may take as long for the modules.
+        Between the kernel itself, which comes first, and the first module, drgn reads the vmlinux,
+        which takes time that does not depend on the dump. A slow machine may take as long for the
+        modules.
         """
-        started = first = time.process_time()
+        started, first = time.process_time(), None
+        number = 0
         try:
-            for number, (module, _) in enumerate(self._program.loaded_modules()):
-                if number == 0:
-                    first = time.process_time()
+            for module, _ in self._program.loaded_modules():
+                if isinstance(module, drgn.MainModule):
+                    continue
+                now = time.process_time()
+                first = now if first is None else first
                 allowed = max(_MODULES_CPU_SECONDS, first - started)
-                if number >= MODULES_MAX or time.process_time() - first > allowed:
+                if number >= MODULES_MAX or now - first > allowed:
                     self._problems.append(f"only {number} modules were looked at")
                     return
                 fd = files.get(module.name)
-                if fd is not None and not isinstance(module, drgn.MainModule):
+                if fd is not None:
                     self._load_module(module, fd)
+                number += 1
         except Exception as e:  # boundary: as below; stacks need no module
             self._problems.append(f"the kernel's modules: {_text(e)}")
 
