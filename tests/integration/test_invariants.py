@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from crashd.configuration.keys import CaptureSection
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index
 from tests import invariants
 from tests.builders.crashes import build_crash
-from tests.integration.test_daemon import crash
+from tests.integration.test_daemon import children, crash
 from tests.invariants import (
     assert_invariants,
     check_all,
@@ -32,10 +33,16 @@ from tests.running import Daemon, wait_until
 @pytest.fixture
 def daemon(short_tmp: Path) -> Iterator[Daemon]:
     with Daemon(short_tmp, "--no-register") as running:
+        usual = CaptureSection().worker_count(len(os.sched_getaffinity(0)))
         install_handler(running.paths)
         crash(running, 3)
         running.wait_for(3)
+        wait_until(lambda: len(workers(running)) == usual, 10, "surplus workers have ended")
         yield running
+
+
+def workers(daemon: Daemon) -> list[int]:
+    return [pid for nursery in children(daemon.pid) for pid in children(nursery)]
 
 
 def test_invariants_hold_of_a_daemon_that_captured(daemon: Daemon) -> None:
@@ -86,7 +93,8 @@ def test_descriptors_that_stay_open_are_seen(
     assert of_footprint(daemon.pid, before) == []
     follow = [sys.executable, "-m", "crashd.cli", "--root", str(daemon.paths.root), "follow"]
     with subprocess.Popen(follow, stdout=subprocess.DEVNULL) as client:
-        wait_until(lambda: read_footprint(daemon.pid).descriptors > before.descriptors, 30, "open")
+        sockets = before.files["socket"]  # not a file that is open for a moment
+        wait_until(lambda: read_footprint(daemon.pid).files["socket"] > sockets, 30, "open")
         found = of_footprint(daemon.pid, before)
         client.kill()
     assert "leak: 1 more descriptors of socket" in found

@@ -34,6 +34,7 @@ program() {
 program crashd "-m crashd"
 program crashctl "-m crashd.cli"
 program ../libexec/crashd-ship "-c 'from crashd.ship.main import main; main()'"
+program crashd-fleet "-c 'from crashd.fleet.main import main; main()'"
 program ../libexec/crashd-analyze "-c 'from crashd.analyzers.main import run; run()'"
 cp /job/systemd/*.service /job/systemd/*.socket /etc/systemd/system/
 install -m 755 /job/crashd-kmsg /usr/libexec/
