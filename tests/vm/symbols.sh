@@ -9,6 +9,9 @@ dbg=linux-image-$(uname -r)-dbg
 
 kernel_id() { crashctl list --kind kernel --json | sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' | head -1; }
 symbols_are() { crashctl info --json "$(kernel_id)" | tr -d '\n ' | grep -q "\"symbols\":{[^}]*\"state\":\"$1\""; }
+dump_is_judged_as() {
+	crashctl info --json "$(kernel_id)" | tr -d '\n ' | grep -q "\"dump\":\"[^\"]*$1\".*\"dump_state\":\"complete\""
+}
 by_drgn() { crashctl debug --debugger drgn -A "-q -e 'print(prog.crashed_thread().stack_trace())'" "$@" </dev/null; }
 by_crash() { echo bt | crashctl debug --debugger crash -A '-s' "$@"; }
 
@@ -64,7 +67,7 @@ test_1_compressed_dump_has_the_same_symbols() {
 	dump=$(ls /var/crash/2*/dump.2*)
 	frames() { sed -n 's/^ *"\(function\|line\)": *//p' "$1"; }
 	gzip -1 "$dump"
-	sleep 12 # until it has settled
+	until_true 180 dump_is_judged_as .gz
 	crashctl analyze "$(kernel_id)" || true
 	until_true 1800 symbols_are done
 	crashctl info --json "$(kernel_id)" >"$RESULT/wrapped.json"
