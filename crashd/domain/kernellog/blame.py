@@ -40,7 +40,7 @@ _LOCK_HELD = re.compile(r"(?:but task is )?already holding lock")
 _LOCK_LINES: Final = 4
 _CALLER = re.compile(r"caller is (?P<f>[A-Za-z_][\w.$]{0,511})")
 _LAST = re.compile(r"last function: (?P<f>[A-Za-z_][\w.$]{0,511})")
-_STACK_END = "corrupted stack end detected"
+STACK_END = "corrupted stack end detected"
 _WORKERS = "Showing backtraces of "  # since 6.1
 _WORK = re.compile(r"Workqueue: .{1,64} (?P<f>[A-Za-z_][\w.$]{0,511})(?: \(|$)")
 _PROTECTOR = re.compile(
@@ -88,7 +88,7 @@ def blame(head: Head | None, facts: ReportFacts, texts: Sequence[str], named: st
     if sort is Blame.STALL:
         stall = find_stall(stalled_frames(facts))
         return Blamed(stall.frame, stall.name, (stall.dispatched,)) if stall else Blamed()
-    if sort is Blame.PANIC and any(_STACK_END in text[:200] for text in texts[:8]):
+    if sort is Blame.PANIC and any(STACK_END in text[:200] for text in texts[:8]):
         return _overrun(facts)
     if head is not None and head.kind is PanicKind.STACK_OVERFLOW:
         recursion = _find_recursion(facts.trace)

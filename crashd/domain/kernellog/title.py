@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crashd.domain.kernellog.blame import Blamed, blame, find_panic, protector_of
+from crashd.domain.kernellog.blame import STACK_END, Blamed, blame, find_panic, protector_of
 from crashd.domain.kernellog.head import Blame, Head
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name, normal_words
@@ -23,7 +23,6 @@ _FAILING_NULL = re.compile(r"(?:Failing address: 0{8,13}[0-9a-f]{3}\b|CR2: 0{13}
 _EXIT_CODE = re.compile(r" ?exitcode=.*")
 _WHO = re.compile(r"(?: on CPU#\d{1,6}|,? by|:)?[ ,]+\S{1,40}/\d{1,10}$| on CPU#\d{1,6}\b.*")
 _CORRUPTED = "stack-protector: Kernel stack is corrupted in"
-_STACK_END = "corrupted stack end detected"
 _USER_MODE_LINUX = "Kernel mode fault"  # then address and place, as in a fault's head
 _PANICKED = re.compile(r"\w{1,64}: panicked at ")
 
@@ -140,7 +139,7 @@ def _panic_words(words: str, blamed: Blamed) -> str:
     if words.startswith(_CORRUPTED):
         protector = protector_of([words])
         return f"{_CORRUPTED} {normal_name(protector) if protector else blamed.name}"
-    if words.startswith(_STACK_END):
+    if words.startswith(STACK_END):
         return f"{normal_words(words)}{_in(blamed)}"
     if words.startswith(_USER_MODE_LINUX):
         return _USER_MODE_LINUX
