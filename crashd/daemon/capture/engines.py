@@ -59,7 +59,7 @@ def drain(incoming: IncomingCore, raw: bytes, pump: Pump, deadline_ns: int) -> N
         size = incoming.read_into(view, deadline_ns)
         if not size:
             return
-        if size >= ZEROS_BYTES and is_zeros(view[:size]):
+        if _is_hole(view[:size]):
             pump.hole(size)
         else:
             pump.put(size)
@@ -149,6 +149,11 @@ def copy(
     return copier.blanks
 
 
+def _is_hole(read: memoryview) -> bool:
+    """Return whether what was read at once is kept as a hole: see ZEROS_BYTES."""
+    return len(read) >= ZEROS_BYTES and is_zeros(read)
+
+
 def _waiting(deadline_ns: int) -> Callable[[], float]:
     def wait() -> float:
         remaining_ns = deadline_ns - time.monotonic_ns()
@@ -217,7 +222,7 @@ class _Copier:
                 self._pump.desert()  # the stuck read may still write there
                 self._one_by_one(group)
             else:
-                if size >= ZEROS_BYTES and is_zeros(view[:size]):
+                if _is_hole(view[:size]):
                     self._pump.hole(sum(piece.size for piece in group))
                 else:
                     self._put(group)
