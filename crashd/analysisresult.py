@@ -215,7 +215,7 @@ def _from_worker(document: dict[str, Any]) -> dict[str, Any]:
     modules = {module["start"]: module for module in document["modules"]}
     own = (
         "machine", "bits", "modules", "registers", "instruction", "siginfo", "regions",
-        "messages", "problems", "handled", "thread_signal", "returned",
+        "messages", "problems", "handled", "thread_signal", "returned", "package",
     )  # fmt: skip
     return {
         **{key: document[key] for key in own if key in document},

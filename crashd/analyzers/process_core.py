@@ -9,9 +9,11 @@ from crashd.analyzers.callers import follows_call
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.handled import find_handled
 from crashd.analyzers.stacks import FRAMES_MAX, Stacks
-from crashd.domain.elf.elfcore import CoreHead
+from crashd.domain.elf.auxv import AT_PHDR
+from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead
 from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64, SigInfo
 from crashd.domain.elf.headers import Layout, split_notes
+from crashd.domain.elf.packagenote import parse_package_note
 from crashd.edge.sandbox.modulefiles import ModuleFile
 
 VERSION = 1
@@ -53,6 +55,7 @@ class NativeFacts(Analyzer):
             "messages": messages.collect(
                 image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
             ),
+            "package": _package(opened),
             "problems": [*head.problems, *opened.problems, *problems, *more, *_ends(threads)],
         }
 
@@ -125,6 +128,13 @@ def _first_moment(
             "again": handled.again,
         },
     }
+
+
+def _package(opened: OpenedCore) -> dict[str, str] | None:
+    """Return the package that the executable says it is from."""
+    phdr = opened.image.head.auxv.get(AT_PHDR, -1)
+    starts = [f.module.start for f in opened.files if f.module.start <= phdr < f.module.end]
+    return parse_package_note(opened.image.read(starts[0], IMAGE_MAX)) if starts else None
 
 
 def _modules(

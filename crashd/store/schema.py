@@ -12,7 +12,7 @@ from typing import Final
 
 from crashd.store.selection import LISTED
 
-VERSION: Final = 4
+VERSION: Final = 5
 """PRAGMA user_version: raised with each change of SCHEMA."""
 
 COLUMNS: Final = {
@@ -43,6 +43,8 @@ COLUMNS: Final = {
     "slice": "TEXT",
     "container_id": "TEXT",
     "build_id": "TEXT",
+    "package_name": "TEXT",
+    "package_version": "TEXT",
     "signature": "TEXT",
     "title": "TEXT",
     "explanation": "TEXT",

@@ -179,6 +179,8 @@ def test_journal_has_each_crash_at_once_in_order_and_explanations_apart(
         crashes[5],
         signature="p2-0123456789abcdef",
         explanation="NULL read",
+        package_name="web",
+        package_version="1.2-3",
         frames=({"function": "parse", "module": "web"},),
     )
     notices.explained(explained)
@@ -191,6 +193,8 @@ def test_journal_has_each_crash_at_once_in_order_and_explanations_apart(
         assert {one["MESSAGE_ID"] for one in got[:32]} == {journal.MESSAGE_ID.encode()}
         assert got[32]["MESSAGE_ID"] == journal.EXPLAINED_ID.encode()
         assert got[32]["CRASHD_ID"].decode() == crashes[5].id
+        assert got[32]["COREDUMP_PACKAGE_NAME"] == b"web"
+        assert got[32]["COREDUMP_PACKAGE_VERSION"] == b"1.2-3"
         assert b"NULL read" in got[32]["MESSAGE"]
         assert b"#0  parse (web)" in got[32]["MESSAGE"]
         assert got[32]["OBJECT_SYSTEMD_UNIT"].decode() == crashes[5].unit

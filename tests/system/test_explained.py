@@ -6,6 +6,7 @@ import platform
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,35 @@ def test_analysis_that_fails_is_told_and_not_tried_again(root: Path, program: Pa
     with Daemon(root, config=PLAIN_CONFIG) as daemon:
         time.sleep(2)
         assert "analysis failed" not in daemon.log.read_text().rpartition(" is ready")[2]
+
+
+def test_crash_names_the_package_of_its_executable(
+    root: Path, tmp_path: Path, crash_sleep: Callable[[], int]
+) -> None:
+    """The package manager names that of a program of the host, and a program its own."""
+    claimed = tmp_path / "acme"
+    text = json.dumps({"type": "deb", "name": "acme", "version": "1.2-3"})
+    option = ["-Xlinker", f"--package-metadata={text}"]
+    source = "int main(void) { return *(volatile int *)8; }"
+    command = ["gcc", "-xc", "-", *option, "-o", str(claimed)]
+    subprocess.run(command, input=source, text=True, check=True)
+    with Daemon(root, config=PLAIN_CONFIG) as daemon:
+        die(claimed)
+        crash_sleep()
+        explained(daemon, 2)
+        found = info(daemon, "COREDUMP_PACKAGE_NAME=acme")
+        assert [found[f"package_{key}"] for key in ("name", "version", "source")] == [
+            "acme",
+            "1.2-3",
+            "note",
+        ]
+        found = info(daemon, "sleep")
+        query = ["dpkg-query", "-W", "-f", "${Version}", "coreutils"]
+        version = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        assert [found[f"package_{key}"] for key in ("name", "version", "source")] == [
+            "coreutils",
+            version,
+            "dpkg",
+        ]
+        page = daemon.crashctl("info", "sleep").stdout
+        assert f"Package: coreutils {version} (by dpkg)" in page

@@ -192,7 +192,11 @@ ONLY_IN = {
     "systemd": ("crashd.edge.host.sdaemon",),
     "prometheus_client": ("crashd.edge.web.exporter", "crashd.edge.fleet.metrics"),
     "psycopg": ("crashd.edge.fleet.postgres",),
-    "subprocess": ("crashd.edge.sandbox.start", "crashd.edge.host.hooks"),
+    "subprocess": (
+        "crashd.edge.sandbox.start",
+        "crashd.edge.host.hooks",
+        "crashd.edge.host.packages",
+    ),
     "pyseccomp": ("crashd.edge.sandbox.confine",),
     "zstandard": ("crashd.store.corefile", "crashd.store.coreread"),
     "pydantic": (

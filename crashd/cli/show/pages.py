@@ -167,6 +167,7 @@ def _who(doc: Row) -> Iterator[_Field]:
     yield "Comm", _known(doc.get("comm"))
     yield "Executable", _known(doc.get("exe"))
     yield "Build ID", _known(doc.get("build_id"))
+    yield "Package", _package(doc)
     yield "Command line", _known(doc.get("cmdline"))
     yield "Directory", _known(doc.get("cwd"))
     root = doc.get("root")
@@ -175,6 +176,13 @@ def _who(doc: Row) -> Iterator[_Field]:
     if doc.get("uid") is not None or doc.get("gid") is not None:
         yield "UID, GID", f"{value_text(doc.get('uid'))}, {value_text(doc.get('gid'))}"
     yield "Readable by", _readers(doc)
+
+
+def _package(doc: Row) -> str | None:
+    words = [text for key in ("name", "version") if (text := _known(doc.get(f"package_{key}")))]
+    source = doc.get("package_source")
+    said = "by the executable's own note" if source == "note" else f"by {value_text(source)}"
+    return f"{' '.join(words)} ({said})" if words else None
 
 
 def _process(doc: Row) -> str | None:

@@ -22,10 +22,12 @@ from crashd.daemon.after.backlog import QUEUE_MAX, Backlog
 from crashd.daemon.after.captures import Captures
 from crashd.daemon.after.faults import FaultLines
 from crashd.daemon.after.notices import Notices
+from crashd.daemon.after.packages import Packages
 from crashd.daemon.after.retention import Retention
 from crashd.daemon.indexer import Indexer
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json, knowledge
 from crashd.domain.crash.model import Crash, Kind, encode
+from crashd.domain.crash.package import Package, with_package
 from crashd.domain.keep.site import account_of, group_of
 from crashd.edge.sandbox.workerlink import OTHERS_MAX
 from crashd.edge.web.exporter import Exporter
@@ -82,6 +84,7 @@ class AnalysisQueue:
         self._backlog = backlog
         self._users = users
         self._faults = faults
+        self._packages = Packages()
         self._settings = QueueSettings(enabled=False)
         self._threads: list[threading.Thread] = []
 
@@ -201,7 +204,8 @@ class AnalysisQueue:
             if analysis is None:
                 alone.append(crash.id)
             else:
-                self._finish(crash.id, analysis)
+                note = None if analysis.facts is None else analysis.facts.package
+                self._finish(crash.id, analysis, self._packages.find(crash, note))
         return alone
 
     def _gather(
@@ -246,7 +250,7 @@ class AnalysisQueue:
                 return
             time.sleep(0.1)
 
-    def _finish(self, crash_id: str, analysis: Analysis) -> None:
+    def _finish(self, crash_id: str, analysis: Analysis, package: Package | None = None) -> None:
         """Store what was found; the result last, because it marks everything as written.
 
         An earlier result stays if this one knows less: a program may have been replaced in the
@@ -264,7 +268,7 @@ class AnalysisQueue:
             else:
                 told = {**summary(analysis), "stored_bytes": len(result)}
                 crash = replace(analysed(before, analysis), analysis=told)
-            crash = entry.write(crash, sync=True)
+            crash = entry.write(with_package(crash, package), sync=True)
             entry.write_file(ANALYSIS, result)
         self._explained(crash)
         if before.analysis is None:

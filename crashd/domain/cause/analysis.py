@@ -163,6 +163,14 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class PackageNote:
+    """The package that the executable says it is from (.note.package)."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """The facts found in a core."""
 
@@ -188,6 +196,7 @@ class Facts:
     """Whether a return, not a call or jump, led to the program counter, where there is no code."""
     thread_signal: int | None = None
     """The crashed thread's signal by its NT_PRSTATUS, for cores without siginfo (qemu, gdb)."""
+    package: PackageNote | None = None
 
     @property
     def crashed(self) -> tuple[Frame, ...]:

@@ -29,8 +29,8 @@ _ORDER = (*_BULKY, *_LINES, "argv")
 """The order of cuts, the least useful field first."""
 _NAMES_TEXT = """
 analysis kernel evicted pod cwd root nodename exe comm thread_comm hostname cgroup slice session
-user_unit unit container_id container_runtime pod_uid explanation title signature build_id token
-boot_id
+user_unit unit container_id container_runtime pod_uid package_name package_version package_source
+explanation title signature build_id token boot_id
 """
 _NAMES = tuple(_NAMES_TEXT.split())
 """Fields cut if that is not enough, each to its share."""

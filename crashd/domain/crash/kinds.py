@@ -109,7 +109,8 @@ LIST_KEYS = tuple(_LIST_KEYS_TEXT.split())
 _RECORD_KEYS_TEXT = """
 schema id kind state time time_ns boot_id token sequence boottime_ns pid tid ns_pid uid gid dumpable
 owner_uid rlimit_core signal si_code sender_pid sender_uid unit user_unit slice session cgroup
-container_id container_runtime pod_uid pod mount_ns user_ns build_id signature title explanation
+container_id container_runtime pod_uid pod mount_ns user_ns build_id package_name package_version
+package_source signature title explanation
 analysis pinned evicted kernel signal_name fault_address hostname comm thread_comm exe cwd root
 nodename maps limits status mountinfo open_fds argv environ cmdline warnings threads frames log
 report capture core

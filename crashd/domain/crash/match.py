@@ -23,9 +23,8 @@ _PREFIX = re.compile(r"^(?:coredump_|_systemd_|_)")
 """How coredumpctl(1) and the journal begin field names: COREDUMP_PID, _SYSTEMD_UNIT."""
 _NESTED = ("capture", "core", "kernel", "evicted")
 _COMPUTED = ("count_of_signature", "time")
-FIELDS = tuple(
-    sorted({*LIST_KEYS, "user_unit", "owner_uid"} - {*_NESTED, *_COMPUTED}, key=str.lower)
-)
+_UNLISTED = ("user_unit", "owner_uid", "package_name", "package_version")
+FIELDS = tuple(sorted({*LIST_KEYS, *_UNLISTED} - {*_NESTED, *_COMPUTED}, key=str.lower))
 """What FIELD=VALUE compares."""
 NUMBERS = ("pid", "tid", "uid", "gid", "owner_uid", "si_code")
 _GLOB = re.compile(r"[*?\[]")

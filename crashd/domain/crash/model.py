@@ -200,6 +200,11 @@ class Crash:
     """The same for its user namespace."""
     build_id: str | None = None
     """Build-id of the executable in hex, from the core itself."""
+    package_name: str | None = None
+    """Of the package that the executable is from; known once the crash is analysed."""
+    package_version: str | None = None
+    package_source: str | None = None
+    """Who says so: `dpkg`, `rpm`, or `note`, the executable itself."""
     capture: Capture = field(default_factory=Capture)
     core: Core = field(default_factory=Core)
     signature: str | None = None
@@ -254,7 +259,8 @@ _ALWAYS_BASE64 = frozenset({"auxv"})
 _PLAIN_TEXT = """
 token sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
 sender_pid sender_uid unit user_unit slice session cgroup container_id container_runtime
-pod_uid pod mount_ns user_ns build_id signature title explanation analysis pinned evicted kernel
+pod_uid pod mount_ns user_ns build_id package_name package_version package_source
+signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
 _UNKNOWN = dict.fromkeys(_PLAIN)

@@ -12,7 +12,7 @@ Source: elf(5), core(5), include/uapi/linux/elf.h. Every byte here may be hostil
 are checked against the bytes at hand, and work is linear in them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -57,6 +57,7 @@ __all__ = [
     "Thread",
     "build_trailer",
     "executable_range",
+    "find_image_notes",
     "find_loads",
     "find_segment",
     "head_size",
@@ -378,17 +379,21 @@ def parse_build_id(image: bytes) -> str | None:
 
     None if the image has no build-id, or the build-id lies past the end of `image`.
     """
+    for blob, layout, align in find_image_notes(image):
+        if found := find_build_id(blob, layout, align):
+            return found
+    return None
+
+
+def find_image_notes(image: bytes) -> Iterator[tuple[bytes, Layout, int]]:
+    """Yield each note segment in the first bytes of an ELF image, with layout and alignment."""
     header = _sound_header(image)
     if header is None:
-        return None
+        return
     phdrs = list(find_phdrs(image, header, header.phnum))
     base = next((vaddr - at for kind, _, at, vaddr, *_ in phdrs if kind == PT_LOAD), None)
     if base is None:
-        return None
+        return
     for kind, _, _, vaddr, _, filesz, _, align in phdrs[:IMAGE_PHDRS_MAX]:
-        if kind != PT_NOTE or vaddr < base:
-            continue
-        blob = image[vaddr - base : vaddr - base + filesz]
-        if found := find_build_id(blob, header.layout, 8 if align == 8 else 4):
-            return found
-    return None
+        if kind == PT_NOTE and vaddr >= base:
+            yield image[vaddr - base : vaddr - base + filesz], header.layout, 8 if align == 8 else 4

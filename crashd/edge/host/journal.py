@@ -142,6 +142,8 @@ def build_explanation(crash: Crash) -> dict[str, bytes]:
         "CRASHD_TITLE": printable(crash.title),
         "CRASHD_SIGNATURE": crash.signature,
         "CRASHD_EXPLANATION": crash.explanation,
+        "COREDUMP_PACKAGE_NAME": crash.package_name,
+        "COREDUMP_PACKAGE_VERSION": crash.package_version,
         "COREDUMP_PID": crash.pid,
         "COREDUMP_UID": crash.uid,
         "COREDUMP_UNIT": crash.unit,

@@ -45,6 +45,19 @@ def test_render_info_tells_what_who_and_where() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("dpkg", "nginx 1.22.1-9 (by dpkg)"),
+        ("note", "nginx 1.22.1-9 (by the executable's own note)"),
+    ],
+)
+def test_render_info_tells_the_package_and_who_says_so(source: str, words: str) -> None:
+    assert field(page(doc_of()), "Package") is None
+    doc = doc_of(package_name="nginx", package_version="1.22.1-9", package_source=source)
+    assert field(page(doc), "Package") == words
+
+
+@pytest.mark.parametrize(
     ("capture", "words"),
     [
         (
