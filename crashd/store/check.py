@@ -8,7 +8,6 @@ finished. So rows that differ are read again at the end, and a strict look that 
 repeated for some seconds; only what is found each time is reported.
 """
 
-import json
 import os
 import stat
 import time
@@ -51,7 +50,6 @@ LOOKS: Final = 5
 LOOK_SECONDS: Final = 1.0
 COUNTS_MAX: Final = 20
 """Wrong counts reported, of each kind."""
-ANALYSIS_MAX: Final = 8 << 20
 
 _LASTING: Final = frozenset({"index-damaged", "core-damaged", "seek-table"})
 """Findings about things that nothing changes any more: looking once is enough."""
@@ -303,20 +301,11 @@ def _of_analysis(entry: Entry, crash: Crash) -> Iterator[Finding]:
         if crash.analysis is not None:
             yield Finding("no-analysis", entry.id, f"its {ANALYSIS} is missing")
         return
-    raw = entry.read_file(ANALYSIS, ANALYSIS_MAX)
-    found = None if raw is None else _parse_object(raw)
+    found = entry.read_analysis()
     if found is None:
         yield Finding("bad-analysis", entry.id, f"its {ANALYSIS} cannot be read")
     elif found.get("state") != "running" and crash.analysis is None:
         yield Finding("no-analysis", entry.id, "was analysed, but its record knows nothing of it")
-
-
-def _parse_object(raw: bytes) -> dict[str, object] | None:
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _of_dump(crash: Crash) -> Iterator[Finding]:

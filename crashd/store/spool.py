@@ -23,6 +23,7 @@ from crashd.corehandler import (
     pack,
 )
 from crashd.domain.crash.coremeta import parse_fields
+from crashd.domain.crash.model import Engine
 from crashd.errors import FormatError, UnavailableError, reason_of
 from crashd.store.paths import Paths
 
@@ -197,14 +198,22 @@ class SpoolEntry:
 
     def ending(self) -> str | None:
         """Return why the core is incomplete; None when it is complete."""
+        done = self._done()
+        if done is None:
+            return DIED
+        return done.get("reason", b"").decode("utf-8", "backslashreplace") or None
+
+    def engine(self) -> Engine:
+        """Return how the handler read the core; a handler that died had begun with the stream."""
+        done = self._done() or {}
+        return Engine.MEMORY if done.get("engine") == b"memory" else Engine.STREAM
+
+    def _done(self) -> dict[str, bytes] | None:
         raw = self._read("done", VALUE_MAX)
-        if raw is None:
-            return DIED
         try:
-            reason = parse_fields(raw).get("reason", b"")
+            return None if raw is None else parse_fields(raw)
         except FormatError:
-            return DIED
-        return reason.decode("utf-8", "backslashreplace") or None
+            return None
 
     def snapshot(self) -> Mapping[str, bytes]:
         """Read the raw copies that the handler made of /proc."""

@@ -323,7 +323,9 @@ def test_large_core_is_spooled_from_memory(daemon: Daemon, victim: Path, zoo: Pa
     crash(zoo, "plain")
     assert ways_of_spooled(daemon) == [b"memory"] * 3 + [b"stream"] * 2
     daemon.start()
-    mapped, sparse, cut, minor, plain = sorted(daemon.wait_for(5), key=lambda c: str(c["time"]))
+    found = sorted(daemon.wait_for(5), key=lambda c: str(c["time"]))
+    mapped, sparse, cut, minor, plain = found
+    assert [c["capture"]["engine"] for c in found] == ["memory"] * 3 + ["stream"] * 2
     assert {c["state"] for c in (mapped, sparse, minor, plain)} == {"complete"}
     assert mapped["core"]["size_bytes"] > 8 << 30 and mapped["core"]["stored_bytes"] < 30 << 20
     assert sparse["core"]["size_bytes"] > 2 << 30 and sparse["core"]["stored_bytes"] < 1 << 20

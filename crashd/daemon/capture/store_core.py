@@ -83,7 +83,7 @@ class HeldCore:
         self._entry = entry
         self._source = source
         self._reason: str | None = None
-        self._engine = Engine.STREAM if source.memory is None else Engine.MEMORY
+        self._engine = source.incoming.engine if source.memory is None else Engine.MEMORY
         self._wanted = wanted
         self._is_guarded = False
         self._sink = self._make_sink(options)

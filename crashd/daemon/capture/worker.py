@@ -289,7 +289,7 @@ def _capture_spool(job: _Job) -> None:
         source = spooled.open_core()
         if source is None:
             source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        incoming = IncomingCore.from_spool(source, spooled.snapshot)
+        incoming = IncomingCore.from_spool(source, spooled.snapshot, spooled.engine())
         free = read_space(job.entry.fd).free_bytes
         fits = os.fstat(source).st_blocks * 512 <= free
         _capture(job, incoming, ending=spooled.ending(), keep_free_bytes=0 if fits else free // 4)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from crashd.base.files import read_space
 from crashd.daemon.after.retention import Allotment
 from crashd.daemon.capture.pump import BASE_BYTES
+from crashd.daemon.intake.job import SMALL_BYTES
 from crashd.domain.crash.model import Disposition
 from crashd.domain.keep.limiter import Limiter, Rate, Scope, Verdict, keys_of
 from crashd.domain.keep.policy import Rule, most_of
@@ -23,8 +24,6 @@ from crashd.store.statefile import read_state, write_state
 log = logging.getLogger("crashd.admission")
 
 
-SMALL_BYTES = 64 << 20
-"""A core up to this size can be read at once, into the buffer that large cores never take."""
 SMALL_SHARE = 4
 """A quarter of the buffer is never given to large cores."""
 EXPECTED_SHARE = 4

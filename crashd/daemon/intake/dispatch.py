@@ -35,7 +35,7 @@ from typing import Any, Protocol
 from crashd.base.messages import receive_message, send_message
 from crashd.corehandler import QUEUED_SECONDS
 from crashd.daemon.capture.worker import RECEIPT_AT
-from crashd.daemon.intake.job import Job, Kind, Stage
+from crashd.daemon.intake.job import SMALL_BYTES, Job, Kind, Stage
 from crashd.daemon.intake.pool import Nursery, Worker
 from crashd.daemon.loop import Loop
 from crashd.domain.crash.model import DropReason
@@ -47,8 +47,6 @@ PROCESSES_MIN = 40
 """Lower bound on the limit of jobs with a worker, for a small `capture.workers`: most jobs hold a
 process for a few milliseconds, or wait until their core may be stored.
 """
-SMALL_BYTES = 64 << 20
-"""A core up to this size may be stored in the place that is kept free of larger cores."""
 HELD_NS = 10 * 10**9
 """The longest time that a held process delays storing: it may be held on purpose."""
 RESPAWN_NS = 10**9

@@ -7,6 +7,11 @@ from typing import Any, Protocol
 
 from crashd.store.entry import Entry
 
+SMALL_BYTES = 64 << 20
+"""Upper bound on a small core: large ones never take the part of the buffer, nor the place to store
+in, that are kept for it.
+"""
+
 
 class Kind(StrEnum):
     """The work to do."""

@@ -11,7 +11,7 @@ import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from crashd.domain.crash.model import Mode
+from crashd.domain.crash.model import Engine, Mode
 from crashd.edge.capture.kernelsock import shake_hands
 from crashd.edge.capture.mappedfiles import open_mapped
 from crashd.edge.capture.memory import ProcessMemory
@@ -39,8 +39,11 @@ class IncomingCore:
         source: int,
         pidfd: int | None,
         snapshot: Callable[[], Mapping[str, bytes]],
+        engine: Engine = Engine.STREAM,
     ) -> None:
         self.mode = mode
+        self.engine = engine
+        """How the stream's bytes were read, or are."""
         self._source = source
         self._pidfd = pidfd
         self._snapshot = snapshot
@@ -69,9 +72,11 @@ class IncomingCore:
         return cls(Mode.SOCKET, source, pidfd, lambda: read_snapshot(pidfd))
 
     @classmethod
-    def from_spool(cls, source: int, snapshot: Callable[[], Mapping[str, bytes]]) -> "IncomingCore":
-        """Take a core that the handler spooled; its process is gone."""
-        return cls(Mode.SPOOL, source, None, snapshot)
+    def from_spool(
+        cls, source: int, snapshot: Callable[[], Mapping[str, bytes]], engine: Engine
+    ) -> "IncomingCore":
+        """Take a core that the handler spooled, which it read by `engine`; its process is gone."""
+        return cls(Mode.SPOOL, source, None, snapshot, engine)
 
     def spooled_bytes(self) -> int | None:
         """Return a spooled core's size on disk without its holes; None for any other core."""

@@ -73,16 +73,24 @@ def test_fields_and_snapshot_come_back(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize(
-    ("done", "ending"),
+    ("done", "ending", "engine"),
     [
-        (pack({"received": b"5", "reason": b""}), None),
-        (pack({"received": b"5", "reason": b"size limit"}), "size limit"),
-        (b"garbage", "the handler died while spooling"),
+        (pack({"received": b"5", "reason": b""}), None, "stream"),
+        (
+            pack({"received": b"5", "reason": b"size limit", "engine": b"stream"}),
+            "size limit",
+            "stream",
+        ),
+        (pack({"received": b"5", "reason": b"", "engine": b"memory"}), None, "memory"),
+        (pack({"received": b"5", "reason": b"", "engine": b"none"}), None, "stream"),
+        (b"garbage", "the handler died while spooling", "stream"),
     ],
 )
-def test_ending_says_how_the_copy_went(paths: Paths, done: bytes, ending: str | None) -> None:
+def test_done_says_how_the_copy_went(
+    paths: Paths, done: bytes, ending: str | None, engine: str
+) -> None:
     with spool.SpoolEntry.open(paths, put(paths, name_of(1), done=done)) as entry:
-        assert entry.ending() == ending
+        assert (entry.ending(), entry.engine().value) == (ending, engine)
 
 
 @pytest.mark.parametrize("meta", [None, b"", b"\xff\0", b"token=a\0token=b\0"])
