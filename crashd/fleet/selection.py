@@ -226,7 +226,8 @@ def regex(pattern: str) -> str:
     found, rest = [], pattern
     while rest:
         character, rest = rest[0], rest[1:]
-        end = rest.find("]", 1) if character == "[" else -1
+        # "]" is one of the set's characters where it is the first, also after "!"
+        end = rest.find("]", 1 + (rest[:1] in ("!", "^"))) if character == "[" else -1
         if character == "*":
             found.append(".*")
         elif character == "?":
