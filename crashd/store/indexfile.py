@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from crashd.domain.text import printable
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
@@ -65,7 +66,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def connect_readonly(path: Path) -> sqlite3.Connection:
     """Open the file for reading, also on a read-only disk; the caller owns the connection."""
-    uri = path.absolute().as_uri()
+    uri = f"file://{quote(os.fsencode(path.absolute()))}"  # as_uri() imports http and ssl (3.14)
     connection = sqlite3.connect(
         f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
     )

@@ -208,7 +208,8 @@ def test_sec_86_bombs_of_zstd_are_refused(tmp_path: Path) -> None:
     ("changed", "why"),
     [
         ({"crash_json": b"["}, "crash.json in the bundle is damaged"),
-        ({"crash_json": b"[" * 50_000 + b"]" * 50_000}, "crash.json in the bundle is damaged"),
+        # Python 3.14 can parse this
+        ({"crash_json": b"[" * 50_000 + b"]" * 50_000}, "in the bundle is damaged"),
         ({"crash_json": b"9" * 10_000}, "crash.json in the bundle is damaged"),
         ({"crash_json": b"\xff"}, "crash.json in the bundle is damaged"),
         ({"crash_json": b"[]"}, "crash.json or modules.json in the bundle is damaged"),
