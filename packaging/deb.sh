@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the Debian package: sh packaging/deb.sh [DIRECTORY], by default dist/. Needs dpkg-dev, binutils and the
+# Build the Debian package: sh packaging/deb.sh [DIRECTORY], by default dist/. Needs dpkg-dev, binutils, patchelf and the
 # packages of test.sh. The package includes dependencies that the distribution lacks, locked and checked by hash, for the
 # Python of each supported release; see stage.sh. The same commit makes the same bytes.
 set -eu
@@ -11,11 +11,10 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 
 find_missing_of_deb() {
     need dpkg-dev have dpkg-deb
-    need binutils have strip
     need xz-utils have xz
 }
 
-provide find_missing find_missing_of_deb
+provide find_missing find_missing_of_staging find_missing_of_deb
 build_environment "$here/.venv-test" requirements-dev.lock
 
 out=${1:-$here/dist}
@@ -33,6 +32,7 @@ install -d "$tree/DEBIAN" "$tree/usr/share/lintian/overrides"
 for script in postinst prerm postrm; do
     install -m 755 "$here/packaging/deb/$script" "$tree/DEBIAN/$script"
 done
+install -D -m 755 "$here/packaging/deb/rtupdate" "$tree/usr/share/python3/runtime.d/crashd.rtupdate"
 install -m 644 "$here/packaging/deb/copyright" "$tree/usr/share/doc/crashd/copyright"
 install -m 644 "$here/packaging/deb/lintian-overrides" "$tree/usr/share/lintian/overrides/crashd"
 gzip -9n <"$here/NEWS.md" >"$tree/usr/share/doc/crashd/NEWS.gz"

@@ -141,6 +141,7 @@ find_missing_of_system_tier() {
     need dwz have dwz
     need xz-utils have xz
     need binutils have objcopy
+    need patchelf have patchelf
     need g++ have g++
     need rustc have rustc
     need golang-go have go

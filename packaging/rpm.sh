@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the RPM: sh packaging/rpm.sh [DIRECTORY], by default dist/. Needs rpmbuild (on Debian: package rpm), binutils and
+# Build the RPM: sh packaging/rpm.sh [DIRECTORY], by default dist/. Needs rpmbuild (on Debian: package rpm), binutils, patchelf and
 # the packages of test.sh. It has the same files as the Debian package; see stage.sh. The same commit makes the same bytes.
 set -eu
 
@@ -10,10 +10,9 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 
 find_missing_of_rpm() {
     need rpm have rpmbuild
-    need binutils have strip
 }
 
-provide find_missing find_missing_of_rpm
+provide find_missing find_missing_of_staging find_missing_of_rpm
 build_environment "$here/.venv-test" requirements-dev.lock
 
 out=${1:-$here/dist}

@@ -2,8 +2,14 @@
 # POSIX sh; sourced after lib.sh, with $environment built of requirements-dev.lock.
 # shellcheck shell=sh disable=SC2154
 
-# Debian 12 and 13, and Ubuntu 24.04 between them. Another version needs one more directory.
-PYTHONS="3.11 3.12 3.13"
+# Debian 12, Ubuntu 24.04, Debian 13, and Debian testing, Ubuntu 26.04 and Fedora. A newer Python needs one more directory; until
+# then the launcher takes one of these, if it is still installed, and the handler needs none of it.
+PYTHONS="3.11 3.12 3.13 3.14"
+
+find_missing_of_staging() {
+    need binutils have strip
+    need patchelf have patchelf
+}
 
 # fill_bundles DIRECTORY: make a directory for each Python, with crashd and its locked packages; equal files are stored
 # only once. With CRASHD_BUNDLES, a directory, the packages are taken from there, and left there the first time: who
@@ -16,11 +22,9 @@ fill_bundles() {
         fill_with_locked "$bundles"
         [ -z "${CRASHD_BUNDLES:-}" ] || { cp -a "$bundles" "$CRASHD_BUNDLES.new" && mv "$CRASHD_BUNDLES.new" "$CRASHD_BUNDLES"; }
     fi
-    cp -r "$here/crashd/native" "$bundles/shared/crashd-native"
+    cp -r "$here/crashd" "$bundles/shared/crashd"
     for version in $PYTHONS; do
-        cp -r "$here/crashd" "$bundles/python$version/crashd"
-        rm -r "$bundles/python$version/crashd/native"
-        ln -s ../../shared/crashd-native "$bundles/python$version/crashd/native"
+        ln -s ../shared/crashd "$bundles/python$version/crashd"
     done
     find "$bundles" -name __pycache__ -prune -exec rm -rf {} +
     find "$bundles" -type f -exec chmod 644 {} +
@@ -46,8 +50,52 @@ fill_with_locked() {
         find "$target" -name direct_url.json -delete
     done
     rm -f "$bundles/lock"
+    lighten "$bundles"
     share_same "$bundles"
-    find "$bundles" -type f -name '*.so*' -exec strip --strip-unneeded {} +
+    own=$bundles/python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    [ ! -d "$own" ] || quietly "$python" -IBc 'import sys; sys.path.insert(0, sys.argv[1])
+import bcrypt, capstone, drgn, obstore, pydantic, pyrage, pystack.engine, yaml, zstandard' "$own" ||
+        refuse "what $own has cannot be loaded"
+}
+
+# What no part of crashd uses, and what each distribution has: see nodebuginfod.c. Which libraries remain is in the SBOM.
+lighten() {
+    # before patchelf, because what strip makes of patchelf's segments cannot be loaded
+    find "$1" -type f -name '*.so*' -exec strip --strip-unneeded {} +
+    for version in $PYTHONS; do
+        site=$1/python$version
+        # the other of the two engines, and the headers, which only a compiler reads
+        rm -rf "$site"/zstandard/_cffi.*.so "$site/zstandard/backend_cffi.py" "$site/capstone/include"
+        for old in "$site"/drgn.libs/libdebuginfod*.so; do
+            quietly gcc -std=c11 -O2 -Wall -Wextra -fPIC -shared -s -Wl,-soname,"${old##*/}" \
+                -Wl,--version-script="$here/packaging/nodebuginfod.map" -o "$old" "$here/packaging/nodebuginfod.c" ||
+                refuse "cannot build $old"
+        done
+        for directory in "$site/drgn.libs" "$site/pystack.libs"; do use_libraries_of_system "$directory"; done
+    done
+}
+
+# use_libraries_of_system DIRECTORY: link against these of the distribution, and delete what then nothing needs.
+use_libraries_of_system() {
+    users=$(find "$1" "$1/.." -maxdepth 1 -name '*.so*' -type f; find "$1/../pystack" -name '*.so*')
+    for soname in liblzma.so.5 libzstd.so.1 libgomp.so.1 liblzo2.so.2 libsnappy.so.1; do
+        for own in "$1/${soname%%.so*}"-*.so*; do
+            [ -e "$own" ] || continue
+            rm "$own"
+            for user in $users; do
+                [ ! -e "$user" ] || quietly patchelf --replace-needed "${own##*/}" "$soname" "$user" ||
+                    refuse "patchelf failed on $user"
+            done
+        done
+    done
+    while :; do
+        needed=$(for user in $users; do [ ! -e "$user" ] || patchelf --print-needed "$user"; done)
+        gone=
+        for own in "$1"/*; do
+            printf '%s\n' "$needed" | grep -qxF "${own##*/}" || { rm "$own" && gone=1; }
+        done
+        [ -n "$gone" ] || return 0
+    done
 }
 
 pip_target() {
@@ -56,7 +104,7 @@ pip_target() {
         refuse "pip could not fill $target (see above; it needs a package index)"
 }
 
-# Move packages that all bundles share to one place, and put links in theirs.
+# Move packages that all bundles share to one place, and put links in theirs. Of what only some share, the first has it.
 share_same() {
     first=${PYTHONS%% *}
     mkdir "$1/shared"
@@ -73,6 +121,22 @@ share_same() {
             ln -s "../shared/$name" "$1/python$version/$name"
         done
     done
+    for version in $PYTHONS; do
+        for later in $PYTHONS; do
+            [ "$later" != "$version" ] || continue
+            share_of_two "$1" "$version" "$later"
+        done
+    done
+}
+
+# share_of_two BUNDLES VERSION LATER: link what LATER has as VERSION has it.
+share_of_two() {
+    for entry in "$1/python$2"/*; do
+        twin=$1/python$3/${entry##*/}
+        [ ! -L "$entry" ] && [ ! -L "$twin" ] && diff -rq "$entry" "$twin" >/dev/null 2>&1 || continue
+        rm -rf "$twin"
+        ln -s "../python$2/${entry##*/}" "$twin"
+    done
 }
 
 # stage_tree ROOT: install everything that all kinds of packages share.
@@ -82,6 +146,10 @@ stage_tree() {
         "$root/usr/lib/systemd/system-preset" "$root/usr/lib/sysctl.d" "$root/usr/lib/tmpfiles.d" \
         "$root/etc/crashd/crashd.toml.d" "$root/etc/crashd/hooks.d" "$root/usr/share/doc/crashd"
     fill_bundles "$root/usr/lib/crashd"
+    "$environment/bin/python" -B "$here/packaging/sbom.py" "$root/usr/lib/crashd" "$(crashd_version)" \
+        >"$root/usr/share/doc/crashd/crashd.cdx.json" || refuse "cannot list what the package brings (see above)"
+    # these still name the libraries that lighten() has removed
+    rm -f "$root"/usr/lib/crashd/*/*.dist-info/sboms/auditwheel.cdx.json
     for name in bin/crashd bin/crashctl bin/crashd-fleet libexec/crashd-analyze libexec/crashd-ship; do
         install -m 755 "$here/packaging/launcher" "$root/usr/$name"
     done

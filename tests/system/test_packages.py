@@ -1,5 +1,6 @@
 """What is built besides the Debian package (test_package.py): the RPM, the wheel and the sdist."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from tests.vm import package
 
 REPOSITORY = package.REPOSITORY
-DEBIANS_OWN = ("/usr/share/doc/crashd/", "/usr/share/lintian/")
+DEBIANS_OWN = ("/usr/share/doc/crashd/", "/usr/share/lintian/", "/usr/share/python3/")
 
 
 def run(*command: object, env: dict[str, str] | None = None) -> str:
@@ -53,6 +54,22 @@ def test_rpm_has_the_debian_packages_files(rpm: Path, deb: Path) -> None:
     theirs = {n for n in names if not n.endswith("/") and not n.startswith(DEBIANS_OWN)}
     assert theirs <= ours
     assert {name.rstrip("/") for name in ours} - theirs <= {n.rstrip("/") for n in names}
+
+
+def test_package_is_small_and_lists_what_it_brings(deb: Path, tmp_path: Path) -> None:
+    run("dpkg-deb", "-x", deb, tmp_path)
+    bundles = tmp_path / "usr/lib/crashd"
+    bom = json.loads((tmp_path / "usr/share/doc/crashd/crashd.cdx.json").read_text())
+    listed = {component["name"].lower() for component in bom["components"]}
+    brought = {
+        path.name.split("-")[0].lower().replace("_", "-") for path in bundles.glob("*/*.dist-info")
+    }
+    assert bom["bomFormat"] == "CycloneDX"
+    assert brought | {"elfutils", "bzip2-libs", "libkdumpfile", "zstd", "glibc"} <= listed
+    assert not [path.name for path in bundles.glob("*/*.libs/*") if "ssl" in path.name]
+    assert int(run("dpkg-deb", "-f", deb, "Installed-Size")) < 80_000
+    # a bound above would make an upgrade of the distribution remove crashd
+    assert "<" not in run("dpkg-deb", "-f", deb, "Depends").replace(">=", "")
 
 
 @pytest.mark.timeout(900)

@@ -13,7 +13,7 @@ from tests.system.test_analysis import Crasher, crasher
 
 __all__ = ["crasher"]
 REPOSITORY = Path(__file__).parents[2]
-ROOTFS = Path("/var/cache/crashd-test/rootfs-3")
+ROOTFS = Path("/var/cache/crashd-test/rootfs-4")
 """Another name with each change of build-rootfs.sh."""
 MODULES = """
 annotated_types asyncore asynchat prometheus_client pydantic pydantic_core pyinotify.py systemd

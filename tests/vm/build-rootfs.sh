@@ -1,15 +1,16 @@
 #!/bin/sh
-# build-rootfs.sh DIR - a minimal Debian with systemd as init and python3, for nspawn-run.sh.
-# Needs root, mmdebstrap and a Debian mirror; about 40 seconds. DIR appears only when it is whole.
+# build-rootfs.sh DIR [SUITE] - a minimal Debian, by default of this machine's release, with systemd as init and python3,
+# for nspawn-run.sh. Needs root, mmdebstrap and a Debian mirror; about 40 seconds. DIR appears only when it is whole.
+# A mirror may be a snapshot, whose signature is good and whose date is past.
 set -eu
 dir=$1
-suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+suite=${2:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
 [ -e "$dir/etc/debian_version" ] && exit 0
 mkdir -p "${dir%/*}"
 rm -rf "$dir.new"
 mmdebstrap --quiet --mode=root --variant=minbase --components=main \
-	--include=systemd,systemd-sysv,dbus,procps,python3,python3-systemd,libsystemd0,systemd-coredump,gdb,libseccomp2,libstdc++6 \
-	--aptopt='APT::Install-Recommends "false"' \
+	--include=systemd,systemd-sysv,dbus,procps,python3,python3-systemd,libsystemd0,systemd-coredump,gdb,libseccomp2,libstdc++6,libgomp1,liblzo2-2,libsnappy1v5 \
+	--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Check-Valid-Until "false"' \
 	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 	"$suite" "$dir.new"
 : >"$dir.new/etc/machine-id"

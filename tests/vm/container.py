@@ -10,7 +10,7 @@ from tests import guide
 from tests.vm import package
 
 HERE = Path(__file__).parent
-ROOTFS = Path("/var/cache/crashd-test/rootfs-3")
+ROOTFS = Path("/var/cache/crashd-test/rootfs-4")
 """Another name with each change of build-rootfs.sh."""
 SECONDS = 400
 _LINE = re.compile(r"^(PASS|FAIL) (test_[a-z0-9_]+) (\d+)\r?$", re.MULTILINE)

@@ -31,6 +31,26 @@ test_installs_by_apt() {
 	test -d "/usr/lib/crashd/python$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')/crashd/__pycache__"
 }
 
+test_other_python_of_the_distribution_is_taken() {
+	python3=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+	find /usr/lib/crashd -name __pycache__ -prune -exec rm -rf {} +
+	/usr/share/python3/runtime.d/crashd.rtupdate post-rtupdate python3.0 "$python3"
+	test -d "/usr/lib/crashd/$python3/crashd/__pycache__"
+	systemctl is-active crashd.service
+	# a Python that the package knows nothing of, without and with one that it knows
+	mv "/usr/lib/crashd/$python3" /tmp
+	not crashctl --version 2>/tmp/unknown
+	grep -q 'nothing for Python.*none of these' /tmp/unknown
+	other=$(ls /usr/lib/crashd | grep python | head -n 1)
+	printf '#!/bin/sh\necho "$0 $*"\n' >"/usr/bin/$other"
+	chmod 755 "/usr/bin/$other"
+	crashctl --version >/tmp/known || true
+	rm "/usr/bin/$other"
+	mv "/tmp/$python3" /usr/lib/crashd
+	grep -q "^/usr/bin/$other -I /usr/bin/crashctl --version" /tmp/known
+	crashctl --version
+}
+
 test_units_are_enabled_and_up() {
 	for unit in crashd.service crashd.socket crashd-metrics.socket crashd-analyze.socket crashd-hooks.socket crashd-ship.socket; do
 		systemctl is-enabled $unit

@@ -1,0 +1,67 @@
+"""packaging/sbom.py: the list of what the packages bring has everything, or is not made."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "packaging/sbom.py"
+
+
+@pytest.fixture(scope="module")
+def sbom() -> ModuleType:
+    """The script, as a module."""
+    spec = importlib.util.spec_from_file_location("sbom", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Path:
+    """One bundle with drgn and its libraries."""
+    site = tmp_path / "python3.14"
+    about = site / "drgn-0.3.0.dist-info"
+    (about / "sboms").mkdir(parents=True)
+    (about / "METADATA").write_text("Name: drgn\nVersion: 0.3.0\nLicense-Expression: GPL-3.0\n")
+    component = {"name": "bzip2-libs", "purl": "pkg:rpm/almalinux/bzip2-libs@1.0.6-28.el8_10"}
+    gone = {"name": "libcurl", "purl": "pkg:rpm/almalinux/libcurl@7.61.1"}
+    wheels_own = {"components": [component, gone]}
+    (about / "sboms/auditwheel.cdx.json").write_text(json.dumps(wheels_own))
+    (site / "drgn.libs").mkdir()
+    for name, content in (
+        ("libbz2-a1e77c99.so.1.0.6", b""),
+        ("libdebuginfod-0-a2f74d29.196.so", b""),
+        ("libdw-0-351e48f3.196.so", b""),
+        ("libpcre2-8-afe25986.so.0.16.1", b"\0PCRE2_10.47\0"),
+        ("libkdumpfile-8796b086.so.12.0.0", b""),
+    ):
+        (site / "drgn.libs" / name).write_bytes(content)
+    return tmp_path
+
+
+def test_libraries_have_the_version_that_their_file_or_wheel_says(
+    sbom: ModuleType, bundles: Path
+) -> None:
+    found = {str(component.purl) for component in sbom._libraries(bundles)}
+    assert found == {
+        "pkg:rpm/almalinux/bzip2-libs@1.0.6-28.el8_10",
+        "pkg:generic/elfutils@0.196",
+        "pkg:generic/pcre2@10.47",
+        "pkg:generic/libkdumpfile",
+    }
+
+
+def test_python_package_has_its_licence(sbom: ModuleType, bundles: Path) -> None:
+    (drgn,) = sbom._python_packages(bundles)
+    assert str(drgn.purl) == "pkg:pypi/drgn@0.3.0"
+    assert [licence.name for licence in drgn.licenses] == ["GPL-3.0"]
+
+
+def test_unknown_library_ends_the_build(sbom: ModuleType, bundles: Path) -> None:
+    (bundles / "python3.14/drgn.libs/libssl-8248cfc9.so.1.1.1k").touch()
+    with pytest.raises(SystemExit, match="libssl"):
+        list(sbom._libraries(bundles))
