@@ -39,6 +39,33 @@ _ARCHIVE_WINDOW_MAX = 8 << 20  # all levels up to 19
 _ZEROS = bytes(ZERO_BLOCK)
 
 
+class SpareCompressor:
+    """Keeps the compressor of a finished core for the next core: its tables, of 0.8 MiB, are
+    faulted in already. For one writer at a time; one with threads is not kept, because threads do
+    not survive a fork.
+    """
+
+    def __init__(self) -> None:
+        self._level: int | None = None
+        self._kept: zstandard.ZstdCompressor | None = None
+        self._is_plain = False
+
+    def take(self, level: int, threads: int) -> zstandard.ZstdCompressor:
+        """Return a compressor that nobody else has."""
+        kept, self._kept = self._kept, None
+        self._is_plain = threads == 0
+        if kept is not None and self._is_plain and level == self._level:
+            return kept
+        self._level = level
+        return zstandard.ZstdCompressor(
+            level=level, threads=threads, write_checksum=True, write_content_size=False
+        )
+
+    def give_back(self, compressor: zstandard.ZstdCompressor) -> None:
+        """Keep a compressor whose last frame is finished."""
+        self._kept = compressor if self._is_plain else None
+
+
 class CoreWriter:
     """Compress a core into `fd`, which stays the caller's; bytes go in in file order.
 
@@ -46,8 +73,11 @@ class CoreWriter:
     store.
     """
 
-    def __init__(self, fd: int, *, level: int, threads: int) -> None:
+    def __init__(
+        self, fd: int, *, level: int, threads: int, spare: SpareCompressor | None = None
+    ) -> None:
         self._fd = fd
+        self._spare = spare if spare is not None else SpareCompressor()
         self._level = level
         self.threads = threads
         """Threads that compress; a change has no effect once there is a byte to compress."""
@@ -114,6 +144,9 @@ class CoreWriter:
             self._tail = bytearray()
         self._end_hole()
         self._end_frame()
+        if self._compressor is not None:
+            self._spare.give_back(self._compressor)
+            self._compressor = None
         self._put(build_seek_table(self._frames))
 
     def _blocks(self, data: memoryview) -> None:
@@ -137,12 +170,7 @@ class CoreWriter:
             self._end_frame()
         if self._frame is None:
             if self._compressor is None:
-                self._compressor = zstandard.ZstdCompressor(
-                    level=self._level,
-                    threads=self.threads,
-                    write_checksum=True,
-                    write_content_size=False,
-                )
+                self._compressor = self._spare.take(self._level, self.threads)
             self._frame = self._compressor.compressobj()
             self._frame_start = self.stored_bytes
         self._frame_bytes += len(data)

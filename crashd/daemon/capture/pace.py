@@ -6,10 +6,12 @@ time, not for good: a daemon that dies does not leave it closed.
 """
 
 import ctypes
+import functools
 import mmap
 import os
 import threading
 import time
+from collections.abc import Callable
 
 POLL_SECONDS = 0.005
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, linux/ioprio.h
@@ -65,7 +67,13 @@ def _lower(tid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, tid, STORER_NICE)
     except OSError:
         return  # it ended meanwhile
-    number = _IOPRIO_SET.get(os.uname().machine)
-    if number is not None:
+    call = _ioprio_set()
+    if call is not None:
         # a seccomp filter may refuse this: disk priority stays unchanged then
-        ctypes.CDLL(None).syscall(number, 1, tid, _IOPRIO_IDLE)
+        call(1, tid, _IOPRIO_IDLE)
+
+
+@functools.cache
+def _ioprio_set() -> Callable[[int, int, int], int] | None:
+    number = _IOPRIO_SET.get(os.uname().machine)
+    return None if number is None else functools.partial(ctypes.CDLL(None).syscall, number)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Final
 
 from crashd.base.files import read_space
 from crashd.daemon.capture.pump import HOLE_COST_SHIFT, StopError
@@ -33,6 +34,9 @@ NEAR_BYTES = 64 << 20
 flush at the same time, and each compressor holds up to FRAME_MAX.
 """
 
+_SPARE: Final = corefile.SpareCompressor()
+"""A worker stores one core after the other."""
+
 
 class CoreSink:
     """Owns the partial core until `close`."""
@@ -62,7 +66,7 @@ class CoreSink:
         self._credit_bytes = credit_bytes
         self._credit_ends_s = time.monotonic() + CREDIT_SECONDS
         self._fd = entry.create_core()
-        self._writer = corefile.CoreWriter(self._fd, level=level, threads=threads)
+        self._writer = corefile.CoreWriter(self._fd, level=level, threads=threads, spare=_SPARE)
         self._unchecked = 0
         self._spy = _Spy(wanted)
         self.trouble: str | None = None

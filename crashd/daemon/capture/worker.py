@@ -45,7 +45,7 @@ from crashd.domain.keep.site import site_of
 from crashd.edge.capture.handoff import Connection
 from crashd.edge.capture.incoming import IncomingCore
 from crashd.edge.capture.memory import populate
-from crashd.edge.capture.process import pidfd_info, read_snapshot
+from crashd.edge.capture.process import keep_memory, pidfd_info, read_snapshot
 from crashd.errors import CrashdError, reason_of
 from crashd.store.entry import Entry
 from crashd.store.spool import DIED, SpoolEntry
@@ -72,6 +72,7 @@ class _RefusedError(Exception):
 
 def work(channel: socket.socket, gate: PaceGate) -> None:
     """Do jobs until the daemon's end of `channel` is closed; storing waits at `gate`."""
+    keep_memory()
     reader = Reader()
     if not select.select([channel], [], [], 0)[0]:
         _rehearse()

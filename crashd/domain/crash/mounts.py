@@ -2,6 +2,7 @@
 (proc_pid_mountinfo(5)). Pure; a user chooses the mounts of their own namespaces.
 """
 
+import functools
 import re
 from typing import Final, NamedTuple
 
@@ -26,7 +27,8 @@ class _Mount(NamedTuple):
     point: bytes
 
 
-def find_binds(mountinfo: bytes, host: bytes) -> list[Bind]:
+@functools.lru_cache(4)  # in a storm, one process after the other has the same mounts
+def find_binds(mountinfo: bytes, host: bytes) -> tuple[Bind, ...]:
     """Return the mounts of a process that the host has, too, but elsewhere; the deepest first,
     BINDS_MAX at most.
     """
@@ -40,7 +42,7 @@ def find_binds(mountinfo: bytes, host: bytes) -> list[Bind]:
         sources = _sources(mount, by_device.get(mount.device, []))
         if sources and (point or b"/") not in sources:
             found[point] = Bind(point, sources[0])
-    return sorted(found.values(), key=lambda bind: -len(bind.point))[:BINDS_MAX]
+    return tuple(sorted(found.values(), key=lambda bind: -len(bind.point))[:BINDS_MAX])
 
 
 def _sources(mount: _Mount, hosts: list[_Mount]) -> list[bytes]:

@@ -4,6 +4,7 @@ The texts come from the kernel, but the process chose comm, arguments and enviro
 here raises: a missing or damaged value becomes None or empty.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -49,6 +50,7 @@ class Status:
     """Permitted capabilities, bit by bit (linux/capability.h), in its own user namespace."""
 
 
+@functools.lru_cache(2)  # several steps of a capture ask about the same text
 def parse_status(raw: bytes) -> Status:
     """Parse /proc/PID/status; of a key that occurs twice the last line counts.
 

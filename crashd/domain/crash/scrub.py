@@ -5,6 +5,7 @@ form of its value. Both are guesses, and prefer to remove too much. An operator 
 sets `[privacy] environ = "drop"`.
 """
 
+import functools
 import re
 from fnmatch import translate
 from typing import Final, Literal
@@ -22,6 +23,8 @@ _SECRET_NAME = re.compile(
 )
 # Names that match the above but hold no secret: directories, and paths of sockets.
 _HARMLESS_NAMES = frozenset({b"OLDPWD", b"SSH_AUTH_SOCK", b"CREDENTIALS_DIRECTORY"})
+_OTHER_CHARACTERS = re.compile(rb"[^A-Z0-9]+")
+_KNOWN_NAME_BYTES = 64
 _PLACE_NAME = re.compile(rb"_(?:FILE|PATH|DIR|SOCK|SOCKET)$")
 
 # A run of characters is tried only from its start; otherwise a long run would take quadratic time.
@@ -78,7 +81,17 @@ def _scrub_entry(entry: bytes, more: list[re.Pattern[bytes]]) -> bytes:
 
 
 def _is_secret_name(name: bytes, value: bytes) -> bool:
-    plain = re.sub(rb"[^A-Z0-9]+", b"_", name.upper())
-    if plain in _HARMLESS_NAMES or not _SECRET_NAME.search(plain):
-        return False
-    return not (_PLACE_NAME.search(plain) and value.startswith(b"/"))
+    judge = _judge_known if len(name) <= _KNOWN_NAME_BYTES else _judge_name
+    is_secret, is_place = judge(name)
+    return is_secret and not (is_place and value.startswith(b"/"))
+
+
+def _judge_name(name: bytes) -> tuple[bool, bool]:
+    """Return whether a name is that of a secret, and whether it may be that of a secret's file."""
+    plain = _OTHER_CHARACTERS.sub(b"_", name.upper())
+    is_secret = plain not in _HARMLESS_NAMES and _SECRET_NAME.search(plain) is not None
+    return is_secret, _PLACE_NAME.search(plain) is not None
+
+
+_judge_known = functools.lru_cache(512)(_judge_name)
+"""The same names occur in nearly every environment."""

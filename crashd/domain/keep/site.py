@@ -1,7 +1,7 @@
 """The crash site: what is known of a crash before its memory is read; it decides what to keep."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from crashd.domain.crash.model import Crash
@@ -29,12 +29,15 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """Build the JSON object."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _NAMES}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Site":
         """Parse what `to_json` made."""
-        return cls(**{item.name: document[item.name] for item in fields(cls)})
+        return cls(**{name: document[name] for name in _NAMES})
+
+
+_NAMES = tuple(item.name for item in fields(Site))
 
 
 def site_of(crash: Crash, head: CoreHead | None, build_id: str | None) -> Site:

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from crashd.errors import FormatError
-from crashd.store.corefile import HOLE_MIN, ZERO_BLOCK, CoreWriter, read_core, repair
+from crashd.store.corefile import (
+    HOLE_MIN,
+    ZERO_BLOCK,
+    CoreWriter,
+    SpareCompressor,
+    read_core,
+    repair,
+)
 
 
 @pytest.fixture
@@ -47,6 +54,36 @@ def test_write_in_any_steps_reads_back_exactly(fd: int, step: int) -> None:
     assert b"".join(read_core(fd, len(core))) == core
     assert writer.size_bytes == len(core)
     assert writer.stored_bytes == os.fstat(fd).st_size
+
+
+def test_spare_compressor_writes_the_same_bytes_as_a_new_one(tmp_path: Path) -> None:
+    spare, stored = SpareCompressor(), []
+    for number, seed in enumerate((1, 2, 1, 3)):
+        with (tmp_path / f"{number}").open("w+b") as file:
+            writer = CoreWriter(file.fileno(), level=3, threads=0, spare=spare)
+            writer.write(memoryview(mixed(seed)))
+            if seed == 2:
+                writer.flush()  # this core is never finished: its writer met a full disk
+                writer.write(memoryview(mixed(seed)))
+                continue
+            writer.finish()
+            assert b"".join(read_core(file.fileno())) == mixed(seed)
+            stored.append((tmp_path / f"{number}").read_bytes())
+    assert stored[0] == stored[1]
+
+
+def test_spare_compressor_is_kept_only_for_the_same_level_and_without_threads() -> None:
+    spare = SpareCompressor()
+    first = spare.take(3, 0)
+    other = spare.take(3, 0)
+    assert other is not first, "the first is still in use"
+    spare.give_back(other)
+    assert spare.take(3, 0) is other
+    spare.give_back(other)
+    assert spare.take(1, 0) is not other
+    threaded = spare.take(1, 2)
+    spare.give_back(threaded)
+    assert spare.take(1, 2) is not threaded
 
 
 def test_write_nothing_stores_nothing(fd: int) -> None:

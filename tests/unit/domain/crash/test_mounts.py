@@ -16,7 +16,7 @@ CONTAINER = b"""\
 
 
 def test_find_binds_directories_of_the_host_at_another_path_the_deepest_first() -> None:
-    assert find_binds(CONTAINER, HOST) == [
+    assert list(find_binds(CONTAINER, HOST)) == [
         Bind(b"/usr/lib/x", b"/home/a b/lib"),
         Bind(b"/app/data", b"/srv/data"),
         Bind(b"/app", b"/opt/apps/mine"),
@@ -24,13 +24,12 @@ def test_find_binds_directories_of_the_host_at_another_path_the_deepest_first() 
 
 
 def test_find_binds_what_is_at_the_same_path_needs_none() -> None:
-    assert find_binds(HOST, HOST) == []
+    assert find_binds(HOST, HOST) == ()
 
 
 def test_find_binds_a_root_that_is_a_directory_of_the_host() -> None:
-    assert find_binds(b"9 1 8:1 /var/lib/machines/x / rw - ext4 /dev/sda1 rw", HOST) == [
-        Bind(b"", b"/var/lib/machines/x")
-    ]
+    found = find_binds(b"9 1 8:1 /var/lib/machines/x / rw - ext4 /dev/sda1 rw", HOST)
+    assert list(found) == [Bind(b"", b"/var/lib/machines/x")]
 
 
 def test_find_binds_the_upper_of_two_mounts_at_one_path_counts() -> None:
