@@ -68,7 +68,7 @@ lighten() {
         rm -rf "$site"/zstandard/_cffi.*.so "$site/zstandard/backend_cffi.py" "$site/capstone/include"
         for old in "$site"/drgn.libs/libdebuginfod*.so; do
             quietly gcc -std=c11 -O2 -Wall -Wextra -fPIC -shared -s -Wl,-soname,"${old##*/}" \
-                -Wl,--version-script="$here/packaging/nodebuginfod.map" -o "$old" "$here/packaging/nodebuginfod.c" ||
+                -Wl,--no-as-needed,--version-script="$here/packaging/nodebuginfod.map" -o "$old" "$here/packaging/nodebuginfod.c" ||
                 refuse "cannot build $old"
         done
         for directory in "$site/drgn.libs" "$site/pystack.libs"; do use_libraries_of_system "$directory"; done
