@@ -5,6 +5,7 @@ is being returned from. Stale words rarely fulfil that, and a guess is worse tha
 x86-64 only.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from crashd.analyzers.coreimage import CoreImage
@@ -15,6 +16,9 @@ _SEARCHED_BYTES = 2048
 _FUNCTION_MAX = 4096
 """Bytes of a function whose start is known only from the call."""
 _JUMPS_MAX = 4
+_G_M, _G_SCHED, _G_SCHED_BP = 0x30, 0x38, (0x68, 0x60)
+_M_SEARCHED = 512
+"""Bytes of struct m in which the current goroutine is, at a place that changed with versions."""
 _ENDBR = bytes.fromhex("f30f1efa")
 
 
@@ -40,6 +44,49 @@ def starts_stack(function: str | None) -> bool:
     lies behind it there is left from earlier. Source: topofstack() in Go's runtime/traceback.go.
     """
     return (function or "").removesuffix(".abi0") == "runtime.mcall"
+
+
+def grows_stack(function: str | None) -> bool:
+    """Return whether a function of Go's runtime was called because a goroutine's stack is full: it
+    runs on the thread's own stack, and what lies behind it there is left from earlier.
+    """
+    return (function or "").removesuffix(".abi0") in ("runtime.morestack", "runtime.morestackc")
+
+
+def find_goroutine(image: CoreImage, registers: Mapping[str, int]) -> dict[str, int] | None:
+    """Return the registers of the goroutine whose stack is full, where it called
+    runtime.morestack; None if the runtime's structures do not point to each other as they have to.
+
+    Offsets: m and sched in struct g, g0 in struct m (runtime/runtime2.go).
+    """
+    if image.head.machine != EM_X86_64:
+        return None
+    local = image.word(registers.get("fs.base", 0) - 8)
+    for own in (local, registers.get("r14")):
+        machine = image.word((own or 0) + _G_M)
+        system = image.word(machine) if machine else None
+        if not machine or system is None or image.word(system + _G_M) != machine:
+            continue
+        raw = image.read(machine + 8, _M_SEARCHED)
+        for at in range(0, len(raw) - 7, 8):
+            goroutine = int.from_bytes(raw[at : at + 8], "little")
+            if goroutine not in (0, system) and image.word(goroutine + _G_M) == machine:
+                found = _left_at(image, goroutine)
+                if found is not None:
+                    return found
+    return None
+
+
+def _left_at(image: CoreImage, goroutine: int) -> dict[str, int] | None:
+    """Return where a goroutine was left for the thread's own stack."""
+    low, high = image.word(goroutine), image.word(goroutine + 8)
+    sp, pc = image.word(goroutine + _G_SCHED), image.word(goroutine + _G_SCHED + 8)
+    if not (low and high and sp and pc and low <= sp < high and image.is_code(pc)):
+        return None
+    frames = (image.word(goroutine + at) for at in _G_SCHED_BP)
+    frame = next((at for at in frames if at and sp <= at < high), None)
+    found = {"rip": pc, "rsp": sp}
+    return found if frame is None else {**found, "rbp": frame}
 
 
 def find_caller(image: CoreImage, pc: int, sp: int, start: int | None) -> Caller | None:

@@ -115,7 +115,7 @@ def _memory(
         address = None if value is None else address + value * scale
     segment = instruction.reg_name(memory.segment) if getattr(memory, "segment", 0) else None
     if segment in ("fs", "gs"):
-        start = registers.get(f"{segment}_base", registers.get(f"{segment}base"))
+        start = next((registers[n] for n in _bases(segment) if n in registers), None)
         address = None if start is None or address is None else address + start
     return {
         "mode": mode,
@@ -126,6 +126,11 @@ def _memory(
         "base_value": None if base is None else _register(base, registers),
         "index": index,
     }
+
+
+def _bases(segment: str) -> tuple[str, ...]:
+    """Return the names of a segment's base: drgn's, and those of other readers."""
+    return f"{segment}.base", f"{segment}_base", f"{segment}base"
 
 
 def _register(name: str, registers: Mapping[str, int]) -> int | None:

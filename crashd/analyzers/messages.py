@@ -467,7 +467,8 @@ def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
     raw = image.read(first, second) if first > 4096 and 0 < second <= MESSAGE_MAX else b""
     if raw and len(raw) == second and _PRINTABLE.fullmatch(raw):
         return _text(raw)
-    if kind == _GO_STRUCT and second < 1 << 48:
+    size, pointers = image.word(kind_at), image.word(kind_at + 8)  # runtime._type
+    if kind == _GO_STRUCT and (size, pointers) == (_GO_BOUNDS_SIZE, 0) and second < 1 << 48:
         return _go_bounds(image, data, first, second)
     return None
 
@@ -484,6 +485,7 @@ _GO_BOUNDS = (
     "cannot convert slice with length {y} to array or pointer to array with length {x}",
 )
 """Indexed by boundsErrorCode (runtime/error.go)."""
+_GO_BOUNDS_SIZE = 24
 
 
 def _go_bounds(image: CoreImage, data: int, first: int, second: int) -> str | None:

@@ -14,14 +14,21 @@ import _drgn_util.plugins
 import _drgn_util.typingutils  # noqa: F401  drgn imports these later, when it no longer can
 import drgn
 
-from crashd.analyzers.callers import find_caller, is_outermost, starts_stack
+from crashd.analyzers.callers import (
+    find_caller,
+    find_goroutine,
+    grows_stack,
+    is_outermost,
+    starts_stack,
+)
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
+from crashd.analyzers.unwind386 import Unwinder, read_registers
 from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
 from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
-from crashd.domain.elf.elfnotes import EM_X86_64
+from crashd.domain.elf.elfnotes import EM_386, EM_X86_64
 from crashd.domain.elf.modules import Module
 from crashd.domain.elf.vdso import IMAGE_MAX as VDSO_MAX
 from crashd.domain.elf.vdso import VdsoFunction, name_at, parse_vdso
@@ -93,11 +100,15 @@ class Stacks:
         self._vdso: list[VdsoFunction] | None = None
         self.alternates: dict[int, int | None] = {}
         """Files with debug information that modules share, by the module's start."""
+        self._debug_loaded = False
         self._loaded: dict[int, int | None] = {}
         self._unwind: dict[int, UnwindTable | None] = {}
         self._trace: drgn.StackTrace | None = None
         """The crashed thread's, because drgn walks all of a stack at once."""
         self._go = GoNames(image)
+        self._registers_386 = (
+            read_registers(raw_head, image) if image.head.machine == EM_386 else {}
+        )
         read = partial(_read, image)  # not a method: drgn's program would never be freed
         for segment in image.segments:
             if segment.memsz and self.refused is None:
@@ -176,6 +187,7 @@ class Stacks:
             for frame in thread["frames"]
             if frame["start"] is not None
         }
+        self._debug_loaded = True
         loaded, left, problems = False, DEBUG_BYTES_MAX, list[str]()
         self._symbols.clear()
         for start in sorted(starts):
@@ -245,7 +257,7 @@ class Stacks:
             limit = min(left, FRAMES_MAX if index == 0 else FRAMES_OTHER_MAX)
             frames, cut, end = self._frames(thread.tid, thread.pc, limit)
             if index == 0:
-                frames, end = self._find_lost(frames, end)
+                frames, end = self._leave_growth(*self._find_lost(frames, end))
                 self._name_abort(frames)
             if index == 0 and self._strayed is not None and limit:
                 frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
@@ -261,6 +273,8 @@ class Stacks:
 
     def registers(self) -> dict[str, int]:
         """Return the crashed thread's registers."""
+        if self.image.head.machine == EM_386 and self._crashed is not None:
+            return self._registers_386.get(self._crashed, {})
         if self.refused is not None or self._crashed is None:
             return {}
         try:
@@ -278,8 +292,12 @@ class Stacks:
         if patched is None or self._crashed is None:
             return [self._bare_frame(registers["rip"])]
         other = Stacks(patched, self.image, self._modules)
+        other.alternates = self.alternates
         other.load(self._files)
-        return other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
+        frames = other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
+        if self._debug_loaded and other.load_debug_info([{"frames": frames}])[0]:
+            frames = other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
+        return frames
 
     def _frames(
         self, tid: int, pc: int | None, limit: int
@@ -292,6 +310,8 @@ class Stacks:
         bare = [self._bare_frame(pc)] if pc is not None and limit else []
         if self.refused is not None:
             return bare, True, self.refused
+        if self.image.head.machine == EM_386:
+            return self._frames_386(tid, limit)
         try:
             trace = self.program.stack_trace(tid)
         except _ERRORS as e:
@@ -330,6 +350,40 @@ class Stacks:
             seen.add(key)
         return frames, False, None
 
+    def _frames_386(self, tid: int, limit: int) -> tuple[list[dict[str, Any]], bool, str | None]:
+        """Walk the stack of an i386 program, which drgn does not."""
+        walk = Unwinder(self.image, self._unwind_table).walk(
+            self._registers_386.get(tid, {}), limit
+        )
+        frames: list[dict[str, Any]] = []
+        for step in walk.steps:
+            frames += self._located(step.pc, after_call=not step.interrupted)
+            frames[-1]["sp"], frames[-1]["interrupted"] = step.sp, step.interrupted
+            self._name_vdso(frames[-1], step.interrupted)
+        return frames[:limit], walk.end is not None or len(frames) > limit, walk.end
+
+    def _located(self, pc: int, *, after_call: bool) -> list[dict[str, Any]]:
+        """Describe a program counter and the functions inlined there, the innermost first."""
+        frame = self._bare_frame(pc, after_call=after_call)
+        try:
+            found = list(self.program.source_location(pc - after_call))
+        except (*_ERRORS, AttributeError):  # until drgn 0.0.33: it has no source_location()
+            return [frame]
+        places = [
+            {
+                **frame,
+                "file": place.filename[-1024:] or None,
+                "line": place.line or None,
+                "inline": place is not found[-1],
+            }
+            for place in found[-FRAMES_MAX:]
+        ]
+        for out, place in zip(places[:-1], found[-FRAMES_MAX:], strict=False):
+            name = place.name()
+            out["function"] = self.demangler.name(name) if name else None
+            out["symbol_offset"] = None
+        return places or [frame]
+
     def _find_lost(
         self, frames: list[dict[str, Any]], end: str | None
     ) -> tuple[list[dict[str, Any]], str | None]:
@@ -361,6 +415,16 @@ class Stacks:
             found.append(self._bare_frame(pc, after_call=True) | {"sp": sp})
         return (found, end) if len(found) > index + 1 else (frames, end)
 
+    def _leave_growth(
+        self, frames: list[dict[str, Any]], end: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Continue on the stack of the goroutine that asked Go's runtime for a larger one."""
+        index = next((n for n, f in enumerate(frames) if grows_stack(f["function"])), None)
+        registers = find_goroutine(self.image, self.registers()) if index is not None else None
+        if index is None or registers is None:
+            return frames, end
+        return [*frames[: index + 1], *self.walk_from(registers)][:FRAMES_MAX], None
+
     def _name_abort(self, frames: list[dict[str, Any]]) -> None:
         """Name abort() in a static program without symbols, by the code after its call of raise():
         glibc executes `hlt` for ever. What called it is the place of the crash.
@@ -375,15 +439,19 @@ class Stacks:
             found["function"] = "abort"
 
     def _has_unwind(self, address: int) -> bool:
+        table = self._unwind_table(address)
+        return table is not None and table.function(address) is not None
+
+    def _unwind_table(self, address: int) -> UnwindTable | None:
+        """Return the unwind information of the module at an address."""
         module = self.module_at(address)
         if module is None:
-            return False
+            return None
         if module.start not in self._unwind:
             vaddr = find_segment(module.image, PT_GNU_EH_FRAME)
             table = None if vaddr is None else UnwindTable(self.image.read, module.start + vaddr)
             self._unwind[module.start] = table
-        table = self._unwind[module.start]
-        return table is not None and table.function(address) is not None
+        return self._unwind[module.start]
 
     def _name_vdso(self, frame: dict[str, Any], at_fault: bool) -> None:
         """Name a frame in the vDSO, which no file has."""

@@ -34,6 +34,15 @@ class UnwindTable:
 
     def function(self, pc: int) -> tuple[int, int] | None:
         """Return start and end of the function at an address; None if it is not in the table."""
+        found = self._find(pc)
+        return None if found is None else found[:2]
+
+    def entry(self, pc: int) -> int | None:
+        """Return the address of the frame description entry of the function at an address."""
+        found = self._find(pc)
+        return None if found is None else found[2]
+
+    def _find(self, pc: int) -> tuple[int, int, int] | None:
         low, high = 0, self._count
         while low < high:
             middle = (low + high) // 2
@@ -48,7 +57,7 @@ class UnwindTable:
         _, _, begin, size = _FDE.unpack(raw)
         if row[1] + 8 + begin != row[0]:
             return None  # another encoding
-        return (row[0], row[0] + size) if pc < row[0] + size else None
+        return (row[0], row[0] + size, row[1]) if pc < row[0] + size else None
 
     def _row(self, index: int) -> tuple[int, int] | None:
         raw = self._read(self._address + _HEAD.size + index * _ROW.size, _ROW.size)

@@ -222,6 +222,21 @@ def _parse_prstatus(desc: bytes, layout: Layout) -> Thread | None:
     return Thread(tid, signal, pc, sp)
 
 
+# struct user_regs_struct32 (arch/x86/include/asm/user32.h)
+_USER_REGS_386 = (
+    "ebx", "ecx", "edx", "esi", "edi", "ebp", "eax", "ds", "es", "fs", "gs", "orig_eax", "eip",
+    "cs", "eflags", "esp", "ss",
+)  # fmt: skip
+
+
+def parse_registers_386(desc: bytes) -> dict[str, int]:
+    """Return the registers in an NT_PRSTATUS note of an i386 program; empty if it is short."""
+    struct = Layout(EM_386, 32, "little").struct(f"{len(_USER_REGS_386)}I")
+    if len(desc) < _PR_REG[32] + struct.size:
+        return {}
+    return dict(zip(_USER_REGS_386, struct.unpack_from(desc, _PR_REG[32]), strict=True))
+
+
 def _common_signal(signal: int, machine: int) -> int:
     return _SIGNALS.get(machine, {}).get(signal, signal)
 

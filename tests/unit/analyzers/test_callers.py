@@ -11,7 +11,9 @@ from crashd.analyzers.callers import (
     Caller,
     call_target,
     find_caller,
+    find_goroutine,
     follows_call,
+    grows_stack,
     is_outermost,
     starts_stack,
 )
@@ -116,3 +118,45 @@ def test_find_caller_jumps_in_a_circle_end(load: Load) -> None:
 )
 def test_ends_of_a_stack(function: str | None, outermost: bool, starts: bool) -> None:
     assert (is_outermost(function), starts_stack(function)) == (outermost, starts)
+
+
+G, M, G0 = STACK + 0x200, STACK + 0x400, STACK + 0x600
+LOW, HIGH, AT = STACK, STACK + 0x180, STACK + 0x80
+
+
+def go_words(**changed: int) -> list[int]:
+    """Words of STACK: struct g of a goroutine, struct m, and its own struct g, as of Go 1.19."""
+    words = {
+        G: LOW, G + 8: HIGH, G + 0x30: M, G + 0x38: AT, G + 0x40: CALL, G + 0x68: AT + 0x40,
+        M: G0, M + 0x18: 0, M + 0xC0: G,
+        G0 + 0x30: M,
+    }  # fmt: skip
+    words |= {globals()[name[0]] + int(name[2:], 16): value for name, value in changed.items()}
+    return [words.get(STACK + 8 * n, 0) for n in range(512)]
+
+
+def test_goroutine_with_a_full_stack_is_found(load: Load) -> None:
+    image = load({}, go_words())
+    found = {"rip": CALL, "rsp": AT, "rbp": AT + 0x40}
+    assert find_goroutine(image, {"r14": G0}) == found
+    image = load({}, go_words(G_0=LOW, G_68=7, G_60=AT + 8))  # without gobuf.ret
+    assert find_goroutine(image, {"r14": G0})["rbp"] == AT + 8  # type: ignore[index]
+    slot = load({}, [*go_words()[:-1], G0])
+    assert find_goroutine(slot, {"r14": 0, "fs.base": STACK + 4096}) == found
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"G_30": 0}, {"G_38": HIGH}, {"G_38": 8}, {"G_40": DATA}, {"M_c0": 0}, {"M_0": 0}, {"G_8": 0}],
+)
+def test_goroutine_that_nothing_confirms_is_none(load: Load, changed: dict[str, int]) -> None:
+    image = load({}, go_words(**changed))
+    assert find_goroutine(image, {"r14": G0}) is None
+    assert find_goroutine(image, {}) is None
+
+
+def test_functions_that_grow_a_stack() -> None:
+    assert grows_stack("runtime.morestack.abi0")
+    assert grows_stack("runtime.morestack")
+    assert not grows_stack("runtime.morestack_noctxt.abi0")
+    assert not grows_stack(None)

@@ -175,8 +175,8 @@ def go_panic(image: CoreImage, kind: int, data: int, **symbols: int) -> str:
     return messages.collect(image, symbols.get, str, frames, (kind, data))["go_panic"]
 
 
-def go_type(memory: Memory, kind: int, name_at: int = 0, flags: int = 0) -> int:
-    head = bytes(20) + bytes([flags, 0, 0, kind]) + bytes(16)
+def go_type(memory: Memory, kind: int, name_at: int = 0, flags: int = 0, pointers: int = 0) -> int:
+    head = pack("<QQI", 24, pointers, 0) + bytes([flags, 0, 0, kind]) + bytes(16)
     return memory.put(head + pack("<I", name_at))
 
 
@@ -198,6 +198,15 @@ def test_collect_go_bounds_say_which(
     kind = go_type(memory, 25)
     data = memory.put(pack("<qqBB", 9, 3, 1, code))
     assert go_panic(load(memory), kind, data) == text
+
+
+def test_collect_go_struct_with_a_pointer_is_no_bounds_error(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    kind = go_type(memory, 25, pointers=16)
+    data = memory.put(pack("<qqBB", 3, 0x4DFC93, 1, 0))
+    assert go_panic(load(memory), kind, data) == "panic"
 
 
 def test_collect_go_value_without_a_message_has_its_type(
