@@ -21,6 +21,7 @@ BUILDS = {
     "c1": [*_C, "c1.c"],
     "c1_static": [*_C, "-static", "c1.c"],
     "c1_nameless": [*_C, "-static", "-s", "c1.c"],
+    "c1_32": [*_C, "-m32", "c1.c"],
     "c3": [*_C, "c3.c"],
     "c3_trapv": ["gcc", "-O1", "-g", "-w", "-ftrapv", "c3.c"],
     "c3_ubsan": ["gcc", "-O1", "-g", "-w", "-fsanitize=undefined", "-fno-sanitize-recover", "c3.c"],
@@ -40,7 +41,13 @@ def read_table() -> list[tuple[str, str, str, str]]:
     return [(*row[0].split(" "), row[1], row[2]) for row in rows]  # type: ignore[misc]
 
 
-CASES = [row for row in read_table() if shutil.which(BUILDS[row[0]][0])]
+HAS_32 = Path("/usr/lib32/libc.so.6").exists()
+"""Whether 32-bit programs can be linked (gcc-multilib)."""
+CASES = [
+    row
+    for row in read_table()
+    if shutil.which(BUILDS[row[0]][0]) and (HAS_32 or "-m32" not in BUILDS[row[0]])
+]
 
 
 class Programs:

@@ -138,6 +138,8 @@ def _consequence(facts: Facts) -> str:
     first, last = signal_name(facts.siginfo.signal), signal_name(facts.handled.signal)
     if facts.handled.again:
         return f"; a handler caught {first} and raised it again"
+    if facts.siginfo.signal == facts.handled.signal == SIGABRT:
+        return ""  # abort() itself raises it again after the handler
     if facts.handled.code > 0:
         return f"; its handler for {first} then crashed itself ({last})"
     if facts.handled.signal == SIGABRT:

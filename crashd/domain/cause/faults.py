@@ -26,6 +26,8 @@ NULL_MAX = 0x10000
 _STACK_REACH = 1 << 20
 """Bytes from the stack pointer to the first access in a function's frame, at most."""
 _GAP_MAX = 1 << 20
+_ENDS = ("stack", "guard")
+"""What is above a stack pointer that is outside: the stack, or the guard page below a thread's."""
 _FRAME_MAX = 1 << 30
 """Bytes, at most, of a function's frame that is larger than the stack."""
 _HANDLER_ROOM = 16 << 10
@@ -111,7 +113,7 @@ def _segv(facts: Facts) -> Cause | None:
         )
     fault, region = info.address, facts.regions.get("fault")
     pc = facts.regions.get("pc")
-    if pc is not None and pc.address == fault:
+    if pc is not None and pc.address == fault and not _is_own_text(pc, access):
         return _return(fault, region) if facts.returned else _execute(fault, region)
     if fault < NULL_MAX:
         return _null(facts, fault, access)
@@ -159,6 +161,11 @@ def _return(fault: int, region: Region | None) -> Cause:
     )
 
 
+def _is_own_text(pc: Region, access: Access | None) -> bool:
+    """Return whether an instruction that could be executed accessed its own bytes."""
+    return access is not None and access.address == pc.address and "x" in pc.perms
+
+
 def _null(facts: Facts, fault: int, access: Access | None) -> Cause:
     verb = _verb(facts, access)
     text = f"NULL pointer: {verb} at address {fault:#x}"
@@ -174,7 +181,7 @@ def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
     sp = facts.regions.get("sp")
     if sp is None or region is None or region.kind not in ("none", "guard"):
         return False
-    if sp.kind in ("none", "guard") and sp.above == "stack" and sp.gap_bytes is not None:
+    if sp.kind in ("none", "guard") and sp.above in _ENDS and sp.gap_bytes is not None:
         # the frame is larger than the stack: the stack pointer itself is outside
         return sp.gap_bytes <= _FRAME_MAX and -_STACK_REACH <= fault - sp.address <= sp.gap_bytes
     if abs(fault - sp.address) > _STACK_REACH or region.above not in ("anonymous", "stack"):
@@ -191,7 +198,7 @@ def _has_no_room(facts: Facts) -> bool:
     if sp is None:
         return False
     if sp.kind in ("none", "guard"):
-        return sp.above == "stack" and sp.gap_bytes is not None and sp.gap_bytes <= _FRAME_MAX
+        return sp.above in _ENDS and sp.gap_bytes is not None and sp.gap_bytes <= _FRAME_MAX
     if sp.kind != "stack" or sp.start is None or sp.end is None:
         return False
     return sp.address - sp.start <= _HANDLER_ROOM and sp.end - sp.start >= 8 * _HANDLER_ROOM

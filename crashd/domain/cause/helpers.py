@@ -15,8 +15,8 @@ from crashd.domain.cause.names import plain_name
 _LIBRARY = re.compile(
     r"/(lib(c|pthread|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan|lsan|msan|hwasan|m|rt|dl|"
     r"jemalloc|tcmalloc|tcmalloc_minimal|mimalloc|ffi|glib-2|gobject-2|gfortran|gphobos|gdruntime|"
-    r"gnat|gnarl)|ld-linux[^/]*|ld-musl[^/]*|"
-    r"ld)[-.][^/]*$"
+    r"gnat|gnarl|resolv|anl|nss_\w+)|ld-linux[^/]*|ld-musl[^/]*|"
+    r"ld)[-.][^/]*$|/gconv/[^/]+\.so$"
 )
 _WRAPPERS = re.compile(
     r"""
@@ -78,6 +78,13 @@ _FAILURES = re.compile(
 """Functions that a program calls when it gives up; they never return to their caller."""
 _PASSES_ON = re.compile(r"_*interceptor_|__[a-z]+san(::|_).*[Tt]hread_?[Ss]tart")
 _STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
+_GO_LIBRARY = re.compile(
+    r"(archive|bufio|bytes|compress|container|context|crypto|database|debug|embed|encoding|errors|"
+    r"expvar|flag|fmt|go|hash|html|image|index|io|iter|log|maps|math|mime|net|os|path|reflect|"
+    r"regexp|slices|sort|strconv|strings|sync|syscall|testing|text|time|unicode|unique)[./]"
+)
+"""Packages of Go's standard library, by the beginning of a function's name."""
+_GO_FILE = re.compile(r"(^(?!/)|/go[^/]*/src/)(?P<package>[a-z0-9/]+)/[^/]+\.go$")
 _TOOLCHAIN_FILE = re.compile(r"/lib(64)?/gcc/[^/]+/[^/]+/include/")
 
 
@@ -91,6 +98,14 @@ def in_library_source(frame: Frame) -> bool:
     return _STD_FILE.search(file) is not None or _TOOLCHAIN_FILE.search(file) is not None
 
 
+def in_go_library(frame: Frame) -> bool:
+    """Return whether a frame is in Go's standard library, by its name and its line."""
+    found = _GO_FILE.search(frame.file or "")
+    if found is None or not _GO_LIBRARY.match(frame.function or ""):
+        return False
+    return (frame.function or "").startswith((f"{found['package']}.", f"{found['package']}/"))
+
+
 def is_helper(frame: Frame) -> bool:
     """Return whether a frame belongs to a library or runtime, by its module, line or name."""
     if frame.module is None and frame.function is None:
@@ -99,7 +114,7 @@ def is_helper(frame: Frame) -> bool:
         return True
     if _LIBRARY.search(frame.module or ""):
         return True
-    if frame.inline and in_library_source(frame):
+    if (frame.inline and in_library_source(frame)) or in_go_library(frame):
         return True
     return frame.function is not None and bool(_WRAPPERS.match(plain_name(frame.function)))
 

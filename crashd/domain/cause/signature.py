@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 possible after a rebuild. Pure.
 
-A signature is `p3-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+A signature is `p4-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
 to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
 build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
 that changes the result changes the number after the `p`, too.
@@ -18,7 +18,7 @@ from crashd.domain.cause.helpers import below_failure, is_helper
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p3"
+VERSION = "p4"
 FRAMES = 3
 NAMELESS_FRAMES = 8
 """Frames that count when the first FRAMES have no names and the process ended itself."""
@@ -128,13 +128,16 @@ def build_title(comm: str, signal: int | None, facts: Facts, cause: Cause) -> st
 
 
 def panic_place(facts: Facts, cause: Cause) -> str | None:
-    """Return file and line of a Rust panic in a program without names; None for any other crash.
+    """Return file and line of a Rust panic if no function of the program is known; None for any
+    other crash.
 
-    Offsets change with every build, but a panic's Location is part of the program's data.
+    Offsets change with every build, but a panic's Location is part of the program's data. A closure
+    of a thread may be inlined into functions of the standard library.
     """
     location = facts.messages.get("rust_location")
-    frames = notable(facts, cause) if location and cause.kind == "rust-panic" else ()
-    if not location or not frames or any(frame.function for frame in frames[:FRAMES]):
+    if not location or cause.kind != "rust-panic" or not facts.blamed:
+        return None
+    if any(frame.function for frame in significant(facts, cause)[:FRAMES]):
         return None
     file, line, _ = location.rsplit(":", 2)
     file = _CARGO.sub("", file)

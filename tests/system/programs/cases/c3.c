@@ -1,6 +1,7 @@
 /* Crashes whose cause is not the instruction's: each function named on the command line is one. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <iconv.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
@@ -96,6 +97,30 @@ OUTLINE void text_table(void) {
 
 OUTLINE int adds(int a) { return a + 0x7fffffff; }
 
+OUTLINE void *large_array(void *unused) {
+    char array[((long)zero + 64) << 20];
+    memset(array, 1, sizeof array);
+    sink = array[77];
+    return unused;
+}
+
+OUTLINE void thread_array(void) {
+    pthread_t thread;
+    pthread_create(&thread, NULL, large_array, NULL);
+    pthread_join(thread, NULL);
+}
+
+OUTLINE void writes_itself(void) {
+    *(char *)writes_itself = 1;
+    sink = 1;
+}
+
+OUTLINE void converts(void) {
+    char *in = "x", *out = (char *)0x1234567000;
+    size_t in_size = 1, out_size = 4;
+    sink = iconv(iconv_open("UTF-16", "UTF-8"), &in, &in_size, &out, &out_size);
+}
+
 int main(int count, char **words) {
     const char *word = words[1];
     if (!strcmp(word, "returns_low")) returns_low();
@@ -105,6 +130,9 @@ int main(int count, char **words) {
     if (!strcmp(word, "jumps_back")) jumps_back();
     if (!strcmp(word, "coroutine_overflow")) coroutine_overflow();
     if (!strcmp(word, "text_table")) text_table();
+    if (!strcmp(word, "thread_array")) thread_array();
+    if (!strcmp(word, "writes_itself")) writes_itself();
+    if (!strcmp(word, "converts")) converts();
     if (!strcmp(word, "adds")) sink = adds(5 + zero);
     sink = 2;
     return 0;

@@ -183,6 +183,14 @@ def test_explain_handled_signal_is_the_cause_and_its_end_a_consequence(
     assert facts.signal == handled.signal
 
 
+def test_explain_abort_that_a_handler_saw_is_no_consequence() -> None:
+    """abort() raises SIGABRT again after its handler."""
+    facts = build_facts("abort", "report", "abort", "job", signal=6, code=-6, sender_pid=100)
+    facts = replace(facts, handled=Handled(6, -6, 2, again=False))
+    cause = explain(facts, ProcessContext(frozenset({100})))
+    assert cause.text == "the program called abort(), in job()"
+
+
 def test_explain_handled_signal_of_another_process_is_not_an_abort() -> None:
     facts = build_facts("abort", "report", "work", code=0, sender_pid=77, sender_uid=0)
     facts = replace(facts, handled=Handled(6, -6, 2, again=False))

@@ -107,6 +107,20 @@ CASES: list[tuple[Facts, str, str]] = [
         "recursion of walk()",
     ),
     (
+        build_facts("array", access=(build_access("write", SP - 8, base="rsp"),), address=SP - 8,
+                    regions={"fault": build_region(SP - 8, gap_bytes=9 << 20, above="guard"),
+                             "sp": build_region(SP, gap_bytes=9 << 20, above="guard")}),
+        "stack-overflow",
+        "a frame larger than what is left",
+    ),
+    (
+        build_facts("patch", access=(build_access("write", PC, base="rip"),), address=PC,
+                    regions={"fault": build_region(PC, "file", perms="r-x", name="/bin/p"),
+                             "pc": build_region(PC, "file", perms="r-x", name="/bin/p")}),
+        "read-only",
+        "write at 0x401000, which is read-only: /bin/p",
+    ),
+    (
         at(build_access("read", 0x5A5A5A5A5A5A5A72), code=128),
         "poisoned-memory",
         "filled with 0x5a",

@@ -53,13 +53,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p3-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p4-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p3-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p4-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
@@ -231,6 +231,11 @@ def test_notable_leaves_out_whatever_lies_above_a_failure(failure: str) -> None:
             )
         ),
         build_frame("f", module="/usr/lib/x86_64-linux-gnu/libffi.so.8.1.2"),
+        build_frame("gconv", module="/usr/lib/x86_64-linux-gnu/gconv/UTF-16.so"),
+        build_frame("f", module="/usr/lib/x86_64-linux-gnu/libnss_files.so.2"),
+        build_frame("strings.Repeat", file="/usr/lib/go-1.19/src/strings/strings.go"),
+        build_frame("reflect.Value.Elem", file="/usr/local/go/src/reflect/value.go"),
+        build_frame("encoding/json.(*decodeState).object", file="encoding/json/decode.go"),
         build_frame("g_free", module="/usr/lib/x86_64-linux-gnu/libglib-2.0.so.0"),
     ],
 )  # fmt: skip
@@ -311,6 +316,33 @@ def test_panic_in_a_dependency_is_the_same_on_any_builder(home: str) -> None:
     place = f"{home}/registry/src/index.crates.io-6f17d22bba15001f/bytes-1.5.0/src/buf.rs:9:1"
     title = build_title("prog", 6, nameless_panic(place, 0x1000), PANIC)
     assert title == "SIGABRT in prog, bytes-1.5.0/src/buf.rs:9: Rust panic"
+
+
+def test_panic_inlined_into_the_standard_library_has_its_location() -> None:
+    """Such closures are those of threads: all would have one function."""
+    places = ("src/a.rs:1:1", "src/b.rs:5:1")
+    stack = ["abort", "core::panicking::panic_fmt", "std::thread::start", "start_thread"]
+    first, second = (
+        build_facts(*stack, signal=6, code=-6, messages={"rust_location": place})
+        for place in places
+    )
+    assert build_title("prog", 6, first, PANIC) == "SIGABRT in prog, src/a.rs:1: Rust panic"
+    assert build_signature("prog", first, PANIC) != build_signature("prog", second, PANIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("strings.own", "/root/go/src/example.org/strings/own.go"),
+        ("log.write", "/srv/app/log/write.go"),
+        ("time.tick", "/usr/src/time.cc"),
+        ("main.run", "/usr/lib/go-1.19/src/main/run.go"),
+        ("strings.Repeat", None),
+    ],
+)
+def test_notable_keeps_what_is_only_named_like_gos_library(name: str, file: str | None) -> None:
+    facts = build_facts(build_frame(name, file=file), "main.main")
+    assert notable(facts, NULL)[0].function == name
 
 
 def test_panic_with_names_has_its_function() -> None:
