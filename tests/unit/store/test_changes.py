@@ -1,6 +1,7 @@
 """What the index notes for the outbox, by whichever writer."""
 
 from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from tests.builders.crashes import build_crash
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Index:
-    return Index.open(tmp_path / "index.sqlite")
+def index(tmp_path: Path) -> Iterator[Index]:
+    with Index.open(tmp_path / "index.sqlite") as opened:
+        yield opened
 
 
 def noted(index: Index) -> dict[str, Gone]:

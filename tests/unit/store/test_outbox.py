@@ -1,5 +1,6 @@
 """The outbox: nothing twice, nothing lost, nothing without bounds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ NS = 10**9
 
 
 @pytest.fixture
-def outbox(tmp_path: Path) -> Outbox:
-    return Outbox(tmp_path / "outbox.sqlite")
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    opened = Outbox(tmp_path / "outbox.sqlite")
+    yield opened
+    opened.close()
 
 
 def take(outbox: Outbox, *ids: str, gone: Gone = Gone.NO, now_ns: int = NS) -> int:
