@@ -54,7 +54,8 @@ fill_with_locked() {
     share_same "$bundles"
     own=$bundles/python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     [ ! -d "$own" ] || quietly "$python" -IBc 'import sys; sys.path.insert(0, sys.argv[1])
-import bcrypt, capstone, drgn, obstore, pydantic, pyrage, pystack.engine, yaml, zstandard' "$own" ||
+import bcrypt, capstone, obstore, os, pydantic, pyrage, pystack.engine, yaml, zstandard
+os.uname().machine != "x86_64" or __import__("drgn")' "$own" ||
         refuse "what $own has cannot be loaded"
 }
 
@@ -67,11 +68,14 @@ lighten() {
         # the other of the two engines, and the headers, which only a compiler reads
         rm -rf "$site"/zstandard/_cffi.*.so "$site/zstandard/backend_cffi.py" "$site/capstone/include"
         for old in "$site"/drgn.libs/libdebuginfod*.so; do
+            [ -e "$old" ] || continue
             quietly gcc -std=c11 -O2 -Wall -Wextra -fPIC -shared -s -Wl,-soname,"${old##*/}" \
                 -Wl,--no-as-needed,--version-script="$here/packaging/nodebuginfod.map" -o "$old" "$here/packaging/nodebuginfod.c" ||
                 refuse "cannot build $old"
         done
-        for directory in "$site/drgn.libs" "$site/pystack.libs"; do use_libraries_of_system "$directory"; done
+        for directory in "$site/drgn.libs" "$site/pystack.libs"; do
+            [ ! -d "$directory" ] || use_libraries_of_system "$directory"
+        done
     done
 }
 

@@ -20,7 +20,7 @@ from crashd.store.entry import change
 from crashd.store.handlerfile import install_handler
 from tests.builders.elfcore import CoreSegment, build_core
 from tests.integration.handler import start_handler
-from tests.running import DEFAULT_CONFIG, Daemon, crashctl, wait_until
+from tests.running import DEFAULT_CONFIG, PLAIN_CONFIG, Daemon, crashctl, wait_until
 
 CORE = build_core(
     segments=[CoreSegment(0x400000, os.urandom(200_000)), CoreSegment(0x800000, bytes(2 << 20))]
@@ -415,3 +415,19 @@ def test_full_queue_makes_the_handler_spool(short_tmp: Path) -> None:
         found = daemon.wait_for(4)
         assert {c["state"] for c in found} == {"complete"}
         assert {c["capture"]["mode"] for c in found} == {"pipe", "spool"}
+
+
+def test_without_drgn_crashes_are_kept_and_doctor_says_what_is_missing(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short_tmp / "sitecustomize.py").write_text("import sys\nsys.modules['drgn'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(short_tmp))
+    with Daemon(short_tmp, "--no-register", config=PLAIN_CONFIG) as daemon:
+        install_handler(daemon.paths)
+        crash(daemon)
+        (found,) = daemon.wait_for(1)
+        assert (found["state"], found.get("analysis")) == ("complete", None)
+        assert "not installed: drgn: crashes are kept" in daemon.log.read_text()
+        checks = json.loads(daemon.crashctl("doctor", "--json", check=False).stdout)
+        (check,) = [one for one in checks if one["name"] == "analysis"]
+        assert (check["level"], "python3-drgn" in check["hint"]) == ("warning", True)

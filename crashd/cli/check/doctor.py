@@ -19,7 +19,7 @@ from crashd.domain.crash.match import Query
 from crashd.domain.host.denials import check_denials
 from crashd.domain.host.doctor import Check, Level, check_own, failed, passed, warned
 from crashd.domain.host.doctorfleet import check_fleet
-from crashd.domain.host.doctorhost import check_around, check_kernel_dumps
+from crashd.domain.host.doctorhost import check_analysis, check_around, check_kernel_dumps
 from crashd.domain.kdump.ready import assess
 from crashd.domain.text import printable
 from crashd.edge.host import hostfacts, kdumpfacts
@@ -62,6 +62,7 @@ def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> I
     yield from check_around(
         around, str(paths.handler), daemon.capture_mode, honours_limits=daemon.honours_limits
     )
+    yield check_analysis(hostfacts.missing_for_analyses())
     yield check_kernel_dumps(assess(kdumpfacts.read_facts(paths.root)))
     yield from check_denials(hostfacts.read_denials(paths.root, now_ns))
     yield from check_fleet(daemon, now_ns)

@@ -1,5 +1,6 @@
 """The work after a capture, when the process no longer waits: analysis, notices, retention."""
 
+import logging
 import os
 
 from crashd.configuration import keys as config
@@ -15,11 +16,13 @@ from crashd.domain.crash.model import Crash, Kind
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.domain.keep.limiter import is_only_counted
 from crashd.edge.host.hooks import Webhook
-from crashd.edge.host.hostfacts import believed_now_ns
+from crashd.edge.host.hostfacts import believed_now_ns, missing_for_analyses
 from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
 from crashd.store.retention import Outcome, Removed, Told
 from crashd.store.users import Users
+
+log = logging.getLogger("crashd.analysis")
 
 
 class Afterwards:
@@ -113,11 +116,16 @@ class Afterwards:
 
 
 def analysis_settings(settings: config.Settings, paths: Paths) -> QueueSettings:
-    """Resolve the [analysis] section; if systemd starts the workers, use its socket."""
+    """Resolve the [analysis] section; if systemd starts the workers, use its socket. Without the
+    modules that workers need, there are none.
+    """
     analysis = settings.analysis
     socket = paths.analyze_socket
+    missing = missing_for_analyses() if analysis.enabled else []
+    if missing:
+        log.warning("not installed: %s: crashes are kept, but not explained", ", ".join(missing))
     return QueueSettings(
-        enabled=analysis.enabled,
+        enabled=analysis.enabled and not missing,
         workers=analysis.workers,
         options=AnalysisOptions(
             timeout_seconds=analysis.timeout_seconds,

@@ -36,6 +36,7 @@ WHY: Final[Mapping[str, str]] = {
     "interpreter": "The kernel starts it for every crash; without it cores are dropped.",
     "core_pipe_limit": "At 0 the kernel does not wait: /proc/PID is gone before crashd reads it.",
     "suid_dumpable": "It decides if programs that change privileges dump, and who may read it.",
+    "analysis": "Without it there are no stacks, causes and signatures; cores are kept anyway.",
     "kernel features": "Without them, capture is slower, or relies on pids, which can race.",
     "daemon": "Without it crashes are only spooled: no index, no limits, no metrics.",
     "configuration": "The daemon does not start with an invalid configuration.",

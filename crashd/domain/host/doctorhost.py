@@ -143,6 +143,19 @@ def check_features(features: Features, capture_mode: str) -> Check:
     return passed(name, ", ".join(words))
 
 
+def check_analysis(missing: Sequence[str]) -> Check:
+    """Check that crashes can be explained, with the names of modules that are not installed."""
+    name = "analysis"
+    if not missing:
+        return passed(name, "everything that it needs is installed")
+    text = f"not installed: {', '.join(missing)}: crashes are kept, but not explained"
+    hint = None
+    if "drgn" in missing:
+        hint = "install the distribution's python3-drgn, or drgn built from source (it has wheels\n"
+        hint += "for x86-64 only); crashes of before are explained then"
+    return warned(name, text, hint)
+
+
 def check_other_handlers(around: Surroundings, handler: str) -> Check:
     """Check that no other collector takes core_pattern."""
     name = "other handlers"

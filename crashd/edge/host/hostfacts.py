@@ -7,6 +7,7 @@ facts.
 import ctypes
 import errno
 import fcntl
+import importlib.util
 import os
 import struct
 import time
@@ -35,6 +36,10 @@ from crashd.edge.host.kmsg import Kmsg
 from crashd.errors import UnavailableError
 
 PROC = Path("/proc")
+FOR_ANALYSES: Final = ("drgn", "capstone", "pyseccomp", "rust_demangler")
+"""Modules that an analysis imports and that are not to be had everywhere: of drgn, PyPI has only
+wheels for x86-64.
+"""
 PROCESSES_MAX: Final = 20_000
 SERVICES_MAX: Final = 2000
 SECONDS_MAX: Final = 5.0
@@ -349,3 +354,8 @@ def read_small(path: Path) -> bytes:
 
 def _text(path: Path) -> str:
     return read_small(path).decode("utf-8", "surrogateescape")
+
+
+def missing_for_analyses() -> list[str]:
+    """Name the modules that are not installed and without which no crash can be analysed."""
+    return [name for name in FOR_ANALYSES if importlib.util.find_spec(name) is None]

@@ -1,7 +1,7 @@
 """What the index notes for the outbox, by whichever writer."""
 
-from dataclasses import replace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest

@@ -86,7 +86,7 @@ def test_run_checks_all_in_place_finds_no_problem(
     monkeypatch.setattr(kdumpfacts, "read_facts", lambda _: READY_FOR_KDUMP)
     found = list(doctor.run_checks(paths, proc, ready))
     assert [(check.name, check.text) for check in found if check.level is not Level.OK] == []
-    assert len({check.name for check in found}) == len(found) == 22
+    assert len({check.name for check in found}) == len(found) == 23
     assert all(check.why for check in found)
 
 

@@ -287,3 +287,14 @@ def test_line_that_gives_crashes_away_is_named_where_the_file_has_more(
     check = doctorhost.check_other_handlers(replace(AROUND, boot={PATTERN: setting}), HANDLER)
     assert check.hint == hint
     assert (f":{setting.line} gives" in check.text) is hint.startswith("sed")
+
+
+def test_check_analysis_without_drgn_says_where_it_comes_from() -> None:
+    assert doctorhost.check_analysis([]).level is Level.OK
+    found = doctorhost.check_analysis(["drgn"])
+    assert (found.level, found.text) == (
+        Level.WARNING,
+        "not installed: drgn: crashes are kept, but not explained",
+    )
+    assert found.hint and "python3-drgn" in found.hint
+    assert doctorhost.check_analysis(["capstone"]).hint is None
