@@ -1,5 +1,6 @@
 """`python -m tests.vm`: build the package, and try it on a real systemd; with CRASHD_TEST_VM=1 also
-in a guest whose kernel really panics. As root; exit status 1 when a test failed.
+on each release of Debian, and in a guest whose kernel really panics. As root; exit status 1 when a
+test failed.
 """
 
 import os
@@ -8,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.vm import container, guest, package
+from tests.vm import container, guest, package, platform
 
 
 def report(kind: str, wanted: list[str], found: dict[str, container.Outcome]) -> int:
@@ -42,6 +43,17 @@ def run_guest(deb: Path, work: Path) -> int:
     return failed + report("symbols", container.tests_of(guest.HERE / "symbols.sh"), found)
 
 
+def run_platforms(deb: Path, work: Path) -> int:
+    """Try the package on each release of Debian; return how many tests did not pass."""
+    failed = 0
+    for suite in platform.SUITES:
+        found = platform.run(deb, suite, work / suite)
+        failed += report(suite, container.tests_of(platform.JOB), found)
+        figures = work / suite / "out/figures"
+        print(figures.read_text() if figures.exists() else "no figures")
+    return failed
+
+
 def main() -> int:
     """Run everything that this machine allows; return the exit status."""
     started = time.monotonic()
@@ -56,6 +68,7 @@ def main() -> int:
     exposure = work / "container/out/exposure"
     print("exposure:", *exposure.read_text().split() if exposure.exists() else "none")
     if os.environ.get("CRASHD_TEST_VM") == "1":
+        failed += run_platforms(deb, work / "platforms")
         failed += run_guest(deb, work / "guest")
     print(f"{time.monotonic() - started:.0f} s in all; logs are in {work}")
     return int(failed > 0)

@@ -16,6 +16,11 @@ SECONDS = 400
 _LINE = re.compile(r"^(PASS|FAIL) (test_[a-z0-9_]+) (\d+)\r?$", re.MULTILINE)
 
 
+def rootfs(suite: str) -> Path:
+    """Return where the root of a release is, or will be."""
+    return ROOTFS.with_name(f"{ROOTFS.name}-{suite}")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Of one test in a job."""
