@@ -15,11 +15,10 @@ from crashd.daemon.intake.dispatch import (
     LINGER_NS,
     LINGER_WORKERS,
     PROCESSES_MIN,
-    SMALL_BYTES,
     SPARE_NS,
     Dispatcher,
 )
-from crashd.daemon.intake.job import Job, Kind, Stage
+from crashd.daemon.intake.job import SMALL_BYTES, Job, Kind, Stage
 from crashd.daemon.loop import Readable
 from crashd.daemon.loopclock import LoopClock
 from crashd.domain.crash.model import DropReason
