@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 PROGRAM = "/usr/bin/sleep"
@@ -34,7 +35,9 @@ def lists() -> list[list[str]]:
     """Name the ways to list."""
     first, *_ = theirs()
     host = Path("/proc/sys/kernel/hostname").read_text().strip()
-    time = run("coredumpctl", "--no-pager", "--no-legend", "list", str(first)).stdout.decode()
+    # to the second, as both print it; coredumpctl's is that of the entry, a moment after the crash
+    seconds = int(json.loads(run("crashctl", "--json=short", "list").stdout)[0]["time_ns"]) // 10**9
+    time = datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
     return [
         [],
         ["list"],
@@ -47,7 +50,7 @@ def lists() -> list[list[str]]:
         ["--since=today"],
         ["--since", "yesterday", "--until", "now"],
         ["--until=2020-01-01"],
-        ["--since", " ".join(time.split()[1:3])],
+        ["--since", time],
         ["list", "sleep"],
         ["list", PROGRAM],
         ["list", str(first)],
