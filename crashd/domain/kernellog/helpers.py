@@ -25,7 +25,7 @@ _REPORTS: Final = (
     r"check_preemption_disabled|__schedule_bug|bad_page\w*|print_bad_p[tm]\w+|object_err|slab_err",
     r"refcount_warn_saturate|refcount_error_report|fortify_panic|__fortify_report|usercopy_\w+",
     r"\w*assert\w*fail\w*|assfail|asswarn|skb_(?:over_|under_)?panic|__stack_chk_fail",
-    r"out_of_line_bug",
+    r"out_of_line_bug|_*\w{0,32}fs_panic",
     r"rust_helper_BUG|rust_begin_unwind|__rustc::rust_begin_unwind|kernel::panic\w*",
     r"core::panicking::.+",
     r"core::(?:option|result|slice|str|cell)::(?:\w+::)*\w*(?:fail|failed|panic)\w*",
@@ -75,7 +75,7 @@ _PRIMITIVES: Final = (
     r"_*might_\w+|csum_\w+|crc\d+\w*|jhash\w*|xxh\d+\w*|\w*snprintf|v?s(?:c?n)?printf|kv?asprintf",
     r"string(?:_nocheck)?|pointer|number|format_decode|va_format|hex_string|vbin_printf",
     r"bstr_printf",
-    r"v?printk\w*|_+printk\w*|vprintk_\w+",
+    r"v?printk\w*|_+printk\w*|vprintk_\w+|_?sched_show_task|show_state_filter",
     r"_?(?:dev|netdev)_(?:info|notice|warn|err|alert|crit|emerg|printk)",
     r"(?:_|arch_|raw_|instrument_)*atomic(?:_long|64)?_\w+",
     r"find_(?:first|next|last|nth)_\w*bit\w*|_find_(?:first|next|last)_\w+",
@@ -96,8 +96,9 @@ _PRIMITIVES: Final = (
     r"kmemdup\w*|kstrn?dup\w*|free_large_kmalloc|free_pcppages_bulk|cache_alloc\w*|____cache_alloc",
     # the page cache's end of a file
     r"truncate_(?:inode_pages|inode_folio|inode_partial_folio|cleanup_folio|pagecache)\w*|ifs_\w+",
-    r"folio_(?:invalidate|cancel_dirty)|iomap_(?:invalidate|release)_folio",
+    r"folio_(?:invalidate|cancel_dirty)|iomap_invalidate_folio",
     # locks and waiting
+    r"_*folio_(?:un|try)?lock\w*|_*(?:un|try)?lock_page\w*|_*folio_wait_\w+|wait_on_page_\w+",
     r"_*(?:raw_)?(?:spin|read|write)_(?:try)?(?:un)?(?:re)?lock\w*|do_raw_\w+lock\w*",
     r"\w*queued_\w*lock_slowpath",
     r"_?raw_\w+_(?:try)?(?:un)?lock\w*|raw_spin_rq_\w+|_*(?:ww_)?mutex_\w*lock\w*",
@@ -129,7 +130,7 @@ _PRIMITIVES: Final = (
     r"debug_\w*object\w*|__debug_\w+|(?:timer|work)_is_static_object|get_device_parent|put_device",
     r"device_(?:add|del|unregister|destroy|release|for_each_child|remove_file|create_file"
     r"|initial_probe)",
-    r"(?:drop|inc|set|clear)_nlink|cpumask_\w+|print_hex_dump\w*|seq_(?:v?printf|puts?|putc|write)",
+    r"(?:drop|inc|set|clear)_nlink|cpumask_\w+|print_hex_dump\w*|hex_dump_\w+|seq_(?:v?printf|puts?|putc|write)",
     r"_*(?:ida|idr)_\w+|_*(?:rhashtable|rhltable|rht)_\w+|_*(?:llist|list_lru|bitmap|hweight)_\w+",
     r"devres_release\w*|(?:\w+_)?sysfs_(?:remove|create|add|put|warn)_?\w*|unregister_netdev\w*",
     r"rollback_registered\w*",
