@@ -28,10 +28,9 @@ _HEAD_SHARE = 8
 _CHUNK = 2**20
 _OVERLAP = 64
 _MARK = re.compile(
-    rb"BUG|WARNING: |Unable to handle|Unhandled |Oops|INFO: |PANIC|Kernel panic|Kernel bug"
-    rb"|Kernel stack overflow"
-    rb"|\[#\d|SError|Bad mode|UBSAN|CFI f|LOCKUP|Insufficient stack|\[Hardware Error|Memory failure"
-    rb"|NMI received|IOCK|PCI system error|VFS: Busy|Linux version \d|unregister_netdevice: w"
+    rb"BUG|WARNING: |Unable to handle|Unhandled |Oops|INFO: |PANIC|Kernel (?:panic|bug|stack overf)"
+    rb"|#\d{1,9}\]|SError|Bad mode|UBSAN|CFI f|LOCKUP|Insufficient stack|Hardware Error\]"
+    rb"|Memory failure|NMI received|IOCK|PCI system error|VFS: Busy|Linux version \d|_netdevice: w"
 )
 
 

@@ -1,9 +1,20 @@
+from pathlib import Path
+
 import pytest
 import zstandard
 
-from crashd.daemon.kernel.look import find_missing_part, judge_parts, order_parts
+from crashd.daemon.kernel.look import (
+    LOG_MAX,
+    find_missing_part,
+    judge_parts,
+    look_into,
+    order_parts,
+)
 from crashd.domain.kdump.vmcore import Completeness, DumpVerdict, judge, parse_vmcore
+from crashd.store import kerneldumps
+from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumpdir import KdumpFormat
+from tests.builders.kdumps import kernel_log
 
 
 def unzstd(head: bytes, limit: int) -> bytes:
@@ -63,3 +74,32 @@ def test_dump_in_parts_is_whole_when_all_parts_are(
     named = {b"vmcore%d" % number: file for number, file in enumerate(files)}
     newest = next(file for file in files if file.head is not None and file.head.split)
     assert judge_parts(newest, named).completeness is expected
+
+
+def test_of_a_huge_log_only_the_ends_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200 MB that were read as a whole would hold up the dumps' thread, and fill its memory."""
+    directory = tmp_path / "202601010101"
+    directory.mkdir()
+    log = directory / "dmesg.202601010101"
+    with log.open("wb") as file:
+        file.seek(200_000_000)
+        file.write(b"\n" + kernel_log())
+    log.chmod(0o600)
+    amounts: list[int] = []
+    read_at = kerneldumps.read_at
+
+    def count(fd: int, size: int, offset: int) -> bytes:
+        amounts.append(size)
+        return read_at(fd, size, offset)
+
+    monkeypatch.setattr(kerneldumps, "read_at", count)
+    with DumpRoot(tmp_path) as root:
+        (seen,) = root.list()
+        told = root.classify(seen)
+        assert told is not None
+        look = look_into(root, seen, told, growing=False)
+    assert look.analysis is not None
+    assert look.analysis.title.startswith("general protection fault in ")
+    assert 0 < sum(amounts) <= 2 * LOG_MAX
