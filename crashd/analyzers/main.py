@@ -8,7 +8,8 @@ it needs, gives up access to everything else, and prints JSON.
              lines before stay good when a later analyzer takes the worker down. Then the same for
              the request's "others", cores of the same program, each after a line with its number
 
-Everything needed is imported before seal(), because afterwards there are no files to import from.
+Everything needed is imported before seal(), because afterwards there are no files to import from;
+only what the task needs, because most of the time of a small core's analysis is imports.
 """
 
 import contextlib
@@ -24,12 +25,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from crashd.analyzers import kernel_dump, kernel_log, probe
 from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_cores
-from crashd.analyzers.kdumpfile import load_kdumpfile
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
-from crashd.domain.cause.analysis import OTHER_MARK, UNSEALED_STATUS
+from crashd.domain.cause.workerlines import OTHER_MARK, UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.modules import Module
 from crashd.edge.sandbox import confine, workerlink
@@ -101,6 +100,8 @@ def _work(
     seal: Callable[[confine.Limits, list[int]], None],
 ) -> int:
     if request.get("task") == "probe":
+        from crashd.analyzers import probe
+
         seal(_limits(request), [1, 2])
         return _print(probe.probe(request))
     if str(request.get("task")).startswith("kernel "):
@@ -144,16 +145,22 @@ def _work_kernel(request: dict[str, Any], seal: Callable[[confine.Limits, list[i
     keep = [1, 2, request["core_fd"], *extra]
     parts = [request["core_fd"], *(extra.pop(0) for _ in range(request.get("parts", 0)))]
     if request["task"] == "kernel dump":
+        from crashd.analyzers import kernel_dump
+
         lz4 = kernel_dump.load_lz4()
         room = int(request.get("unpacked_max", 0))
         target = kernel_dump.Target(extra[0], room) if extra else None
         seal(_limits(request, file_bytes=room), keep)
         return _print(kernel_dump.analyse(parts[0], lz4, target))
+    from crashd.analyzers.kdumpfile import load_kdumpfile
+
     library = load_kdumpfile()
     if request["task"] == "kernel log":
+        from crashd.analyzers import kernel_log
+
         seal(_limits(request), keep)
         return _print(kernel_log.analyse(parts, library))
-    from crashd.analyzers import kernel_core  # with drgn's helpers, which others need not load
+    from crashd.analyzers import kernel_core
 
     # elfutils maps them: pages of the page cache, which a hostile dump cannot increase
     mapped = min(sum(os.fstat(fd).st_size for fd in extra), MAPPED_MAX)

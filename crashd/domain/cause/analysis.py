@@ -12,13 +12,6 @@ from typing import Any, assert_never
 SCHEMA = 1
 """Version of analysis.json."""
 
-UNSEALED_STATUS = 69
-"""Exit status of a worker that could not be confined and therefore did nothing."""
-OTHER_MARK = b'{"other":%d}\n'
-"""The worker's line before the result of another core of its request."""
-PEAK_PREFIX = b"peak KiB: "
-"""Begins the last line of the worker's stderr, which reports its peak resident memory."""
-
 
 class AnalysisState(StrEnum):
     """The progress of an analysis, or its end."""

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 import pyseccomp
 
-from crashd.domain.cause.analysis import PEAK_PREFIX
+from crashd.domain.cause.workerlines import PEAK_PREFIX
 from crashd.edge.sandbox.loanedid import LoanedId, loan
 from crashd.errors import CrashdError, UnsupportedError
 

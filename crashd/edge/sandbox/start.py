@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crashd.domain.cause.analysis import PEAK_PREFIX, UNSEALED_STATUS
+from crashd.domain.cause.workerlines import PEAK_PREFIX, UNSEALED_STATUS
 from crashd.edge.sandbox import workerlink
 from crashd.errors import FormatError, reason_of
 
