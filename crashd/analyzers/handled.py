@@ -5,23 +5,25 @@ Runtimes catch a fault, report it, and then abort, so the signal that kills the 
 consequence. The kernel's frame for the handler still lies on the stack.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crashd.analyzers import instruction
-from crashd.analyzers.callers import is_outermost
+from crashd.analyzers.callers import follows_call, is_outermost
 from crashd.analyzers.coreimage import PF_W, CoreImage
 from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo
 from crashd.domain.elf.sigframe import (
     FRAME_MAX,
+    INFO_AT,
     SignalFrame,
     frame_address,
     is_restorer,
     parse_frame,
     saved_pattern,
 )
-from crashd.domain.signals import CORE_SIGNALS, SIGFPE, SIGILL, SIGSEGV
+from crashd.domain.signals import CORE_SIGNALS, SIGABRT, SIGFPE, SIGILL, SIGQUIT, SIGSEGV
 
 _SCAN_BYTES = 256 << 10
 _SEARCHED_BYTES_MAX = 32 << 20
@@ -38,6 +40,14 @@ _SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000
 # arch/x86/include/asm/trapnr.h
 _DIVIDE, _INVALID_OPCODE, _GENERAL_PROTECTION, _PAGE_FAULT = 0, 6, 13, 14
 _NEAR = 64
+_RED_ZONE = 128
+_ENCODED = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15", "rip",
+)  # fmt: skip
+"""Registers in the order in which instructions encode them."""
+_FAULT_INFO = re.compile(rb"[\x04\x07\x08\x0b]\0{7}[\x01-\x08\x80]\0{3}", re.DOTALL)
+"""The start of a siginfo_t of a fault: signal, errno and code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,8 @@ class Handled:
     """Index of the crashed thread's frame at which the interrupted code begins; None if unknown."""
     again: bool
     """Whether the handler raised the signal again and then returned."""
+    end: int | None = None
+    """Number of the handler's own frames, if those after them are to be walked again."""
 
 
 def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
@@ -64,9 +76,43 @@ def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handl
     found = _walked(image, frames)
     if found is None and not _is_whole(frames):
         found = _scanned(image, frames)
+    if found is None and head.siginfo.signal == SIGABRT:
+        found = _redirected(image, frames)
     if found is None and head.siginfo.code <= 0 and head.siginfo.signal in CORE_SIGNALS:
         found = _raised_again(image)
     return found
+
+
+def find_first(
+    image: CoreImage, threads: Sequence[Mapping[str, Any]]
+) -> tuple[int, Handled] | None:
+    """Return the index of the thread whose signal came first, and that signal, if the first thread
+    only followed it.
+
+    Go's handler shows all threads by sending SIGQUIT to each in turn, and the last one aborts. The
+    thread of the first signal waits in its handler meanwhile (runtime.sighandler).
+    """
+    followed = _in_go(image, threads[0]) if threads else None
+    if followed is None or (followed.info.signal, followed.info.code) != (SIGQUIT, 0):
+        return None
+    for index, thread in enumerate(threads[1:], 1):
+        found = _in_go(image, thread)
+        if found is not None and found.info.signal != SIGQUIT:
+            return index, found
+    return None
+
+
+def _in_go(image: CoreImage, thread: Mapping[str, Any]) -> Handled | None:
+    """Find the first signal that Go's handler handles on a thread."""
+    inside = False
+    for index, frame in enumerate(thread["frames"]):
+        name = frame["function"] or ""
+        inside = inside or name.startswith("runtime.sighandler")
+        if inside and name.startswith("runtime.sigreturn") and frame["sp"] is not None:
+            at = frame_address(image.head.machine, frame["sp"])
+            found = _parse(image, at, None, again=False)
+            return None if found is None else replace(found, end=index + 1)
+    return None
 
 
 def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) -> Handled | None:
@@ -146,6 +192,50 @@ def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled |
         if known[value] and (found := _parse(image, start + at, None, again=False)) is not None:
             return found
     return None
+
+
+def _redirected(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
+    """Find the frame of a handler that has returned into a function which then aborted (Mono): the
+    handler changed the frame's pc and sp, and put the interrupted pc where it looks like a return
+    address. But no call precedes it.
+    """
+    if image.head.machine != EM_X86_64:
+        return None
+    for index in range(1, len(frames)):
+        pc, before = frames[index]["pc"], frames[index - 1]
+        if pc == before["pc"] or frames[index]["interrupted"] or follows_call(image, pc):
+            continue
+        if is_restorer(image.read(pc, _CODE_BYTES), image.head.machine) or _is_gos(before):
+            return None
+        for start, size in _writable(image):
+            memory = image.read(start, size)
+            for match in _FAULT_INFO.finditer(memory):
+                at = start + match.start() - INFO_AT
+                found = _parse(image, at, None, again=False)
+                if found is not None and image.word(found.frame.sp) == pc:
+                    frame = _before_redirection(image, found.frame, pc)
+                    return replace(found, frame=frame, end=index)
+        return None
+    return None
+
+
+def _is_gos(frame: Mapping[str, Any]) -> bool:
+    return (frame["function"] or "").startswith("runtime.")
+
+
+def _before_redirection(image: CoreImage, frame: SignalFrame, pc: int) -> SignalFrame:
+    """Return the interrupted registers: from the copy that rdi points to (MonoContext, in the
+    processor's order), or else without rdi and with the stack pointer back over the red zone.
+    """
+    raw = image.read(frame.registers.get("rdi", 0), 8 * len(_ENCODED))
+    words = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)]
+    copied = dict(zip(_ENCODED, words, strict=False))
+    if copied.get("rip") == pc:
+        return replace(frame, pc=pc, sp=copied["rsp"], registers={**frame.registers, **copied})
+    places = [frame.sp + 8 + moved for moved in (_RED_ZONE - 8, _RED_ZONE, 0)]
+    sp = next((at for at in places if follows_call(image, image.word(at) or 0)), places[0])
+    kept = {name: value for name, value in frame.registers.items() if name != "rdi"}
+    return replace(frame, pc=pc, sp=sp, registers={**kept, "rip": pc, "rsp": sp})
 
 
 def _raised_again(image: CoreImage) -> Handled | None:

@@ -7,7 +7,7 @@ from crashd.analyzers import instruction, messages
 from crashd.analyzers.analyzer import Analyzer, OpenedCore
 from crashd.analyzers.callers import follows_call
 from crashd.analyzers.coreimage import CoreImage
-from crashd.analyzers.handled import find_handled
+from crashd.analyzers.handled import Handled, find_first, find_handled
 from crashd.analyzers.stacks import FRAMES_MAX, Stacks
 from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead
@@ -41,8 +41,15 @@ class NativeFacts(Analyzer):
         loaded, more = stacks.load_debug_info(threads)
         if loaded:
             threads = stacks.threads()
+        first = find_first(image, threads)
+        if first is not None:
+            threads[0]["crashed"], threads[first[0]]["crashed"] = False, True
+            threads.insert(0, threads.pop(first[0]))
         frames = threads[0]["frames"] if threads else []
-        moment = _first_moment(opened, stacks, frames)
+        handled = first[1] if first is not None else find_handled(image, frames)
+        moment = _first_moment(opened, stacks, frames, handled)
+        if handled is not None and handled.end is not None:
+            threads[0]["end"] = None
         return {
             "version": VERSION,
             "machine": head.machine,
@@ -85,14 +92,13 @@ def _ends(threads: list[dict[str, Any]]) -> list[str]:
 
 
 def _first_moment(
-    opened: OpenedCore, stacks: Stacks, frames: list[dict[str, Any]]
+    opened: OpenedCore, stacks: Stacks, frames: list[dict[str, Any]], handled: Handled | None
 ) -> dict[str, Any]:
     """Describe the moment of the crash: the signal, the registers, the instruction, and what is
     mapped where. If a handler had caught a signal, it is the moment of the first signal.
     """
     image, head = opened.image, opened.image.head
     first = head.threads[0]
-    handled = find_handled(image, frames)
     if handled is None:
         registers = stacks.registers()
         decoded = _instruction(image, first.pc, registers)
@@ -103,6 +109,7 @@ def _first_moment(
             "regions": _regions(image, first.pc, first.sp, head.siginfo, decoded),
         }
     frame, info = handled.frame, handled.info
+    del frames[len(frames) if handled.end is None else handled.end :]
     index = len(frames) if handled.index is None else handled.index
     if handled.index is None:
         frames += stacks.walk_from(frame.registers)[: max(0, FRAMES_MAX - index)]

@@ -295,9 +295,11 @@ class Stacks:
         other.alternates = self.alternates
         other.load(self._files)
         frames = other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
-        if self._debug_loaded and other.load_debug_info([{"frames": frames}])[0]:
-            frames = other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
-        return frames
+        if not self._debug_loaded or not other.load_debug_info([{"frames": frames}])[0]:
+            return frames
+        again = other._frames(self._crashed, registers["rip"], FRAMES_MAX)[0]
+        # where Go changes stacks, frame pointers lead further than its unwind information
+        return again if len(again) >= len(frames) else other._with_lines(frames)
 
     def _frames(
         self, tid: int, pc: int | None, limit: int
@@ -489,6 +491,13 @@ class Stacks:
             "inline": False,
             "interrupted": False,
         }
+
+    def _with_lines(self, frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            self._located(frame["pc"], after_call=not frame["interrupted"])[-1]
+            | {"sp": frame["sp"], "interrupted": frame["interrupted"]}
+            for frame in frames
+        ]
 
     def _source(self, address: int) -> tuple[str | None, int | None]:
         """Find the line of an address, by debug information that is loaded already."""

@@ -11,7 +11,7 @@ SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO SIGPWR SIGSYS
 """
 _NAMES = tuple(_NAMES_TEXT.split())
 SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS = 4, 5, 6, 7, 8, 11, 31
-SIGXCPU, SIGXFSZ = 24, 25
+SIGQUIT, SIGXCPU, SIGXFSZ = 3, 24, 25
 
 CORE_SIGNALS = frozenset({3, 4, 5, 6, 7, 8, 11, 24, 25, 31})
 """Signals that dump core by default, signal(7): the closed set of values of the label `signal`."""

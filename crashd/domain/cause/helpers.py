@@ -37,7 +37,7 @@ _WRAPPERS = re.compile(
     |std::|__gnu_cxx::|__cxxabiv1::|__cxa_|_Unwind_|__gxx_personality|_*terminate$
     |core::|alloc::|panic_(abort|unwind)::|__rustc::|rust_|__rust_|__rdl_|__rg_
     |<(core|alloc|std)::|<?.*\ as\ (core|alloc|std)::
-    |runtime\.(?!main\.)|sync/atomic\.|sync\.|internal/|gosave|rt0_go
+    |runtime\.(?!main\.)|runtime/|syscall\.(Raw)?Syscall|sync/atomic\.|sync\.|internal/|gosave|rt0_go
     |_*restore_rt|_*kernel_(rt_)?sigreturn|_start$|_*clone3?$|start_thread|_dl_|call_init
     |_*(asan|ubsan|tsan|lsan|msan|hwasan|sanitizer|interceptor)_|__sanitizer|_*interceptor_
     |__(asan|ubsan|tsan|lsan|msan|hwasan)::

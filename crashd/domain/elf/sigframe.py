@@ -31,6 +31,8 @@ _X86_REGISTERS = (
     "rcx", "rsp", "rip", "rflags",
 )  # fmt: skip
 _X86_CONTEXT, _X86_UCONTEXT_SIZE = 8 + 40, 304
+INFO_AT = 8 + _X86_UCONTEXT_SIZE
+"""Distance of the siginfo from the start of a frame on x86-64."""
 _X86_CS, _X86_ERR = 18 * 8, 19 * 8  # then trapno, oldmask, cr2
 _X86_USER_CS = 0x33
 # struct sigcontext: fault_address (just before), regs[31], sp, pc, pstate
@@ -104,8 +106,7 @@ def _x86(raw: bytes, layout: Layout) -> SignalFrame | None:
     error, trap, _, address = Struct("<QQQQ").unpack_from(raw, _X86_CONTEXT + _X86_ERR)
     if cs != _X86_USER_CS or not _is_sound(registers["rsp"]):
         return None
-    at = 8 + _X86_UCONTEXT_SIZE
-    info = _parse_info(raw[at : at + _SIGINFO], layout)
+    info = _parse_info(raw[INFO_AT : INFO_AT + _SIGINFO], layout)
     pc, sp = registers["rip"], registers["rsp"]
     return SignalFrame(info, registers, pc, sp, trap, error, address)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crashd.analyzers.coreimage import CoreImage
-from crashd.analyzers.handled import Handled, find_handled
+from crashd.analyzers.handled import Handled, find_first, find_handled
 from crashd.store.corefile import CoreWriter
 from crashd.store.coreread import StoredCore, read_head
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
@@ -40,6 +40,7 @@ def load(tmp_path: Path) -> Load:
         text[0x100:0x109] = bytes.fromhex("48c7c00f0000000f05")
         text[0x200:0x202] = bytes.fromhex("0f05")
         text[0x300:0x302] = bytes.fromhex("f7f9")  # idiv %ecx
+        text[0x3FB] = 0xE8  # call
         for at, raw in places.items():
             memory, start = (stack, STACK) if at >= STACK else (data, DATA)
             memory[at - start : at - start + len(raw)] = raw
@@ -158,3 +159,61 @@ def test_find_handled_raised_again_is_found_below_or_elsewhere(load: Load, at: i
 def test_find_handled_fault_that_nobody_handled_is_itself(load: Load) -> None:
     image = load({}, pc=STORE, sp=SP, info=FAULT)
     assert find_handled(image, [frame(STORE, SP, interrupted=True)]) is None
+
+
+CALL = TEXT + 0x400
+"""After a call, as a return address is."""
+
+
+def redirected(load: Load, *, context: bool, saved: int = STORE) -> CoreImage:
+    """Make a core whose handler has moved the interrupted code to a function that aborts."""
+    at = SP - 0x400
+    copy = [0x28, 0, 0, 0, SP, 0, 0, 7, *range(8), STORE] if context else [0] * 17
+    moved = {**REGISTERS, "rip": TEXT + 0x500, "rsp": at, "rdi": at + 64}
+    return load({
+        DATA + 0x100: build_x86_frame(RESTORER, moved, FAULT, cr2=0x28),
+        at: saved.to_bytes(8, "little"),
+        at + 64: b"".join(word.to_bytes(8, "little") for word in copy),
+        at + 128: CALL.to_bytes(8, "little"),
+    })  # fmt: skip
+
+
+def test_find_handled_behind_a_handler_that_went_on_elsewhere(load: Load) -> None:
+    frames = [
+        frame(SYSCALL, NOW, interrupted=True),
+        frame(CALL, NOW + 64),
+        frame(STORE, SP - 0x3F8),
+    ]
+    found = find(redirected(load, context=True), frames)
+    assert (found.info.signal, found.info.address) == (11, 0x28)
+    assert (found.frame.pc, found.frame.sp, found.end) == (STORE, SP, 2)
+    assert (found.frame.registers["rax"], found.frame.registers["rdi"]) == (0x28, 7)
+    found = find(redirected(load, context=False), frames)
+    assert (found.frame.pc, found.frame.sp) == (STORE, SP - 0x400 + 128)
+    assert "rdi" not in found.frame.registers
+    # where another pc was saved, or each frame was called
+    assert find_handled(redirected(load, context=True, saved=STORE + 1), frames) is None
+    assert find_handled(redirected(load, context=True), frames[:2]) is None
+
+
+def go_thread(signal_frame: int) -> dict[str, Any]:
+    names = ["runtime.usleep", "runtime.sighandler", "runtime.sigtramp", "runtime.sigreturn"]
+    frames = [frame(SYSCALL, NOW, function=name) for name in names]
+    frames[-1]["sp"] = signal_frame + 8
+    return {"frames": [*frames, frame(CALL, SP, function="main.work")]}
+
+
+def test_find_first_in_go_is_the_thread_that_shows_the_others(load: Load) -> None:
+    quit_at, first_at = DATA + 0x100, DATA + 0x1100
+    shown = build_x86_frame(RESTORER, REGISTERS, build_siginfo(3, 0, 100))
+    image = load({
+        quit_at: shown,
+        first_at: build_x86_frame(RESTORER, REGISTERS, build_siginfo(11, 0, 100)),
+    })  # fmt: skip
+    last, first = go_thread(quit_at), go_thread(first_at)
+    found = find_first(image, [last, go_thread(quit_at), first])
+    assert found is not None
+    assert (found[0], found[1].info.signal, found[1].end) == (2, 11, 4)
+    assert find_first(image, [first, last]) is None
+    assert find_first(image, [last, last]) is None
+    assert find_first(image, []) is None
