@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from crashd.base.files import read_at
 from crashd.daemon.kernel.look import (
     LOG_MAX,
     find_missing_part,
@@ -11,7 +12,6 @@ from crashd.daemon.kernel.look import (
     order_parts,
 )
 from crashd.domain.kdump.vmcore import Completeness, DumpVerdict, judge, parse_vmcore
-from crashd.store import kerneldumps
 from crashd.store.kerneldumps import DumpRoot
 from tests.builders.kdumpdir import KdumpFormat
 from tests.builders.kdumps import kernel_log
@@ -88,13 +88,12 @@ def test_of_a_huge_log_only_the_ends_are_read(
         file.write(b"\n" + kernel_log())
     log.chmod(0o600)
     amounts: list[int] = []
-    read_at = kerneldumps.read_at
 
     def count(fd: int, size: int, offset: int) -> bytes:
         amounts.append(size)
         return read_at(fd, size, offset)
 
-    monkeypatch.setattr(kerneldumps, "read_at", count)
+    monkeypatch.setattr("crashd.store.kerneldumps.read_at", count)
     with DumpRoot(tmp_path) as root:
         (seen,) = root.list()
         told = root.classify(seen)
