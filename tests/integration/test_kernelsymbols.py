@@ -164,6 +164,23 @@ def test_analyze_finds_it_in_a_configured_directory_and_keeps_what_it_found(
         assert symbol_state(daemon) == "done"
 
 
+def test_analyze_of_a_dump_that_was_compressed_just_now_reads_what_is_there(
+    short_tmp: Path, dumps: Path, vmlinux: Path
+) -> None:
+    directory = put_dump(dumps, log=LOG)
+    place(short_tmp, vmlinux)
+    config = CONFIG.replace('"1s"', '"1h"')
+    with Daemon(short_tmp, "--no-register", config=config) as daemon:
+        wait_until(lambda: symbol_state(daemon) == "done", 20, "the stack is read")
+        (dump,) = directory.glob("dump.*")
+        subprocess.run(["gzip", "-1", dump], check=True)
+        make_old(directory)  # as if nothing had written to it for a while
+        found = daemon.crashctl("analyze", "kind=kernel")
+        assert "at drivers/tty/sysrq.c:155" in found.stdout
+        assert "cannot be opened" not in found.stderr
+        assert info(daemon)["kernel"]["dump"].endswith(".gz")
+
+
 def test_vmlinux_of_another_kernel_or_another_user_is_refused_and_named(
     short_tmp: Path, dumps: Path, daemon: Daemon, vmlinux: Path
 ) -> None:

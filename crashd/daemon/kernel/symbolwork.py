@@ -5,6 +5,7 @@ directories, because a dump that is being written must be noticed in the meantim
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ log = logging.getLogger("crashd.kdump")
 _NO_KERNEL = WantedKernel(None, None, None)
 _HERE = (State.COMPLETE, State.INCOMPLETE)
 ASKED_MAX = 1000
+ASKED_WAIT_NS = 30 * 10**9
+"""How long one that was asked for may wait for the look at a dump that has just changed."""
 
 
 class SymbolWork:
@@ -60,7 +63,10 @@ class SymbolWork:
         self._settings = DumpSettings()
         self._finder = VmlinuxFinder(paths.root, ())
         self._lock = threading.Lock()
-        self._asked: dict[str, None] = {}
+        self._asked: dict[str, int] = {}
+        """When each was asked for, in monotonic nanoseconds."""
+        self._waiting = False
+        """Whether each that was asked for waits until its dump was looked at again."""
         self._untried: list[tuple[str, bytes]] | None = None
         """Dumps that are still to be tried since the last scan; None: all of them."""
 
@@ -68,13 +74,20 @@ class SymbolWork:
         """Look for one dump's symbols before all others."""
         with self._lock:
             if len(self._asked) < ASKED_MAX:
-                self._asked[crash_id] = None
+                self._asked.setdefault(crash_id, time.monotonic_ns())
+                self._waiting = False
 
     @property
     def pending(self) -> bool:
         """Whether there may be more work right now."""
         with self._lock:
-            return bool(self._asked) or bool(self._untried)
+            return bool(self._untried) or (bool(self._asked) and not self._waiting)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there will be work when dumps that have changed were looked at again."""
+        with self._lock:
+            return bool(self._asked)
 
     def begin_scan(self, settings: DumpSettings) -> None:
         """Look for every vmlinux again, because one may have arrived."""
@@ -101,14 +114,12 @@ class SymbolWork:
         the next one whose vmlinux is there.
         """
         if self._settings.analysis is None:
+            with self._lock:
+                self._asked.clear()  # it was turned off after they were asked for
             return
-        with self._lock:
-            asked = next(iter(self._asked), None)
-            self._asked.pop(asked or "", None)
-        if asked is not None:
+        if (asked := self._take_asked(book)) is not None:
             self._finder = self._new_finder()
-            if (known := book.find_id(asked)) is not None:
-                self._symbolise(known)
+            self._symbolise(asked)
             return
         if self._untried is None:
             self._untried = [known.key for known in book.list_all()]
@@ -116,6 +127,24 @@ class SymbolWork:
             found = book.find(self._untried.pop(0))
             if found is not None and self._is_ready(found) and self._try(found):
                 return
+
+    def _take_asked(self, book: "DumpBook") -> "Known | None":
+        """Take the first that was asked for whose dump is as it was at the last look, or has kept
+        changing for too long.
+        """
+        with self._lock:
+            asked = list(self._asked.items())
+            self._waiting = True
+        for crash_id, since_ns in asked:
+            known = book.find_id(crash_id)
+            late = time.monotonic_ns() - since_ns >= ASKED_WAIT_NS
+            if known is None or late or _is_unchanged(known):
+                with self._lock:
+                    self._asked.pop(crash_id, None)
+                    self._waiting = False
+                if known is not None:
+                    return known
+        return None
 
     def _is_ready(self, known: "Known") -> bool:
         settled = not known.growing and not known.log_pending
@@ -128,6 +157,8 @@ class SymbolWork:
             return False
         search = self._finder.find(kernel)
         if known.symbols.is_worth(search):
+            if not _is_unchanged(known):
+                return False  # the next scan looks at it, and then it is tried again
             self._symbolise(known)
             return True
         if known.symbols.is_news(search):
@@ -198,3 +229,14 @@ class SymbolWork:
         self._indexer.changed(changed)
         if symbols.state == DONE:
             log.info("crash %s: symbols by %s", known.crash_id, symbols.vmlinux)
+
+
+def _is_unchanged(known: "Known") -> bool:
+    """Return whether what the last look saw of a dump is settled, and still there."""
+    if known.growing or known.log_pending:
+        return False
+    try:
+        with DumpRoot(Path(known.root)) as root:
+            return root.look(known.seen.entry.name).stamp == known.seen.stamp
+    except (OSError, CrashdError):
+        return False

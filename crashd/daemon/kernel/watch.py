@@ -107,6 +107,7 @@ class DumpWatch:
         if self._book.find_id(crash_id) is None or self._settings.analysis is None:
             return False
         self._symbols.ask(crash_id)
+        self._dirty = True  # its files may have been replaced since the last scan
         self._wake()
         return True
 
@@ -163,7 +164,7 @@ class DumpWatch:
         due_ns = self._next_scan_ns
         if self._dirty:
             due_ns = self._earliest_ns()
-        if self._book.list_active(now_ns):
+        if self._book.list_active(now_ns) or self._symbols.waiting:
             due_ns = min(due_ns, now_ns + POLL_NS)
         if self._symbols.pending:
             due_ns = now_ns

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.indexer import Indexer
+from crashd.daemon.kernel import symbolwork
 from crashd.daemon.kernel.book import DumpBook, Known
+from crashd.daemon.kernel.settings import DumpSettings
 from crashd.daemon.kernel.symbolwork import SymbolWork
 from crashd.domain.crash.model import Crash, State
 from crashd.domain.kdump.record import Look
@@ -119,3 +122,35 @@ def test_directory_that_is_not_trusted_any_more_is_unknown(scene: Scene) -> None
     scene.book.drop(known.key)
     assert scene.book.find(known.key) is None
     assert scene.read(known).state is State.INCOMPLETE, "its record stays"
+
+
+def test_dump_that_changed_since_the_last_look_is_not_read_before_the_next(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.symbols.begin_scan(DumpSettings(analysis=AnalysisOptions()))
+    known = scene.meet()
+    known.growing = False
+    (scene.directory / NAME / f"dump.{NAME}").unlink()
+    assert known.crash_id is not None
+    scene.symbols.ask(known.crash_id)
+    assert scene.symbols.pending
+    scene.symbols.next(scene.book)
+    assert scene.symbols.waiting
+    assert not scene.symbols.pending, "the thread would never sleep"
+    with DumpRoot(scene.directory) as root:
+        known.seen = root.look(NAME.encode())
+    scene.symbols.next(scene.book)
+    assert not scene.symbols.waiting
+
+    known.growing = True
+    scene.symbols.ask(known.crash_id)
+    scene.symbols.next(scene.book)
+    assert scene.symbols.waiting
+    monkeypatch.setattr(symbolwork, "ASKED_WAIT_NS", 0)
+    scene.symbols.next(scene.book)
+    assert not scene.symbols.waiting, "it gets an answer, even if it keeps changing"
+
+    scene.symbols.ask(known.crash_id)
+    scene.symbols.begin_scan(DumpSettings())
+    scene.symbols.next(scene.book)
+    assert not scene.symbols.pending, "analysis was turned off"
