@@ -184,6 +184,11 @@ class ControlServer:
         for end in (self._socket, self._wake_in, self._wake_out):
             end.close()
 
+    @property
+    def has_followers(self) -> bool:
+        """Return whether anybody reads what is published."""
+        return bool(self._followers)
+
     def publish(self, what: str, document: dict[str, Any], owner_uid: int | None) -> None:
         """Queue a crash for the readers of `follow` who may see it: a finished one (`crash`), or
         one whose analysis is done (`explained`). Callable from any thread; does not block.

@@ -70,12 +70,16 @@ class Finished:
     def finished(self, crash: Crash) -> None:
         """Start a crash's analysis and notices, and show it to the readers of `follow`."""
         self._afterwards.captured(crash)
-        self._control.publish("crash", _listed(crash), crash.owner_uid)
+        self._publish("crash", crash)
 
     def explained(self, crash: Crash) -> None:
         """Show the readers of `follow` what the analysis found, if it found anything."""
         if crash.signature is not None:
-            self._control.publish("explained", _listed(crash), crash.owner_uid)
+            self._publish("explained", crash)
+
+    def _publish(self, what: str, crash: Crash) -> None:
+        if self._control.has_followers:
+            self._control.publish(what, _listed(crash), crash.owner_uid)
 
     def unfinished(self, ids: Sequence[str]) -> None:
         """Make the loop recover crashes."""

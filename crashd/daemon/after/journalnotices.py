@@ -65,15 +65,16 @@ class JournalNotices:
 
     def captured(self, crash: Crash) -> None:
         """Send the entry of a crash of a process."""
-        self._put(_Entry(bounded(crash, ENTRY_BYTES)[0], False))
+        self._put(crash, is_explanation=False)
 
     def explained(self, crash: Crash) -> None:
         """Send the entry that says what a crash's analysis found."""
-        self._put(_Entry(bounded(crash, ENTRY_BYTES)[0], True))
+        self._put(crash, is_explanation=True)
 
-    def _put(self, entry: _Entry) -> None:
+    def _put(self, crash: Crash, *, is_explanation: bool) -> None:
         if not journal.SOCKET.exists():
             return  # this host does not run systemd
+        entry = _Entry(bounded(crash, ENTRY_BYTES)[0], is_explanation)
         with self._changed:  # also keeps the order
             if not len(self._late) and not self._sending:
                 try:

@@ -374,7 +374,7 @@ def written_bytes(paths: Paths, crash_id: str) -> int:
     """Return how much of a core is on disk that is being captured, or just was."""
     for name in (CORE_PARTIAL, CORE):
         with contextlib.suppress(OSError):
-            return os.stat(paths.crashes / crash_id / name).st_blocks * 512
+            return os.stat(f"{paths.crashes}/{crash_id}/{name}").st_blocks * 512
     return 0
 
 

@@ -238,9 +238,9 @@ class Dispatcher:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        while self._live:
+        while self._live and self._idle:
             job = self._next_live()
-            if job is None or not self._idle:
+            if job is None:
                 break
             self._live.remove(job)
             self._start(self._idle.pop(), job)
@@ -261,9 +261,20 @@ class Dispatcher:
         as many as places are left: a user takes at most as many places as are left for others.
         """
         busy = Counter(job.uid for job in self._busy.values())
-        job = min(self._live, key=lambda job: busy[job.uid])
-        left = max(PROCESSES_MIN, 4 * self.workers) - len(self._busy)
-        return job if left > busy[job.uid] else None
+        first: dict[int | None, Job] = {}
+        for job in self._live:
+            first.setdefault(job.uid, job)
+        job = min(first.values(), key=lambda job: busy[job.uid])
+        return job if self._places_left() > busy[job.uid] else None
+
+    def _places_left(self) -> int:
+        return max(PROCESSES_MIN, 4 * self.workers) - len(self._busy)
+
+    def _is_blocked(self) -> bool:
+        """Return whether no waiting crash may start, however many workers are idle."""
+        if not self._live or self._places_left() > len(self._busy):
+            return False
+        return self._next_live() is None
 
     def make_room(self, uid: int | None) -> bool:
         """Give a waiting crash back to its handler, to make room for a crash of user `uid`, who has
@@ -322,8 +333,8 @@ class Dispatcher:
         stored: then the gate opens.
         """
         held = [job.held_ns for job in self._busy.values() if job.stage is Stage.HELD]
-        blocked = self._live and self._next_live() is None
-        self._nursery.gate.close_until(max(held) + HELD_NS if held and not blocked else 0)
+        closed = held and not self._is_blocked()
+        self._nursery.gate.close_until(max(held) + HELD_NS if closed else 0)
 
     # -- raw, and storing --------------------------------------------------------------------------
 

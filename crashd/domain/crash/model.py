@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from crashd.domain.crash.kinds import BOOT_UNKNOWN as BOOT_UNKNOWN
@@ -263,6 +264,7 @@ pod_uid pod mount_ns user_ns build_id package_name package_version package_sourc
 signature title explanation analysis pinned evicted kernel
 """
 _PLAIN = tuple(_PLAIN_TEXT.split())
+_get_plain_values = attrgetter(*_PLAIN)
 _UNKNOWN = dict.fromkeys(_PLAIN)
 _LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
@@ -314,8 +316,10 @@ def put_bytes_list(out: dict[str, Any], key: str, values: tuple[bytes, ...] | No
     if values is None:
         out[key] = None
         return
-    out[key] = [v.decode("utf-8", "backslashreplace") for v in values]
-    if any(_not_utf8(v) for v in values):
+    try:
+        out[key] = [v.decode() for v in values]
+    except UnicodeDecodeError:
+        out[key] = [v.decode("utf-8", "backslashreplace") for v in values]
         out[key + "_base64"] = [base64.b64encode(v).decode() for v in values]
 
 
@@ -336,8 +340,7 @@ def to_json(crash: Crash) -> dict[str, Any]:
     out["time"] = time_text(crash.time_ns)
     out["time_ns"] = crash.time_ns
     out["boot_id"] = crash.boot_id
-    for key in _PLAIN:
-        out[key] = getattr(crash, key)
+    out.update(zip(_PLAIN, _get_plain_values(crash), strict=True))
     out["signal_name"] = None if crash.signal is None else signal_name(crash.signal)
     out["fault_address"] = None if crash.fault_address is None else hex(crash.fault_address)
     for key in _BYTES:
