@@ -4,6 +4,7 @@ test failed.
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,7 @@ def run_platforms(deb: Path, work: Path) -> int:
 def main() -> int:
     """Run everything that this machine allows; return the exit status."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # core_pattern is put back
     if os.geteuid() != 0 or container.missing():
         print(f"needs root, and: {' '.join(container.missing())}", file=sys.stderr)
         return 2

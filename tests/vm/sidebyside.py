@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
 from pathlib import Path
 
 PROGRAM = "/usr/bin/sleep"
@@ -36,8 +35,8 @@ def lists() -> list[list[str]]:
     first, *_ = theirs()
     host = Path("/proc/sys/kernel/hostname").read_text().strip()
     # to the second, as both print it; coredumpctl's is that of the entry, a moment after the crash
-    seconds = int(json.loads(run("crashctl", "--json=short", "list").stdout)[0]["time_ns"]) // 10**9
-    time = datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    row = json.loads(run("crashctl", "--json=short", "list").stdout)[0]
+    time = row["time"][:19].replace("T", " ")
     return [
         [],
         ["list"],
