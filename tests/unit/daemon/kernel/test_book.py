@@ -39,7 +39,7 @@ class Scene:
         self.symbols = SymbolWork(self.paths, self.indexer, exporter)
         self.book = DumpBook(self.paths, b"host", self.indexer, self.symbols)
 
-    def meet(self, *, growing: bool = False) -> Known:
+    def meet(self, *, growing: bool = False, log_pending: bool = False) -> Known:
         """Look at the dump, and write down what is there."""
         with DumpRoot(self.directory) as root:
             (seen,) = root.list()
@@ -48,7 +48,7 @@ class Scene:
             known = self.book.find((str(self.directory), NAME.encode()))
             known = known or self.book.begin(root, seen, told)
             look = Look(str(self.directory), told, seen.inode, None, b"", "file", None, growing)
-            self.book.record(known, look)
+            self.book.record(known, replace(look, log_pending=log_pending))
         return known
 
     def read(self, known: Known) -> Crash:
@@ -154,3 +154,18 @@ def test_dump_that_changed_since_the_last_look_is_not_read_before_the_next(
     scene.symbols.begin_scan(DumpSettings())
     scene.symbols.next(scene.book)
     assert not scene.symbols.pending, "analysis was turned off"
+
+
+def test_hooks_are_told_once_and_not_before_the_log_was_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the log says is in the title; a hook that was told before would never hear of it."""
+    told: list[str] = []
+    monkeypatch.setattr(scene.indexer, "finished", told.append)
+    scene.meet(growing=True)
+    known = scene.meet(log_pending=True)
+    assert told == []
+    scene.meet()
+    assert told == [known.crash_id]
+    scene.meet()
+    assert told == [known.crash_id]
