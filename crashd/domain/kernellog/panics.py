@@ -10,7 +10,14 @@ from crashd.domain.kernellog.kinds import OOPS_KINDS, PanicKind
 
 __all__ = ["causes_of", "kind_of"]
 
-_ALL = frozenset(PanicKind)
+_WARNS = frozenset(PanicKind) - {
+    PanicKind.RCU_STALL,
+    PanicKind.SOFT_LOCKUP,
+    PanicKind.HUNG_TASK,
+    PanicKind.WORKQUEUE_LOCKUP,
+    PanicKind.SYSRQ,
+}
+"""Stalls have switches of their own; only a hard lockup was a WARN(), until 4.x."""
 _CAUSES: Final = (
     (
         re.compile(
@@ -19,7 +26,7 @@ _CAUSES: Final = (
         ),
         OOPS_KINDS,
     ),
-    (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _ALL - {PanicKind.SYSRQ}),
+    (re.compile(r"panic_on_warn set|\S{0,40} ?panic_on_warn set"), _WARNS),
     (re.compile(r"kasan\.fault=panic"), frozenset({PanicKind.KASAN})),
     (re.compile(r"softlockup: hung tasks"), frozenset({PanicKind.SOFT_LOCKUP})),
     (re.compile(r"hung_task: blocked tasks"), frozenset({PanicKind.HUNG_TASK})),

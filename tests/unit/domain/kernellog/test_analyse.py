@@ -671,3 +671,24 @@ def test_analyse_report_of_endless_lines_is_bounded() -> None:
     found = analysed(log)
     assert len(found.trace) == FRAMES_MAX
     assert len(found.text) <= TEXT_MAX
+
+
+def test_panic_on_warn_follows_from_the_warning_not_from_a_stall_of_another_cpu() -> None:
+    log = """
+[  560.713151][ T1194] WARNING: CPU: 2 PID: 1194 at net/thing.c:2381 thing_fini+0x440/0x5c0
+[  560.713160][ T1234] INFO: rcu_sched detected stalls on CPUs/tasks:
+[  560.713169][ T1234]  (detected by 1, t=105002 jiffies, g=687946, c=687945, q=520)
+[  560.713187][ T1234]  a.out   R running task on cpu   1     0 315571 315308 0x0000000e
+[  560.714556][ T1194] Kernel panic - not syncing: panic_on_warn set ...
+[  560.715572][ T1194] CPU: 2 PID: 1194 Comm: kworker/u12:4 Not tainted 4.20.0 #5
+[  560.719399][ T1194] Call Trace:
+[  560.719962][ T1194]  dump_stack+0x1db/0x2d0
+[  560.722633][ T1194]  panic+0x2cb/0x65c
+[  560.728889][ T1194]  __warn.cold+0x20/0x48
+[  560.732696][ T1194]  invalid_op+0x14/0x20
+[  560.733271][ T1194] RIP: 0010:thing_fini+0x440/0x5c0
+[  560.747522][ T1194]  thing_exit+0x25/0x70
+"""
+    found = analyse(log.lstrip().encode())
+    assert found is not None
+    assert (found.title, found.fatal) == ("WARNING in thing_fini", True)
