@@ -8,8 +8,16 @@ import time
 from pathlib import Path
 
 from tests import postgres
-from tests.fleet.measure import INDEX, Figure, ask_command, ask_server, check, run_indexers
-from tests.fleet.simulate import Plan, write_fleet
+from tests.fleet.measure import (
+    INDEX,
+    Figure,
+    ask_command,
+    ask_server,
+    check,
+    measure_lag,
+    run_indexers,
+)
+from tests.fleet.simulate import Live, Plan, write_fleet
 
 
 def main() -> int:
@@ -20,6 +28,9 @@ def main() -> int:
     parser.add_argument("--signatures", type=int, default=2000)
     parser.add_argument("--days", type=int, default=7)
     parser.add_argument("--indexers", type=int, default=1)
+    parser.add_argument(
+        "--lag", type=float, default=30, help="seconds for which its lag is measured"
+    )
     parser.add_argument("--directory", default="/tmp", help="for the bucket and PostgreSQL")
     arguments = parser.parse_args()
     plan = Plan(
@@ -29,12 +40,14 @@ def main() -> int:
         arguments.days,
         end_ns=time.time_ns(),
     )
-    for figure in measure(plan, arguments.indexers, arguments.directory):
+    for figure in measure(plan, arguments.indexers, arguments.directory, arguments.lag):
         print(f"{figure.what:<48} {figure.value:>16}  {figure.aim}", flush=True)
     return 0
 
 
-def measure(plan: Plan, indexers: int, parent: str) -> list[Figure]:
+def measure(
+    plan: Plan, indexers: int, parent: str, lag_seconds: float, poll: str = "5s"
+) -> list[Figure]:
     """Simulate, index and ask; return the table."""
     settings = (*postgres.QUICK[:-1], *postgres.LARGE)
     found: list[Figure] = []
@@ -61,6 +74,7 @@ def measure(plan: Plan, indexers: int, parent: str) -> list[Figure]:
         )
         found += ask_server(dsn, plan)
         found += ask_command(dsn)
+        found.append(measure_lag(dsn, Live(plan, bucket), plan.hosts, lag_seconds, poll))
     return found
 
 

@@ -1,5 +1,6 @@
 """Measures the index of a simulated fleet: how fast it is made, and asked."""
 
+import itertools
 import os
 import random
 import statistics
@@ -8,17 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from crashd.domain.crash.match import Query
-from crashd.edge.fleet.postgres import connect
+from crashd.edge.fleet.postgres import Connection, connect
 from crashd.fleet.newsince import NewSince
 from crashd.fleet.questions import Questions
 from crashd.fleet.selection import Scope
-from tests.fleet.simulate import VERSIONS, Plan, Written
+from tests.fleet.simulate import VERSIONS, Live, Plan, Written
 
 DAY_NS = 86400 * 10**9
 RUNS, COMMANDS = 40, 12
+RATE, OBJECT_CRASHES, WRITING_HOSTS = 500, 10, 250
+"""Crashes a second; those of an object; hosts that write in turn, each every 5 seconds."""
+LAG_LIMIT = 240
 INDEX = [sys.executable, "-m", "crashd.fleet.main"]
 
 
@@ -54,6 +59,46 @@ def check(dsn: str, written: Written) -> None:
         row = db.execute("SELECT sum(crashes) FROM tally").fetchone()
         if row is None or row[0] != written.crashes:
             raise RuntimeError("the tallies are wrong")
+
+
+def measure_lag(dsn: str, live: Live, hosts: int, seconds: float, poll: str) -> Figure:
+    """Return how long it takes from an object to its rows while hosts write at a steady rate."""
+    command = [*INDEX, "index", "--dsn", dsn, "--poll", poll, "--listen", "off"]
+    with (
+        connect(dsn, name="measure", read_only=True) as db,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL) as indexer,
+    ):
+        try:
+            lags = _lags(db, live, min(hosts, WRITING_HOSTS), seconds)
+        finally:
+            indexer.terminate()
+    if indexer.returncode != 0:
+        raise RuntimeError("crashd-fleet index failed")
+    p95 = statistics.quantiles(lags, n=20)[-1]
+    return Figure(f"lag at {RATE} a second, p95, most", f"{p95:.1f} s, {max(lags):.1f} s", "< 10 s")
+
+
+def _lags(db: Connection, live: Live, hosts: int, seconds: float) -> list[float]:
+    """Write, and look ten times a second for what is there; return the seconds of each object."""
+    written: dict[str, float] = {}
+    lags: list[float] = []
+    began, numbers = datetime.now(UTC), itertools.cycle(range(hosts))
+    start = due = time.monotonic()
+    while written or due < start + seconds:
+        while due <= time.monotonic() and due < start + seconds:
+            key = live.write(next(numbers), OBJECT_CRASHES)
+            written[key] = time.monotonic()
+            due += OBJECT_CRASHES / RATE
+        found = db.execute(
+            "SELECT DISTINCT object FROM crash WHERE day >= %s AND time >= %s",
+            (began.date(), began),
+        ).fetchall()
+        now = time.monotonic()
+        lags += [now - written.pop(key) for (key,) in found if key in written]
+        if now > start + seconds + LAG_LIMIT:
+            raise RuntimeError(f"{len(written)} objects are not indexed")
+        time.sleep(0.1)
+    return lags
 
 
 def ask_server(dsn: str, plan: Plan) -> Iterator[Figure]:

@@ -9,6 +9,7 @@ import bisect
 import io
 import itertools
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,6 +106,38 @@ _LOADS = (0.2, 0.4, 0.6, 0.8, 1, 1, 1.2, 1.6, 1.2, 2)
 def simulated_host(number: int) -> str:
     """Return the id of a host of the fleet."""
     return host_id(f"{number + 1:032x}")
+
+
+class Live:
+    """Hosts of a plan that write what crashes now."""
+
+    def __init__(self, plan: Plan, bucket: Path) -> None:
+        self._bucket = bucket
+        self._chance = random.Random(plan.seed + 1)
+        self._bugs = [
+            _make_bug(number, self._chance) for number in range(min(100, plan.signatures))
+        ]
+        self._sequence = 1 << 40
+        self._written = Written()
+
+    def write(self, number: int, count: int) -> str:
+        """Write one object with so many crashes of a host; return its name."""
+        host, boot, now_ns = simulated_host(number), f"{number * 7919 + 1:032x}", time.time_ns()
+        labels = f'"labels":{{"version":"{VERSIONS[-1]}","zone":"{ZONES[number % 4]}"}}'.encode()
+        name = f"host-{number:05d}".encode()
+        chunk = [
+            _lines(self._chance.choice(self._bugs), host, boot, now_ns, labels, name, self._chance)
+            for _ in range(count)
+        ]
+        self._sequence += 1
+        key = records_key(host, now_ns, boot, self._sequence)
+        # whole at once, as in a bucket: the indexer is looking
+        part = self._bucket / "part"
+        _write_object(part, key, [made[-1] for made in chunk], self._written)
+        target = self._bucket / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (part / key).rename(target)
+        return key
 
 
 def _version(plan: Plan, number: int, time_ns: int) -> str:
