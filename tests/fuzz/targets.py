@@ -23,6 +23,7 @@ from crashd.domain.crash.match import parse_term
 from crashd.domain.crash.model import Crash, encode, from_json, to_json
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.elf import elfcore, memorymap
+from crashd.domain.elf.cfi import find_rules
 from crashd.domain.elf.memorymap import DoubtError
 from crashd.domain.elf.vmlinux import parse_vmlinux
 from crashd.domain.elf.zstdframes import parse_block_header, parse_frame_header
@@ -250,9 +251,21 @@ def _maps() -> list[bytes]:
     return [Path("/proc/self/smaps").read_bytes()[:9000]]
 
 
+_ENTRIES = (
+    "1400000000000000017a5200017c08011b0c0404880100001e0000001c000000e00f0000000100000041"
+    "0e088502420d0502400ac50c0404410b"
+)
+"""A common information entry, and after its 24 bytes a function's, as compilers write them."""
+
+
+def _rules(raw: bytes) -> object:
+    return find_rules(lambda at, size: raw[at : at + size] if at >= 0 else b"", 24, 0x1043, 32)
+
+
 TARGETS = (
     Target("core head", elfcore.parse_head, _cores),
     Target("build id", elfcore.parse_build_id, _cores),
+    Target("unwind rules", _rules, lambda: [bytes.fromhex(_ENTRIES)], (ValueError,)),
     Target("kernel dump", _judge, _dumps),
     Target("compressed dump", _unwrap, _dumps),
     Target("vmlinux", _vmlinux, lambda: [Path("/proc/self/exe").read_bytes()[:9000]]),

@@ -23,6 +23,7 @@ BUILDS = {
     "c1_nameless": [*_C, "-static", "-s", "c1.c"],
     "c1_32": [*_C, "-m32", "c1.c"],
     "c3": [*_C, "c3.c"],
+    "c3_rebuilt": ["gcc", "-O1", "-g", "-w", "-fno-pie", "-no-pie", "-pthread", "c3.c"],
     "c3_trapv": ["gcc", "-O1", "-g", "-w", "-ftrapv", "c3.c"],
     "c3_ubsan": ["gcc", "-O1", "-g", "-w", "-fsanitize=undefined", "-fno-sanitize-recover", "c3.c"],
     "mu": ["musl-gcc", "-O2", "-g", "-w", "mu.c"],
@@ -102,6 +103,23 @@ def test_static_and_dynamic_program_name_the_same_places() -> None:
     for word in both:
         static = titles["c1_static", word].replace("c1_static", "c1")
         assert static == titles["c1", word]
+
+
+@pytest.mark.parametrize("word", ["text_table", "thread_array", "run_code"])
+def test_two_builds_in_two_places_have_one_signature(
+    crasher: Crasher, programs: Programs, tmp_path: Path, word: str
+) -> None:
+    """As on two hosts, and in two containers."""
+    found = []
+    for build in ("c3", "c3_rebuilt"):
+        place = tmp_path / build / "c3"
+        place.parent.mkdir()
+        shutil.copy(programs.get(build), place)
+        found.append(analyse_death(crasher.run(place, word)))
+    assert found[0].title == found[1].title
+    assert found[0].signature == found[1].signature
+    modules = [analysis.facts.modules for analysis in found if analysis.facts is not None]
+    assert modules[0][0].build_id != modules[1][0].build_id
 
 
 def test_static_program_without_names_says_what_happened(

@@ -104,3 +104,12 @@ def test_decode_noise_never_raises(seed: int) -> None:
         for machine, bits in ((EM_X86_64, 64), (EM_386, 32), (EM_AARCH64, 64)):
             found = decode(machine, code, dice.randrange(1 << bits), REGISTERS, bits)
             assert found is None or len(found["access"]) <= 4
+
+
+def test_decode_adds_the_base_of_a_segment() -> None:
+    """drgn names it fs.base."""
+    code = bytes.fromhex("648b042510000000")
+    for name in ("fs.base", "fs_base"):
+        decoded = decode(EM_X86_64, code, 0, {name: 0x7F00_0000}, 64)
+        assert decoded is not None
+        assert decoded["access"][0]["address"] == 0x7F00_0010
