@@ -54,36 +54,41 @@ def _refuse(name: str, status: os.stat_result) -> None:
         )
 
 
-def distrust(owner: int, mode: int, euid: int) -> str | None:
-    """Return why root must not trust a file or directory; None if it may, or `euid` is not root."""
+def distrust(owner: int, mode: int, euid: int, *, sticky: bool = True) -> str | None:
+    """Return why root must not trust a file or directory; None if it may, or `euid` is not root.
+    A sticky directory that others can write may be trusted if `sticky`.
+    """
     if euid != 0:
         return None
     if owner != 0:
         return f"belongs to uid {owner} and not to root"
     # In a sticky directory nobody else can replace root's files.
-    sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
-    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+    is_sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not (is_sticky and sticky):
         return "can be written by others than root"
     return None
 
 
-def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> str | None:
+def find_untrusted(
+    path: Path, *, itself: bool = True, always: bool = False, sticky: bool = True
+) -> str | None:
     """Return the first component of a path that users other than root can replace, and why; None
     if all are safe, or we are not root.
 
     The path is followed as the kernel does, through every link (path_resolution(7)). Only root can
     change what the walk has passed. A missing component ends the walk; it is safe if only root can
     make it. Without `itself`, the last component is not judged, only the way there. With `always`,
-    users other than root and us count even if we are not root. POSIX ACLs need no check: with one,
-    the group bits of a mode are its mask (acl(5)).
+    users other than root and us count even if we are not root. Without `sticky`, nothing is looked
+    at below a directory in which others can make anything, such as /tmp: a user's file system
+    mounted there may never answer. POSIX ACLs need no check: with one, the group bits of a mode are
+    its mask (acl(5)).
     """
     if os.geteuid() != 0 and not always:
         return None
     left, links = list(reversed(path.absolute().parts)), 0
     current = left.pop()
-    top = os.lstat(current)
-    device = top.st_dev
-    if why := _distrust(top):
+    device = (top := os.lstat(current)).st_dev
+    if why := _distrust(top, sticky):
         return f"{current} {why}"
     while left:
         if (name := left.pop()) == "..":
@@ -98,7 +103,7 @@ def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> 
             return f"{shown} is missing, and others than root can make it" if shared else None
         except OSError as e:
             return f"{shown} cannot be looked at: {reason_of(e)}"
-        if (left or itself or stat.S_ISLNK(status.st_mode)) and (why := _distrust(status)):
+        if (left or itself or stat.S_ISLNK(status.st_mode)) and (why := _distrust(status, sticky)):
             return f"{shown} {why}"
         if status.st_dev != device:
             device = status.st_dev
@@ -116,11 +121,12 @@ def find_untrusted(path: Path, *, itself: bool = True, always: bool = False) -> 
     return None
 
 
-def _distrust(status: os.stat_result) -> str | None:
+def _distrust(status: os.stat_result, sticky: bool) -> str | None:
     """Return why users other than root and us can replace what lstat(2) found."""
     owner = 0 if status.st_uid == os.geteuid() else status.st_uid
     mode = status.st_mode
-    return distrust(owner, 0 if stat.S_ISLNK(mode) else mode, 0)  # a link's mode means nothing
+    # a link's mode means nothing
+    return distrust(owner, 0 if stat.S_ISLNK(mode) else mode, 0, sticky=sticky)
 
 
 def _distrust_mount(device: int) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from crashd.domain.crash.package import Package
 from crashd.domain.elf.elfcore import IMAGE_MAX, parse_build_id
 from crashd.edge.host import packages as edge
 from crashd.edge.host.packages import find_package
+from crashd.errors import UnavailableError
 from tests.builders.crashes import build_crash
 
 needs_dpkg = pytest.mark.skipif(not os.path.exists(edge.DPKG_QUERY), reason="needs dpkg-query")
@@ -102,21 +104,25 @@ def test_find_package_asks_rpm(tmp_path: Path) -> None:
         found = find_package(path, dpkg=NO_DPKG, rpm=rpm)
         assert found == Package("tiny", "4:1.2-3.fc41", "rpm")
     assert find_package("/usr/bin/id", dpkg=NO_DPKG, rpm=rpm) is None
+    shutil.rmtree(database)
+    database.write_text("not a directory, as unreadable as a database on a read-only file system")
+    with pytest.raises(UnavailableError, match="rpm: "):
+        find_package("/usr/bin/env", dpkg=NO_DPKG, rpm=rpm)
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "why"),
     [
-        "sleep 60 & sleep 60",
-        "sleep 60 & exit 0",
-        "exec >&-; sleep 60",
-        "exec yes",
-        "exit 1",
-        "kill -9 $$",
+        ("sleep 60 & sleep 60", "does not answer in time"),
+        ("sleep 60 & exit 0", "does not answer in time"),
+        ("exec >&-; sleep 60", "does not answer"),
+        ("exec yes", "prints more than a package"),
+        ("exit 2", "failed with status 2"),
+        ("kill -9 $$", "failed with status -9"),
     ],
 )
 def test_find_package_manager_that_hangs_floods_or_fails_costs_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:
     program = tmp_path / "dpkg-query"
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{script}\n")
@@ -124,7 +130,8 @@ def test_find_package_manager_that_hangs_floods_or_fails_costs_little(
     monkeypatch.setattr(edge, "DPKG_QUERY", str(program))
     monkeypatch.setattr(edge, "SECONDS", 0.5)
     started = time.monotonic()
-    assert find_package("/usr/bin/env", dpkg=["--x"]) is None
+    with pytest.raises(UnavailableError, match=why):
+        find_package("/usr/bin/env", dpkg=["--x"])
     assert time.monotonic() - started < 5
     group = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):  # none of its children is left
@@ -139,8 +146,12 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
+        self.trouble: UnavailableError | None = None
+
     def __call__(self, path: str) -> Package:
         self.asked.append(path)
+        if self.trouble is not None:
+            raise self.trouble
         return Package("owner", "1", "dpkg")
 
 
@@ -190,6 +201,20 @@ def test_packages_are_asked_again_once_packages_have_changed(
     assert len(manager.asked) == 2
 
 
+def test_packages_that_nobody_named_are_asked_for_again_a_minute_later(
+    manager: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, note = Packages(), PackageNote("claimed", "9")
+    manager.trouble = UnavailableError("it does not answer")
+    for path in (PROGRAM, os.path.realpath("/usr/bin/id")):
+        assert known.find(crash_of(path), note) == Package("claimed", "9", "note")
+    assert manager.asked == [PROGRAM], "a storm of crashes does not wait for each of them"
+    manager.trouble = None
+    monkeypatch.setattr(packages, "SILENT_SECONDS", 0.0)
+    known._silent_until_s = 0.0
+    assert known.find(crash_of(PROGRAM), note) == Package("owner", "1", "dpkg")
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -225,16 +250,18 @@ def test_packages_of_a_hosts_file_in_a_private_mount_namespace_or_without_build_
     assert Packages().find(crash_of(PROGRAM, build_id=None), None) == found
 
 
-def test_packages_of_a_file_that_others_can_replace_are_never_asked(
-    manager: Counting, tmp_path: Path
-) -> None:
-    tmp_path.chmod(0o777)
-    program = tmp_path / "env"
-    shutil.copy(PROGRAM, program)
-    assert Packages().find(crash_of(str(program)), None) is None
-    assert manager.asked == []
-    tmp_path.chmod(0o755)
-    assert Packages().find(crash_of(str(program)), None) is not None
+def test_packages_of_a_file_that_others_can_replace_are_never_asked(manager: Counting) -> None:
+    with tempfile.TemporaryDirectory(dir=Path.home()) as name:  # not below /tmp
+        directory = Path(name)
+        program = directory / "env"
+        shutil.copy(PROGRAM, program)
+        # sticky as /tmp: below such a directory users mount what may never answer
+        for mode in (0o777, 0o1777, 0o775):
+            directory.chmod(mode)
+            assert Packages().find(crash_of(str(program)), None) is None
+        assert manager.asked == []
+        directory.chmod(0o755)
+        assert Packages().find(crash_of(str(program)), None) is not None
 
 
 @pytest.mark.parametrize("note", [PackageNote("a b", "1"), PackageNote("a", "\x1b[31m")])

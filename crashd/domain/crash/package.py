@@ -108,8 +108,10 @@ def mapped_inodes(maps: bytes, exe: bytes) -> set[tuple[int, int, int]]:
 
 
 def with_package(crash: Crash, found: Package | None) -> Crash:
-    """Return a crash's record with its package; what is known stays if nothing was found."""
-    if found is None:
+    """Return a crash's record with its package; what is known stays if nothing was found, and what
+    a package manager said also if the executable claims something.
+    """
+    if found is None or (found.source == "note" and crash.package_source not in (None, "note")):
         return crash
     return replace(
         crash,

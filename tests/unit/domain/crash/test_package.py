@@ -103,3 +103,9 @@ def test_with_package_keeps_what_is_known() -> None:
         "dpkg",
     )
     assert with_package(crash, None) == crash
+    assert with_package(crash, Package("claimed", "9", "note")) == crash
+    newer = with_package(crash, Package("bash", "6", "rpm"))
+    assert (newer.package_version, newer.package_source) == ("6", "rpm")
+    claimed = with_package(build_crash(), Package("claimed", "9", "note"))
+    assert with_package(claimed, Package("claimed", "10", "note")).package_version == "10"
+    assert with_package(claimed, Package("bash", "5", "dpkg")).package_source == "dpkg"
