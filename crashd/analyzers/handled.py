@@ -8,6 +8,7 @@ consequence. The kernel's frame for the handler still lies on the stack.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from crashd.analyzers import instruction
@@ -27,6 +28,8 @@ from crashd.domain.signals import CORE_SIGNALS, SIGABRT, SIGFPE, SIGILL, SIGQUIT
 
 _SCAN_BYTES = 256 << 10
 _SEARCHED_BYTES_MAX = 32 << 20
+_CANDIDATES_MAX = 100_000
+"""What may be a fault's siginfo is judged in 7 us; an array of small numbers has three million."""
 _CODE_BYTES = 16
 _BELOW_BYTES = 32 << 10
 """Largest distance from the stack pointer down to the frame of a handler that has returned: the red
@@ -207,16 +210,20 @@ def _redirected(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handle
             continue
         if is_restorer(image.read(pc, _CODE_BYTES), image.head.machine) or _is_gos(before):
             return None
-        for start, size in _writable(image):
-            memory = image.read(start, size)
-            for match in _FAULT_INFO.finditer(memory):
-                at = start + match.start() - INFO_AT
-                found = _parse(image, at, None, again=False)
-                if found is not None and image.word(found.frame.sp) == pc:
-                    frame = _before_redirection(image, found.frame, pc)
-                    return replace(found, frame=frame, end=index)
+        for at in islice(_fault_frames(image), _CANDIDATES_MAX):
+            found = _parse(image, at, None, again=False)
+            if found is not None and image.word(found.frame.sp) == pc:
+                frame = _before_redirection(image, found.frame, pc)
+                return replace(found, frame=frame, end=index)
         return None
     return None
+
+
+def _fault_frames(image: CoreImage) -> Iterator[int]:
+    """Yield where the frame of a fault's handler may lie."""
+    for start, size in _writable(image):
+        for match in _FAULT_INFO.finditer(image.read(start, size)):
+            yield start + match.start() - INFO_AT
 
 
 def _is_gos(frame: Mapping[str, Any]) -> bool:

@@ -141,6 +141,8 @@ class Unwinder:
                 caller[number] = found
             elif number == _EIP:
                 raise ValueError("the return address is not in the core")
+        if _EIP in caller and _ESP not in caller:
+            raise ValueError("the unwind information does not say where the caller's frame is")
         return caller
 
     def _by_frame_pointer(self, now: Mapping[int, int]) -> tuple[dict[int, int], bool] | str:

@@ -14,6 +14,8 @@ from typing import Final
 ENTRY_MAX: Final = 64 << 10
 """Bytes of one entry."""
 _STATES_MAX = 64
+_REGISTERS_MAX = 128
+"""A kept state is a copy of the rules of all registers."""
 _STACK_MAX = 64
 _ABSOLUTE, _PCREL_SDATA4 = 0x00, 0x1B
 _HIGH = 0xC0
@@ -196,7 +198,12 @@ class _Program:
                 self._execute(opcode, cursor)
 
     def _offset(self, register: int, value: int, kind: str = "offset") -> None:
-        self._rules.registers[register] = kind, value * self._common.data_factor
+        self._set(register, (kind, value * self._common.data_factor))
+
+    def _set(self, register: int, rule: Rule) -> None:
+        if register >= _REGISTERS_MAX:
+            raise ValueError("the unwind information has a register that no processor has")
+        self._rules.registers[register] = rule
 
     def _restore(self, register: int) -> None:
         if register in self.initial:
@@ -214,12 +221,12 @@ class _Program:
             case 0x06:
                 self._restore(cursor.uleb())
             case 0x07:
-                rules.registers[cursor.uleb()] = "undefined", 0
+                self._set(cursor.uleb(), ("undefined", 0))
             case 0x08:
                 rules.registers.pop(cursor.uleb(), None)
             case 0x09:
                 number = cursor.uleb()
-                rules.registers[number] = "register", cursor.uleb()
+                self._set(number, ("register", cursor.uleb()))
             case 0x0A:
                 if len(self._states) >= _STATES_MAX:
                     raise ValueError("the unwind information keeps too many states")
@@ -230,7 +237,7 @@ class _Program:
                 rules.cfa, rules.registers = self._states.pop()
             case 0x10 | 0x16:
                 number = cursor.uleb()
-                rules.registers[number] = ("at" if opcode == 0x10 else "is"), cursor.block()
+                self._set(number, ("at" if opcode == 0x10 else "is", cursor.block()))
             case 0x11:
                 self._offset(cursor.uleb(), cursor.sleb())
             case 0x14 | 0x15:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from crashd.analyzers import handled
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.handled import Handled, find_first, find_handled
 from crashd.store.corefile import CoreWriter
@@ -194,6 +195,21 @@ def test_find_handled_behind_a_handler_that_went_on_elsewhere(load: Load) -> Non
     # where another pc was saved, or each frame was called
     assert find_handled(redirected(load, context=True, saved=STORE + 1), frames) is None
     assert find_handled(redirected(load, context=True), frames[:2]) is None
+
+
+def test_find_handled_judges_so_many_look_alikes_of_a_fault(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [
+        frame(SYSCALL, NOW, interrupted=True),
+        frame(CALL, NOW + 64),
+        frame(STORE, SP - 0x3F8),
+    ]
+    image = redirected(load, context=True)
+    monkeypatch.setattr(handled, "_CANDIDATES_MAX", 1)
+    assert find_handled(image, frames) is not None
+    monkeypatch.setattr(handled, "_CANDIDATES_MAX", 0)
+    assert find_handled(image, frames) is None
 
 
 def go_thread(signal_frame: int) -> dict[str, Any]:

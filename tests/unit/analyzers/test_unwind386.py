@@ -21,12 +21,12 @@ RETURNS = [CODE + 0x200, CODE + 0x300]
 TEXT = bytearray(b"\x90" * 4096)
 for returns in RETURNS:
     TEXT[returns - 5 - CODE] = 0xE8  # call
-Load = Callable[[list[int]], CoreImage]
+Load = Callable[..., CoreImage]
 
 
-def table() -> bytes:
+def table(code: bytes) -> bytes:
     """Build .eh_frame_hdr after the entries of `build`, which begin at AT."""
-    raw, entry = build(PROLOGUE + EPILOGUE)
+    raw, entry = build(code)
     here = AT + len(raw)
     head = pack("<4siI", bytes((1, 0x1B, 3, 0x3B)), 0, 1)
     return raw + head + pack("<ii", CODE - here, entry - here)
@@ -34,9 +34,9 @@ def table() -> bytes:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    def make(stack: list[int]) -> CoreImage:
+    def make(stack: list[int], code: bytes = PROLOGUE + EPILOGUE) -> CoreImage:
         segments = [
-            CoreSegment(AT, table().ljust(4096, b"\0"), flags=4),
+            CoreSegment(AT, table(code).ljust(4096, b"\0"), flags=4),
             CoreSegment(CODE, bytes(TEXT), flags=5),
             CoreSegment(STACK, pack(f"<{len(stack)}I", *stack).ljust(4096, b"\0")),
         ]
@@ -81,6 +81,19 @@ def test_unwind_information_of_a_function_at_its_start(load: Load) -> None:
     assert steps(image, CODE, tables=True) == [CODE, RETURNS[0]]
     saved = load([STACK + 8, RETURNS[0], 9])
     assert steps(saved, CODE + 1, tables=True)[:2] == [CODE + 1, RETURNS[0]]
+
+
+@pytest.mark.parametrize(
+    "code", [b"\x07\x04", b"\x84\x7f", b"\x09\x04\x07"], ids=["undefined", "not there", "unknown"]
+)
+def test_unwind_information_that_loses_the_stack_pointer_ends_the_walk(
+    load: Load, code: bytes
+) -> None:
+    image = load([RETURNS[0], 5], code)
+    found = UnwindTable(image.read, AT + len(build(code)[0]))
+    walk = Unwinder(image, lambda _: found).walk({"eip": CODE, "esp": STACK, "ebp": 0}, 20)
+    assert [step.pc for step in walk.steps] == [CODE]
+    assert walk.end == "the unwind information does not say where the caller's frame is"
 
 
 def test_call_of_what_is_not_code_has_its_caller(load: Load) -> None:
