@@ -7,10 +7,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import zstandard
 
 from crashd.analysisresult import parse_log_report, parse_report
+from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.unwind386 import Unwinder
 from crashd.cli.open.scratch import nameless_file
 from crashd.cli.open.unbundle import parse_document, parse_sums, plan_layout, unpack_tar
 from crashd.corehandler import pack
@@ -24,6 +28,7 @@ from crashd.domain.crash.model import Crash, encode, from_json, to_json
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.elf import elfcore, memorymap
 from crashd.domain.elf.cfi import find_rules
+from crashd.domain.elf.ehframe import UnwindTable
 from crashd.domain.elf.memorymap import DoubtError
 from crashd.domain.elf.vmlinux import parse_vmlinux
 from crashd.domain.elf.zstdframes import parse_block_header, parse_frame_header
@@ -262,10 +267,39 @@ def _rules(raw: bytes) -> object:
     return find_rules(lambda at, size: raw[at : at + size] if at >= 0 else b"", 24, 0x1043, 32)
 
 
+class _Image:
+    """The memory of an i386 process that has nothing but one entry of unwind information."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.head = SimpleNamespace(auxv={})
+
+    def read(self, at: int, size: int) -> bytes:
+        return self._raw[at : at + size] if at >= 0 else b""
+
+    def word(self, at: int) -> int | None:
+        raw = self.read(at, 4)
+        return int.from_bytes(raw, "little") if len(raw) == 4 else None
+
+    def is_code(self, at: int) -> bool:
+        return at > 0
+
+    def entry(self, pc: int) -> int:
+        del pc
+        return 24
+
+
+def _walk(raw: bytes) -> object:
+    image = _Image(raw)
+    unwinder = Unwinder(cast("CoreImage", image), lambda _: cast("UnwindTable", image))
+    return unwinder.walk({"eip": 0x1043, "esp": 8, "ebp": 16}, 64)
+
+
 TARGETS = (
     Target("core head", elfcore.parse_head, _cores),
     Target("build id", elfcore.parse_build_id, _cores),
     Target("unwind rules", _rules, lambda: [bytes.fromhex(_ENTRIES)], (ValueError,)),
+    Target("i386 stack", _walk, lambda: [bytes.fromhex(_ENTRIES)]),
     Target("kernel dump", _judge, _dumps),
     Target("compressed dump", _unwrap, _dumps),
     Target("vmlinux", _vmlinux, lambda: [Path("/proc/self/exe").read_bytes()[:9000]]),
