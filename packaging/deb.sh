@@ -49,5 +49,5 @@ mv "$work/sums" "$tree/DEBIAN/md5sums"
 chmod 644 "$tree/DEBIAN/md5sums" "$tree/DEBIAN/conffiles" "$tree/DEBIAN/control"
 find "$tree" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 deb=$out/crashd_${deb_version}_$architecture.deb
-quietly dpkg-deb --root-owner-group -Zxz -z6 --build "$tree" "$deb" || refuse "dpkg-deb failed"
+quietly dpkg-deb --root-owner-group -Zxz "-z$XZ_LEVEL" --build "$tree" "$deb" || refuse "dpkg-deb failed"
 printf '%s\n' "$deb"

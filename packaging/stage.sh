@@ -6,6 +6,9 @@
 # then the launcher takes one of these, if it is still installed, and the handler needs none of it.
 PYTHONS="3.11 3.12 3.13 3.14"
 
+# 6 makes the smallest packages, but takes most of the time of a build: tests build by 1.
+XZ_LEVEL=${CRASHD_XZ_LEVEL:-6}
+
 find_missing_of_staging() {
     need binutils have strip
     need patchelf have patchelf

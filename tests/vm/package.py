@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+QUICK = {"CRASHD_XZ_LEVEL": "1"}
 
 
 def build(directory: Path, bundles: Path | None = None) -> Path:
@@ -18,7 +19,7 @@ def build(directory: Path, bundles: Path | None = None) -> Path:
     done = subprocess.run(
         ["sh", REPOSITORY / "packaging/deb.sh", directory],
         check=True,
-        env={**os.environ, **({"CRASHD_BUNDLES": str(bundles)} if bundles else {})},
+        env={**os.environ, **QUICK, **({"CRASHD_BUNDLES": str(bundles)} if bundles else {})},
         stdout=subprocess.PIPE,
         text=True,
         timeout=900,
