@@ -95,6 +95,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     assert again.cores_of("s") == 1
     assert again.lost({"retention": 1}) == {"retention": 3}
     assert again.recall("etag") == "x"
+    again.close()
 
 
 @pytest.mark.parametrize("content", [b"no database " * 1000, b"SQLite format 3\0" + b"x" * 9000])
@@ -104,6 +105,7 @@ def test_damaged_outbox_is_set_aside(tmp_path: Path, content: bytes) -> None:
     made, aside = open_outbox(path)
     assert aside is not None and (tmp_path / aside).read_bytes() == content
     assert made.waiting() == (0, None)
+    made.close()
 
 
 def test_outbox_of_a_newer_crashd_is_set_aside(tmp_path: Path) -> None:

@@ -169,7 +169,6 @@ def test_blobs_and_listed_are_those_of_the_schema(tmp_path: Path) -> None:
         (plan,) = db.execute(f"EXPLAIN QUERY PLAN SELECT id FROM crash WHERE {sql}").fetchall()
         assert " INDEX " in plan[3], plan
     db.close()
-    db.close()
 
 
 @pytest.mark.parametrize(
