@@ -17,7 +17,7 @@ S
 mmdebstrap --quiet --mode=root --variant=minbase --components=main \
 	--include=systemd,systemd-sysv,udev,dbus,libpam-systemd,kmod,procps,iproute2,util-linux,e2fsprogs,initramfs-tools \
 	--include=zstd,linux-image-cloud-amd64,kdump-tools,kexec-tools,makedumpfile,ca-certificates,systemd-coredump \
-	--include=systemd-container,python3,python3-systemd,libseccomp2,libstdc++6,gdb,curl,crash \
+	--include=systemd-container,python3,python3-systemd,libseccomp2,libstdc++6,libgomp1,liblzo2-2,libsnappy1v5,gdb,curl,crash \
 	--aptopt='APT::Install-Recommends "false"' \
 	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.vm import container, package
 
 HERE = Path(__file__).parent
-CACHE = Path("/var/cache/crashd-test/guest-4")
+CACHE = Path("/var/cache/crashd-test/guest-5")
 """Another name with each change of build-guest.sh."""
 WARM_SECONDS = 600
 SECONDS = 1500
