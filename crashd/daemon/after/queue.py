@@ -270,10 +270,10 @@ class AnalysisQueue:
                 crash = replace(analysed(before, analysis), analysis=told)
             crash = entry.write(with_package(crash, package), sync=True)
             entry.write_file(ANALYSIS, result)
+        self._exporter.analysed(analysis.state, analysis.seconds)  # before anybody sees its result
         self._explained(crash)
         if before.analysis is None:
             self._notices.explained(crash)
-        self._exporter.analysed(analysis.state, analysis.seconds)
         if "kept" in told:
             log.info("crash %s: an earlier analysis knew more and is kept: %s", crash_id, why)
         elif analysis.state is AnalysisState.DONE:
