@@ -6,6 +6,7 @@ spool/<ns>-<pid>-<rand>-<user>/        finished: to be taken in; an older handle
 spool/<...>.bad/                       could not be understood; kept for a human, never read again
 """
 
+import functools
 import os
 import re
 import shutil
@@ -198,17 +199,18 @@ class SpoolEntry:
 
     def ending(self) -> str | None:
         """Return why the core is incomplete; None when it is complete."""
-        done = self._done()
-        if done is None:
+        if self._done is None:
             return DIED
-        return done.get("reason", b"").decode("utf-8", "backslashreplace") or None
+        return self._done.get("reason", b"").decode("utf-8", "backslashreplace") or None
 
     def engine(self) -> Engine:
         """Return how the handler read the core; a handler that died had begun with the stream."""
-        done = self._done() or {}
-        return Engine.MEMORY if done.get("engine") == b"memory" else Engine.STREAM
+        engine = (self._done or {}).get("engine")
+        return Engine.MEMORY if engine == b"memory" else Engine.STREAM
 
+    @functools.cached_property
     def _done(self) -> dict[str, bytes] | None:
+        """How the copy ended; it is written once, before the entry gets its name."""
         raw = self._read("done", VALUE_MAX)
         try:
             return None if raw is None else parse_fields(raw)
