@@ -43,14 +43,19 @@ def starts_stack(function: str | None) -> bool:
     """Return whether a function of Go's runtime runs what it calls on the thread's own stack: what
     lies behind it there is left from earlier. Source: topofstack() in Go's runtime/traceback.go.
     """
-    return (function or "").removesuffix(".abi0") == "runtime.mcall"
+    return _plain(function) == "runtime.mcall"
 
 
 def grows_stack(function: str | None) -> bool:
     """Return whether a function of Go's runtime was called because a goroutine's stack is full: it
     runs on the thread's own stack, and what lies behind it there is left from earlier.
     """
-    return (function or "").removesuffix(".abi0") in ("runtime.morestack", "runtime.morestackc")
+    return _plain(function) in ("runtime.morestack", "runtime.morestackc")
+
+
+def _plain(function: str | None) -> str:
+    """Return the name of a function of Go's runtime without its calling convention."""
+    return (function or "").removesuffix(".abi0")
 
 
 def find_goroutine(image: CoreImage, registers: Mapping[str, int]) -> dict[str, int] | None:
