@@ -146,16 +146,24 @@ class RunWatch:
         began: dict[int, float] = {}
         poll = select.poll()
         poll.register(self._group, select.POLLIN)
+        looked = time.monotonic()
         while began or not self._stopping:
-            for fd, _ in poll.poll(20):
+            ready = poll.poll(20)
+            before, looked = looked, time.monotonic()
+            for fd, _ in ready:
                 if fd != self._group:
-                    self.seconds.append(time.monotonic() - began.pop(fd))
+                    self.seconds.append(looked - began.pop(fd))
                     poll.unregister(fd)
                     os.close(fd)
                     continue
                 raw = os.read(self._group, _EVENT.size)
                 opened, pid = _EVENT.unpack(raw)[-2:]
                 os.close(opened)
-                pidfd = os.pidfd_open(pid)
+                try:
+                    pidfd = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    # It ended before this thread could look, so all of it lies between two looks.
+                    self.seconds.append(time.monotonic() - before)
+                    continue
                 began[pidfd] = time.monotonic()
                 poll.register(pidfd, select.POLLIN)
