@@ -20,7 +20,7 @@ from crashd.domain.fleet.lines import CoreReason
 from crashd.edge.fleet.postgres import Connection
 from crashd.fleet.numbers import Numbers
 from crashd.fleet.rows import COLUMNS, TYPES, Refused, Row, read_row, values
-from crashd.fleet.texts import clean, text
+from crashd.fleet.texts import clean
 
 EXCERPT_BYTES = 200
 DETAIL_MAX = 300
@@ -116,8 +116,8 @@ class Loader:
         changes = _Changes()
         with self._db.transaction():
             kept = self._compare(rows, changes, results)
-            self._delete([row for row in kept if row.crash is None])
-            self._put([row for row in kept if row.crash is not None])
+            self._delete([row for row in kept if row.facts is None])
+            self._put([row for row in kept if row.facts is not None])
             self._count(changes)
             self._note_hosts(rows)
             self._quarantine(batch.bad, results)
@@ -137,7 +137,7 @@ class Loader:
         )
         learn("build", (row.build for row in rows))
         learn("labelset", (row.labels_text for row in rows))
-        for day in {row.day for row in rows if row.crash is not None} - self._days:
+        for day in {row.day for row in rows if row.facts is not None} - self._days:
             self._db.execute("SELECT add_day(%s)", (day,))
             self._days.add(day)
         if len(self._days) > 2 * self._keep_days + 10:
@@ -184,10 +184,10 @@ class Loader:
             is_deleted, revision, seen, *old = there.get(number, (False, None, None))
             if is_deleted:
                 results[Result.DELETED] += 1
-                if row.crash is None:  # the host's confirmation of what it was asked
+                if row.facts is None:  # the host's confirmation of what it was asked
                     kept.append(row)
                 continue
-            if revision is not None and row.crash is not None and revision >= row.revision:
+            if revision is not None and row.facts is not None and revision >= row.revision:
                 results[Result.STALE] += 1
                 continue
             kept.append(row)
@@ -195,7 +195,7 @@ class Loader:
                 replaced.append(row)
                 row.seen = seen
                 _subtract(changes, row.day, self._numbers.get("host", row.host), old)
-            if row.crash is None:
+            if row.facts is None:
                 results[Result.DELETED] += 1
                 continue
             results[Result.NEW if revision is None else Result.UPDATED] += 1
@@ -366,10 +366,10 @@ class Loader:
                 [changes.cores[number] for number in touched],
                 [span.first if span else None for span in spans],
                 [span.last if span else None for span in spans],
-                [str(row.crash.kind) if row and row.crash else None for row in rows],
+                [row.facts.kind if row and row.facts else None for row in rows],
                 [row.title if row else None for row in rows],
-                [_shown(row, "exe") for row in rows],
-                [_shown(row, "unit") for row in rows],
+                [row.facts.exe or None if row and row.facts else None for row in rows],
+                [row.facts.unit if row and row.facts else None for row in rows],
                 [row.id if row else None for row in rows],
             ),
         )
@@ -385,22 +385,18 @@ def _newest(rows: Iterable[Row]) -> list[Row]:
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         before = found.get((row.host, row.id))
-        if before is None or (before.crash is not None and _rank(row) > _rank(before)):
+        if before is None or (before.facts is not None and _rank(row) > _rank(before)):
             found[row.host, row.id] = row
     return list(found.values())
 
 
 def _rank(row: Row) -> tuple[bool, int]:
-    return row.crash is None, row.revision
+    return row.facts is None, row.revision
 
 
 def _answers(row: Row) -> bool:
     """Return whether a record answers the question for its core: it is there, or never will be."""
     return row.core_key is not None or row.core_reason in (CoreReason.POLICY, CoreReason.NO_CORE)
-
-
-def _shown(row: Row | None, name: str) -> str | None:
-    return None if row is None or row.crash is None else text(getattr(row.crash, name)) or None
 
 
 def _key(row: Row, numbers: Mapping[str, int]) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
 """A line of records as a row: judged first, then in the form that PostgreSQL takes.
 
-Everything in a line may be a hostile host's. The model of the local record judges it; what remains
-are values that PostgreSQL would refuse, for one of which the rows of other hosts must not wait: NUL
-characters, infinite numbers, texts too long for an index.
+Everything in a line may be a hostile host's. The model of the local record judges it, or `usual`
+in its place, which is fast and takes only lines that the model takes; what remains are values that
+PostgreSQL would refuse, for one of which the rows of other hosts must not wait: NUL characters,
+infinite numbers, texts too long for an index.
 """
 
 import json
@@ -15,10 +16,10 @@ from typing import Any, Final
 
 from crashd.domain.crash.model import BYTES_KEYS, Crash, Kind, State, to_json
 from crashd.domain.fleet.lines import CoreReason, Line, parse_document, read_document
-from crashd.domain.signals import signal_name
 from crashd.edge.fleet.postgres import encoded
 from crashd.errors import FormatError, NewerError
 from crashd.fleet.texts import SURROGATE, clean, text
+from crashd.fleet.usual import WHAT_MAX, Facts, Judged, read_usual, what_of
 
 TITLE_MAX: Final = 1000
 FUTURE_DAYS: Final = 2
@@ -79,9 +80,9 @@ class Row:
     revision: int
     object: str
     hostname: str
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     crashd: str
-    crash: Crash | None
+    facts: Facts | None
     """None for a deletion."""
     seen: datetime | None = None
     """When an earlier revision was first indexed."""
@@ -107,7 +108,7 @@ class Row:
     @property
     def is_kernel(self) -> bool:
         """Whether a kernel crashed."""
-        return self.crash is not None and self.crash.kind is Kind.KERNEL
+        return self.facts is not None and self.facts.kind == Kind.KERNEL.value
 
 
 def read_row(raw: bytes, host: str, key: str) -> Row:
@@ -117,38 +118,83 @@ def read_row(raw: bytes, host: str, key: str) -> Row:
         Refused: the line is not a record, or names another host's objects.
 
     """
+    found = read_usual(raw, host, TITLE_MAX)
+    if found is None:
+        line, document = _read_line(raw, host)
+        if line.crash is None:
+            return _deletion_row(line, host, key)
+        try:
+            found = _judge(line, line.crash, raw, document)
+        except (ValueError, OverflowError, RecursionError) as e:
+            raise _no_index_takes(e) from e
+    return _make_row(found, host, key)
+
+
+def _read_line(raw: bytes, host: str) -> tuple[Line, dict[str, Any]]:
     try:
         document = read_document(raw)
-        line = parse_document(document, host)
+        return parse_document(document, host), document
     except NewerError as e:
         raise Refused("newer", str(e)) from e
     except FormatError as e:
         raise Refused("malformed", str(e)) from e
     except (RecursionError, MemoryError) as e:
         raise Refused("malformed", f"line cannot be read: {type(e).__name__}") from e
-    stamp = _stamp_of(line.id)
-    labels = {name: clean(value) for name, value in line.labels.items()}
+
+
+def _no_index_takes(error: Exception) -> Refused:
+    return Refused("malformed", f"record has a value that no index takes: {error}")
+
+
+def _deletion_row(line: Line, host: str, key: str) -> Row:
     row = Row(
         id=line.id,
         host=host,
-        day=stamp.date(),
+        day=parse_day(line.id),
         revision=line.revision,
         object=key,
         hostname="",
-        labels=labels,
-        labels_text=_label_text(tuple(sorted(labels.items()))),
+        labels=_clean_labels(line.labels),
         crashd=line.version,
-        crash=line.crash,
+        facts=None,
     )
-    if line.crash is None:
-        row.reason = "" if line.deletion is None else line.deletion.by.value
-        return row
-    try:
-        _fill(row, line, line.crash, stamp)
-        row.doc = _encode_line(raw, document)
-    except (ValueError, OverflowError, RecursionError) as e:
-        raise Refused("malformed", f"record has a value that no index takes: {e}") from e
+    row.labels_text = _label_text(tuple(sorted(row.labels.items())))
+    row.reason = "" if line.deletion is None else line.deletion.by.value
     return row
+
+
+def _make_row(found: Judged, host: str, key: str) -> Row:
+    stamp = _stamp_of(found.id)
+    time = _EPOCH + timedelta(microseconds=found.time_ns // 1000)
+    if abs(time - stamp) > _DRIFT:
+        time = stamp  # a question for a time looks at the days around it
+    if found.signature and not _SIGNATURE.fullmatch(found.signature):
+        raise _no_index_takes(ValueError("signature is malformed"))
+    return Row(
+        id=found.id,
+        host=host,
+        day=stamp.date(),
+        revision=found.revision,
+        object=key,
+        hostname=found.hostname,
+        labels=found.labels,
+        crashd=found.crashd,
+        facts=found.facts,
+        time=time,
+        signature=found.signature,
+        version=text(found.release or found.labels.get("version")),
+        build=found.build,
+        title=found.title,
+        core_reason=found.core_reason,
+        core_key=found.core_key,
+        log_key=found.log_key,
+        doc=found.doc,
+        labels_text=_label_text(tuple(sorted(found.labels.items()))),
+    )
+
+
+def _clean_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {name: clean(value) for name, value in labels.items()}
 
 
 @lru_cache(1000)
@@ -156,60 +202,73 @@ def _label_text(labels: tuple[tuple[str, str], ...]) -> str:
     return json.dumps(dict(labels), ensure_ascii=False)
 
 
-def _fill(row: Row, line: Line, crash: Crash, stamp: datetime) -> None:
-    row.hostname = text(crash.hostname)
-    row.time = _EPOCH + timedelta(microseconds=crash.time_ns // 1000)
-    if abs(row.time - stamp) > _DRIFT:
-        row.time = stamp  # a question for a time looks at the days around it
-    row.signature = crash.signature or ""
-    if row.signature and not _SIGNATURE.fullmatch(row.signature):
-        raise ValueError("signature is malformed")
-    release = (crash.kernel or {}).get("release") if crash.kind is Kind.KERNEL else None
-    row.version = text(
-        release if isinstance(release, str) and release else row.labels.get("version")
-    )
-    row.build = text(crash.build_id)
-    row.title = text(crash.title, TITLE_MAX)
-    row.core_key, row.log_key = line.files.core, line.files.log
-    row.core_reason = line.files.reason
+def _judge(line: Line, crash: Crash, raw: bytes, document: dict[str, Any]) -> Judged:
+    """Make of a line that the model has taken the same as `read_usual` makes of one."""
     _check_numbers(crash)
+    kernel = crash.kernel or {}
+    release = kernel.get("release") if crash.kind is Kind.KERNEL else None
+    return Judged(
+        id=line.id,
+        revision=line.revision,
+        labels=_clean_labels(line.labels),
+        crashd=line.version,
+        time_ns=crash.time_ns,
+        hostname=text(crash.hostname),
+        signature=crash.signature or "",
+        build=text(crash.build_id),
+        release=release if isinstance(release, str) else "",
+        title=text(crash.title, TITLE_MAX),
+        core_key=line.files.core,
+        log_key=line.files.log,
+        core_reason=line.files.reason,
+        facts=Facts(
+            crash.short_id,
+            crash.kind.value,
+            crash.state.value,
+            crash.capture.disposition.value,
+            crash.pid,
+            crash.uid,
+            crash.gid,
+            crash.signal,
+            text(crash.comm),
+            text(crash.exe),
+            text(crash.unit) or None,
+            text(crash.user_unit) or None,
+            text(crash.slice) or None,
+            text(crash.container_id) or None,
+            text(what_of(crash.signal, kernel), WHAT_MAX),
+            crash.pinned,
+            crash.core.stored_bytes,
+        ),
+        doc=_encode_line(raw, document),
+    )
 
 
 def values(row: Row, numbers: Mapping[str, int]) -> tuple[Any, ...]:
     """Build the row's values in the order of COLUMNS; `numbers` are those of its texts."""
-    crash = row.crash
-    assert crash is not None  # for the type checker; deletions have no row
-    kind = (crash.kernel or {}).get("panic_kind")
-    what = signal_name(crash.signal) if crash.signal is not None else kind or ""
+    facts = row.facts
+    assert facts is not None  # for the type checker; deletions have no row
+    short, kind, state, disposition, *names, what, pinned, stored_bytes = facts
     return (
         row.id,
         numbers["host"],
         row.day,
         row.time,
         row.revision,
-        crash.short_id,
-        crash.kind.value,
-        crash.state.value,
-        crash.capture.disposition.value,
+        short,
+        kind,
+        state,
+        disposition,
         row.hostname,
         numbers["signature"],
         numbers["version"],
         numbers["build"],
         numbers["labels"],
-        crash.pid,
-        crash.uid,
-        crash.gid,
-        crash.signal,
-        text(crash.comm),
-        text(crash.exe),
-        text(crash.unit) or None,
-        text(crash.user_unit) or None,
-        text(crash.slice) or None,
-        text(crash.container_id) or None,
+        *names,  # from pid to container_id
         row.title,
-        text(str(what), 60),
-        crash.pinned,
-        crash.core.stored_bytes,
+        what,
+        pinned,
+        stored_bytes,
         row.core_key,
         row.log_key,
         row.object,

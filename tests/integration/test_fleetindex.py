@@ -14,6 +14,7 @@ from crashd.domain.crash.model import State
 from crashd.domain.fleet.lines import CoreReason, DeletedBy, Deletion, Line, build_line
 from crashd.domain.fleet.policy import parse_signatures, parse_want
 from crashd.fleet.main import main
+from crashd.fleet.usual import Judged, read_usual
 from crashd.store.corefile import unzstd
 from tests.fleet.simulate import Plan, simulated_host, write_fleet
 from tests.integration.fleetindex import (
@@ -139,10 +140,14 @@ def test_index_of_value_that_only_postgresql_refuses_loads_the_others(
 ) -> None:
     crashes = [make_crash(1) for _ in range(9)]
     fleet.put(1, *[make_line(crash) for crash in crashes])
-    monkeypatch.setattr(
-        "crashd.fleet.rows._encode_line",
-        lambda raw, given: b'{"x": "\\u0000"}' if given["id"] == crashes[4].id else raw,
-    )
+
+    def read(raw: bytes, host: str, title_max: int) -> Judged | None:
+        found = read_usual(raw, host, title_max)
+        if found is None or found.id != crashes[4].id:
+            return found
+        return found._replace(doc=b'{"x": "\\u0000"}')
+
+    monkeypatch.setattr("crashd.fleet.rows.read_usual", read)
     fleet.index()
     assert fleet.ask("SELECT line, reason FROM quarantine") == [(5, "refused")]
     assert fleet.ask("SELECT count(*) FROM crash") == [(8,)]

@@ -204,7 +204,7 @@ ONLY_IN = {
         "crashd.configuration.values",
         "crashd.analysisresult",
     ),
-    "pydantic_core": ("crashd.configuration.values",),
+    "pydantic_core": ("crashd.configuration.values", "crashd.fleet.usual"),
     "drgn": (
         "crashd.analyzers.stacks",
         "crashd.analyzers.kernel_log",
@@ -221,7 +221,8 @@ ONLY_IN = {
     "bcrypt": ("crashd.edge.web.basicauth",),
 }
 """Who may import a foreign package (and `subprocess`); packages not named here nobody may. There is
-a second one only where the first is on the other side of the sandbox's wall."""
+a second one only where the first is on the other side of the sandbox's wall, or the package's speed
+is the reason."""
 
 WINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "crashd.domain": {

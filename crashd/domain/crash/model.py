@@ -266,7 +266,7 @@ signature title explanation analysis pinned evicted kernel
 _PLAIN = tuple(_PLAIN_TEXT.split())
 _get_plain_values = attrgetter(*_PLAIN)
 _UNKNOWN = dict.fromkeys(_PLAIN)
-_LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
+LISTS = {"warnings": str, "threads": dict, "frames": dict, "log": str, "report": str}
 _NUMBERS_TEXT = """
 sequence boottime_ns pid tid ns_pid uid gid dumpable owner_uid rlimit_core signal si_code
 sender_pid sender_uid mount_ns user_ns
@@ -348,7 +348,7 @@ def to_json(crash: Crash) -> dict[str, Any]:
     for key in _BYTES_LISTS:
         put_bytes_list(out, key, getattr(crash, key))
     out["cmdline"] = crash.cmdline.decode("utf-8", "backslashreplace")
-    for key in _LISTS:
+    for key in LISTS:
         out[key] = list(getattr(crash, key))
     capture, core = crash.capture, crash.core
     out["capture"] = {
@@ -427,7 +427,7 @@ def _from_object(doc: dict[str, Any]) -> Crash:
     for key in _BYTES_LISTS:
         values[key] = _get_bytes_list(doc, key)
     values["argv"] = values["argv"] or ()
-    for key in _LISTS:
+    for key in LISTS:
         values[key] = _get_list(doc, key)
     address = doc.get("fault_address")
     capture, core = doc["capture"], doc["core"]
@@ -466,7 +466,7 @@ def _from_object(doc: dict[str, Any]) -> Crash:
 
 
 _KINDS = {"pinned": bool, **dict.fromkeys(("analysis", "evicted", "kernel", "pod"), dict)}
-_PLAIN_TYPES = tuple((key, int if key in _NUMBERS else _KINDS.get(key, str)) for key in _PLAIN)
+PLAIN_TYPES = tuple((key, int if key in _NUMBERS else _KINDS.get(key, str)) for key in _PLAIN)
 _OPTIONAL_BYTES = frozenset({"maps", "limits", "status", "mountinfo", "auxv", "open_fds"})
 _BYTES_PLAN = tuple(
     (key, f"{key}_base64", None if key in _OPTIONAL_BYTES else b"") for key in _BYTES
@@ -499,7 +499,7 @@ def _number(key: str, value: object, low: int, end: int) -> int:
 def _get_known(doc: dict[str, Any]) -> dict[str, Any]:
     """Return the values of _PLAIN; the usual ones cost no call: an indexer reads millions."""
     values: dict[str, Any] = _UNKNOWN.copy()
-    for key, kind in _PLAIN_TYPES:
+    for key, kind in PLAIN_TYPES:
         value = doc.get(key)
         if value is None:
             continue
@@ -530,8 +530,8 @@ def _get_list(doc: dict[str, Any], key: str) -> tuple[Any, ...]:
     values = doc.get(key) or []
     if values == []:
         return ()
-    if not isinstance(values, list) or not all(isinstance(v, _LISTS[key]) for v in values):
-        raise FormatError(f"crash record has no list of {_LISTS[key].__name__} in {key}")
+    if not isinstance(values, list) or not all(isinstance(v, LISTS[key]) for v in values):
+        raise FormatError(f"crash record has no list of {LISTS[key].__name__} in {key}")
     return tuple(values)
 
 

@@ -34,7 +34,8 @@ LABELS_MAX: Final = 16
 LABEL_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 LABEL_VALUE_MAX: Final = 200
 REVISION_MAX: Final = (1 << 63) - 1
-_VERSION_MAX = 64
+VERSION_MAX: Final = 64
+"""Characters of the version of crashd."""
 
 
 def _parse_float(text: str) -> float:
@@ -186,7 +187,7 @@ def parse_document(document: dict[str, Any], host: str) -> Line:
     if type(revision) is not int or not 0 < revision <= REVISION_MAX:
         raise FormatError("line has no valid revision")
     labels, version = parse_labels(document.get("labels")), document.get("crashd")
-    if not isinstance(version, str) or len(version) > _VERSION_MAX or not version.isascii():
+    if not isinstance(version, str) or len(version) > VERSION_MAX or not version.isascii():
         raise FormatError("line has no valid version of crashd")
     if document.get("deleted") is not None:
         crash_id, deletion = _parse_deletion(document)

@@ -47,7 +47,7 @@ def test_read_row_of_unknown_keys_leaves_them_out() -> None:
 def test_read_row_of_deletion_has_no_crash() -> None:
     raw = build_line(Line(ID, 9, None, {}, "0.1.0", deletion=Deletion(DeletedBy.FLEET, 1)))
     row = read_row(raw, HOST, "key")
-    assert (row.crash, row.reason, row.revision) == (None, "fleet", 9)
+    assert (row.facts, row.reason, row.revision) == (None, "fleet", 9)
 
 
 @pytest.mark.parametrize(
