@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from crashd.domain.kernellog.head import Blame, Head
@@ -16,7 +17,7 @@ from crashd.domain.kernellog.helpers import is_entry, is_helper, is_report, skip
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.kernellog.signature import normal_name
 from crashd.domain.kernellog.stalls import find_stall, stalled_frames
-from crashd.domain.kernellog.trace import ReportFacts, TraceFrame
+from crashd.domain.kernellog.trace import ReportFacts, TraceFrame, parse_frame
 
 __all__ = ["Blamed", "blame", "find_panic", "protector_of"]
 
@@ -38,6 +39,10 @@ _LOCK_TAKEN = re.compile(
 )
 _LOCK_HELD = re.compile(r"(?:but task is )?already holding lock")
 _LOCK_LINES: Final = 4
+_CHAIN = re.compile(r"-> #\d{1,4} ")
+_ENABLING = re.compile(r"(?:raw_)?(?:mark_held_locks|(?:lockdep|trace)_(?:hard|soft)irqs_on)\w*")
+"""Enabling interrupts while a lock is held is wrong, not where that lock was taken."""
+_OWNED = "page last allocated via order"
 _CALLER = re.compile(r"caller is (?P<f>[A-Za-z_][\w.$]{0,511})")
 _LAST = re.compile(r"last function: (?P<f>[A-Za-z_][\w.$]{0,511})")
 STACK_END = "corrupted stack end detected"
@@ -128,9 +133,11 @@ def _candidates(
         return _from(facts.pc.function, facts)
     if sort is Blame.PANIC:
         return _panicked(facts, texts)
+    if sort is Blame.OWNER:
+        return _find_owner(texts, skip) or _reported(facts)
     found = {
         Blame.HEAD: lambda: named or (facts.pc.function if facts.pc is not None else None),
-        Blame.LOCK: lambda: _find_lock(texts, skip),
+        Blame.LOCK: lambda: _find_lock(facts, texts, skip),
         Blame.CALLER: lambda: _find(_CALLER, texts),
         Blame.LAST: lambda: _find(_LAST, texts),
     }.get(sort, lambda: None)()
@@ -179,11 +186,16 @@ def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
     return [first, *trace[at + 1 :]]
 
 
-def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
+def _find_lock(
+    facts: ReportFacts, texts: Sequence[str], skip: re.Pattern[str] | None
+) -> str | None:
     """Return the function that takes the lock: `at: f` soon after the line about the lock.
 
-    If that function only locks, return the one that holds the other lock.
+    If that function only locks, return the one that holds the other lock, and if that is the
+    workqueue's, the one that waits for the work. None if the trace tells who enables interrupts.
     """
+    if any(_ENABLING.fullmatch(frame.function) for frame in facts.trace[:REPORT_FRAMES]):
+        return None
     for start in (_LOCK_TAKEN, _LOCK_HELD):
         begin = next((n for n, text in enumerate(texts[:200]) if start.match(text.lstrip())), None)
         if begin is None:
@@ -194,7 +206,32 @@ def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None
                 if not skips(match["f"], skip):
                     return match["f"]
                 break
-    return None
+    return _find_in_chain(texts, skip)
+
+
+def _find_in_chain(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
+    """Return the function that takes the last lock of the chain that exists."""
+    start = next((n for n, text in enumerate(texts) if _CHAIN.match(text.lstrip())), len(texts))
+    frames = takewhile(
+        lambda frame: frame is not None and not is_entry(frame.function),
+        (parse_frame(text) for text in texts[start + 1 :]),
+    )
+    return next((f.function for f in frames if f is not None and not skips(f.function, skip)), None)
+
+
+def _find_owner(texts: Sequence[str], skip: re.Pattern[str] | None) -> Sequence[TraceFrame]:
+    """Return the functions that allocated the page, from the first that is no helper on.
+
+    Where a bad page is noticed is chance: at the next time that the allocator sees it.
+    """
+    start = next(
+        (n for n, text in enumerate(texts) if text.lstrip().startswith(_OWNED)), len(texts)
+    )
+    frames = (parse_frame(text) for text in texts[start + 1 :])
+    owners = [frame for frame in takewhile(lambda frame: frame is not None, frames) if frame]
+    known = (n for n, f in enumerate(owners) if not skips(f.function, skip))
+    at = next(known, len(owners))
+    return [] if at < len(owners) and is_entry(owners[at].function) else owners[at:]
 
 
 def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:

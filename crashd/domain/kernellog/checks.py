@@ -18,6 +18,11 @@ _K, _B = PanicKind, Blame
 _ALLOC = r"\w*(?:alloc|dup|create_object|asprintf|mmap)\w*"
 _LOCKDEP = r"(?:\[ )?(?P<level>WARNING|INFO|BUG): ?"
 _ADDRESS = r"(?:0x)?[0-9a-f]{8,16}"
+_CRYPTO = (
+    r"_*aes\w*|cipher_crypt\w*|crypto_\w*(?:crypt|digest|final|finup|reset|setkey|update)\w*|drbg_\w+"
+    r"|rng_\w+|s?chacha\w*|poly1305\w*|_*sha\d\w*|keccakf\w*|_*blake2\w*|_*siphash\w*"
+)
+"""Functions that compute with the bytes that their callers give them."""
 
 BROKEN: Final[tuple[Head, ...]] = (
     # leading lines: a BUG or WARNING line follows
@@ -49,7 +54,8 @@ BROKEN: Final[tuple[Head, ...]] = (
         "WARNING: ODEBUG bug{in_f}",
         leads=True,
         evidence=True,
-        skip=r"debug_\w+|__debug\w+|\w*(?:rcu|hrtimer_|timer_|work_|percpu_)\w*|__?free_\w+",
+        skip=r"debug_\w+|__debug\w+|\w*rcu\w*|_*(?:hr)?timer_\w+|_*call_timer_fn|_*(?:expire|run)_timer\w*"
+        r"|_*(?:init|destroy|cancel|queue|flush)_\w*work\w*|_*work_\w+|_*percpu_\w+|__?free_\w+",
     ),
     head(
         _K.BUG,
@@ -102,6 +108,7 @@ CHECKS: Final[tuple[Head, ...]] = (
         rf"(?:in (?:{_ADDRESS}|{FUNCTION})|on address)",
         "KASAN: {what}{access}{in_f}",
         _B.HEAD,
+        skip=_CRYPTO,
     ),
     head(
         _K.KFENCE,
@@ -114,6 +121,7 @@ CHECKS: Final[tuple[Head, ...]] = (
         rf"BUG: KMSAN: (?P<what>[a-z-]{{2,40}}) in (?:{_ADDRESS}|{FUNCTION})",
         "KMSAN: {what}{in_f}",
         _B.HEAD,
+        skip=_CRYPTO,
     ),
     head(
         _K.KCSAN,
@@ -280,9 +288,10 @@ CHECKS: Final[tuple[Head, ...]] = (
         _K.BUG,
         r"BUG: Bad page state in process ",
         "BUG: Bad page state{in_f}",
-        _B.TRACE,
+        _B.OWNER,
         skip=r"bad_page\w*|\w*page_(?:is_)?bad\w*|check_\w+|free_\w+|__free\w+|__folio_put\w*"
-        r"|release_pages|bulk_\w+|\w*folios_put\w*|\w*page_prepare",
+        r"|release_pages|bulk_\w+|\w*folios_put\w*|\w*page_prepare|_*(?:re)?set_page_owner"
+        r"|\w*alloc\w*|_*filemap_get_folio\w*|pagecache_get_page|page_cache_\w+|\w*page_cache_ra",
     ),
     head(
         _K.BUG,
@@ -358,6 +367,11 @@ _SORTS: Final = tuple(
             r"kernel/locking/lockdep\.c",
             r"\w*lock_\w+",
             _warning("WARNING: locking bug{in_f}", r"\w*lock_\w+|(?:lock|release)_sock\w*"),
+        ),
+        (  # its only WARN()
+            r"(?:mm/vmalloc\.c)?",
+            r"_*vmalloc_node_range(?:_noprof)?",
+            _warning("WARNING: zero-size vmalloc{in_f}"),
         ),
         (r"(?:mm/\w+\.c)?", r"_*k?v?.?malloc\w*", _warning("WARNING: kmalloc bug{in_f}")),
         (r".*", r"usb_submit_urb", _warning("WARNING{in_f}/usb_submit_urb")),

@@ -24,6 +24,8 @@ class Blame(StrEnum):
     """In `caller is f`, else in the trace."""
     WORK = "work"
     """The work that the first of the stalled workers does."""
+    OWNER = "owner"
+    """Who allocated the page, if the kernel knows that (`page_owner`), else in the trace."""
     LAST = "last"
     """In `last function: f`."""
     HUNG = "hung"

@@ -58,7 +58,7 @@ HEADS: Final[tuple[Head, ...]] = (
     ),
     head(
         _K.GPF,
-        r"(?:Oops: ){0,2}general protection(?: fault)?(?=[:,] )",
+        r"(?:Oops: ){0,2}general protection(?: fault)?(?=[:,] | for non-canonical )",
         "general protection fault{in_f}",
     ),
     head(
@@ -83,6 +83,14 @@ HEADS: Final[tuple[Head, ...]] = (
         _K.STACK_OVERFLOW,
         r"(?i:kernel stack overflow)(?:[.:]? ?\S{0,8}$| in process )",
         "kernel stack overflow{in_f}",
+        evidence=True,
+    ),
+    head(
+        _K.STACK_OVERFLOW,
+        rf"\w{{1,64}}\(\): .{{1,64}} has overflown the kernel stack \(.{{1,300}}ip:{FUNCTION}",
+        "kernel stack overflow{in_f}",
+        _B.HEAD,
+        leads=True,
         evidence=True,
     ),
     head(_K.DOUBLE_FAULT, r"(?:traps: )?PANIC: double fault[ ,]", "PANIC: double fault{in_f}"),
@@ -287,7 +295,7 @@ HEADS: Final[tuple[Head, ...]] = (
 
 _FIRST = re.compile(
     r"BUG|U[nB]|[uU]n|general|Oops|Bad Add|Int|In|int|k?Kernel |kernel |WARN|INFO|\[ |\[H|\{|list_"
-    r"|usercopy|refcount|ODEBUG|CFI|VFS: B|Missing|traps: [PM]|[\w]{1,64}: panicked"
+    r"|usercopy|refcount|\w{1,64}\(\): |ODEBUG|CFI|VFS: B|Missing|traps: [PM]|[\w]{1,64}: panicked"
     r"|[a-zA-Z0-9 _/,-]{4,120}: [0-9a-f]{4}|[A-Z][\w ,/()-]{3,60}\[#|NMI|watchdog"
     r"|CPU.{0,12}ard LOCKUP"
     r"|CPU \d{1,6} [Uu]n|Watch|rcu|PANIC|SE|Bad mode|mce|Memory f|Uhh|[sS]ys[rR]q|IOCK|PCI"

@@ -71,13 +71,15 @@ _PRIMITIVES: Final = (
     r"_*copy_(?:from|to)_(?:user|kernel|bpfptr|sockptr)\w*",
     r"_*copy_(?:from|to|page_to|page_from)_iter\w*|\w*copy_to_iter\w*|copy(?:in|out)(?:_nocache)?",
     r"raw_copy_\w+|_*arch_copy_\w+|_inline_copy_\w+|_*(?:get|put)_user(?!_pages|_ns)\w*",
-    r"_*clear_(?:user|page)\w*",
-    r"_*might_\w+|csum_\w+|crc\d+\w*|jhash\w*|xxh\d+\w*|\w*snprintf|v?s(?:c?n)?printf|kv?asprintf",
+    r"_*clear_(?:user|page)\w*|check_zeroed_\w+",
+    r"_*might_\w+|csum_\w+|crc(?:\d|_)\w*|jhash\w*|xxh\d+\w*|\w*snprintf|v?s(?:c?n)?printf",
+    r"kv?asprintf|_*(?:get_random|prandom)_\w+|_*[mun]secs_to_jiffies",
     r"string(?:_nocheck)?|pointer|number|format_decode|va_format|hex_string|vbin_printf",
     r"bstr_printf",
     r"v?printk\w*|_+printk\w*|vprintk_\w+|_?sched_show_task|show_state_filter",
     r"_?(?:dev|netdev)_(?:info|notice|warn|err|alert|crit|emerg|printk)",
-    r"(?:_|arch_|raw_|instrument_)*atomic(?:_long|64)?_\w+",
+    r"(?:_|arch_|raw_|instrument_)*atomic(?:_long|64)?_(?:fetch_|try_|cond_)*(?:add|and|andnot|cmpxchg"
+    r"|dec|inc|or|read|set|sub|xchg|xor)(?:_\w+)?",
     r"find_(?:first|next|last|nth)_\w*bit\w*|_find_(?:first|next|last)_\w+",
     r"(?:_|arch_)*(?:test_and_)?(?:set|clear|change|test)_bit\w*",
     r"(?:__raw_)?(?:read|write)[bwlq](?:_relaxed)?",
@@ -113,20 +115,21 @@ _PRIMITIVES: Final = (
     r"osq_(?:un)?lock\w*",
     r"look_up_lock_class|lock_stack\w*",
     r"check_(?:prev|prevs|noncircular|deadlock|chain|irq_usage)\w*|validate_chain",
-    r"mark_(?:lock|held)\w*|find_lock_lock|csd_lock_wait|_*pv_\w+|kvm_wait",
+    r"mark_(?:lock|held)\w*|find_lock_lock|csd_lock_wait|_*pv_\w+",
     r"_*native_\w*(?:wait|halt|pause)\w*",
     r"local_bh_(?:en|dis)able\w*|__local_bh_\w+|_*rcu_read_(?:un)?lock\w*|seqprop_\w+|bit_spin_\w+",
     r"complete(?:_all)?|_*(?:do_)?wait_for_(?:common|completion)\w*|finish_wait",
     r"prepare_to_wait\w*|_*wake_up",
     r"_*wake_up_(?:common|locked|sync|all|bit|pollfree|interruptible)\w*",
     r"autoremove_wake_function|default_wake_function",
-    r"(?:add|remove)_wait_queue\w*|kthread_stop\w*|_*schedule_timeout\w*",
+    r"(?:add|remove)_wait_queue\w*|kthread_(?:stop|should|park|parkme)\w*|_*kthread_parkme"
+    r"|_*schedule_timeout\w*|(?:init|cleanup)_srcu_struct\w*",
     # lists, trees, references, objects, and work that is only queued or cancelled
     r"_*(?:h?list|hlist_(?:nulls|bl)|plist|klist)_(?:add|del|replace|move|splice|empty|remove"
     r"|put|valid)\w*|__list_\w+",
     r"_*rb_(?:erase|insert|next|prev|first|last|replace|link|find|add)\w*|__rb_\w+|xas?_\w+",
     r"_+xas?_\w+",
-    r"_*radix_tree_\w+|_*refcount_\w+|_*kref_\w+|_*ref_tracker_\w+|_*kobject_\w+|add_uevent_var",
+    r"iput|(?:fast_)?dput|mntput|lockref_\w+|_*radix_tree_\w+|_*refcount_\w+|_*kref_\w+|_*ref_tracker_\w+|_*kobject_\w+|add_uevent_var",
     r"debug_\w*object\w*|__debug_\w+|(?:timer|work)_is_static_object|get_device_parent|put_device",
     r"device_(?:add|del|unregister|destroy|release|for_each_child|remove_file|create_file"
     r"|initial_probe)",
@@ -141,8 +144,8 @@ _PRIMITIVES: Final = (
     r"napi_consume_skb|kfree_skbmem",
     r"_*flush_work\w*|_*cancel_(?:delayed_)?work\w*|__cancel_work_timer",
     r"_*flush_workqueue",
-    r"try_to_grab_pending|(?:timer_)?del(?:ete)?_timer\w*|timer_(?:delete|shutdown)\w*",
-    r"try_to_del_timer\w*",
+    r"try_to_grab_pending|(?:timer_)?del(?:ete)?_timer\w*|timer_(?:delete|shutdown|reduce)\w*",
+    r"try_to_del_timer\w*|_*mod_timer\w*|add_timer\w*|lock_timer_base",
 )
 _REPORT = re.compile("|".join(_REPORTS))
 _HELPER = re.compile("|".join((*_REPORTS, *_TRAPS, *_PRIMITIVES)))

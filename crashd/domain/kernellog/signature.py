@@ -16,6 +16,10 @@ SIGNATURE_VERSION: Final = "k4"
 
 _CLONE = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm|lto_priv|localalias|warm)(?:\.\d+)*)+$")
 _PREFIX = re.compile(r"^(?:__pfx_|\.(?=\w))")
+_SYSCALL = re.compile(
+    r"^__(?:arm64|ia32|loongarch|mips|powerpc|riscv|s390x?|x32|x64|se|do)_(?:compat_)?(?=sys_)"
+)
+"""The wrappers of a system call, of each architecture; which of them are inlined is chance."""
 _WORDS = (
     (re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?"), ""),
     (
@@ -28,8 +32,8 @@ _SPACES = re.compile(r"\s+")
 
 
 def normal_name(function: str) -> str:
-    """Strip the suffixes that a compiler adds to a function's name."""
-    return _CLONE.sub("", _PREFIX.sub("", function)) or function
+    """Strip what a compiler or an architecture adds to a function's name."""
+    return _CLONE.sub("", _SYSCALL.sub("", _PREFIX.sub("", function))) or function
 
 
 def normal_words(words: str) -> str:

@@ -46,7 +46,7 @@ _IDLE = (
     r"|cpuidle_\w+|arch_safe_halt|acpi_safe_halt|wait_r4k"
 )
 _SKIP = re.compile(
-    rf"{_IDLE}|native_\w+|unwind_\w+|\w*unwind|orc_\w+|get_stack_info|in_task_stack"
+    rf"{_IDLE}|native_\w+|kvm_wait|unwind_\w+|\w*unwind|orc_\w+|get_stack_info|in_task_stack"
     rf"|arch_stack_walk\w*"
     r"|stack_trace_\w+|update_stack_state|kernel_text_address|__kernel_text_address"
     r"|is_module_text_address"
