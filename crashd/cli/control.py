@@ -7,7 +7,6 @@ message.
 import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +105,8 @@ class ControlClient:
 
 def _copy(connection: socket.socket, size: int) -> int:
     """Copy what arrives to a private, unnamed file; return its descriptor, at offset 0."""
+    import tempfile  # for a core only; it takes as long to load as all else here
+
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     try:
         if read_space(Path(directory)).free_bytes < size:

@@ -13,6 +13,12 @@ from io import FileIO, TextIOWrapper
 from crashd import __version__
 from crashd.errors import CrashdError, reason_of
 
+TYPE_CHECKING = False  # as typing's, which takes as long to load as all that --version needs
+if TYPE_CHECKING:
+    from typing import Any
+
+    from crashd.cli.verbs import Verb
+
 INTERRUPTED = 130
 """128 + SIGINT, as in a shell."""
 _NOT_PERMITTED = 3
@@ -54,9 +60,7 @@ def _run(argv: Sequence[str]) -> int:
     if list(argv) == ["--version"]:
         print(f"crashctl {__version__}")
         return 0
-    from crashd.cli.arguments import FLEET_VERBS, parse
-
-    verb, arguments = parse(argv)
+    verb, arguments = _parse(argv)
     from crashd.cli.context import open_context
 
     if any("=" in term for term in getattr(arguments, "match", ())):
@@ -66,6 +70,8 @@ def _run(argv: Sequence[str]) -> int:
     context = open_context(arguments, out=sys.stdout, environ=os.environ)
     place = verb.module, verb.function
     if context.fleet is not None:
+        from crashd.cli.verbs import FLEET_VERBS
+
         place = FLEET_VERBS[verb.name] or place
     module = import_module(f"crashd.cli.{place[0]}")
     run: Callable[..., int] = getattr(module, place[1])
@@ -80,6 +86,17 @@ def _run(argv: Sequence[str]) -> int:
     finally:
         sys.stdout = terminal
     return status
+
+
+def _parse(argv: Sequence[str]) -> "tuple[Verb, Any]":
+    from crashd.cli.quick import parse_quickly
+
+    found = parse_quickly(argv)
+    if found is not None:
+        return found
+    from crashd.cli.arguments import parse
+
+    return parse(argv)
 
 
 def _explain(error: OSError) -> tuple[str, str | None, int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from crashd.cli.arguments import VERBS, build_parser, build_verb_parser
+from crashd.cli.arguments import build_parser, build_verb_parser
+from crashd.cli.verbs import VERBS
 from crashd.daemon.main import build_parser as build_daemon_parser
 from crashd.domain.crash.model import LIST_KEYS, State
 

@@ -1,8 +1,7 @@
 """`list`, `info` and `follow`."""
 
-import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Context
 from crashd.cli.render import (
@@ -18,10 +17,13 @@ from crashd.domain.crash.kinds import State
 from crashd.domain.crash.match import Query
 from crashd.errors import CrashdError
 
+if TYPE_CHECKING:
+    from argparse import Namespace
+
 _ANALYSED = frozenset(state.value for state in State if state.has_core)
 
 
-def list_crashes(context: Context, arguments: argparse.Namespace) -> int:
+def list_crashes(context: Context, arguments: "Namespace") -> int:
     """Print a line for each crash that matches; return 1 if a filter matches nothing."""
     query = build_query(arguments, time.time_ns())
     source = open_source(context)
@@ -88,7 +90,7 @@ def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
     return {**doc, "analysis": {"state": "pending"}}
 
 
-def build_query(arguments: argparse.Namespace, now_ns: int) -> Query:
+def build_query(arguments: "Namespace", now_ns: int) -> Query:
     """Build the query from the options of `list`.
 
     It asks for the newest crashes first, so that a limit keeps the newest.
@@ -120,7 +122,7 @@ def is_filtered(query: Query) -> bool:
     return bool(query.terms) or any(value is not None for value in wanted)
 
 
-def show(context: Context, arguments: argparse.Namespace) -> int:
+def show(context: Context, arguments: "Namespace") -> int:
     """Print everything known about the newest crash that matches."""
     from crashd.cli.show.pages import render_info
 
@@ -149,7 +151,7 @@ def show(context: Context, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def follow(context: Context, arguments: argparse.Namespace) -> int:
+def follow(context: Context, arguments: "Namespace") -> int:
     """Print each crash as it happens, until Ctrl-C."""
     from crashd.cli.control import ControlClient
 

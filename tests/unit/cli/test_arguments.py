@@ -1,6 +1,7 @@
 import pytest
 
-from crashd.cli.arguments import VALUED, VERBS, build_verb_parser, parse
+from crashd.cli.arguments import VALUED, build_verb_parser, parse
+from crashd.cli.verbs import VERBS
 from crashd.errors import UsageError
 
 

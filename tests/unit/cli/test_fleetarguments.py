@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from crashd.cli.arguments import FLEET_VERBS, VERBS, parse
+from crashd.cli.arguments import parse
 from crashd.cli.context import Context, open_context
+from crashd.cli.verbs import FLEET_VERBS, VERBS
 from crashd.errors import UsageError
 
 

@@ -20,9 +20,10 @@ from .rows import NGINX
 ALLOWED = {
     "crashd": {
         "cli",
-        "cli.arguments",
         "cli.context",
         "cli.main",
+        "cli.quick",
+        "cli.verbs",
         "cli.show",
         "cli.show.listing",
         "cli.render",
@@ -46,6 +47,9 @@ ALLOWED = {
     },
 }
 FORBIDDEN = [
+    "argparse",
+    "gettext",
+    "locale",
     "dataclasses",
     "inspect",
     "json",
