@@ -2,9 +2,10 @@
 
 import re
 
-_SHELL_SAFE = re.compile(rb"[A-Za-z0-9_@%+=:,./-]+")
-_NOT_PLAIN = re.compile(r"[^\x20-\x7e]+")
-_UNSEEN = re.compile(
+# Texts, compiled when they are first used: most lines that crashctl prints need none of them.
+_SHELL_SAFE = rb"[A-Za-z0-9_@%+=:,./-]+"
+_NOT_PLAIN = r"[^\x20-\x7e]+"
+_UNSEEN = (
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     r"\U000e0000-\U000e0fff]"
 )
@@ -17,8 +18,9 @@ MARKS_MAX = 5
 
 def shell_join(argv: tuple[bytes, ...]) -> bytes:
     """Join arguments into one line, quoted for a shell where needed (shlex.join for bytes)."""
+    safe = re.compile(_SHELL_SAFE)
     return b" ".join(
-        a if _SHELL_SAFE.fullmatch(a) else b"'" + a.replace(b"'", b"'\"'\"'") + b"'" for a in argv
+        a if safe.fullmatch(a) else b"'" + a.replace(b"'", b"'\"'\"'") + b"'" for a in argv
     )
 
 
@@ -34,17 +36,18 @@ def printable(value: bytes | str) -> str:
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
     if text.isascii() and text.isprintable():
         return text
-    return _NOT_PLAIN.sub(_escape_run, text)
+    return re.sub(_NOT_PLAIN, _escape_run, text)
 
 
 def _escape_run(match: re.Match[str]) -> str:
     from unicodedata import category  # takes a megabyte that most processes never need
 
+    unseen = re.compile(_UNSEEN)
     shown = []
     room = MARKS_MAX if match.start() else 0  # a first mark joins what precedes the text
     for character in match.group():
         # isprintable() is False for Cc, Cf, Cs, Co, Cn, Zl, Zp, and for Zs except U+0020
-        hidden = not character.isprintable() or _UNSEEN.match(character) is not None
+        hidden = not character.isprintable() or unseen.match(character) is not None
         if category(character).startswith("M"):
             room -= 1
             hidden = hidden or room < 0

@@ -17,10 +17,9 @@ DURATION_MAX_NS: Final = (1 << 63) - 1
 """About 292 years."""
 
 _SIZE_LETTERS = "KMGTPE"
-_SIZE = re.compile(
-    r"(\d{1,19})(?:\.(\d{1,9}))?\s?(?:([KMGTPE])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE
-)
-_PERCENT = re.compile(r"(\d{1,3})(?:\.(\d{1,3}))?\s?%", re.ASCII)
+# Compiled when first used: a listing only formats sizes.
+_SIZE = r"(\d{1,19})(?:\.(\d{1,9}))?\s?(?:([KMGTPE])(?:i?B)?|B)?"
+_PERCENT = r"(\d{1,3})(?:\.(\d{1,3}))?\s?%"
 _PERCENT_UNITS = 100_000  # 100 % in thousandths of a percent
 
 _US, _MS, _S = 1_000, 1_000_000, 1_000_000_000
@@ -37,7 +36,7 @@ _UNITS: Final = {
     **dict.fromkeys(("M", "month", "months"), 2_629_800 * _S),  # 30.4375 days
     **dict.fromkeys(("y", "year", "years"), 31_557_600 * _S),  # 365.25 days
 }
-_SPAN = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*([a-zA-Zµμ]*)\s*", re.ASCII)
+_SPAN = r"(\d{1,19})(?:\.(\d{1,9}))?\s*([a-zA-Zµμ]*)\s*"
 _TEXT_MAX = 100
 
 
@@ -86,7 +85,7 @@ def parse_size(value: str | int) -> Amount:
         UsageError: it is neither a size nor a share, or is below 0, above SIZE_MAX or above 100 %.
     """
     if isinstance(value, str) and value.rstrip().endswith("%"):
-        match = _PERCENT.fullmatch(value.strip())
+        match = re.fullmatch(_PERCENT, value.strip(), re.ASCII)
         if match:
             thousandths = int(match[1]) * 1000 + _scaled(match[2], 1000)
             if thousandths <= _PERCENT_UNITS:
@@ -103,7 +102,7 @@ def parse_bytes(value: str | int) -> int:
     """
     size = -1
     if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
+        match = re.fullmatch(_SIZE, value.strip(), re.ASCII | re.IGNORECASE)
         if match and (match[3] or not match[2]):  # no fractions of a byte
             factor = 1024 ** (_SIZE_LETTERS.index(match[3].upper()) + 1) if match[3] else 1
             size = int(match[1]) * factor + _scaled(match[2], factor)
@@ -172,7 +171,8 @@ def format_duration(duration_ns: int) -> str:
 def _sum_spans(text: str) -> int:
     """Return the sum of the spans of a duration; -1 if `text` is not a duration."""
     total, position = 0, 0
-    while match := _SPAN.match(text, position):
+    span = re.compile(_SPAN, re.ASCII)
+    while match := span.match(text, position):
         whole, fraction, name = match.groups()
         alone = match.span() == (0, len(text))
         if name not in _UNITS or not (name or alone):

@@ -6,10 +6,11 @@ foreign, is left to model.from_json, which completes it or says what is wrong.
 
 import json
 import os
+import re
 from typing import Any
 
 from crashd.base.files import DIRECTORY, open_regular, read_all
-from crashd.domain.crash.kinds import CORE_NAME, ID_PATTERN, RECORD_KEYS, SCHEMA
+from crashd.domain.crash.kinds import CORE_NAME_TEXT, ID_TEXT, RECORD_KEYS, SCHEMA
 from crashd.errors import CrashdError
 from crashd.store.paths import Paths
 
@@ -20,7 +21,7 @@ PLAIN_MAX = 4 << 20
 
 def read_plain(paths: Paths, crash_id: str) -> dict[str, Any] | None:
     """Return a record as it is on disk; None if it must be parsed by model.from_json."""
-    if not ID_PATTERN.fullmatch(crash_id):
+    if not re.fullmatch(ID_TEXT, crash_id):
         return None
     try:
         directory = os.open(paths.crashes / crash_id, DIRECTORY)
@@ -45,4 +46,4 @@ def _is_plain(document: object, crash_id: str) -> bool:
     if document["schema"] != SCHEMA or document["id"] != crash_id or not isinstance(core, dict):
         return False
     name = core.get("path")
-    return name is None or (isinstance(name, str) and CORE_NAME.fullmatch(name) is not None)
+    return name is None or (isinstance(name, str) and bool(re.fullmatch(CORE_NAME_TEXT, name)))

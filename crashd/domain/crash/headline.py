@@ -4,9 +4,6 @@ Titles (domain/cause/signature.py, domain/signals.py) have the form `SIGSEGV in 
 pointer read`: on a narrow line the end, which explains the crash, would be what is cut.
 """
 
-import re
-
-_SIGNAL = re.compile(r"(?:SIG[A-Z0-9+]+|crash) in ", re.ASCII)
 _KERNEL = (
     ("Kernel panic - not syncing: ", "panic: "),
     ("BUG: unable to handle kernel ", ""),
@@ -18,13 +15,12 @@ def headline(title: str, comm: str, program: str) -> str:
 
     It is empty if the title says nothing else.
     """
-    signal = _SIGNAL.match(title)
-    if signal is None:
+    signal, is_found, rest = title.partition(" in ")
+    if not is_found or (signal != "crash" and not _is_signal(signal)):
         for words, instead in _KERNEL:
             if title.startswith(words):
                 return instead + title[len(words) :]
         return title
-    rest = title[signal.end() :]
     if (
         not comm
         or not rest.startswith(comm)
@@ -32,12 +28,18 @@ def headline(title: str, comm: str, program: str) -> str:
     ):
         return rest
     place, words = _split(rest[len(comm) :])
-    words = words.removeprefix(signal[0].removesuffix("in "))  # `SIGSEGV sent by …`
+    words = words.removeprefix(signal + " ")  # `SIGSEGV sent by …`
     # the kernel cuts a comm at 15 bytes
     known = comm == program or (len(comm.encode()) >= 15 and program.startswith(comm))
     if not words:
         return "" if known else f"in {comm}"
     return words + (f", in {place}" if place else "") + ("" if known else f" ({comm})")
+
+
+def _is_signal(word: str) -> bool:
+    # not by a regular expression, whose compilation takes as long as a page of titles
+    rest = word[3:].replace("+", "0")
+    return word.startswith("SIG") and rest.isascii() and rest.isalnum() and rest == rest.upper()
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ Apart from model.py, which has the record itself, because `crashctl list` needs 
 and the record's class takes as long to load as the listing.
 """
 
-import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import assert_never
@@ -12,8 +11,10 @@ from typing import assert_never
 SCHEMA = 1
 """Version of crash.json; readers refuse a larger one."""
 
-ID_PATTERN = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}-\d{1,10}-[a-z][0-9a-z]{7}", re.ASCII)
-"""`<UTC time>-<boot id, 8>-<pid>-<random>`; the crashed process chooses no part of it."""
+ID_TEXT = r"[0-9]{8}t[0-9]{6}-[0-9a-f]{8}-[0-9]{1,10}-[a-z][0-9a-z]{7}"
+"""`<UTC time>-<boot id, 8>-<pid>-<random>`; the crashed process chooses no part of it. A text,
+because compiling it takes a part of the time of `crashctl list`; model.py has it compiled.
+"""
 
 BOOT_UNKNOWN = "0" * 32
 """Stands for an unknown boot id, as of a kernel that died: its log does not contain it."""
@@ -117,7 +118,7 @@ report capture core
 """
 RECORD_KEYS = frozenset(_RECORD_KEYS_TEXT.split())
 """Keys of every crash.json that this version writes; `auxv` may have only its exact bytes."""
-CORE_NAME = re.compile(r"[a-z][a-z0-9.]{0,30}")
+CORE_NAME_TEXT = r"[a-z][a-z0-9.]{0,30}"
 """A core is a plain file in the crash's entry: its name cannot lead elsewhere."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from crashd.domain.crash.kinds import ID_PATTERN, LIST_KEYS, Kind
+from crashd.domain.crash.kinds import ID_TEXT, LIST_KEYS, Kind
 from crashd.domain.signals import signal_number
 from crashd.errors import FormatError, UsageError
 
@@ -13,13 +13,12 @@ TERMS_MAX = 64
 TERM_MAX = 4096
 ID_PREFIX_MIN = 4
 """The least characters of an id that name a crash."""
-_UNIT = re.compile(
-    r".+\.(service|scope|socket|mount|automount|swap|target|timer|path|device)", re.DOTALL
-)
-_ID_TEXT = re.compile(r"[0-9a-z-]+", re.ASCII)
-_SIGNATURE = re.compile(r"[pk]\d{1,3}-[0-9a-f]{16}", re.ASCII)
-_FIELD = re.compile(r"([A-Za-z_]+)=(.*)", re.DOTALL)
-_PREFIX = re.compile(r"^(?:coredump_|_systemd_|_)")
+# Texts, compiled when they are first used: a listing without MATCH needs none of them.
+_UNIT = r"(?s:.+)\.(service|scope|socket|mount|automount|swap|target|timer|path|device)"
+_ID_PART = r"[0-9a-z-]+"
+_SIGNATURE = r"[pk][0-9]{1,3}-[0-9a-f]{16}"
+_FIELD = r"([A-Za-z_]+)=((?s:.*))"
+_PREFIX = r"^(?:coredump_|_systemd_|_)"
 """How coredumpctl(1) and the journal begin field names: COREDUMP_PID, _SYSTEMD_UNIT."""
 _NESTED = ("capture", "core", "kernel", "evicted")
 _COMPUTED = ("count_of_signature", "time")
@@ -27,7 +26,7 @@ _UNLISTED = ("user_unit", "owner_uid", "package_name", "package_version")
 FIELDS = tuple(sorted({*LIST_KEYS, *_UNLISTED} - {*_NESTED, *_COMPUTED}, key=str.lower))
 """What FIELD=VALUE compares."""
 NUMBERS = ("pid", "tid", "uid", "gid", "owner_uid", "si_code")
-_GLOB = re.compile(r"[*?\[]")
+_WILDCARDS = frozenset("*?[")
 GLOB_MAX = 256
 """Characters of a pattern: a user's pattern must not keep the daemon busy."""
 
@@ -142,23 +141,23 @@ def parse_term(text: str) -> Term:
     """
     if not text:
         raise UsageError("empty MATCH")
-    field = _FIELD.fullmatch(text)
+    field = re.fullmatch(_FIELD, text)
     if field:
         return _parse_field(text, field[1], field[2])
     found: list[Alternative] = []
-    if ID_PATTERN.fullmatch(text):
+    if re.fullmatch(ID_TEXT, text):
         return Term(text, (Alternative(Field.ID_PREFIX, text),))
-    if _SIGNATURE.fullmatch(text):
+    if re.fullmatch(_SIGNATURE, text):
         return Term(text, (Alternative(Field.SIGNATURE, text), Alternative(Field.COMM, text)))
     if text.startswith("/"):
         return Term(text, _text(Field.EXE, text))
-    if _ID_TEXT.fullmatch(text) and len(text) >= ID_PREFIX_MIN:
+    if re.fullmatch(_ID_PART, text) and len(text) >= ID_PREFIX_MIN:
         found.append(Alternative(Field.ID_PREFIX, text))
     if text.isascii() and text.isdigit() and len(text) <= 10:
         found.append(Alternative(Field.PID, int(text)))
     elif text.endswith(".slice"):
         found += _text(Field.SLICE, text)
-    elif _UNIT.fullmatch(text):
+    elif re.fullmatch(_UNIT, text):
         found += _text(Field.UNIT, text)
     elif text.isupper() and (number := signal_number(text)) is not None:
         found.append(Alternative(Field.SIGNAL, number))
@@ -169,7 +168,7 @@ def parse_term(text: str) -> Term:
 def _text(field: str, value: str) -> tuple[Alternative, ...]:
     """Compare a field with a text: exactly, and as a pattern if it has a wildcard."""
     exact = Alternative(field, value)
-    if not _GLOB.search(value):
+    if not _WILDCARDS & set(value):
         return (exact,)
     if len(value) > GLOB_MAX:
         raise UsageError(f"a pattern has more than {GLOB_MAX} characters")
@@ -182,7 +181,7 @@ def field_of(name: str, fields: Sequence[str] = FIELDS) -> str:
     Raises:
         UsageError: there is no such field.
     """
-    key = _PREFIX.sub("", name.lower(), count=1)
+    key = re.sub(_PREFIX, "", name.lower(), count=1)
     if key in fields:
         return key
     from difflib import get_close_matches  # only wrong names need it

@@ -17,8 +17,7 @@ from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from crashd.domain.crash.kinds import BOOT_UNKNOWN as BOOT_UNKNOWN
-from crashd.domain.crash.kinds import CORE_NAME
-from crashd.domain.crash.kinds import ID_PATTERN as ID_PATTERN
+from crashd.domain.crash.kinds import CORE_NAME_TEXT, ID_TEXT
 from crashd.domain.crash.kinds import LIST_KEYS as LIST_KEYS
 from crashd.domain.crash.kinds import SCHEMA as SCHEMA
 from crashd.domain.crash.kinds import SHORT_ID_LENGTH as SHORT_ID_LENGTH
@@ -32,6 +31,8 @@ from crashd.errors import FormatError, NewerError
 SEQUENCE_TIME_MAX = 1 << 62
 """The year 2116: keeps the numbers of crashes away from their limit, 2**63, whatever the clock."""
 
+ID_PATTERN = re.compile(ID_TEXT)
+_CORE_NAME = re.compile(CORE_NAME_TEXT)
 _SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -485,7 +486,7 @@ def _safe_name(name: object) -> str | None:
     """Accept only a plain file name, so that a sidecar cannot lead to another path."""
     if name is None:
         return None
-    if not isinstance(name, str) or not CORE_NAME.fullmatch(name):
+    if not isinstance(name, str) or not _CORE_NAME.fullmatch(name):
         raise FormatError(f"core path {name!r} is not a plain file name")
     return name
 
