@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Final
 
 from crashd.domain.kernellog.head import Blame, Head
@@ -40,9 +39,9 @@ _LOCK_TAKEN = re.compile(
 _LOCK_HELD = re.compile(r"(?:but task is )?already holding lock")
 _LOCK_LINES: Final = 4
 _CHAIN = re.compile(r"-> #\d{1,4} ")
-_ENABLING = re.compile(r"(?:raw_)?(?:mark_held_locks|(?:lockdep|trace)_(?:hard|soft)irqs_on)\w*")
-"""Enabling interrupts while a lock is held is wrong, not where that lock was taken."""
-_OWNED = "page last allocated via order"
+_ENABLING = re.compile(r"mark_held_locks|(?:lockdep|trace)_(?:hard|soft)irqs_on\w*")
+_OWNED = re.compile(r"page last allocated via order")
+_LIST_END = re.compile(r"-> #|other info|page last free|Modules linked|CPU: |Call [Tt]race:")
 _CALLER = re.compile(r"caller is (?P<f>[A-Za-z_][\w.$]{0,511})")
 _LAST = re.compile(r"last function: (?P<f>[A-Za-z_][\w.$]{0,511})")
 STACK_END = "corrupted stack end detected"
@@ -133,11 +132,12 @@ def _candidates(
         return _from(facts.pc.function, facts)
     if sort is Blame.PANIC:
         return _panicked(facts, texts)
-    if sort is Blame.OWNER:
-        return _find_owner(texts, skip) or _reported(facts)
+    if sort is Blame.LOCK:
+        return _locked(facts, texts, skip)
+    if sort is Blame.OWNER:  # where a bad page is noticed is chance
+        return _find_listed(texts, _OWNED, skip) or _reported(facts)
     found = {
         Blame.HEAD: lambda: named or (facts.pc.function if facts.pc is not None else None),
-        Blame.LOCK: lambda: _find_lock(facts, texts, skip),
         Blame.CALLER: lambda: _find(_CALLER, texts),
         Blame.LAST: lambda: _find(_LAST, texts),
     }.get(sort, lambda: None)()
@@ -173,9 +173,14 @@ def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
     on the stack by chance. A reliable frame wins over a chance one.
     """
     trace = facts.trace
-    places = [n for n, frame in enumerate(trace) if frame.function == function]
+    name = normal_name(function)
+    places = [n for n, frame in enumerate(trace) if normal_name(frame.function) == name]
     sure = next((n for n in places if trace[n].reliable), None)
-    known = [f for f in (facts.pc, facts.interrupted) if f is not None and f.function == function]
+    known = [
+        f
+        for f in (facts.pc, facts.interrupted)
+        if f is not None and normal_name(f.function) == name
+    ]
     first = known[0] if known else trace[places[0]] if places else None
     if first is None:
         return [TraceFrame(function, None, None, None, True), *_reported(facts)]
@@ -186,16 +191,29 @@ def _from(function: str, facts: ReportFacts) -> Sequence[TraceFrame]:
     return [first, *trace[at + 1 :]]
 
 
-def _find_lock(
+def _locked(
     facts: ReportFacts, texts: Sequence[str], skip: re.Pattern[str] | None
-) -> str | None:
+) -> Sequence[TraceFrame]:
+    """Return the functions that may be to blame for a lock.
+
+    Who takes it; if that function only locks, who holds the other lock; and if that is the
+    workqueue, who waits for its work. If a lock is held while interrupts are enabled, who does
+    that, not where the lock was taken.
+    """
+    functions = (normal_name(frame.function) for frame in facts.trace[:REPORT_FRAMES])
+    if any(map(_ENABLING.fullmatch, functions)):
+        return _reported(facts)
+    taker = _find_lock(texts, skip)
+    if taker is not None:
+        return _from(taker, facts)
+    return _find_listed(texts, _CHAIN, skip) or _reported(facts)
+
+
+def _find_lock(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
     """Return the function that takes the lock: `at: f` soon after the line about the lock.
 
-    If that function only locks, return the one that holds the other lock, and if that is the
-    workqueue's, the one that waits for the work. None if the trace tells who enables interrupts.
+    If that function only locks, return the one that holds the other lock.
     """
-    if any(_ENABLING.fullmatch(frame.function) for frame in facts.trace[:REPORT_FRAMES]):
-        return None
     for start in (_LOCK_TAKEN, _LOCK_HELD):
         begin = next((n for n, text in enumerate(texts[:200]) if start.match(text.lstrip())), None)
         if begin is None:
@@ -206,32 +224,25 @@ def _find_lock(
                 if not skips(match["f"], skip):
                     return match["f"]
                 break
-    return _find_in_chain(texts, skip)
+    return None
 
 
-def _find_in_chain(texts: Sequence[str], skip: re.Pattern[str] | None) -> str | None:
-    """Return the function that takes the last lock of the chain that exists."""
-    start = next((n for n, text in enumerate(texts) if _CHAIN.match(text.lstrip())), len(texts))
-    frames = takewhile(
-        lambda frame: frame is not None and not is_entry(frame.function),
-        (parse_frame(text) for text in texts[start + 1 :]),
-    )
-    return next((f.function for f in frames if f is not None and not skips(f.function, skip)), None)
+def _find_listed(
+    texts: Sequence[str], start: re.Pattern[str], skip: re.Pattern[str] | None
+) -> Sequence[TraceFrame]:
+    """Return the functions listed after a line, from the first that is not a helper on.
 
-
-def _find_owner(texts: Sequence[str], skip: re.Pattern[str] | None) -> Sequence[TraceFrame]:
-    """Return the functions that allocated the page, from the first that is no helper on.
-
-    Where a bad page is noticed is chance: at the next time that the allocator sees it.
+    Lines of others may stand between them.
     """
-    start = next(
-        (n for n, text in enumerate(texts) if text.lstrip().startswith(_OWNED)), len(texts)
-    )
-    frames = (parse_frame(text) for text in texts[start + 1 :])
-    owners = [frame for frame in takewhile(lambda frame: frame is not None, frames) if frame]
-    known = (n for n, f in enumerate(owners) if not skips(f.function, skip))
-    at = next(known, len(owners))
-    return [] if at < len(owners) and is_entry(owners[at].function) else owners[at:]
+    begin = next((n for n, text in enumerate(texts) if start.match(text.lstrip())), len(texts))
+    frames: list[TraceFrame] = []
+    for text in map(str.lstrip, texts[begin + 1 :]):
+        frame = parse_frame(text)
+        if _LIST_END.match(text) or (frame is not None and is_entry(frame.function)):
+            break
+        if frame is not None and (frames or not skips(frame.function, skip)):
+            frames.append(frame)
+    return frames
 
 
 def _panicked(facts: ReportFacts, texts: Sequence[str]) -> Sequence[TraceFrame]:

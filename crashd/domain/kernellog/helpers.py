@@ -191,7 +191,7 @@ def is_report(function: str) -> bool:
 @lru_cache(maxsize=1024)
 def is_entry(function: str) -> bool:
     """Return whether the kernel is entered here; frames below do not belong to its work."""
-    return _ENTRY.match(function) is not None
+    return _ENTRY.match(normal_name(function)) is not None
 
 
 @lru_cache(maxsize=1024)

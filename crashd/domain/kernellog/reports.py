@@ -425,7 +425,7 @@ class _ReportFinder:
 
 def _is_one(report: Report, first: Head, line: LogLine, head: Head) -> bool:
     """Return whether a head continues the report before it."""
-    before = report.lines[-1].text
+    before = report.lines[report.kept - 1].text
     if head.follows or first.leads:
         return True
     if (

@@ -185,7 +185,8 @@ def stalled_frames(facts: ReportFacts) -> Sequence[TraceFrame]:
     """Return the functions of a stalled CPU, from the interrupted one on."""
     trace = facts.trace
     if facts.pc is not None and not is_irq_entry(facts.pc.function):
-        again = bool(trace) and trace[0].function == facts.pc.function  # as on arm64
+        name = normal_name(facts.pc.function)
+        again = bool(trace) and normal_name(trace[0].function) == name  # as on arm64
         return [facts.pc, *trace[again:]]
     entry = next((n for n, frame in enumerate(trace) if is_irq_entry(frame.function)), None)
     if facts.interrupted is not None and (entry is None or facts.interrupted_at > entry):

@@ -128,6 +128,36 @@ def test_the_tables_are_as_wide_as_they_should_be() -> None:
     assert len({case[1] for case in CASES}) >= 25
 
 
+FRAME = re.compile(r"^(\s+(?:\[<[0-9a-f]+>\] )?(?:\? )?)([A-Za-z_]\w+)(\+0x)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("suffix", [".isra.0", ".constprop.3.cold", ".llvm.1234567"])
+def test_signature_is_the_same_where_a_compiler_splits_functions(suffix: str) -> None:
+    split = [
+        case[0]
+        for case in UNSTAMPED
+        if first(FRAME.sub(rf"\1\2{suffix}\3", case[-1])).signature != first(case[-1]).signature
+    ]
+    assert split == []
+
+
+@pytest.mark.parametrize("every", [3, 5])
+def test_signature_is_the_same_with_lines_of_others_in_between(every: int) -> None:
+    other = "usb 1-{n}: new high-speed USB device number {n} using xhci_hcd\n"
+    mixed = [
+        (
+            case[0],
+            "".join(
+                line + "\n" + (other.format(n=n) if n % every == 2 else "")
+                for n, line in enumerate(case[-1].splitlines())
+            ),
+            case[-1],
+        )
+        for case in UNSTAMPED
+    ]
+    assert [t for t, log, alone in mixed if first(log).signature != first(alone).signature] == []
+
+
 def test_signatures_of_different_reports_differ() -> None:
     signatures: dict[str, set[str]] = {}
     for case in CASES:
