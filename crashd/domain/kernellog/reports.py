@@ -258,7 +258,8 @@ class _ReportFinder:
             fresh = near and not open_report.traced and not open_report.ended
             if fresh and self._join(open_report, line, head, match):
                 return
-            self._close(open_report)
+            if open_report.caller == line.caller:  # else another CPU's, while all CPUs are shown
+                self._close(open_report)
         report = self._open_report(line, head, match, head.kind)
         report.fatal = head.kind is PanicKind.PANIC
 

@@ -158,6 +158,41 @@ def test_signature_is_the_same_with_lines_of_others_in_between(every: int) -> No
     assert [t for t, log, alone in mixed if first(log).signature != first(alone).signature] == []
 
 
+def interleaved(logs: tuple[str, str], callers: tuple[str, str], step: int) -> str:
+    """Return two reports, `step` lines of each in turn."""
+    parts = [
+        [f"[  100.{n:06}][{caller:>6}] {text}" for n, text in enumerate(log.splitlines())]
+        for log, caller in zip(logs, callers, strict=True)
+    ]
+    rounds = range(0, max(map(len, parts)), step)
+    return "\n".join(line for n in rounds for part in parts for line in part[n : n + step])
+
+
+@pytest.mark.parametrize("callers", [("T77", "T88"), ("C0", "C1"), ("T77", "C1")])
+@pytest.mark.parametrize("step", [1, 3])
+def test_reports_of_two_cpus_at_once_are_two(callers: tuple[str, str], step: int) -> None:
+    alone = [
+        case[-1]
+        for case in UNSTAMPED
+        if "Kernel panic" not in case[-1]
+        and "Sending NMI" not in case[-1]
+        and len(titles(case[-1])) == 1
+    ]
+    stalls = [log for log in alone if "NMI backtrace" in log]
+    others = [log for log in alone if "stall" not in titles(log)[0] and "lockup" not in log]
+    pairs = [*zip(alone, others[7:], strict=False), *zip(stalls, others, strict=False)]
+    wrong = [
+        (titles(a), titles(b))
+        for a, b in pairs
+        if sorted(titles(interleaved((a, b), callers, step))) != sorted(titles(a) + titles(b))
+    ]
+    assert wrong == []
+
+
+def titles(log: str) -> list[str]:
+    return [analyse_report(report).title for report in find_reports(parse_lines(log.encode()))]
+
+
 def test_signatures_of_different_reports_differ() -> None:
     signatures: dict[str, set[str]] = {}
     for case in CASES:
