@@ -15,9 +15,11 @@ from typing import Any, Final, NamedTuple
 from pydantic_core import CoreSchema, SchemaValidator, ValidationError
 from pydantic_core import core_schema as schema
 
-from crashd.domain.crash.kinds import CORE_NAME, ID_PATTERN, SCHEMA, SHORT_ID_LENGTH, Kind, State
+from crashd.domain.crash.kinds import SCHEMA, SHORT_ID_LENGTH, Kind, State
 from crashd.domain.crash.model import (
     BYTES_KEYS,
+    CORE_NAME,
+    ID_PATTERN,
     LISTS,
     PLAIN_TYPES,
     Disposition,
@@ -294,7 +296,7 @@ def _make_validator() -> SchemaValidator:
     line = _fields(
         _optional(),
         schema=schema.literal_schema([SCHEMA]),
-        id=_pattern(ID_PATTERN.pattern.replace(r"\d", "[0-9]")),  # ASCII, as the model says
+        id=_pattern(ID_PATTERN.pattern),
         kind=_one_of(Kind),
         state=_one_of(State),
         time_ns=_SIZE,

@@ -32,7 +32,7 @@ SEQUENCE_TIME_MAX = 1 << 62
 """The year 2116: keeps the numbers of crashes away from their limit, 2**63, whatever the clock."""
 
 ID_PATTERN = re.compile(ID_TEXT)
-_CORE_NAME = re.compile(CORE_NAME_TEXT)
+CORE_NAME = re.compile(CORE_NAME_TEXT)
 _SHORT_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -486,7 +486,7 @@ def _safe_name(name: object) -> str | None:
     """Accept only a plain file name, so that a sidecar cannot lead to another path."""
     if name is None:
         return None
-    if not isinstance(name, str) or not _CORE_NAME.fullmatch(name):
+    if not isinstance(name, str) or not CORE_NAME.fullmatch(name):
         raise FormatError(f"core path {name!r} is not a plain file name")
     return name
 
