@@ -1,9 +1,10 @@
 """The indexer: from the objects of hosts to rows, again and again.
 
-Hosts are divided into shards. An indexer takes a shard by an advisory lock of its connection, lists
-what its due hosts have written, loads it and moves their cursors in the same transactions, and
-gives the shard back. If it is killed anywhere, PostgreSQL gives the lock back, and what was not
-committed is listed again: every crash is there once. Several indexers take different shards.
+Hosts are divided into shards. An indexer takes its share of them by advisory locks of its
+connection, lists what their due hosts have written, loads it and moves the cursors in the same
+transactions, and gives the shards back. If it is killed anywhere, PostgreSQL gives the locks back,
+and what was not committed is listed again: every crash is there once. Several indexers take
+different shards.
 """
 
 import logging
@@ -33,8 +34,8 @@ from crashd.fleet.unpack import OBJECT_BYTES, unpack_lines
 
 BATCH_ROWS = 4000
 BATCH_BYTES = 16 << 20
-HOSTS = 200
-"""Hosts of a shard that are listed at once."""
+HOSTS = 500
+"""Hosts whose cursors are read at once."""
 THREADS = 16
 AHEAD = 64
 """Objects that are read ahead."""
@@ -130,30 +131,39 @@ class Indexer:
         """Take every shard that is due and free; index what its hosts have written."""
         done = Done()
         with guard():
-            rows = self._db.execute(
-                "SELECT DISTINCT shard, now() FROM cursor WHERE due <= now()"
-            ).fetchall()
-        shards = [row[0] for row in rows]
+            # all indexers of this index, by the name of their connections
+            row = self._db.execute(
+                "SELECT now(), (SELECT array_agg(DISTINCT shard) FROM cursor WHERE due <= now()),"
+                " (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND application_name = current_setting('application_name'))"
+            ).fetchone()
+        assert row is not None
+        shards = list(row[1] or ())
         random.shuffle(shards)  # so that several indexers seldom meet
-        for shard in shards:
-            if self.stop.is_set():
-                break
+        share = -(-SHARDS // max(1, row[2]))
+        while not self.stop.is_set() and (mine := self._lock(shards, share)):
             with guard():
-                row = self._db.execute(
-                    "SELECT pg_try_advisory_lock(%s, %s)", (LOCK, shard)
-                ).fetchone()
-                if not row or not row[0]:
-                    continue
                 try:
                     # a host that is due again meanwhile waits for the next pass
-                    while (part := self._index_hosts(shard, rows[0][1])).hosts:
+                    while (part := self._index_hosts(mine, row[0])).hosts:
                         done.add(part)
                         if self.stop.is_set():
                             break
                 finally:
                     if not self._db.closed:
-                        self._db.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCK, shard))
+                        sql = "SELECT pg_advisory_unlock(%s, n) FROM unnest(%s::int[]) n"
+                        self._db.execute(sql, (LOCK, mine))
+            shards = [shard for shard in shards if shard not in mine]
         return done
+
+    def _lock(self, shards: Sequence[int], most: int) -> list[int]:
+        """Take free ones of some shards; more of them share a transaction's cost."""
+        with guard():
+            found = self._db.execute(
+                "SELECT n FROM unnest(%s::int[]) n WHERE pg_try_advisory_lock(%s, n) LIMIT %s",
+                (list(shards), LOCK, most),
+            ).fetchall()
+        return [row[0] for row in found]
 
     def all_due(self) -> datetime:
         """Make every host due; return the moment after which each has been listed again."""
@@ -172,13 +182,13 @@ class Indexer:
             ).fetchone()
         return bool(row and row[0])
 
-    # -- one shard ---------------------------------------------------------------------------------
+    # -- some shards -------------------------------------------------------------------------------
 
-    def _index_hosts(self, shard: int, due: datetime) -> Done:
+    def _index_hosts(self, shards: list[int], due: datetime) -> Done:
         found = self._db.execute(
             "SELECT host, objects, mark, late_mark, late_looked, recent, idle_seconds FROM cursor"
-            " WHERE shard = %s AND due <= %s ORDER BY due LIMIT %s",
-            (shard, due, HOSTS),
+            " WHERE shard = ANY(%s) AND due <= %s ORDER BY due LIMIT %s",
+            (shards, due, HOSTS),
         ).fetchall()
         cursors = [
             Cursor(host, objects, mark, late_mark, late_looked, frozenset(recent), idle)

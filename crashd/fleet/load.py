@@ -82,7 +82,14 @@ class _Tally:
 
     def add(self, time: datetime) -> None:
         self.crashes += 1
-        self.first, self.last = min(self.first, time), max(self.last, time)
+        self.widen(time, time)
+
+    def widen(self, first: datetime, last: datetime) -> None:
+        """Take in a span; comparisons, because calls of min() and max() cost more."""
+        if first < self.first:
+            self.first = first
+        if last > self.last:
+            self.last = last
 
 
 @dataclass(slots=True)
@@ -313,7 +320,7 @@ class Loader:
             self._share_signatures(changes, touched)
         versions: dict[int, _Tally] = {}
         for (_, version), tally in (*changes.of_signature.items(), *changes.of_host.items()):
-            _widen(versions, version, tally)
+            _span(versions, version).widen(tally.first, tally.last)
         self._execute_pairs(
             "UPDATE version v SET first_seen = least(v.first_seen, w.first) FROM unnest(%s::int[],"
             " %s::timestamptz[]) w(number, first) WHERE v.number = w.number"
@@ -412,34 +419,34 @@ def _key(row: Row, numbers: Mapping[str, int]) -> tuple[Any, ...]:
 
 
 def _add(changes: _Changes, row: Row, numbers: Mapping[str, int]) -> None:
-    signature, host = numbers["signature"], numbers["host"]
-    changes.tallies.setdefault(_key(row, numbers), _Tally()).add(row.time)
+    signature, host, time = numbers["signature"], numbers["host"], row.time
+    _span(changes.tallies, _key(row, numbers)).add(time)
     changes.counts[signature] += 1
     changes.cores[signature] += row.core_key is not None
-    one = _Tally()
-    one.add(row.time)
-    _widen(changes.spans, signature, one)
+    _span(changes.spans, signature).widen(time, time)
     newest = changes.newest.get(signature)
-    if newest is None or row.time >= newest.time:
+    if newest is None or time >= newest.time:
         changes.newest[signature] = row
     if signature:
-        _widen(changes.of_signature, (signature, numbers["version"]), one)
-    _widen(changes.of_host, (host, numbers["version"]), one)
+        _span(changes.of_signature, (signature, numbers["version"])).widen(time, time)
+    _span(changes.of_host, (host, numbers["version"])).widen(time, time)
 
 
 def _subtract(changes: _Changes, day: date, host: int, old: Sequence[Any]) -> None:
     signature, version, build, labels, is_kernel, has_core, time = old
     key = (day, signature, host, version, build, labels, is_kernel)
-    tally = changes.tallies.setdefault(key, _Tally())
+    tally = _span(changes.tallies, key)
     tally.add(time)
     tally.crashes -= 2
     changes.counts[signature] -= 1
     changes.cores[signature] -= has_core
 
 
-def _widen(spans: dict[Any, _Tally], key: Any, other: _Tally) -> None:
-    span = spans.setdefault(key, _Tally())
-    span.first, span.last = min(span.first, other.first), max(span.last, other.last)
+def _span(spans: dict[Any, _Tally], key: Any) -> _Tally:
+    span = spans.get(key)
+    if span is None:
+        span = spans[key] = _Tally()
+    return span
 
 
 def judge(
