@@ -22,6 +22,9 @@ OVERLAP = timedelta(hours=2)
 SETTLING = timedelta(minutes=10)
 """A store may list an object so long after the object's own time."""
 LATE_EVERY = timedelta(minutes=10)
+BACKOFF = 1.5
+"""By how much longer a host is left alone after each listing without new objects. Less than 2, so
+that a host which writes about as often as it is listed is not missed for two periods."""
 RECENT_MAX = 5000
 FEW = PAGE - 100
 """Objects that one request lists."""
@@ -109,7 +112,9 @@ class Look:
             late_mark=self._late_mark,
             late_looked=now if self.everything else self.cursor.late_looked,
             recent=frozenset(kept),
-            idle_seconds=poll if self.taken else min(idle, max(poll, self.cursor.idle_seconds * 2)),
+            idle_seconds=poll
+            if self.taken
+            else min(idle, max(poll, self.cursor.idle_seconds * BACKOFF)),
         )
 
     @property
