@@ -55,7 +55,8 @@ BROKEN: Final[tuple[Head, ...]] = (
         leads=True,
         evidence=True,
         skip=r"debug_\w+|__debug\w+|\w*rcu\w*|_*(?:hr)?timer_\w+|_*call_timer_fn|_*(?:expire|run)_timer\w*"
-        r"|_*(?:init|destroy|cancel|queue|flush)_\w*work\w*|_*work_\w+|_*percpu_\w+|__?free_\w+",
+        r"|_*(?:init|destroy|cancel|queue|flush)_\w*work\w*|_*work_\w+|_*percpu_\w+|__?free_\w+"
+        r"|_*(?:init|setup)_(?:hr)?timer\w*|mod_timer\w*|destroy_(?:hr)?timer\w*",
     ),
     head(
         _K.BUG,
@@ -316,6 +317,13 @@ CHECKS: Final[tuple[Head, ...]] = (
         _K.BUG,
         r"VFS: Busy inodes after unmount of ",
         "VFS: Busy inodes after unmount (use-after-free)",
+        _B.NONE,
+        leads=True,
+    ),
+    head(
+        _K.BUG,
+        r"VFS: Close: file count is (?:0|zero)",
+        "VFS: Close: file count is zero (use-after-free)",
         _B.NONE,
         leads=True,
     ),

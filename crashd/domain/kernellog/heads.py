@@ -63,8 +63,14 @@ HEADS: Final[tuple[Head, ...]] = (
     ),
     head(
         _K.OOPS,
-        r"Unhandled fault: (?P<what>[a-z][a-z -]{3,60}?)(?: on (?:non-)?linefetch)?"
-        r" \(0x[0-9a-f]{1,16}\)",
+        r"Unhandled (?:fault|prefetch abort): (?P<what>[a-z][a-z -]{3,60}?)"
+        r"(?: on (?:non-)?linefetch)? \(0x[0-9a-f]{1,16}\)",
+        "{what}{in_f}",
+        evidence=True,
+    ),
+    head(
+        _K.OOPS,
+        r"(?P<what>(?:Data|Instruction) bus error), e(?:pc|ra) == ",
         "{what}{in_f}",
         evidence=True,
     ),
@@ -209,7 +215,7 @@ HEADS: Final[tuple[Head, ...]] = (
     head(
         _K.OOPS,
         r"(?:Internal error|Oops)(?:: | - )(?:Oops - )?(?P<what>[A-Za-z][\w ()/,-]{2,60}?)"
-        r"(?:, sig: \d{1,2})?:? ?(?:[0-9a-f]{1,16} )?\[#\d{1,9}\](?: |$)",
+        r"(?:, sig: \d{1,2})?(?::? [0-9a-f]{1,16})?:? ?\[#\d{1,9}\](?: |$)",
         "{what}{in_f}",
         follows=True,
         evidence=True,
@@ -294,8 +300,9 @@ HEADS: Final[tuple[Head, ...]] = (
 )
 
 _FIRST = re.compile(
-    r"BUG|U[nB]|[uU]n|general|Oops|Bad Add|Int|In|int|k?Kernel |kernel |WARN|INFO|\[ |\[H|\{|list_"
-    r"|usercopy|refcount|\w{1,64}\(\): |ODEBUG|CFI|VFS: B|Missing|traps: [PM]|[\w]{1,64}: panicked"
+    r"BUG|U[nB]|[uU]n|Data bus|general|Oops|Bad Add|Int|In|int|k?Kernel |kernel |WARN|INFO|\[ |\[H"
+    r"|\{|list_|usercopy|refcount|\w{1,64}\(\): |ODEBUG|CFI|VFS: [BC]|Missing|traps: [PM]"
+    r"|\w{1,64}: panicked"
     r"|[a-zA-Z0-9 _/,-]{4,120}: [0-9a-f]{4}|[A-Z][\w ,/()-]{3,60}\[#|NMI|watchdog"
     r"|CPU.{0,12}ard LOCKUP"
     r"|CPU \d{1,6} [Uu]n|Watch|rcu|PANIC|SE|Bad mode|mce|Memory f|Uhh|[sS]ys[rR]q|IOCK|PCI"

@@ -30,7 +30,8 @@ _OVERLAP = 64
 _MARK = re.compile(
     rb"BUG|WARNING: |Unable to handle|Unhandled |Oops|INFO: |PANIC|Kernel (?:panic|bug|stack overf)"
     rb"|#\d{1,9}\]|SError|Bad mode|UBSAN|CFI f|LOCKUP|Insufficient stack|Hardware Error\]"
-    rb"|Memory failure|NMI received|IOCK|PCI system error|VFS: Busy|Linux version \d|_netdevice: w"
+    rb"|Memory failure|NMI received|IOCK|PCI system error|VFS: (?:Busy|Close)"
+    rb"|Linux version \d|_netdevice: w"
 )
 
 

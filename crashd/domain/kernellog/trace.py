@@ -90,6 +90,8 @@ _PC = re.compile(
     rf"(?:{_ADDRESS} {{0,2}}){{0,2}}{_MODULE_18}(?P<function>{_SYMBOL})"
     rf"{_AT}{_MODULE}"
 )
+_PC_AGAIN = re.compile(r"RIP {1,2}\[|RIP: [A-Za-z_]\S{0,600} RSP: |EIP: .{1,700} SS:ESP ")
+"""The program counter once more, at the end of a report; up to 4.14."""
 _TRACE_START = re.compile(r"(?:Call [Tt]race:|[Bb]acktrace(?: \(crc [0-9a-f]{1,16}\))?:)")
 _LOOSE_END = re.compile(
     r"(?:[Uu]ninit was|Local variable|Bytes |[Aa]llocated |[Ff]reed |kfence-#|-> #|stack backtrace:"
@@ -252,7 +254,9 @@ class _Collector:
             self._in_trace, self._traces = not self._frames, self._traces + 1
             return
         pc = _parse_pc(text)
-        if pc is not None:
+        if pc is not None and self._frames and _PC_AGAIN.match(text):
+            self._late, self._in_trace = self._late or pc, False
+        elif pc is not None:
             self._take_pc(pc)
         else:
             frame = parse_frame(text)
