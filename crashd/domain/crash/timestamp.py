@@ -19,6 +19,7 @@ _MOMENT = re.compile(
 )
 _OFFSET = re.compile(r"(.*?[\d:])\s?(Z|[+-]\d{2}(?::?\d{2})?)", re.ASCII | re.DOTALL)
 _ZONED = re.compile(r"(.+?)\s+([A-Za-z][A-Za-z0-9_+/-]*)", re.ASCII | re.DOTALL)
+_LAST_NS = (1 << 63) - 1
 _CENTURY = 69
 """Two digits of a year from here on belong to the 20th century, as for strptime(3)."""
 
@@ -29,7 +30,7 @@ def parse_time(text: str, now_ns: int) -> int:
     Accepts a date, a time of today, or both, with a weekday before it and with a zone behind it
     (UTC, an abbreviation of the local zone, a name such as Asia/Tokyo, an offset); without a zone
     it is local time. Also `now`, `today`, `yesterday`, `tomorrow`, `-1h`, `+5min`, `2 days ago`,
-    `1h left` and `@epoch`.
+    `1h left`, `@epoch`, and unlike systemd `yesterday 12:30`.
 
     Raises:
         UsageError: `text` is none of these.
@@ -49,16 +50,16 @@ def _parse(word: str, now_ns: int) -> int:
     if word.startswith("@"):
         return round(float(word[1:]) * 1e9)
     if word.startswith(("-", "+")):
-        amount = parse_duration(word[1:].strip())
+        amount = _duration(word[1:])
         return now_ns - amount if word[0] == "-" else now_ns + amount
     if word.endswith(" ago"):
-        return now_ns - parse_duration(word[:-4].strip())
+        return now_ns - _duration(word[:-4])
     if word.endswith(" left"):
-        return now_ns + parse_duration(word[:-5].strip())
+        return now_ns + _duration(word[:-5])
     day = _WEEKDAY.match(word)
     if day:
         word = word[day.end() :]
-    if (offset := _OFFSET.fullmatch(word)) and ":" in offset[1]:
+    if (offset := _OFFSET.fullmatch(word)) and (":" in offset[1] or offset[2] == "Z"):
         zone: tzinfo | None = UTC if offset[2] == "Z" else _offset(offset[2])
         return _ns(_moment(offset[1], now_ns, zone, day))
     if zoned := _ZONED.fullmatch(word):
@@ -66,12 +67,22 @@ def _parse(word: str, now_ns: int) -> int:
     return _ns(_moment(word, now_ns, None, day))
 
 
+def _duration(text: str) -> int:
+    """Parse a time span in ns; unlike in the configuration, a number at its end is of seconds."""
+    return parse_duration(re.sub(r"\d(?=\s*$)", r"\g<0>s", text.strip(), flags=re.ASCII))
+
+
 def _moment(word: str, now_ns: int, zone: tzinfo | None, weekday: re.Match[str] | None) -> datetime:
     """Parse date, time of day or both; the day is today without a date, the time midnight."""
     # local time without an offset, because the offset can differ between two moments of one day
     today = datetime.combine(datetime.fromtimestamp(now_ns // 10**9, zone), time.min, zone)
-    is_day = word in _DAYS
-    moment = today + timedelta(days=_DAYS[word]) if is_day else _written(word, today)
+    name, _, clock = word.partition(" ")
+    if name in _DAYS:
+        today += timedelta(days=_DAYS[name])
+        word = clock.strip()
+        if "-" in word:
+            raise ValueError("two dates")
+    moment = _written(word, today) if word or name not in _DAYS else today
     if weekday:
         name = _WEEKDAYS[moment.weekday()]
         if (weekday[1] + weekday[2]).lower() not in (name, name[:3]):
@@ -109,7 +120,7 @@ def _offset(text: str) -> timezone:
 
 def _in_zone(word: str, name: str, now_ns: int, weekday: re.Match[str] | None) -> int:
     """Parse a time in a zone that is named by its abbreviation or by its place."""
-    if name in ("UTC", "GMT"):
+    if name.upper() in ("UTC", "GMT"):
         return _ns(_moment(word, now_ns, UTC, weekday))
     local = _moment(word, now_ns, None, weekday)
     # both abbreviations of the year, those of an hour that comes twice first
@@ -127,11 +138,12 @@ def _in_zone(word: str, name: str, now_ns: int, weekday: re.Match[str] | None) -
 
 
 def _ns(moment: datetime) -> int:
-    """Convert a moment to ns; without an offset it is local time."""
-    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
+    """Convert a moment to ns; without an offset it is local time. All after 2262 is as late."""
+    ns = int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
+    return min(ns, _LAST_NS)
 
 
 def _in_range(time_ns: int) -> int:
-    if not -(1 << 63) <= time_ns < 1 << 63:
+    if not -(1 << 63) <= time_ns <= _LAST_NS:
         raise ValueError("outside the range of 64-bit nanoseconds")
     return time_ns

@@ -64,6 +64,16 @@ def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("3 hours left", NOW_NS + 3 * HOUR_NS),
         ("-1.5h", NOW_NS - 3 * HOUR_NS // 2),
         ("@1795435200", NOW_NS),
+        ("today 13:00", NOW_NS),
+        ("yesterday 13:00 CET", NOW_NS - 24 * HOUR_NS),
+        ("tomorrow 12:00:00 UTC", NOW_NS + 24 * HOUR_NS),
+        ("1h30 ago", NOW_NS - HOUR_NS - 30 * 10**9),
+        ("-2h 3", NOW_NS - 2 * HOUR_NS - 3 * 10**9),
+        ("-90", NOW_NS - 90 * 10**9),
+        ("2026-11-23 12:00 utc", NOW_NS),
+        ("2026-11-23Z", NOW_NS - HOUR_NS * 12),
+        ("2026-11-23 Z", NOW_NS - HOUR_NS * 12),
+        ("9999-12-31", (1 << 63) - 1),
     ],
 )
 def test_parse_time_as_journalctl_takes_them(text: str, expected: int) -> None:
@@ -88,6 +98,9 @@ def test_parse_time_as_journalctl_takes_them(text: str, expected: int) -> None:
         "Tue 2026-11-23",
         "mon",
         "now UTC",
+        "today 2026-11-23",
+        "today today",
+        "todayish",
         "12:00 Nowhere/City",
         "2026-11-23 ../../etc/passwd",
         "2026-11-23 05",
@@ -141,7 +154,8 @@ OF_SYSTEMD = (
 Mon 2026-11-23 05:02:09|Monday 2026-11-23|mon 2026-11-23|26-11-23 05:02|2026-11-23 5:02|2026-1-3
 2026-11-23 05:02:09.25|2026-11-23 05:02:09 UTC|today UTC|11:12 UTC|2026-07-23 05:02:09 CEST
 3 hours left|1h30min ago|5m 20s ago|+1.5h|-2 days|@5|70-01-02|-1|5 ago|2026-03-29 02:30|yesterday
-2 weeks ago|-3month|+1y 2d|tomorrow|2026-11-23 05:02:09.123456|-5d 3h|-100ms|now
+1h30 ago|2h 3 ago|11:12 utc
+2 weeks ago|-3months 2days|-3month|+1y 2d|tomorrow|2026-11-23 05:02:09.123456|-5d 3h|-100ms|now
 """.replace("\n", "|")
     .strip("|")
     .split("|")
