@@ -13,10 +13,12 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-StrPath = str | bytes | Path
+if TYPE_CHECKING:
+    from pathlib import Path
+
+StrPath = str | bytes | os.PathLike[str]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """open(2)'s flags for a directory that must not be a link."""
@@ -100,10 +102,10 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def replace_file(
-    name: str | Path,
+    name: "str | Path",
     data: bytes,
     *,
-    staged: str | Path,
+    staged: "str | Path",
     dir_fd: int | None = None,
     mode: int = 0o600,
     exclusive: bool = False,
@@ -141,10 +143,10 @@ def replace_file(
         if dir_fd is not None:
             os.fsync(dir_fd)
         else:
-            fsync_directory(Path(name).parent)
+            fsync_directory(os.path.dirname(name) or ".")
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: "str | Path") -> None:
     """Sync the names in a directory to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -169,7 +171,7 @@ class Space(NamedTuple):
     free_inodes: int
 
 
-def read_space(where: int | Path) -> Space:
+def read_space(where: "int | Path") -> Space:
     """Return how full the file system of a path, or of an open file, is (statvfs(3)).
 
     Raises:

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from crashd.domain.text import printable
 from crashd.errors import UsageError
-from crashd.store.paths import Paths
+from crashd.store.paths import CRASHES, INDEX_NAME, STATE_DIR, Paths
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from pathlib import Path
 
 
 class Fleet(NamedTuple):
@@ -19,7 +19,7 @@ class Fleet(NamedTuple):
     dsn: str
     hosts: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
-    identity: Path | None = None
+    identity: "Path | None" = None
     """Key that opens encrypted cores."""
 
     @property
@@ -31,7 +31,8 @@ class Fleet(NamedTuple):
 class Context(NamedTuple):
     """One run of crashctl."""
 
-    paths: Paths
+    root: str
+    """Root of all paths, absolute."""
     color: bool
     """Colours on standard output."""
     legend: bool
@@ -40,9 +41,37 @@ class Context(NamedTuple):
     """No notes on stderr."""
     width: int | None
     """Columns of the terminal; None if standard output is not a terminal."""
-    index_files: tuple[Path, ...] | None = None
+    index_files: "tuple[Path, ...] | None" = None
     """`--file`: read these instead of a store."""
     fleet: Fleet | None = None
+    state: str | None = None
+    """`--directory`: another store than the one below `root`."""
+
+    @property
+    def paths(self) -> Paths:
+        """Every path below `root`."""
+        from pathlib import Path  # see paths.py
+
+        return Paths(Path(self.root), None if self.state is None else Path(self.state))
+
+    @property
+    def state_dir(self) -> str:
+        """The store's directory."""
+        return os.path.join(self.root, STATE_DIR) if self.state is None else self.state
+
+    @property
+    def index_file(self) -> str:
+        """The store's index."""
+        return os.path.join(self.state_dir, INDEX_NAME)
+
+    @property
+    def crashes_dir(self) -> str:
+        """The directory of all crashes, from the root of the file system."""
+        return os.path.join(_absolute(self.state_dir), CRASHES)
+
+    def core_file(self, crash_id: str, name: str) -> str:
+        """Return where the file `name` of a crash is."""
+        return os.path.join(self.crashes_dir, crash_id, name)
 
     def note(self, text: str) -> None:
         """Print a note on stderr: something that is neither data nor an error."""
@@ -62,14 +91,19 @@ def open_context(arguments: "Namespace", *, out: TextIO, environ: "os._Environ[s
     state = getattr(arguments, "directory", None)
     pattern = getattr(arguments, "file", None)
     return Context(
-        paths=Paths(Path(arguments.root).absolute(), None if state is None else Path(state)),
+        root=_absolute(arguments.root),
         color=color == "always" or (color == "auto" and wanted),
         legend=not arguments.no_legend,
         quiet=arguments.quiet,
         width=_columns(out, environ) if terminal else None,
         index_files=None if pattern is None else _matching_files(pattern),
         fleet=_fleet(arguments, environ),
+        state=None if state is None else state or ".",
     )
+
+
+def _absolute(path: str) -> str:
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
@@ -88,6 +122,8 @@ def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
     pairs = [label.partition("=") for label in labels or ()]
     if not all(name and equals for name, equals, _ in pairs):
         raise UsageError("--label is not of the form NAME=VALUE")
+    from pathlib import Path
+
     return Fleet(
         dsn,
         tuple(hosts or ()),
@@ -96,8 +132,9 @@ def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
     )
 
 
-def _matching_files(pattern: str) -> tuple[Path, ...]:
+def _matching_files(pattern: str) -> "tuple[Path, ...]":
     from glob import glob  # few calls have --file
+    from pathlib import Path
 
     return tuple(Path(name) for name in sorted(glob(pattern)))
 

@@ -13,13 +13,13 @@ from crashd.domain.crash.kinds import SHORT_ID_LENGTH
 from crashd.domain.crash.match import ID_PREFIX_MIN, Query
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
 from crashd.store.indexread import IndexReader
-from crashd.store.paths import Paths
 
 if TYPE_CHECKING:
     from crashd.cli.control import ControlClient
     from crashd.domain.crash.tally import Tally, Timeline
     from crashd.store.catalog import Catalog
     from crashd.store.index import Index
+    from crashd.store.paths import Paths
 
 CANDIDATES_MAX = 5
 COUNTED_MAX = 1000
@@ -68,12 +68,12 @@ class CountingSource(Source, Protocol):
 class DirectSource:
     """The store and its index on disk; shows every crash."""
 
-    def __init__(self, paths: Paths, *, writable: bool) -> None:
-        self._paths = paths
+    def __init__(self, context: Context, *, writable: bool) -> None:
+        self._context = context
         self._whole: Index | None = None
         if writable:
             self._whole = self._open(readonly=False)
-        self._reader = self._whole or IndexReader.open_readonly(paths.index)
+        self._reader = self._whole or IndexReader.open_readonly(context.index_file)
 
     @property
     def index(self) -> "Index":
@@ -85,14 +85,14 @@ class DirectSource:
     def _open(self, *, readonly: bool) -> "Index":
         from crashd.store.index import Index
 
-        return Index.open(self._paths.index, readonly=readonly)
+        return Index.open(self._context.paths.index, readonly=readonly)
 
     @property
     def catalog(self) -> "Catalog":
         """The store behind the index."""
         from crashd.store.catalog import Catalog
 
-        return Catalog(self._paths, self.index)
+        return Catalog(self._context.paths, self.index)
 
     def select(self, query: Query) -> list[dict[str, Any]]:
         """Return the crashes that match, newest first."""
@@ -113,7 +113,8 @@ class DirectSource:
         from crashd.store import signatures
         from crashd.store.recordread import read_plain
 
-        row, document = self._reader.get(crash_id), read_plain(self._paths, crash_id)
+        row = self._reader.get(crash_id)
+        document = read_plain(self._context.crashes_dir, crash_id)
         if row is None or document is None:
             return self.catalog.info(crash_id, None)
         signature = document["signature"]
@@ -167,9 +168,9 @@ class DaemonSource:
         """Do nothing: each request closes its own connection."""
 
 
-def can_read_store(paths: Paths) -> bool:
+def can_read_store(state_dir: "str | os.PathLike[str]") -> bool:
     """Return whether the caller may read the state directory directly."""
-    return os.access(paths.state_dir, os.R_OK | os.X_OK, effective_ids=True)
+    return os.access(state_dir, os.R_OK | os.X_OK, effective_ids=True)
 
 
 def open_source(context: Context) -> Source:
@@ -186,7 +187,7 @@ def open_source(context: Context) -> Source:
         from crashd.cli.indexfiles import IndexFiles
 
         return IndexFiles(context.index_files)
-    if can_read_store(context.paths) or context.paths.state is not None:
+    if can_read_store(context.state_dir) or context.state is not None:
         return open_direct(context)
     if os.geteuid() == 0 or not context.paths.control_socket.exists():
         raise UnavailableError(
@@ -205,24 +206,24 @@ def open_direct(context: Context, *, writable: bool = False) -> DirectSource:
         PermissionDeniedError: the caller is neither root nor the owner of the store.
         UnavailableError: there is no store or index, or it cannot be read.
     """
-    paths = context.paths
-    require_store(paths)
-    if not paths.index.exists():
+    if not can_read_store(context.state_dir):
+        require_store(context.paths)
+    if not os.path.exists(context.index_file):
         raise UnavailableError(
-            f"the store {paths.state_dir} has no index",
+            f"the store {context.state_dir} has no index",
             hint="create it with crashctl reindex, or start crashd",
         )
-    return DirectSource(paths, writable=writable)
+    return DirectSource(context, writable=writable)
 
 
-def require_store(paths: Paths) -> None:
+def require_store(paths: "Paths") -> None:
     """Check that the caller may use the store directly.
 
     Raises:
         PermissionDeniedError: the caller may not.
         UnavailableError: there is no store.
     """
-    if can_read_store(paths):
+    if can_read_store(paths.state_dir):
         return
     if os.geteuid() != 0 and paths.state_dir.parent.exists():
         raise PermissionDeniedError(

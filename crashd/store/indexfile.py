@@ -9,11 +9,15 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 from crashd.domain.text import printable
 from crashd.errors import IndexCorruptError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    AnyPath = str | Path
 
 BUSY_SECONDS = 5.0
 WAL_BYTES = 16 << 20
@@ -22,6 +26,7 @@ PAGE_BYTES = 8192
 """Rows have about 1 KiB; a quarter of each smaller page would stay empty."""
 WAL_PAGES = 500
 """A commit tries to write the WAL back once it has this many pages."""
+_PLAIN = frozenset("/-_.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 COMPANIONS = ("-wal", "-shm")
 _TEMPORARY = "PRAGMA temp_store = MEMORY"
 """Without this, a statement that can fail half-way, as every put can, copies rows to a file in
@@ -32,7 +37,7 @@ _TEMPORARY = "PRAGMA temp_store = MEMORY"
 # -- opening ---------------------------------------------------------------------------------------
 
 
-def make_private(path: Path) -> None:
+def make_private(path: "Path") -> None:
     """Create the file if it is missing, and make it unreadable for other users.
 
     An existing file is never opened here: closing it would drop the POSIX locks of every
@@ -48,7 +53,7 @@ def make_private(path: Path) -> None:
                     os.chmod(name, 0o600)
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: "Path") -> sqlite3.Connection:
     """Open the file for reading and writing; the caller owns the connection."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
@@ -64,9 +69,9 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def connect_readonly(path: Path) -> sqlite3.Connection:
+def connect_readonly(path: "AnyPath") -> sqlite3.Connection:
     """Open the file for reading, also on a read-only disk; the caller owns the connection."""
-    uri = f"file://{quote(os.fsencode(path.absolute()))}"  # as_uri() imports http and ssl (3.14)
+    uri = f"file://{_quoted(path)}"
     connection = sqlite3.connect(
         f"{uri}?mode=ro", timeout=BUSY_SECONDS, isolation_level=None, uri=True
     )
@@ -90,11 +95,20 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
 # -- the whole file --------------------------------------------------------------------------------
 
 
+def _quoted(path: "AnyPath") -> str:
+    """Make a path absolute, and escape what means something in a URI.
+
+    Not by urllib.parse or Path.as_uri(), which import what takes as long as reading a listing.
+    """
+    raw = os.fsencode(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
+    return "".join(chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}" for byte in raw)
+
+
 WAL_ALARM_BYTES = 64 << 20
 """A WAL grows to this only if a reader does not end; those of crashctl take milliseconds."""
 
 
-def wal_bytes(path: Path) -> int:
+def wal_bytes(path: "Path") -> int:
     """Return the size of the index's WAL. It grows as long as a reader has a transaction open,
     because nothing can be written back until that ends.
     """
@@ -104,7 +118,7 @@ def wal_bytes(path: Path) -> int:
         return 0
 
 
-def set_index_aside(path: Path) -> str:
+def set_index_aside(path: "Path") -> str:
     """Rename an index that cannot be read, so that a new one can be made; return its new name."""
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
     os.rename(path, aside)
@@ -113,7 +127,7 @@ def set_index_aside(path: Path) -> str:
     return aside.name
 
 
-def remove_index(path: Path) -> None:
+def remove_index(path: "Path") -> None:
     """Remove the file and its companions; a missing one is not an error."""
     for name in ("", *COMPANIONS):  # the file before its WAL: without that it would be damaged
         path.with_name(path.name + name).unlink(missing_ok=True)
@@ -123,7 +137,7 @@ def remove_index(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def guard(path: Path) -> Iterator[None]:
+def guard(path: "AnyPath") -> Iterator[None]:
     """Turn SQLite's errors, and rows that are not ours, into our errors."""
     try:
         yield
@@ -141,7 +155,7 @@ def guard(path: Path) -> Iterator[None]:
         raise damaged(path, _told(e)) from e
 
 
-def damaged(path: Path, why: str) -> IndexCorruptError:
+def damaged(path: "AnyPath", why: str) -> IndexCorruptError:
     """Build the error for a damaged index."""
     return IndexCorruptError(
         f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"

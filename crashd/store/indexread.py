@@ -7,8 +7,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from crashd.domain.crash.kinds import LIST_KEYS, time_text
 from crashd.domain.crash.match import Query
@@ -23,6 +22,9 @@ from crashd.errors import (
 from crashd.store.indexfile import connect_readonly, damaged, guard
 from crashd.store.schema import VERSION
 from crashd.store.selection import Selector
+
+if TYPE_CHECKING:
+    from crashd.store.indexfile import AnyPath
 
 _NEWEST = "time_ns DESC, id DESC"
 
@@ -54,13 +56,13 @@ def _shown(row: tuple[Any, ...]) -> dict[str, Any]:
 class IndexReader:
     """An index open for reading; only the thread that opened it may use and close it."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, inode: int) -> None:
+    def __init__(self, path: "AnyPath", connection: sqlite3.Connection, inode: int) -> None:
         self._path = path
         self._db = connection
         self._inode = inode
 
     @classmethod
-    def open_readonly(cls, path: Path) -> "IndexReader":
+    def open_readonly(cls, path: "AnyPath") -> "IndexReader":
         """Open the index for reading.
 
         Raises:

@@ -1,10 +1,19 @@
 """Every path that crashd touches, from one root (DESIGN section 2).
 
-Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all else.
+Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all else;
+and whoever needs no Path loads no pathlib, which takes as long as reading a listing.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STATE_DIR = "var/lib/crashd"
+CRASHES = "crashes"
+INDEX_NAME = "index.sqlite"
 KEPT_FILES = "files"
 """A directory among those of the crashes."""
 
@@ -18,10 +27,10 @@ class Paths:
         self.root = root
         self.state = state
         """Another `state_dir`, as of a copy of a store."""
-        self.state_dir = state or root / "var/lib/crashd"
+        self.state_dir = state or root / STATE_DIR
         """0700; everything that outlives a boot."""
         # those asked for in a storm; joining a path takes 10 us
-        self.crashes = self.state_dir / "crashes"
+        self.crashes = self.state_dir / CRASHES
         """One directory for each crash, named by its id."""
         self.spool = self.state_dir / "spool"
         """Crashes that the handler kept itself while the daemon was away."""
@@ -63,7 +72,7 @@ class Paths:
     @property
     def index(self) -> Path:
         """SQLite; a cache of `crashes`."""
-        return self.state_dir / "index.sqlite"
+        return self.state_dir / INDEX_NAME
 
     @property
     def outbox(self) -> Path:

@@ -12,19 +12,18 @@ from typing import Any
 from crashd.base.files import DIRECTORY, open_regular, read_all
 from crashd.domain.crash.kinds import CORE_NAME_TEXT, ID_TEXT, RECORD_KEYS, SCHEMA
 from crashd.errors import CrashdError
-from crashd.store.paths import Paths
 
 RECORD = "crash.json"
 PLAIN_MAX = 4 << 20
 """Larger records than this version writes take the long way, too."""
 
 
-def read_plain(paths: Paths, crash_id: str) -> dict[str, Any] | None:
+def read_plain(crashes: str | os.PathLike[str], crash_id: str) -> dict[str, Any] | None:
     """Return a record as it is on disk; None if it must be parsed by model.from_json."""
     if not re.fullmatch(ID_TEXT, crash_id):
         return None
     try:
-        directory = os.open(paths.crashes / crash_id, DIRECTORY)
+        directory = os.open(os.path.join(crashes, crash_id), DIRECTORY)
         try:
             fd = open_regular(RECORD, dir_fd=directory)
         finally:

@@ -251,7 +251,7 @@ def test_info_json_has_the_whole_record(store: Store) -> None:
 
 
 def context(store: Store) -> Context:
-    return Context(store.paths, color=False, legend=True, quiet=True, width=None)
+    return Context(str(store.paths.root), color=False, legend=True, quiet=True, width=None)
 
 
 def test_output_nobody_reads_ends_quietly(store: Store) -> None:

@@ -67,7 +67,7 @@ def locate_core(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
         return doc
     path = None
     if context.index_files is None and context.fleet is None:
-        path = str(context.paths.crashes.absolute() / str(doc.get("id")) / name)
+        path = context.core_file(str(doc.get("id")), name)
     return {**doc, "core": {**core, "path": path}}
 
 

@@ -2,18 +2,16 @@
 
 import io
 import sys
-from pathlib import Path
 
 import pytest
 
 from crashd.cli import progress as module
 from crashd.cli.context import Context
 from crashd.cli.progress import Progress, bar, progress
-from crashd.store.paths import Paths
 
 
 def context(*, quiet: bool = False) -> Context:
-    return Context(Paths(Path("/nowhere")), color=False, legend=True, quiet=quiet, width=None)
+    return Context("/nowhere", color=False, legend=True, quiet=quiet, width=None)
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,6 @@ from crashd.cli.source import (
 )
 from crashd.domain.crash.match import Query
 from crashd.errors import UnavailableError
-from crashd.store.paths import Paths
 
 from .rows import row_of
 
@@ -90,7 +89,7 @@ class Rows:
 def test_newest_tells_of_the_others(
     count: int, match: list[str], note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    context = Context(Paths(Path("/")), color=False, legend=True, quiet=False, width=None)
+    context = Context("/", color=False, legend=True, quiet=False, width=None)
     assert newest(context, Rows(count), match)["pid"] == 0
     assert capsys.readouterr().err == note
 
@@ -101,6 +100,6 @@ def test_not_found_says_what_was_asked_for() -> None:
 
 
 def test_open_source_without_store_and_daemon_is_unavailable(tmp_path: Path) -> None:
-    context = Context(Paths(tmp_path), color=False, legend=True, quiet=False, width=None)
+    context = Context(str(tmp_path), color=False, legend=True, quiet=False, width=None)
     with pytest.raises(UnavailableError, match="no store in"):
         open_source(context)

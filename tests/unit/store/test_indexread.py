@@ -75,7 +75,7 @@ def test_read_plain_is_what_the_catalog_says(paths: Paths, crash: Crash) -> None
         create(paths, crash).close()
         index.put([crash])
         known = Catalog(paths, index).info(crash.id, None)
-    plain = read_plain(paths, crash.id)
+    plain = read_plain(paths.crashes, crash.id)
     assert plain is not None
     assert {key: known[key] for key in plain} == plain
 
@@ -97,7 +97,7 @@ def test_read_plain_is_what_the_catalog_says(paths: Paths, crash: Crash) -> None
 def test_read_plain_leaves_what_is_not_plain_to_the_parser(paths: Paths, damage: bytes) -> None:
     create(paths, NGINX).close()
     (paths.crashes / NGINX.id / "crash.json").write_bytes(damage)
-    assert read_plain(paths, NGINX.id) is None
+    assert read_plain(paths.crashes, NGINX.id) is None
 
 
 def test_read_plain_follows_no_link(paths: Paths, tmp_path: Path) -> None:
@@ -105,5 +105,29 @@ def test_read_plain_follows_no_link(paths: Paths, tmp_path: Path) -> None:
     record = paths.crashes / NGINX.id / "crash.json"
     os.rename(record, tmp_path / "elsewhere")
     record.symlink_to(tmp_path / "elsewhere")
-    assert read_plain(paths, NGINX.id) is None
-    assert read_plain(paths, "../../x") is None
+    assert read_plain(paths.crashes, NGINX.id) is None
+    assert read_plain(paths.crashes, "../../x") is None
+
+
+@pytest.mark.parametrize("name", ["a b", "50%25", "what?mode=rw", "#1", "é", "\udcff", "a:b&c;d"])
+def test_index_opens_below_any_name(tmp_path: Path, name: str) -> None:
+    paths = Paths(tmp_path / name)
+    prepare(paths)
+    with Index.open(paths.index) as index:
+        index.put([NGINX])
+    with IndexReader.open_readonly(str(paths.index)) as reader:
+        assert [row["id"] for row in reader.select(Query(), None)] == [NGINX.id]
+
+
+def test_index_opens_below_a_link_and_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(tmp_path / "real/root")
+    paths.root.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real/root")
+    prepare(paths)
+    Index.open(paths.index).close()
+    monkeypatch.chdir(tmp_path)
+    # what `..` means is the kernel's to say: link/.. is real, not tmp_path
+    name = "link/../root/var/lib/crashd/index.sqlite"
+    IndexReader.open_readonly(name).close()
