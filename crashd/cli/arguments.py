@@ -103,6 +103,10 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--identity", metavar="FILE", help="key of age(1) for encrypted cores")
 
 
+def _add_mini(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mini", action="store_true", help="fetch only what a stack needs")
+
+
 def _add_list(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-S", "--since", metavar="TIME", help="crashes at or after TIME")
@@ -235,6 +239,7 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
     add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
     _add_identity(parser)
+    _add_mini(parser)
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
@@ -252,6 +257,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     add("--as-root", action="store_true", help="run the debugger as root")
     add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
     _add_identity(parser)
+    _add_mini(parser)
 
 
 def _add_delete(parser: argparse.ArgumentParser) -> None:

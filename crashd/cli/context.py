@@ -21,6 +21,8 @@ class Fleet(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
     identity: "Path | None" = None
     """Key that opens encrypted cores."""
+    mini: bool = False
+    """Fetch only what a mini core needs."""
 
     @property
     def is_narrow(self) -> bool:
@@ -110,7 +112,7 @@ def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
     hosts, labels = getattr(arguments, "host", None), getattr(arguments, "label", None)
     identity = getattr(arguments, "identity", None)
     if getattr(arguments, "fleet", None) is None:
-        for name in ("host", "label", "by", "identity"):
+        for name in ("host", "label", "by", "identity", "mini"):
             if getattr(arguments, name, None):
                 raise UsageError(f"--{name} needs --fleet")
         return None
@@ -129,6 +131,7 @@ def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
         tuple(hosts or ()),
         tuple((name, value) for name, _, value in pairs),
         None if identity is None else Path(identity),
+        bool(getattr(arguments, "mini", False)),
     )
 
 

@@ -65,6 +65,14 @@ class CountingSource(Source, Protocol):
         """Add the most frequent signatures to a tally."""
 
 
+@runtime_checkable
+class MiniSource(Source, Protocol):
+    """A source that may open a mini core in place of the one that the record describes."""
+
+    opened_mini: bool
+    """Whether the core that was opened last is one."""
+
+
 class DirectSource:
     """The store and its index on disk; shows every crash."""
 

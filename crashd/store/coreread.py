@@ -8,7 +8,7 @@ import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,20 +35,28 @@ _FRAME_MAX = 512 << 20
 """Frames stored before seek tables existed have this size."""
 
 
+Fetch = Callable[[int, int], None]
+"""Puts a part of the stored core, by its position and size, into the file before it is read."""
+
+
 class StoredCore:
     """A core in a stored file, whose descriptor stays the caller's.
 
-    It holds the unpacked start of the last CACHED_FRAMES frames, as far as they were read.
+    It holds the unpacked start of the last CACHED_FRAMES frames, as far as they were read. With
+    `fetch`, the file has the size of the stored core, and its parts come when they are needed.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, fetch: Fetch | None = None) -> None:
         self._fd = fd
+        self._fetch = fetch
         self._cache: OrderedDict[int, _Frame] = OrderedDict()
         stored = os.fstat(fd).st_size
-        frames = _read_table(fd, stored)
+        frames = _read_table(fd, stored, fetch)
         self.indexed = frames is not None
         """Whether the file has a seek table."""
         if frames is None:
+            if fetch is not None:
+                fetch(0, stored)
             frames = list(_measure(fd, stored))
         # where each frame starts in the core, and in the file
         self._sizes = frames
@@ -87,6 +95,8 @@ class StoredCore:
     def _frame(self, index: int) -> "_Frame":
         frame = self._cache.get(index)
         if frame is None:
+            if self._fetch is not None:
+                self._fetch(self._positions[index], self._sizes[index].stored)
             frame = _Frame(self, self._fd, self._positions[index], self._sizes[index])
             self._cache[index] = frame
             if len(self._cache) > CACHED_FRAMES:
@@ -170,11 +180,15 @@ def _open_window(fd: int, position: int, size: int) -> io.BufferedReader:
     return io.BufferedReader(_Window(fd, position, size), WINDOW_BYTES)
 
 
-def _read_table(fd: int, stored: int) -> list[FrameSize] | None:
-    footer = os.pread(fd, SEEK_FOOTER_SIZE, max(0, stored - SEEK_FOOTER_SIZE))
-    size = seek_table_size(footer)
+def _read_table(fd: int, stored: int, fetch: Fetch | None) -> list[FrameSize] | None:
+    position = max(0, stored - SEEK_FOOTER_SIZE)
+    if fetch is not None:
+        fetch(position, stored - position)
+    size = seek_table_size(os.pread(fd, SEEK_FOOTER_SIZE, position))
     if size is None or size > stored:
         return None
+    if fetch is not None:
+        fetch(stored - size, size)
     return parse_seek_table(os.pread(fd, size, stored - size), stored)
 
 

@@ -1,24 +1,27 @@
-"""Mini cores of stored cores: what [fleet] cores = "mini" sends of a core that is whole here."""
+"""Mini cores of stored cores: what [fleet] cores = "mini" sends of a core that is whole here, and
+what `crashctl --fleet dump --mini` fetches of a core that is whole there."""
 
 from bisect import bisect_right
 
 from crashd.domain.elf.minicore import MINI_MAX, plan_mini
 from crashd.errors import FormatError
 from crashd.store.corefile import CHUNK, CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from crashd.store.coreread import Fetch, StoredCore, read_head
 
 _LEVEL = 3
 
 
-def copy_mini(fd: int, target_fd: int) -> None:
+def copy_mini(fd: int, target_fd: int, fetch: Fetch | None = None) -> None:
     """Write the mini core of a stored core; both descriptors stay the caller's.
+
+    `fetch` is as in StoredCore.
 
     Raises:
         FormatError: it is not an ELF core, or has no notes.
         OSError: the disk is full.
 
     """
-    core = StoredCore(fd)
+    core = StoredCore(fd, fetch)
     raw, head = read_head(core)
     if not head.notes:
         raise FormatError("core has no notes")

@@ -80,4 +80,5 @@ complete -c crashctl -n '__fish_seen_subcommand_from list info top analyze vacuu
 complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top delete stats report follow want' -l host -x -d 'Of this host only'
 complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top delete stats report follow want' -l label -x -d 'Of hosts with this label only'
 complete -c crashctl -n '__fish_seen_subcommand_from dump debug bundle' -l identity -r -F -d 'Key for encrypted cores'
+complete -c crashctl -n '__fish_seen_subcommand_from dump debug' -l mini -d 'Fetch only what a stack needs'
 complete -c crashctl -n '__fish_seen_subcommand_from top' -l by -x -a 'build version label:' -d 'Count by'

@@ -12,7 +12,7 @@ from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.progress import Progress, progress
-from crashd.cli.source import Source, newest, open_source
+from crashd.cli.source import MiniSource, Source, newest, open_source
 from crashd.domain.crash.model import State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
@@ -95,7 +95,8 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
     """
     fd = open_stored(context, source, row)
     try:
-        size_bytes = (row.get("core") or {}).get("size_bytes") or 0
+        is_mini = isinstance(source, MiniSource) and source.opened_mini
+        size_bytes = 0 if is_mini else (row.get("core") or {}).get("size_bytes") or 0
         with progress(context, "unpacking", sizes=True) as shown:
             chunks = _checked(read_core(fd, size_bytes or None), row["id"])
             yield _counted(chunks, shown, size_bytes)

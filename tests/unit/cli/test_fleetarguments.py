@@ -53,6 +53,7 @@ def test_open_context_without_fleet_ignores_the_environment() -> None:
         (["--fleet", "list"], "no fleet is named"),
         (["list", "--host", "x"], "--host needs --fleet"),
         (["top", "--by", "build"], "--by needs --fleet"),
+        (["dump", "x", "--mini"], "--mini needs --fleet"),
         (["--fleet=d", "list", "--label", "zone"], "--label is not of the form"),
         (["--fleet=d", "install"], "--fleet is for"),
         (["want", "x"], "--fleet is required"),
