@@ -373,14 +373,28 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
             raise SystemExit(0)
         name = DEFAULT_VERB
     elif argv[place] == "help":
-        name, words = _asked_about(words)
+        name, words = _asked_about(argv[place + 1 :])
     else:
         name = argv[place]
     verb = VERBS.get(ALIASES.get(name, name))
     if verb is None:
+        _refuse_unknown_options(argv[:place])
         near = _nearest(name, (*VERBS, *ALIASES, "help"))
         build_parser().error(f"unknown command {name!r}{near}")
     return verb, _parse_verb(verb, words, values)
+
+
+def _refuse_unknown_options(words: Sequence[str]) -> None:
+    """Refuse an option that no verb has: the word after it may be its value, and not a verb."""
+    parsers = [build_verb_parser(verb) for verb in VERBS.values()]
+    known = [
+        name for parser in parsers for action in parser._actions for name in action.option_strings
+    ]
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            near = _nearest(name, known)
+            build_parser().error(f"unrecognized arguments: {word}{near}")
 
 
 def _asked_about(words: Sequence[str]) -> tuple[str, list[str]]:

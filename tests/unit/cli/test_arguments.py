@@ -101,13 +101,13 @@ def test_valued_are_the_options_with_a_value() -> None:
 
 
 def test_parse_help_of_a_verb_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["help", "dump"], ["dump", "--help"]):
+    for words in (["--root", "/r", "-q", "help", "dump"], ["dump", "--help"]):
         with pytest.raises(SystemExit):
             parse(words)
     first, second = capsys.readouterr().out.split("usage:")[1:]
     assert first == second
     with pytest.raises(SystemExit):
-        parse(["help"])
+        parse(["--root", "/r", "-n", "5", "help"])
     assert "gdb is debug" in capsys.readouterr().out
 
 
@@ -125,6 +125,12 @@ def test_parse_newest_stands_for_a_match(verb: str) -> None:
     [
         (["remove"], "unknown command 'remove'"),
         (["lis"], "unknown command 'lis', did you mean list?"),
+        (["--sinc", "yesterday"], "unrecognized arguments: --sinc, did you mean --since?"),
+        (
+            ["--root", "/r", "--lin=5", "lst"],
+            "unrecognized arguments: --lin=5, did you mean --lines?",
+        ),
+        (["--root", "/r", "lst"], "unknown command 'lst', did you mean list?"),
         (["help", "dmp"], "unknown command 'dmp', did you mean dump?"),
         (["list", "--revers"], "unrecognized arguments: --revers, did you mean --reverse?"),
         (["list", "--json=yaml"], "'yaml' is not one of short, pretty, off"),
