@@ -61,7 +61,7 @@ _WAITS = re.compile(
     r"|\w*synchronize\w*|context_switch|__switch_to\w*|(?:\w*_)?wait_\w*|bit_wait\w*|do_wait"
     r"|percpu_rwsem_wait|s?rcu_barrier\w*"
     r"|\w*freeze_queue_wait|rq_qos_wait|cancel_delayed_work\w*|bit_\w*lock\w*|_*mutex_\w*"
-    r"|(?:drain|destroy)_workqueue|\w*fdatawait\w*|\w*_and_wait\w*"
+    r"|\w*fdatawait\w*|\w*_and_wait\w*|_*filemap_get_folio\w*|pagecache_get_page"
 )
 
 

@@ -146,7 +146,7 @@ CHECKS: Final[tuple[Head, ...]] = (
         r"|(?:HARDIRQ|SOFTIRQ)\S{0,16}-safe -> \S{1,32} lock order detected)",
         "possible deadlock{in_f}",
         _B.LOCK,
-        skip=r"process_one_work|process_scheduled_works|(?:drain|destroy)_workqueue",
+        skip=r"process_one_work|process_scheduled_works",
     ),
     head(
         _K.DEADLOCK, rf"{_LOCKDEP}inconsistent lock state", "inconsistent lock state{in_f}", _B.LOCK

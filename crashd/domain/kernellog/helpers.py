@@ -143,7 +143,7 @@ _PRIMITIVES: Final = (
     r"_*skb_(?:put|push|pull)(?:_data|_zero|_u\d+|_inline)?|_*(?:kfree|consume)_skb\w*",
     r"napi_consume_skb|kfree_skbmem",
     r"_*flush_work\w*|_*cancel_(?:delayed_)?work\w*|__cancel_work_timer",
-    r"_*flush_workqueue",
+    r"_*(?:flush|drain|destroy)_workqueue",
     r"try_to_grab_pending|(?:timer_)?del(?:ete)?_timer\w*|timer_(?:delete|shutdown|reduce)\w*",
     r"try_to_del_timer\w*|_*mod_timer\w*|add_timer\w*|lock_timer_base",
 )
@@ -172,7 +172,7 @@ _IRQ = re.compile(
     r"|irqentry_\w+|generic_handle_\w+|do_interrupt_handler|gic_\w+|trigger_\w*backtrace\w*"
     r"|sched_show_task"
     r"|dump_cpu_task|scheduler_tick|sched_tick|local_apic_timer_interrupt|__?sysvec_\w+"
-    r"|profile_tick"
+    r"|profile_tick|timerqueue_\w+|(?:enqueue|_*remove|_*run)_hrtimer"
 )
 
 

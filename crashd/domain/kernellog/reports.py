@@ -61,6 +61,7 @@ _RECENT = 32
 
 _DIED = re.compile(r"\[#\d{1,9}\]")
 _CUT = ("------------[ cut here ]", "8<--- cut here ---")
+_RULE = "====="
 _END_TRACE = "---[ end trace"
 _END_PANIC = "---[ end Kernel panic"
 _BODY = re.compile(
@@ -376,7 +377,7 @@ class _ReportFinder:
         for report in reversed(self._open):
             if report.caller == line.caller:
                 return report
-        if line.caller is not None and line.caller.startswith("C"):
+        if (line.caller or "").startswith("C") and not line.text.startswith(_RULE):
             return next((report for report in self._open if report.all_cpus), None)
         return None
 
@@ -404,7 +405,9 @@ class _ReportFinder:
 
     def _close_ended(self, line: LogLine) -> None:
         report = self._of(line)
-        if report is not None and (report.ended or report.traced):
+        if report is None or report.caller != line.caller:
+            return
+        if report.ended or report.traced:
             self._close(report)
 
     def _close(self, report: Report) -> None:
@@ -427,12 +430,12 @@ class _ReportFinder:
 def _is_one(report: Report, first: Head, line: LogLine, head: Head) -> bool:
     """Return whether a head continues the report before it."""
     before = report.lines[report.kept - 1].text
-    if head.follows or first.leads:
+    if (head.follows or first.leads) and report.caller == line.caller:
         return True
     if (
         first.pattern is head.pattern
     ):  # each inlined function repeats the head, and so does each CPU that locks up
-        return before.endswith("[inline]") or first.blame is Blame.STALL
+        return "[inline]" in before or first.blame is Blame.STALL
     # kernels before 4.20 print the message of a warning after its place
     return head.leads and first.kind is PanicKind.WARNING and len(report.lines) <= MESSAGE_LINES
 
