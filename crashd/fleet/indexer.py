@@ -10,6 +10,7 @@ different shards.
 import logging
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -34,6 +35,8 @@ from crashd.fleet.unpack import OBJECT_BYTES, unpack_lines
 
 BATCH_ROWS = 4000
 BATCH_BYTES = 16 << 20
+BATCH_SECONDS = 0.5
+"""A batch that is not full waits so long, if nothing is being loaded."""
 HOSTS = 500
 """Hosts whose cursors are read at once."""
 THREADS = 16
@@ -90,6 +93,15 @@ class _Work:
     also: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
     """Statements for the transaction of the batch: cursors whose hosts it completes."""
     pending: "Future[Counter[Result]] | None" = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the batch is to be loaded now: it is full, or old while the writer is idle."""
+        if len(self.batch) >= BATCH_ROWS or self.batch.size_bytes >= BATCH_BYTES:
+            return True
+        is_idle = self.pending is None or self.pending.done()
+        return is_idle and time.monotonic() >= self.began + BATCH_SECONDS
 
 
 class Indexer:
@@ -216,7 +228,7 @@ class Indexer:
             _judge_object(work.batch, host, one, data, days)
             done.objects += 1
             done.oldest = min(done.oldest or one.modified, one.modified)
-            if len(work.batch) >= BATCH_ROWS or work.batch.size_bytes >= BATCH_BYTES:
+            if work.is_ready:
                 self._send(work, done)
             if self.stop.is_set():
                 return
@@ -226,7 +238,7 @@ class Indexer:
         """Load the batch in the writer's thread, while the next one is read."""
         self._finish(work, done)
         work.pending = self._writer.submit(self._load, work.batch, work.also)
-        work.batch, work.also = Batch(), []
+        work.batch, work.also, work.began = Batch(), [], time.monotonic()
 
     def _finish(self, work: "_Work", done: Done) -> None:
         if work.pending is not None:

@@ -13,6 +13,8 @@ import pytest
 from crashd.domain.crash.model import State
 from crashd.domain.fleet.lines import CoreReason, DeletedBy, Deletion, Line, build_line
 from crashd.domain.fleet.policy import parse_signatures, parse_want
+from crashd.edge.fleet.bucket import Bucket
+from crashd.fleet import indexer
 from crashd.fleet.main import main
 from crashd.fleet.usual import Judged, read_usual
 from crashd.store.corefile import unzstd
@@ -25,6 +27,7 @@ from tests.integration.fleetindex import (
     pack,
     postgres_server,
 )
+from tests.running import wait_until
 
 __all__ = ["fleet", "postgres_server"]
 HOST_A, HOST_B = simulated_host(1), simulated_host(2)
@@ -152,6 +155,27 @@ def test_index_of_value_that_only_postgresql_refuses_loads_the_others(
     assert fleet.ask("SELECT line, reason FROM quarantine") == [(5, "refused")]
     assert fleet.ask("SELECT count(*) FROM crash") == [(8,)]
     assert_tallies_agree(fleet)
+
+
+def test_index_loads_what_it_has_while_more_is_read(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "BATCH_SECONDS", 0)
+    keys: list[str] = []
+    get = Bucket.get
+
+    def get_late(bucket: Bucket, key: str, max_bytes: int) -> bytes:
+        if keys:
+            question = "SELECT count(*) FROM crash"
+            wait_until(lambda: fleet.ask(question) == [(1,)], 20, "the first host's rows are there")
+        keys.append(key)
+        return get(bucket, key, max_bytes)
+
+    monkeypatch.setattr(Bucket, "get", get_late)
+    for number in (1, 2):
+        fleet.put(number, make_line(make_crash(number)))
+    fleet.index()
+    assert len(keys) == 2 and fleet.ask("SELECT count(*) FROM crash") == [(2,)]
 
 
 def test_index_by_killed_and_concurrent_indexers_has_every_crash_once(fleet: FleetIndex) -> None:
