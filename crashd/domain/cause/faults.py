@@ -23,6 +23,8 @@ FAULT_KINDS = frozenset(
 """
 NULL_MAX = 0x10000
 """Nothing is ever mapped below this address (vm.mmap_min_addr)."""
+_OFFSET_MAX = 1 << 24
+"""Bytes from a NULL pointer to a member of what it was to point to, at most."""
 _STACK_REACH = 1 << 20
 """Bytes from the stack pointer to the first access in a function's frame, at most."""
 _GAP_MAX = 1 << 20
@@ -36,7 +38,7 @@ _SI_KERNEL = 0x80
 _BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
 _SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
 _ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
-_ALIGNED = re.compile(r"v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$")
+_ALIGNED = re.compile(r"^v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$|\bcmpxchg16b$")
 _LONGJMP = re.compile(r"_*(sig)?longjmp(_chk)?$")
 _DIVISIONS = frozenset({"div", "idiv", "sdiv", "udiv"})
 _PRIVILEGED = frozenset({"hlt", "cli", "sti", "in", "out", "rdmsr", "wrmsr", "invd", "lgdt", "int"})
@@ -115,7 +117,7 @@ def _segv(facts: Facts) -> Cause | None:
     pc = facts.regions.get("pc")
     if pc is not None and pc.address == fault and not _is_own_text(pc, access):
         return _return(fault, region) if facts.returned else _execute(fault, region)
-    if fault < NULL_MAX:
+    if fault < NULL_MAX or _is_off_null(facts, fault, access):
         return _null(facts, fault, access)
     if _is_overflow(facts, fault, region):
         return stack_overflow(facts)
@@ -166,10 +168,24 @@ def _is_own_text(pc: Region, access: Access | None) -> bool:
     return access is not None and access.address == pc.address and "x" in pc.perms
 
 
+def _is_off_null(facts: Facts, fault: int, access: Access | None) -> bool:
+    """Return whether a NULL pointer was used with an offset that leads out of the first pages: a
+    large member's, or a negative one. The register that held the pointer shows it.
+    """
+    if access is None or access.index is not None:
+        return False
+    if access.base_value != 0 and (access.base is not None or access.displacement == 0):
+        return False  # without a register the compiler knew that the pointer is NULL
+    near = min(fault, (1 << facts.bits) - fault) <= _OFFSET_MAX
+    return near and access.address is not None and 0 <= fault - access.address < max(access.size, 1)
+
+
 def _null(facts: Facts, fault: int, access: Access | None) -> Cause:
     verb = _verb(facts, access)
     text = f"NULL pointer: {verb} at address {fault:#x}"
-    if access is not None and access.base_value == 0 and access.displacement > 0:
+    if fault >> (facts.bits - 1):
+        text += f" (likely {(1 << facts.bits) - fault} bytes before a NULL structure or array)"
+    elif access is not None and access.base_value == 0 and access.displacement > 0:
         text += f" (likely the member at offset {access.displacement} of a NULL structure)"
     elif fault:
         text += f" (likely {fault} bytes into a NULL structure or array)"
@@ -179,7 +195,11 @@ def _null(facts: Facts, fault: int, access: Access | None) -> Cause:
 def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
     """Return whether the fault is at a stack's end, where the next frame does not fit."""
     sp = facts.regions.get("sp")
-    if sp is None or region is None or region.kind not in ("none", "guard"):
+    if sp is None or region is None:
+        return False
+    if _was_opened(facts, region) and abs(fault - sp.address) <= _STACK_REACH:
+        return True
+    if region.kind not in ("none", "guard"):
         return False
     if sp.kind in ("none", "guard") and sp.above in _ENDS and sp.gap_bytes is not None:
         # the frame is larger than the stack: the stack pointer itself is outside
@@ -187,6 +207,16 @@ def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
     if abs(fault - sp.address) > _STACK_REACH or region.above not in ("anonymous", "stack"):
         return False
     return region.gap_bytes is not None and region.gap_bytes <= _GAP_MAX
+
+
+def _was_opened(facts: Facts, region: Region) -> bool:
+    """Return whether a handler made the page accessible that had refused an access: a runtime's own
+    guard page at the end of a stack (the JVM's yellow zone).
+    """
+    info = facts.siginfo
+    refused = info is not None and (info.signal, info.code) == (SIGSEGV, _SEGV_ACCERR)
+    writable = region.kind in ("stack", "anonymous") and region.perms.startswith("rw")
+    return refused and writable and facts.handled is not None
 
 
 def _has_no_room(facts: Facts) -> bool:
@@ -198,7 +228,10 @@ def _has_no_room(facts: Facts) -> bool:
     if sp is None:
         return False
     if sp.kind in ("none", "guard"):
-        return sp.above in _ENDS and sp.gap_bytes is not None and sp.gap_bytes <= _FRAME_MAX
+        most = {"anonymous": _HANDLER_ROOM}.get(sp.above or "", 0)
+        if sp.above in _ENDS:
+            most = _FRAME_MAX
+        return sp.gap_bytes is not None and 0 < sp.gap_bytes <= most
     if sp.kind != "stack" or sp.start is None or sp.end is None:
         return False
     return sp.address - sp.start <= _HANDLER_ROOM and sp.end - sp.start >= 8 * _HANDLER_ROOM
@@ -358,7 +391,7 @@ def _general_protection(facts: Facts, access: Access | None) -> Cause:
             f"{verb} at {access.address or 0:#x}, which can be no address (non-canonical)",
         )
     for one in facts.instruction.access if facts.instruction is not None else ():
-        if _ALIGNED.match(mnemonic) and one.address is not None and one.address % 16:
+        if _ALIGNED.search(mnemonic) and one.address is not None and one.address % 16:
             return Cause(
                 "unaligned",
                 "unaligned access",

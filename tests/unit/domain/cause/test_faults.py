@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.cause.analysis import Access, Facts, Instruction, Region
+from crashd.domain.cause.analysis import Access, Facts, Handled, Instruction, Region
 from crashd.domain.cause.faults import explain_fault
 from tests.builders.facts import PC, SP, build_access, build_facts, build_region
 
@@ -34,6 +34,34 @@ CASES: list[tuple[Facts, str, str]] = [
         "likely the member at offset 24",
     ),
     (at(build_access("read", 8, base_value=8), **fault(8)), "null-pointer", "8 bytes into a NULL"),
+    # the register shows NULL, however far the member is
+    (
+        at(build_access("read", 0x20000, base_value=0, displacement=0x20000), **fault(0x20000)),
+        "null-pointer",
+        "likely the member at offset 131072",
+    ),
+    (
+        at(build_access("read", (1 << 64) - 4, base_value=0, displacement=-4),
+           **fault((1 << 64) - 4)),
+        "null-pointer",
+        "likely 4 bytes before a NULL",
+    ),
+    (
+        at(build_access("write", 0x20000, base=None, base_value=None, displacement=0x20000),
+           **fault(0x20000)),
+        "null-pointer",
+        "131072 bytes into a NULL",
+    ),
+    (
+        at(build_access("read", 0x20000, base_value=0, index="rcx"), **fault(0x20000)),
+        "wild-pointer",
+        "nothing is mapped",
+    ),
+    (
+        at(build_access("read", 0x20000, base_value=0x20000), **fault(0x20000)),
+        "wild-pointer",
+        "nothing is mapped",
+    ),
     (at(**fault(0)), "null-pointer", "NULL pointer: access"),
     (at(build_access("write", 0x5000_0000), **fault(0x5000_0000)), "wild-pointer", "nothing is"),
     (
@@ -200,6 +228,35 @@ def test_explain_fault_known_facts_give_the_cause(facts: Facts, kind: str, text:
     assert "0x" not in cause.short
 
 
+def test_explain_unaligned_exchange_of_sixteen_bytes() -> None:
+    facts = at(build_access("read-write", 0x601004), code=128, mnemonic="lock cmpxchg16b")
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert (cause.kind, "not aligned to 16 bytes" in cause.text) == ("unaligned", True)
+
+
+@pytest.mark.parametrize(
+    ("far", "handled", "kind"),
+    [
+        (-600, Handled(6, -6, 2, again=False), "stack-overflow"),
+        (-600, None, "no-permission"),
+        (4 << 20, Handled(6, -6, 2, again=False), "no-permission"),
+    ],
+)
+def test_explain_guard_page_that_the_handler_opened(
+    far: int, handled: Handled | None, kind: str
+) -> None:
+    """The JVM makes the end of a stack accessible before its handler reports."""
+    regions = {
+        "sp": build_region(SP, "stack", perms="rw-"),
+        "fault": build_region(SP + far, "stack", perms="rw-"),
+    }
+    facts = at(build_access("write", SP + far), address=SP + far, code=2, regions=regions)
+    cause = explain_fault(replace(facts, handled=handled))
+    assert cause is not None
+    assert cause.kind == kind
+
+
 STACK = {"start": SP - 0x3000, "end": SP + (8 << 20)}
 
 
@@ -211,6 +268,9 @@ STACK = {"start": SP - 0x3000, "end": SP + (8 << 20)}
         (build_region(SP, "stack", perms="rw-", **STACK), "hlt", "general-protection"),
         (build_region(SP, gap_bytes=4096, above="stack"), "mov", "stack-overflow"),
         (build_region(SP, gap_bytes=4096, above="file"), "mov", "general-protection"),
+        # the stack pointer has left a thread's stack that nothing marks as one
+        (build_region(SP, "guard", gap_bytes=48, above="anonymous"), "mov", "stack-overflow"),
+        (build_region(SP, gap_bytes=1 << 20, above="anonymous"), "mov", "general-protection"),
         (
             build_region(SP, "stack", start=SP - (1 << 20), end=SP + (8 << 20)),
             "mov",
