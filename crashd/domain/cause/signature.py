@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 possible after a rebuild. Pure.
 
-A signature is `p4-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+A signature is `p5-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
 to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
 build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
 that changes the result changes the number after the `p`, too.
@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import FAULT_KINDS
@@ -18,7 +19,7 @@ from crashd.domain.cause.helpers import below_failure, is_helper
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p4"
+VERSION = "p5"
 FRAMES = 3
 NAMELESS_FRAMES = 8
 """Frames that count when the first FRAMES have no names and the process ended itself."""
@@ -28,6 +29,12 @@ _TITLE_NAME_MAX = 60
 
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
 
+_PYTHON_MODULE = re.compile(
+    r"/(lib)?python3(\.\d+)?[a-z]*(\.so[.\d]*)?$|/lib(64)?/python3(\.\d+)?/lib-dynload/|/libffi\.so"
+)
+"""The interpreter, its own extension modules, and what calls C functions for them."""
+_PYTHON_NAME = re.compile(r"_?Py[A-Z_]")
+"""The interpreter's functions where they are linked into a program."""
 _CARGO = re.compile(r"^.*/(registry/src|git/checkouts)/[^/]+/")
 """The directory of a dependency's source depends on who built the program."""
 _LOCATION_PARTS, _ABSOLUTE_PARTS = 4, 2
@@ -36,11 +43,20 @@ _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 
 def significant(facts: Facts, cause: Cause) -> list[Frame]:
     """Return the crashed thread's frames without helpers; the list may be empty."""
-    if script := facts.crashed_interpreted:
-        # The bug to fix is in the script that called into the library, not in the library.
-        return [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
     frames = facts.blamed if cause.kind in FAULT_KINDS else below_failure(facts.blamed)
-    return [frame for frame in frames if not is_helper(frame)]
+    native = [frame for frame in frames if not is_helper(frame)]
+    if script := facts.crashed_interpreted:
+        # The bug to fix is in the script, not in the interpreter or the C library that it called;
+        # but an extension module with names has functions of its own.
+        own = [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
+        return [*takewhile(_is_extension, native), *own]
+    return native
+
+
+def _is_extension(frame: Frame) -> bool:
+    """Return whether a frame is in an extension module of Python, and has a name."""
+    name, module = frame.function or "Py_", frame.module or "/python3"
+    return not _PYTHON_NAME.match(name) and not _PYTHON_MODULE.search(module)
 
 
 def notable(facts: Facts, cause: Cause) -> list[Frame]:
@@ -80,7 +96,7 @@ def _basename(path: str | None) -> str:
 def build_signature(program: str, facts: Facts, cause: Cause) -> str:
     """Build the signature of a crash of `program`, the executable's name without directories."""
     frames = notable(facts, cause)
-    keys = [frame_key(frame) for frame in frames] or [cause.short]
+    keys = [key for frame in frames if (key := frame_key(frame)) != "?"] or [cause.short]
     if panicked := panic_place(facts, cause):
         keys = [panicked]
     if cause.kind == "stack-overflow":
@@ -88,9 +104,11 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
         repeated = sorted(key for key, count in counts.items() if count >= RECURSION_MIN)
         # the point of the cycle at which the stack runs out differs from run to run
         keys = repeated or keys
-    unique = list(dict.fromkeys(keys))
+    unique = list(dict.fromkeys(keys))[: _depth(frames, cause)]
+    if cause.kind == "assertion":
+        unique.append(cause.short)  # one function may check several things
     group = _GROUPS.get(cause.kind, cause.kind)
-    return f"{VERSION}-{_digest([program, group, *unique[: _depth(frames, cause)]])}"
+    return f"{VERSION}-{_digest([program, group, *unique])}"
 
 
 def _depth(frames: Sequence[Frame], cause: Cause) -> int:

@@ -53,13 +53,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p4-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p5-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p4-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p5-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
@@ -165,10 +165,40 @@ def test_significant_prefers_the_interpreters_frames() -> None:
     script = Frame("innermost", None, None, None, None, file="/srv/job.py", line=4, kind="python")
     stdlib = replace(script, function="string_at", file="/usr/lib/python3.11/ctypes/__init__.py")
     site = replace(script, function="f", file="/usr/lib/python3.11/site-packages/lib.py")
-    facts = build_facts("strlen", "PyObject_Call", python=(stdlib, site, script))
+    module = build_frame("array_new", module="/usr/lib/python3.11/lib-dynload/array.so")
+    facts = build_facts("strlen", module, "PyObject_Call", python=(stdlib, site, script))
     assert [f.function for f in significant(facts, ABORT)] == ["f", "innermost"]
     assert frame_key(script) == "python:job.py:innermost"
-    assert significant(build_facts("x", python=(stdlib,)), ABORT) == [stdlib]
+    assert significant(build_facts("PyObject_Str", python=(stdlib,)), ABORT) == [stdlib]
+
+
+def test_significant_begins_with_an_extension_modules_own_functions() -> None:
+    """Two bugs of one module, called from one line, are two."""
+    script = Frame("load", None, None, None, None, file="/srv/job.py", line=4, kind="python")
+    module = "/srv/venv/lib/python3.11/site-packages/fast.so"
+    interpreter = build_frame("cfunction_vectorcall_NOARGS", module="/usr/bin/python3.11")
+    found = []
+    for name in ("decode", "encode"):
+        facts = build_facts(build_frame(name, module=module), interpreter, python=(script,))
+        assert [f.function for f in significant(facts, NULL)] == [name, "load"]
+        found.append(build_signature("python3.11", facts, NULL))
+    assert found[0] != found[1]
+    nameless = build_facts(build_frame(None, module=module), interpreter, python=(script,))
+    assert [f.function for f in significant(nameless, NULL)] == ["load"]
+
+
+def test_signature_without_any_place_is_what_happened() -> None:
+    nowhere = Frame(None, None, None, None, pc=0x7F00_1234)
+    overwritten = Cause("return-address", "return address overwritten", "")
+    unloaded = Cause("return-address", "return to unmapped memory", "")
+    facts = build_facts(nowhere)
+    assert build_signature("p", facts, overwritten) != build_signature("p", facts, unloaded)
+
+
+def test_signature_of_two_assertions_in_one_function_differ() -> None:
+    facts = build_facts("abort", "check", "main")
+    first, second = (Cause("assertion", f"assertion `{what}' failed", "") for what in ("a", "b"))
+    assert build_signature("p", facts, first) != build_signature("p", facts, second)
 
 
 def test_notable_without_significant_frames_is_the_whole_stack_but_for_go() -> None:
