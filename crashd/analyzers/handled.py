@@ -24,7 +24,7 @@ from crashd.domain.elf.sigframe import (
     parse_frame,
     saved_pattern,
 )
-from crashd.domain.signals import CORE_SIGNALS, SIGABRT, SIGFPE, SIGILL, SIGQUIT, SIGSEGV
+from crashd.domain.signals import CORE_SIGNALS, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGQUIT, SIGSEGV
 
 _SCAN_BYTES = 256 << 10
 _SEARCHED_BYTES_MAX = 32 << 20
@@ -42,6 +42,13 @@ _SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000
 
 # arch/x86/include/asm/trapnr.h
 _DIVIDE, _INVALID_OPCODE, _GENERAL_PROTECTION, _PAGE_FAULT = 0, 6, 13, 14
+_RESTORERS = ("runtime.sigreturn", "__restore_rt")
+_ABORT_DEPTH = 4
+"""Frames from the system call that sends SIGABRT to abort() itself, at most."""
+_HANDLER_DEPTH = 8
+"""Frames of a handler that raises a signal, at most."""
+_SI_TKILL = -6
+_FAULTS = frozenset({SIGSEGV, SIGBUS, SIGFPE, SIGILL})
 _NEAR = 64
 _RED_ZONE = 128
 _ENCODED = (
@@ -93,15 +100,34 @@ def find_first(
     only followed it.
 
     Go's handler shows all threads by sending SIGQUIT to each in turn, and the last one aborts. The
-    thread of the first signal waits in its handler meanwhile (runtime.sighandler).
+    thread of the first signal waits in its handler meanwhile (runtime.sighandler). Other handlers
+    only pass a fault on to the main thread (Emacs).
     """
     followed = _in_go(image, threads[0]) if threads else None
-    if followed is None or (followed.info.signal, followed.info.code) != (SIGQUIT, 0):
+    if followed is None:
+        return _passed_on(image, threads)
+    if (followed.info.signal, followed.info.code) != (SIGQUIT, 0):
         return None
     for index, thread in enumerate(threads[1:], 1):
         found = _in_go(image, thread)
         if found is not None and found.info.signal != SIGQUIT:
             return index, found
+    return None
+
+
+def _passed_on(
+    image: CoreImage, threads: Sequence[Mapping[str, Any]]
+) -> tuple[int, Handled] | None:
+    """Return the thread whose fault was sent on to the first thread, and waits in its handler."""
+    last = image.head.siginfo
+    if image.head.machine not in _SYSCALLS or image.head.bits != 64:
+        return None
+    if last is None or last.code != _SI_TKILL or last.signal not in _FAULTS:
+        return None
+    for index, thread in enumerate(threads[1:], 1):
+        found = _walked(image, thread["frames"])
+        if found is not None and (found.info.signal, found.info.code > 0) == (last.signal, True):
+            return index, replace(found, again=False)
     return None
 
 
@@ -111,7 +137,8 @@ def _in_go(image: CoreImage, thread: Mapping[str, Any]) -> Handled | None:
     for index, frame in enumerate(thread["frames"]):
         name = frame["function"] or ""
         inside = inside or name.startswith("runtime.sighandler")
-        if inside and name.startswith("runtime.sigreturn") and frame["sp"] is not None:
+        # with cgo, libc sets the handler and so names what ends it
+        if inside and name.startswith(_RESTORERS) and frame["sp"] is not None:
             at = frame_address(image.head.machine, frame["sp"])
             found = _parse(image, at, None, again=False)
             return None if found is None else replace(found, end=index + 1)
@@ -169,9 +196,51 @@ def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | 
             continue
         at = frame_address(image.head.machine, frame["sp"])
         handled = _parse(image, at, index + 1, again=False)
+        if handled is None:
+            handled = _unrecorded(image, at, frames, index + 1)
         if handled is not None and handled.frame.pc == frames[index + 1]["pc"]:
             found = handled  # the last one is the first signal
+    if found is not None and _sends(image, frames[0]["pc"]):
+        again = _is_same(image.head.siginfo, found.info)
+        found = replace(found, again=again)
     return found
+
+
+def _unrecorded(
+    image: CoreImage, address: int, frames: Sequence[Mapping[str, Any]], index: int
+) -> Handled | None:
+    """Return the signal of a handler without SA_SIGINFO, for which the kernel leaves no siginfo,
+    that interrupted a system call.
+
+    In abort() it is abort()'s own SIGABRT. Elsewhere, if the handler ended the process by the
+    signal of a fault, the same signal came from outside: a system call does not fault.
+    """
+    frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
+    if frame is None or frame.info is not None or not _sends(image, frame.pc):
+        return None
+    names = [frame["function"] or "" for frame in frames[index : index + _ABORT_DEPTH]]
+    if "abort" in names:
+        info = SigInfo(SIGABRT, _SI_TKILL, 0, None, image.head.threads[0].tid, None)
+        return Handled(info, None, frame, index, again=False)
+    last = image.head.siginfo
+    if last is None or last.code > 0 or last.signal not in _FAULTS or index > _HANDLER_DEPTH:
+        return None
+    return Handled(SigInfo(last.signal, 0, 0, None, None, None), None, frame, index, again=False)
+
+
+def _sends(image: CoreImage, pc: int) -> bool:
+    """Return whether a system call is right before an address: where a signal that a thread sends
+    to itself arrives.
+    """
+    call = _SYSCALLS[image.head.machine]
+    return image.read(pc - len(call), len(call)) == call
+
+
+def _is_same(last: SigInfo | None, first: SigInfo) -> bool:
+    """Return whether a handler sent its own siginfo again (rt_tgsigqueueinfo)."""
+    if last is None or last.code <= 0:
+        return False
+    return (last.signal, last.code, last.address) == (first.signal, first.code, first.address)
 
 
 def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
@@ -248,14 +317,15 @@ def _before_redirection(image: CoreImage, frame: SignalFrame, pc: int) -> Signal
 def _raised_again(image: CoreImage) -> Handled | None:
     """Find the frame of a handler that raised its own signal, which was blocked until it returned.
 
-    The process then dies where the first signal arrived, outside of any system call. The frame with
-    the same registers still lies below the stack pointer, or on the alternate stack.
+    The process then dies where the first signal arrived. The frame with the same registers still
+    lies below the stack pointer, or on the alternate stack. Where that is a system call, which does
+    not fault, the signal came from outside.
     """
-    machine, first = image.head.machine, image.head.threads[0]
-    if first.pc is None or first.sp is None:
+    machine, first, last = image.head.machine, image.head.threads[0], image.head.siginfo
+    if first.pc is None or first.sp is None or last is None:
         return None
-    call = _SYSCALLS[machine]
-    if image.read(first.pc - len(call), len(call)) == call:
+    in_call = _sends(image, first.pc)
+    if in_call and last.signal not in _FAULTS:
         return None  # it was in kill(2) or a similar call, not in a handler
     pattern = saved_pattern(machine, first.pc, first.sp)
     if pattern is None:
@@ -266,7 +336,14 @@ def _raised_again(image: CoreImage) -> Handled | None:
     for start, size in [(below, first.sp - below), *_writable(image)]:
         memory = image.read(start, size)
         at = memory.find(raw)
-        if at >= 0 and (found := _parse(image, start + at - inside, 0, again=True)) is not None:
+        if at < 0:
+            continue
+        found = _parse(image, start + at - inside, 0, again=True)
+        frame = parse_frame(image.read(start + at - inside, FRAME_MAX), machine)
+        if found is None and in_call and frame is not None and frame.info is None:
+            sent = SigInfo(last.signal, 0, 0, None, None, None)
+            found = Handled(sent, None, frame, 0, again=True)
+        if found is not None:
             return found
     return None
 

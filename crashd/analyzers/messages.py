@@ -51,6 +51,8 @@ _CXX_NAMES = (
 )
 _LIBC_FRAMES = 6
 _PAGE, _KEPT_SEGMENT_MAX, _KEPT_TEXT_MIN = 4096, 64 << 10, 8
+_RUST_MESSAGE_MAX = 16 << 10
+"""Bytes of a text that may be the message, of which MESSAGE_MAX are shown."""
 _RUST_PANIC_FRAMES = 16
 """Frames from abort() to the function that panicked, at most, with a formatted message."""
 _RUST_LOCATION_TIMES = 2
@@ -339,7 +341,11 @@ def _rust_panic(image: CoreImage, frames: Frames) -> dict[str, str | None]:
     near = [word for word in words if word[0] < ends[0]]
     own = [word for word in words if word[0] < ends[-1]]
     found = _rust_strings(image, near) or _rust_strings(image, own, constant=True)
-    return {"rust_location": location, "rust_panic": max(found, key=len, default="panic")}
+    return {"rust_location": location, "rust_panic": _longest(found)}
+
+
+def _longest(texts: list[str]) -> str:
+    return max(texts, key=len, default="panic")[:MESSAGE_MAX]
 
 
 def _first_nameless(image: CoreImage, frames: Frames) -> int | None:
@@ -375,7 +381,7 @@ def _nameless_rust_panic(image: CoreImage, frames: Frames, first: int) -> dict[s
     near = [word for word in words if word[0] <= last]
     location = next((text for v in found if (text := _rust_location(image, v))), None)
     texts = _rust_strings(image, near, constant=False)
-    return {"rust_location": location, "rust_panic": max(texts, key=len, default="panic")}
+    return {"rust_location": location, "rust_panic": _longest(texts)}
 
 
 def _rust_strings(
@@ -385,6 +391,8 @@ def _rust_strings(
     in writable memory, such as the program's arguments.
     """
     pairs = {(first, second) for (_, first), (_, second) in pairwise(words)}
+    # the program's arguments, which registers saved on the stack may point to
+    ignored = {"main", *image.head.psargs.decode("utf-8", "replace").split()}  # a thread's name
     found: list[str] = []
     for pointer, length in pairs:
         # since 1.93 fmt::Arguments tags the length of a plain text: twice the length, plus one
@@ -393,7 +401,7 @@ def _rust_strings(
         if constant and (segment := image.segment(pointer)) and segment.flags & PF_W:
             continue
         text = _rust_string(image, pointer, length)
-        if text is not None and text != "main":  # the thread's name
+        if text is not None and text not in ignored:
             found.append(text)
     return found
 
@@ -418,7 +426,7 @@ def _rust_location(image: CoreImage, address: int, *, library: bool = False) -> 
 
 
 def _rust_string(image: CoreImage, pointer: int, length: int) -> str | None:
-    if pointer < 4096 or not 3 <= length <= MESSAGE_MAX:
+    if pointer < 4096 or not 3 <= length <= _RUST_MESSAGE_MAX:
         return None
     raw = image.read(pointer, length)
     if len(raw) < length or not _PRINTABLE.fullmatch(raw):
@@ -452,7 +460,7 @@ def _go_fatal(image: CoreImage, symbol: Symbol) -> str | None:
     return _text(said + (b": " + fault[0] if fault else b""))
 
 
-def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
+def _go_value(image: CoreImage, kind_at: int, data: int, name: str | None) -> str | None:
     """Read a value as its message: a string, an integer, or the string at the start of a larger
     value (errors.errorString, fmt.wrapError, runtime.errorString …).
     """
@@ -466,13 +474,20 @@ def _go_value(image: CoreImage, kind_at: int, data: int) -> str | None:
         return None
     raw = image.read(first, second) if first > 4096 and 0 < second <= MESSAGE_MAX else b""
     if raw and len(raw) == second and _PRINTABLE.fullmatch(raw):
-        return _text(raw)
+        text = _text(raw)
+        # another type's Error() may say more than its first member
+        return text if kind == _GO_STRING or name in _GO_MESSAGES else f"{name}: {text}"
     size, pointers = image.word(kind_at), image.word(kind_at + 8)  # runtime._type
     if kind == _GO_STRUCT and (size, pointers) == (_GO_BOUNDS_SIZE, 0) and second < 1 << 48:
         return _go_bounds(image, data, first, second)
     return None
 
 
+_GO_MESSAGES = frozenset(
+    ("*errors.errorString", "*fmt.wrapError", "*fmt.wrapErrors", "runtime.errorString",
+     "*runtime.plainErrorString", "runtime.plainError", "runtime.errorAddressString", None)
+)  # fmt: skip
+"""Types whose first member is all of their message; None if the type's name cannot be read."""
 _GO_BOUNDS = (
     "index out of range [{x}] with length {y}",
     "slice bounds out of range [:{x}] with length {y}",
@@ -525,7 +540,9 @@ def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
         wanted = [_go_type(image, symbol, word) if word else None for word in words]
         has, is_not = wanted[1] or "nil", wanted[2] or "another type"
         return f"interface conversion: {wanted[0] or 'interface'} is {has}, not {is_not}"
-    value = _go_value(image, kind_at, data)
+    if not kind_at:
+        return "nil"
+    value = _go_value(image, kind_at, data, name)
     if value is not None:
         return value
     return f"a value of type {name}" if name else "panic"

@@ -136,7 +136,7 @@ def _consequence(facts: Facts) -> str:
     if facts.handled is None or facts.siginfo is None:
         return ""
     first, last = signal_name(facts.siginfo.signal), signal_name(facts.handled.signal)
-    if facts.handled.again:
+    if facts.handled.again or (first == last and facts.handled.code <= 0 and first != "SIGABRT"):
         return f"; a handler caught {first} and raised it again"
     if facts.siginfo.signal == facts.handled.signal == SIGABRT:
         return ""  # abort() itself raises it again after the handler
@@ -183,12 +183,11 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         if "go_panic" in said:
             return Cause("go-panic", "Go panic", f"Go panic: {said['go_panic']}")
         if "go_fatal" in said:
-            fatal = said["go_fatal"]
-            return Cause("go-fatal", f"Go: {_steady(fatal)}", f"Go's runtime: fatal error: {fatal}")
+            return _go_fatal(said["go_fatal"])
         if "rust_panic" in said:
             at = f" at {said['rust_location']}" if "rust_location" in said else ""
             return Cause("rust-panic", "Rust panic", f"Rust panic{at}: {said['rust_panic']}")
-    if signal != SIGABRT and not _ended_itself(facts, signal):
+    if signal != SIGABRT and not _ended_itself(facts, signal) and not _raised_last(facts):
         text = said.get("abort") or said.get("glib")
         return _abort_message(text) if text and signal in (SIGTRAP, SIGILL) else None
     if "sanitizer" in said:
@@ -212,6 +211,14 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
     return None
 
 
+def _go_fatal(said: str) -> Cause:
+    """Return the cause that Go's runtime reports."""
+    if said == "unexpected signal during runtime execution":
+        text = f"Go's runtime: fatal error: {said}: a fault in C code, or in the runtime itself"
+        return Cause("go-fatal", "fault outside of Go code", text)
+    return Cause("go-fatal", f"Go: {_steady(said)}", f"Go's runtime: fatal error: {said}")
+
+
 def _ended_itself(facts: Facts, signal: int | None) -> bool:
     """Return whether the process ended itself by a signal other than SIGABRT.
 
@@ -226,6 +233,16 @@ def _ended_itself(facts: Facts, signal: int | None) -> bool:
 
 def _in_abort(frames: Sequence[Frame]) -> bool:
     return _is_abort(frames) or _is_musls_check(frames[0])
+
+
+def _raised_last(facts: Facts) -> bool:
+    """Return whether std::terminate's handler ended the process, by a signal to itself."""
+    info = facts.siginfo
+    if info is None or info.code != _SI_TKILL or facts.handled is not None:
+        return False
+    return bool(facts.messages.keys() & {"cxx_type", "cxx_terminate"}) and any(
+        is_failure(frame) for frame in facts.blamed[:8]
+    )
 
 
 def _is_abort(frames: Sequence[Frame]) -> bool:
@@ -416,5 +433,7 @@ def _sent(facts: Facts, context: ProcessContext) -> Cause:
             f"systemd (pid 1) sent SIGABRT: most likely the watchdog{unit} was not fed in time",
         )
     by = f"pid {pid}" if pid else "a process outside of its pid namespace, or the kernel"
+    if pid is None:
+        by = "another process"  # the handler did not ask who
     user = f" (uid {uid})" if pid and uid is not None else ""
     return Cause("sent", f"{name} sent by another process", f"{name} was sent by {by}{user}")

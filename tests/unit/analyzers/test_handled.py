@@ -117,6 +117,60 @@ def test_find_handled_signal_that_dumps_no_core_is_none(load: Load) -> None:
     assert find_handled(load({at: raw}), walk(at)) is None
 
 
+def test_find_handled_abort_whose_handler_crashed_is_the_abort(load: Load) -> None:
+    """A handler without SA_SIGINFO: the place that it interrupted tells which signal it was."""
+    at = STACK + 0x2000
+    raw = build_x86_frame(RESTORER, REGISTERS | {"rip": SYSCALL}, bytes(128), trap=0)
+    image = load({at: raw}, pc=STORE, info=FAULT)
+    frames = [*walk(at, SYSCALL), frame(TEXT, SP + 80, function="abort")]
+    found = find(image, frames)
+    assert (found.info.signal, found.info.code, found.info.sender_pid) == (6, -6, 7)
+    assert found.index == 2
+    assert find_handled(image, [*frames[:-1], frame(TEXT, SP + 80, function="work")]) is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "code", "pc", "found"),
+    [
+        (11, 0, SYSCALL, True),
+        (11, -6, SYSCALL, True),
+        # a timer's handler that gives up, and a fault, of which the frame says nothing
+        (6, -6, SYSCALL, False),
+        (11, 0, STORE, False),
+    ],
+)
+def test_find_handled_signal_of_a_fault_amid_a_system_call_was_sent(
+    load: Load, signal: int, code: int, pc: int, found: bool
+) -> None:
+    at = STACK + 0x2000
+    raw = build_x86_frame(RESTORER, REGISTERS | {"rip": pc}, bytes(128), trap=0)
+    image = load({at: raw}, info=build_siginfo(signal, code, 7))
+    handled = find_handled(image, walk(at, pc))
+    assert (handled is not None) == found
+    if handled is not None:
+        assert (handled.info.code, handled.info.sender_pid) == (0, None)
+
+
+def test_find_handled_sent_signal_that_was_raised_again(load: Load) -> None:
+    """Its handler returned: the process died in the call that the first signal interrupted."""
+    raw = build_x86_frame(RESTORER, REGISTERS | {"rip": SYSCALL}, bytes(128), trap=0)
+    image = load({SP - 1000: raw}, pc=SYSCALL, sp=SP, info=build_siginfo(11, 0, 7))
+    found = find(image, [frame(SYSCALL, SP, interrupted=True)])
+    assert (found.info.signal, found.info.code, found.info.sender_pid) == (11, 0, None)
+    assert found.again
+    itself = load({}, pc=SYSCALL, sp=SP, info=build_siginfo(11, 0, 7))
+    assert find_handled(itself, [frame(SYSCALL, SP, interrupted=True)]) is None
+
+
+def test_find_handled_siginfo_that_was_sent_again_is_no_second_fault(load: Load) -> None:
+    """rt_tgsigqueueinfo() with the siginfo of the fault."""
+    at = STACK + 0x2000
+    places = {at: build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28)}
+    assert find(load(places, pc=SYSCALL, info=FAULT), walk(at)).again
+    other = build_siginfo(11, 1, 0x30)
+    assert not find(load(places, pc=SYSCALL, info=other), walk(at)).again
+
+
 def test_find_handled_nested_handlers_give_the_outermost(load: Load) -> None:
     inner, outer = STACK + 0x2000, STACK + 0x4000
     image = load(
@@ -212,11 +266,23 @@ def test_find_handled_judges_so_many_look_alikes_of_a_fault(
     assert find_handled(image, frames) is None
 
 
-def go_thread(signal_frame: int) -> dict[str, Any]:
-    names = ["runtime.usleep", "runtime.sighandler", "runtime.sigtramp", "runtime.sigreturn"]
+def go_thread(signal_frame: int, last: str = "runtime.sigreturn") -> dict[str, Any]:
+    names = ["runtime.usleep", "runtime.sighandler", "runtime.sigtramp", last]
     frames = [frame(SYSCALL, NOW, function=name) for name in names]
     frames[-1]["sp"] = signal_frame + 8
     return {"frames": [*frames, frame(CALL, SP, function="main.work")]}
+
+
+def test_find_first_is_the_thread_whose_fault_was_passed_on(load: Load) -> None:
+    """Emacs sends a fault of any thread to its main thread."""
+    at = STACK + 0x2000
+    places = {at: build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28)}
+    main, other = {"frames": [frame(SYSCALL, NOW, interrupted=True)]}, {"frames": walk(at)}
+    found = find_first(load(places, info=build_siginfo(11, -6, 7)), [main, other])
+    assert found is not None
+    assert (found[0], found[1].info.address, found[1].again) == (1, 0x28, False)
+    for info in (build_siginfo(11, 0, 7), build_siginfo(8, -6, 7), ABORT):
+        assert find_first(load(places, info=info), [main, other]) is None
 
 
 def test_find_first_in_go_is_the_thread_that_shows_the_others(load: Load) -> None:
@@ -230,6 +296,10 @@ def test_find_first_in_go_is_the_thread_that_shows_the_others(load: Load) -> Non
     found = find_first(image, [last, go_thread(quit_at), first])
     assert found is not None
     assert (found[0], found[1].info.signal, found[1].end) == (2, 11, 4)
+    cgo = go_thread(quit_at, "__restore_rt"), go_thread(first_at, "__restore_rt")
+    again = find_first(image, list(cgo))
+    assert again is not None
+    assert (again[0], again[1].info.signal) == (1, 11)
     assert find_first(image, [first, last]) is None
     assert find_first(image, [last, last]) is None
     assert find_first(image, []) is None

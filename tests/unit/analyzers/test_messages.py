@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from struct import pack
 
@@ -221,6 +221,22 @@ def test_collect_go_value_without_a_message_has_its_type(
     assert go_panic(image, kind, HEAP + 4096) == "panic"
 
 
+def test_collect_go_struct_with_a_text_has_its_type(load: Callable[[Memory], CoreImage]) -> None:
+    """Only of known types the first member is the whole message."""
+    memory = Memory()
+    names = b"\0" * 16 + b"\0\x07*main.E" + b"\0" * 7 + b"\0\x13*errors.errorString"
+    types = memory.put(names)
+    own, known = go_type(memory, 25, 16, flags=2), go_type(memory, 22, 32)
+    text = memory.put(b"disk is full")
+    data = memory.put(pack("<QQ", text, 12))
+    image = load(memory)
+    symbols = {"runtime.types": types}
+    assert go_panic(image, own, data, **symbols) == "main.E: disk is full"
+    assert go_panic(image, known, data, **symbols) == "disk is full"
+    assert go_panic(image, own, data) == "disk is full"
+    assert go_panic(image, 0, data) == "nil"
+
+
 def test_collect_go_type_assertion_names_both_types(load: Callable[[Memory], CoreImage]) -> None:
     memory = Memory()
     names = {"*runtime.TypeAssertionError": 0, "interface {}": 0, "string": 0, "int": 0}
@@ -296,6 +312,32 @@ def test_collect_rust_message_is_not_the_callers_longer_text(
     memory.push(128, 0, 0)
     found = messages.collect(load(memory), lambda _: None, str, frames, None)
     assert found["rust_panic"] == "panic"
+
+
+def test_collect_rust_message_is_not_an_argument_of_the_program(
+    load: Callable[[Memory], CoreImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A register that was saved in the panic's frames may point to one."""
+    memory = Memory()
+    memory.push(128, memory.put(b"--serve"), 7)
+    frames: list[dict[str, object]] = [
+        {"function": "core::panicking::panic_fmt", "sp": STACK},
+        {"function": "app::run", "sp": STACK + 512},
+    ]
+    image = load(memory)
+    found = messages.collect(image, lambda _: None, str, frames, None)
+    assert found["rust_panic"] == "--serve"
+    monkeypatch.setattr(image, "head", replace(image.head, psargs=b"app --serve 80"))
+    found = messages.collect(image, lambda _: None, str, frames, None)
+    assert found["rust_panic"] == "panic"
+
+
+def test_collect_rust_message_that_is_long_is_cut(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    memory.push(128, memory.put(b"y" * 3000), 3000)
+    memory.push(256, memory.put(b"other"), 5)
+    found = collect(load(memory), "core::panicking::panic_fmt")
+    assert found["rust_panic"] == "y" * 1000
 
 
 @pytest.mark.parametrize(("offset", "has"), [(2, True), (0x1002, False)])

@@ -84,6 +84,7 @@ def test_explain_message_without_end_is_cut() -> None:
         (3, 42, 0, None, "raised", "sent SIGQUIT to itself"),
         (11, 77, 1000, None, "sent", "SIGSEGV was sent by pid 77 (uid 1000)"),
         (11, 0, 0, None, "sent", "outside of its pid namespace"),
+        (11, None, None, None, "sent", "SIGSEGV was sent by another process"),
         (6, 1, 0, "web.service", "watchdog", "likely the watchdog of web.service was not fed"),
         (6, 1, 0, None, "watchdog", "the watchdog was not fed"),
         (6, 1, 1000, None, "sent", "pid 1"),
@@ -91,7 +92,7 @@ def test_explain_message_without_end_is_cut() -> None:
     ],
 )
 def test_explain_sent_signal_names_its_sender(
-    signal: int, pid: int, uid: int, unit: str | None, kind: str, text: str
+    signal: int, pid: int | None, uid: int | None, unit: str | None, kind: str, text: str
 ) -> None:
     code = -6 if pid == 42 else 0
     facts = build_facts("loop", signal=signal, code=code, sender_pid=pid, sender_uid=uid)
@@ -165,6 +166,7 @@ def test_explain_without_siginfo_says_that_it_does_not_know() -> None:
         (Handled(6, -6, 2, again=False), "its handler for SIGSEGV then aborted the process"),
         (Handled(11, -6, 0, again=True), "a handler caught SIGSEGV and raised it again"),
         (Handled(11, 1, 2, again=False), "its handler for SIGSEGV then crashed itself (SIGSEGV)"),
+        (Handled(11, -6, 2, again=False), "a handler caught SIGSEGV and raised it again"),
         (Handled(5, -6, 2, again=False), "then ended the process by SIGTRAP"),
     ],
 )
@@ -189,6 +191,16 @@ def test_explain_abort_that_a_handler_saw_is_no_consequence() -> None:
     facts = replace(facts, handled=Handled(6, -6, 2, again=False))
     cause = explain(facts, ProcessContext(frozenset({100})))
     assert cause.text == "the program called abort(), in job()"
+
+
+def test_explain_terminate_handler_that_raised_a_signal_is_the_exception() -> None:
+    said = {"cxx_type": "app::Error", "cxx_what": "no such row"}
+    stack = ["raise", "std::terminate()", "__cxa_throw", "work"]
+    facts = build_facts(*stack, signal=11, code=-6, sender_pid=100, messages=said)
+    cause = explain(facts, ProcessContext(frozenset({100})))
+    assert cause.text == "uncaught C++ exception app::Error: no such row, in work()"
+    old = build_facts("raise", "work", signal=11, code=-6, sender_pid=100, messages=said)
+    assert explain(old, ProcessContext(frozenset({100}))).kind == "raised"
 
 
 def test_explain_handled_signal_of_another_process_is_not_an_abort() -> None:
@@ -372,3 +384,11 @@ def test_explain_trap_of_a_failure_function_is_what_it_says() -> None:
     cause = explain(build_facts(*stack, signal=5, code=128, mnemonic="int3"), SELF)
     assert cause.short == "uncaught JavaScript exception"
     assert explain(build_facts("f", signal=5, code=128), SELF).kind == "breakpoint"
+
+
+def test_explain_fault_that_go_saw_in_c_code() -> None:
+    said = {"go_fatal": "unexpected signal during runtime execution"}
+    stack = ["runtime.raise", "runtime.throw", "runtime.sigpanic", "c_parse", "main.work"]
+    facts = build_facts(*stack, signal=6, code=-6, sender_pid=100, messages=said)
+    title = build_title("p", 6, facts, explain(facts, SELF))
+    assert title == "SIGABRT in p, c_parse(): fault outside of Go code"
