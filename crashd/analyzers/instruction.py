@@ -56,12 +56,22 @@ def decode(
     # reads come first, so they fault first: movs, push and call with an operand in memory
     access.sort(key=lambda one: one["mode"] != "read")
     return {
-        "bytes": bytes(instruction.bytes).hex(),
+        "bytes": _whole(instruction, word, code).hex(),
         "text": f"{instruction.mnemonic} {instruction.op_str}".strip()[:120],
         "mnemonic": instruction.mnemonic[:24],
         "access": access[:4],
         **_target(instruction, word, access, registers),
     }
+
+
+def _whole(instruction: "capstone.CsInsn", mnemonic: str, code: bytes) -> bytes:
+    """Return the instruction's bytes; capstone leaves out the operand of ud1, which is a check's
+    number.
+    """
+    size = int(instruction.size)
+    if mnemonic == "ud1" and size < len(code):
+        size += 2 if code[size] >> 6 == 1 else 1  # ModRM, and a displacement of 8 bits
+    return code[:size]
 
 
 def _target(

@@ -477,13 +477,13 @@ _CHECKS = (
     "length of a variable array",
 )  # fmt: skip
 """In the order of clang's LIST_SANITIZER_CHECKS (CodeGenFunction.h)."""
-_UD1 = re.compile(r"670fb940([0-9a-f]{2})")
-"""`ud1 eax, [eax + check]`"""
+_UD1 = re.compile(r"670fb9(?:40([0-9a-f]{2})|00$)")
+"""`ud1 eax, [eax + check]`; `ud1 eax, [eax]` for check 0"""
 
 
 def _trapped_check(facts: Facts) -> str | None:
     found = _UD1.match(facts.instruction.bytes) if facts.instruction is not None else None
-    number = int(found[1], 16) if found else len(_CHECKS)
+    number = int(found[1] or "0", 16) if found else len(_CHECKS)
     return _CHECKS[number] if number < len(_CHECKS) else None
 
 
@@ -492,7 +492,7 @@ def _ill(facts: Facts) -> Cause | None:
     if check := _trapped_check(facts):
         return Cause(
             "trap",
-            "deliberate trap",
+            f"trap: {check}",
             f"the program ran into the trap of a check by the compiler: {check} "
             "(clang's -fsanitize-trap)",
         )

@@ -94,6 +94,21 @@ def test_decode_other_machines() -> None:
     assert decode(EM_X86_64, b"", 0, {}, 64) is None
 
 
+@pytest.mark.parametrize(
+    ("code", "whole"),
+    [
+        ("670fb9401690", "670fb94016"),
+        ("670fb9000f1f00", "670fb900"),
+        ("0fb9c0", "0fb9c0"),
+        ("670fb9", "670fb9"),
+    ],
+)
+def test_decode_ud1_with_the_number_of_the_check(code: str, whole: str) -> None:
+    found = decode(EM_X86_64, bytes.fromhex(code), 0, {}, 64)
+    assert found is not None
+    assert found["bytes"] == whole
+
+
 @pytest.mark.parametrize("seed", range(64))
 def test_decode_noise_never_raises(seed: int) -> None:
     import random

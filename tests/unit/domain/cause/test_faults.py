@@ -161,6 +161,8 @@ CASES: list[tuple[Facts, str, str]] = [
     (at(signal=7, code=1), "unaligned", "unaligned access"),
     (replace(at(signal=4, code=2), instruction=Instruction("670fb94014", "ud1", "ud1", ())),
      "trap", "shift out of bounds (clang's -fsanitize-trap)"),
+    (replace(at(signal=4, code=2), instruction=Instruction("670fb900", "ud1", "ud1", ())),
+     "trap", "integer overflow in an addition (clang's -fsanitize-trap)"),
     (replace(at(signal=4, code=2), instruction=Instruction("670fb940ff", "ud1", "ud1", ())),
      "trap", "`ud1`"),
     (
