@@ -19,11 +19,17 @@ _CXX_CLASSES = (b"GNUCC++\0", b"CLNGC++\0")
 _CXX_DEPENDENTS = (b"GNUCC++\x01", b"CLNGC++\x01")
 _CXX_HEADER = 80
 """Bytes from a 64-bit __cxa_exception to its _Unwind_Exception (libstdc++'s unwind-cxx.h)."""
+_CXX_NEAR_BYTES = 4096
+"""Of the stack below terminate(): abort() and what prints the exception."""
 _BASES_MAX = 16
 _SANITIZERS = ("__asan", "__ubsan", "__tsan", "__msan", "__lsan", "__hwasan", "__interceptor")
 _REPORT = re.compile(
     rb"(?:ERROR|WARNING): ((?:[A-Z][A-Za-z]+Sanitizer|libFuzzer): [\x20-\x7e]{3,200})"
 )
+_FATAL_LINE = re.compile(
+    rb"F(?:\d{4}|\d{8}) \d\d:\d\d:\d\d\.\d{6} +\d+ ([^\]\s]{1,200}:\d{1,6})\] ([\x20-\x7e]{1,300})"
+)
+_LOGGERS = re.compile(r"google::LogMessage|absl::(lts_\d+::)?log_internal::|logging::LogMessage")
 _UBSAN_CHECK = re.compile(r"__ubsan_handle_(\w+?)(_v\d)?(_minimal)?(_abort)?$")
 _NUL_TERMINATED = (1 << 64) - 1
 _ASSERTED = re.compile(rb"Assertion '[\x20-\x7e]{1,200}' failed")
@@ -85,13 +91,17 @@ def collect(
         found["sanitizer"] = _sanitizer(image) or _sanitizers_check(names)
     if any(name.startswith(("g_log", "_g_log")) for name in names):
         found["glib"] = found["glib"] or _glib_message(image)
+    if any(_LOGGERS.match(name) for name in names):
+        found["logged"] = _logged(image)
     if any("glibcxx_assert" in name or "libcpp_verbose_abort" in name for name in names):
         found["assertion"] = _printed(image, _ASSERTED)
     if any("panicking::" in name or name in _RUST_NAMES for name in names):
         found |= _rust_panic(image, frames)
     elif (first := _first_nameless(image, frames)) is not None:
         found |= _nameless_rust_panic(image, frames, first)
-        found["abort"] = found["abort"] or (_kept_message(image) if first == 0 else None)
+        if first == 0:
+            found["abort"] = found["abort"] or _kept_message(image)
+            found |= {} if found["abort"] else _nameless_cxx(image, demangle)
     if any(name.startswith("runtime.") for name in names):
         found["go_fatal"] = _go_fatal(image, symbol) or _go_thrown(image, frames)
         go_panic = go_panic or _go_arguments(image, frames, ("runtime.gopanic",))
@@ -137,15 +147,25 @@ def _text(raw: bytes) -> str | None:
 
 def _sanitizer(image: CoreImage) -> str | None:
     """Find the copy that a sanitizer keeps of its printed report."""
+    found = next((f for _, memory in _writable(image) if (f := _REPORT.search(memory))), None)
+    return None if found is None else _text(found[1])
+
+
+def _logged(image: CoreImage) -> str | None:
+    """Find the line that a logging library (glog, Abseil) printed before it gave up: only a fatal
+    one begins with F.
+    """
+    found = next((f for _, memory in _writable(image) if (f := _FATAL_LINE.search(memory))), None)
+    return None if found is None else _text(found[1] + b": " + found[2])
+
+
+def _writable(image: CoreImage) -> Iterator[tuple[int, bytes]]:
+    """Yield address and bytes of writable memory, except large segments."""
     left = _SEARCHED_BYTES_MAX
     for segment in image.segments:
-        if not segment.flags & PF_W or not 0 < segment.filesz <= min(left, _SEGMENT_MAX):
-            continue
-        left -= segment.filesz
-        found = _REPORT.search(image.read(segment.vaddr, segment.filesz))
-        if found is not None:
-            return _text(found[1])
-    return None
+        if segment.flags & PF_W and 0 < segment.filesz <= min(left, _SEGMENT_MAX):
+            left -= segment.filesz
+            yield segment.vaddr, image.read(segment.vaddr, segment.filesz)
 
 
 def _sanitizers_check(names: list[str]) -> str | None:
@@ -227,25 +247,34 @@ def _cxx_exception(image: CoreImage, demangle: Callable[[str], str]) -> dict[str
     return _caught(image, demangle) or {"cxx_terminate": "true"}
 
 
+def _nameless_cxx(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str | None]:
+    """Find an uncaught exception in a static program without names: terminate() left its address on
+    the stack, and has caught it itself.
+    """
+    for _, value in _words(image, _CXX_NEAR_BYTES):
+        if value & 15 or value < 4096 or image.read(value, 8)[::-1] not in _CXX_CLASSES:
+            continue
+        handlers = int.from_bytes(image.read(value - 40, 4), "little", signed=True)
+        if 0 < handlers < _HANDLERS_MAX:
+            found = _thrown(image, demangle, value - _CXX_HEADER, value + 32)
+            return found if "cxx_type" in found else {}
+    return {}
+
+
 def _caught(image: CoreImage, demangle: Callable[[str], str]) -> dict[str, str | None] | None:
     """Find an exception that a handler has caught and not released.
 
     If such a handler calls std::terminate, the exception explains it, but the stack need not point
     to the exception any more.
     """
-    left = _SEARCHED_BYTES_MAX
-    for segment in image.segments:
-        if not segment.flags & PF_W or not 0 < segment.filesz <= min(left, _SEGMENT_MAX):
-            continue
-        left -= segment.filesz
-        memory = image.read(segment.vaddr, segment.filesz)
+    for start, memory in _writable(image):
         for mark in _CXX_CLASSES:
             at = memory.find(mark[::-1])
             while at >= _CXX_HEADER:
                 handlers = int.from_bytes(memory[at - 40 : at - 36], "little", signed=True)
                 if at % 16 == 0 and 0 < handlers < _HANDLERS_MAX:
-                    header = segment.vaddr + at - _CXX_HEADER
-                    return _thrown(image, demangle, header, segment.vaddr + at + 32)
+                    header = start + at - _CXX_HEADER
+                    return _thrown(image, demangle, header, start + at + 32)
                 at = memory.find(mark[::-1], at + 8)
     return None
 

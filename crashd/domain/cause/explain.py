@@ -8,14 +8,14 @@ The module is one idea: an ordered list of witnesses, of which the first that sp
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import explain_fault, stack_overflow
 from crashd.domain.cause.helpers import in_library_source, is_failure
 from crashd.domain.cause.names import plain_name
-from crashd.domain.cause.signature import notable, panic_place
+from crashd.domain.cause.signature import entry, notable, panic_place
 from crashd.domain.signals import (
     SIGABRT,
     SIGILL,
@@ -60,6 +60,7 @@ _UNEXPECTED = re.compile(
     re.DOTALL,
 )
 _REPORT_DETAILS = re.compile(r":? (on )?(unknown )?(address )?0x| on unknown address| \(")
+_CHECK_FAILED = re.compile(r"Check failed: (?P<what>.*?)(?: \(.* vs\. .*\).*)?\s*$")
 _GLIB = re.compile(r"(?:.*:)?ERROR:(?P<file>[^:]+):(?P<line>\d+):(?P<function>[^:]*): (?P<what>.*)")
 _GLIB_VALUES = re.compile(r": \(.*\)$")
 _HEAP_DOUBLE_FREE = re.compile(r"double free|fasttop")
@@ -155,13 +156,15 @@ def _bounded(cause: Cause, where: str, consequence: str) -> Cause:
     return Cause(cause.kind, cause.short.replace("\n", " ")[:120], text)
 
 
-def _where(frames: Iterable[Frame]) -> str:
+def _where(frames: Sequence[Frame]) -> str:
     """Return the name of the function that matters most, with its line."""
     for frame in frames:
         if frame.function is None and frame.module is None:
             continue
         if frame.function is None:
-            return f"{(frame.module or '').rpartition('/')[2]}+{frame.offset or 0:#x}"
+            text = f"{(frame.module or '').rpartition('/')[2]}+{frame.offset or 0:#x}"
+            called = entry(frames)
+            return f"{text}, called by {plain_name(called.function or '')}()" if called else text
         text = f"{plain_name(frame.function)[:80]}()"
         if frame.file and frame.line and not in_library_source(frame):
             text += f" at {frame.file.rpartition('/')[2]}:{frame.line}"
@@ -202,6 +205,8 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         short = "std::terminate() without an exception"
         hint = " (a std::thread that was not joined, or `throw;` outside of a handler)"
         return Cause("cxx-terminate", short, short + hint)
+    if "logged" in said:
+        return _logged(said["logged"])
     if text := said.get("abort") or said.get("glib"):
         return _abort_message(text)
     if any(_ASSERT_FAIL.match(f.function or "") for f in facts.blamed[:_LOOKED_AT]):
@@ -308,6 +313,15 @@ def _sanitizer(report: str) -> Cause:
     tool, _, rest = report.partition(": ")
     what = _REPORT_DETAILS.split(rest, maxsplit=1)[0].strip()[:60]
     return Cause("sanitizer", f"{tool}: {_steady(what)}", f"{report}")
+
+
+def _logged(line: str) -> Cause:
+    """Return the cause in a fatal line of a log: `store.cc:33: Check failed: a == b (1 vs. 2)`."""
+    place, _, said = line.partition(": ")
+    checked = _CHECK_FAILED.match(said)
+    short = f"check `{checked['what'][:60]}' failed" if checked else _steady(said)[:60]
+    kind = "assertion" if checked else "abort-message"
+    return Cause(kind, short, f"{said} (logged at {place.rpartition('/')[2]})")
 
 
 def _abort_message(text: str) -> Cause:

@@ -26,6 +26,8 @@ NAMELESS_FRAMES = 8
 RECURSION_MIN = 3
 """A function is part of the recursion when it is this many times on the stack that overflowed."""
 _TITLE_NAME_MAX = 60
+_ENTRY_FRAMES = 12
+"""Frames without names in a library before the one by which it was entered, at most."""
 
 _PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
 
@@ -165,8 +167,12 @@ def panic_place(facts: Facts, cause: Cause) -> str | None:
 
 
 def place(frames: Sequence[Frame]) -> str:
-    """Return the name of the function that matters most; empty if there is no name."""
-    for frame in frames:
+    """Return the name of the function that matters most; empty if there is no name.
+
+    A library without symbols still has the names of what it exports, so an offset in it gives way
+    to the function of the same library that was called from outside.
+    """
+    for frame in _from_entry(frames):
         if frame.kind != "native":
             return f"{frame.function}() of {_basename(frame.file)}"
         if frame.function:
@@ -174,3 +180,25 @@ def place(frames: Sequence[Frame]) -> str:
         if frame.module and frame.offset is not None:
             return f"{_basename(frame.module)}+{frame.offset:#x}"
     return ""
+
+
+def entry(frames: Sequence[Frame]) -> Frame | None:
+    """Return the frame of the exported function by which a library without symbols was entered, if
+    the first frame is a nameless one of that library.
+    """
+    first = frames[0] if frames else None
+    if first is None or first.function is not None or first.offset is None:
+        return None
+    if ".so" not in _basename(first.module):
+        return None
+    for frame in frames[1:_ENTRY_FRAMES]:
+        if frame.module != first.module:
+            return None
+        if frame.function is not None:
+            return frame
+    return None
+
+
+def _from_entry(frames: Sequence[Frame]) -> Sequence[Frame]:
+    found = entry(frames)
+    return frames if found is None else frames[list(frames).index(found) :]

@@ -434,3 +434,30 @@ def test_collect_message_that_a_static_program_kept(
     memory.heap[4096:4160] = (pack("<I", size) + b"free(): invalid pointer\n\0").ljust(64, b"\0")
     said = collect(load(memory), None, None, None)
     assert said == ({"abort": "free(): invalid pointer"} if found else {})
+
+
+@pytest.mark.parametrize(("handlers", "found"), [(1, True), (0, False), (-1, False)])
+def test_collect_exception_in_a_static_program_without_names(
+    load: Callable[[Memory], CoreImage], handlers: int, found: bool
+) -> None:
+    """terminate() has caught it; one that the program released is not what ended it."""
+    memory = Memory()
+    base = memory.put(pack("<QQQ", 0, memory.put(b"St13runtime_error\0"), 0))
+    info = memory.put(pack("<QQQ", 0, memory.put(b"N3app5ErrorE\0"), base))
+    header = (
+        pack("<Q", info) + bytes(32) + pack("<i", handlers) + bytes(36) + b"\0++CCUNG" + bytes(24)
+    )
+    memory.push(512, memory.put(header + pack("<QQ", 0, memory.put(b"no disk\0"))) + 80)
+    said = collect(load(memory), None, "abort", None)
+    assert said == ({"cxx_type": "<N3app5ErrorE>", "cxx_what": "no disk"} if found else {})
+
+
+@pytest.mark.parametrize("logger", ["google::LogMessage::Fail()", "absl::log_internal::X()"])
+def test_collect_fatal_line_of_a_log(load: Callable[[Memory], CoreImage], logger: str) -> None:
+    memory = Memory()
+    memory.put(b"I20261128 10:49:01.123456   77 store.cc:5] opened\n")
+    memory.put(b"F20261128 10:49:02.123456   77 store.cc:33] Check failed: a == b (1 vs. 2) rows\n")
+    image = load(memory)
+    said = "store.cc:33: Check failed: a == b (1 vs. 2) rows"
+    assert collect(image, "abort", logger)["logged"] == said
+    assert collect(image, "abort", "main") == {}

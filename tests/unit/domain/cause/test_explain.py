@@ -392,3 +392,46 @@ def test_explain_fault_that_go_saw_in_c_code() -> None:
     facts = build_facts(*stack, signal=6, code=-6, sender_pid=100, messages=said)
     title = build_title("p", 6, facts, explain(facts, SELF))
     assert title == "SIGABRT in p, c_parse(): fault outside of Go code"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "short"),
+    [
+        (
+            "a/store.cc:33: Check failed: a == b (1 vs. 2) rows",
+            "assertion",
+            "check `a == b' failed",
+        ),
+        ("store.cc:33: Check failed: p != nullptr ", "assertion", "check `p != nullptr' failed"),
+        ("store.cc:33: shard 17 is lost", "abort-message", "shard N is lost"),
+    ],
+)
+def test_explain_fatal_line_of_a_log(said: str, kind: str, short: str) -> None:
+    facts = build_facts(
+        "abort",
+        "google::LogMessage::Fail()",
+        "work",
+        signal=6,
+        code=-6,
+        sender_pid=100,
+        messages={"logged": said},
+    )
+    cause = explain(facts, SELF)
+    assert (cause.kind, cause.short) == (kind, short)
+    assert cause.text.endswith("(logged at store.cc:33), in work()")
+
+
+def test_explain_names_the_entry_of_a_library_without_symbols() -> None:
+    """As long as nothing else is between."""
+    library = "/usr/lib/libssl.so.3"
+    inside = build_frame(None, module=library, offset=0x355FC)
+    called = build_frame("SSL_write", module=library)
+    facts = build_facts(inside, inside, called, "work", address=8)
+    cause = explain(facts, SELF)
+    assert cause.text.endswith(", in libssl.so.3+0x355fc, called by SSL_write()")
+    assert build_title("p", 11, facts, cause).startswith("SIGSEGV in p, SSL_write(): NULL")
+    outside = build_facts(inside, "work", called, address=8)
+    assert build_title("p", 11, outside, cause).startswith("SIGSEGV in p, libssl.so.3+0x355fc:")
+    program = build_frame(None, module="/usr/bin/p", offset=0x10)
+    own = build_facts(program, build_frame("main", module="/usr/bin/p"), address=8)
+    assert build_title("p", 11, own, cause).startswith("SIGSEGV in p, p+0x10:")
