@@ -11,14 +11,16 @@ from crashd.analyzers.handled import Handled, find_first, find_handled
 from crashd.analyzers.stacks import FRAMES_MAX, Stacks
 from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.elfcore import IMAGE_MAX, CoreHead
-from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64, SigInfo
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64, SigInfo, Thread
 from crashd.domain.elf.headers import Layout, split_notes
 from crashd.domain.elf.packagenote import parse_package_note
+from crashd.domain.signals import SIGSEGV
 from crashd.edge.sandbox.modulefiles import ModuleFile
 
 VERSION = 1
 _NT_SIGINFO = 0x53494749
 _SIGSYS = 31
+_SEGV_MAPERR = 1
 
 
 class NativeFacts(Analyzer):
@@ -102,11 +104,18 @@ def _first_moment(
     if handled is None:
         registers = stacks.registers()
         decoded = _instruction(image, first.pc, registers)
+        if head.siginfo is None:
+            guessed = _missing_siginfo(image, first, decoded)
+            known = None if guessed is None else _signal_facts(guessed)
+            regions = _regions(image, first.pc, first.sp, guessed, decoded)
+        else:
+            known = _siginfo(opened.raw_head, head)
+            regions = _regions(image, first.pc, first.sp, head.siginfo, decoded)
         return {
             "registers": registers,
             "instruction": decoded,
-            "siginfo": _siginfo(opened.raw_head, head),
-            "regions": _regions(image, first.pc, first.sp, head.siginfo, decoded),
+            "siginfo": known,
+            "regions": regions,
         }
     frame, info = handled.frame, handled.info
     del frames[len(frames) if handled.end is None else handled.end :]
@@ -119,11 +128,7 @@ def _first_moment(
         "registers": dict(frame.registers),
         "instruction": decoded,
         "siginfo": {
-            "signal": info.signal,
-            "code": info.code,
-            "address": info.address,
-            "sender_pid": info.sender_pid,
-            "sender_uid": info.sender_uid,
+            **_signal_facts(info),
             "error_code": handled.error_code,
             **_refused_syscall(info, frame.registers, head.machine),
         },
@@ -182,17 +187,36 @@ def _instruction(
     return decoded
 
 
-def _siginfo(raw: bytes, head: CoreHead) -> dict[str, Any] | None:
-    info = head.siginfo
-    if info is None:
+def _missing_siginfo(
+    image: CoreImage, first: Thread, decoded: Mapping[str, Any] | None
+) -> SigInfo | None:
+    """Return the fault of a SIGSEGV in a core without siginfo (QEMU's), if the instruction, or the
+    memory that it accesses, is not mapped.
+    """
+    if first.signal != SIGSEGV or first.pc is None:
         return None
-    out: dict[str, Any] = {
+    places = [a["address"] for a in decoded["access"]] if decoded is not None else []
+    for address in (first.pc, *places):
+        if address is not None and image.segment(address) is None:
+            return SigInfo(SIGSEGV, _SEGV_MAPERR, 0, address, None, None)
+    return None
+
+
+def _signal_facts(info: SigInfo) -> dict[str, Any]:
+    return {
         "signal": info.signal,
         "code": info.code,
         "address": info.address,
         "sender_pid": info.sender_pid,
         "sender_uid": info.sender_uid,
     }
+
+
+def _siginfo(raw: bytes, head: CoreHead) -> dict[str, Any] | None:
+    info = head.siginfo
+    if info is None:
+        return None
+    out = _signal_facts(info)
     if info.signal == _SIGSYS and info.code == 1:
         out |= _syscall(raw, head)
     return out

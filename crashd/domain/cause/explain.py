@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import explain_fault, stack_overflow
-from crashd.domain.cause.helpers import in_library_source, is_failure
+from crashd.domain.cause.helpers import (
+    emulated_program,
+    in_library_source,
+    is_emulated,
+    is_failure,
+    is_helper,
+)
 from crashd.domain.cause.names import plain_name
 from crashd.domain.cause.signature import entry, notable, panic_place
 from crashd.domain.signals import (
@@ -42,6 +48,7 @@ _LIMITS = {
     SIGXCPU: ("CPU time limit reached", "the process used all of its CPU time (RLIMIT_CPU)"),
     SIGXFSZ: ("file size limit reached", "a file would be larger than RLIMIT_FSIZE permits"),
 }
+_RESTORER = re.compile(r"_*restore_rt$|_*kernel_(rt_)?sigreturn$")
 _GIVE_UP = frozenset({"hlt", "ud2", "udf", "brk"})
 _MUSL = re.compile(r"/(ld-musl-[^/]*|libc)\.so(\.1)?$")
 _MUSLS_HEAP = re.compile(r"(__libc_|__bin_)?(free|malloc(_impl)?|realloc|get_meta|chunk\w*)$")
@@ -133,8 +140,12 @@ def _unknown(facts: Facts, signal: int | None) -> Cause:
 
 
 def _consequence(facts: Facts) -> str:
-    """Describe what a handler did after it caught the signal; empty if there was no handler."""
-    if facts.handled is None or facts.siginfo is None:
+    """Describe what a handler did after it caught the signal, or that the crash was in one of a
+    signal that dumps no core; empty if there was no handler.
+    """
+    if facts.handled is None:
+        return _interrupted(facts)
+    if facts.siginfo is None:
         return ""
     first, last = signal_name(facts.siginfo.signal), signal_name(facts.handled.signal)
     if facts.handled.again or (first == last and facts.handled.code <= 0 and first != "SIGABRT"):
@@ -146,6 +157,17 @@ def _consequence(facts: Facts) -> str:
     if facts.handled.signal == SIGABRT:
         return f"; its handler for {first} then aborted the process"
     return f"; its handler for {first} then ended the process by {last}"
+
+
+def _interrupted(facts: Facts) -> str:
+    """Name the function that a handler interrupted in which the process crashed."""
+    names = [frame.function or "" for frame in facts.crashed]
+    at = next((n for n, name in enumerate(names) if _RESTORER.match(name)), None)
+    if at is None or facts.crashed_interpreted:
+        return ""
+    below = facts.crashed[at + 1 :]
+    where = _where([frame for frame in below if not is_helper(frame)] or below)
+    return f"; that was a signal handler, which interrupted {where}" if where else ""
 
 
 def _bounded(cause: Cause, where: str, consequence: str) -> Cause:
@@ -423,6 +445,15 @@ def _called_abort(facts: Facts) -> bool:
     return "abort" in names or not names & _RAISE
 
 
+def _emulated(facts: Facts, signal: str) -> Cause:
+    name = emulated_program(facts) or "the program"
+    text = (
+        f"{name} died of {signal}, and QEMU, which emulates it, ended itself in the same way: the "
+        "core that QEMU wrote (qemu_*.core) has the stack"
+    )
+    return Cause("emulated", f"{name} died in the emulator", text)
+
+
 def _sent(facts: Facts, context: ProcessContext) -> Cause:
     """Return the cause of a signal that was sent, by its sender.
 
@@ -435,6 +466,8 @@ def _sent(facts: Facts, context: ProcessContext) -> Cause:
     if info is not None and info.code in _UNSENT and not pid:
         return Cause("sent", f"{name} sent by the kernel", f"{name} came from {_UNSENT[info.code]}")
     if info is not None and _is_own(facts, context, info.code):
+        if is_emulated(facts):
+            return _emulated(facts, name)
         if number == SIGABRT and info.code == _SI_TKILL and _called_abort(facts):
             return _ABORT
         return Cause("raised", f"raised {name} itself", f"the program sent {name} to itself")

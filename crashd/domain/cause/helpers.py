@@ -9,7 +9,7 @@ function (abort, a failed assertion, a panic, terminate) is a helper, whatever i
 import re
 from collections.abc import Sequence
 
-from crashd.domain.cause.analysis import Frame
+from crashd.domain.cause.analysis import Facts, Frame
 from crashd.domain.cause.names import plain_name
 
 _LIBRARY = re.compile(
@@ -76,6 +76,9 @@ _FAILURES = re.compile(
     re.VERBOSE,
 )
 """Functions that a program calls when it gives up; they never return to their caller."""
+_EMULATOR = re.compile(r"/qemu-(?!system-|img$|nbd$|io$|ga$)[a-z0-9_]+(-static)?$")
+_EMULATOR_FRAMES = 6
+_SHARED = re.compile(r"\.so([.\d]*)$|^\[|\.cache$")
 _PASSES_ON = re.compile(r"_*interceptor_|__[a-z]+san(::|_).*[Tt]hread_?[Ss]tart")
 _STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
 _GO_LIBRARY = re.compile(
@@ -117,6 +120,21 @@ def is_helper(frame: Frame) -> bool:
     if (frame.inline and in_library_source(frame)) or in_go_library(frame):
         return True
     return frame.function is not None and bool(_WRAPPERS.match(plain_name(frame.function)))
+
+
+def is_emulated(facts: Facts) -> bool:
+    """Return whether QEMU's user mode ended itself as the program did that it emulates."""
+    info = facts.siginfo
+    if info is None or info.code > 0 or facts.handled is not None:
+        return False
+    return any(_EMULATOR.search(f.module or "") for f in facts.crashed[:_EMULATOR_FRAMES])
+
+
+def emulated_program(facts: Facts) -> str | None:
+    """Return the name of the program that QEMU's user mode emulates; None if it is unknown."""
+    names = [module.name for module in facts.modules if not _EMULATOR.search(module.name)]
+    own = (name.rpartition("/")[2] for name in names)
+    return next((name for name in own if name and not _SHARED.search(name)), None)
 
 
 def is_failure(frame: Frame) -> bool:

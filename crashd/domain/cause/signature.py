@@ -15,7 +15,7 @@ from itertools import takewhile
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import FAULT_KINDS
-from crashd.domain.cause.helpers import below_failure, is_helper
+from crashd.domain.cause.helpers import below_failure, is_emulated, is_helper
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
@@ -64,8 +64,11 @@ def _is_extension(frame: Frame) -> bool:
 def notable(facts: Facts, cause: Cause) -> list[Frame]:
     """Return the frames to name first: the significant ones, or all frames if none is significant.
 
-    A language's runtime that gave up is never named, because the bug is not there.
+    A language's runtime that gave up is never named, because the bug is not there; nor is QEMU,
+    which ends as the program does that it emulates.
     """
+    if is_emulated(facts):
+        return []
     frames = significant(facts, cause)
     if not frames and cause.kind != "go-fatal":
         frames = list(below_failure(facts.blamed) or facts.blamed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.cause.analysis import Handled, Instruction
+from crashd.domain.cause.analysis import Frame, Handled, Instruction, ModuleInfo
 from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_title
 from tests.builders.facts import build_access, build_facts, build_frame
@@ -435,3 +435,48 @@ def test_explain_names_the_entry_of_a_library_without_symbols() -> None:
     program = build_frame(None, module="/usr/bin/p", offset=0x10)
     own = build_facts(program, build_frame("main", module="/usr/bin/p"), address=8)
     assert build_title("p", 11, own, cause).startswith("SIGSEGV in p, p+0x10:")
+
+
+def library(function: str | None) -> Frame:
+    return build_frame(function, module="/usr/lib/libc.so.6")
+
+
+def test_explain_abort_in_a_handler_says_what_it_interrupted() -> None:
+    """A watchdog of the program's own: where it hung counts, too."""
+    facts = build_facts(
+        "abort",
+        "on_alarm",
+        library("__restore_rt"),
+        library("poll"),
+        "serve",
+        signal=6,
+        code=-6,
+        sender_pid=100,
+    )
+    cause = explain(facts, SELF)
+    end = ", in on_alarm(); that was a signal handler, which interrupted serve()"
+    assert cause.text.endswith(end)
+    assert cause.short == "abort()"
+
+
+def test_explain_emulator_that_ends_as_its_program_did() -> None:
+    """What QEMU did is nobody's bug; its signature is that of the emulated program."""
+    qemu = "/usr/bin/qemu-aarch64-static"
+    inside = build_frame(None, module=qemu, offset=0x2D674A)
+    facts = build_facts(library("raise"), inside, signal=11, code=-6, sender_pid=100)
+    modules = tuple(
+        ModuleInfo(name, 0, 4096, None, False, None, False, False)
+        for name in ("/lib/ld-linux-aarch64.so.1", "/srv/bin/sensor", qemu)
+    )
+    facts = replace(facts, modules=modules)
+    cause = explain(facts, SELF)
+    title = build_title("qemu-aarch64", 11, facts, cause)
+    assert title == "SIGSEGV in qemu-aarch64: sensor died in the emulator"
+    assert cause.text.startswith("sensor died of SIGSEGV, and QEMU, which emulates it, ended")
+    unknown = explain(replace(facts, modules=()), SELF)
+    assert unknown.short == "the program died in the emulator"
+    own = build_facts(inside, address=8, access=(build_access("read", 8),))
+    assert build_title("q", 11, own, explain(own, SELF)).startswith("SIGSEGV in q, qemu-aarch64")
+    system = replace(inside, module="/usr/bin/qemu-system-x86_64")
+    guest = build_facts(library("raise"), system, signal=11, code=-6, sender_pid=100)
+    assert explain(guest, SELF).kind == "raised"

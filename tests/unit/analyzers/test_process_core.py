@@ -1,0 +1,53 @@
+"""What the native facts say where a core says less than usual."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashd.analyzers import process_core
+from crashd.analyzers.coreimage import CoreImage
+from crashd.store.corefile import CoreWriter
+from crashd.store.coreread import StoredCore, read_head
+from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
+
+TEXT, STACK = 0x40_0000, 0x7000_0000
+
+
+def load(path: Path, *, signal: int, pc: int) -> CoreImage:
+    notes = build_notes(CoreFormat(), threads=[CoreThread(7, signal, pc=pc, sp=STACK)])
+    segments = [CoreSegment(TEXT, bytes(4096), flags=5), CoreSegment(STACK, bytes(4096))]
+    fd = os.open(path / "core", os.O_RDWR | os.O_CREAT, 0o600)
+    writer = CoreWriter(fd, level=1, threads=0)
+    writer.write(memoryview(build_core(notes=notes, segments=segments)))
+    writer.finish()
+    stored = StoredCore(fd)
+    return CoreImage(stored, read_head(stored)[1])
+
+
+@pytest.mark.parametrize(
+    ("signal", "pc", "touched", "address"),
+    [
+        (11, TEXT, (0x18,), 0x18),
+        (11, TEXT, (STACK, None, 0x28), 0x28),
+        (11, 0, (), 0),
+        (11, TEXT, (STACK,), None),
+        (11, TEXT, None, None),
+        (6, 0, (), None),
+    ],
+)
+def test_fault_of_a_core_without_siginfo_is_what_is_not_mapped(
+    tmp_path: Path,
+    signal: int,
+    pc: int,
+    touched: tuple[int | None, ...] | None,
+    address: int | None,
+) -> None:
+    """QEMU's cores have no siginfo."""
+    image = load(tmp_path, signal=signal, pc=pc)
+    decoded: dict[str, Any] | None = None
+    if touched is not None:
+        decoded = {"access": [{"address": at} for at in touched]}
+    info = process_core._missing_siginfo(image, image.head.threads[0], decoded)
+    assert (None if info is None else info.address) == address
