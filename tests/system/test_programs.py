@@ -16,6 +16,7 @@ __all__ = ["crasher"]
 SOURCES = Path(__file__).parent / "programs" / "cases"
 TABLE = Path(__file__).parents[1] / "data" / "programs.txt"
 _C = ["gcc", "-O2", "-g", "-w", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-pthread"]
+_CXX = ["g++", "-O2", "-g", "-w", "-std=c++20", "-D_GLIBCXX_ASSERTIONS", "-pthread"]
 _RUST_NAMELESS = ["-C", "panic=abort", "-C", "strip=symbols"]
 BUILDS = {
     "c1": [*_C, "c1.c"],
@@ -26,13 +27,17 @@ BUILDS = {
     "c3_rebuilt": ["gcc", "-O1", "-g", "-w", "-fno-pie", "-no-pie", "-pthread", "c3.c"],
     "c3_trapv": ["gcc", "-O1", "-g", "-w", "-ftrapv", "c3.c"],
     "c3_ubsan": ["gcc", "-O1", "-g", "-w", "-fsanitize=undefined", "-fno-sanitize-recover", "c3.c"],
+    "c3_trap": ["clang", "-O1", "-g", "-w", "-fsanitize=undefined", "-fsanitize-trap=all", "c3.c"],
+    "c4": [*_C, "c4.c"],
     "mu": ["musl-gcc", "-O2", "-g", "-w", "mu.c"],
-    "cx": ["g++", "-O2", "-g", "-w", "-std=c++20", "-D_GLIBCXX_ASSERTIONS", "-pthread", "cx.cc"],
+    "cx": [*_CXX, "cx.cc"],
+    "cx_nameless": [*_CXX, "-static", "-s", "cx.cc"],
     "asan": ["gcc", "-O1", "-g", "-w", "-fsanitize=address", "-pthread", "san.c"],
     "r": ["rustc", "-O", "-g", "-A", "warnings", "-C", "panic=abort", "r.rs"],
     "r_nameless": ["rustc", "-O", "-A", "warnings", *_RUST_NAMELESS, "r.rs"],
     "r_rebuilt": ["rustc", "-A", "warnings", "-C", "opt-level=1", *_RUST_NAMELESS, "r.rs"],
     "g": ["go", "build", "g.go"],
+    "gc": ["go", "build", "gc.go"],
 }
 
 
@@ -141,6 +146,15 @@ def test_static_program_without_names_says_what_happened(
         assert "abort" in [frame.function for frame in analysis.facts.crashed]
         signatures.add(analysis.signature)
     assert len(signatures) == len(said)
+
+
+def test_static_cxx_program_without_names_has_its_exception(
+    crasher: Crasher, programs: Programs
+) -> None:
+    analysis = analyse_death(crasher.run(programs.get("cx_nameless"), "load_config"))
+    assert analysis.title is not None
+    assert analysis.title.endswith(": uncaught std::runtime_error"), analysis.title
+    assert "cannot read /etc/app.conf" in (analysis.explanation or "")
 
 
 @pytest.mark.skipif(shutil.which("rustc") is None, reason="needs rustc")
