@@ -316,6 +316,69 @@ def test_copy_deadline_ends_it(memory: Memory) -> None:
         engines.copy(memory, b"", plan((0, 1)), pump, deadline_ns, 10**10, Reader())
 
 
+@pytest.mark.parametrize("odd", [set(), {0}, {15}, {16}, {31}, {7, 8, 20}])
+def test_copy_by_two_threads_is_what_one_would_read(
+    memory: Memory, odd: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both halves the fast way may end at a page, which is then forced or becomes zeros."""
+    monkeypatch.setattr(engines, "HALVE_BYTES", 4 * PAGE_BYTES)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    readers: set[int] = set()
+    plain_read = memory.read
+
+    def read(ranges: Sequence[tuple[int, int]], view: memoryview) -> int:
+        readers.add(threading.get_ident())
+        return plain_read(ranges, view)
+
+    monkeypatch.setattr(memory, "read", read)
+    memory.bad, memory.forced = {page for page in odd if page % 2}, odd - {7, 15, 31}
+    pieces = [
+        piece._replace(extent=piece.extent._replace(backing=Backing.ANONYMOUS))
+        for piece in plan((0, 3), (5, 24), (30, 33))
+        if piece.extent is not None
+    ]
+    data, reason = copy(memory, pieces)
+    there = {*range(3), *range(5, 24), *range(30, 33)} - memory.bad
+    assert pages(data) == [page + 1 if page in there else 0 for page in range(33)]
+    assert reason is None
+    assert len(readers) == 2
+
+
+def test_reader_runs_tasks_beside_each_other() -> None:
+    reader, both = Reader(), threading.Barrier(2, timeout=10)
+    for _ in range(2):
+        reader.do(both.wait, 10, both.wait)  # neither ends without the other
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    done: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        reader.do(lambda: done.append(1), 10, fail)
+    assert done == [1]
+    never = threading.Event()
+    with pytest.raises(StuckError):
+        reader.do(lambda: done.append(2), 0.05, lambda: never.wait(20))
+    assert reader.stuck == 1
+    reader.do(both.wait, 10, both.wait)
+    never.set()
+
+
+def test_reader_without_a_second_thread_does_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, done, start = Reader(), list[str](), threading.Thread.start
+    reader.do(lambda: done.append("before"), 10)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    reader.do(lambda: done.append("first"), 10, lambda: done.append("second"))
+    assert done == ["before", "first", "second"]
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
 def test_reader_goes_on_after_a_task_that_does_not() -> None:
     reader, never, done = Reader(), threading.Event(), list[int]()
 

@@ -6,6 +6,8 @@ exactly what the kernel would write, the memory engine raises DoubtError; the st
 to its head, is still available then.
 """
 
+import functools
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +25,10 @@ BATCH_BYTES = 8 << 20
 ZEROS_BYTES = 64 << 10
 """Zeros of this length that were read at once take no place in the buffer. A process can have
 gigabytes of them, and fresh memory for a copy costs more than reading them.
+"""
+HALVE_BYTES = 1 << 20
+"""Reads of anonymous memory from this size on are divided between two threads: the kernel copies
+with one CPU for each, 4.7 against 8.5 GB/s.
 """
 STUCK_MAX = 4
 """Limit on stuck reads, each of which costs a thread: beyond it, memory that may hang is not read.
@@ -199,6 +205,7 @@ class _Copier:
         self._reader = reader
         self._stuck: Counter[int] = Counter()
         """Stuck reads per mapping, keyed by the mapping's offset in the core."""
+        self._two_at_once = len(os.sched_getaffinity(0)) > 1
         self.blanks = Blanks()
 
     def take(self, batch: list[Piece]) -> None:
@@ -217,12 +224,12 @@ class _Copier:
                 self._one_by_one(group)
                 continue
             try:
-                self._read(group, view[:size])
+                is_hole = self._read(group, view[:size])
             except StuckError:
                 self._pump.desert()  # the stuck read may still write there
                 self._one_by_one(group)
             else:
-                if _is_hole(view[:size]):
+                if is_hole:
                     self._pump.hole(sum(piece.size for piece in group))
                 else:
                     self._put(group)
@@ -272,25 +279,37 @@ class _Copier:
         self.blanks.add(piece.address or 0, piece.size)
         self._pump.hole(piece.size)
 
-    def _read(self, group: list[Piece], view: memoryview) -> None:
-        """Fill `view`, and check that the process was held throughout."""
+    def _read(self, group: list[Piece], view: memoryview) -> bool:
+        """Fill `view`, and check that the process was held throughout; return whether what was read
+        is kept as a hole.
+        """
         pieces = [piece for piece in group if piece.address is not None]
         timeout_ns = self._deadline_ns - time.monotonic_ns()
         if timeout_ns <= 0:
             raise DeadlineError
-        if any(p.extent.backing is not Backing.ANONYMOUS for p in pieces if p.extent):
+        only_anonymous = all(p.extent.backing is Backing.ANONYMOUS for p in pieces if p.extent)
+        if not only_anonymous:
             timeout_ns = min(timeout_ns, self._page_timeout_ns)
+        parts = _halve(pieces, view) if only_anonymous and self._two_at_once else [(pieces, view)]
+        holes: list[bool] = []
+        tasks = [functools.partial(self._fill_part, *part, holes) for part in parts]
         try:
-            self._reader.do(lambda: self._fill(pieces, view), timeout_ns / 1e9)
+            self._reader.do(tasks[0], timeout_ns / 1e9, *tasks[1:])
         except StuckError:
             if time.monotonic_ns() >= self._deadline_ns:
                 raise DeadlineError from None
             raise
         if not self._memory.held():
             raise GoneError
+        return all(holes)
+
+    def _fill_part(self, pieces: list[Piece], view: memoryview, holes: list[bool]) -> None:
+        """Fill `view`, and add whether it is kept as a hole; runs in a thread of the reader."""
+        self._fill(pieces, view)
+        holes.append(_is_hole(view))
 
     def _fill(self, pieces: list[Piece], view: memoryview) -> None:
-        """Read pieces one after the other into `view`; runs in the reader's thread."""
+        """Read pieces one after the other into `view`."""
         left = deque(pieces)
         while left:
             got = self._memory.read([(p.address or 0, p.size) for p in left], view)
@@ -316,6 +335,15 @@ class _Copier:
         got = min(piece.size, PAGE_BYTES - address % PAGE_BYTES)
         view[:got] = bytes(got)  # as get_dump_page() does with pages that it cannot fault in
         return got
+
+
+def _halve(pieces: list[Piece], view: memoryview) -> list[tuple[list[Piece], memoryview]]:
+    """Divide a large read into two, each with its part of `view`."""
+    if len(view) < HALVE_BYTES:
+        return [(pieces, view)]
+    left = deque(pieces)
+    first, size = _fitting(left, len(view) // 2 // PAGE_BYTES * PAGE_BYTES)
+    return [(first, view[:size]), (list(left), view[size:])]
 
 
 def _fitting(left: "deque[Piece]", size: int) -> tuple[list[Piece], int]:

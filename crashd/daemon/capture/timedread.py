@@ -4,7 +4,8 @@ late or never.
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 
 class StuckError(Exception):
@@ -15,53 +16,81 @@ GRACE_SECONDS = 0.1
 """Extra time for a task that may have ended in time while this whole process was stopped."""
 
 
-class Reader:
-    """A thread that reads for another. A stuck thread is replaced, and ends with the process."""
+class _Lane:
+    """One thread, its tasks and their results."""
 
     def __init__(self) -> None:
-        self.stuck = 0
-        """Number of reads that did not end; with any, this process should not live long."""
-        self._renew()
-
-    def _renew(self) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._started = False
+        arguments = (self.tasks, self._results)
+        threading.Thread(target=_work, args=arguments, name="reader", daemon=True).start()
 
-    def begin_again(self) -> None:
-        """Start a new thread for the next read, in a copy of the process that had the old one."""
-        self._renew()
-
-    def do(self, task: Callable[[], None], timeout_seconds: float) -> None:
-        """Run a task in the thread, and wait for it; an exception of the task is raised here.
-
-        Raises:
-            StuckError: the task did not end in time.
-
-        """
-        if not self._started:
-            arguments = (self._tasks, self._results)
-            threading.Thread(target=_work, args=arguments, name="reader", daemon=True).start()
-            self._started = True
-        self._tasks.put(task)
-        try:
-            error = self._await(timeout_seconds)
-        except queue.Empty:
-            self.stuck += 1
-            self._renew()
-            raise StuckError from None
-        if error is not None:
-            raise error
-
-    def _await(self, timeout_seconds: float) -> BaseException | None:
+    def wait(self, timeout_seconds: float) -> BaseException | None:
+        """Return the exception of the task; raise queue.Empty when it does not end in time."""
         try:
             return self._results.get(timeout=timeout_seconds)
         except queue.Empty:  # if this whole process was stopped, the thread was, too
             return self._results.get(timeout=GRACE_SECONDS)
 
 
+class Reader:
+    """Threads that read for another. Stuck threads are replaced, and end with the process."""
+
+    def __init__(self) -> None:
+        self.stuck = 0
+        """Number of reads that did not end; with any, this process should not live long."""
+        self._lanes: list[_Lane] = []
+
+    def begin_again(self) -> None:
+        """Start new threads for the next read, in a copy of the process that had the old ones."""
+        self._lanes = []
+
+    def do(
+        self, task: Callable[[], object], timeout_seconds: float, *beside: Callable[[], object]
+    ) -> None:
+        """Run a task, and others beside it, each in a thread of its own; wait for all of them. An
+        exception of a task is raised here.
+
+        Raises:
+            StuckError: a task did not end in time.
+
+        """
+        tasks = self._assign((task, *beside))
+        deadline = time.monotonic() + timeout_seconds
+        used = self._lanes[: len(tasks)]
+        for lane, assigned in zip(used, tasks, strict=True):
+            lane.tasks.put(assigned)
+        try:
+            errors = [lane.wait(max(0.0, deadline - time.monotonic())) for lane in used]
+        except queue.Empty:
+            self.stuck += 1
+            self._lanes = []
+            raise StuckError from None
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def _assign(self, tasks: Sequence[Callable[[], object]]) -> Sequence[Callable[[], object]]:
+        """Return a task for each thread to use: the first thread does everything if there can be
+        no second.
+        """
+        try:
+            while len(self._lanes) < len(tasks):
+                self._lanes.append(_Lane())
+        except RuntimeError:  # RLIMIT_NPROC, pids.max
+            if not self._lanes:
+                raise
+            return [lambda: _one_by_one(tasks)]
+        return tasks
+
+
+def _one_by_one(tasks: Iterable[Callable[[], object]]) -> None:
+    for task in tasks:
+        task()
+
+
 def _work(
-    tasks: "queue.SimpleQueue[Callable[[], None]]",
+    tasks: "queue.SimpleQueue[Callable[[], object]]",
     results: "queue.SimpleQueue[BaseException | None]",
 ) -> None:
     while True:
