@@ -159,8 +159,8 @@ def move_notes(head: bytes, read: Callable[[int, int], bytes]) -> bytes:
     """
     header = _parse_header(head)
     count, end = _phdr_table(head, header)
-    if count is None or len(head) < end:
-        return head
+    if count is None or len(head) < end or header.phnum == PN_XNUM:
+        return head  # only the kernel makes such a core, and its notes precede memory
     phdrs = list(find_phdrs(head, header, count))
     places = [(offset, size) for kind, _, offset, _, _, size, _, _ in phdrs if kind == PT_NOTE]
     total = sum(size for _, size in places)

@@ -160,6 +160,16 @@ def test_move_notes_of_a_cut_core_are_cut(there: int) -> None:
     assert len(head.threads) == (there == 400)
 
 
+def test_move_notes_of_more_segments_than_a_header_can_count_stay() -> None:
+    """The number did not fit the new header, and the analysis of such a cut core failed."""
+    count = 0x10000
+    end = 64 + count * X86_64.phdr_size
+    notes = X86_64.phdr(4, end, 100)
+    rest = X86_64.phdr(1, end + 4096, 4096) * (count - 1)
+    head = X86_64.ehdr(0xFFFF) + notes + rest + b"\1" * 50
+    assert move_notes(head, lambda at, size: b"\1" * min(size, 50)) is head
+
+
 def test_move_notes_hostile_sizes_are_not_read() -> None:
     raw = X86_64.ehdr(2) + X86_64.phdr(1, 4096, 1) + X86_64.phdr(4, 8192, 2**40)
     start = raw.ljust(4096, b"\0")
