@@ -1,7 +1,7 @@
 """Every path that crashd touches, from one root (DESIGN section 2).
 
-Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all else;
-and whoever needs no Path loads no pathlib, which takes as long as reading a listing.
+Not a dataclass, because crashctl loads this at each call, and dataclasses take as long as all else.
+For the same reason pathlib is loaded with the first Path, not with this module.
 """
 
 from __future__ import annotations
