@@ -47,7 +47,7 @@ test_other_python_of_the_distribution_is_taken() {
 	crashctl --version >/tmp/known || true
 	rm "/usr/bin/$other"
 	mv "/tmp/$python3" /usr/lib/crashd
-	grep -q "^/usr/bin/$other -I /usr/bin/crashctl --version" /tmp/known
+	grep -q "^/usr/bin/$other -IS /usr/bin/crashctl --version" /tmp/known
 	crashctl --version
 }
 
