@@ -338,13 +338,13 @@ def _raised_again(image: CoreImage) -> Handled | None:
         at = memory.find(raw)
         if at < 0:
             continue
-        found = _parse(image, start + at - inside, 0, again=True)
-        frame = parse_frame(image.read(start + at - inside, FRAME_MAX), machine)
-        if found is None and in_call and frame is not None and frame.info is None:
-            sent = SigInfo(last.signal, 0, 0, None, None, None)
-            found = Handled(sent, None, frame, 0, again=True)
-        if found is not None:
+        address = start + at - inside
+        if (found := _parse(image, address, 0, again=True)) is not None:
             return found
+        frame = parse_frame(image.read(address, FRAME_MAX), machine) if in_call else None
+        if frame is not None and frame.info is None:
+            sent = SigInfo(last.signal, 0, 0, None, None, None)
+            return Handled(sent, None, frame, 0, again=True)
     return None
 
 

@@ -104,18 +104,12 @@ def _first_moment(
     if handled is None:
         registers = stacks.registers()
         decoded = _instruction(image, first.pc, registers)
-        if head.siginfo is None:
-            guessed = _missing_siginfo(image, first, decoded)
-            known = None if guessed is None else _signal_facts(guessed)
-            regions = _regions(image, first.pc, first.sp, guessed, decoded)
-        else:
-            known = _siginfo(opened.raw_head, head)
-            regions = _regions(image, first.pc, first.sp, head.siginfo, decoded)
+        given = head.siginfo or _missing_siginfo(image, first, decoded)
         return {
             "registers": registers,
             "instruction": decoded,
-            "siginfo": known,
-            "regions": regions,
+            "siginfo": None if given is None else _siginfo(opened.raw_head, head, given),
+            "regions": _regions(image, first.pc, first.sp, given, decoded),
         }
     frame, info = handled.frame, handled.info
     del frames[len(frames) if handled.end is None else handled.end :]
@@ -212,10 +206,7 @@ def _signal_facts(info: SigInfo) -> dict[str, Any]:
     }
 
 
-def _siginfo(raw: bytes, head: CoreHead) -> dict[str, Any] | None:
-    info = head.siginfo
-    if info is None:
-        return None
+def _siginfo(raw: bytes, head: CoreHead, info: SigInfo) -> dict[str, Any]:
     out = _signal_facts(info)
     if info.signal == _SIGSYS and info.code == 1:
         out |= _syscall(raw, head)

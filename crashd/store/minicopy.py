@@ -1,5 +1,6 @@
 """Mini cores of stored cores: what [fleet] cores = "mini" sends of a core that is whole here, and
-what `crashctl --fleet dump --mini` fetches of a core that is whole there."""
+what `crashctl --fleet dump --mini` fetches of a core that is whole there.
+"""
 
 from bisect import bisect_right
 
