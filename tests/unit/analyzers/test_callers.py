@@ -1,6 +1,5 @@
 """Callers of functions without unwind information: only calls that lead there count."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack
@@ -18,8 +17,7 @@ from crashd.analyzers.callers import (
     starts_stack,
 )
 from crashd.analyzers.coreimage import CoreImage
-from crashd.store.corefile import CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from tests.builders.coreimage import open_image
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 
 TEXT, DATA, STACK = 0x40_0000, 0x60_0000, 0x70_0000
@@ -49,12 +47,7 @@ def load(tmp_path: Path) -> Load:
             CoreSegment(STACK, pack(f"<{len(stack)}Q", *stack).ljust(4096, b"\0")),
         ]
         notes = build_notes(CoreFormat(), threads=[CoreThread(1, pc=CALLEE + 9, sp=STACK)])
-        fd = os.open(tmp_path / "core", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        writer = CoreWriter(fd, level=1, threads=0)
-        writer.write(memoryview(build_core(notes=notes, segments=segments)))
-        writer.finish()
-        stored = StoredCore(fd)
-        return CoreImage(stored, read_head(stored)[1])
+        return open_image(tmp_path / "core", build_core(notes=notes, segments=segments))
 
     return make
 

@@ -8,20 +8,12 @@ import pytest
 
 from crashd.analyzers.coreimage import CoreImage, FilePart
 from crashd.errors import FormatError
-from crashd.store.corefile import CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from crashd.store.coreread import read_head
+from tests.builders.coreimage import store_core
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 
 TEXT, DATA, GUARD, STACK = 0x40_0000, 0x60_0000, 0x6F_F000, 0x70_0000
 FILE = bytes(range(256)) * 64
-
-
-def open_core(path: Path, core: bytes) -> StoredCore:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    writer = CoreWriter(fd, level=1, threads=0)
-    writer.write(memoryview(core))
-    writer.finish()
-    return StoredCore(fd)
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def image(tmp_path: Path) -> Iterator[CoreImage]:
             CoreSegment(STACK, b"stack\0" + bytes(4090)),
         ],
     )
-    stored = open_core(tmp_path / "core", core)
+    stored = store_core(tmp_path / "core", core)
     found = CoreImage(stored, read_head(stored)[1])
     (tmp_path / "prog").write_bytes(FILE)
     fd = os.open(tmp_path / "prog", os.O_RDONLY)
@@ -93,7 +85,7 @@ def test_describe_tells_how_far_the_next_mapping_is(image: CoreImage) -> None:
 @pytest.mark.parametrize("core", [b"", b"\x7fELF", bytes(4096), b"text" * 99])
 def test_read_head_of_no_core_is_told(tmp_path: Path, core: bytes) -> None:
     with pytest.raises(FormatError):
-        read_head(open_core(tmp_path / "core", core))
+        read_head(store_core(tmp_path / "core", core))
 
 
 def test_is_code_is_what_may_be_executed(image: CoreImage) -> None:

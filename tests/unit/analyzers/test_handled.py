@@ -1,6 +1,5 @@
 """The signal that came first, out of memory that is built byte by byte."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ import pytest
 from crashd.analyzers import handled
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.handled import Handled, find_first, find_handled
-from crashd.store.corefile import CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from tests.builders.coreimage import open_image
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 from tests.builders.sigframe import build_siginfo, build_x86_frame
 
@@ -51,12 +49,7 @@ def load(tmp_path: Path) -> Load:
             CoreSegment(DATA, bytes(data)),
             CoreSegment(STACK, bytes(stack)),
         ]
-        fd = os.open(tmp_path / "core", os.O_RDWR | os.O_CREAT, 0o600)
-        writer = CoreWriter(fd, level=1, threads=0)
-        writer.write(memoryview(build_core(notes=notes, segments=segments)))
-        writer.finish()
-        stored = StoredCore(fd)
-        return CoreImage(stored, read_head(stored)[1])
+        return open_image(tmp_path / "core", build_core(notes=notes, segments=segments))
 
     return make
 

@@ -1,6 +1,5 @@
 """Last words out of memory that is built byte by byte."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +9,7 @@ import pytest
 
 from crashd.analyzers import messages
 from crashd.analyzers.coreimage import CoreImage
-from crashd.store.corefile import CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from tests.builders.coreimage import open_image
 from tests.builders.elfcore import (
     CoreFormat,
     CoreSegment,
@@ -59,12 +57,7 @@ def load(tmp_path: Path) -> Callable[[Memory], CoreImage]:
                 CoreSegment(STACK, bytes(memory.stack)),
             ],
         )
-        fd = os.open(tmp_path / "core", os.O_RDWR | os.O_CREAT, 0o600)
-        writer = CoreWriter(fd, level=1, threads=0)
-        writer.write(memoryview(core))
-        writer.finish()
-        stored = StoredCore(fd)
-        return CoreImage(stored, read_head(stored)[1])
+        return open_image(tmp_path / "core", core)
 
     return make
 

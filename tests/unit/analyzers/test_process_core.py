@@ -1,6 +1,5 @@
 """What the native facts say where a core says less than usual."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,7 @@ import pytest
 
 from crashd.analyzers import process_core
 from crashd.analyzers.coreimage import CoreImage
-from crashd.store.corefile import CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from tests.builders.coreimage import open_image
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 
 TEXT, STACK = 0x40_0000, 0x7000_0000
@@ -18,12 +16,7 @@ TEXT, STACK = 0x40_0000, 0x7000_0000
 def load(path: Path, *, signal: int, pc: int) -> CoreImage:
     notes = build_notes(CoreFormat(), threads=[CoreThread(7, signal, pc=pc, sp=STACK)])
     segments = [CoreSegment(TEXT, bytes(4096), flags=5), CoreSegment(STACK, bytes(4096))]
-    fd = os.open(path / "core", os.O_RDWR | os.O_CREAT, 0o600)
-    writer = CoreWriter(fd, level=1, threads=0)
-    writer.write(memoryview(build_core(notes=notes, segments=segments)))
-    writer.finish()
-    stored = StoredCore(fd)
-    return CoreImage(stored, read_head(stored)[1])
+    return open_image(path / "core", build_core(notes=notes, segments=segments))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Stacks of i386 programs, where there is no unwind information and where it lies."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack
@@ -10,8 +9,8 @@ import pytest
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.unwind386 import Step, Unwinder, read_registers
 from crashd.domain.elf.ehframe import UnwindTable
-from crashd.store.corefile import CoreWriter
-from crashd.store.coreread import StoredCore, read_head
+from crashd.store.coreread import read_head
+from tests.builders.coreimage import open_image
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 from tests.unit.domain.elf.test_cfi import AT, CODE, EPILOGUE, PROLOGUE, build
 
@@ -41,12 +40,7 @@ def load(tmp_path: Path) -> Load:
             CoreSegment(STACK, pack(f"<{len(stack)}I", *stack).ljust(4096, b"\0")),
         ]
         notes = build_notes(I386, threads=[CoreThread(7, pc=CODE, sp=STACK)])
-        fd = os.open(tmp_path / "core", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        writer = CoreWriter(fd, level=1, threads=0)
-        writer.write(memoryview(build_core(form=I386, notes=notes, segments=segments)))
-        writer.finish()
-        stored = StoredCore(fd)
-        return CoreImage(stored, read_head(stored)[1])
+        return open_image(tmp_path / "core", build_core(form=I386, notes=notes, segments=segments))
 
     return make
 
