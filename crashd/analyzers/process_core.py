@@ -32,6 +32,12 @@ class NativeFacts(Analyzer):
         """Return True: every core has native facts."""
         return True
 
+    def prepare(self) -> int:
+        """Import what only stacks of i386 programs need: no other analysis takes the time."""
+        if self.opened.image.head.machine == EM_386:
+            import crashd.analyzers.unwind386  # noqa: F401
+        return 0
+
     def facts(self) -> dict[str, Any]:
         """Collect the facts."""
         opened = self.opened

@@ -24,7 +24,6 @@ from crashd.analyzers.callers import (
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
-from crashd.analyzers.unwind386 import Unwinder, read_registers
 from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
 from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
@@ -106,9 +105,11 @@ class Stacks:
         self._trace: drgn.StackTrace | None = None
         """The crashed thread's, because drgn walks all of a stack at once."""
         self._go = GoNames(image)
-        self._registers_386 = (
-            read_registers(raw_head, image) if image.head.machine == EM_386 else {}
-        )
+        self._registers_386: Mapping[int, dict[str, int]] = {}
+        if image.head.machine == EM_386:
+            from crashd.analyzers.unwind386 import read_registers  # here: see NativeFacts.prepare
+
+            self._registers_386 = read_registers(raw_head, image)
         read = partial(_read, image)  # not a method: drgn's program would never be freed
         for segment in image.segments:
             if segment.memsz and self.refused is None:
@@ -354,6 +355,8 @@ class Stacks:
 
     def _frames_386(self, tid: int, limit: int) -> tuple[list[dict[str, Any]], bool, str | None]:
         """Walk the stack of an i386 program, which drgn does not."""
+        from crashd.analyzers.unwind386 import Unwinder
+
         walk = Unwinder(self.image, self._unwind_table).walk(
             self._registers_386.get(tid, {}), limit
         )

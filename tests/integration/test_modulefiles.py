@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from crashd.domain.crash.access import Credentials
-from crashd.domain.crash.filesearch import FileSearch, Root, plan_search
+from crashd.domain.crash.filesearch import FileSearch, Root
+from crashd.domain.crash.searchplan import plan_search
 from crashd.domain.elf.elfcore import parse_build_id
 from crashd.domain.elf.modules import Module
 from crashd.edge.sandbox.modulefiles import (

@@ -270,8 +270,16 @@ LIGHT = {
     "crashd.daemon.service": ("yaml", "bcrypt", "obstore", "pyrage"),
     "crashd.ship.main": ("pydantic", "prometheus_client", "systemd", "sqlite3"),
     "crashd.daemon.after.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
+    "crashd.analyzers.main": (
+        "crashd.domain.crash.model",
+        "crashd.analyzers.unwind386",
+        "hashlib",
+        "pystack",
+    ),
 }
-"""What importing a module must not load: crashctl starts fast, the capture workers are small."""
+"""What importing a module must not load: crashctl starts fast, the capture workers are small, and
+most of the time of a small core's analysis is imports.
+"""
 
 # ---- its application ----
 

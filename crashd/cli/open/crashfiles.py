@@ -7,8 +7,8 @@ those with the build-ids of the crash.
 import os
 from typing import NamedTuple
 
-from crashd.domain.crash.filesearch import plan_search
 from crashd.domain.crash.model import Crash
+from crashd.domain.crash.searchplan import plan_search
 from crashd.domain.elf.auxv import AT_PHDR
 from crashd.domain.elf.elfcore import CoreHead
 from crashd.domain.elf.modules import find_modules

@@ -15,8 +15,9 @@ from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_signature, build_title
 from crashd.domain.crash.faultlines import error_code_of
-from crashd.domain.crash.filesearch import FileSearch, plan_search
+from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.crash.model import Crash
+from crashd.domain.crash.searchplan import plan_search
 from crashd.domain.text import printable
 from crashd.edge.sandbox.modulefiles import read_own_mounts
 from crashd.edge.sandbox.start import WorkerResult, ask_worker, run_worker

@@ -15,9 +15,10 @@ from typing import TypeVar
 from crashd.daemon.capture.options import Options
 from crashd.daemon.capture.pace import Pace
 from crashd.daemon.capture.timedread import Reader, StuckError
-from crashd.domain.crash.filesearch import FileSearch, plan_search
+from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.crash.model import Crash
 from crashd.domain.crash.record import foreign_mount_ns
+from crashd.domain.crash.searchplan import plan_search
 from crashd.domain.elf.elfcore import IMAGE_MAX, parse_build_id
 from crashd.domain.elf.executables import Executable, find_executables, kept_name_of
 from crashd.domain.elf.modules import COMPARED_BYTES, Module

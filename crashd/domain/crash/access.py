@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from struct import iter_unpack
 from typing import Any
 
-from crashd.domain.crash.procfs import parse_status
-
 SEARCH, READ = 1, 4
 """Permission bits of one class, as in chmod(2)."""
-_OVERFLOW_GID = 65534  # shown for an id without a mapping in the reader's namespace
-_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2  # linux/capability.h
 _ACL_VERSION = b"\2\0\0\0"  # linux/posix_acl_xattr.h
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
 
@@ -40,20 +36,6 @@ class Credentials:
     def from_json(cls, doc: Mapping[str, Any]) -> "Credentials":
         """Take the object that `to_json` built."""
         return cls(doc["uid"], doc["gid"], frozenset(doc["groups"]), bool(doc["overrides"]))
-
-
-def crash_credentials(uid: int | None, gid: int | None, status: bytes | None) -> Credentials:
-    """Build the credentials of a crashed process from its ids and its /proc/PID/status.
-
-    A record without `status` has no groups and no capability.
-    """
-    if uid is None:
-        return Credentials(None)
-    known = parse_status(status or b"")
-    powers = known.effective & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH)
-    groups = known.groups - {_OVERFLOW_GID}
-    # the capabilities of a user's setuid program belong to the program, not to the user
-    return Credentials(uid, gid, groups, overrides=uid == 0 and powers != 0)
 
 
 def is_permitted(

@@ -1,14 +1,12 @@
-"""Where to look for the files of a crash's modules, and with which credentials to open them."""
+"""Where to look for the files of a crash's modules, and with which credentials to open them. The
+plan is made by crashd.domain.crash.searchplan.
+"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crashd.domain.crash.access import Credentials, crash_credentials
-from crashd.domain.crash.cgroup import is_in_roots_container
-from crashd.domain.crash.model import Crash
-from crashd.domain.crash.mounts import find_binds
-from crashd.domain.elf.modules import file_roots
+from crashd.domain.crash.access import Credentials
 
 _ENCODING = "utf-8", "surrogateescape"
 
@@ -60,33 +58,3 @@ class FileSearch:
             tuple(path.encode(*_ENCODING) for path in doc["build_id_dirs"]),
             tuple(path.encode(*_ENCODING) for path in doc["kept"]),
         )
-
-
-def plan_search(
-    crash: Crash,
-    build_id_dirs: Sequence[bytes] = (),
-    kept: Sequence[bytes] = (),
-    host_mounts: bytes = b"",
-) -> FileSearch:
-    """Plan the search for the files of a crash, from its record and the host's own mountinfo.
-    `kept` are the directories of its entry and of others like it.
-
-    Any user can put a process into its own namespace and choose the names of its root and of the
-    layers below it. So these paths are searched from the host's root on. The paths of a container
-    that root's runtime created can be trusted, and the process never searched the host's
-    directories above them.
-    """
-    entered = is_in_roots_container(crash.cgroup)
-    roots = file_roots(crash.mountinfo, crash.root)
-    return FileSearch(
-        crash_credentials(crash.uid, crash.gid, crash.status),
-        (
-            *(
-                Root(mount.source, entered, mount.point)
-                for mount in find_binds(crash.mountinfo or b"", host_mounts)
-            ),
-            *(Root(path, entered and path != b"/") for path in roots),
-        ),
-        tuple(build_id_dirs),
-        tuple(kept),
-    )

@@ -2,7 +2,6 @@
 crash's entry keeps such a file.
 """
 
-import hashlib
 import re
 from typing import Final, NamedTuple
 
@@ -66,6 +65,8 @@ def kept_name(build_id: str | None, image: bytes) -> str | None:
     if build_id is not None:
         name = KEPT_PREFIX + build_id
     elif len(image) >= PAGE_BYTES:
+        import hashlib  # loads OpenSSL, and hardly a file is without a build-id
+
         name = f"{KEPT_PREFIX}page-{hashlib.sha256(image[:PAGE_BYTES]).hexdigest()[:40]}"
     else:
         return None
