@@ -383,17 +383,22 @@ def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:
 
 
 def render_json_list(rows: Iterable[Row], form: str | bool = True) -> Iterator[str]:
-    """Yield the lines of one JSON array with exactly LIST_KEYS: one crash per line, or all of it
+    """Yield the parts of one JSON array with exactly LIST_KEYS: one crash per line, or all of it
     on one (`short`) or indented (`pretty`).
     """
-    if form is not True:
-        yield json_page([_keyed(row) for row in rows], form)
-        return
-    separator = "["
+    before, between, after = {
+        "short": ("[", ",", "]\n"),
+        "pretty": ("[\n  ", ",\n  ", "\n]\n"),
+    }.get(str(form), ("[", "\n,", "\n]\n"))
+    separator = before
     for row in rows:
-        yield separator + json_line(row)
-        separator = ","
-    yield "]" if separator == "," else "[]"
+        if form is True:
+            text = json_line(row)
+        else:
+            text = json_page(_keyed(row), form).replace("\n", "\n  ")
+        yield separator + text
+        separator = between
+    yield after if separator == between else "[]\n"
 
 
 def json_line(row: Row) -> str:

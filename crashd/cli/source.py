@@ -5,7 +5,7 @@ the daemon runs or not. All others ask the daemon, which shows them only their o
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from crashd.cli.context import Context
@@ -105,6 +105,10 @@ class DirectSource:
     def select(self, query: Query) -> list[dict[str, Any]]:
         """Return the crashes that match, newest first."""
         return self._reader.select(query, None)
+
+    def each(self, query: Query) -> Iterator[dict[str, Any]]:
+        """Yield the crashes that match, however many; oldest first if the query says `reverse`."""
+        return self._reader.each(query)
 
     def listing(self, query: Query) -> list[dict[str, Any]]:
         """Return what a table shows of the crashes that match, newest first."""

@@ -6,7 +6,7 @@ index.py adds to this what needs the record's class; loading that takes as long 
 import contextlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from crashd.domain.crash.kinds import LIST_KEYS, time_text
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from crashd.store.indexfile import AnyPath
 
 _NEWEST = "time_ns DESC, id DESC"
+_AT_ONCE = 256
 
 _SHOWN = """id, time_ns, kind, state, pid, uid, signal_name, comm, exe, title, stored_bytes,
     CASE state WHEN 'evicted' THEN json_extract(doc, '$.evicted.reason') END,
@@ -152,6 +153,21 @@ class IndexReader:
         with guard(self._path):
             found = [_shown(row) for row in self._db.execute(sql, values)]
         return found[::-1] if query.reverse else found
+
+    def each(self, query: Query) -> Iterator[dict[str, Any]]:
+        """Yield what `select` returns for root, read a few at a time: neither the memory nor a
+        transaction, which would keep the log of the database from ending, grows with their number.
+        """
+        where, values = self.where(query, None)
+        limit = -1 if query.limit is None else query.limit
+        sql = f"SELECT id FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
+        ids = [row[0] for row in self.fetch(sql, [*values, limit])]
+        if query.reverse:
+            ids.reverse()
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            found = self._documents(f"WHERE id IN ({', '.join('?' * len(some))})", some, -1, None)
+            yield from reversed(found) if query.reverse else found
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a query that only reads."""

@@ -1,6 +1,8 @@
 """`list`, `info` and `follow`."""
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Context
@@ -26,30 +28,51 @@ _ANALYSED = frozenset(state.value for state in State if state.has_core)
 def list_crashes(context: Context, arguments: "Namespace") -> int:
     """Print a line for each crash that matches; return 1 if a filter matches nothing."""
     query = build_query(arguments, time.time_ns())
-    source = open_source(context)
-    try:
-        is_table = arguments.field is None and not arguments.json
-        if is_table and isinstance(source, DirectSource):
+    is_table = arguments.field is None and not arguments.json
+    rows: list[dict[str, Any]]
+    with closing(open_source(context)) as source:
+        if not isinstance(source, DirectSource):
+            rows = source.select(query)
+        elif is_table:
             rows = source.listing(query)
         else:
-            rows = source.select(query)
-    finally:
-        source.close()
+            oldest_first = query._replace(reverse=not arguments.reverse)
+            found = _print_values(context, arguments, source.each(oldest_first))
+            return _conclude(context, arguments, query, found)
     if not arguments.reverse:
         rows.reverse()  # newest last, next to the prompt
-    if arguments.field is not None:
-        for text in render_field(rows, arguments.field):
-            print(text)
-    elif arguments.json:
-        located = [locate_core(context, row) for row in rows]
-        for line in render_json_list(located, arguments.json):
-            print(line)
+    if not is_table:
+        _print_values(context, arguments, rows)
     elif rows:
         fleet = context.fleet is not None
         table = Table(context.width, color=context.color, now_ns=time.time_ns(), fleet=fleet)
         for line in table.lines(rows, legend=context.legend):
             print(line)
-    if rows:
+    return _conclude(context, arguments, query, len(rows))
+
+
+def _print_values(context: Context, arguments: "Namespace", rows: Iterable[dict[str, Any]]) -> int:
+    """Print one field of each crash, or JSON; return the number of crashes."""
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row if arguments.field is not None else locate_core(context, row)
+
+    if arguments.field is not None:
+        for text in render_field(counted(), arguments.field):
+            print(text)
+    else:
+        for part in render_json_list(counted(), arguments.json):
+            print(part, end="")
+    return count
+
+
+def _conclude(context: Context, arguments: "Namespace", query: Query, found: int) -> int:
+    """Say if nothing was found; return the exit status."""
+    if found:
         return 0
     asked = is_filtered(query) or (context.fleet is not None and context.fleet.is_narrow)
     if asked or not arguments.json:

@@ -270,10 +270,21 @@ def test_styled_without_style_is_as_it_was() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_render_json_list_is_one_array_with_a_crash_a_line(count: int) -> None:
     rows = [row_of(pid=number) for number in range(count)]
-    lines = list(render_json_list(rows))
-    assert len(lines) == max(count + 1, 1) if count else lines == ["[]"]
-    parsed = json.loads("\n".join(lines))
-    assert [crash["pid"] for crash in parsed] == list(range(count))
+    text = "".join(render_json_list(rows))
+    assert text.count("\n") == max(count + 1, 1) if count else text == "[]\n"
+    assert [crash["pid"] for crash in json.loads(text)] == list(range(count))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize(("form", "indent"), [("short", None), ("pretty", 2)])
+def test_render_json_list_in_other_forms_is_what_json_makes(
+    form: str, indent: int | None, count: int
+) -> None:
+    rows = [row_of(pid=number, comm=b"a\nb") for number in range(count)]
+    text = "".join(render_json_list(rows, form))
+    separators = (",", ":") if indent is None else None
+    whole = [{key: row.get(key) for key in LIST_KEYS} for row in rows]
+    assert text == json.dumps(whole, indent=indent, separators=separators) + "\n"
 
 
 def test_json_line_has_exactly_the_keys_in_order() -> None:

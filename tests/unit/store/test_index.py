@@ -48,6 +48,29 @@ def test_select_newest_first_with_stable_keys(index: Index) -> None:
     assert len(pids(index)) == COUNT
 
 
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 600])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_yields_what_select_returns(path: Path, count: int, reverse: bool) -> None:
+    with Index.open(path) as index:
+        index.put(build_crashes(count))
+        for limit in (None, 0, 1, 300):
+            query = Query(limit=limit, reverse=reverse)
+            assert list(index.each(query)) == index.select(query, None)
+        query = Query(terms=("prog3",), reverse=reverse)
+        assert list(index.each(query)) == index.select(query, None)
+
+
+def test_each_holds_no_transaction_while_its_reader_waits(path: Path) -> None:
+    with Index.open(path) as writer, Index.open(path, readonly=True) as reader:
+        writer.put(build_crashes(600))
+        rows = reader.each(Query(reverse=True))
+        first = next(rows)
+        writer.remove([str(first["id"])])
+        busy, *_ = writer.fetch("PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        assert busy == 0
+        assert len(list(rows)) == 599
+
+
 @pytest.mark.parametrize(
     ("terms", "expected"),
     [
