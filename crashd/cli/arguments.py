@@ -44,6 +44,15 @@ class Parser(argparse.ArgumentParser):
         verb = self.prog.removeprefix("crashctl").strip()
         raise UsageError(f"{verb}: {message}" if verb else message, hint=f"see {self.prog} --help")
 
+    def parse_known_args(  # type: ignore[override]  # it has no other callers
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse `--` as an option's value, in place of which argparse would set an empty list."""
+        for word in args:
+            if word.startswith("-") and "--" in (word[2:], word.partition("=")[2]):
+                self.error(f"'--' is not a value: {word}")
+        return super().parse_known_args(args, namespace)
+
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """Raise a UsageError for options that there are not, and say which one may be meant."""
         options = [name for action in self._actions for name in action.option_strings]
@@ -368,7 +377,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     place = _find_verb(argv)
     words = [*argv[:place], *argv[place + 1 :]]
     if place >= len(argv):
-        if {"-h", "--help"} & set(argv):
+        if {"-h", "--help"} & set(_split(argv)[0]):
             build_parser().print_help()
             raise SystemExit(0)
         name = DEFAULT_VERB
@@ -457,8 +466,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split at `--` into options and MATCHes.
 
     argparse takes a word with a dash for an option. So the value of each option of _DASHED_VALUES
-    is joined to its option: `--since -1h` becomes `--since=-1h`, and `-S -1h` becomes `-S-1h`.
-    And it would take the MATCH after `--json` for its value, so that gets an empty one.
+    is joined to its option: `-S -1h` becomes `-S=-1h`. And it would take the MATCH after `--json`
+    for its value, so that gets an empty one.
     """
     options: list[str] = []
     rest = list(arguments)
@@ -471,8 +480,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word == "--json":
             options.append(f"--json={rest.pop(0) if _is_json_form([word, *rest], 0) else ''}")
         elif word in _DASHED_VALUES and rest:
-            value = rest.pop(0)
-            options.append(f"{word}={value}" if word.startswith("--") else word + value)
+            options.append(f"{word}={rest.pop(0)}")
         else:
             options.append(word)
     return options, []

@@ -96,7 +96,7 @@ def _read(argv: Sequence[str]) -> Iterator[tuple[str | None, str]]:
     rest = list(argv)
     while rest:
         word = rest.pop(0)
-        if not word or word == "--":
+        if not word or word == "--" or rest[:1] == ["--"]:
             raise _NotPlainError
         name, equals, value = word.partition("=")
         if not word.startswith("-"):

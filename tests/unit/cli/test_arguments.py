@@ -38,6 +38,26 @@ def test_parse_value_may_begin_with_a_dash(words: list[str]) -> None:
     assert parse(["list", *words])[1].since == "-1h"
 
 
+@pytest.mark.parametrize("value", ["=", "=x", "-=", "-h", "---", ""])
+def test_parse_option_for_times_takes_any_word(value: str) -> None:
+    for words in (["list", "-S", value], ["list", "--since", value], ["-S", value]):
+        assert parse(words)[1].since == value
+
+
+@pytest.mark.parametrize(
+    "word", ["-S=--", "-S--", "--since=--", "-F--", "--field=--", "--root=--", "-n=--", "--json=--"]
+)
+def test_parse_two_dashes_are_no_value(word: str) -> None:
+    for words in (["list", word], [word, "list"], [word]):
+        with pytest.raises(UsageError):
+            parse(words)
+
+
+def test_parse_option_for_times_does_not_take_two_dashes() -> None:
+    with pytest.raises(UsageError, match="'--' is not a value"):
+        parse(["list", "-S", "--", "x"])
+
+
 def test_parse_debugger_arguments_may_begin_with_a_dash() -> None:
     assert parse(["debug", "x", "-A", "-batch"])[1].debugger_arguments == "-batch"
 
