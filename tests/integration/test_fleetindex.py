@@ -138,8 +138,9 @@ def test_index_of_hostile_objects_quarantines_them_and_loads_the_rest(fleet: Fle
     assert_tallies_agree(fleet)
 
 
+@pytest.mark.parametrize("doc", [b'{"x": "\\u0000"}', b"[" * 50_000 + b"]" * 50_000])
 def test_index_of_value_that_only_postgresql_refuses_loads_the_others(
-    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch, doc: bytes
 ) -> None:
     crashes = [make_crash(1) for _ in range(9)]
     fleet.put(1, *[make_line(crash) for crash in crashes])
@@ -148,7 +149,7 @@ def test_index_of_value_that_only_postgresql_refuses_loads_the_others(
         found = read_usual(raw, host, title_max)
         if found is None or found.id != crashes[4].id:
             return found
-        return found._replace(doc=b'{"x": "\\u0000"}')
+        return found._replace(doc=doc)
 
     monkeypatch.setattr("crashd.fleet.rows.read_usual", read)
     fleet.index()

@@ -30,6 +30,10 @@ LINE_BYTES: Final = RECORD_BYTES + (1 << 20)
 """Limit for a line: a record, an encrypted environment, and the other keys."""
 LINES_MAX: Final = 256
 """Lines in an object."""
+LEVELS_MAX: Final = 250
+"""Levels of nesting in a line. Python reads a thousand levels or twenty thousand, by its version;
+neither PostgreSQL nor another version that reads the index takes as many.
+"""
 LABELS_MAX: Final = 16
 LABEL_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 LABEL_VALUE_MAX: Final = 200
@@ -161,7 +165,7 @@ def read_document(raw: bytes) -> dict[str, Any]:
     """Read the JSON object of a line.
 
     Raises:
-        FormatError: it is not one, or is too long.
+        FormatError: it is not one, or is too long or nested too deeply.
 
     """
     if len(raw) > LINE_BYTES:
@@ -172,7 +176,25 @@ def read_document(raw: bytes) -> dict[str, Any]:
         raise FormatError("line is not JSON") from e
     if not isinstance(document, dict):
         raise FormatError("line is not a JSON object")
+    if _is_deep(document):
+        raise FormatError(f"line has more than {LEVELS_MAX} levels of nesting")
     return document
+
+
+def _is_deep(document: dict[str, Any]) -> bool:
+    level: list[Any] = [document]
+    for _ in range(LEVELS_MAX):
+        objects = [value.values() for value in level if isinstance(value, dict)]
+        lists = [value for value in level if isinstance(value, list)]
+        level = [
+            member
+            for members in (*objects, *lists)
+            for member in members
+            if isinstance(member, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def parse_document(document: dict[str, Any], host: str) -> Line:

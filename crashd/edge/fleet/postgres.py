@@ -29,7 +29,12 @@ OLDEST = 150000
 """server_version_num of PostgreSQL 15."""
 CONNECT_SECONDS = 10
 _KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
-DATA_ERRORS = (errors.DataError, errors.ProgramLimitExceeded, errors.IntegrityError)
+DATA_ERRORS = (
+    errors.DataError,
+    errors.IntegrityError,
+    errors.ProgramLimitExceeded,
+    errors.StatementTooComplex,  # JSON that is nested beyond max_stack_depth
+)
 """The server refuses these values; others may be accepted."""
 _INIT = "create it with crashd-fleet init"
 

@@ -104,6 +104,15 @@ def test_what_is_no_line_is_refused(raw: bytes) -> None:
         lines.parse_line(raw, HOST)
 
 
+def test_line_nested_deeper_than_others_read_is_refused() -> None:
+    for begin, end in (("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")):
+        depth = lines.LEVELS_MAX // len(end)
+        values = json.loads(begin * depth + "1" + end * depth)
+        with pytest.raises(FormatError, match="levels of nesting"):
+            lines.parse_line(changed(kernel={"x": values}), HOST)
+    assert lines.parse_line(changed(kernel={"x": [[[1]]] * 1000}), HOST).id == ID
+
+
 def test_line_over_its_limit_is_refused_unread() -> None:
     with pytest.raises(FormatError, match="at most"):
         lines.parse_line(b" " * (lines.LINE_BYTES + 1), HOST)
