@@ -12,11 +12,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from itertools import islice
 from typing import Any
 from zlib import crc32
 
@@ -25,13 +24,14 @@ from crashd.domain.fleet.keys import RECORDS, parse_records_key
 from crashd.domain.text import printable
 from crashd.edge.fleet.bucket import Bucket, Found
 from crashd.edge.fleet.postgres import DATA_ERRORS, Connection, guard
-from crashd.errors import FormatError, NotFoundError
+from crashd.errors import CrashdError, FormatError
 from crashd.fleet.cursor import Cursor, Look
 from crashd.fleet.load import Bad, Batch, Loader, Result, judge
+from crashd.fleet.objects import NOT_READ, Objects, Survey
 from crashd.fleet.rows import FUTURE_DAYS, Refused
 from crashd.fleet.schema import LOCK, SHARDS
 from crashd.fleet.texts import clean
-from crashd.fleet.unpack import OBJECT_BYTES, unpack_lines
+from crashd.fleet.unpack import unpack_lines
 
 BATCH_ROWS = 4000
 BATCH_BYTES = 16 << 20
@@ -39,11 +39,6 @@ BATCH_SECONDS = 0.5
 """A batch that is not full waits so long, if nothing is being loaded."""
 HOSTS = 500
 """Hosts whose cursors are read at once."""
-THREADS = 16
-AHEAD = 64
-"""Objects that are read ahead."""
-SURVEYED = 1000
-"""Objects of one host that are listed before any is read."""
 log = logging.getLogger("crashd-fleet")
 
 
@@ -64,6 +59,8 @@ class Done:
     """What a pass did."""
 
     hosts: int = 0
+    unread: set[str] = field(default_factory=set)
+    """Hosts whose objects could not be listed or read."""
     objects: int = 0
     results: Counter[Result] = field(default_factory=Counter)
     oldest: datetime | None = None
@@ -72,17 +69,11 @@ class Done:
     def add(self, other: "Done") -> None:
         """Add another one."""
         self.hosts += other.hosts
+        self.unread |= other.unread
         self.objects += other.objects
         self.results += other.results
         times = [time for time in (self.oldest, other.oldest) if time is not None]
         self.oldest = min(times, default=None)
-
-
-@dataclass(slots=True)
-class _Survey:
-    look: Look
-    first: list[Found]
-    rest: Iterator[Found]
 
 
 @dataclass(slots=True)
@@ -113,13 +104,13 @@ class Indexer:
         self._keep_days = keep_days
         self._pace = pace
         self._loader = Loader(db, keep_days)
-        self._threads = ThreadPoolExecutor(THREADS, "bucket")
+        self._objects = Objects(bucket)
         self._writer = ThreadPoolExecutor(1, "postgres")
         self.stop = threading.Event()
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown(cancel_futures=True)
+        self._objects.close()
         self._writer.shutdown(cancel_futures=True)
 
     def discover(self) -> int:
@@ -211,7 +202,7 @@ class Indexer:
         days = (today - timedelta(days=self._keep_days), today + timedelta(days=FUTURE_DAYS))
         work = _Work()
         try:
-            for survey in self._ahead(self._survey, cursors, THREADS):
+            for survey in self._objects.surveys(cursors):
                 self._index_host(survey, days, work, done)
             self._send(work, done)
         finally:
@@ -221,10 +212,19 @@ class Indexer:
         return done
 
     def _index_host(
-        self, survey: _Survey, days: tuple[date, date], work: "_Work", done: Done
+        self, survey: Survey, days: tuple[date, date], work: "_Work", done: Done
     ) -> None:
         host = survey.look.cursor.host
-        for one, data in self._read(survey):
+        objects = self._objects.read(survey)
+        while True:
+            try:
+                one, data = next(objects)
+            except StopIteration:
+                break
+            except NOT_READ as e:
+                work.also.append(self._leave(host, e))
+                done.unread.add(host)
+                return
             _judge_object(work.batch, host, one, data, days)
             done.objects += 1
             done.oldest = min(done.oldest or one.modified, one.modified)
@@ -233,6 +233,20 @@ class Indexer:
             if self.stop.is_set():
                 return
         work.also.append(self._advance(survey.look))
+
+    def _leave(self, host: str, error: CrashdError) -> tuple[str, Sequence[Any]]:
+        """Leave a host alone for a while if the error is of its objects alone: it may have given
+        one a name that no listing takes, a key of encryption that nobody else has, or a class of
+        storage that is not read at once.
+
+        Raises:
+            CrashdError: the bucket does not answer at all.
+
+        """
+        self._bucket.check()
+        log.warning("host %s: %s; trying again in %.0f s", host, error, self._pace.idle)
+        sql = "UPDATE cursor SET due = now() + make_interval(secs => %s) WHERE host = %s"
+        return sql, (self._pace.idle, host)
 
     def _send(self, work: "_Work", done: Done) -> None:
         """Load the batch in the writer's thread, while the next one is read."""
@@ -269,45 +283,6 @@ class Indexer:
             )
             bad.append(Bad(row.host, row.object, row.line, "refused", clean(str(error)[:200])))
         return self._loader.load(Batch([], bad, batch.expired), also)
-
-    # -- objects -----------------------------------------------------------------------------------
-
-    def _survey(self, cursor: Cursor) -> _Survey:
-        now = datetime.now(UTC)
-        start = cursor.start(now)
-        look = Look(cursor, everything=start is None)
-        fresh = (one for one in self._bucket.list(cursor.prefix, start) if look.takes(one))
-        return _Survey(look, list(islice(fresh, SURVEYED)), fresh)
-
-    def _read(self, survey: _Survey) -> Iterator[tuple[Found, bytes | Refused | None]]:
-        yield from zip(survey.first, self._ahead(self._get, survey.first, AHEAD), strict=True)
-        while more := list(islice(survey.rest, SURVEYED)):
-            yield from zip(more, self._ahead(self._get, more, AHEAD), strict=True)
-
-    def _get(self, one: Found) -> bytes | Refused | None:
-        if one.size_bytes > OBJECT_BYTES:
-            return Refused("too-large", f"object has {one.size_bytes} bytes")
-        try:
-            return self._bucket.get(one.key, OBJECT_BYTES)
-        except NotFoundError:
-            return None  # its life ended between the listing and now
-        except FormatError as e:
-            return Refused("too-large", str(e))
-
-    def _ahead(self, call: Any, items: Sequence[Any], count: int) -> Iterator[Any]:
-        """Call a function for each item in other threads, some items ahead; keep the order."""
-        waiting: list[Future[Any]] = []
-        todo = iter(items)
-        try:
-            while True:
-                for item in islice(todo, count - len(waiting)):
-                    waiting.append(self._threads.submit(call, item))
-                if not waiting:
-                    return
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
     def _advance(self, look: Look) -> tuple[str, Sequence[Any]]:
         now = datetime.now(UTC)

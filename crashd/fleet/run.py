@@ -7,7 +7,6 @@ import logging
 import signal
 import socket
 import time
-from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -127,6 +126,8 @@ class _Service:
             self._next_discovery = now + self._pace.discover
         done = self._indexer.run_once()
         self.metrics.loaded({result.value: count for result, count in done.results.items()})
+        if done.unread:
+            self.metrics.failed()
         self.metrics.lag(0 if done.oldest is None else _age(done.oldest))
         if time.monotonic() >= self._next_upkeep or everything:
             keep, cores = self.settings["keep_days"], self.settings["cores_per_signature"]
@@ -163,10 +164,10 @@ def index(arguments: argparse.Namespace) -> int:
     service.open()  # what is wrong from the start is an error, not a reason to wait
     if arguments.once:
         try:
-            results = _run_until_done(service)
+            done = _run_until_done(service)
         finally:
             service.close()
-        _print_results(results)
+        _report(done)
         return 0
     server = _serve(arguments.listen, service)
     log.info("indexing %s", service.settings["url"])
@@ -220,24 +221,27 @@ def _serve(listen: str, service: _Service) -> MetricsServer | None:
     return server
 
 
-def _run_until_done(service: _Service) -> Counter[Result]:
+def _run_until_done(service: _Service) -> Done:
     """List every host once, or have another indexer do it."""
-    results: Counter[Result] = Counter()
+    all_done = Done()
     assert service._indexer is not None
     service._indexer.discover()
     moment = service._indexer.all_due()
     while not service.stopping and service._indexer.is_due(moment):
         done = service.turn()
-        results += done.results
+        all_done.add(done)
         if not done.hosts:
             time.sleep(0.1)
     service.turn(everything=True)
-    return results
+    return all_done
 
 
-def _print_results(results: Counter[Result]) -> None:
-    text = ", ".join(f"{results[result]} {result.value}" for result in Result if results[result])
+def _report(done: Done) -> None:
+    found = done.results
+    text = ", ".join(f"{found[result]} {result.value}" for result in Result if found[result])
     print(f"records: {text or 'none'}")
+    if done.unread:
+        raise UnavailableError(f"objects of {len(done.unread)} hosts cannot be read")
 
 
 def reindex(arguments: argparse.Namespace) -> int:
@@ -258,10 +262,10 @@ def reindex(arguments: argparse.Namespace) -> int:
                 "UPDATE cursor SET objects = NULL, mark = NULL, late_mark = NULL,"
                 " late_looked = NULL, recent = '{}', idle_seconds = 0, due = now()"
             )
-        results = _run_until_done(service)
+        done = _run_until_done(service)
     finally:
         service.close()
-    _print_results(results)
+    _report(done)
     return 0
 
 

@@ -1,11 +1,14 @@
 """The indexer on a real PostgreSQL: every crash once, whatever is written or killed."""
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,8 +16,10 @@ import pytest
 from crashd.domain.crash.model import State
 from crashd.domain.fleet.lines import CoreReason, DeletedBy, Deletion, Line, build_line
 from crashd.domain.fleet.policy import parse_signatures, parse_want
-from crashd.edge.fleet.bucket import Bucket
-from crashd.fleet import indexer
+from crashd.edge.fleet.bucket import Bucket, Found
+from crashd.errors import PermissionDeniedError, UnavailableError
+from crashd.fleet import indexer, objects
+from crashd.fleet.load import Batch
 from crashd.fleet.main import main
 from crashd.fleet.usual import Judged, read_usual
 from crashd.store.corefile import unzstd
@@ -136,6 +141,67 @@ def test_index_of_hostile_objects_quarantines_them_and_loads_the_rest(fleet: Fle
     fleet.index()
     assert fleet.results()["quarantined"] == 7
     assert_tallies_agree(fleet)
+
+
+def test_index_of_host_that_cannot_be_listed_leaves_only_that_one_out(fleet: FleetIndex) -> None:
+    fleet.put(1, make_line(make_crash(1)))
+    fleet.put(2, make_line(make_crash(2)))
+    strange = os.fsencode(fleet.bucket / f"records/v1/{HOST_A}") + b"/\xff"
+    Path(os.fsdecode(strange)).write_bytes(b"x")
+    with pytest.raises(UnavailableError, match="objects of 1 hosts cannot be read"):
+        fleet.index()
+    assert fleet.ask("SELECT h.host FROM crash c JOIN host h ON h.number = c.host") == [(HOST_B,)]
+    os.unlink(strange)
+    fleet.index()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(2,)]
+
+
+def test_index_of_object_that_is_not_given_out_leaves_only_its_host_out(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archived = fleet.put(1, make_line(make_crash(1)))
+    fleet.put(1, make_line(make_crash(1)))
+    fleet.put(2, make_line(make_crash(2)))
+    get = Bucket.get
+
+    def get_some(bucket: Bucket, key: str, max_bytes: int) -> bytes:
+        if key == archived:  # S3 says InvalidObjectState: a host chose its class of storage
+            raise PermissionDeniedError("bucket: access denied")
+        return get(bucket, key, max_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "get", get_some)
+        with pytest.raises(UnavailableError, match="objects of 1 hosts cannot be read"):
+            fleet.index()
+    assert fleet.ask("SELECT h.host FROM crash c JOIN host h ON h.number = c.host") == [(HOST_B,)]
+    fleet.index()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(3,)]
+
+
+def test_index_of_large_objects_holds_few_of_them_at_once(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 1 << 20
+    monkeypatch.setattr(objects, "AHEAD_BYTES", 4 * size)
+    for _ in range(24):
+        fleet.put_raw(1, bytes(size), packed=False)
+    held: Counter[str] = Counter()
+    most: list[int] = []
+    get, judge_object = Bucket.get, indexer._judge_object
+
+    def get_counted(bucket: Bucket, key: str, max_bytes: int) -> bytes:
+        held[key] = size
+        most.append(held.total())
+        return get(bucket, key, max_bytes)
+
+    def judge_counted(batch: Batch, host: str, one: Found, *rest: Any) -> None:
+        judge_object(batch, host, one, *rest)
+        del held[one.key]
+
+    monkeypatch.setattr(Bucket, "get", get_counted)
+    monkeypatch.setattr(indexer, "_judge_object", judge_counted)
+    fleet.index()
+    assert max(most) <= 5 * size and len(most) == 24
 
 
 @pytest.mark.parametrize("doc", [b'{"x": "\\u0000"}', b"[" * 50_000 + b"]" * 50_000])

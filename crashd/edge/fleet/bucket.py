@@ -92,7 +92,8 @@ class Bucket:
             PermissionDeniedError: the credentials are wrong.
 
         """
-        with self._guard():
+        # a host that has given an object a name which cannot be listed is no fault of the bucket's
+        with contextlib.suppress(FormatError), self._guard():
             for _ in self._store.list("records/", chunk_size=1):
                 break
 
@@ -104,7 +105,12 @@ class Bucket:
         return [PurePosixPath(path).name for path in found]
 
     def list(self, prefix: str, after: str | None = None) -> Iterator[Found]:
-        """List objects below a prefix, in the order of their keys, after one key."""
+        """List objects below a prefix, in the order of their keys, after one key.
+
+        Raises:
+            FormatError: one has a name that is no path, such as `a//b`, or is not UTF-8.
+
+        """
         with self._guard():
             stream = self._store.list(prefix, offset=after, chunk_size=PAGE)
             self.requests += 1
@@ -189,6 +195,8 @@ class Bucket:
             raise PermissionDeniedError(
                 f"bucket {url}: access denied", hint="check the credentials of the cloud"
             ) from e
+        except exceptions.InvalidPathError as e:
+            raise FormatError(f"bucket {url}: {_first_line(e)}") from e
         except (exceptions.BaseError, OSError) as e:
             text = str(e)
             if "NoSuchBucket" in text:

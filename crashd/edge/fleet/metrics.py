@@ -33,7 +33,7 @@ class FleetMetrics(Collector):
             self._lag_seconds = seconds
 
     def failed(self) -> None:
-        """Count a pass that PostgreSQL or the bucket ended."""
+        """Count a pass that PostgreSQL or the bucket ended, or that left out a host."""
         with self._lock:
             self._failures += 1
 
@@ -65,7 +65,9 @@ class FleetMetrics(Collector):
                 value=self._lag_seconds,
             )
             yield CounterMetricFamily(
-                "crashd_fleet_failures", "Passes that ended in an error.", value=self._failures
+                "crashd_fleet_failures",
+                "Passes that ended in an error, or left out a host whose objects cannot be read.",
+                value=self._failures,
             )
             yield CounterMetricFamily(
                 "crashd_fleet_lists", "LIST requests to the bucket.", value=self._lists
