@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
+from typing import Any
 
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
@@ -26,15 +27,13 @@ from packageurl import PackageURL
 _NAMESPACE = uuid.UUID("6b7bc3b2-5d1c-4d2c-a0f4-6a3d7d6d4a1b")
 _LIBRARIES = {
     "libaddrxlat": "libkdumpfile",
-    "libbz2": "bzip2-libs",
     "libdebuginfod": "",  # crashd's own: nodebuginfod.c
     "libdw": "elfutils",
     "libelf": "elfutils",
-    "libjson-c": "json-c",
     "libkdumpfile": "libkdumpfile",
     "libpcre2-8": "pcre2",
 }
-"""The project of a wheel's C library, or its package in AlmaLinux, which some are taken from."""
+"""The project of a wheel's C library."""
 _FILE = re.compile(r"(lib[a-z0-9-]+?)(?:-0)?-[0-9a-f]{8}\.(?:([0-9]+)\.)?so")
 
 
@@ -58,7 +57,7 @@ def main(bundles: str, version: str) -> int:
         purl=PackageURL("generic", name="crashd", version=version),
     )
     bom.register_dependency(bom.metadata.component, components.values())
-    print(JsonV1Dot6(bom).output_as_string(indent=1))
+    print(JsonV1Dot6(bom).output_as_string())
     return 0
 
 
@@ -80,23 +79,25 @@ def _crates(bundles: Path) -> Iterator[Component]:
     for path in sorted(bundles.glob("*/*.dist-info/sboms/*.cyclonedx.json")):
         for entry in json.loads(path.read_text(encoding="utf-8"))["components"]:
             purl = PackageURL.from_string(entry["purl"])
-            yield _component(PackageURL("cargo", name=purl.name, version=purl.version))
+            yield _component(
+                PackageURL("cargo", name=purl.name, version=purl.version),
+                next((_licence(given) for given in entry.get("licenses", ())), None),
+            )
+
+
+def _licence(given: dict[str, Any]) -> str | None:
+    """Return a licence as CycloneDX's choice gives it: an expression, an id, or a name."""
+    own = given.get("license", {})
+    name: str | None = given.get("expression") or own.get("id") or own.get("name")
+    return name
 
 
 def _libraries(bundles: Path) -> Iterator[Component]:
-    almalinux = {
-        entry["name"]: PackageURL.from_string(entry["purl"])
-        for path in sorted(bundles.glob("*/*.dist-info/sboms/auditwheel.cdx.json"))
-        for entry in json.loads(path.read_text(encoding="utf-8"))["components"]
-    }
     for path in sorted(bundles.glob("*/*.libs/*.so*")):
         found = _FILE.match(path.name)
         if found is None or found[1] not in _LIBRARIES:
             raise SystemExit(f"sbom.py: what is {path}? Add it to _LIBRARIES")
-        name = _LIBRARIES[found[1]]
-        if name in almalinux:
-            yield _component(almalinux[name])
-        elif name:
+        if name := _LIBRARIES[found[1]]:
             yield _component(PackageURL("generic", name=name, version=_version(found, path)))
     for path in bundles.glob("*/capstone/lib/libcapstone.so"):
         yield _component(PackageURL("generic", name="capstone", version=_dist(path, "capstone")))
@@ -113,8 +114,8 @@ def _version(found: re.Match[str], path: Path) -> str | None:
 def _linked(bundles: Path) -> Iterator[Component]:
     """Yield the C libraries that are a part of a Python package's own file."""
     site = bundles / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import yaml._yaml as y, zstandard as z; "
-    code += "print('libyaml', y.get_version_string()); print('zstd', '%d.%d.%d' % z.ZSTD_VERSION)"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import zstandard as z; "
+    code += "print('zstd', '%d.%d.%d' % z.ZSTD_VERSION)"
     command = [sys.executable, "-IBc", code, str(site)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for line in done.stdout.splitlines():

@@ -12,6 +12,7 @@ XZ_LEVEL=${CRASHD_XZ_LEVEL:-6}
 find_missing_of_staging() {
     need binutils have strip
     need patchelf have patchelf
+    need make have make
 }
 
 # fill_bundles DIRECTORY: make a directory for each Python, with crashd and its locked packages; equal files are stored
@@ -40,26 +41,53 @@ fill_with_locked() {
     for version in $PYTHONS; do
         target=$bundles/python$version
         "$environment/bin/python" "$here/packaging/lockfor.py" "$version" "$here/packaging/requirements.lock" \
-            systemd-python pyinotify >"$bundles/lock"
+            systemd-python pyinotify capstone >"$bundles/lock"
         pip_target --only-binary=:all: --python-version "$version" --implementation cp \
             --abi "cp$(echo "$version" | tr -d .)" --abi abi3 --abi none --platform "manylinux_2_36_$machine" \
             --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
             --platform "manylinux2014_$machine" --platform "manylinux_2_12_$machine" \
             --platform "manylinux2010_$machine" --platform "manylinux1_$machine" --platform any
-        sed -n '/^pyinotify==/,/^[^ ]*==/{/^pyinotify/p;/^ *--hash/p}' "$here/packaging/requirements.lock" |
-            awk '/^pyinotify/{n=1} n' | sed '$s/ \\$//' >"$bundles/lock"
-        pip_target --no-build-isolation --use-pep517 --no-binary=:all:
+        fill_from_source pyinotify
+        if [ -d "$bundles/built" ]; then
+            cp -a "$bundles/built/." "$target"
+        else
+            fill_capstone
+        fi
         rm -rf "$target/bin"
         find "$target" -name direct_url.json -delete
     done
-    rm -f "$bundles/lock"
+    rm -rf "$bundles/lock" "$bundles/built"
     lighten "$bundles"
     share_same "$bundles"
+    link_same "$bundles"
     own=$bundles/python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     [ ! -d "$own" ] || quietly "$python" -IBc 'import sys; sys.path.insert(0, sys.argv[1])
-import bcrypt, capstone, obstore, os, pydantic, pyrage, pystack.engine, yaml, zstandard
+import bcrypt, capstone, obstore.store, os, pydantic, pyrage, pystack.engine, yaml, zstandard
 os.uname().machine != "x86_64" or __import__("drgn")' "$own" ||
         refuse "what $own has cannot be loaded"
+}
+
+# fill_from_source NAME [OPTION...]: install one locked package, built here, to $target.
+fill_from_source() {
+    locked=$1
+    shift
+    sed -n "/^$locked==/,/^[^ ]*==/{/^$locked/p;/^ *--hash/p}" "$here/packaging/requirements.lock" |
+        sed '$s/ \\$//' >"$bundles/lock"
+    pip_target --no-build-isolation --use-pep517 --no-binary=:all: "$@"
+}
+
+# capstone with only the machines that crashd/analyzers/instruction.py disassembles: less than half of the wheel's. It is
+# the same for each Python, so it is built once. Not from pip's cache, where the name does not say what it was built with.
+fill_capstone() {
+    target=$bundles/built
+    (
+        CAPSTONE_ARCHS="arm aarch64 x86" CAPSTONE_STATIC=no CAPSTONE_X86_ATT_DISABLE=yes CFLAGS="-O2 -fstack-protector-strong" \
+            LDFLAGS="-Wl,-z,relro,-z,now,-z,pack-relative-relocs"
+        export CAPSTONE_ARCHS CAPSTONE_STATIC CAPSTONE_X86_ATT_DISABLE CFLAGS LDFLAGS
+        fill_from_source capstone --no-cache-dir
+    ) || exit
+    target=$bundles/python$version
+    cp -a "$bundles/built/." "$target"
 }
 
 # What no part of crashd uses, and what each distribution has: see nodebuginfod.c. Which libraries remain is in the SBOM.
@@ -70,6 +98,17 @@ lighten() {
         site=$1/python$version
         # the other of the two engines, and the headers, which only a compiler reads
         rm -rf "$site"/zstandard/_cffi.*.so "$site/zstandard/backend_cffi.py" "$site/capstone/include"
+        # PyYAML's own parser reads one small file; models of pydantic 1, and its plugin for mypy, which also reads stubs
+        rm -rf "$site"/yaml/_yaml.*.so "$site/_yaml" "$site/pydantic/v1" "$site/pydantic/mypy.py"
+        find "$site" -name '*.pyi' -delete
+        # for frameworks that crashd does not use, and experiments (drgn's would change the running kernel)
+        rm -rf "$site/obstore/auth" "$site/obstore/fsspec.py" "$site/prometheus_client/aiohttp" \
+            "$site/prometheus_client/bridge" "$site/prometheus_client/django" "$site/prometheus_client/twisted" \
+            "$site/drgn/helpers/experimental" "$site/pydantic/experimental" "$site/annotated_types/test_cases.py"
+        # what PyPI shows of a package, and lists of files as they were in the wheels; scanners read the fields before
+        find "$site" -path '*.dist-info/METADATA' -exec sed -i '/^$/,$d' {} +
+        find "$site" -path '*.dist-info/RECORD' -delete
+        use_elfutils_of_drgn "$site"
         for old in "$site"/drgn.libs/libdebuginfod*.so; do
             [ -e "$old" ] || continue
             quietly gcc -std=c11 -O2 -Wall -Wextra -fPIC -shared -s -Wl,-soname,"${old##*/}" \
@@ -82,10 +121,34 @@ lighten() {
     done
 }
 
+# use_elfutils_of_drgn SITE: link pystack against the elfutils that drgn brings, if it is no older.
+use_elfutils_of_drgn() {
+    for name in libdw libelf; do
+        own=$(echo "$1/pystack.libs/$name"-*.so)
+        drgns=$(echo "$1/drgn.libs/$name"-*.so)
+        [ -e "$own" ] && [ -e "$drgns" ] || return 0
+        [ "$(elfutils_release "$own")" -le "$(elfutils_release "$drgns")" ] || return 0
+    done
+    for name in libdw libelf; do
+        own=$(echo "$1/pystack.libs/$name"-*.so)
+        drgns=$(echo "$1/drgn.libs/$name"-*.so)
+        quietly patchelf --replace-needed "${own##*/}" "${drgns##*/}" "$1"/pystack/_pystack.*.so || refuse "patchelf failed"
+    done
+    # shellcheck disable=SC2016
+    quietly patchelf --set-rpath '$ORIGIN/../drgn.libs' "$1"/pystack/_pystack.*.so || refuse "patchelf failed"
+    rm -r "$1/pystack.libs"
+}
+
+# Of libdw-0-d71b572d.195.so, 195.
+elfutils_release() {
+    release=${1%.so}
+    echo "${release##*.}"
+}
+
 # use_libraries_of_system DIRECTORY: link against these of the distribution, and delete what then nothing needs.
 use_libraries_of_system() {
     users=$(find "$1" "$1/.." -maxdepth 1 -name '*.so*' -type f; find "$1/../pystack" -name '*.so*')
-    for soname in liblzma.so.5 libzstd.so.1 libgomp.so.1 liblzo2.so.2 libsnappy.so.1; do
+    for soname in liblzma.so.5 libzstd.so.1 libgomp.so.1 liblzo2.so.2 libsnappy.so.1 libbz2.so.1 libjson-c.so.5; do
         for own in "$1/${soname%%.so*}"-*.so*; do
             [ -e "$own" ] || continue
             rm "$own"
@@ -146,6 +209,17 @@ share_of_two() {
     done
 }
 
+# Of equal files, keep the first, with links to it: what differs between the Pythons is mostly one library of each package.
+link_same() {
+    find "$1" -type f -size +1k -exec sha256sum {} + | LC_ALL=C sort | while read -r sum path; do
+        if [ "$sum" = "${first_sum:-}" ]; then
+            ln -sfr "$first_path" "$path"
+        else
+            first_sum=$sum first_path=$path
+        fi
+    done
+}
+
 # stage_tree ROOT: install everything that all kinds of packages share.
 stage_tree() {
     root=$1
@@ -155,8 +229,8 @@ stage_tree() {
     fill_bundles "$root/usr/lib/crashd"
     "$environment/bin/python" -B "$here/packaging/sbom.py" "$root/usr/lib/crashd" "$(crashd_version)" \
         >"$root/usr/share/doc/crashd/crashd.cdx.json" || refuse "cannot list what the package brings (see above)"
-    # these still name the libraries that lighten() has removed
-    rm -f "$root"/usr/lib/crashd/*/*.dist-info/sboms/auditwheel.cdx.json
+    # what they list and is still here is in the list above
+    rm -rf "$root"/usr/lib/crashd/*/*.dist-info/sboms
     for name in bin/crashd bin/crashctl bin/crashd-fleet libexec/crashd-analyze libexec/crashd-ship; do
         install -m 755 "$here/packaging/launcher" "$root/usr/$name"
     done
@@ -188,7 +262,8 @@ install_handler(Paths(pathlib.Path(sys.argv[1])))' "$root"
     install -m 644 "$here"/packaging/selinux/crashd* "$root/usr/share/crashd/selinux"
     install -m 755 "$here/packaging/selinux/load.sh" "$root/usr/share/crashd/selinux/load.sh"
     install -m 644 "$here/packaging/apparmor/crashd-core" "$root/usr/share/crashd/apparmor/crashd-core"
-    install -m 644 "$here/README.md" "$here/packaging/requirements.lock" "$root/usr/share/doc/crashd"
+    install -m 644 "$here/README.md" "$root/usr/share/doc/crashd"
+    gzip -9n <"$here/packaging/requirements.lock" >"$root/usr/share/doc/crashd/requirements.lock.gz"
 }
 
 # The time of files in packages: that of the last commit, so that the same tree makes the same package.

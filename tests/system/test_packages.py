@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.vm import package
 
 REPOSITORY = package.REPOSITORY
+MULTIARCH = sysconfig.get_config_var("MULTIARCH")
 DEBIANS_OWN = ("/usr/share/doc/crashd/", "/usr/share/lintian/", "/usr/share/python3/")
 
 
@@ -65,11 +67,30 @@ def test_package_is_small_and_lists_what_it_brings(deb: Path, tmp_path: Path) ->
         path.name.split("-")[0].lower().replace("_", "-") for path in bundles.glob("*/*.dist-info")
     }
     assert bom["bomFormat"] == "CycloneDX"
-    assert brought | {"elfutils", "bzip2-libs", "libkdumpfile", "zstd", "glibc"} <= listed
+    assert brought | {"elfutils", "capstone", "pcre2", "libkdumpfile", "zstd", "glibc"} <= listed
     assert not [path.name for path in bundles.glob("*/*.libs/*") if "ssl" in path.name]
-    assert int(run("dpkg-deb", "-f", deb, "Installed-Size")) < 80_000
+    assert int(run("dpkg-deb", "-f", deb, "Installed-Size")) <= 60_000
     # a bound above would make an upgrade of the distribution remove crashd
     assert "<" not in run("dpkg-deb", "-f", deb, "Depends").replace(">=", "")
+
+
+def test_package_depends_on_each_library_that_it_does_not_bring(deb: Path, tmp_path: Path) -> None:
+    run("dpkg-deb", "-x", deb, tmp_path)
+    files = [path for path in tmp_path.rglob("*.so*") if path.is_file() and not path.is_symlink()]
+    libraries = [path for path in files if path.read_bytes()[:4] == b"\x7fELF"]
+    needed = set(run("patchelf", "--print-needed", *libraries).split())
+    depends = {word.split()[0] for word in run("dpkg-deb", "-f", deb, "Depends").split(", ")}
+    owners = set()
+    for soname in needed - {path.name for path in libraries}:
+        # dpkg knows some below /lib alone
+        owner = subprocess.run(
+            ["dpkg", "-S", f"*lib/{MULTIARCH}/{soname}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        owners.add(owner.stdout.partition(":")[0] or soname)
+    assert owners <= depends
 
 
 @pytest.mark.timeout(900)
