@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING, Any
 from crashd.cli.context import Fleet
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.tally import Tally, Timeline
+from crashd.edge.fleet.reader import Reader
 from crashd.errors import FormatError, NotFoundError, UnsupportedError, UsageError
+from crashd.fleet.questions import ROWS_MAX, Questions
+from crashd.fleet.selection import Scope
+from crashd.fleet.settings import check, read_setting
 
 if TYPE_CHECKING:
     from crashd.edge.fleet.bucket import Bucket
-
-try:
-    from crashd.edge.fleet.postgres import connect
-    from crashd.fleet.questions import ROWS_MAX, Questions
-    from crashd.fleet.schema import check, read_setting
-    from crashd.fleet.selection import Scope
-except ImportError as e:
-    raise UnsupportedError(
-        f"the module {e.name} is not installed",
-        hint="install python3-psycopg or crashd[fleet-server]",
-    ) from e
 
 CORE_MAX = 1 << 40
 """Bytes of a stored core that are fetched at most."""
@@ -41,9 +34,7 @@ class FleetSource:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self.db = connect(
-            fleet.dsn, name="crashctl", read_only=True, timeout_seconds=STATEMENT_SECONDS
-        )
+        self.db = Reader.connect(fleet.dsn, name="crashctl", timeout_seconds=STATEMENT_SECONDS)
         self.opened_mini = False
         self._core: tuple[str, int] | None = None
         self.scope = Scope(fleet.hosts, fleet.labels)

@@ -1,4 +1,4 @@
-"""The plain calls of `list` and `info`, understood without argparse.
+"""The plain calls of `list`, `info` and `top`, understood without argparse.
 
 Loading argparse and building the parser takes as long as reading and printing a listing. What is
 not plain here (an unknown word, a value that is wrong, options written together) is left to
@@ -18,6 +18,7 @@ _COMMON = {
     "--no-pager": ("no_pager", True),
     "--no-legend": ("no_legend", True),
     "--debug": ("debug", True),
+    "--fleet": ("fleet", ""),
 }
 _FLAGS: dict[str, dict[str, tuple[str, Any]]] = {
     "list": {
@@ -28,8 +29,10 @@ _FLAGS: dict[str, dict[str, tuple[str, Any]]] = {
         "--all": ("all", True),
     },
     "info": {**_COMMON, "-1": ("newest", True), "-a": ("all", True), "--all": ("all", True)},
+    "top": _COMMON,
 }
-_PLACE = {"--root": "root", "-D": "directory", "--directory": "directory", "--file": "file"}
+_ROOT = {"--root": "root", "--fleet": "fleet"}
+_PLACE = {**_ROOT, "-D": "directory", "--directory": "directory", "--file": "file"}
 _VALUES = {
     "list": {
         **_PLACE,
@@ -44,14 +47,17 @@ _VALUES = {
         "--signature": "signature",
     },
     "info": _PLACE,
+    "top": {**_ROOT, "-S": "since", "--since": "since", "-n": "limit", "--lines": "limit"},
 }
 _TIMES = frozenset({"since", "until"})
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "list": {
         **dict.fromkeys(("since", "until", "kind", "signature", "limit", "field")),
-        "reverse": False,
+        **dict.fromkeys(("directory", "file")),
+        **dict.fromkeys(("reverse", "all"), False),
     },
-    "info": {"newest": False},
+    "info": {**dict.fromkeys(("directory", "file")), **dict.fromkeys(("newest", "all"), False)},
+    "top": {**dict.fromkeys(("since", "new_since", "by", "kind")), "limit": 20},
 }
 _JSON_FORMS = {"short": "short", "pretty": "pretty", "off": False}
 
@@ -73,8 +79,8 @@ def parse_quickly(argv: Sequence[str]) -> tuple[Verb, Any] | None:
             "root": os.environ.get("CRASHD_ROOT") or "/",
             "color": "auto",
             "fleet": None,
-            **dict.fromkeys(("quiet", "no_legend", "no_pager", "debug", "all", "json"), False),
-            **dict.fromkeys(("host", "label", "directory", "file")),
+            **dict.fromkeys(("quiet", "no_legend", "no_pager", "debug", "json"), False),
+            **dict.fromkeys(("host", "label")),
             **_DEFAULTS[name],
             "match": [value for option, value in words if option is None],
         }
@@ -107,7 +113,7 @@ def _read(argv: Sequence[str]) -> Iterator[tuple[str | None, str]]:
             if not value or not name.startswith("--"):
                 raise _NotPlainError
             yield name, value
-        elif word in _VALUES["list"]:
+        elif word in _VALUES["list"] and word != "--fleet":  # its value only after =
             if not rest:
                 raise _NotPlainError
             yield word, rest.pop(0)

@@ -12,7 +12,6 @@ from crashd.cli.context import Context
 from crashd.domain.crash.kinds import SHORT_ID_LENGTH
 from crashd.domain.crash.match import ID_PREFIX_MIN, Query
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
-from crashd.store.indexread import IndexReader
 
 if TYPE_CHECKING:
     from crashd.cli.control import ControlClient
@@ -77,6 +76,8 @@ class DirectSource:
     """The store and its index on disk; shows every crash."""
 
     def __init__(self, context: Context, *, writable: bool) -> None:
+        from crashd.store.indexread import IndexReader  # SQLite: a fleet's index is elsewhere
+
         self._context = context
         self._whole: Index | None = None
         if writable:

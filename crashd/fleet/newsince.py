@@ -7,7 +7,7 @@ from typing import Any
 
 from crashd.domain.crash.match import Query
 from crashd.domain.fleet.frequency import HOSTS_MIN, RATIO_MIN, Share, is_more_frequent
-from crashd.edge.fleet.postgres import Connection, guard
+from crashd.edge.fleet.reader import Reader
 from crashd.errors import NotFoundError
 from crashd.fleet.questions import Questions
 from crashd.fleet.selection import Condition, Scope, moment_of, scope_conditions, where
@@ -29,7 +29,7 @@ class _Span:
 class NewSince:
     """Compares what came since a time or a version with what was before."""
 
-    def __init__(self, db: Connection, scope: Scope) -> None:
+    def __init__(self, db: Reader, scope: Scope) -> None:
         self._db = db
         self._scope = scope
         self._questions = Questions(db, scope)
@@ -37,7 +37,7 @@ class NewSince:
     def time(self, since_ns: int, query: Query) -> list[dict[str, Any]]:
         """Return new signatures, and those on more hosts than in as much time before."""
         moment = moment_of(since_ns)
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             common = self._common(query)
             new = self._signatures(
                 "SELECT number FROM signature s WHERE first_seen >= %s AND count > 0"
@@ -62,7 +62,7 @@ class NewSince:
             NotFoundError: no host has run this version.
 
         """
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             row = self._db.execute(
                 "SELECT number, first_seen FROM version WHERE version = %s", (text(name),)
             ).fetchone()
@@ -97,13 +97,13 @@ class NewSince:
         return found
 
     def _signatures(self, sql: str, values: Sequence[Any]) -> list[int]:
-        return [row[0] for row in self._db.execute(sql.encode(), values).fetchall()]
+        return [row[0] for row in self._db.execute(sql, values).fetchall()]
 
     def _span(self, conditions: Sequence[Condition]) -> _Span:
         """Count the hosts that had any crash: those without one send nothing."""
         sql, values = where(conditions)
         row = self._db.execute(
-            f"SELECT count(*) FROM (SELECT DISTINCT c.host FROM tally c {sql}) f".encode(), values
+            f"SELECT count(*) FROM (SELECT DISTINCT c.host FROM tally c {sql}) f", values
         ).fetchone()
         return _Span(tuple(conditions), row[0] if row else 0)
 
@@ -135,7 +135,7 @@ class NewSince:
         sql, values = where([*span.conditions, Condition("c.signature <> 0")])
         return dict(
             self._db.execute(
-                f"SELECT c.signature, sum(c.crashes) FROM tally c {sql} GROUP BY 1".encode(), values
+                f"SELECT c.signature, sum(c.crashes) FROM tally c {sql} GROUP BY 1", values
             ).fetchall()
         )
 
@@ -145,7 +145,7 @@ class NewSince:
         return dict(
             self._db.execute(
                 "SELECT signature, count(*) FROM (SELECT DISTINCT c.signature, c.host"
-                f" FROM tally c {sql}) f GROUP BY 1".encode(),
+                f" FROM tally c {sql}) f GROUP BY 1",
                 values,
             ).fetchall()
         )

@@ -9,7 +9,7 @@ from typing import Any
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import LIST_KEYS, from_json, time_text, to_json
 from crashd.domain.crash.tally import NO_NAME, NO_UNIT, Group, Tally, Timeline
-from crashd.edge.fleet.postgres import Connection, guard
+from crashd.edge.fleet.reader import Reader
 from crashd.errors import FormatError, NotFoundError
 from crashd.fleet.selection import (
     Condition,
@@ -34,20 +34,20 @@ EVERYWHERE = Scope()
 class Questions:
     """Questions over one connection, about all hosts or some."""
 
-    def __init__(self, db: Connection, scope: Scope = EVERYWHERE) -> None:
+    def __init__(self, db: Reader, scope: Scope = EVERYWHERE) -> None:
         self._db = db
         self._scope = scope
 
     def select(self, query: Query) -> list[dict[str, Any]]:
         """Find crashes as listings show them: the newest `query.limit`, newest first."""
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             limit = ROWS_MAX if query.limit is None else min(query.limit, ROWS_MAX)
             sql, values = where(self._conditions(query))
             rows = self._db.execute(
                 f"SELECT c.doc, h.host, l.labels, s.count FROM crash c"
                 " JOIN host h ON h.number = c.host LEFT JOIN labelset l ON l.number = c.labels"
                 f" LEFT JOIN signature s ON s.number = c.signature {sql} ORDER BY {_NEWEST}"
-                " LIMIT %s".encode(),
+                " LIMIT %s",
                 [*values, limit],
             ).fetchall()
         found = [_listed(*row) for row in rows]
@@ -63,13 +63,13 @@ class Questions:
         own = [Condition("c.id = %s", (crash_id,))]
         if host is not None:
             own.append(Condition("h.host = %s", (host,)))
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             sql, values = where([*own, *scope_conditions(self._db, self._scope)])
             row = self._db.execute(
                 "SELECT c.doc, h.host, l.labels, s.count, s.first_seen, s.last_seen, c.object,"
                 " c.core_key, c.log_key FROM crash c JOIN host h ON h.number = c.host"
                 " LEFT JOIN labelset l ON l.number = c.labels"
-                f" LEFT JOIN signature s ON s.number = c.signature {sql} LIMIT 1".encode(),
+                f" LEFT JOIN signature s ON s.number = c.signature {sql} LIMIT 1",
                 values,
             ).fetchone()
         if row is None:
@@ -91,7 +91,7 @@ class Questions:
 
         Rows also have `hosts` and `versions`: how many have had it, in the same span.
         """
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             if query.terms:
                 return self._top_of_rows(query)
             source, values = self._counted(query)
@@ -101,7 +101,7 @@ class Questions:
                 f" max(c.last) AS last FROM ({source}) c WHERE c.signature <> 0 GROUP BY 1"
                 " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s) f"
                 " JOIN signature s ON s.number = f.signature"
-                " ORDER BY f.count DESC, f.last DESC".encode(),
+                " ORDER BY f.count DESC, f.last DESC",
                 [*values, query.limit],
             ).fetchall()
             reach = self._reach([row[1] for row in rows], query)
@@ -114,7 +114,7 @@ class Questions:
         rows = self._db.execute(
             "SELECT signature, count(DISTINCT host), count(DISTINCT version) FROM ("
             f" SELECT c.signature, c.host, c.version FROM ({source}) c"
-            " GROUP BY 1, 2, 3 HAVING sum(c.crashes) > 0) f GROUP BY 1".encode(),
+            " GROUP BY 1, 2, 3 HAVING sum(c.crashes) > 0) f GROUP BY 1",
             values,
         ).fetchall()
         return {signature: (hosts, versions) for signature, hosts, versions in rows}
@@ -151,7 +151,7 @@ class Questions:
         """Count the crashes of some signatures since a moment; their rows are those of `top`."""
         since_ns = int(since.timestamp()) * 10**9
         asked = query._replace(terms=(), since_ns=since_ns, until_ns=None)
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             own = Condition("c.signature = ANY(%s)", (list(numbers),))
             source, values = self._counted(asked, own)
             rows = self._db.execute(
@@ -159,7 +159,7 @@ class Questions:
                 " s.first_seen FROM ("
                 " SELECT c.signature, sum(c.crashes)::bigint AS count, min(c.first) AS first,"
                 f" max(c.last) AS last FROM ({source}) c GROUP BY 1 HAVING sum(c.crashes) > 0) f"
-                " JOIN signature s ON s.number = f.signature".encode(),
+                " JOIN signature s ON s.number = f.signature",
                 values,
             ).fetchall()
             reach = self._reach([row[1] for row in rows], asked)
@@ -180,7 +180,7 @@ class Questions:
             " min(c.time) AS first, max(c.time) AS last, count(DISTINCT c.host) AS hosts,"
             f" count(DISTINCT c.version) AS versions FROM crash c {sql} GROUP BY 1"
             " ORDER BY 2 DESC, 4 DESC LIMIT %s) f JOIN signature s ON s.number = f.signature"
-            " ORDER BY f.count DESC, f.last DESC".encode(),
+            " ORDER BY f.count DESC, f.last DESC",
             [*values, query.limit],
         ).fetchall()
         return [_top_row(*row) for row in rows]
@@ -194,7 +194,7 @@ class Questions:
             else {"build": "b.build", "version": "v.version"}[by]
         )
         named = [] if label is None else [label]
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             if query.terms:
                 sql, values = where(self._conditions(query))
                 source = "SELECT c.signature, c.host, c.version, c.build, c.labels, 1 AS crashes,"
@@ -207,7 +207,7 @@ class Questions:
                 f" FROM ({source}) c LEFT JOIN build b ON b.number = c.build"
                 " LEFT JOIN version v ON v.number = c.version"
                 " LEFT JOIN labelset l ON l.number = c.labels GROUP BY 1"
-                " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s".encode(),
+                " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s",
                 [*named, *values, query.limit],
             ).fetchall()
         key = label or by
@@ -225,19 +225,19 @@ class Questions:
     def tally(self, query: Query, timeline: Timeline) -> Tally:
         """Count crashes by subject and over time, in the database."""
         found = Tally(timeline)
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             sql, values = where(self._conditions(query))
             for subject, name in _SUBJECTS.items():
                 rows = self._db.execute(
                     f"SELECT {name}, count(*) FROM crash c LEFT JOIN version v ON v.number ="
                     " c.version"
-                    f" {sql} GROUP BY 1 ORDER BY 2 DESC LIMIT 1000".encode(),
+                    f" {sql} GROUP BY 1 ORDER BY 2 DESC LIMIT 1000",
                     values,
                 ).fetchall()
                 found.names[subject] = Counter({str(name): count for name, count in rows})
             for kind, column, count in self._db.execute(
                 "SELECT kind, floor((extract(epoch FROM c.time) - %s) / %s)::bigint, count(*)"
-                f" FROM crash c {sql} GROUP BY 1, 2".encode(),
+                f" FROM crash c {sql} GROUP BY 1, 2",
                 [timeline.start_ns / 1e9, timeline.step_ns / 1e9, *values],
             ):
                 found.total += count
@@ -255,22 +255,21 @@ class Questions:
 
     def since(self, moment: datetime, limit: int) -> list[tuple[datetime, dict[str, Any]]]:
         """Return crashes first indexed after a moment, oldest first, each with its moment."""
-        with guard(), self._db.transaction():
+        with self._db.transaction():
             extra = scope_conditions(self._db, self._scope)
             sql, values = where([Condition("c.seen > %s", (moment,)), *extra])
             rows = self._db.execute(
                 "SELECT c.seen, c.doc, h.host, l.labels, s.count FROM crash c"
                 " JOIN host h ON h.number = c.host LEFT JOIN labelset l ON l.number = c.labels"
                 f" LEFT JOIN signature s ON s.number = c.signature {sql} ORDER BY c.seen,"
-                " c.time LIMIT %s".encode(),
+                " c.time LIMIT %s",
                 [*values, limit],
             ).fetchall()
         return [(row[0], _listed(*row[1:])) for row in rows]
 
     def now(self) -> datetime:
         """Return the server's time."""
-        with guard():
-            row = self._db.execute("SELECT now()").fetchone()
+        row = self._db.execute("SELECT now()").fetchone()
         assert row is not None
         moment: datetime = row[0]
         return moment

@@ -14,13 +14,15 @@ from crashd import __version__
 from crashd.domain.text import printable
 from crashd.edge.fleet.bucket import Bucket
 from crashd.edge.fleet.metrics import FleetMetrics
-from crashd.edge.fleet.postgres import Connection, connect, guard
+from crashd.edge.fleet.postgres import connect, guard
+from crashd.edge.fleet.reader import Reader
 from crashd.edge.web.metricsserver import MetricsServer
 from crashd.errors import CrashdError, UnavailableError, UsageError
 from crashd.fleet import schema
 from crashd.fleet.indexer import Done, Indexer, Pace
 from crashd.fleet.load import Result
 from crashd.fleet.main import CORES_DAYS, CORES_PER_SIGNATURE, KEEP_DAYS
+from crashd.fleet.settings import Database, check, read_setting
 from crashd.fleet.upkeep import upkeep
 
 UPKEEP_SECONDS = 60
@@ -43,7 +45,8 @@ def init(arguments: argparse.Namespace) -> int:
         ):
             if value is not None:
                 schema.write_setting(db, name, str(value))
-        url = schema.read_setting(db, "url")
+        with guard():
+            url = read_setting(db, "url")
     finally:
         db.close()
     steps = f"migrations {done[0]} to {done[-1]} applied" if done else "schema is up to date"
@@ -65,9 +68,9 @@ def read_settings(dsn: str) -> dict[str, Any]:
         db.close()
 
 
-def _settings(db: Connection) -> dict[str, Any]:
-    schema.check(db)
+def _settings(db: Database) -> dict[str, Any]:
     with guard():
+        check(db)
         rows = db.execute("SELECT name, value FROM setting").fetchall()
     found: dict[str, str] = {name: value for name, value in rows}
     if "url" not in found:
@@ -144,7 +147,7 @@ def _age(moment: datetime) -> float:
     return max(0.0, (datetime.now(UTC) - moment).total_seconds())
 
 
-def _gauges(db: Connection) -> dict[str, int]:
+def _gauges(db: Database) -> dict[str, int]:
     with guard():
         row = db.execute(
             "SELECT (SELECT count(*) FROM cursor), (SELECT count(*) FROM cursor"
@@ -271,7 +274,7 @@ def reindex(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """Show how far the index is."""
-    db = connect(arguments.dsn, name="crashd-fleet status", read_only=True, timeout_seconds=60)
+    db = Reader.connect(arguments.dsn, name="crashd-fleet status", timeout_seconds=60)
     try:
         found = read_status(db, _settings(db))
     finally:
@@ -286,20 +289,17 @@ def status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_status(db: Connection, settings: dict[str, Any]) -> dict[str, Any]:
+def read_status(db: Reader, settings: dict[str, Any]) -> dict[str, Any]:
     """Read the numbers of `status`."""
-    with guard():
-        row = db.execute(
-            "SELECT (SELECT coalesce(sum(crashes), 0)::bigint FROM tally), (SELECT count(*)"
-            " FROM signature),"
-            " (SELECT min(day)::text FROM tally), (SELECT max(mark)::text FROM cursor),"
-            " (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crashd-fleet index'"
-            " AND datname = current_database())"
-        ).fetchone()
-        refused = db.execute(
-            "SELECT reason, count(*) FROM quarantine GROUP BY 1 ORDER BY 1"
-        ).fetchall()
-        totals = db.execute("SELECT result, records FROM total ORDER BY 1").fetchall()
+    row = db.execute(
+        "SELECT (SELECT coalesce(sum(crashes), 0)::bigint FROM tally), (SELECT count(*)"
+        " FROM signature),"
+        " (SELECT min(day)::text FROM tally), (SELECT max(mark)::text FROM cursor),"
+        " (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crashd-fleet index'"
+        " AND datname = current_database())"
+    ).fetchone()
+    refused = db.execute("SELECT reason, count(*) FROM quarantine GROUP BY 1 ORDER BY 1").fetchall()
+    totals = db.execute("SELECT result, records FROM total ORDER BY 1").fetchall()
     crashes, signatures, first, newest, indexers = row or (0, 0, None, None, 0)
     return {
         "bucket": settings["url"],

@@ -8,7 +8,7 @@ import re
 from importlib import resources
 
 from crashd.edge.fleet.postgres import Connection, guard
-from crashd.errors import UnavailableError
+from crashd.fleet.settings import refuse_newer
 
 LOCK = 0x63726173
 """First key of all advisory locks; the second one is a shard's number, or one of these."""
@@ -47,50 +47,13 @@ def migrate(db: Connection) -> list[int]:
         )
         row = db.execute("SELECT coalesce(max(number), 0) FROM crashd.migration").fetchone()
         have = row[0] if row else 0
-        _refuse_newer(have)
+        refuse_newer(have)
         for number, text in migrations():
             if number > have:
                 db.execute(text.encode())
                 db.execute("INSERT INTO crashd.migration (number) VALUES (%s)", (number,))
                 done.append(number)
     return done
-
-
-def check(db: Connection) -> None:
-    """Check that the database has exactly this version's schema.
-
-    Raises:
-        UnavailableError: it has none, an older or a newer one.
-
-    """
-    with guard():
-        row = db.execute("SELECT max(number) FROM crashd.migration").fetchone()
-    have = (row[0] if row else 0) or 0
-    _refuse_newer(have)
-    if have < newest():
-        raise UnavailableError(
-            f"the fleet index has schema {have}, older than {newest()}",
-            hint="migrate it with crashd-fleet init",
-        )
-
-
-def newest() -> int:
-    """Return the number of this version's last migration."""
-    return migrations()[-1][0]
-
-
-def _refuse_newer(have: int) -> None:
-    if have > newest():
-        raise UnavailableError(
-            f"the fleet index has schema {have}, newer than {newest()}", hint="upgrade crashd here"
-        )
-
-
-def read_setting(db: Connection, name: str) -> str | None:
-    """Read one setting of the fleet."""
-    with guard():
-        row = db.execute("SELECT value FROM setting WHERE name = %s", (name,)).fetchone()
-    return None if row is None else str(row[0])
 
 
 def write_setting(db: Connection, name: str, value: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from crashd.domain.crash.match import Alternative, Field, Query, Term, parse_term
 from crashd.domain.crash.model import SHORT_ID_LENGTH
 from crashd.domain.fleet.hostid import HOST_PATTERN
-from crashd.edge.fleet.postgres import Connection
+from crashd.edge.fleet.reader import Reader
 from crashd.errors import NotFoundError, UsageError
 from crashd.fleet.texts import text as column_text
 
@@ -64,7 +64,7 @@ class Scope:
         return bool(self.hosts or self.labels)
 
 
-def scope_conditions(db: Connection, scope: Scope) -> list[Condition]:
+def scope_conditions(db: Reader, scope: Scope) -> list[Condition]:
     """Build the conditions of a scope.
 
     Raises:
@@ -83,7 +83,7 @@ def scope_conditions(db: Connection, scope: Scope) -> list[Condition]:
     return found
 
 
-def _hosts(db: Connection, name: str) -> list[int]:
+def _hosts(db: Reader, name: str) -> list[int]:
     # a name that several hosts claim means all of them; an id is only one
     sql = "SELECT number FROM host WHERE host = %s OR hostname = %s LIMIT %s"
     rows = db.execute(sql, (name, column_text(name), HOSTS_MAX)).fetchall()
@@ -105,7 +105,7 @@ def _one_of(column: str, numbers: Sequence[int]) -> Condition:
     return Condition(f"c.{column} = ANY(%s)", (list(numbers),))
 
 
-def conditions(db: Connection, query: Query, scope: Scope) -> list[Condition]:
+def conditions(db: Reader, query: Query, scope: Scope) -> list[Condition]:
     """Build all conditions of a query; all must hold.
 
     Raises:
@@ -164,16 +164,14 @@ def _any(group: Sequence[Condition]) -> Condition:
     )
 
 
-def _number(db: Connection, table: str, text: str) -> Condition:
+def _number(db: Reader, table: str, text: str) -> Condition:
     """Compare a text that has a number."""
     clean = column_text(text)
-    row = db.execute(f"SELECT number FROM {table} WHERE {table} = %s".encode(), (clean,)).fetchone()
+    row = db.execute(f"SELECT number FROM {table} WHERE {table} = %s", (clean,)).fetchone()
     return Condition("false") if row is None else Condition(f"c.{table} = %s", (row[0],))
 
 
-def _meanings(
-    db: Connection, term: Term, others: Sequence[Condition]
-) -> tuple[str, list[Condition]]:
+def _meanings(db: Reader, term: Term, others: Sequence[Condition]) -> tuple[str, list[Condition]]:
     """Return the group's name and the conditions of one MATCH, without those that match nothing."""
     if not term.explicit and len(term.text) == SHORT_ID_LENGTH:
         short = Condition("c.short = %s", (column_text(term.text),))
@@ -206,18 +204,18 @@ def _id_prefix(text: str) -> list[Condition]:
     return found
 
 
-def _ids(db: Connection, conditions: Sequence[Condition]) -> list[str]:
+def _ids(db: Reader, conditions: Sequence[Condition]) -> list[str]:
     sql, values = where(conditions)
     rows = db.execute(
-        f"SELECT DISTINCT id FROM (SELECT id FROM crash c {sql} LIMIT %s) f ORDER BY 1".encode(),
+        f"SELECT DISTINCT id FROM (SELECT id FROM crash c {sql} LIMIT %s) f ORDER BY 1",
         [*values, CANDIDATES_MAX + 1],
     ).fetchall()
     return [row[0] for row in rows]
 
 
-def _matches(db: Connection, condition: Condition) -> bool:
+def _matches(db: Reader, condition: Condition) -> bool:
     sql, values = where([condition])
-    row = db.execute(f"SELECT EXISTS (SELECT FROM crash c {sql})".encode(), values).fetchone()
+    row = db.execute(f"SELECT EXISTS (SELECT FROM crash c {sql})", values).fetchone()
     return bool(row and row[0])
 
 
@@ -244,7 +242,7 @@ def regex(pattern: str) -> str:
     return "^(?:" + "".join(found) + ")$"
 
 
-def _compare(db: Connection, alternative: Alternative) -> list[Condition]:
+def _compare(db: Reader, alternative: Alternative) -> list[Condition]:
     field, value = alternative.field, alternative.value
     if field == Field.UNIT:
         operator, unit = "=", column_text(str(value))

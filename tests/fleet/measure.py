@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crashd.domain.crash.match import Query
-from crashd.edge.fleet.postgres import Connection, connect
+from crashd.edge.fleet.postgres import connect
+from crashd.edge.fleet.reader import Reader
 from crashd.fleet.newsince import NewSince
 from crashd.fleet.questions import Questions
 from crashd.fleet.selection import Scope
@@ -65,7 +66,7 @@ def measure_lag(dsn: str, live: Live, hosts: int, seconds: float, poll: str) -> 
     """Return how long it takes from an object to its rows while hosts write at a steady rate."""
     command = [*INDEX, "index", "--dsn", dsn, "--poll", poll, "--listen", "off"]
     with (
-        connect(dsn, name="measure", read_only=True) as db,
+        Reader.connect(dsn, name="measure", timeout_seconds=60) as db,
         subprocess.Popen(command, stdout=subprocess.DEVNULL) as indexer,
     ):
         try:
@@ -78,7 +79,7 @@ def measure_lag(dsn: str, live: Live, hosts: int, seconds: float, poll: str) -> 
     return Figure(f"lag at {RATE} a second, p95, most", f"{p95:.1f} s, {max(lags):.1f} s", "< 10 s")
 
 
-def _lags(db: Connection, live: Live, hosts: int, seconds: float) -> list[float]:
+def _lags(db: Reader, live: Live, hosts: int, seconds: float) -> list[float]:
     """Write, and look ten times a second for what is there; return the seconds of each object."""
     written: dict[str, float] = {}
     lags: list[float] = []
@@ -105,7 +106,7 @@ def ask_server(dsn: str, plan: Plan) -> Iterator[Figure]:
     """Time questions in the server: the connection is there."""
     chance = random.Random(3)
     now_ns = plan.end_ns
-    with connect(dsn, name="measure", read_only=True) as db:
+    with Reader.connect(dsn, name="measure", timeout_seconds=60) as db:
         rows = Questions(db).select(Query(limit=200))
 
         def one(key: str) -> str:

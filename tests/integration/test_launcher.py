@@ -46,8 +46,18 @@ def test_crashctl_starts_without_site(programs: Path, arguments: list[str]) -> N
 def test_crashctl_finds_psycopg_of_the_distribution(programs: Path) -> None:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     dsn = f"host={programs} dbname=crashd"
-    done = run(programs / "crashctl", f"--fleet={dsn}", "list")
+    done = run(programs / "crashctl", f"--fleet={dsn}", "want", "nginx")
     assert {"site", "psycopg"} <= imported(done)
+    assert done.returncode == 4, done.stderr[-500:]
+
+
+@pytest.mark.parametrize("verb", ["list", "info", "top"])
+def test_crashctl_asks_a_fleet_without_what_takes_long_to_load(programs: Path, verb: str) -> None:
+    done = run(programs / "crashctl", f"--fleet=host={programs} dbname=crashd", verb)
+    modules = imported(done)
+    assert "crashd.edge.fleet.libpq" in modules, done.stderr[-500:]
+    slow = {"site", "psycopg", "asyncio", "argparse", "sqlite3", "hashlib"} & modules
+    assert not slow
     assert done.returncode == 4, done.stderr[-500:]
 
 

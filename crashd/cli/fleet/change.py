@@ -9,11 +9,18 @@ from crashd.cli.source import matching, not_found
 from crashd.domain.crash.match import Query
 from crashd.domain.fleet.policy import WANT_MAX
 from crashd.domain.text import printable
-from crashd.edge.fleet.bucket import Bucket
-from crashd.edge.fleet.postgres import connect
-from crashd.errors import CrashdError, UsageError
-from crashd.fleet import requests
-from crashd.fleet.schema import read_setting
+from crashd.errors import CrashdError, UnsupportedError, UsageError
+from crashd.fleet.settings import read_setting
+
+try:
+    from crashd.edge.fleet.bucket import Bucket
+    from crashd.edge.fleet.postgres import connect
+    from crashd.fleet import requests
+except ImportError as e:
+    raise UnsupportedError(
+        f"the module {e.name} is not installed",
+        hint="install python3-psycopg or crashd[fleet-server]",
+    ) from e
 
 
 def want(context: Context, arguments: argparse.Namespace) -> int:

@@ -1,9 +1,8 @@
 """`--fleet top`: signatures, builds, versions or labels by count; what is new or more frequent."""
 
-import argparse
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Context
 from crashd.cli.fleetsource import FleetSource
@@ -25,13 +24,15 @@ from crashd.domain.crash.model import SHORT_ID_LENGTH
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.fleet.lines import LABEL_PATTERN
 from crashd.errors import UsageError
-from crashd.fleet.newsince import NewSince
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 _WHAT_WIDTH = 24
 _NAME_WIDTH = 44
 
 
-def top(context: Context, arguments: argparse.Namespace) -> int:
+def top(context: Context, arguments: "Namespace") -> int:
     """Print the most frequent; return 1 if a filter matches nothing."""
     now_ns = time.time_ns()
     since = arguments.since
@@ -76,6 +77,8 @@ def _checked(by: str | None) -> str | None:
 
 def _new_since(source: FleetSource, text: str, query: Query, now_ns: int) -> list[dict[str, Any]]:
     """A text that is not a time is a version."""
+    from crashd.fleet.newsince import NewSince  # counts need none of it
+
     new = NewSince(source.db, source.scope)
     version = text.removeprefix("version:")
     if version == text:

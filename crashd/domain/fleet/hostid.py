@@ -1,7 +1,5 @@
 """The id of a host in its fleet: stable, and not the machine id, which is private. Pure."""
 
-import hashlib
-import hmac
 import re
 from typing import Final
 
@@ -23,6 +21,9 @@ def host_id(machine_id: str) -> str:
 
     Source: sd_id128_get_machine_app_specific(3)
     """
+    import hashlib  # only hosts need an id of their own; the pattern is also for listings
+    import hmac
+
     if not _MACHINE_ID.fullmatch(machine_id) or int(machine_id, 16) == 0:
         raise FormatError("/etc/machine-id holds no machine id")
     key = bytes.fromhex(machine_id.strip())

@@ -11,7 +11,7 @@ from crashd.cli.quick import parse_quickly
 from crashd.errors import UsageError
 
 WORDS_TEXT = """
-list info bt help dump lis nginx /usr/bin/a COREDUMP_PID=5 COREDUMP_EXE= -1 -r --reverse -n 5 0
+list info top bt help dump lis nginx /usr/bin/a COREDUMP_PID=5 COREDUMP_EXE= -1 -r --reverse -n 5 0
 -n5 -rn --lines --lines=7 -S -1h --since --since=-1h -S-1h -U --until now --until= -F exe -Fexe
 --field --signature --signature=p2-0123456789abcdef --kind --kind=kernel process --all -a
 --json --json=short short pretty off --json=off --json= --json=yaml -D /x --directory
@@ -41,6 +41,12 @@ WORDS = ["", *WORDS_TEXT.split()]
         "bt nginx",
         "info --json=short -D /x",
         "--root /r --file a* list --lines=5 --signature p2-0123456789abcdef",
+        "top",
+        "top -n 5 --since -7d --json",
+        "--fleet list -n 20",
+        "list --fleet nginx",
+        "--fleet=dbname=x info 4242",
+        "top nginx --fleet",
     ],
 )
 def test_parse_quickly_understands_the_plain_calls(words: str) -> None:
