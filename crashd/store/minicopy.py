@@ -9,6 +9,10 @@ from crashd.errors import FormatError
 from crashd.store.corefile import CHUNK, CoreWriter
 from crashd.store.coreread import Fetch, StoredCore, read_head
 
+FOLLOWED_BYTES = 1 << 30
+"""What is unpacked at most to follow the loader's list. Its members lie close together, unless a
+process has made one to have a frame unpacked for each of them.
+"""
 _LEVEL = 3
 
 
@@ -30,9 +34,12 @@ def copy_mini(fd: int, target_fd: int, fetch: Fetch | None = None) -> None:
     starts = [segment.vaddr for segment in segments]
 
     def read(address: int, size: int) -> bytes:
-        segment = segments[max(0, bisect_right(starts, address) - 1)]
+        index = bisect_right(starts, address) - 1
+        if index < 0 or core.unpacked_bytes >= FOLLOWED_BYTES:
+            return b""
+        segment = segments[index]
         inside = address - segment.vaddr
-        if not 0 <= inside < segment.filesz:
+        if inside >= segment.filesz:
             return b""
         return core.read(segment.offset + inside, min(size, segment.filesz - inside))
 
