@@ -58,7 +58,7 @@ def test_copy_mini_follows_a_list_across_frames_for_so_long_only(
     monkeypatch.setattr(minicopy, "StoredCore", Counted)
     monkeypatch.setattr(minicopy, "FOLLOWED_BYTES", 12 * FRAME)
     data = bytearray(b"some text" * (5 * FRAME // 9))
-    # PT_PHDR and PT_DYNAMIC of the executable, DT_DEBUG, r_debug, and link_maps in turn in each frame
+    # PT_PHDR, PT_DYNAMIC, DT_DEBUG, r_debug, and link_maps in turn in each frame
     entries = [PHDR + FRAME * (n % 5) + FRAME // 2 + 64 * n for n in range(200)]
     parts = {
         PHDR: pack("<2I6Q", 6, 4, 64, 0, 0, 112, 112, 8)
