@@ -44,14 +44,11 @@ class Parser(argparse.ArgumentParser):
         verb = self.prog.removeprefix("crashctl").strip()
         raise UsageError(f"{verb}: {message}" if verb else message, hint=f"see {self.prog} --help")
 
-    def parse_known_args(  # type: ignore[override]  # it has no other callers
-        self, args: Sequence[str], namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def refuse_dashes(self, words: Iterable[str]) -> None:
         """Refuse `--` as an option's value, in place of which argparse would set an empty list."""
-        for word in args:
+        for word in words:
             if word.startswith("-") and "--" in (word[2:], word.partition("=")[2]):
                 self.error(f"'--' is not a value: {word}")
-        return super().parse_known_args(args, namespace)
 
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """Raise a UsageError for options that there are not, and say which one may be meant."""
@@ -418,6 +415,7 @@ def _asked_about(words: Sequence[str]) -> tuple[str, list[str]]:
 def _parse_verb(verb: Verb, words: Sequence[str], values: argparse.Namespace) -> argparse.Namespace:
     parser = build_verb_parser(verb)
     options, matches = _split(words)
+    parser.refuse_dashes(options)
     values, unknown = parser.parse_known_intermixed_args(options, values)
     if values.fleet is not None and verb.name not in FLEET_VERBS:
         parser.error("--fleet is for " + ", ".join(FLEET_VERBS))

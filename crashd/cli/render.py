@@ -6,7 +6,7 @@ Pure: rows in, lines out. Every foreign string goes through `printable`. The pag
 Over 400 lines, because it is one list of pieces.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
 
@@ -93,12 +93,16 @@ def cut(text: str, width: int) -> str:
 
 
 def cut_path(text: str, width: int) -> str:
-    """Cut the beginning off a path, between two names if possible; its last part says more."""
+    """Cut the beginning off a path, between two names; its last part says more. If that alone is
+    too long, cut its end.
+    """
     if display_width(text) <= width:
         return text
+    name = text.rpartition("/")[2] or text
+    if display_width(name) + 2 > width:
+        return cut(name, width)
     kept = cut(text[::-1], width)[:-1][::-1]
-    slash = kept.find("/")
-    return "…" + (kept[slash:] if slash > 0 and len(kept) - slash > 1 else kept)
+    return "…" + kept[kept.find("/") :]
 
 
 def cut_words(text: str, width: int) -> str:
@@ -106,18 +110,25 @@ def cut_words(text: str, width: int) -> str:
     if display_width(text) <= width:
         return text
     kept = cut(text, width)[:-1]
-    if text[len(kept)] == " ":
-        return kept.rstrip(" ,:;") + "…"
-    space = kept.rfind(" ")
-    return (kept[:space].rstrip(" ,:;") if space * 2 >= width else kept) + "…"
+    if text[len(kept)] != " ":
+        space = kept.rfind(" ")
+        if space * 2 < width:
+            return kept + "…"
+        kept = kept[:space]
+    return kept.removesuffix(", in").rstrip(" ,:;") + "…"
 
 
 def wrap(text: str, width: int | None, indent: int) -> list[str]:
     """Break a text between its words into lines of `width`, all but the first indented."""
+    return wrap_words(text.split(" "), width, indent)
+
+
+def wrap_words(words: Sequence[str], width: int | None, indent: int) -> list[str]:
+    """Break between these words only, which may have spaces."""
     if width is None or indent + TITLE_MIN > width:
-        return [text]
+        return [" ".join(words)]
     lines: list[str] = []
-    for word in text.split(" "):
+    for word in words:
         if lines and display_width(lines[-1]) + 1 + display_width(word) <= width:
             lines[-1] += " " + word
         else:
@@ -346,15 +357,17 @@ class Table:
         return " ".join(parts).rstrip()
 
 
-def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
+def fit(
+    widths: Mapping[str, int], width: int, give_way: Sequence[str] = _GIVE_WAY
+) -> dict[str, int]:
     """Choose the columns that a terminal of `width` shows, and their widths.
 
-    Columns of _GIVE_WAY are dropped one by one until the title has its minimum. The executable
+    Columns of `give_way` are dropped one by one until the title has its minimum. The executable
     shrinks first, because the end of a path is enough to recognise it.
     """
     chosen = {name: room for name, room in widths.items() if name != "TITLE"}
     least = min(TITLE_ENOUGH, max(TITLE_MIN, width - 44))
-    for heading in ("", *_GIVE_WAY):
+    for heading in ("", *give_way):
         chosen.pop(heading, None)
         room = width - least - sum(w + 1 for name, w in chosen.items() if name != "EXE")
         if "EXE" in chosen:
@@ -363,6 +376,39 @@ def fit(widths: Mapping[str, int], width: int) -> dict[str, int]:
         if room >= 0:
             break
     return chosen | {"TITLE": max(width - sum(w + 1 for w in chosen.values()), 1)}
+
+
+def render_grid(
+    cells: Sequence[Sequence[str]],
+    width: int | None,
+    *,
+    numbers: Container[str],
+    give_way: Sequence[str],
+    heading_style: str | None,
+    legend: bool,
+) -> Iterator[str]:
+    """Yield the lines of a table whose first line names its columns.
+
+    Columns of `numbers` are aligned to the right; a terminal of `width` drops those of `give_way`
+    as `fit` does, and cuts EXE and the last column.
+    """
+    others = cells[0][:-1]
+    room = dict(zip((*others, "TITLE"), map(_widest, zip(*cells, strict=True)), strict=True))
+    if width is not None:
+        room = fit(room, width, give_way)
+    for number, line in enumerate(cells if legend else cells[1:]):
+        parts = []
+        for heading, text in zip(others, line, strict=False):
+            if heading in room:
+                shown = cut_path(text, room[heading]) if heading == "EXE" else text
+                parts.append(pad(shown, room[heading], right=heading in numbers))
+        parts.append(line[-1] if width is None else cut_words(line[-1], room["TITLE"]))
+        style = heading_style if legend and number == 0 else None
+        yield styled(" ".join(parts).rstrip(), style)
+
+
+def _widest(column: Iterable[str]) -> int:
+    return max(map(display_width, column))
 
 
 def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:

@@ -1,22 +1,21 @@
 """`--fleet top`: signatures, builds, versions or labels by count; what is new or more frequent."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Context
 from crashd.cli.fleetsource import FleetSource
 from crashd.cli.render import (
+    NARROW,
     UNDERLINE,
-    cut,
-    cut_words,
-    display_width,
     headline_text,
     json_page,
     local_time,
-    pad,
     program_name,
-    styled,
+    render_grid,
+    short_age,
     value_text,
 )
 from crashd.domain.crash.match import Query
@@ -28,8 +27,9 @@ from crashd.errors import UsageError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-_WHAT_WIDTH = 24
-_NAME_WIDTH = 44
+_Moment = Callable[[object], str]
+_NUMBERS = frozenset({"COUNT", "HOSTS", "VERSIONS", "SIGNATURES"})
+_GIVE_WAY = ("FIRST", "VERSIONS", "LAST", "EXE")
 
 
 def top(context: Context, arguments: "Namespace") -> int:
@@ -58,9 +58,19 @@ def top(context: Context, arguments: "Namespace") -> int:
         source.close()
     if arguments.json:
         print(json_page(rows, arguments.json))
-    else:
-        cells = _named(rows) if by else _signatures(rows, new=arguments.new_since is not None)
-        _print(context, cells)
+    elif rows:
+        narrow = context.width is not None and context.width < NARROW
+        when = partial(short_age, now_ns=now_ns) if narrow else local_time
+        new = arguments.new_since is not None
+        for line in render_grid(
+            _named(rows, when) if by else _signatures(rows, when, new=new),
+            context.width,
+            numbers=_NUMBERS,
+            give_way=_GIVE_WAY,
+            heading_style=UNDERLINE if context.color else None,
+            legend=context.legend,
+        ):
+            print(line)
     if not rows:
         context.note("no analysed crashes found")
     filtered = arguments.match or since or arguments.new_since or context.fleet.is_narrow
@@ -89,18 +99,17 @@ def _new_since(source: FleetSource, text: str, query: Query, now_ns: int) -> lis
     return new.version(version, query)
 
 
-def _signatures(rows: Sequence[dict[str, Any]], *, new: bool) -> list[list[str]]:
-    heading = ["COUNT", "HOSTS", "VERSIONS", "FIRST", "LAST", "ID", "WHAT", "TITLE"]
+def _signatures(rows: Sequence[dict[str, Any]], when: _Moment, *, new: bool) -> list[list[str]]:
+    heading = ["COUNT", "HOSTS", "VERSIONS", "FIRST", "LAST", "ID", "EXE", "TITLE"]
     cells = [["CHANGE", *heading] if new else heading]
     for row in rows:
         line = [
             str(row["count"]),
             str(row["hosts"]),
             str(row["versions"]),
-            local_time(row["first"]),
-            local_time(row["last"]),
+            *(when(row[key]) for key in ("first", "last")),
             value_text(row["id"])[-SHORT_ID_LENGTH:],
-            cut(program_name(row), _WHAT_WIDTH),
+            program_name(row),
             headline_text(row),
         ]
         cells.append([_change(row), *line] if new else line)
@@ -114,24 +123,10 @@ def _change(row: dict[str, Any]) -> str:
     return f"{row['rate_before']:.1%} > {row['rate']:.1%}"
 
 
-def _named(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+def _named(rows: Sequence[dict[str, Any]], when: _Moment) -> list[list[str]]:
     cells = [["COUNT", "HOSTS", "SIGNATURES", "FIRST", "LAST", "NAME"]]
     for row in rows:
         numbers = [str(row[key]) for key in ("count", "hosts", "signatures")]
-        times = [local_time(row["first"]), local_time(row["last"])]
-        cells.append([*numbers, *times, cut(value_text(row["name"]), _NAME_WIDTH)])
+        times = [when(row["first"]), when(row["last"])]
+        cells.append([*numbers, *times, value_text(row["name"])])
     return cells
-
-
-def _print(context: Context, cells: list[list[str]]) -> None:
-    if len(cells) == 1:
-        return
-    numbers = {"COUNT", "HOSTS", "VERSIONS", "SIGNATURES"}
-    right = [heading in numbers for heading in cells[0]]
-    widths = [max(display_width(line[n]) for line in cells) for n in range(len(cells[0]))]
-    for number, line in enumerate(cells if context.legend else cells[1:]):
-        parts = [pad(text, widths[n], right=right[n]) for n, text in enumerate(line[:-1])]
-        text = " ".join([*parts, line[-1]])
-        text = (text if context.width is None else cut_words(text, context.width)).rstrip()
-        is_heading = context.legend and number == 0
-        print(styled(text, UNDERLINE if context.color and is_heading else None))

@@ -100,7 +100,9 @@ def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
         return doc
     if context.fleet is not None:
         return doc
-    if doc.get("state") not in _ANALYSED or not (doc.get("core") or {}).get("path"):
+    if doc.get("state") != State.CAPTURING and (
+        doc.get("state") not in _ANALYSED or not (doc.get("core") or {}).get("path")
+    ):
         return doc
     from crashd.cli.control import ControlClient  # few crashes are looked at so soon
 

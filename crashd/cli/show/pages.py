@@ -18,8 +18,9 @@ from crashd.cli.render import (
     styled,
     value_text,
     wrap,
+    wrap_words,
 )
-from crashd.domain.crash.kinds import BOOT_UNKNOWN, SHORT_ID_LENGTH
+from crashd.domain.crash.kinds import BOOT_UNKNOWN, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
 
@@ -81,8 +82,8 @@ def render_info(
             yield ""
             yield from lines
         if number == 0:  # what happened, and where, comes first
-            yield from _frames(doc, show_all)
-    yield from _warnings(doc)
+            yield from _frames(doc, show_all, width)
+    yield from _warnings(doc, width)
     if kernel:
         yield from kernel.symbol_lines(doc, show_all=show_all)
     yield from _threads(doc, show_all)
@@ -139,6 +140,8 @@ def _what(doc: Row, now_ns: int) -> Iterator[_Field]:
     match analysis.get("state"):
         case "failed":
             yield "Analysis", f"failed: {value_text(analysis.get('reason'))}"
+        case "pending" if doc.get("state") == State.CAPTURING:
+            yield "Analysis", "pending: the core is being captured"
         case "pending":
             yield "Analysis", "pending: what it finds is shown here in a moment"
     count = doc.get("count_of_signature")
@@ -284,12 +287,15 @@ def _core(doc: Row, core_file: str | None) -> Iterator[_Field]:
     yield "Stored as", printable(core_file) if core_file else None
 
 
-def _warnings(doc: Row) -> Iterator[str]:
+def _warnings(doc: Row, width: int | None) -> Iterator[str]:
     warnings = doc.get("warnings") or []
     if warnings:
         yield ""
-        yield _labelled("Warnings", printable(str(warnings[0])))
-        yield from (f"{'':{LABEL_WIDTH}}  {printable(str(text))}" for text in warnings[1:])
+        yield from _wrapped("Warnings", printable(str(warnings[0])), width)
+    for text in warnings[1:]:
+        first, *rest = _wrapped("", printable(str(text)), width)
+        yield f"{'':{LABEL_WIDTH}}  {first[LABEL_WIDTH + 2 :]}"
+        yield from rest
 
 
 def _threads(doc: Row, show_all: bool) -> Iterator[str]:
@@ -314,7 +320,7 @@ def _threads(doc: Row, show_all: bool) -> Iterator[str]:
         yield f"    … and {len(threads) - len(shown)} more, see --all"
 
 
-def _frames(doc: Row, show_all: bool) -> Iterator[str]:
+def _frames(doc: Row, show_all: bool, width: int | None) -> Iterator[str]:
     frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
     if not frames or doc.get("kind") == "kernel":  # its own words have the trace, or a vmlinux
         return
@@ -322,13 +328,15 @@ def _frames(doc: Row, show_all: bool) -> Iterator[str]:
     native = [frame for frame in frames if frame.get("kind") in (None, "native")]
     if interpreted:
         language = value_text(interpreted[0].get("kind")).capitalize()
-        yield from _stack(f"{language} stack of the crashed thread:", interpreted, show_all)
+        yield from _stack(f"{language} stack of the crashed thread:", interpreted, show_all, width)
     if native:
         what = "Native stack" if interpreted else "Stack"
-        yield from _stack(f"{what} of the crashed thread:", native, show_all)
+        yield from _stack(f"{what} of the crashed thread:", native, show_all, width)
 
 
-def _stack(heading: str, frames: list[Mapping[str, Any]], show_all: bool) -> Iterator[str]:
+def _stack(
+    heading: str, frames: list[Mapping[str, Any]], show_all: bool, width: int | None
+) -> Iterator[str]:
     shown = frames if show_all else frames[:FRAMES_MAX]
     yield ""
     yield heading
@@ -336,10 +344,13 @@ def _stack(heading: str, frames: list[Mapping[str, Any]], show_all: bool) -> Ite
         function = value_text(frame.get("function") or frame.get("pc"))
         offset = frame.get("offset", frame.get("symbol_offset"))
         place = f"+{hex(offset)}" if isinstance(offset, int) else ""
-        module = f" ({value_text(frame['module'])}{place})" if frame.get("module") else ""
-        source = f" at {value_text(frame['file'])}" if frame.get("file") else ""
-        line = f":{value_text(frame['line'])}" if source and frame.get("line") else ""
-        yield f"  #{number:<3} {function}{module}{source}{line}"
+        words = f"  #{number:<3} {function}".rsplit(" ", function.count(" "))
+        if frame.get("module"):
+            words.append(f"({value_text(frame['module'])}{place})")
+        if frame.get("file"):
+            line = f":{value_text(frame['line'])}" if frame.get("line") else ""
+            words.append(f"at {value_text(frame['file'])}{line}")
+        yield from wrap_words(words, width, 7)
     if len(shown) < len(frames):
         yield f"       … and {len(frames) - len(shown)} more, see --all"
 

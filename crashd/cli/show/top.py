@@ -11,16 +11,13 @@ from crashd.cli.debuginfod import fetch_debug_info, fetch_vmlinux
 from crashd.cli.render import (
     NARROW,
     UNDERLINE,
-    cut,
-    cut_words,
-    display_width,
     headline_text,
     json_page,
     local_time,
-    pad,
     program_name,
+    render_grid,
     short_age,
-    styled,
+    signal_text,
     value_text,
 )
 from crashd.cli.show.kernelpage import symbols_text
@@ -37,9 +34,6 @@ WAIT_SECONDS = 3700.0
 """Longer than the longest analysis that can be configured."""
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
-_WHAT_WIDTH = 24
-_SPACIOUS = 140
-"""From this width on, `top` also shows the signatures."""
 
 
 def analyze(context: Context, arguments: argparse.Namespace) -> int:
@@ -156,31 +150,28 @@ def render_top(
     """Yield a line for each signature, with the id of its newest crash; the signatures themselves
     only where there is room.
     """
+    if not rows:
+        return
     narrow = width is not None and width < NARROW
-    spacious = width is None or width >= _SPACIOUS
-    cells = [["COUNT", "FIRST", "LAST", "ID", "SIGNATURE", "WHAT", "TITLE"]] if legend else []
+    cells = [["COUNT", "FIRST", "LAST", "ID", "SIGNATURE", "SIGNAL", "EXE", "TITLE"]]
     for row in rows:
         times = (row["first"], row["last"])
-        signal = row.get("signal_name")
-        words = headline_text(row)
         cells.append(
             [
                 str(row["count"]),
                 *(short_age(t, now_ns) if narrow else local_time(t) for t in times),
                 value_text(row["id"])[-SHORT_ID_LENGTH:],
                 value_text(row["signature"]),
-                cut(program_name(row), _WHAT_WIDTH),
-                f"{value_text(signal)}: {words}" if signal else words,
+                signal_text(row),
+                program_name(row),
+                headline_text(row),
             ]
         )
-    if not rows:
-        return
-    left_out = {1} if narrow else set()
-    left_out |= set() if spacious else {4}
-    columns = [n for n in range(len(cells[0])) if n not in left_out]
-    widths = [max(display_width(line[n]) for line in cells) for n in range(len(cells[0]))]
-    for number, line in enumerate(cells):
-        parts = [pad(line[n], widths[n], right=n == 0) for n in columns[:-1]]
-        text = " ".join([*parts, line[-1]])
-        text = (text if width is None else cut_words(text, width)).rstrip()
-        yield styled(text, UNDERLINE if color and legend and number == 0 else None)
+    yield from render_grid(
+        cells,
+        width,
+        numbers={"COUNT"},
+        give_way=("SIGNATURE", "FIRST", "SIGNAL", "EXE"),
+        heading_style=UNDERLINE if color else None,
+        legend=legend,
+    )

@@ -99,7 +99,11 @@ def _written(word: str, today: datetime) -> datetime:
         year = int(match["year"])
         if len(match["year"]) == 2:
             year += 1900 if year >= _CENTURY else 2000
-        moment = today.replace(year=year, month=int(match["month"]), day=int(match["day"]))
+        day = int(match["day"])
+        if not 1 <= day <= 31:
+            raise ValueError("no month has that day")
+        # like mktime(3): the 30th of February is the 1st or 2nd of March
+        moment = today.replace(year=year, month=int(match["month"]), day=1) + timedelta(day - 1)
     if match["hour"] is None:
         return moment
     second = int(match["second"] or 0)
@@ -107,9 +111,9 @@ def _written(word: str, today: datetime) -> datetime:
     moment = moment.replace(
         hour=int(match["hour"]), minute=int(match["minute"]), second=min(second, 59)
     )
-    if second > 60:
+    if second > 61:
         raise ValueError("no minute has that many seconds")
-    return moment + timedelta(seconds=second == 60, microseconds=part)
+    return moment + timedelta(seconds=max(second - 59, 0), microseconds=part)
 
 
 def _offset(text: str) -> timezone:

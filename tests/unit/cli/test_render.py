@@ -193,6 +193,7 @@ def test_cut_words_never_exceeds_the_width(text: str, width: int) -> None:
 def test_cut_words_keeps_words_whole() -> None:
     assert cut_words("one two three", 10) == "one two…"
     assert cut_words("one two: three", 9) == "one two…"
+    assert cut_words("overflow, in recurse()", 14) == "overflow…"
     assert cut_words("one twothreefourfive", 15) == "one twothreefo…"  # else most were empty
 
 
@@ -222,7 +223,9 @@ def test_short_age(age_seconds: int, text: str) -> None:
 def test_cut_marks_what_was_cut() -> None:
     assert cut("abcdef", 4) == "abc…"
     assert cut_path("/usr/bin/x", 5) == "…/x"
-    assert cut_path("/usr/bin/xxxxx", 5) == "…xxxx"
+    assert cut_path("/usr/bin/xxxxx", 5) == "xxxxx"
+    assert cut_path("/usr/bin/background-worker", 12) == "background-…"
+    assert cut_path("background-worker", 12) == "background-…"
     assert cut("日本語", 4) == "日…"
 
 

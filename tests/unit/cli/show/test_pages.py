@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ NOW_NS = TIME_NS + 90 * 10**9
 UNSAFE = set(map(chr, [*range(32), 127, *range(128, 160), 0x202E]))
 
 
-def page(doc: dict[str, Any], *, show_all: bool = False, color: bool = False) -> list[str]:
-    return list(
-        render_info(doc, now_ns=NOW_NS, show_all=show_all, color=color, core_file="/s/core.zst")
-    )
+def page(
+    doc: dict[str, Any], *, show_all: bool = False, color: bool = False, width: int | None = None
+) -> list[str]:
+    look = {"show_all": show_all, "color": color}
+    return list(render_info(doc, now_ns=NOW_NS, core_file="/s/core.zst", width=width, **look))
 
 
 def field(lines: list[str], label: str) -> str | None:
@@ -150,6 +152,27 @@ def test_render_info_numbers_python_frames_apart() -> None:
         "Native stack of the crashed thread:",
         "  #0   raise (libc.so.6)",
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_render_info_breaks_stacks_and_warnings_between_words(width: int) -> None:
+    frame = {"function": "std::map<int, long>::at(int const&)", "module": "/usr/lib/libx.so.1"}
+    doc = doc_of(
+        cgroup=None,
+        frames=[{**frame, "file": "a/rather/long/path/of/a/source.cpp", "line": 12}],
+        warnings=["word " * 30, "next " * 30],
+    )
+    lines = page(doc, width=width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(line.strip() for line in lines)
+    assert "#0 std::map<int, long>::at(int const&) (/usr/lib/libx.so.1) at a/ra" in re.sub(
+        " +", " ", text
+    )
+
+
+def test_render_info_of_a_crash_in_capture_says_that_the_analysis_is_pending() -> None:
+    doc = doc_of(state=State.CAPTURING, analysis={"state": "pending"})
+    assert field(page(doc), "Analysis") == "pending: the core is being captured"
 
 
 def test_render_info_says_that_the_analysis_is_pending() -> None:

@@ -17,12 +17,22 @@ def lines(width: int | None) -> list[str]:
     return list(render_top([signature()], width, legend=True, color=False, now_ns=now_ns))
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_render_top_shows_the_newest_id_and_fits(width: int) -> None:
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_render_top_shows_the_newest_id_and_the_cause(width: int) -> None:
     legend, line = lines(width)
     assert line[legend.index("ID") :].startswith(row_of()["id"][-8:])
-    assert "SIGSEGV: NULL pointer read" in line
+    assert line[legend.index("TITLE") :].startswith("NULL pointer read")
     assert max(map(len, lines(width))) <= width
+
+
+def test_render_top_long_names_leave_room_for_the_cause() -> None:
+    title = "SIGABRT in background-work, f(): double free"
+    exe = "/opt/a/background-worker-daemon"
+    rows = [signature(exe=exe, comm="background-work", title=title)]
+    for width, start in ((60, "ri0gwwaa"), (80, "SIGSEGV background-w… ")):
+        _, line = render_top(rows, width, legend=True, color=False, now_ns=TIME_NS)
+        assert start in line
+        assert line.endswith("double free, in f()")
 
 
 def test_render_top_is_brief_on_a_narrow_terminal() -> None:

@@ -107,8 +107,8 @@ def test_parse_time_as_journalctl_takes_them(text: str, expected: int) -> None:
         "24:00",
         "2026-11-23T",
         "12:61",
-        "12:00:61",
-        "2026-02-30",
+        "12:00:62",
+        "2026-02-32",
     ],
 )
 def test_parse_time_nonsense_is_a_usage_error(text: str) -> None:
@@ -154,7 +154,8 @@ OF_SYSTEMD = (
 Mon 2026-11-23 05:02:09|Monday 2026-11-23|mon 2026-11-23|26-11-23 05:02|2026-11-23 5:02|2026-1-3
 2026-11-23 05:02:09.25|2026-11-23 05:02:09 UTC|today UTC|11:12 UTC|2026-07-23 05:02:09 CEST
 3 hours left|1h30min ago|5m 20s ago|+1.5h|-2 days|@5|70-01-02|-1|5 ago|2026-03-29 02:30|yesterday
-1h30 ago|2h 3 ago|11:12 utc
+1h30 ago|2h 3 ago|2012-02-30|2026-02-31 05:00|2026-04-31|2026-02-30 UTC|Mon 2026-02-30
+05:02:60|05:02:61
 2 weeks ago|-3months 2days|-3month|+1y 2d|tomorrow|2026-11-23 05:02:09.123456|-5d 3h|-100ms|now
 """.replace("\n", "|")
     .strip("|")
