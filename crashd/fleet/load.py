@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from crashd.domain.fleet.lines import CoreReason
-from crashd.edge.fleet.postgres import Connection
+from crashd.edge.fleet.postgres import Connection, array
 from crashd.fleet.numbers import Numbers
 from crashd.fleet.rows import COLUMNS, TYPES, Refused, Row, read_row, values
 from crashd.fleet.texts import clean
@@ -179,11 +179,7 @@ class Loader:
             " LEFT JOIN tombstone t ON t.id = s.id AND t.host = s.host"
             " LEFT JOIN crash c ON c.id = s.id AND c.host = s.host AND c.day = s.day"
             " WHERE t.id IS NOT NULL OR c.id IS NOT NULL",
-            (
-                [row.id for row in rows],
-                [self._numbers.get("host", row.host) for row in rows],
-                [row.day for row in rows],
-            ),
+            self._keys(rows),
         ).fetchall()
         there = {row[0]: row[1:] for row in found}
         kept, replaced = [], []
@@ -216,12 +212,16 @@ class Loader:
                 "DELETE FROM crash c USING unnest(%s::text[], %s::int[], %s::date[]) s(id,"
                 " host, day)"
                 " WHERE c.id = s.id AND c.host = s.host AND c.day = s.day",
-                (
-                    [row.id for row in rows],
-                    [self._numbers.get("host", row.host) for row in rows],
-                    [row.day for row in rows],
-                ),
+                self._keys(rows),
             )
+
+    def _keys(self, rows: Sequence[Row]) -> tuple[str, str, str]:
+        """Return the ids, hosts and days of rows as arrays."""
+        return (
+            array(row.id for row in rows),
+            array(self._numbers.get("host", row.host) for row in rows),
+            array(row.day for row in rows),
+        )
 
     def _put(self, rows: Sequence[Row]) -> None:
         if not rows:
@@ -259,7 +259,7 @@ class Loader:
         items = [(key, tally) for key, tally in sorted(changes.tallies.items()) if tally.crashes]
         if not items:
             return
-        columns = [list(column) for column in zip(*(key for key, _ in items), strict=True)]
+        columns = [array(column) for column in zip(*(key for key, _ in items), strict=True)]
         self._db.execute(
             "INSERT INTO tally AS t SELECT * FROM unnest(%s::date[], %s::int[], %s::int[],"
             " %s::int[], %s::int[], %s::int[], %s::bool[], %s::int[], %s::timestamptz[],"
@@ -268,9 +268,9 @@ class Loader:
             " first = least(t.first, excluded.first), last = greatest(t.last, excluded.last)",
             (
                 *columns,
-                [tally.crashes for _, tally in items],
-                [tally.first for _, tally in items],
-                [tally.last for _, tally in items],
+                array(tally.crashes for _, tally in items),
+                array(tally.first for _, tally in items),
+                array(tally.last for _, tally in items),
             ),
         )
 
@@ -383,7 +383,7 @@ class Loader:
 
     def _execute_pairs(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         if rows:
-            columns = [list(column) for column in zip(*rows, strict=True)]
+            columns = [array(column) for column in zip(*rows, strict=True)]
             self._db.execute(sql.encode(), columns)
 
 

@@ -108,9 +108,13 @@ def _is_compact(raw: bytes) -> bool:
 
 def _has_equal_keys(raw: bytes, found: dict[str, Any]) -> bool:
     """Return whether an object may have two equal keys: the last one counts, unlike the others."""
-    written = raw.count(b'":')
-    flat = len(found) + sum(len(value) for value in found.values() if type(value) is dict)
-    flat += sum(len(value) for name in _OBJECT_LISTS for value in found.get(name, ()))
+    written, flat = raw.count(b'":'), len(found)
+    for value in found.values():
+        if type(value) is dict:
+            flat += len(value)
+    for name in _OBJECT_LISTS:
+        for value in found.get(name) or ():
+            flat += len(value)
     return written != flat and written != _count_keys(found)
 
 
@@ -308,7 +312,9 @@ def _make_validator() -> SchemaValidator:
         labels=schema.dict_schema(_TEXT, _TEXT, strict=True),
         crashd=schema.str_schema(strict=True, max_length=VERSION_MAX),
     )
-    return SchemaValidator(schema.definitions_schema(line, _DEFINITIONS))
+    # keys are the same in every line, and nearly no value is
+    settings = schema.CoreConfig(cache_strings="keys")
+    return SchemaValidator(schema.definitions_schema(line, _DEFINITIONS), settings)
 
 
 _VALIDATOR: Final = _make_validator()

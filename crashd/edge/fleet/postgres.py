@@ -5,7 +5,7 @@ errors: one line, and an exit status.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -21,7 +21,7 @@ from crashd.edge.fleet.reader import (
     too_old,
 )
 
-__all__ = ["DATA_ERRORS", "Connection", "connect", "encoded", "guard", "statement"]
+__all__ = ["DATA_ERRORS", "Connection", "array", "connect", "encoded", "guard", "statement"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 DATA_ERRORS = (
@@ -80,6 +80,14 @@ def guard() -> Iterator[None]:
 def encoded(json: bytes) -> Jsonb:
     """Wrap JSON that is encoded already as a value of jsonb."""
     return Jsonb(json, dumps=_as_it_is)
+
+
+def array(values: Iterable[object]) -> str:
+    """Build the text of an array of numbers, times or ids, none of which needs quotes.
+
+    psycopg's own takes a microsecond for each element, which is as much as the server.
+    """
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _as_it_is(json: Any) -> str:
