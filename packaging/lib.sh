@@ -145,6 +145,7 @@ find_missing_of_system_tier() {
     need g++ have g++
     need rustc have rustc
     need golang-go have go
+    need php-cli have php
     need prometheus have prometheus
     need systemd-container have systemd-nspawn
     need mmdebstrap have mmdebstrap

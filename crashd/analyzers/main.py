@@ -26,6 +26,8 @@ from functools import partial
 from typing import Any
 
 from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_cores
+from crashd.analyzers.perlstack import PerlStacks
+from crashd.analyzers.phpstack import PhpStacks
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
 from crashd.domain.cause.workerlines import OTHER_MARK, UNSEALED_STATUS
@@ -36,9 +38,10 @@ from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, FormatError, UnsupportedError, reason_of
 
-ANALYZERS: tuple[type[Analyzer], ...] = (NativeFacts, PythonStacks)
+ANALYZERS: tuple[type[Analyzer], ...] = (NativeFacts, PythonStacks, PhpStacks, PerlStacks)
 """In the order of their facts. Every analysis needs the first one. To support another language, add
-a module next to crashd.analyzers.pythonstack, and its class here.
+a module with a crashd.analyzers.script.ScriptStacks, its class here, and how to tell its own frames
+to crashd.domain.cause.languages.
 """
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong

@@ -14,6 +14,7 @@ import zstandard
 
 from crashd.analysisresult import parse_log_report, parse_report
 from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.script import UnreadableError
 from crashd.analyzers.unwind386 import Unwinder
 from crashd.cli.open.scratch import nameless_file
 from crashd.cli.open.unbundle import parse_document, parse_sums, plan_layout, unpack_tar
@@ -58,7 +59,7 @@ from tests.builders.kdumpdir import (
     lz4_frame,
 )
 from tests.builders.printkring import STRUCTURED, Image, Ring, ring_numbers, write_structured
-from tests.fuzz import native
+from tests.fuzz import native, scripts
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -300,6 +301,9 @@ TARGETS = (
     Target("build id", elfcore.parse_build_id, _cores),
     Target("unwind rules", _rules, lambda: [bytes.fromhex(_ENTRIES)], (ValueError,)),
     Target("i386 stack", _walk, lambda: [bytes.fromhex(_ENTRIES)]),
+    Target("exported symbols", scripts.exports, scripts.exports_seeds),
+    Target("PHP stack", scripts.php, scripts.php_seeds, (UnreadableError,)),
+    Target("Perl stack", scripts.perl, scripts.perl_seeds, (UnreadableError,)),
     Target("kernel dump", _judge, _dumps),
     Target("compressed dump", _unwrap, _dumps),
     Target("vmlinux", _vmlinux, lambda: [Path("/proc/self/exe").read_bytes()[:9000]]),

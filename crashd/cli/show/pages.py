@@ -20,6 +20,7 @@ from crashd.cli.render import (
     wrap,
     wrap_words,
 )
+from crashd.domain.cause.languages import language_name
 from crashd.domain.crash.kinds import BOOT_UNKNOWN, SHORT_ID_LENGTH, State
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
@@ -327,7 +328,7 @@ def _frames(doc: Row, show_all: bool, width: int | None) -> Iterator[str]:
     interpreted = [frame for frame in frames if frame.get("kind") not in (None, "native")]
     native = [frame for frame in frames if frame.get("kind") in (None, "native")]
     if interpreted:
-        language = value_text(interpreted[0].get("kind")).capitalize()
+        language = language_name(value_text(interpreted[0].get("kind")))
         yield from _stack(f"{language} stack of the crashed thread:", interpreted, show_all, width)
     if native:
         what = "Native stack" if interpreted else "Stack"

@@ -11,11 +11,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import takewhile
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import FAULT_KINDS
 from crashd.domain.cause.helpers import below_failure, is_emulated, is_helper
+from crashd.domain.cause.languages import is_library_file, is_of_interpreter
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
@@ -29,14 +31,6 @@ _TITLE_NAME_MAX = 60
 _ENTRY_FRAMES = 12
 """Frames without names in a library before the one by which it was entered, at most."""
 
-_PYTHON_LIBRARY = re.compile(r"/lib(64)?/python3\.\d+/(?!(site|dist)-packages/)|^<frozen ")
-
-_PYTHON_MODULE = re.compile(
-    r"/(lib)?python3(\.\d+)?[a-z]*(\.so[.\d]*)?$|/lib(64)?/python3(\.\d+)?/lib-dynload/|/libffi\.so"
-)
-"""The interpreter, its own extension modules, and what calls C functions for them."""
-_PYTHON_NAME = re.compile(r"_?Py[A-Z_]")
-"""The interpreter's functions where they are linked into a program."""
 _CARGO = re.compile(r"^.*/(registry/src|git/checkouts)/[^/]+/")
 """The directory of a dependency's source depends on who built the program."""
 _LOCATION_PARTS, _ABSOLUTE_PARTS = 4, 2
@@ -50,15 +44,17 @@ def significant(facts: Facts, cause: Cause) -> list[Frame]:
     if script := facts.crashed_interpreted:
         # The bug to fix is in the script, not in the interpreter or the C library that it called;
         # but an extension module with names has functions of its own.
-        own = [f for f in script if not _PYTHON_LIBRARY.search(f.file or "")] or list(script)
-        return [*takewhile(_is_extension, native), *own]
+        kind = script[0].kind
+        own = [f for f in script if not is_library_file(kind, f.file or "")] or list(script)
+        return [*takewhile(partial(_is_extension, kind), native), *own]
     return native
 
 
-def _is_extension(frame: Frame) -> bool:
-    """Return whether a frame is in an extension module of Python, and has a name."""
-    name, module = frame.function or "Py_", frame.module or "/python3"
-    return not _PYTHON_NAME.match(name) and not _PYTHON_MODULE.search(module)
+def _is_extension(kind: str, frame: Frame) -> bool:
+    """Return whether a frame is in an extension module of a language, and has a name."""
+    if frame.function is None or frame.module is None:
+        return False
+    return not is_of_interpreter(kind, frame.function, frame.module)
 
 
 def notable(facts: Facts, cause: Cause) -> list[Frame]:

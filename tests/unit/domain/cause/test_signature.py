@@ -187,6 +187,35 @@ def test_significant_begins_with_an_extension_modules_own_functions() -> None:
     assert [f.function for f in significant(nameless, NULL)] == ["load"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "library", "own", "extension"),
+    [
+        ("php", None, "/usr/bin/php8.2", "/usr/lib/php/20220829/memcached.so"),
+        ("php", None, "/usr/lib/apache2/modules/libphp8.2.so", "/usr/lib/php/20220829/imagick.so"),
+        (
+            "perl",
+            "/usr/share/perl/5.36/Carp.pm",
+            "/usr/lib/x86_64-linux-gnu/perl-base/5.36/auto/List/Util/Util.so",
+            "/usr/lib/x86_64-linux-gnu/perl5/5.36/auto/DBI/DBI.so",
+        ),
+    ],
+)
+def test_significant_tells_an_interpreters_own_modules_and_library(
+    kind: str, library: str | None, own: str, extension: str
+) -> None:
+    script = Frame("job", None, None, None, None, file="/srv/job", line=4, kind=kind)
+    above = [replace(script, function="f", file=library)] if library else []
+    for module, expected in ((own, ["job"]), (extension, ["bug", "job"])):
+        facts = build_facts(build_frame("bug", module=module), python=(*above, script))
+        assert [f.function for f in significant(facts, NULL)] == expected
+
+
+def test_significant_of_a_language_that_is_not_known_is_all() -> None:
+    script = Frame("job", None, None, None, None, file="/srv/job", line=4, kind="x")
+    facts = build_facts(build_frame("bug", module="/usr/bin/x"), python=(script,))
+    assert [f.function for f in significant(facts, NULL)] == ["bug", "job"]
+
+
 def test_signature_without_any_place_is_what_happened() -> None:
     nowhere = Frame(None, None, None, None, pc=0x7F00_1234)
     overwritten = Cause("return-address", "return address overwritten", "")

@@ -1,0 +1,201 @@
+"""What the readers of script interpreters share: a frame, memory that is read strictly, and the
+analyzer that turns what a reader finds into facts.
+
+A reader follows the interpreter's own structures, whose offsets it has in a table by version. It
+never guesses: for a version that is in no table, and for a pointer, a text or a count that cannot
+be right, it raises UnreadableError, and the reason is the result. Time and depth are bounded,
+because every byte comes from the crashed process.
+"""
+
+import re
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from crashd.analyzers.analyzer import Analyzer
+from crashd.domain.elf.auxv import AT_EXECFN, AT_PHDR
+from crashd.domain.elf.dynsym import ReadAt, find_symbol
+from crashd.domain.elf.elfnotes import EM_X86_64
+
+FRAMES_MAX = 128
+NAME_MAX = 400
+"""Bytes of a function's name."""
+PATH_MAX = 1024
+"""Bytes of a file's name."""
+LINE_MAX = 1 << 24
+CPU_SECONDS = 2.0
+"""For one reader; one takes milliseconds."""
+
+
+class UnreadableError(Exception):
+    """The interpreter's memory cannot be what its version says, or the version is not known."""
+
+
+Symbol = Callable[[bytes], int]
+"""Returns the address of a symbol that the interpreter must export."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptFrame:
+    """One call on a script's stack."""
+
+    function: str
+    file: str
+    line: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptStack:
+    """A script's stack, callee first."""
+
+    tid: int
+    frames: tuple[ScriptFrame, ...]
+    cut: bool
+
+
+class Memory:
+    """A core's memory, little-endian, read strictly: what is not there raises UnreadableError."""
+
+    def __init__(self, read: ReadAt, cpu_seconds: float = CPU_SECONDS) -> None:
+        self._read = read
+        self._end = time.process_time() + cpu_seconds
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read exactly `size` bytes."""
+        if time.process_time() > self._end:
+            raise UnreadableError("reading took too long")
+        raw = self._read(address, size)
+        if len(raw) < size:
+            raise UnreadableError(f"no memory at {address:#x}")
+        return raw
+
+    def uint(self, address: int, size: int) -> int:
+        """Read an unsigned integer."""
+        return int.from_bytes(self.read(address, size), "little")
+
+    def pointer(self, address: int) -> int:
+        """Read an address, aligned to four bytes; 0 for NULL."""
+        value = self.uint(address, 8)
+        if value & 3 or 0 < value < 4096:
+            raise UnreadableError(f"no pointer at {address:#x}")
+        return value
+
+    def text(self, address: int, size: int, limit: int) -> str:
+        """Read a text of a known size: not empty, UTF-8, without control characters."""
+        if not 0 < size <= limit:
+            raise UnreadableError(f"a text of {size} bytes at {address:#x}")
+        return _text(self.read(address, size))
+
+    def string(self, address: int, limit: int) -> str:
+        """Read a text that ends with NUL, of fewer than `limit` bytes."""
+        raw, mark, _ = self._read(address, limit).partition(b"\0")
+        if not mark or not raw:
+            raise UnreadableError(f"no text at {address:#x}")
+        return _text(raw)
+
+
+def _text(raw: bytes) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UnreadableError("a text is not UTF-8") from e
+    if not text.isprintable():
+        raise UnreadableError("a text has control characters")
+    return text
+
+
+class ScriptStacks(Analyzer):
+    """The stacks of one interpreted language; `modules` decides whether a program is of it."""
+
+    kind: ClassVar[Literal["php", "perl", "ruby", "lua"]]
+    modules: ClassVar[re.Pattern[bytes]]
+    """File names of the interpreter's executable and library."""
+
+    def applies(self) -> bool:
+        """Return whether a module is an interpreter; only x86-64 has tables."""
+        return self.opened.image.head.machine == EM_X86_64 and bool(self._starts)
+
+    @abstractmethod
+    def stacks(self) -> Iterator[ScriptStack]:
+        """Read the stacks.
+
+        Raises:
+            UnreadableError: memory or version is not what the reader knows.
+
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """Read the stacks, or report why there are none."""
+        found: list[dict[str, Any]] = []
+        try:
+            found += [self._thread(stack) for stack in self.stacks() if stack.frames]
+        except UnreadableError as e:
+            return {"interpreted": found, "problems": [f"{self.name}: {e}"]}
+        return {"interpreted": found}
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The core's memory."""
+        return Memory(self.opened.image.read)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [
+            file.module.start
+            for file in self.opened.files
+            if self.modules.fullmatch(file.module.name.rpartition(b"/")[2])
+        ]
+
+    def symbol(self, name: bytes) -> int:
+        """Return the address of a symbol that the interpreter must export."""
+        read = self.opened.image.read
+        for start in self._starts:
+            if (address := find_symbol(read, start, name)) is not None:
+                return address
+        raise UnreadableError(f"the interpreter exports no {name.decode()}")
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the program itself is the interpreter, and does not only embed it."""
+        phdr = self.opened.image.head.auxv.get(AT_PHDR, 0)
+        return any(
+            self.modules.fullmatch(file.module.name.rpartition(b"/")[2])
+            for file in self.opened.files
+            if file.module.start <= phdr < file.module.end
+        )
+
+    @property
+    def main_tid(self) -> int:
+        """The thread on the process's first stack, or the only one."""
+        image, threads = self.opened.image, self.opened.image.head.threads
+        if len(threads) == 1:
+            return threads[0].tid
+        first = image.segment(image.head.auxv.get(AT_EXECFN, 0))
+        for thread in threads:
+            if first is not None and thread.sp is not None and image.segment(thread.sp) is first:
+                return thread.tid
+        raise UnreadableError("no thread is on the process's first stack")
+
+    def _thread(self, stack: ScriptStack) -> dict[str, Any]:
+        return {
+            "tid": stack.tid,
+            "crashed": False,
+            "name": None,
+            "frames": [self._frame(frame) for frame in stack.frames[:FRAMES_MAX]],
+            "cut": stack.cut or len(stack.frames) > FRAMES_MAX,
+        }
+
+    def _frame(self, frame: ScriptFrame) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "function": frame.function,
+            "file": frame.file,
+            "line": frame.line if frame.line and frame.line < LINE_MAX else None,
+            "module": None,
+            "build_id": None,
+            "offset": None,
+            "pc": None,
+        }

@@ -1,0 +1,213 @@
+"""The memory of script interpreters, built structure by structure, and the symbols in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from crashd.analyzers.script import Memory, UnreadableError
+
+BASE = 0x10000
+SIZE = 1 << 16
+
+
+@dataclass
+class Heap:
+    """Memory from BASE on, into which structures are put; symbols have addresses in it."""
+
+    data: bytearray = field(default_factory=lambda: bytearray(SIZE))
+    used: int = BASE
+    symbols: dict[bytes, int] = field(default_factory=dict)
+
+    def room(self, size: int) -> int:
+        """Return the address of new memory, all zeros."""
+        at = self.used
+        self.used = (at + size + 15) & -16
+        assert self.used <= BASE + SIZE
+        return at
+
+    def put(self, data: bytes) -> int:
+        """Put bytes; return their address."""
+        at = self.room(len(data))
+        self.write(at, data)
+        return at
+
+    def write(self, at: int, data: bytes) -> None:
+        """Overwrite bytes at an address."""
+        self.data[at - BASE : at - BASE + len(data)] = data
+
+    def words(self, at: int, values: Mapping[int, int], size: int = 8) -> None:
+        """Write integers of `size` bytes, by their offset from an address."""
+        for offset, value in values.items():
+            self.write(at + offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read as a core does: short at the end."""
+        return bytes(self.data[address - BASE : address - BASE + size]) if address >= BASE else b""
+
+    def symbol(self, name: bytes) -> int:
+        """Find a symbol as an analyzer does."""
+        if name not in self.symbols:
+            raise UnreadableError("no symbol")
+        return self.symbols[name]
+
+    @property
+    def memory(self) -> Memory:
+        """As a reader sees it."""
+        return Memory(self.read)
+
+
+@dataclass
+class PhpHeap(Heap):
+    """PHP's globals, its constants, and a stack."""
+
+    version: str = "8.2.36"
+    last: int = 0
+    """The newest zend_execute_data."""
+
+    def __post_init__(self) -> None:
+        self.symbols[b"executor_globals"] = self.room(2048)
+        value = self.put(self._string(self.version))
+        constant = self.room(32)
+        self.words(constant, {0: value})
+        size, mask = 8, 0xFFFFFFF0
+        data = self.room(4 * 16 + 32 * size) + 4 * 16
+        for slot in range(-16, 0):
+            self.words(data, {4 * slot: 0xFFFFFFFF}, 4)
+        hashed = 5381
+        for byte in b"PHP_VERSION":
+            hashed = (hashed * 33 + byte) & 0xFFFFFFFF
+        self.words(data, {4 * ((hashed | mask) - (1 << 32)): 3}, 4)
+        self.words(data + 32 * 3, {0: constant, 24: self.put(self._string("PHP_VERSION"))})
+        self.words(data + 32 * 3, {12: 0xFFFFFFFF}, 4)
+        self.table = self.room(64)
+        self.words(self.table, {12: mask, 32: size}, 4)
+        self.words(self.table, {16: data})
+        self.words(self.symbols[b"executor_globals"], {448: self.table})
+
+    @staticmethod
+    def _string(text: str) -> bytes:
+        raw = text.encode()
+        return bytes(16) + len(raw).to_bytes(8, "little") + raw + b"\0"
+
+    def call(self, name: str | None, file: str, line: int, scope: str = "", kind: int = 2) -> int:
+        """Push a call; return its zend_execute_data."""
+        last, opcodes, filename = (
+            (96, 104, 168) if self.version.startswith("8.4") else (80, 88, 152)
+        )
+        function, operation, call = self.room(256), self.room(64), self.room(96)
+        self.words(operation, {32 + 24: line}, 4)
+        self.words(function, {0: kind}, 1)
+        self.words(function, {last: 2}, 4)
+        self.words(function, {opcodes: operation, filename: self.put(self._string(file))})
+        if name is not None:
+            self.words(function, {8: self.put(self._string(name))})
+        if scope:
+            entry = self.room(64)
+            self.words(entry, {8: self.put(self._string(scope))})
+            self.words(function, {16: entry})
+        self.words(call, {0: operation + 32, 24: function, 48: self.last})
+        self.last = call
+        self.words(self.symbols[b"executor_globals"], {488: call})
+        return call
+
+
+def php_heap(version: str = "8.2.36") -> PhpHeap:
+    """Build main() calling a method, with a function of C between them."""
+    heap = PhpHeap(version=version)
+    heap.call(None, "/srv/a.php", 14)
+    heap.call("array_map", "", 1, kind=1)
+    heap.call("step", "/srv/job.php", 6, scope="Job")
+    return heap
+
+
+@dataclass
+class PerlHeap(Heap):
+    """Perl's interpreter, and its stacks of contexts."""
+
+    version: tuple[int, int] = (5, 36)
+    size: int = 3768
+
+    def __post_init__(self) -> None:
+        self.symbols[b"PL_revision"] = self.put(bytes([self.version[0]]))
+        self.symbols[b"PL_version"] = self.put(bytes([self.version[1]]))
+        self.symbols[b"PL_interp_size"] = self.put(self.size.to_bytes(2, "little"))
+        self.interpreter = self.room(self.size)
+        self.symbols[b"PL_curinterp"] = self.put(self.interpreter.to_bytes(8, "little"))
+        self.stack = 0
+        self.push_stack()
+
+    def push_stack(self) -> None:
+        """Begin another stack of contexts, as sort and DESTROY do."""
+        stack = self.room(64)
+        self.words(stack, {8: self.room(104 * 8), 16: self.stack})
+        self.words(stack, {32: -1, 36: 7}, 4)
+        self.words(self.interpreter, {224: stack})
+        self.stack = stack
+
+    def at(self, file: str, line: int) -> int:
+        """Continue at a line; return its COP."""
+        cop = self.room(88)
+        self.words(cop, {36: line}, 4)
+        self.words(cop, {48: self.put(file.encode() + b"\0")})
+        self.words(self.interpreter, {208: cop})
+        return cop
+
+    def push(self, kind: int, sub: int = 0) -> int:
+        """Push a context, which remembers the current line; return it."""
+        index = (int.from_bytes(self.read(self.stack + 32, 4), "little") + 1) & 0xFFFFFFFF
+        self.words(self.stack, {32: index}, 4)
+        context = int.from_bytes(self.read(self.stack + 8, 8), "little") + 104 * index
+        cop = int.from_bytes(self.read(self.interpreter + 208, 8), "little")
+        self.words(context, {0: kind}, 1)
+        self.words(context, {16: cop, 72: sub})
+        return context
+
+    def sv(self, kind: int, body: int, flags: int = 0) -> int:
+        """Build the head of an SV."""
+        head = self.room(24)
+        self.words(head, {0: body})
+        self.words(head, {12: kind | flags}, 4)
+        return head
+
+    def hek(self, text: str) -> int:
+        """Build a shared key."""
+        raw = text.encode()
+        return self.put(bytes(4) + len(raw).to_bytes(4, "little") + raw + b"\0\0")
+
+    def sub(self, package: str, name: str, *, named: bool = False, names: int = 0) -> int:
+        """Build a CV; `named` has its name itself, and the package has `names` other names."""
+        stash = self.room(96)
+        key = self.hek(package)
+        self.words(stash, {32: self.put(key.to_bytes(8, "little")) if names else key})
+        self.words(stash, {60: names}, 4)
+        package_at = self.sv(12, stash, 0x0200_0000)
+        body = self.room(112)
+        if named:
+            self.words(body, {56: self.hek(name), 32: package_at})
+            self.words(body, {92: 0x8000}, 4)
+        else:
+            glob = self.room(64)
+            self.words(glob, {32: self.hek(name), 40: package_at})
+            self.words(body, {56: self.sv(9, glob)})
+        return self.sv(13, body)
+
+
+def perl_heap() -> PerlHeap:
+    """Build a file that calls a sub in eval {}, which sorts by another one."""
+    heap = PerlHeap()
+    heap.at("/srv/a.pl", 14)
+    heap.push(11 | 0x40)
+    heap.at("/srv/a.pl", 15)
+    heap.push(9, heap.sub("main", "work", named=True))
+    heap.at("/srv/a.pl", 4)
+    heap.push_stack()
+    heap.push(0)
+    heap.push(9, heap.sub("Job", "by_name", names=2))
+    heap.at("lib/Job.pm", 33)
+    heap.push(2)
+    return heap
+
+
+def heap_bytes(heap: Heap, names: Sequence[bytes]) -> bytes:
+    """Pack a heap for the fuzzer: the symbols' addresses, then the memory that is used."""
+    head = b"".join(heap.symbols[name].to_bytes(8, "little") for name in names)
+    return head + bytes(heap.data[: heap.used - BASE])

@@ -1,0 +1,105 @@
+"""Crashes of script interpreters, with the interpreters that are installed: which functions, files
+and lines of the script are found in the core. The scripts say where they are.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from crashd.domain.cause.analysis import Analysis
+from tests.system.test_analysis import Crasher, analyse_death, crasher
+
+__all__ = ["crasher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script that crashes its interpreter."""
+
+    language: str
+    interpreter: str
+    text: str
+    frames: tuple[tuple[str, int], ...]
+    """Functions and lines, callee first."""
+    title: str
+
+    def __str__(self) -> str:
+        return self.interpreter
+
+
+_PHP = """<?php
+class Job {
+    function step($n) {
+        if ($n > 0) return $this->step($n - 1);
+        $libc = FFI::cdef("size_t strlen(const char *p);", "libc.so.6");
+        return $libc->strlen(FFI::cast("char *", 8));
+    }
+}
+function work() {
+    $job = new Job();
+    array_map(fn($x) => $job->step($x), [1]);
+}
+
+eval("work();");
+"""
+_PERL = """package Job;
+sub step {
+    my ($n) = @_;
+    return step($n - 1) if $n > 0;
+    my $x = unpack("p", pack("Q", 8));
+    return $x;
+}
+package main;
+sub work { map { Job::step($_) } (1) }
+eval {
+    my @sorted = sort {
+        work(); $a <=> $b
+    } (2, 1);
+};
+"""
+SCRIPTS = (
+    Script(
+        "perl",
+        "perl",
+        _PERL,
+        (("Job::step", 5), ("Job::step", 4), ("main::work", 9), ("(main)", 12)),
+        r"SIGSEGV in perl, Job::step\(\) of script: NULL pointer read",
+    ),
+    Script(
+        "php",
+        "php",
+        _PHP,
+        (
+            *(("Job::step", 6), ("Job::step", 4), ("{closure}", 11), ("work", 11)),
+            *(("{main}", 1), ("{main}", 14)),
+        ),
+        r"SIGSEGV in php[\d.]*, Job::step\(\) of script: NULL pointer read",
+    ),
+)
+
+
+def run(crasher: Crasher, script: Script, tmp_path: Path) -> Analysis:
+    """Run a script until its interpreter is dead, and analyse the core."""
+    found = shutil.which(script.interpreter)
+    if found is None:
+        pytest.skip(f"{script.interpreter} is not installed")
+    path = tmp_path / "script"
+    path.write_text(script.text)
+    return analyse_death(crasher.run(Path(found).resolve(), path))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_analyse_script_shows_its_frames(crasher: Crasher, script: Script, tmp_path: Path) -> None:
+    analysis = run(crasher, script, tmp_path)
+    assert analysis.facts is not None
+    assert analysis.facts.problems == ()
+    frames = analysis.facts.crashed_interpreted
+    assert {f.kind for f in frames} == {script.language}
+    assert tuple((f.function, f.line) for f in frames) == script.frames
+    assert all((f.file or "").startswith(str(tmp_path / "script")) for f in frames)
+    assert re.fullmatch(script.title, analysis.title or "")
+    assert "in " + (script.frames[0][0]) in (analysis.explanation or "")
+    assert analysis.cpu_seconds < 2
