@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,6 +143,14 @@ def test_read_usual_of_changed_lines_takes_none_that_the_model_refuses(
             row = e.reason
         assert row == judge(raw, monkeypatch), raw
     assert taken > 100
+
+
+def test_read_usual_of_many_nested_lists_takes_no_longer_than_others() -> None:
+    nested = b",".join([b"[" * 190 + b"]" * 190] * 100)  # 38 kB, which took three seconds
+    raw = LINES[3].replace(b'"kernel":{', b'"kernel":{"x":[' + nested + b"],")
+    began = time.process_time()
+    assert read_usual(raw, HOST, 9) is not None
+    assert time.process_time() - began < 0.5
 
 
 def test_read_usual_of_equal_keys_leaves_them_to_the_model() -> None:
