@@ -129,23 +129,35 @@ def call_target(image: CoreImage, address: int) -> int | None:
     """Return the function that the call right before an address calls, through stubs of the linker;
     None if there is no call, or its target depends on registers.
     """
+    return next(reversed(call_targets(image, address)), None)
+
+
+def call_targets(image: CoreImage, address: int) -> list[int]:
+    """Return what the call right before an address leads to: the functions on the way that only
+    jump on (stubs of the linker, other names), and last the one that runs. Empty if there is no
+    call, or its target depends on registers or is no code.
+    """
     if address < 4096 or not image.is_code(address):
-        return None
+        return []
     code = image.read(address - 6, 6)
     if len(code) < 6:
-        return None
+        return []
+    place = address + int.from_bytes(code[2:], "little", signed=True)
     if code[1] == 0xE8:
-        return _follow(image, address + int.from_bytes(code[2:], "little", signed=True))
+        return _follow(image, place)
     if code[:2] == b"\xff\x15":
-        return _word_function(image, address + int.from_bytes(code[2:], "little", signed=True))
-    return None
+        function = _word_function(image, place)
+        return [] if function is None else [function]
+    return []
 
 
-def _follow(image: CoreImage, target: int) -> int | None:
-    """Follow jumps at a function's start: stubs of the linker, and functions that only pass on."""
+def _follow(image: CoreImage, target: int) -> list[int]:
+    """Follow jumps at a function's start."""
+    passed: list[int] = []
     for _ in range(_JUMPS_MAX):
         if not image.is_code(target):
-            return None
+            return []
+        passed.append(target)
         code = image.read(target, 11)
         skip = 4 if code.startswith(_ENDBR) else 0
         body = code[skip:].removeprefix(b"\xf2")  # bnd
@@ -154,10 +166,10 @@ def _follow(image: CoreImage, target: int) -> int | None:
             target = end + 5 + int.from_bytes(body[1:5], "little", signed=True)
         elif body[:2] == b"\xff\x25" and len(body) >= 6:
             slot = end + 6 + int.from_bytes(body[2:6], "little", signed=True)
-            return _word_function(image, slot)
+            target = _word_function(image, slot) or 0
         else:
             break
-    return target
+    return passed
 
 
 def _word_function(image: CoreImage, slot: int) -> int | None:

@@ -129,4 +129,4 @@ def _legacy_rust(name: str) -> str:
     for code, text in _RUST_ESCAPES.items():
         name = name.replace(code, text)
     name = _RUST_CODE.sub(lambda m: chr(int(m[1], 16)), name)
-    return re.sub(r"(^|::)_(?=<)", r"\1", name)
+    return re.sub(r"(^|::)_(?=[<{])", r"\1", name)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from crashd.analyzers import instruction
+from crashd.analyzers import gofault, instruction
 from crashd.analyzers.callers import follows_call, is_outermost
-from crashd.analyzers.coreimage import PF_W, CoreImage
+from crashd.analyzers.coreimage import PF_R, PF_W, CoreImage
 from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo
 from crashd.domain.elf.sigframe import (
     FRAME_MAX,
@@ -37,6 +37,8 @@ zone and the processor's extended state (11 KiB with AMX) lie between.
 """
 # include/uapi/asm-generic/siginfo.h
 _SEGV_MAPERR, _SEGV_ACCERR, _FPE_INTDIV, _ILL_ILLOPN, _SI_KERNEL = 1, 2, 1, 2, 0x80
+_BUS_ADRERR = 2
+_ERROR_PRESENT, _ERROR_WRITE = 1, 2  # X86_PF_* (arch/x86/include/asm/trap_pf.h)
 _SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000d4")}
 
 
@@ -83,7 +85,7 @@ def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handl
     head = image.head
     if head.machine not in _SYSCALLS or head.bits != 64 or head.siginfo is None:
         return None
-    found = _walked(image, frames)
+    found = _thrown_by_go(image, frames) or _walked(image, frames)
     if found is None and not _is_whole(frames):
         found = _scanned(image, frames)
     if found is None and head.siginfo.signal == SIGABRT:
@@ -145,6 +147,20 @@ def _in_go(image: CoreImage, thread: Mapping[str, Any]) -> Handled | None:
     return None
 
 
+def _thrown_by_go(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
+    """Find the fault for which Go's runtime gave up; the frame of its handler is gone."""
+    index = gofault.thrower(frames)
+    if index is None:
+        return None
+    pc, sp = frames[index]["pc"], frames[index]["sp"] or 0
+    for start, size in _writable(image):
+        info = gofault.find_fault(image.read(start, size), pc)
+        if info is not None:
+            frame = SignalFrame(info, {"rip": pc, "rsp": sp}, pc, sp, None, 0, info.address or 0)
+            return Handled(info, None, frame, index, again=False)
+    return None
+
+
 def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) -> Handled | None:
     frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
     if frame is None:
@@ -171,6 +187,8 @@ def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
     fault = frame.fault_address
     touched = any(a["address"] is not None and 0 <= fault - a["address"] < _NEAR for a in access)
     if frame.trap in (_PAGE_FAULT, None) and (touched or fault == frame.pc):
+        if _is_past_end(image, frame):
+            return SigInfo(SIGBUS, _BUS_ADRERR, 0, fault, None, None)
         mapped = image.segment(fault) is not None
         return SigInfo(SIGSEGV, _SEGV_ACCERR if mapped else _SEGV_MAPERR, 0, fault, None, None)
     if frame.trap == _GENERAL_PROTECTION and (access or not code):
@@ -180,6 +198,17 @@ def _inferred(image: CoreImage, frame: SignalFrame) -> SigInfo | None:
     if frame.trap == _INVALID_OPCODE and (mnemonic.startswith("ud") or not mnemonic):
         return SigInfo(SIGILL, _ILL_ILLOPN, 0, frame.pc, None, None)
     return None
+
+
+def _is_past_end(image: CoreImage, frame: SignalFrame) -> bool:
+    """Return whether a file's page was missing although its mapping permits the access: the file is
+    too short. A handler without SA_SIGINFO does not know its signal's number otherwise (x86).
+    """
+    segment = image.segment(frame.fault_address)
+    if frame.trap != _PAGE_FAULT or frame.error_code & _ERROR_PRESENT or segment is None:
+        return False
+    needed = PF_W if frame.error_code & _ERROR_WRITE else PF_R
+    return bool(segment.flags & needed and image.file_name(frame.fault_address))
 
 
 def _is_whole(frames: Sequence[Mapping[str, Any]]) -> bool:

@@ -31,6 +31,11 @@ _FATAL_LINE = re.compile(
 )
 _LOGGERS = re.compile(r"google::LogMessage|absl::(lts_\d+::)?log_internal::|logging::LogMessage")
 _UBSAN_CHECK = re.compile(r"__ubsan_handle_(\w+?)(_v\d)?(_minimal)?(_abort)?$")
+_UBSAN_WORDS = {
+    "type_mismatch": "null, misaligned or too small object",
+    "divrem_overflow": "division overflow or by zero",
+}
+"""Checks whose names say less than their messages."""
 _NUL_TERMINATED = (1 << 64) - 1
 _ASSERTED = re.compile(rb"Assertion '[\x20-\x7e]{1,200}' failed")
 _SEARCHED_BYTES_MAX, _SEGMENT_MAX = 32 << 20, 8 << 20
@@ -172,7 +177,8 @@ def _sanitizers_check(names: list[str]) -> str | None:
     """Return what a sanitizer found by the names of its functions, because it keeps no report."""
     for name in names:
         if check := _UBSAN_CHECK.match(name):
-            return f"UndefinedBehaviorSanitizer: {check[1].replace('_', ' ')}"
+            words = _UBSAN_WORDS.get(check[1], check[1].replace("_", " "))
+            return f"UndefinedBehaviorSanitizer: {words}"
         if name.startswith("__msan_warning"):
             return "MemorySanitizer: use-of-uninitialized-value"
         if name.startswith("__tsan::ReportRace"):

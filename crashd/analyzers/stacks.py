@@ -15,6 +15,7 @@ import _drgn_util.typingutils  # noqa: F401  drgn imports these later, when it n
 import drgn
 
 from crashd.analyzers.callers import (
+    call_targets,
     find_caller,
     find_goroutine,
     grows_stack,
@@ -24,6 +25,7 @@ from crashd.analyzers.callers import (
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
+from crashd.analyzers.lambdas import name_lambdas
 from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
 from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
@@ -260,6 +262,7 @@ class Stacks:
             if index == 0:
                 frames, end = self._leave_growth(*self._find_lost(frames, end))
                 self._name_abort(frames)
+                name_lambdas(frames)
             if index == 0 and self._strayed is not None and limit:
                 frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
             left -= len(frames)
@@ -412,6 +415,7 @@ class Stacks:
             if caller is None:
                 break
             pc, sp = caller
+            self._name_called(found[-1], pc)
             if self._has_unwind(pc - 1):
                 # the call itself: its function may end right after it
                 rest = self.walk_from({"rip": pc - 1, "rsp": sp})
@@ -419,6 +423,18 @@ class Stacks:
                 return [*found, *rest][:FRAMES_MAX], None
             found.append(self._bare_frame(pc, after_call=True) | {"sp": sp})
         return (found, end) if len(found) > index + 1 else (frames, end)
+
+    def _name_called(self, frame: dict[str, Any], caller: int) -> None:
+        """Name a frame without a symbol as its caller does: an exported function may begin with a
+        jump to one that only the library knows (free() of musl).
+        """
+        if frame["function"] is not None:
+            return
+        for target in call_targets(self.image, caller):
+            symbol = self._symbol(target)
+            if symbol is not None and symbol.address == target:
+                frame["function"] = self.demangler.name(symbol.name)
+                return
 
     def _leave_growth(
         self, frames: list[dict[str, Any]], end: str | None

@@ -9,6 +9,7 @@ import pytest
 from crashd.analyzers.callers import (
     Caller,
     call_target,
+    call_targets,
     find_caller,
     find_goroutine,
     follows_call,
@@ -153,3 +154,14 @@ def test_functions_that_grow_a_stack() -> None:
     assert grows_stack("runtime.morestack")
     assert not grows_stack("runtime.morestack_noctxt.abi0")
     assert not grows_stack(None)
+
+
+def test_call_targets_are_the_names_on_the_way(load: Load) -> None:
+    """The caller calls a stub, which leads to an exported function that jumps to the one that runs
+    (free() of musl).
+    """
+    runs = CALLEE + 0x40
+    image = load({**FORMS["stub"], CALLEE: jump(CALLEE, runs)}, [])
+    assert call_targets(image, CALL + 5) == [STUB, CALLEE, runs]
+    assert call_target(image, CALL + 5) == runs
+    assert call_targets(image, CALL + 6) == []

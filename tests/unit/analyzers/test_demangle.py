@@ -26,6 +26,10 @@ DEMANGLER = Demangler()
             "core::ops::function::FnOnce::call_once{{vtable.shim}}",
         ),
         ("_ZN3foo3bar17h0123456789abcdefE.llvm.77", "foo::bar"),
+        (
+            "_ZN3app3run28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE",
+            "app::run::{{closure}}",
+        ),
         ("_Znonsense", "_Znonsense"),
         ("_D2n93nulFCQj1CZi", "n9.nul"),
         ("_D3app5Store3getMFiZi", "app.Store.get"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
@@ -296,3 +297,43 @@ def test_find_first_in_go_is_the_thread_that_shows_the_others(load: Load) -> Non
     assert find_first(image, [first, last]) is None
     assert find_first(image, [last, last]) is None
     assert find_first(image, []) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "names", "signal"), [(6, b"/srv/ring", 7), (7, b"/srv/ring", 11), (6, b"", 11)]
+)
+def test_find_handled_page_that_a_file_lacks_is_a_bus_error(
+    tmp_path: Path, error: int, names: bytes, signal: int
+) -> None:
+    """The handler has no SA_SIGINFO. The processor missed a page that may be written to."""
+    at = STACK + 0x2000
+    stack = bytearray(SIZE)
+    registers = REGISTERS | {"rax": DATA + 8}
+    raw = build_x86_frame(RESTORER, registers, bytes(128), error=error, cr2=DATA + 8)
+    stack[0x2000 : 0x2000 + len(raw)] = raw
+    text = bytes.fromhex("8808").ljust(0x1000, b"\x90")
+    files = [(DATA, DATA + SIZE, 0, names)] if names else []
+    notes = build_notes(
+        CoreFormat(), threads=[CoreThread(7, pc=SYSCALL, sp=NOW)], siginfo=ABORT, files=files
+    )
+    segments = [
+        CoreSegment(TEXT, text, flags=5),
+        CoreSegment(DATA, bytes(SIZE)),
+        CoreSegment(STACK, bytes(stack)),
+    ]
+    image = open_image(tmp_path / "core", build_core(notes=notes, segments=segments))
+    info = find(image, walk(at)).info
+    assert (info.signal, info.address) == (signal, DATA + 8)
+
+
+def test_find_handled_in_go_is_what_the_runtime_threw_for(load: Load) -> None:
+    """The handler's frame is gone; another signal's frame is in its place."""
+    goroutine = pack("<II3QQQQ", 11, 0, 0, 0, 0, 1, 0x123456000, STORE)
+    image = load({DATA + 0x400: goroutine})
+    names = ["runtime.raise", "runtime.throw", "runtime.sigpanic", "parse", "main.main"]
+    frames = [frame(STORE - n, SP + 8 * n, function=name) for n, name in enumerate(names)]
+    frames[3]["pc"] = STORE
+    found = find(image, frames)
+    assert found.index == 3
+    assert (found.info.signal, found.info.address) == (11, 0x123456000)
+    assert (found.frame.pc, found.frame.sp) == (STORE, SP + 24)

@@ -378,7 +378,8 @@ def test_collect_message_of_glib(load: Callable[[Memory], CoreImage]) -> None:
     [
         ("__ubsan_handle_shift_out_of_bounds_abort",
          "UndefinedBehaviorSanitizer: shift out of bounds"),
-        ("__ubsan_handle_type_mismatch_v1_abort", "UndefinedBehaviorSanitizer: type mismatch"),
+        ("__ubsan_handle_type_mismatch_v1_abort",
+         "UndefinedBehaviorSanitizer: null, misaligned or too small object"),
         ("__ubsan_handle_add_overflow_minimal_abort", "UndefinedBehaviorSanitizer: add overflow"),
         ("__msan_warning_with_origin_noreturn", "MemorySanitizer: use-of-uninitialized-value"),
         ("__tsan::ReportRace(int)", "ThreadSanitizer: data race"),
