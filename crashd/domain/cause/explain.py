@@ -106,8 +106,10 @@ def explain(facts: Facts, context: ProcessContext) -> Cause:
         cause = _ABORT
     if cause is None:
         cause = _unknown(facts, signal)
-    where = "" if panic_place(facts, cause) else _where(notable(facts, cause))
-    return _bounded(cause, where, _consequence(facts))
+    where = panic_place(facts, cause) or _where(notable(facts, cause))
+    if cause.kind == "rust-panic" and panic_place(facts, cause):
+        where = ""  # the text has it
+    return _bounded(cause, where, "" if cause.kind == "go-fatal" else _consequence(facts))
 
 
 _SNAPSHOT = Cause(
@@ -208,7 +210,7 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
         if "go_panic" in said:
             return Cause("go-panic", "Go panic", f"Go panic: {said['go_panic']}")
         if "go_fatal" in said:
-            return _go_fatal(said["go_fatal"])
+            return _go_fatal(facts, said["go_fatal"])
         if "rust_panic" in said:
             at = f" at {said['rust_location']}" if "rust_location" in said else ""
             return Cause("rust-panic", "Rust panic", f"Rust panic{at}: {said['rust_panic']}")
@@ -238,8 +240,11 @@ def _last_words(facts: Facts, signal: int | None) -> Cause | None:
     return None
 
 
-def _go_fatal(said: str) -> Cause:
-    """Return the cause that Go's runtime reports."""
+def _go_fatal(facts: Facts, said: str) -> Cause:
+    """Return the cause that Go's runtime reports, or the fault itself if it was in C code."""
+    info = facts.siginfo if facts.handled is not None else None
+    if info is not None and info.code > 0 and (cause := explain_fault(facts)):
+        return cause
     if said == "unexpected signal during runtime execution":
         text = f"Go's runtime: fatal error: {said}: a fault in C code, or in the runtime itself"
         return Cause("go-fatal", "fault outside of Go code", text)

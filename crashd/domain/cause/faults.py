@@ -9,6 +9,7 @@ import re
 from collections import Counter
 
 from crashd.domain.cause.analysis import Access, Cause, Facts, Region
+from crashd.domain.cause.helpers import below_leaf
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, describe
 
@@ -17,7 +18,7 @@ FAULT_KINDS = frozenset(
      "non-canonical", "null-call", "wild-call", "wild-target", "execute-data", "return-address",
      "guard", "read-only", "no-permission", "protection-key", "control-flow", "unaligned",
      "general-protection", "stack-overflow", "past-end-of-file", "bus-error", "hardware-memory",
-     "division-by-zero", "integer-overflow", "arithmetic", "illegal-instruction")
+     "division-by-zero", "integer-overflow", "arithmetic", "illegal-instruction", "invalid-free")
 )  # fmt: skip
 """Kinds that an instruction caused. In all others the process, or another one, ended it on purpose.
 """
@@ -40,6 +41,14 @@ _SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
 _ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
 _ALIGNED = re.compile(r"^v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$|\bcmpxchg16b$")
 _LONGJMP = re.compile(r"_*(sig)?longjmp(_chk)?$")
+_ALLOCATOR = re.compile(
+    r"_*(libc_)?(?P<name>malloc|calloc|memalign|posix_memalign|aligned_alloc|realloc|free)$|cfree$"
+    r"|operator (?P<operator>new|delete)"
+)
+_TAKES_BACK = frozenset({"free", "realloc", "delete"})
+_HEAPS_OWN = re.compile(r"_int_|unlink_chunk|malloc_consolidate|tcache_")
+"""glibc's functions that use what the heap says of itself, after the first check of a pointer."""
+_HUGE_PAGES = re.compile(r"/anon_hugepage|/dev/hugepages/")
 _DIVISIONS = frozenset({"div", "idiv", "sdiv", "udiv"})
 _PRIVILEGED = frozenset({"hlt", "cli", "sti", "in", "out", "rdmsr", "wrmsr", "invd", "lgdt", "int"})
 _POISONS = {
@@ -117,11 +126,50 @@ def _segv(facts: Facts) -> Cause | None:
     pc = facts.regions.get("pc")
     if pc is not None and pc.address == fault and not _is_own_text(pc, access):
         return _return(fault, region) if facts.returned else _execute(fault, region)
-    if fault < NULL_MAX or _is_off_null(facts, fault, access):
-        return _null(facts, fault, access)
     if _is_overflow(facts, fault, region):
         return stack_overflow(facts)
+    if cause := _in_allocator(facts, access):
+        return cause
+    if access is not None and access.base_value == (1 << facts.bits) - 1:
+        return _minus_one(facts, fault, access)
+    if fault < NULL_MAX or _is_off_null(facts, fault, access):
+        return _null(facts, fault, access)
     return _bad_pointer(facts, access) or _wrong_kind(facts, access, region)
+
+
+def _in_allocator(facts: Facts, access: Access | None) -> Cause | None:
+    """Judge a fault in malloc() or free(): the program gave free() a wrong pointer, or had
+    overwritten the heap. None for any other fault, and where the pointer's value says more.
+    """
+    frames = below_leaf(facts.blamed)
+    found = _ALLOCATOR.match(plain_name(frames[0].function or "")) if frames else None
+    if found is None or _bad_pointer(facts, access) is not None:
+        return None
+    name = found["name"] or found["operator"] or "free"
+    called = f"operator {name}" if found["operator"] else f"{name}()"
+    inside = facts.blamed[: len(facts.blamed) - len(frames)]
+    fault = facts.siginfo.address if facts.siginfo is not None else None
+    at = f" at {fault:#x}" if fault is not None else ""
+    if name in _TAKES_BACK and not any(_HEAPS_OWN.match(f.function or "") for f in inside):
+        return Cause(
+            "invalid-free",
+            f"bad pointer passed to {called}",
+            f"{called} got a pointer that is not from the allocator, or was freed, and faulted{at}",
+        )
+    return Cause(
+        "heap-corruption",
+        f"heap corruption: {called} faulted",
+        f"heap corruption: {called} followed an overwritten pointer of the heap's own{at}",
+    )
+
+
+def _minus_one(facts: Facts, fault: int, access: Access) -> Cause:
+    verb = _verb(facts, access)
+    return Cause(
+        "wild-pointer",
+        f"{verb} through the pointer -1",
+        f"{verb} at {fault:#x}: the pointer is -1, which a failed mmap() returns (MAP_FAILED)",
+    )
 
 
 def _execute(fault: int, region: Region | None) -> Cause:
@@ -199,6 +247,9 @@ def _is_overflow(facts: Facts, fault: int, region: Region | None) -> bool:
         return False
     if _was_opened(facts, region) and abs(fault - sp.address) <= _STACK_REACH:
         return True
+    if sp.kind == "file" and "w" not in sp.perms:
+        # the frame reaches over the guard page into what is mapped below the stack
+        return abs(fault - sp.address) <= _STACK_REACH
     if region.kind not in ("none", "guard"):
         return False
     if sp.kind in ("none", "guard") and sp.above in _ENDS and sp.gap_bytes is not None:
@@ -381,6 +432,8 @@ def _general_protection(facts: Facts, access: Access | None) -> Cause:
         return cause
     if access is None and mnemonic not in _PRIVILEGED and _has_no_room(facts):
         return stack_overflow(facts)
+    if access is not None and (cause := _in_allocator(facts, access)):
+        return cause
     if access is not None:
         if cause := _bad_pointer(facts, access):
             return cause
@@ -398,6 +451,11 @@ def _general_protection(facts: Facts, access: Access | None) -> Cause:
                 f"`{mnemonic}` at {one.address:#x}, which is not aligned to 16 bytes "
                 "as it has to be",
             )
+    unknown = facts.instruction.access if facts.instruction is not None else ()
+    if unknown and all(one.address is None for one in unknown):
+        verb = _verb(facts, unknown[0])
+        text = f"{verb} through a pointer that can be no address (non-canonical)"
+        return Cause("non-canonical", f"{verb} through a non-canonical pointer", text)
     if mnemonic == "hlt":
         text = "the program ran into `hlt`, by which C libraries end a process (abort, heap checks)"
         return Cause("general-protection", "general protection fault", text)
@@ -421,6 +479,9 @@ def _bus(facts: Facts) -> Cause | None:
         return Cause(
             "hardware-memory", "hardware memory error", f"the machine's memory failed at {at}"
         )
+    if region is not None and _HUGE_PAGES.match(region.name):
+        text = f"{verb} at {at}: the machine has no free huge page for it"
+        return Cause("past-end-of-file", "no huge page left", text)
     if info.code == _BUS_ADRERR and region is not None and region.kind == "file":
         name = region.name.removesuffix(" (deleted)") or "a file"
         return Cause(

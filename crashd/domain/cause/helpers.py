@@ -26,7 +26,7 @@ _WRAPPERS = re.compile(
     |tcache_(put|get|init|thread_shutdown|double_free_verify|free_init)$|arena_get\w*$
     |_*(fortify_fail|chk_fail|stack_chk_fail(_local)?|assert(_perror)?_fail(_base)?)
     |_*(malloc|calloc|realloc|free|cfree|memalign|posix_memalign|aligned_alloc)$|_int_(free|malloc)
-    |_int_(realloc|memalign)|_mid_memalign
+    |_int_(realloc|memalign)|_mid_memalign|munmap_chunk$|_*(block|restore)_(all|app)?_?sigs$
     # of libc where it is linked in: the variants for processors, checked functions, stdio
     |_*(mem|str|wmem|wcs|raw?mem)[a-z]+_(sse|avx|evex|erms|ssse|unaligned|generic|chk)\w*$
     |__\w+_chk$|_IO_\w+$|_*v?[fsd]?n?w?printf(_internal|_chk)?$|printf_positional$
@@ -80,14 +80,23 @@ _EMULATOR = re.compile(r"/qemu-(?!system-|img$|nbd$|io$|ga$)[a-z0-9_]+(-static)?
 _EMULATOR_FRAMES = 6
 _SHARED = re.compile(r"\.so([.\d]*)$|^\[|\.cache$")
 _PASSES_ON = re.compile(r"_*interceptor_|__[a-z]+san(::|_).*[Tt]hread_?[Ss]tart")
-_STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40}|go[-0-9.]*/src/runtime)/")
+_STD_FILE = re.compile(r"/(usr/include|include/c\+\+|rustc/[0-9a-f]{40})/|^library/[a-z_]+/src/")
 _GO_LIBRARY = re.compile(
     r"(archive|bufio|bytes|compress|container|context|crypto|database|debug|embed|encoding|errors|"
     r"expvar|flag|fmt|go|hash|html|image|index|io|iter|log|maps|math|mime|net|os|path|reflect|"
     r"regexp|slices|sort|strconv|strings|sync|syscall|testing|text|time|unicode|unique)[./]"
 )
 """Packages of Go's standard library, by the beginning of a function's name."""
-_GO_FILE = re.compile(r"(^(?!/)|/go[^/]*/src/)(?P<package>[a-z0-9/]+)/[^/]+\.go$")
+_GO_OWN = ("runtime", "internal/", "vendor/", "cmd/", "unsafe")
+"""More directories of Go's own source."""
+_GO_FILE = re.compile(r"(^(?!/)|/go[^/]*/src/)(?P<package>[a-z0-9/._-]+)/[^/]+\.go$")
+_LEAVES = re.compile(
+    r"_*(libc_)?(malloc|calloc|realloc|free|cfree|memalign|posix_memalign|aligned_alloc)$"
+    r"|operator delete"
+)
+"""Functions of allocators, which call nothing of the program's."""
+_LEAF_FRAMES = 8
+_RESTORER = re.compile(r"_*restore_rt$|_*kernel_(rt_)?sigreturn$")
 _TOOLCHAIN_FILE = re.compile(r"/lib(64)?/gcc/[^/]+/[^/]+/include/")
 
 
@@ -98,12 +107,22 @@ def in_library_source(frame: Frame) -> bool:
     the function's own.
     """
     file = frame.file or ""
-    return _STD_FILE.search(file) is not None or _TOOLCHAIN_FILE.search(file) is not None
+    if _STD_FILE.search(file) is not None or _TOOLCHAIN_FILE.search(file) is not None:
+        return True
+    go = _GO_FILE.search(file)
+    return file.startswith("/") and go is not None and _is_gos(go["package"])
+
+
+def _is_gos(package: str) -> bool:
+    """Return whether a directory below Go's `src` is of Go itself, and not of a GOPATH."""
+    return _GO_LIBRARY.match(f"{package}/") is not None or package.startswith(_GO_OWN)
 
 
 def in_go_library(frame: Frame) -> bool:
     """Return whether a frame is in Go's standard library, by its name and its line."""
     found = _GO_FILE.search(frame.file or "")
+    if found is not None and found["package"].startswith("vendor/"):
+        return (frame.function or "").startswith(found["package"].removeprefix("vendor/"))
     if found is None or not _GO_LIBRARY.match(frame.function or ""):
         return False
     return (frame.function or "").startswith((f"{found['package']}.", f"{found['package']}/"))
@@ -120,6 +139,21 @@ def is_helper(frame: Frame) -> bool:
     if (frame.inline and in_library_source(frame)) or in_go_library(frame):
         return True
     return frame.function is not None and bool(_WRAPPERS.match(plain_name(frame.function)))
+
+
+def below_leaf(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return the frames from the last of _LEAVES on, among the innermost ones up to the function of
+    a signal handler; all frames if there is none. What such a function calls is a library's, also
+    in a static program.
+    """
+    last = 0
+    for index, frame in enumerate(frames[:_LEAF_FRAMES]):
+        name = plain_name(frame.function or "")
+        if _RESTORER.match(name):
+            break
+        if _LEAVES.match(name):
+            last = index
+    return frames[last:]
 
 
 def is_emulated(facts: Facts) -> bool:

@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 possible after a rebuild. Pure.
 
-A signature is `p5-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+A signature is `p6-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
 to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
 build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
 that changes the result changes the number after the `p`, too.
@@ -16,31 +16,46 @@ from itertools import takewhile
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
 from crashd.domain.cause.faults import FAULT_KINDS
-from crashd.domain.cause.helpers import below_failure, is_emulated, is_helper
+from crashd.domain.cause.helpers import (
+    below_failure,
+    below_leaf,
+    in_library_source,
+    is_emulated,
+    is_helper,
+)
 from crashd.domain.cause.languages import is_library_file, is_of_interpreter
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p5"
+VERSION = "p6"
 FRAMES = 3
 NAMELESS_FRAMES = 8
 """Frames that count when the first FRAMES have no names and the process ended itself."""
 RECURSION_MIN = 3
 """A function is part of the recursion when it is this many times on the stack that overflowed."""
 _TITLE_NAME_MAX = 60
+_INLINED_FRAMES = 16
 _ENTRY_FRAMES = 12
 """Frames without names in a library before the one by which it was entered, at most."""
 
 _CARGO = re.compile(r"^.*/(registry/src|git/checkouts)/[^/]+/")
 """The directory of a dependency's source depends on who built the program."""
 _LOCATION_PARTS, _ABSOLUTE_PARTS = 4, 2
+_QUOTED = re.compile(r"'[^']*'|`[^']*'|\"[^\"]*\"|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019")
+_WORD = re.compile(r"[^\W\d_]{2,}[:,.;!?]?")
+_NAMELESS = frozenset(
+    ("double-free", "heap-corruption", "stack-smashing", "buffer-overflow", "abort-message",
+     "go-fatal")
+)  # fmt: skip
+"""Kinds whose message says all that a library's function could."""
+_GOS_RUNTIME = "runtime."
 _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 
 
 def significant(facts: Facts, cause: Cause) -> list[Frame]:
     """Return the crashed thread's frames without helpers; the list may be empty."""
     frames = facts.blamed if cause.kind in FAULT_KINDS else below_failure(facts.blamed)
-    native = [frame for frame in frames if not is_helper(frame)]
+    native = [frame for frame in below_leaf(frames) if not is_helper(frame)]
     if script := facts.crashed_interpreted:
         # The bug to fix is in the script, not in the interpreter or the C library that it called;
         # but an extension module with names has functions of its own.
@@ -66,7 +81,7 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     if is_emulated(facts):
         return []
     frames = significant(facts, cause)
-    if not frames and cause.kind != "go-fatal":
+    if not frames and cause.kind not in _NAMELESS and not _is_gos(facts.blamed):
         frames = list(below_failure(facts.blamed) or facts.blamed)
     if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.blamed[0]:
         return frames[1:]  # its caller has the bug
@@ -77,6 +92,10 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
         repeated = [f for f, key in zip(frames, keys, strict=True) if counts[key] >= RECURSION_MIN]
         return repeated or frames
     return frames
+
+
+def _is_gos(frames: Sequence[Frame]) -> bool:
+    return any((frame.function or "").startswith(_GOS_RUNTIME) for frame in frames)
 
 
 def frame_key(frame: Frame) -> str:
@@ -108,8 +127,16 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
     unique = list(dict.fromkeys(keys))[: _depth(frames, cause)]
     if cause.kind == "assertion":
         unique.append(cause.short)  # one function may check several things
+    if cause.kind == "abort-message":
+        unique.append(_template(cause.short))
     group = _GROUPS.get(cause.kind, cause.kind)
     return f"{VERSION}-{_digest([program, group, *unique])}"
+
+
+def _template(message: str) -> str:
+    """Return the words of a message without what differs between runs: numbers, names, paths."""
+    words = _QUOTED.sub("", message).split()
+    return " ".join(word for word in words if _WORD.fullmatch(word))
 
 
 def _depth(frames: Sequence[Frame], cause: Cause) -> int:
@@ -125,7 +152,7 @@ def _depth(frames: Sequence[Frame], cause: Cause) -> int:
 
 _GROUPS = dict.fromkeys(
     ("null-pointer", "wild-pointer", "freed-memory", "poisoned-memory", "overwritten-pointer",
-     "non-canonical"),
+     "non-canonical", "invalid-free"),
     "bad-pointer",
 )  # fmt: skip
 """The same bug appears as any of these kinds, depending on what the memory contains."""
@@ -147,18 +174,25 @@ def build_title(comm: str, signal: int | None, facts: Facts, cause: Cause) -> st
 
 
 def panic_place(facts: Facts, cause: Cause) -> str | None:
-    """Return file and line of a Rust panic if no function of the program is known; None for any
-    other crash.
+    """Return file and line of a Rust panic or fault if no function of the program is known; None
+    for any other crash.
 
     Offsets change with every build, but a panic's Location is part of the program's data. A closure
-    of a thread may be inlined into functions of the standard library.
+    of a thread may be inlined into functions of the standard library, with its own line.
     """
     location = facts.messages.get("rust_location")
-    if not location or cause.kind != "rust-panic" or not facts.blamed:
+    if not facts.blamed or any(frame.function for frame in significant(facts, cause)[:FRAMES]):
         return None
-    if any(frame.function for frame in significant(facts, cause)[:FRAMES]):
+    if cause.kind == "rust-panic" and location:
+        return _short_place(*location.rsplit(":", 2)[:2])
+    own = (f for f in facts.blamed[:_INLINED_FRAMES] if f.file and f.file.endswith(".rs"))
+    found = next((f for f in own if f.line and not in_library_source(f)), None)
+    if found is None or found.file is None or cause.kind not in FAULT_KINDS:
         return None
-    file, line, _ = location.rsplit(":", 2)
+    return _short_place(found.file, str(found.line))
+
+
+def _short_place(file: str, line: str) -> str:
     file = _CARGO.sub("", file)
     # an absolute path depends on where the program was built
     parts = file.split("/")[-_ABSOLUTE_PARTS if file.startswith("/") else -_LOCATION_PARTS :]

@@ -13,6 +13,8 @@ package main
 //     free(place);
 //     sink = 1;
 // }
+// __attribute__((noinline)) static int readsWild(long at) { return *(volatile int *)at; }
+// __attribute__((noinline)) static int divides(int by) { return 5 / by; }
 import "C"
 import "os"
 
@@ -34,6 +36,10 @@ func main() {
 		C.givesUp()
 	case "freesTwice":
 		C.freesTwice()
+	case "readsWild":
+		C.readsWild(0x123456000)
+	case "divides":
+		C.divides(C.int(len(os.Args) - 2))
 	case "fails":
 		fails()
 	}

@@ -480,3 +480,14 @@ def test_explain_emulator_that_ends_as_its_program_did() -> None:
     system = replace(inside, module="/usr/bin/qemu-system-x86_64")
     guest = build_facts(library("raise"), system, signal=11, code=-6, sender_pid=100)
     assert explain(guest, SELF).kind == "raised"
+
+
+def test_explain_fault_in_c_that_go_called_is_that_fault() -> None:
+    said = {"go_fatal": "unexpected signal during runtime execution"}
+    facts = build_facts("runtime.throw", "runtime.sigpanic", "parse", address=0x10, messages=said)
+    assert explain(facts, SELF).short == "fault outside of Go code"
+    facts = replace(facts, handled=Handled(6, -6, 2, again=False))
+    cause = explain(facts, SELF)
+    assert cause.short == "NULL pointer access"
+    assert "in parse()" in cause.text
+    assert cause.text.endswith("; its handler for SIGSEGV then aborted the process")

@@ -320,3 +320,78 @@ def test_explain_fault_far_below_the_stack_is_no_overflow() -> None:
     cause = explain_fault(facts)
     assert cause is not None
     assert cause.kind == "wild-pointer"
+
+
+@pytest.mark.parametrize(
+    ("stack", "address", "kind", "short"),
+    [
+        (("free", "f"), 0x22, "invalid-free", "bad pointer passed to free()"),
+        (("__libc_free", "f"), 0x123456788FF8, "invalid-free", "bad pointer passed to free()"),
+        (("get_meta", "__libc_free", "f"), 0x10, "invalid-free", "bad pointer passed to free()"),
+        (("free", "operator delete(void*)", "f"), 8, "invalid-free",
+         "bad pointer passed to operator delete"),
+        (("realloc", "f"), 0x22, "invalid-free", "bad pointer passed to realloc()"),
+        (("unlink_chunk", "_int_free", "free", "f"), 0x5555_0000_0000, "heap-corruption",
+         "heap corruption: free() faulted"),
+        (("_int_malloc", "malloc", "f"), 0x5555_0000_0000, "heap-corruption",
+         "heap corruption: malloc() faulted"),
+        (("f", "main"), 0x22, "null-pointer", "NULL pointer read"),
+    ],
+)  # fmt: skip
+def test_explain_fault_in_an_allocator(
+    stack: tuple[str, ...], address: int, kind: str, short: str
+) -> None:
+    facts = build_facts(*stack, access=(build_access("read", address),), **fault(address))
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert (cause.kind, cause.short) == (kind, short)
+
+
+def test_explain_fault_of_a_stack_that_ended_in_an_allocator_is_an_overflow() -> None:
+    where: dict[str, Any] = {"gap_bytes": 64, "above": "stack"}
+    regions = {"fault": build_region(SP - 64, "guard", **where)}
+    facts = build_facts("_int_malloc", "malloc", *["walk"] * 5, address=SP - 64, regions=regions)
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert cause.kind == "stack-overflow"
+
+
+@pytest.mark.parametrize(("displacement", "address"), [(0, (1 << 64) - 1), (16, 15)])
+def test_explain_fault_through_a_failed_mmap_is_no_null_pointer(
+    displacement: int, address: int
+) -> None:
+    access = build_access("read", address, base_value=(1 << 64) - 1, displacement=displacement)
+    cause = explain_fault(at(access, **fault(address)))
+    assert cause is not None
+    assert cause.short == "read through the pointer -1"
+
+
+def test_explain_fault_without_a_huge_page() -> None:
+    region = fault(0x7F00_0000_0000, "file", name="/anon_hugepage (deleted)")
+    cause = explain_fault(at(build_access("write", 0x7F00_0000_0000), signal=7, code=2, **region))
+    assert cause is not None
+    assert cause.short == "no huge page left"
+
+
+def test_explain_fault_of_a_frame_that_reaches_over_the_guard_page() -> None:
+    """Below a thread's small stack a library may be mapped."""
+    regions = {
+        "sp": build_region(SP, "file", perms="r-x", name="/lib/libc.so.6"),
+        "fault": build_region(SP + 4096, "file", perms="r--", name="/lib/libc.so.6"),
+    }
+    facts = at(build_access("write", SP + 4096, base="rsp"), address=SP + 4096, code=2,
+               regions=regions)  # fmt: skip
+    cause = explain_fault(facts)
+    assert cause is not None
+    assert cause.kind == "stack-overflow"
+
+
+def test_explain_fault_through_an_unknown_pointer_that_is_no_address() -> None:
+    """Of a signal whose registers are lost."""
+    access = build_access("write", None, base_value=None)
+    cause = explain_fault(at(access, code=128))
+    assert cause is not None
+    assert (cause.kind, cause.short) == (
+        "non-canonical",
+        "write through a non-canonical pointer",
+    )

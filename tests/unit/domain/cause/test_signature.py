@@ -53,13 +53,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p5-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p6-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p5-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p6-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
@@ -407,3 +407,38 @@ def test_notable_keeps_what_is_only_named_like_gos_library(name: str, file: str 
 def test_panic_with_names_has_its_function() -> None:
     facts = build_facts("app::run", signal=6, messages={"rust_location": "src/a.rs:1:1"})
     assert build_title("prog", 6, facts, PANIC) == "SIGABRT in prog, app::run(): Rust panic"
+
+
+def test_signature_of_two_messages_in_one_function_differ_but_for_names_and_numbers() -> None:
+    facts = build_facts("g_log", "load", "main")
+
+    def signature(message: str) -> str:
+        return build_signature("p", facts, Cause("abort-message", message, ""))
+
+    assert signature("cannot open the display") != signature("no theme is installed")
+    assert signature("no row N in 'users'") == signature("no row 7 in 'shops'")
+    assert signature("cannot read /etc/a.conf") == signature("cannot read /srv/b.conf")
+    assert signature('no key "a" (0x7f01)') == signature('no key "bc" (0x55)')
+
+
+def test_title_of_an_inlined_fault_in_rust_is_its_line() -> None:
+    thread = "std::sys::backtrace::__rust_begin_short_backtrace"
+    facts = build_facts(
+        build_frame(thread, file="/build/shop/src/worker.rs", line=31),
+        build_frame("core::ops::function::FnOnce::call_once", file="library/core/src/ops.rs"),
+    )
+    assert build_title("shop", 11, facts, NULL) == (
+        "SIGSEGV in shop, src/worker.rs:31: NULL pointer write"
+    )
+    moved = build_facts(build_frame(thread, file="/other/shop/src/worker.rs", line=32))
+    assert build_signature("shop", facts, NULL) != build_signature("shop", moved, NULL)
+
+
+def test_title_of_a_crash_that_only_libraries_are_in_names_none_of_them() -> None:
+    stack = ["raise", "abort", "malloc_printerr", "munmap_chunk", "free", "_dl_fini"]
+    said = Cause("heap-corruption", "munmap_chunk(): invalid pointer", "")
+    facts = build_facts(*stack)
+    assert build_title("p", 6, facts, said) == "SIGABRT in p: munmap_chunk(): invalid pointer"
+    waits = build_facts("runtime.futex", "runtime.mcall")
+    quit_itself = Cause("raised", "raised SIGQUIT itself", "")
+    assert build_title("p", 6, waits, quit_itself) == "SIGABRT in p: raised SIGQUIT itself"

@@ -1,0 +1,49 @@
+"""Which frames are helpers."""
+
+import pytest
+
+from crashd.domain.cause.helpers import below_leaf, in_library_source, is_helper
+from tests.builders.facts import build_facts, build_frame
+
+
+@pytest.mark.parametrize(
+    ("function", "file", "is_library"),
+    [
+        ("main.unlock", "/usr/lib/go-1.19/src/sync/mutex.go", True),
+        ("main.put", "/usr/local/go/src/internal/abi/type.go", True),
+        ("main.ask", "/usr/local/go/src/vendor/golang.org/x/net/idna/idna.go", True),
+        ("main.run", "/home/a/go/src/github.com/a/b/run.go", False),
+        ("main.run", "/home/a/go/src/shop/run.go", False),
+        ("main.run", "/srv/app/sync/run.go", False),
+        ("app::run", "/rustc/59807616e1fa2540724bfbac14d7976d7e4a3860/library/core/src/a.rs", True),
+        ("app::run", "library/alloc/src/boxed.rs", True),
+        ("app::run", "src/library/alloc.rs", False),
+        ("run", None, False),
+    ],
+)
+def test_in_library_source(function: str, file: str | None, *, is_library: bool) -> None:
+    frame = build_frame(function, file=file, line=3)
+    assert in_library_source(frame) == is_library
+
+
+def test_is_helper_of_go_knows_the_packages_that_go_brings_along() -> None:
+    file = "/usr/local/go/src/vendor/golang.org/x/net/idna/idna.go"
+    assert is_helper(build_frame("golang.org/x/net/idna.ToASCII", file=file))
+    assert not is_helper(build_frame("main.ask", file=file))
+
+
+def test_below_leaf_drops_what_an_allocator_calls() -> None:
+    def names(*functions: str) -> list[str | None]:
+        return [f.function for f in below_leaf(build_facts(*functions).crashed)]
+
+    assert names("get_meta", "__libc_free", "run", "main") == ["__libc_free", "run", "main"]
+    assert names("check", "free", "operator delete(void*)", "run") == [
+        "operator delete(void*)",
+        "run",
+    ]
+    assert names("run", "main") == ["run", "main"]
+    assert names() == []
+    handler = ("on_alarm", "__restore_rt", "malloc", "run")
+    assert names(*handler) == list(handler)
+    new_handler = ("gives_up", "operator new(unsigned long)", "run")
+    assert names(*new_handler) == list(new_handler)
