@@ -459,12 +459,13 @@ class Hooks(Section):
     it contains a secret, put it into a file of crashd.toml.d that only root can read."""
 
     body: Annotated[
-        Literal["json", "alertmanager", "slack", "pagerduty"],
-        one_of("json", "alertmanager", "slack", "pagerduty"),
+        Literal["json", "alertmanager", "slack", "pagerduty", "otlp"],
+        one_of("json", "alertmanager", "slack", "pagerduty", "otlp"),
     ] = "json"
     """What the URL gets instead: an alert of Alertmanager (…/api/v2/alerts), a message of Slack and
-    what is compatible with it, or an event of PagerDuty (https://events.pagerduty.com/v2/enqueue),
-    which needs a line `X-Routing-Key: KEY` in `headers_file`."""
+    what is compatible with it, an event of PagerDuty (https://events.pagerduty.com/v2/enqueue),
+    which needs a line `X-Routing-Key: KEY` in `headers_file`, or a log record of OpenTelemetry
+    (OTLP over HTTP, as JSON: http://localhost:4318/v1/logs)."""
 
     headers_file: Annotated[str, PATH] = ""
     """A file with more headers for the URL, one `Name: value` a line, such as `Authorization:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from crashd.daemon.after.notices import Notices, NoticeSettings
-from crashd.domain.crash.model import Capture, Disposition, DropReason, Kind, State
+from crashd.domain.crash.model import Capture, Disposition, DropReason, Kind, State, to_json
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.edge.host import journal
 from crashd.edge.host.hooks import HookError, Webhook, list_hooks, post, run_hook
@@ -355,6 +355,65 @@ def test_post_sends_headers_of_a_file_that_only_root_can_read(
     with pytest.raises(HookError, match=r"line 1 is not a header") as caught:
         post(webhook, b"{}", 5)
     assert "s3cret" not in str(caught.value)
+
+
+class LogReceiver(BaseHTTPRequestHandler):
+    """An OTLP/HTTP receiver of logs that keeps the records, or rejects them all."""
+
+    records: ClassVar[list[dict[str, Any]]] = []
+    rejects: ClassVar[bool] = False
+
+    def do_POST(self) -> None:
+        """Take a request as the specification wants it; answer 400 to any other."""
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        status, answer = 200, b"{}"
+        try:
+            assert (self.path, self.headers["Content-Type"]) == ("/v1/logs", "application/json")
+            taken = [
+                {**record, "resource": logs["resource"]["attributes"]}
+                for logs in json.loads(raw)["resourceLogs"]
+                for scope in logs["scopeLogs"]
+                for record in scope["logRecords"]
+            ]
+            assert all(record["timeUnixNano"].isdigit() for record in taken)
+        except (AssertionError, KeyError, ValueError):
+            status = 400
+        else:
+            self.records.extend(taken)
+        if self.rejects:
+            partial = {"rejectedLogRecords": "1", "errorMessage": "quota exceeded"}
+            answer = json.dumps({"partialSuccess": partial}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_post_sends_a_log_record_to_an_otlp_receiver_and_hears_its_refusal() -> None:
+    kind = LogReceiver
+    document = json.dumps(to_json(build_crash(3, explanation="NULL pointer"))).encode()
+    with HTTPServer(("127.0.0.1", 0), kind) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            post(Webhook(f"{url}/v1/logs", "otlp"), document, 5)
+            kind.rejects = True
+            with pytest.raises(HookError, match="rejected: quota exceeded"):
+                post(Webhook(f"{url}/v1/logs", "otlp"), document, 5)
+            with pytest.raises(HookError, match="400"):
+                post(Webhook(f"{url}/v1/traces", "otlp"), document, 5)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(kind.records) == 2
+    first = kind.records[0]
+    assert first["body"] == {"stringValue": "SIGSEGV in prog3"}
+    assert {"key": "service.name", "value": {"stringValue": "crashd"}} in first["resource"]
 
 
 def test_notices_run_hooks_within_their_rate_and_count_what_failed(

@@ -13,7 +13,7 @@ from crashd.domain.text import printable
 from crashd.domain.web.unitcounts import fold_unit
 from crashd.errors import FormatError
 
-Body = Literal["json", "alertmanager", "slack", "pagerduty"]
+Body = Literal["json", "alertmanager", "slack", "pagerduty", "otlp"]
 ROUTING_KEY: Final = "x-routing-key"
 """The header that becomes `routing_key` in a body for PagerDuty, and is not sent."""
 HEADERS_MAX = 32
@@ -66,6 +66,8 @@ def build_body(
         built: Any = [_alert(crash)]
     elif body == "slack":
         built = {"text": _message(crash)}
+    elif body == "otlp":
+        built = _log_request(crash)
     elif ROUTING_KEY in headers:
         built = _event(crash, headers[ROUTING_KEY])
     else:
@@ -158,3 +160,61 @@ def _event(crash: Mapping[str, Any], key: str) -> dict[str, Any]:
         "dedup_key": f"crashd/{host[:100]}/{(_name(crash, 'signature') or crash_id)[:100]}",
         "payload": {name: value for name, value in payload.items() if value},
     }
+
+
+def _log_request(crash: Mapping[str, Any]) -> dict[str, Any]:
+    """Build OTLP's ExportLogsServiceRequest with one log record, in the encoding of its JSON.
+
+    Source: opentelemetry-proto 1.5, opentelemetry/proto/logs/v1/logs.proto, and the semantic
+    conventions of exceptions, hosts and processes.
+    """
+    unit, kernel = crash.get("unit"), crash.get("kind") == "kernel"
+    pid, time_ns = crash.get("pid"), crash.get("time_ns")
+    attributes = {
+        "exception.type": _name(crash, "signal_name") or _name(crash, "kind"),
+        "exception.message": _text(crash, "explanation"),
+        "process.executable.path": _text(crash, "exe"),
+        "process.command": _text(crash, "comm"),
+        "process.pid": pid if type(pid) is int and 0 < pid < 1 << 31 else "",
+        "crashd.id": _name(crash, "id"),
+        "crashd.kind": _name(crash, "kind"),
+        "crashd.signature": _name(crash, "signature"),
+        "crashd.unit": fold_unit(unit) if isinstance(unit, str) else "",
+    }
+    record: dict[str, Any] = {
+        "severityNumber": 21 if kernel else 17,
+        "severityText": "FATAL" if kernel else "ERROR",
+        "eventName": "crash",
+        "body": {"stringValue": _text(crash, "title")},
+        "attributes": _attributes(attributes),
+    }
+    if type(time_ns) is int and 0 < time_ns < 1 << 63:
+        record["timeUnixNano"] = record["observedTimeUnixNano"] = str(time_ns)
+    resource = {"service.name": "crashd", "host.name": _name(crash, "hostname")}
+    scope = {"scope": {"name": "crashd"}, "logRecords": [record]}
+    return {
+        "resourceLogs": [
+            {"resource": {"attributes": _attributes(resource)}, "scopeLogs": [scope]},
+        ]
+    }
+
+
+def _attributes(values: Mapping[str, str | int]) -> list[dict[str, Any]]:
+    """Build attributes; 64-bit numbers are text in this JSON."""
+    return [
+        {"key": key, "value": {"intValue": str(v)} if isinstance(v, int) else {"stringValue": v}}
+        for key, v in values.items()
+        if v != ""
+    ]
+
+
+def find_rejection(body: Body, answer: bytes) -> str | None:
+    """Return why a server that answered with success took nothing, as OTLP's may; else None."""
+    if body != "otlp":
+        return None
+    try:
+        partial = json.loads(answer)["partialSuccess"]
+        rejected, why = int(partial.get("rejectedLogRecords", 0)), partial.get("errorMessage")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return f"rejected: {printable(str(why))[:_TEXT_MAX]}" if rejected else None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crashd.domain.text import printable
-from crashd.domain.web.webhook import Body, build_body, parse_headers
+from crashd.domain.web.webhook import Body, build_body, find_rejection, parse_headers
 from crashd.errors import ConfigError, CrashdError, FormatError, reason_of
 from crashd.store.trusted import find_untrusted, read_trusted
 
@@ -161,9 +161,11 @@ def post(webhook: Webhook, document: bytes, seconds: float) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     try:
         with opener.open(request, timeout=seconds) as answer:
-            answer.read(1 << 16)
+            rejected = find_rejection(webhook.body, answer.read(1 << 16))
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
         raise HookError(f"the webhook failed: {printable(reason_of(e))[:200]}") from e
+    if rejected:
+        raise HookError(f"the webhook failed: {rejected}")
 
 
 def run_all(directory: Path, webhook: Webhook, document: bytes, seconds: float) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from crashd.domain.crash.model import Kind, to_json
-from crashd.domain.web.webhook import build_body, parse_headers
+from crashd.domain.web.webhook import build_body, find_rejection, parse_headers
 from crashd.errors import FormatError
 from tests.builders.crashes import build_crash
 
@@ -82,7 +82,41 @@ def test_build_body_pagerduty_without_its_key_is_an_error() -> None:
         build_body("pagerduty", document(), {})
 
 
-@pytest.mark.parametrize("style", ["alertmanager", "slack", "pagerduty"])
+def test_build_body_otlp_is_one_log_record() -> None:
+    (logs,) = build("otlp", exe="/usr/bin/prog3", pid=7)["resourceLogs"]
+    (scope,) = logs["scopeLogs"]
+    (record,) = scope["logRecords"]
+    assert {"key": "host.name", "value": {"stringValue": "host"}} in logs["resource"]["attributes"]
+    assert record["body"] == {"stringValue": "SIGSEGV in prog3"}
+    assert record["timeUnixNano"] == str(json.loads(document())["time_ns"])
+    assert (record["severityNumber"], record["severityText"]) == (17, "ERROR")
+    found = {one["key"]: one["value"] for one in record["attributes"]}
+    assert found["exception.type"] == {"stringValue": "SIGSEGV"}
+    assert found["exception.message"] == {"stringValue": "NULL pointer"}
+    assert found["process.pid"] == {"intValue": "7"}
+    assert found["crashd.signature"] == {"stringValue": "p1-aa"}
+    assert found["crashd.unit"] == {"stringValue": "web3.service"}
+
+
+def rejection(number: str, why: str) -> bytes:
+    partial = {"rejectedLogRecords": number, "errorMessage": why}
+    return json.dumps({"partialSuccess": partial}).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"{}", b"[]", b'{"partialSuccess": []}', rejection("0", "slow"), rejection("x", "y")],
+)
+def test_find_rejection_of_what_was_accepted_is_none(answer: bytes) -> None:
+    assert find_rejection("otlp", answer) is None
+
+
+def test_find_rejection_says_why_otlp_took_no_record() -> None:
+    assert find_rejection("otlp", rejection("1", "quota\x1b")) == "rejected: quota\\x1b"
+    assert find_rejection("slack", rejection("1", "quota")) is None
+
+
+@pytest.mark.parametrize("style", ["alertmanager", "slack", "pagerduty", "otlp"])
 @pytest.mark.parametrize("raw", [b"", b"[]", b"1", b"\xff", b"{}"])
 def test_build_body_of_what_is_no_crash_is_an_error_or_sparse(style: Any, raw: bytes) -> None:
     try:
@@ -96,7 +130,7 @@ def test_build_body_of_what_is_no_crash_is_an_error_or_sparse(style: Any, raw: b
 
 @pytest.mark.parametrize("key", ["title", "unit", "hostname", "id", "signature", "time", "exe"])
 @pytest.mark.parametrize("value", [None, 1, [], {}, "\x1b", "x" * 10_000])
-@pytest.mark.parametrize("style", ["alertmanager", "slack", "pagerduty"])
+@pytest.mark.parametrize("style", ["alertmanager", "slack", "pagerduty", "otlp"])
 def test_build_body_takes_any_value(style: Any, key: str, value: object) -> None:
     body, _ = build_body(style, document(**{key: value}), {"x-routing-key": "key"})
     assert len(body) < 8192
