@@ -34,7 +34,7 @@ def entering(directory: Path) -> Iterator[None]:
     program.chmod(0o755)
     wanted = {
         "core_pattern": f"|{program} %P %p %i %e %s %t %u %g %c %d",
-        "core_pipe_limit": "16",
+        "core_pipe_limit": "64",
     }
     before = {name: (_KERNEL / name).read_text() for name in wanted}
     try:
@@ -54,7 +54,7 @@ def run(deb: Path, suite: str, work: Path) -> dict[str, container.Outcome]:
     job.mkdir(parents=True)
     shutil.copy(deb, job / "crashd.deb")
     package.make_previous(deb, job / "crashd-previous.deb", work)
-    for name in ("lib.sh", "platform.sh", "sidebyside.py"):
+    for name in ("lib.sh", "platform.sh", "sidebyside.py", "burst.py"):
         shutil.copy(HERE / name, job)
     (job / "run.sh").write_text("exec bash /job/platform.sh\n")
     with entering(work):

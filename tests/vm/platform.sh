@@ -56,9 +56,14 @@ P
 	tail -n 3 $RESULT/figures
 }
 
+test_journal_has_a_burst_at_once_and_in_order() {
+	python3 /job/burst.py | tee -a $RESULT/figures
+	test "${PIPESTATUS[0]}" = 0
+}
+
 test_removed_it_keeps_what_it_had_and_leaves_nothing_else() {
 	apt-get -q -y remove crashd
-	test "$(find /var/lib/crashd/crashes -name crash.json | wc -l)" = 4
+	test "$(find /var/lib/crashd/crashes -name crash.json | wc -l)" = 41
 	test ! -e /run/crashd
 	test ! -e /usr/libexec/crashd-core
 }
