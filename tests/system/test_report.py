@@ -115,7 +115,16 @@ MEASURE = """<script>
 const wide = [...document.querySelectorAll("section,.card,td,th,dd,li,summary")]
   .filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflow != "hidden");
 const titles = [...document.querySelectorAll(".what")].map(e => e.clientWidth);
-const found = {page: document.documentElement.scrollWidth, width: innerWidth,
+const names = [...document.querySelectorAll(".path b")];
+const lines = e => {
+  const all = document.createRange();
+  all.selectNodeContents(e);
+  return all.getClientRects().length;
+};
+const states = [...document.querySelectorAll(".state")].map(lines);
+const found = {names: names.length, state: Math.max(...states),
+  names_cut: names.filter(e => e.scrollWidth > e.clientWidth).length,
+  page: document.documentElement.scrollWidth, width: innerWidth,
   cut: wide.map(e => e.tagName + "." + e.className), title: Math.min(...titles)};
 parent.postMessage(JSON.stringify(found), "*");
 </script>"""
@@ -139,7 +148,7 @@ def test_report_fits_a_phone(short_tmp: Path, tmp_path: Path) -> None:
     # the page forbids scripts: a copy of it may run the one that measures
     text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text())
     page.write_text(text.replace("</body>", MEASURE + "</body>"))
-    widths = (400, 800, 1180)
+    widths = (400, 800, 1180, 1280)
     frame.write_text(COLLECT + "".join(FRAME.format(width=width) for width in widths))
     dom = browse(frame, tmp_path, "--dump-dom", "--virtual-time-budget=3000")
     title = re.search(r"<title>(.+?)</title>", dom)
@@ -150,6 +159,9 @@ def test_report_fits_a_phone(short_tmp: Path, tmp_path: Path) -> None:
         assert found["page"] <= found["width"], found
         assert found["cut"] == [], found
         assert found["title"] >= 200, "a title is not broken at four characters"
+        assert found["names"] > 0
+        assert found["names_cut"] == 0, "of a path, the directory is cut"
+        assert found["state"] == 1, "no state is broken"
 
 
 def test_report_is_drawn_with_its_style(short_tmp: Path, tmp_path: Path) -> None:

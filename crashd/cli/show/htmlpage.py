@@ -63,6 +63,14 @@ def path(value: object) -> str:
     return text(value).replace("/", "/<wbr>")
 
 
+def label(name: str) -> str:
+    """Escape a name of a bar; of a path that is too long, its directory is cut first."""
+    directory, slash, last = name.rpartition("/")
+    if not slash or not last:
+        return text(name)
+    return f'<span class="path"><span>{text(directory + slash)}</span><b>{text(last)}</b></span>'
+
+
 def known(value: object) -> str:
     """Escape a value of a record; ABSENT if it has none."""
     return text(value) if value not in (None, "") else ABSENT
@@ -172,7 +180,7 @@ def _subjects(tally: Tally) -> Iterator[str]:
         yield f'<div><h2>{heading}</h2><table class="bars">'
         for name, count in counts[:BARS]:
             width = max(_BAR_WIDTH * count / most, 2)
-            yield f'<tr><th title="{text(name)}">{text(name)}</th><td class="number">{count}</td>'
+            yield f'<tr><th title="{text(name)}">{label(name)}</th><td class="number">{count}</td>'
             yield f'<td class="bar"><svg viewBox="0 0 {_BAR_WIDTH} 12" preserveAspectRatio="none">'
             yield f'<rect class="process" width="{width:.1f}" height="12"/></svg></td></tr>'
         yield "</table>"
@@ -230,7 +238,7 @@ def _fields(group: Group, doc: Row) -> Iterator[tuple[str, str]]:
     core: Mapping[str, Any] = doc.get("core") or {}
     yield "ID", f"<code>{known(doc.get('id'))}</code>"
     yield "Time", text(local_time(doc.get("time")))
-    yield "Program", f"<code>{text(program(doc))}</code>"
+    yield "Program", f"<code>{path(program(doc))}</code>"
     if doc.get("unit"):
         yield "Unit", text(doc["unit"])
     if doc.get("container_id"):
@@ -248,7 +256,7 @@ def _fields(group: Group, doc: Row) -> Iterator[tuple[str, str]]:
 
 def _frames(doc: Row) -> Iterator[str]:
     frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
-    if not frames or doc.get("report"):
+    if not frames or (doc.get("kind") == "kernel" and doc.get("report")):  # which has the stack
         return
     interpreted = [frame for frame in frames if frame.get("kind") not in (None, "native")]
     native = [frame for frame in frames if frame.get("kind") in (None, "native")]
@@ -263,8 +271,8 @@ def _stack(frames: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         line = f":{value_text(frame['line'])}" if file and frame.get("line") else ""
         yield f"<li><b>{known(frame.get('function') or frame.get('pc'))}</b>"
         if frame.get("module"):
-            yield f" <span>{text(frame['module'])}</span>"
-        yield f" <i>{text(file)}{text(line)}</i></li>" if file else "</li>"
+            yield f" <span>{path(frame['module'])}</span>"
+        yield f" <i>{path(file)}{text(line)}</i></li>" if file else "</li>"
     yield "</ol>"
     if len(frames) > FRAMES_MAX:
         yield f'<p class="note">and {len(frames) - FRAMES_MAX} more</p>'
@@ -287,7 +295,8 @@ def _latest(rows: Sequence[Row], total: int) -> Iterator[str]:
         yield f'<tr class="{kind}"><td class="time">{text(local_time(row.get("time")))}</td>'
         yield f'<td class="what">{known(row.get("title"))}</td>'
         yield f'<td class="program"><code>{path(program(row))}</code></td>'
-        yield f'<td class="unit">{known(row.get("unit"))}</td><td>{known(row.get("state"))}</td>'
+        yield f'<td class="unit">{known(row.get("unit"))}</td>'
+        yield f'<td class="state">{known(row.get("state"))}</td>'
         yield f'<td class="id"><code>{known(str(row.get("id"))[-8:])}</code></td></tr>'
     yield "</tbody></table>"
     if total > len(shown):

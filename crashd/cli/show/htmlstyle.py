@@ -40,13 +40,16 @@ table{border-collapse:collapse;width:100%}
 .bars{table-layout:fixed}
 .bars th{width:46%;font-weight:400;text-align:left;white-space:nowrap;overflow:hidden;
 text-overflow:ellipsis;padding:2px 8px 2px 0}
+.path{display:flex}
+.path span{min-width:0;overflow:hidden;text-overflow:ellipsis}
+.path b{flex:none;max-width:100%;font-weight:400;overflow:hidden;text-overflow:ellipsis}
 .bars .number{width:60px;padding:2px 10px 2px 0}
 .bars svg{display:block;width:100%;height:12px}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 .list th{text-align:left;white-space:nowrap;font-size:12px;font-weight:600;color:var(--soft)}
 .list th,.list td{padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;
 overflow-wrap:anywhere}
-.list .time,.list .id,.list td.number{white-space:nowrap}
+.list .time,.list .id,.list .state,.list td.number{white-space:nowrap}
 .list .what{min-width:210px}
 .list .program{min-width:120px}
 .list .unit{min-width:110px}
@@ -68,9 +71,10 @@ dd{margin:0;overflow-wrap:anywhere}
 .stack li::marker{color:var(--soft)}
 .stack span,.stack i{color:var(--soft);font-style:normal}
 pre{margin:10px 0;padding:12px 14px;border:1px solid var(--line);border-radius:6px;
-overflow-x:auto}
+white-space:pre-wrap;overflow-wrap:anywhere}
 :target{outline:2px solid var(--process);outline-offset:6px;border-radius:4px}
-@media (max-width:900px){.list thead{display:none}
+@media (max-width:900px){.axis{font-size:18px}
+.list thead{display:none}
 .list,.list tbody{display:block}
 .list tr{display:flex;flex-wrap:wrap;gap:0 14px;padding:10px 0;border-bottom:1px solid var(--line)}
 .list tr:last-child{border-bottom:0}

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from crashd.cli.show.htmlpage import FRAMES_MAX, LATEST, TOP, Page, policy, render, text
+from crashd.cli.show.htmlpage import FRAMES_MAX, LATEST, TOP, Page, label, policy, render, text
 from crashd.cli.show.htmlstyle import STYLE
 from crashd.domain.crash.tally import plan_timeline, tally
 from tests.unit.cli.rows import HOSTILE, NGINX, TIME_NS, doc_of, row_of
@@ -67,6 +67,22 @@ def test_render_no_unit_is_no_unit() -> None:
 
 def test_render_paths_may_break_between_names_only() -> None:
     assert "<code>/<wbr>usr/<wbr>sbin/<wbr>nginx</code>" in page_of([row_of()])
+
+
+def test_render_bars_of_paths_cut_the_directory_first() -> None:
+    found = '<span class="path"><span>/usr/sbin/</span><b>nginx</b></span>'
+    assert found in page_of([row_of()])
+    assert label("nginx.service") == "nginx.service"
+    assert label("/") == "/"
+    assert label("a/<b>") == '<span class="path"><span>a/</span><b>&lt;b&gt;</b></span>'
+
+
+def test_render_of_a_fault_has_the_stack_and_the_kernels_line() -> None:
+    frames = [{"function": "ngx_parse", "module": "/usr/sbin/nginx"}]
+    doc = doc_of() | {"frames": frames, "report": ["nginx[1234]: segfault at 0 ip 0"]}
+    page = page_of([row_of()], {0: doc})
+    assert "<b>ngx_parse</b>" in page
+    assert "<pre>nginx[1234]: segfault at 0 ip 0</pre>" in page
 
 
 def test_render_without_crashes_says_so() -> None:
