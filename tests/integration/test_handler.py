@@ -4,6 +4,7 @@ import os
 import select
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -36,11 +37,28 @@ DENSE = build_core(
 )
 
 
-@pytest.fixture(params=["native", "python"])
+@pytest.fixture(scope="module")
+def for_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native handler for arm64, as a program that runs it in QEMU's emulator."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("no compiler for arm64 or no emulator (gcc-aarch64-linux-gnu, qemu-user)")
+    directory = tmp_path_factory.mktemp("arm64")
+    made, program = directory / "handler", directory / "crashd-core"
+    options = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static-pie", "-fPIE"]
+    source = NATIVE.with_suffix(".c")
+    subprocess.run([compiler, *options, "-o", made, source], check=True)
+    program.write_text(f'#!/bin/sh\nexec {emulator} -0 "$0" {made} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(params=["native", "python", "arm64"])
 def paths(request: pytest.FixtureRequest, short_tmp: Path) -> Paths:
-    native = request.param == "native"
-    made = make_root(short_tmp, NATIVE if native else PYTHON_ONLY)
-    assert made.handler.read_bytes().startswith(b"\x7fELF" if native else b"#!")
+    built = {"native": NATIVE, "python": PYTHON_ONLY}.get(request.param)
+    made = make_root(short_tmp, built or request.getfixturevalue("for_arm64"))
+    start = made.handler.read_bytes()[:4]
+    assert start == b"\x7fELF" if request.param == "native" else start[:2] == b"#!"
     return made
 
 
