@@ -146,6 +146,7 @@ find_missing_of_system_tier() {
     need rustc have rustc
     need golang-go have go
     need php-cli have php
+    need ruby have ruby
     need prometheus have prometheus
     need systemd-container have systemd-nspawn
     need mmdebstrap have mmdebstrap

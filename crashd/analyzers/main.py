@@ -30,6 +30,7 @@ from crashd.analyzers.perlstack import PerlStacks
 from crashd.analyzers.phpstack import PhpStacks
 from crashd.analyzers.process_core import NativeFacts
 from crashd.analyzers.pythonstack import PythonStacks
+from crashd.analyzers.rubystack import RubyStacks
 from crashd.domain.cause.workerlines import OTHER_MARK, UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.modules import Module
@@ -38,7 +39,13 @@ from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, FormatError, UnsupportedError, reason_of
 
-ANALYZERS: tuple[type[Analyzer], ...] = (NativeFacts, PythonStacks, PhpStacks, PerlStacks)
+ANALYZERS: tuple[type[Analyzer], ...] = (
+    NativeFacts,
+    PythonStacks,
+    PhpStacks,
+    PerlStacks,
+    RubyStacks,
+)
 """In the order of their facts. Every analysis needs the first one. To support another language, add
 a module with a crashd.analyzers.script.ScriptStacks, its class here, and how to tell its own frames
 to crashd.domain.cause.languages.

@@ -10,12 +10,14 @@ because every byte comes from the crashed process.
 import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from struct import iter_unpack
 from typing import Any, ClassVar, Literal
 
 from crashd.analyzers.analyzer import Analyzer
+from crashd.analyzers.coreimage import PF_W, CoreImage
 from crashd.domain.elf.auxv import AT_EXECFN, AT_PHDR
 from crashd.domain.elf.dynsym import ReadAt, find_symbol
 from crashd.domain.elf.elfnotes import EM_X86_64
@@ -36,6 +38,10 @@ class UnreadableError(Exception):
 
 Symbol = Callable[[bytes], int]
 """Returns the address of a symbol that the interpreter must export."""
+
+
+class MissingError(UnreadableError):
+    """What was read as an address is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class Memory:
             raise UnreadableError("reading took too long")
         raw = self._read(address, size)
         if len(raw) < size:
-            raise UnreadableError(f"no memory at {address:#x}")
+            raise MissingError(f"no memory at {address:#x}")
         return raw
 
     def uint(self, address: int, size: int) -> int:
@@ -80,7 +86,7 @@ class Memory:
         """Read an address, aligned to four bytes; 0 for NULL."""
         value = self.uint(address, 8)
         if value & 3 or 0 < value < 4096:
-            raise UnreadableError(f"no pointer at {address:#x}")
+            raise MissingError(f"no pointer at {address:#x}")
         return value
 
     def text(self, address: int, size: int, limit: int) -> str:
@@ -95,6 +101,22 @@ class Memory:
         if not mark or not raw:
             raise UnreadableError(f"no text at {address:#x}")
         return _text(raw)
+
+
+def stack_words(image: CoreImage, starts: Iterable[int], limit: int) -> Iterator[int]:
+    """Yield the different words on stacks that may be addresses in writable memory, from each start
+    on up to `limit` bytes.
+    """
+    seen: set[int] = set()
+    for start in dict.fromkeys(starts):
+        raw = image.read(start & -8, limit)
+        for (word,) in iter_unpack("<Q", raw[: len(raw) & -8]):
+            if word & 7 or word in seen:
+                continue
+            seen.add(word)
+            segment = image.segment(word)
+            if segment is not None and segment.flags & PF_W:
+                yield word
 
 
 def _text(raw: bytes) -> str:
@@ -143,10 +165,13 @@ class ScriptStacks(Analyzer):
 
     @cached_property
     def _starts(self) -> list[int]:
+        """Where an interpreter is loaded; Ruby also maps its own files as data before it aborts."""
+        image = self.opened.image
         return [
             file.module.start
             for file in self.opened.files
             if self.modules.fullmatch(file.module.name.rpartition(b"/")[2])
+            and any(image.is_code(mapped.start) for mapped in file.module.files)
         ]
 
     def symbol(self, name: bytes) -> int:

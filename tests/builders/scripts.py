@@ -207,6 +207,106 @@ def perl_heap() -> PerlHeap:
     return heap
 
 
+RUBY_TID = 77
+
+
+@dataclass
+class RubyHeap(Heap):
+    """A Ruby thread, its execution context, and the VM stack."""
+
+    version: str = "3.1.2"
+
+    def __post_init__(self) -> None:
+        self.old = self.version.startswith("3.1")
+        self.symbols[b"ruby_version"] = self.put(self.version.encode() + b"\0")
+        self.thread, self.context = self.room(256), self.room(128)
+        native = self.room(64)
+        self.words(native, {24: RUBY_TID}, 4)
+        if self.old:
+            self.words(self.thread, {40: self.context})
+            self.words(self.thread, {88: RUBY_TID}, 4)
+        else:
+            self.words(self.thread, {48: self.context, 40: native})
+        stack = self.room(4096)
+        self.end = self.cfp = stack + 4096
+        self.words(self.context, {0: stack, 8: 512, 16: self.cfp, 48: self.thread})
+        self.frame_size = 64 if self.old else 56
+        self.call(self.code("<main>", "<main>", {0: 0}), 0)  # a thread's own frame
+
+    def string(self, text: str) -> int:
+        """Build a String: embedded if it is short."""
+        raw = text.encode()
+        at = self.room(64)
+        if len(raw) > 20:
+            self.words(at, {0: 5 | 0x2000, 16: len(raw), 24: self.put(raw)})
+        elif self.old:
+            self.words(at, {0: 5 | len(raw) << 14})
+            self.write(at + 16, raw)
+        else:
+            self.words(at, {0: 5, 16: len(raw)})
+            self.write(at + 24, raw)
+        return at
+
+    def code(self, label: str, path: str, lines: Mapping[int, int], size: int = 100) -> int:
+        """Build instructions; `lines` are their lines by position, ascending. Return the iseq."""
+        iseq, body = self.room(32), self.room(256)
+        self.words(iseq, {0: 0x1A | 7 << 12, 16: body})
+        paths = self.room(64)
+        self.words(paths, {0: 7 | 0x2000, 16: self.string(path), 24: self.string("/real")})
+        self.words(body, {4: size}, 4)
+        self.words(body, {8: self.room(8 * size), 64: paths, 80: self.string(label)})
+        entries = self.put(b"".join(line.to_bytes(12, "little") for line in lines.values()))
+        info = body + (120 if self.old else 112)
+        self.words(info, {0: entries, 24: self._ranks(list(lines), size)})
+        self.words(info, {16: len(lines)}, 4)
+        return iseq
+
+    def _ranks(self, positions: Sequence[int], size: int) -> int:
+        """Build a succ_index_table."""
+        table = self.room(48 + 80 * (size // 512 + 1))
+        for at in range(54):
+            rank = sum(position <= at for position in positions)
+            word = int.from_bytes(self.read(table + 8 * (at // 9), 8), "little")
+            self.words(table, {8 * (at // 9): word | rank << 7 * (at % 9)})
+        for number, first in enumerate(range(54, size, 512)):
+            block, ranks = table + 48 + 80 * number, 0
+            before = sum(position < first for position in positions)
+            self.words(block, {0: before}, 4)
+            for word in range(8):
+                start = first + 64 * word
+                inside = [p - start for p in positions if start <= p < start + 64]
+                self.words(block, {16 + 8 * word: sum(1 << bit for bit in inside)})
+                if word:
+                    count = sum(first <= position < start for position in positions)
+                    ranks |= count << 9 * (word - 1)
+            self.words(block, {8: ranks})
+        return table
+
+    def call(self, iseq: int, position: int, flags: int = 0) -> int:
+        """Push a control frame that has executed the instruction at `position`; return it."""
+        self.cfp -= self.frame_size
+        pc = 0
+        if iseq and position >= 0:
+            body = int.from_bytes(self.read(iseq + 16, 8), "little")
+            pc = int.from_bytes(self.read(body + 8, 8), "little") + 8 * (position + 1)
+        self.words(self.cfp, {0: pc, 16: iseq, 32: self.put(flags.to_bytes(8, "little"))})
+        self.words(self.context, {16: self.cfp})
+        return self.cfp
+
+
+def ruby_heap(version: str = "3.1.2") -> RubyHeap:
+    """Build a program that calls a C function with a block, which calls a long method."""
+    heap = RubyHeap(version=version)
+    main = heap.code("<main>", "/srv/a.rb", {0: 3, 7: 9, 20: 14})
+    heap.call(main, -1)  # not begun
+    heap.call(main, 19)
+    heap.call(0, 0, 0x80)
+    heap.call(heap.code("block in <main>", "/srv/a.rb", {0: 10}), 0)
+    lines = {0: 1, 60: 2, 130: 3, 700: 4, 701: 5}
+    heap.call(heap.code("step", "/srv/a/longer/path/job.rb", lines, size=800), 701)
+    return heap
+
+
 def heap_bytes(heap: Heap, names: Sequence[bytes]) -> bytes:
     """Pack a heap for the fuzzer: the symbols' addresses, then the memory that is used."""
     head = b"".join(heap.symbols[name].to_bytes(8, "little") for name in names)

@@ -2,11 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-from crashd.analyzers import perlstack, phpstack
+from crashd.analyzers import perlstack, phpstack, rubystack
 from crashd.analyzers.script import Memory, Symbol
 from crashd.domain.elf.dynsym import find_symbol
 from tests.builders.dynsym import START, build_exports
-from tests.builders.scripts import BASE, heap_bytes, perl_heap, php_heap
+from tests.builders.scripts import (
+    BASE,
+    RUBY_TID,
+    heap_bytes,
+    perl_heap,
+    php_heap,
+    ruby_heap,
+)
 
 _CPU_SECONDS = 0.5
 
@@ -59,3 +66,21 @@ perl = _reader(_PERL, perlstack.read_frames)
 def perl_seeds() -> Sequence[bytes]:
     """Return two stacks of contexts."""
     return [heap_bytes(perl_heap(), _PERL)]
+
+
+_RUBY = (b"ruby_version", b"context")
+
+
+def _ruby(memory: Memory, symbol: Symbol) -> object:
+    return rubystack.read_frames(memory, symbol, RUBY_TID, [symbol(b"context")])
+
+
+ruby = _reader(_RUBY, _ruby)
+
+
+def ruby_seeds() -> Sequence[bytes]:
+    """Return stacks of both layouts."""
+    heaps = [ruby_heap(version) for version in ("3.1.2", "3.3.8")]
+    for heap in heaps:
+        heap.symbols[b"context"] = heap.context
+    return [heap_bytes(heap, _RUBY) for heap in heaps]

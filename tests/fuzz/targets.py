@@ -304,6 +304,7 @@ TARGETS = (
     Target("exported symbols", scripts.exports, scripts.exports_seeds),
     Target("PHP stack", scripts.php, scripts.php_seeds, (UnreadableError,)),
     Target("Perl stack", scripts.perl, scripts.perl_seeds, (UnreadableError,)),
+    Target("Ruby stack", scripts.ruby, scripts.ruby_seeds, (UnreadableError,)),
     Target("kernel dump", _judge, _dumps),
     Target("compressed dump", _unwrap, _dumps),
     Target("vmlinux", _vmlinux, lambda: [Path("/proc/self/exe").read_bytes()[:9000]]),

@@ -19,7 +19,7 @@ __all__ = ["crasher"]
 class Script:
     """A script that crashes its interpreter."""
 
-    language: str
+    name: str
     interpreter: str
     text: str
     frames: tuple[tuple[str, int], ...]
@@ -27,7 +27,7 @@ class Script:
     title: str
 
     def __str__(self) -> str:
-        return self.interpreter
+        return self.name
 
 
 _PHP = """<?php
@@ -60,7 +60,39 @@ eval {
     } (2, 1);
 };
 """
+_RUBY = """require "fiddle"
+class Job
+  def step(n)
+    return step(n - 1) if n > 0
+    Fiddle::Pointer.new(8)[0]
+  end
+end
+def work
+  [1].each do |x|
+    Job.new.step(x)
+  end
+end
+
+work
+"""
 SCRIPTS = (
+    Script(
+        "ruby",
+        "ruby",
+        _RUBY,
+        (("step", 5), ("step", 4), ("block in work", 10), ("work", 9), ("<main>", 14)),
+        r"SIG(ABRT|SEGV) in ruby[\d.]*, step\(\) of script: NULL pointer read",
+    ),
+    Script(
+        "ruby, in a thread",
+        "ruby",
+        _RUBY.replace("\nwork\n", "\nThread.new { work }.join\n"),
+        (
+            *(("step", 5), ("step", 4), ("block in work", 10), ("work", 9)),
+            ("block in <main>", 14),
+        ),
+        r"SIG(ABRT|SEGV) in ruby[\d.]*, step\(\) of script: NULL pointer read",
+    ),
     Script(
         "perl",
         "perl",
@@ -97,7 +129,7 @@ def test_analyse_script_shows_its_frames(crasher: Crasher, script: Script, tmp_p
     assert analysis.facts is not None
     assert analysis.facts.problems == ()
     frames = analysis.facts.crashed_interpreted
-    assert {f.kind for f in frames} == {script.language}
+    assert {f.kind for f in frames} == {script.name.partition(",")[0]}
     assert tuple((f.function, f.line) for f in frames) == script.frames
     assert all((f.file or "").startswith(str(tmp_path / "script")) for f in frames)
     assert re.fullmatch(script.title, analysis.title or "")

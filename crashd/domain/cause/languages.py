@@ -49,6 +49,12 @@ LANGUAGES: Final[Mapping[str, Language]] = {
         re.compile(r"Perl_|PerlIO|perl_(run|construct|destruct|parse)$"),
         re.compile(r"/(share|lib|lib/[\w-]+)/perl(-base)?/5\.\d+[.\d]*/"),
     ),
+    "ruby": Language(
+        "Ruby",
+        re.compile(r"/(lib)?ruby(-?\d+\.\d+)?(\.so[.\d]*)?$|/ruby/\d+\.\d+\.\d+/"),
+        re.compile(r"(rb|ruby|vm)_|Init_"),
+        re.compile(r"/lib(64)?/ruby/\d+\.\d+\.\d+/|^<internal:"),
+    ),
 }
 """By the `kind` of a frame (crashd.domain.cause.analysis)."""
 _UNKNOWN = Language("?", _NEVER, _NEVER)

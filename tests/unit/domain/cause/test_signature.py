@@ -193,6 +193,12 @@ def test_significant_begins_with_an_extension_modules_own_functions() -> None:
         ("php", None, "/usr/bin/php8.2", "/usr/lib/php/20220829/memcached.so"),
         ("php", None, "/usr/lib/apache2/modules/libphp8.2.so", "/usr/lib/php/20220829/imagick.so"),
         (
+            "ruby",
+            "/usr/lib/ruby/3.1.0/fiddle/import.rb",
+            "/usr/lib/x86_64-linux-gnu/ruby/3.1.0/fiddle.so",
+            "/var/lib/gems/3.1.0/gems/pg-1.5/lib/pg_ext.so",
+        ),
+        (
             "perl",
             "/usr/share/perl/5.36/Carp.pm",
             "/usr/lib/x86_64-linux-gnu/perl-base/5.36/auto/List/Util/Util.so",
