@@ -67,6 +67,17 @@ class Shipper:
             self.process = None
 
 
+def is_all_sent(paths: Paths) -> bool:
+    """Return whether everything of a root is sent."""
+    with Index.open(paths.index, readonly=True) as index:
+        if not changes.is_watched(index) or changes.read_changes(index):
+            return False
+    outbox = sqlite3.connect(paths.outbox)  # where what was taken is, before it is dropped
+    with contextlib.closing(outbox):
+        tables = [f"SELECT 1 FROM {table}" for table in ("pending", "batch", "core")]
+        return outbox.execute(" UNION ALL ".join(tables)).fetchone() is None
+
+
 class Host:
     """A root with crashes in it, the shipping thread, and what it has counted."""
 
@@ -125,14 +136,8 @@ class Host:
             index.put(crashes)
 
     def is_idle(self) -> bool:
-        """Tell whether everything is sent."""
-        with Index.open(self.paths.index, readonly=True) as index:
-            if not changes.is_watched(index) or changes.read_changes(index):
-                return False
-        outbox = sqlite3.connect(self.paths.outbox)  # where what was taken is, before it is dropped
-        with contextlib.closing(outbox):
-            tables = [f"SELECT 1 FROM {table}" for table in ("pending", "batch", "core")]
-            return outbox.execute(" UNION ALL ".join(tables)).fetchone() is None
+        """Return whether everything is sent."""
+        return is_all_sent(self.paths)
 
     def metric(self, name: str, label: str) -> int:
         """Return the value of one metric with one label."""

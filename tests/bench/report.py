@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 MEMORY: Final = "crashd memory"
+SHIPPING: Final = "crashd shipping"
 STREAM: Final = "crashd stream"
 SOCKET: Final = "crashd socket"
 SYSTEMD: Final = "systemd-coredump"
 KERNEL: Final = "kernel to file"
 DRAIN: Final = "pipe to /dev/null"
-SIDES: Final = (MEMORY, STREAM, SOCKET, SYSTEMD, KERNEL, DRAIN)
+SIDES: Final = (MEMORY, SHIPPING, STREAM, SOCKET, SYSTEMD, KERNEL, DRAIN)
 
 HOLD: Final = "hold_seconds"
 LISTED: Final = "listed_seconds"

@@ -1,4 +1,7 @@
-"""Who catches the crashes. A side is started once, and activated before each of its runs."""
+"""Who catches the crashes. A side is started once, and activated before each of its runs.
+
+Over 400 lines, because it is one list.
+"""
 
 import contextlib
 import os
@@ -21,12 +24,14 @@ from crashd.errors import CrashdError
 from crashd.store import entry
 from crashd.store.index import Index
 from tests.bench.cases import UNLIMITED, Programs
-from tests.bench.report import DRAIN, KERNEL, MEMORY, SOCKET, STREAM, SYSTEMD
+from tests.bench.report import DRAIN, KERNEL, MEMORY, SHIPPING, SOCKET, STREAM, SYSTEMD
 from tests.bench.sysctls import Sysctls, read_sysctls
-from tests.running import Daemon
+from tests.running import Daemon, wait_until
+from tests.shipping import MACHINE_ID, Shipper, is_all_sent
 
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 60
+SENT_SECONDS: Final = 120
 MANY: Final = "1000"
 """kernel.core_pipe_limit where it is not to matter."""
 
@@ -113,11 +118,11 @@ class Side(ABC):
 class Crashd(Side):
     """A daemon of this checkout on a private root."""
 
-    def __init__(self, name: str, root: Path, mode: str, engine: str) -> None:
+    def __init__(self, name: str, root: Path, mode: str, engine: str, more: str = "") -> None:
         self.name = name
-        self._mode, self._engine = mode, engine
+        self._mode, self._engine, self._more = mode, engine, more
         self._capture = UNLIMITED
-        self._daemon = Daemon(root, config=build_config(mode, engine))
+        self._daemon = Daemon(root, config=build_config(mode, engine) + more)
         self._paths = self._daemon.paths
         self._index: Index | None = None
         self._away = False
@@ -160,7 +165,8 @@ class Crashd(Side):
         if capture == self._capture:
             return
         self._capture = capture
-        self._paths.config_file.write_text(build_config(self._mode, self._engine, capture))
+        config = build_config(self._mode, self._engine, capture) + self._more
+        self._paths.config_file.write_text(config)
         self._stop_daemon()
         self._start_daemon()
 
@@ -212,6 +218,39 @@ class Crashd(Side):
         for crash_id in entry.entry_ids(self._paths):
             entry.remove(self._paths, crash_id)
         self._opened().remove(self._opened().ids())
+
+
+class Shipping(Crashd):
+    """The same, while everything, cores included, is sent to a directory as its fleet's bucket."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self._bucket = root / "bucket"
+        more = f'[fleet]\nurl = "file://{self._bucket}"\ncores = "full"\nbandwidth = "infinity"\n'
+        more += "cores_per_signature = 1000\n"
+        super().__init__(name, root, "pipe", "auto", more)
+        self._shipper = Shipper(root)
+
+    def start(self) -> None:
+        """Start the shipper, and the daemon."""
+        self._bucket.mkdir(parents=True)
+        self._paths.runtime_dir.mkdir(parents=True, exist_ok=True)
+        self._paths.machine_id.parent.mkdir(parents=True, exist_ok=True)
+        self._paths.machine_id.write_text(f"{MACHINE_ID}\n")
+        try:
+            self._shipper.start()
+        except AssertionError as e:
+            raise NotAvailableError(last_line(self._shipper.root / "ship.log") or str(e)) from e
+        super().start()
+
+    def stop(self) -> None:
+        """End both."""
+        super().stop()
+        self._shipper.kill()
+
+    def clear(self) -> None:
+        """Remove every entry once it is sent: that of a removed one is not."""
+        wait_until(lambda: is_all_sent(self._paths), SENT_SECONDS, f"{self.name}: all is sent")
+        super().clear()
 
 
 def build_config(mode: str, engine: str, capture: str = UNLIMITED) -> str:
@@ -451,6 +490,7 @@ def make_sides(names: Sequence[str], scratch: Path, programs: Programs) -> list[
     """
     sides: list[Side] = [
         Crashd(MEMORY, scratch / "m", "pipe", "auto"),
+        Shipping(SHIPPING, scratch / "h"),
         Crashd(STREAM, scratch / "s", "pipe", "stream"),
         Crashd(SOCKET, scratch / "k", "socket", "auto"),
         SystemdCoredump(scratch / "systemd-coredump.log"),
