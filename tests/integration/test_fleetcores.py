@@ -1,8 +1,14 @@
 """Cores that `crashctl --fleet` fetches from a real S3 service: whole, and the parts of a stack."""
 
 import argparse
+import io
 import itertools
+import os
 import random
+import re
+import shlex
+import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,3 +146,35 @@ def test_core_that_is_gone_is_said(stored: Stored, tmp_path: Path) -> None:
         target = str(tmp_path / "found")
         status, _, err = crashctl(stored.fleet, "dump", stored.crash.id, "-o", target, *options)
         assert status == NotFoundError.exit_code and "has not arrived yet" in err
+
+
+def test_debug_mini_gives_a_debugger_the_stack(
+    stored: Stored, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is not installed")
+    words = ["-nx", "-batch", "-ex", "info registers rsp", "-ex", f"x/4xb {SP:#x}"]
+    options = [f"--debugger-arguments={shlex.join(words)}", "--debugger", "gdb"]
+    if os.geteuid() == 0:
+        options.append("--as-root")
+    for more in ([], ["--mini"]):
+        status, _, err = crashctl(stored.fleet, "debug", stored.crash.id, *options, *more)
+        out, noise = capfd.readouterr()
+        assert status == 0, err + noise
+        values = [int(word, 16) for word in re.findall(r"\t(0x[0-9a-f]{2})\b", out)]
+        assert bytes(values) == stored.stack[0x8000:0x8004], out + err + noise
+
+
+def test_bundle_of_a_fleets_core_holds_what_was_stored(stored: Stored, tmp_path: Path) -> None:
+    target = tmp_path / "bundle.tar.zst"
+    status, _, err = crashctl(stored.fleet, "bundle", stored.crash.id, "-o", str(target))
+    assert status == 0, err
+    data = io.BytesIO(zstandard.ZstdDecompressor().stream_reader(target.read_bytes()).read())
+    with tarfile.open(fileobj=data) as tar:
+        core, report = (tar.extractfile(name) for name in ("core.zst", "report.txt"))
+        assert core is not None and report is not None
+        reader = zstandard.ZstdDecompressor().stream_reader(core, read_across_frames=True)
+        assert reader.read() == stored.core
+        is_mini = len(stored.core) < 1 << 20
+        assert ("only a mini core" in err) == is_mini, err
+        assert ("kept: mini" in report.read().decode()) == is_mini

@@ -29,13 +29,13 @@ from typing import IO, Any
 
 from crashd.cli.context import Context
 from crashd.cli.open.crashfiles import FILE_MAX, find_files
-from crashd.cli.open.dump import open_stored
+from crashd.cli.open.dump import is_opened_mini, open_stored
 from crashd.cli.open.kerneldump import KernelDump, find_dump, open_file
 from crashd.cli.output import terminable
 from crashd.cli.progress import Progress, progress
 from crashd.cli.show.pages import render_info
 from crashd.cli.source import newest, open_source
-from crashd.domain.crash.model import from_json
+from crashd.domain.crash.model import Disposition, from_json
 from crashd.domain.elf.vmlinux import debug_package
 from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable
@@ -59,6 +59,8 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
         if row.get("kind") == "kernel":
             return _bundle_kernel(context, target, doc, force=arguments.force)
         stored = open_stored(context, source, row)
+        if is_opened_mini(source):  # who opens the bundle elsewhere knows only what it says
+            doc["capture"] = {**(doc.get("capture") or {}), "disposition": Disposition.MINI.value}
         try:
             with terminable(), progress(context, "packing", sizes=True) as shown:
                 count = _write(

@@ -95,8 +95,7 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
     """
     fd = open_stored(context, source, row)
     try:
-        is_mini = isinstance(source, MiniSource) and source.opened_mini
-        size_bytes = 0 if is_mini else (row.get("core") or {}).get("size_bytes") or 0
+        size_bytes = 0 if is_opened_mini(source) else (row.get("core") or {}).get("size_bytes") or 0
         with progress(context, "unpacking", sizes=True) as shown:
             chunks = _checked(read_core(fd, size_bytes or None), row["id"])
             yield _counted(chunks, shown, size_bytes)
@@ -105,7 +104,8 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
 
 
 def open_stored(context: Context, source: Source, row: dict[str, Any]) -> int:
-    """Open the stored core of a crash; warn if it is truncated. The caller owns the descriptor.
+    """Open the stored core of a crash; warn if it is truncated, or less than its record says. The
+    caller owns the descriptor.
 
     Raises:
         NotFoundError: there is no core; the message says why.
@@ -123,7 +123,14 @@ def open_stored(context: Context, source: Source, row: dict[str, Any]) -> int:
             f"the core of {crash_id} is truncated"
             + (f": {printable(str(reason))}" if reason else "")
         )
+    if is_opened_mini(source) and not (context.fleet and context.fleet.mini):
+        context.warn(f"its host has sent only a mini core of {crash_id}: stacks, and no heap")
     return fd
+
+
+def is_opened_mini(source: Source) -> bool:
+    """Return whether the core that was opened last is a mini core, whatever its record says."""
+    return isinstance(source, MiniSource) and source.opened_mini
 
 
 def _counted(chunks: Iterator[bytes], shown: Progress, total: int) -> Iterator[bytes]:
