@@ -6,6 +6,7 @@ Where the tools are not installed, they are taken out of Debian's packages.
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,30 @@ def test_apparmor_profile_is_parsed(tools: Path) -> None:
     base = tools / "etc/apparmor.d"
     options = ["--base", base] if base.is_dir() else []
     run(tools, "apparmor_parser", "-Q", "--skip-kernel-load", "--skip-cache", *options, PROFILE)
+
+
+def test_apparmor_profile_has_every_path_of_the_handlers() -> None:
+    rules = re.findall(r"^  (/\S+) ([a-z]+),$", PROFILE.read_text(), re.MULTILINE)
+    sources = [ROOT / "crashd/native/crashd-core.c", ROOT / "crashd/corehandler.py"]
+    found = {word for file in sources for word in re.findall(r'"(/[a-z][^"]*)"', file.read_text())}
+    found |= {"/usr/libexec/crashd-core.py", "/usr/bin/python3", "/var/lib/crashd/spool/x.core"}
+    assert {"/dev/kmsg", "/run/crashd/handoff.sock", "/etc/subuid"} <= found
+    for path in found:
+        ways = [way for rule, way in rules if fnmatch(path, rule) or path == rule.rstrip("/")]
+        assert ways, path
+        if path.startswith(("/dev/", "/run/")):
+            assert any("w" in way for way in ways), path
+    assert {"m", "r"} <= set("".join(way for rule, way in rules if rule.endswith("crashd-core")))
+
+
+def test_selinux_module_has_what_the_handlers_write() -> None:
+    rules = (SELINUX / "crashd.te").read_text()
+    assert re.search(
+        r"^allow crashd_core_t kmsg_device_t:chr_file .*\bwrite\b", rules, re.MULTILINE
+    )
+    assert re.search(
+        r"^allow crashd_core_t crashd_runtime_t:sock_file .*write", rules, re.MULTILINE
+    )
 
 
 def test_labels_and_interfaces_name_types_of_the_module() -> None:
