@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CANDIDATES_MAX = 5
 COUNTED_MAX = 1000
 """Matches that are counted when only the newest is used."""
+_OF_DIRECTORY = "--directory is for a copy of /var/lib/crashd, with crashes and index.sqlite"
 
 
 class Source(Protocol):
@@ -219,12 +220,15 @@ def open_direct(context: Context, *, writable: bool = False) -> DirectSource:
         PermissionDeniedError: the caller is neither root nor the owner of the store.
         UnavailableError: there is no store or index, or it cannot be read.
     """
+    given = context.state is not None  # by --directory: no crashd will make anything there
+    if given and not os.path.isdir(context.state_dir):
+        raise UnavailableError(f"no store in {context.state_dir}", hint=_OF_DIRECTORY)
     if not can_read_store(context.state_dir):
         require_store(context.paths)
     if not os.path.exists(context.index_file):
         raise UnavailableError(
             f"the store {context.state_dir} has no index",
-            hint="create it with crashctl reindex, or start crashd",
+            hint=_OF_DIRECTORY if given else "create it with crashctl reindex, or start crashd",
         )
     return DirectSource(context, writable=writable)
 

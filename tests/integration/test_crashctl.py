@@ -372,7 +372,11 @@ def test_directory_and_file_are_other_places_to_read(store: Store, tmp_path: Pat
     state = str(store.paths.state_dir)
     assert elsewhere.run("list", "-D", state).stdout == store.run("list").stdout
     assert store.ids["new"] in elsewhere.run("info", "-D", state).stdout
-    assert elsewhere.run("list", "-D", str(tmp_path)).returncode == 4
+    for wrong in (tmp_path, tmp_path / "nope"):
+        done = elsewhere.run("list", "-D", str(wrong))
+        assert done.returncode == 4
+        assert "a copy of /var/lib/crashd" in done.stderr
+        assert "start" not in done.stderr
     pattern = f"{state}/index.sql*e"
     assert elsewhere.run("list", "--file", pattern).stdout == store.run("list").stdout
     done = elsewhere.run("info", "--file", pattern, "1003")
