@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from crashd.domain.crash.match import Query
-from crashd.domain.crash.model import LIST_KEYS, from_json, time_text, to_json
+from crashd.domain.crash.model import BYTES_KEYS, LIST_KEYS, from_json, time_text, to_json
 from crashd.domain.crash.tally import NO_NAME, NO_UNIT, Group, Tally, Timeline
 from crashd.edge.fleet.reader import Reader
 from crashd.errors import FormatError, NotFoundError
@@ -26,6 +26,19 @@ FLEET_KEYS = (*LIST_KEYS, "host", "labels")
 ROWS_MAX = 100_000
 """Crashes of one listing without -n."""
 _NEWEST = "c.time DESC, c.id DESC"
+_SMALL_BYTES = 4 << 10
+"""A record that takes so little, packed, is fetched whole: choosing keys takes longer."""
+_VALUE_BYTES = 256 << 10
+"""A value of a record that is larger is not in listings: some megabytes of brackets, of a hostile
+host, are a hundred in memory.
+"""
+_OF_LISTING = (
+    f"CASE WHEN pg_column_size(c.doc) <= {_SMALL_BYTES} THEN c.doc ELSE ("
+    "SELECT jsonb_object_agg(d.key, d.value) FROM jsonb_each(c.doc) d WHERE d.key = ANY(%s)"
+    f" AND pg_column_size(d.value) <= {_VALUE_BYTES}) END"
+)
+_NEEDED = [*LIST_KEYS, "schema", "time_ns", "argv"]
+_NEEDED += [f"{key}_base64" for key in _NEEDED if key in BYTES_KEYS]
 
 
 EVERYWHERE = Scope()
@@ -44,11 +57,11 @@ class Questions:
             limit = ROWS_MAX if query.limit is None else min(query.limit, ROWS_MAX)
             sql, values = where(self._conditions(query))
             rows = self._db.execute(
-                f"SELECT c.doc, h.host, l.labels, s.count FROM crash c"
+                f"SELECT {_OF_LISTING}, h.host, l.labels, s.count FROM crash c"
                 " JOIN host h ON h.number = c.host LEFT JOIN labelset l ON l.number = c.labels"
                 f" LEFT JOIN signature s ON s.number = c.signature {sql} ORDER BY {_NEWEST}"
                 " LIMIT %s",
-                [*values, limit],
+                [_NEEDED, *values, limit],
             ).fetchall()
         found = [_listed(*row) for row in rows]
         return found[::-1] if query.reverse else found

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import random
 import re
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from crashd import __version__
 from crashd.cli.main import main
 from crashd.edge.fleet.metrics import FleetMetrics
+from crashd.fleet.questions import FLEET_KEYS
 from tests import postgres
 from tests.fleet.simulate import Plan, simulated_host, write_fleet
 from tests.integration.fleetindex import (
@@ -222,6 +224,24 @@ def test_hostile_record_cannot_drive_a_terminal_or_break_a_page(fleet: FleetInde
         assert status == 0, err
         assert ("\x1b" not in out and "owned" in out) or words[0] in ("stats", "top", "list")
         assert "\x1b" not in out and "\x1b" not in err
+
+
+def test_list_of_large_record_has_what_info_has_but_for_a_huge_value(fleet: FleetIndex) -> None:
+    large = make_crash(
+        1,
+        comm=b"a\xff",
+        argv=(b"/bin/a", b"\xfe"),
+        maps=random.Random(1).randbytes(20_000).hex().encode(),
+        kernel={"panic_kind": "oops"},
+    )
+    hostile = make_crash(1, age_s=50, kernel={"x": "BRACKETS"})
+    brackets = b"[" + b"[]," * 200_000 + b"1]"
+    fleet.put(1, make_line(large), make_line(hostile).replace(b'"BRACKETS"', brackets))
+    fleet.index()
+    first, second = ask(fleet, "list")
+    of_info = ask(fleet, "info", large.id)
+    assert first == {key: of_info[key] for key in FLEET_KEYS} and "\\xfe" in first["cmdline"]
+    assert (second["id"], second["kernel"], second["exe"]) == (hostile.id, None, "/usr/sbin/nginx")
 
 
 # -- pictures --------------------------------------------------------------------------------------
