@@ -1,7 +1,7 @@
 """The base class of all analyzers, and the opened core that they read.
 
 An analyzer reads one kind of facts from a core: the native stacks, or the stacks of one interpreted
-language. Each is a class, listed in crashd.analyzers.main, with three steps:
+language. Each is a class, listed in crashd.analyzers.languages, with three steps:
 
     applies   whether this core has what the analyzer reads
     prepare   before the seal: import what facts() needs, and return the space that it takes

@@ -26,11 +26,7 @@ from functools import partial
 from typing import Any
 
 from crashd.analyzers.analyzer import PROBLEMS_MAX, Analyzer, OpenedCore, open_cores
-from crashd.analyzers.perlstack import PerlStacks
-from crashd.analyzers.phpstack import PhpStacks
-from crashd.analyzers.process_core import NativeFacts
-from crashd.analyzers.pythonstack import PythonStacks
-from crashd.analyzers.rubystack import RubyStacks
+from crashd.analyzers.languages import analyzers_of
 from crashd.domain.cause.workerlines import OTHER_MARK, UNSEALED_STATUS
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.elf.modules import Module
@@ -39,17 +35,6 @@ from crashd.edge.sandbox.modulefiles import ModuleFile, open_modules
 from crashd.edge.sandbox.workerlink import FILES_MAX
 from crashd.errors import CrashdError, FormatError, UnsupportedError, reason_of
 
-ANALYZERS: tuple[type[Analyzer], ...] = (
-    NativeFacts,
-    PythonStacks,
-    PhpStacks,
-    PerlStacks,
-    RubyStacks,
-)
-"""In the order of their facts. Every analysis needs the first one. To support another language, add
-a module with a crashd.analyzers.script.ScriptStacks, its class here, and how to tell its own frames
-to crashd.domain.cause.languages.
-"""
 REQUEST_MAX = 16 << 20
 OUTPUT_MAX = (4 << 20) - 4096  # room for the lines that say what went wrong
 _END_BYTES = 200
@@ -185,7 +170,7 @@ def _prepare(opened: OpenedCore, memory_bytes: int) -> tuple[list[Analyzer], int
     chosen: list[Analyzer] = []
     problems: list[str] = []
     scratch = 0
-    for kind in ANALYZERS:
+    for kind in analyzers_of(opened):
         analyzer = kind(opened)
         if not analyzer.applies():
             continue

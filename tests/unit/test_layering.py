@@ -272,6 +272,8 @@ LIGHT = {
     "crashd.daemon.after.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
     "crashd.analyzers.main": (
         "crashd.domain.crash.model",
+        "crashd.analyzers.pythonstack",
+        "crashd.analyzers.script",
         "crashd.analyzers.unwind386",
         "hashlib",
         "pystack",

@@ -86,7 +86,7 @@ def test_print_facts_too_long_says_so(printed: list[dict[str, Any]]) -> None:
 
 
 def test_prepare_leaves_out_what_does_not_apply_or_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "ANALYZERS", (First, Absent, Large, Large))
+    monkeypatch.setattr(program, "analyzers_of", lambda _: [First, Absent, Large, Large])
     chosen, scratch, problems = program._prepare(OPENED, 1500)
     assert [a.name for a in chosen] == ["first", "large"]
     assert scratch == 1000
