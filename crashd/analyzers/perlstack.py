@@ -9,8 +9,8 @@ The version is in PL_revision and PL_version, and PL_interp_size shows that the 
 built as the table expects. PL_curinterp is the first thread's interpreter; programs that embed Perl
 may have several in that thread, and do not say which one runs, so they have no stack here.
 
-Source: intrpvar.h, cop.h, cv.h, gv.h, hv.h and sv.h of Perl 5.36.0 and 5.40.1 (libperl-dev of
-Debian), built with threads for 64 bits.
+Source: intrpvar.h, cop.h, cv.h, gv.h, hv.h and sv.h of Perl 5.36.0, 5.40.1 and 5.42.3 (as Debian's
+packages install them), built with threads for 64 bits.
 """
 
 import re
@@ -28,7 +28,7 @@ from crashd.analyzers.script import (
     UnreadableError,
 )
 
-_INTERPRETER_SIZES = {(5, 36): 3768, (5, 40): 3768}
+_INTERPRETER_SIZES = {(5, 36): 3768, (5, 40): 3768, (5, 42): 3768}
 _CURCOP, _CURSTACKINFO = 208, 224  # struct interpreter
 _COP_LINE, _COP_FILE = 36, 48
 _SI_CXSTACK, _SI_PREV, _SI_CXIX, _SI_CXMAX = 8, 16, 32, 36  # PERL_SI
@@ -40,7 +40,7 @@ _STACKS_MAX = 256
 _SV_FLAGS, _SV_TYPE = 12, 0xFF
 _SVT_PVGV, _SVT_PVHV, _SVT_PVCV = 9, 12, 13
 _HAS_NAME = 0x0200_0000
-"""SVf_OOK of 5.36, SVphv_HasAUX of 5.40: the hash has a body with a name."""
+"""SVf_OOK of 5.36, SVphv_HasAUX since then: the hash has a body with a name."""
 _XPVCV_NAME, _XPVCV_FLAGS, _CV_NAMED, _XPVCV_STASH = 56, 92, 0x8000, 32
 _XPVGV_NAME, _XPVGV_STASH = 32, 40
 _XPVHV_NAME, _XPVHV_NAME_COUNT = 32, 60

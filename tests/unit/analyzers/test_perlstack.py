@@ -21,6 +21,13 @@ def test_read_frames_through_several_stacks() -> None:
     assert not cut
 
 
+@pytest.mark.parametrize("minor", [36, 40, 42])
+def test_read_frames_of_each_version(minor: int) -> None:
+    heap = PerlHeap(version=(5, minor))
+    heap.at("/srv/a.pl", 3)
+    assert read(heap) == ([ScriptFrame("(main)", "/srv/a.pl", 3)], False)
+
+
 def test_read_frames_of_an_evaluated_string_is_a_frame() -> None:
     heap = PerlHeap()
     heap.at("/srv/a.pl", 3)

@@ -154,6 +154,14 @@ def test_render_info_numbers_python_frames_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("php", "PHP"), ("perl", "Perl"), ("ruby", "Ruby"), ("x", "X")]
+)
+def test_render_info_names_the_language(kind: str, name: str) -> None:
+    lines = page(doc_of(frames=({"kind": kind, "function": "f", "file": "a", "line": 3},)))
+    assert f"{name} stack of the crashed thread:" in lines
+
+
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_render_info_breaks_stacks_and_warnings_between_words(width: int) -> None:
     frame = {"function": "std::map<int, long>::at(int const&)", "module": "/usr/lib/libx.so.1"}
