@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests import postgres
@@ -47,35 +48,33 @@ def main() -> int:
 
 def measure(
     plan: Plan, indexers: int, parent: str, lag_seconds: float, poll: str = "5s"
-) -> list[Figure]:
-    """Simulate, index and ask; return the table."""
+) -> Iterator[Figure]:
+    """Simulate, index and ask; yield the lines of the table as they are known: a run of a million
+    takes a quarter of an hour, and the last figure must not take the others with it.
+    """
     settings = (*postgres.QUICK[:-1], *postgres.LARGE)
-    found: list[Figure] = []
     with (
         tempfile.TemporaryDirectory(prefix="crashd-fleet-", dir=parent) as directory,
         postgres.running(settings, parent) as server,
     ):
         bucket = Path(directory)
         written = write_fleet(plan, bucket)
-        found.append(Figure("hosts, crashes", f"{plan.hosts}, {written.crashes}"))
-        found.append(Figure("records, objects", f"{written.records}, {written.objects}"))
+        yield Figure("hosts, crashes", f"{plan.hosts}, {written.crashes}")
+        yield Figure("records, objects", f"{written.records}, {written.objects}")
         size = f"{written.size_bytes / max(1, written.records):.0f}"
-        found.append(Figure("bytes of the bucket for each record", size))
+        yield Figure("bytes of the bucket for each record", size)
         dsn = server.dsn()
         init = [*INDEX, "init", "--dsn", dsn, "--url", f"file://{bucket}"]
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
         seconds = run_indexers(dsn, indexers)
         rate = f"{written.records / seconds:.0f}"
-        found.append(Figure(f"records a second, {indexers} indexer(s)", rate, ">= 5000"))
+        yield Figure(f"records a second, {indexers} indexer(s)", rate, ">= 5000")
         check(dsn, written)
         server_bytes = _used(server.directory)
-        found.append(
-            Figure("bytes of PostgreSQL for each crash", str(server_bytes // plan.crashes))
-        )
-        found += ask_server(dsn, plan)
-        found += ask_command(dsn)
-        found.append(measure_lag(dsn, Live(plan, bucket), plan.hosts, lag_seconds, poll))
-    return found
+        yield Figure("bytes of PostgreSQL for each crash", str(server_bytes // plan.crashes))
+        yield from ask_server(dsn, plan)
+        yield from ask_command(dsn)
+        yield measure_lag(dsn, Live(plan, bucket), plan.hosts, lag_seconds, poll)
 
 
 def _used(directory: Path) -> int:

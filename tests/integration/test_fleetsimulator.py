@@ -14,7 +14,7 @@ from tests.integration.fleetindex import why_no_postgres
 def test_simulated_fleet_is_indexed_and_asked_in_time() -> None:
     # 25 s alone on two cores; the figures themselves are for a quiet machine and full size
     plan = Plan(100, 20_000, end_ns=time.time_ns())
-    found = measure(plan, indexers=2, parent="/tmp", lag_seconds=1, poll="200ms")
+    found = list(measure(plan, indexers=2, parent="/tmp", lag_seconds=1, poll="200ms"))
     table = {figure.what: figure.value for figure in found}
     assert table["hosts, crashes"] == "100, 20000"
     slow = {what: value for what, value in table.items() if "server, p95" in what}
