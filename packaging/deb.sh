@@ -50,4 +50,5 @@ chmod 644 "$tree/DEBIAN/md5sums" "$tree/DEBIAN/conffiles" "$tree/DEBIAN/control"
 find "$tree" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 deb=$out/crashd_${deb_version}_$architecture.deb
 quietly dpkg-deb --root-owner-group -Zxz "-z$XZ_LEVEL" --build "$tree" "$deb" || refuse "dpkg-deb failed"
+give_back "$out"
 printf '%s\n' "$deb"

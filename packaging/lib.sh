@@ -220,7 +220,18 @@ build_environment() {
         printf '%s\n' "$stamp" >"$environment/stamp"
     fi
     build_handler
+    give_back "$environment" "$here/crashd/native"
     exec 8<&-
+}
+
+# What root makes in a user's clone is the user's, who goes on there without root.
+give_back() {
+    [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$here")" -ne 0 ] || return 0
+    for made in "$@"; do
+        case $(realpath "$made") in
+        "$here"/*) chown -R --no-dereference --reference="$here" "$made" || refuse "cannot give $made to the clone's owner" ;;
+        esac
+    done
 }
 
 # Build the native crash-time handler beside its source. It is static if the machine has a static libc, so that a

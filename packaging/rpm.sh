@@ -38,3 +38,4 @@ for rpm in "$work"/rpm/RPMS/*/*.rpm; do
     mv "$rpm" "$out/${rpm##*/}"
     printf '%s\n' "$out/${rpm##*/}"
 done
+give_back "$out"

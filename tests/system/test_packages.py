@@ -58,6 +58,20 @@ def test_rpm_has_the_debian_packages_files(rpm: Path, deb: Path) -> None:
     assert {name.rstrip("/") for name in ours} - theirs <= {n.rstrip("/") for n in names}
 
 
+def test_what_root_builds_in_a_users_clone_is_the_users(tmp_path: Path) -> None:
+    clone, other = tmp_path / "clone", tmp_path / "other"
+    (clone / "dist").mkdir(parents=True)
+    (clone / "dist/crashd.deb").touch()
+    other.mkdir()
+    (clone / "dist/link").symlink_to(other)
+    os.chown(clone, 12345, 12345)
+    script = '. "$0/packaging/lib.sh"; give_back "$here/dist" "$1"'
+    run("env", "program=x", f"here={clone}", "sh", "-c", script, REPOSITORY, other)
+    owners = {path.name: path.lstat().st_uid for path in (clone / "dist").iterdir()}
+    assert owners == {"crashd.deb": 12345, "link": 12345}
+    assert other.stat().st_uid == os.geteuid()
+
+
 def test_package_is_small_and_lists_what_it_brings(deb: Path, tmp_path: Path) -> None:
     run("dpkg-deb", "-x", deb, tmp_path)
     bundles = tmp_path / "usr/lib/crashd"
