@@ -34,12 +34,20 @@ SETTINGS = (PATTERN, PIPE_LIMIT, SUID_DUMPABLE)
 def read_settings(proc: Path) -> dict[str, Setting]:
     """Read the sysctls that a crash collector sets."""
     found = {}
+    is_fixed = _is_read_only(proc / "sys")
     for name in SETTINGS:
         try:
-            found[name] = Setting(value=sysctl.read(name, proc))
+            found[name] = Setting(value=sysctl.read(name, proc), is_fixed=is_fixed)
         except CrashdError as e:
             found[name] = Setting(error=str(e))
     return found
+
+
+def _is_read_only(directory: Path) -> bool:
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def read_handler(paths: Paths) -> HandlerFacts:

@@ -109,6 +109,12 @@ class Setting:
 
     value: str | None = None
     error: str | None = None
+    is_fixed: bool = False
+    """Whether not even root can change it here: /proc/sys is read-only, as in containers."""
+
+    def cure(self, command: str) -> str:
+        """Return what sets it: a command, and where to run it."""
+        return f"{command}, on the host: this container cannot" if self.is_fixed else command
 
     @property
     def number(self) -> int | None:
@@ -187,7 +193,7 @@ def check_core_pattern(setting: Setting, handler: str) -> Check:
         return passed(name, setting.value)
     other = handler_of(setting.value)
     owner = f"crashes go to {other}" if other else f"{setting.value!r} is not crashd's"
-    return failed(name, owner, "crashctl install")
+    return failed(name, owner, setting.cure("crashctl install"))
 
 
 def check_handler(facts: HandlerFacts) -> Check:
@@ -231,7 +237,7 @@ def check_pipe_limit(setting: Setting) -> Check:
         return failed(name, setting.error or f"is {setting.value!r}", "crashctl install")
     if setting.number == 0:
         text = "0: a crashed process is gone before crashd can read it"
-        return failed(name, text, "crashctl install")
+        return failed(name, text, setting.cure("crashctl install"))
     return passed(name, f"{setting.number} crashes at the same time")
 
 
@@ -240,7 +246,7 @@ def check_suid_dumpable(setting: Setting) -> Check:
     name = "suid_dumpable"
     if setting.number is None:
         return failed(name, setting.error or f"is {setting.value!r}", "crashctl install")
-    hint = "sysctl fs.suid_dumpable=2"
+    hint = setting.cure("sysctl fs.suid_dumpable=2")
     match setting.number:
         case 2:
             return passed(name, "2: set-user-ID programs dump, for root only")

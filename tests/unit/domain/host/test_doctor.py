@@ -54,6 +54,15 @@ def expect(found: Check, level: str, text: str, hint: str = "") -> None:
     assert (found.hint is not None) == (found.level is not Level.OK)
 
 
+def test_checks_in_a_container_send_to_the_host() -> None:
+    for check in (
+        doctor.check_core_pattern(Setting("core", is_fixed=True), HANDLER),
+        doctor.check_pipe_limit(Setting("0", is_fixed=True)),
+        doctor.check_suid_dumpable(Setting("0", is_fixed=True)),
+    ):
+        assert (check.hint or "").endswith("on the host: this container cannot")
+
+
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
