@@ -10,7 +10,7 @@ built as the table expects. PL_curinterp is the first thread's interpreter; prog
 may have several in that thread, and do not say which one runs, so they have no stack here.
 
 Source: intrpvar.h, cop.h, cv.h, gv.h, hv.h and sv.h of Perl 5.36.0, 5.40.1 and 5.42.3 (as Debian's
-packages install them), built with threads for 64 bits.
+packages install them) and 5.38.2 (Ubuntu 24.04), built with threads for 64 bits.
 """
 
 import re
@@ -28,7 +28,7 @@ from crashd.analyzers.script import (
     UnreadableError,
 )
 
-_INTERPRETER_SIZES = {(5, 36): 3768, (5, 40): 3768, (5, 42): 3768}
+_INTERPRETER_SIZES = {(5, 36): 3768, (5, 38): 3896, (5, 40): 3768, (5, 42): 3768}
 _CURCOP, _CURSTACKINFO = 208, 224  # struct interpreter
 _COP_LINE, _COP_FILE = 36, 48
 _SI_CXSTACK, _SI_PREV, _SI_CXIX, _SI_CXMAX = 8, 16, 32, 36  # PERL_SI

@@ -9,7 +9,7 @@ executor_globals changes between security updates of one version, so it says not
 threads (ZTS) keep these globals elsewhere and export no executor_globals.
 
 Source: Zend/zend_globals.h, zend_compile.h, zend_types.h, zend_string.h of PHP 8.2.36 and 8.4.27
-(php8.2-dev, php8.4-dev of Debian), all for 64-bit.
+(php8.2-dev, php8.4-dev of Debian) and 8.3.6 (php8.3-dev of Ubuntu 24.04), all for 64-bit.
 """
 
 import re
@@ -50,7 +50,11 @@ class _Layout:
     filename: int
 
 
-_LAYOUTS = {"8.2": _Layout(80, 88, 152), "8.4": _Layout(96, 104, 168)}
+_LAYOUTS = {
+    "8.2": _Layout(80, 88, 152),
+    "8.3": _Layout(76, 80, 144),
+    "8.4": _Layout(96, 104, 168),
+}
 
 
 class PhpStacks(ScriptStacks):

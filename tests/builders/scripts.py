@@ -90,9 +90,10 @@ class PhpHeap(Heap):
 
     def call(self, name: str | None, file: str, line: int, scope: str = "", kind: int = 2) -> int:
         """Push a call; return its zend_execute_data."""
-        last, opcodes, filename = (
-            (96, 104, 168) if self.version.startswith("8.4") else (80, 88, 152)
-        )
+        last, opcodes, filename = {
+            "8.3": (76, 80, 144),
+            "8.4": (96, 104, 168),
+        }.get(self.version[:3], (80, 88, 152))
         function, operation, call = self.room(256), self.room(64), self.room(96)
         self.words(operation, {32 + 24: line}, 4)
         self.words(function, {0: kind}, 1)
@@ -124,9 +125,10 @@ class PerlHeap(Heap):
     """Perl's interpreter, and its stacks of contexts."""
 
     version: tuple[int, int] = (5, 36)
-    size: int = 3768
+    size: int = 0
 
     def __post_init__(self) -> None:
+        self.size = self.size or (3896 if self.version == (5, 38) else 3768)
         self.symbols[b"PL_revision"] = self.put(bytes([self.version[0]]))
         self.symbols[b"PL_version"] = self.put(bytes([self.version[1]]))
         self.symbols[b"PL_interp_size"] = self.put(self.size.to_bytes(2, "little"))

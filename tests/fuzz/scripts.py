@@ -55,8 +55,8 @@ php = _reader(_PHP, phpstack.read_frames)
 
 
 def php_seeds() -> Sequence[bytes]:
-    """Return stacks of both layouts."""
-    return [heap_bytes(php_heap(version), _PHP) for version in ("8.2.36", "8.4.27")]
+    """Return stacks of all layouts."""
+    return [heap_bytes(php_heap(version), _PHP) for version in ("8.2.36", "8.3.6", "8.4.27")]
 
 
 _PERL = (b"PL_curinterp", b"PL_revision", b"PL_version", b"PL_interp_size")

@@ -21,7 +21,7 @@ def test_read_frames_through_several_stacks() -> None:
     assert not cut
 
 
-@pytest.mark.parametrize("minor", [36, 40, 42])
+@pytest.mark.parametrize("minor", [36, 38, 40, 42])
 def test_read_frames_of_each_version(minor: int) -> None:
     heap = PerlHeap(version=(5, minor))
     heap.at("/srv/a.pl", 3)

@@ -11,7 +11,7 @@ def read(heap: PhpHeap) -> tuple[list[ScriptFrame], bool]:
     return read_frames(heap.memory, heap.symbol)
 
 
-@pytest.mark.parametrize("version", ["8.2.36", "8.4.27", "8.4.0RC1-dev"])
+@pytest.mark.parametrize("version", ["8.2.36", "8.3.6", "8.4.27", "8.4.0RC1-dev"])
 def test_read_frames_of_scripts(version: str) -> None:
     frames, cut = read(php_heap(version))
     assert frames == [
@@ -21,7 +21,7 @@ def test_read_frames_of_scripts(version: str) -> None:
     assert not cut
 
 
-@pytest.mark.parametrize("version", ["8.3.1", "7.4.33", "9.0.0", "8", "x", "8.2", ""])
+@pytest.mark.parametrize("version", ["8.1.2", "8.5.0", "7.4.33", "9.0.0", "8", "x", "8.2", ""])
 def test_read_frames_of_an_unknown_version_is_refused(version: str) -> None:
     with pytest.raises(UnreadableError):
         read(php_heap(version))
