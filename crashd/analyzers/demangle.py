@@ -18,6 +18,7 @@ _RUST_ESCAPES = {
     "$C$": ",", "..": "::",
 }  # fmt: skip
 _D_LENGTH = re.compile(r"[1-9]\d{0,3}")
+_PASCAL = "_$$_"
 _RUST_CODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
 
 
@@ -49,6 +50,8 @@ class Demangler:
             return _rust_v0(symbol)
         if symbol.startswith("_D"):
             return _d_name(symbol)
+        if _PASCAL in symbol:
+            return _pascal_name(symbol)
         if not symbol.startswith("_Z"):
             return symbol
         # A dot may begin a compiler's suffix, or be part of it: `vtable.shim`, a coroutine's frame.
@@ -91,6 +94,15 @@ def _d_name(symbol: str) -> str:
             return symbol
         parts.append(part)
     return ".".join(parts) or symbol
+
+
+def _pascal_name(symbol: str) -> str:
+    """Return unit and name in a symbol of Free Pascal: `UNIT_$$_NAME$ARGUMENTS$$RESULT`, where
+    `P$` marks a program; nested procedures have several units.
+    """
+    *units, name = symbol.removeprefix("P$").removesuffix("$").split(_PASCAL)
+    parts = [*units, name.partition("$")[0]]
+    return ".".join(parts) if all(part.isidentifier() for part in parts) else symbol
 
 
 def _rust_v0(symbol: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 _CALLERS = 8
 _NAME = "operator()"
+_CLANGS = "(lambda at "
+"""As clang names a type that has no name, by its place."""
 _OWNER = re.compile(
     r"(?P<owner>[A-Za-z_][\w:~]*)(?:\([^()<>]*\))?(?: const)?::"
     r"(?:<lambda\([^()<>]*\)>|\{lambda\([^(){}]*\)(?:#\d+)?\}|\$_\d+|'lambda\d*'\([^()]*\))"
@@ -27,4 +29,6 @@ def name_lambdas(frames: list[dict[str, Any]]) -> None:
                 frame["function"] = f"{found['owner']}::{{lambda}}::{_NAME}"
                 break
             if caller["function"] and "<" not in caller["function"]:
+                if not caller["inline"] and _CLANGS in (frames[index + 1]["function"] or ""):
+                    frame["function"] = f"{caller['function']}::{{lambda}}::{_NAME}"
                 break  # the program's own caller

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import _drgn_util.elf
@@ -55,6 +56,8 @@ _SKIPPED_MAX = 4
 _NOTES_LOOKED_AT = 8
 _HLT_LOOP = bytes.fromhex("f4ebfd")
 _ABORT_FRAMES, _ABORT_BYTES = 5, 480
+_ENTERED_FRAMES = 12
+"""Innermost frames that are named by the calls of their callers."""
 _FOUND_MAX = 16
 """Frames without unwind information whose callers are searched, at most."""
 _LOST_FRAMES = 3
@@ -262,6 +265,7 @@ class Stacks:
             if index == 0:
                 frames, end = self._leave_growth(*self._find_lost(frames, end))
                 self._name_abort(frames)
+                self._name_entered(frames)
                 name_lambdas(frames)
             if index == 0 and self._strayed is not None and limit:
                 frames = [self._bare_frame(self._strayed[0]), *frames[: limit - 1]]
@@ -415,7 +419,6 @@ class Stacks:
             if caller is None:
                 break
             pc, sp = caller
-            self._name_called(found[-1], pc)
             if self._has_unwind(pc - 1):
                 # the call itself: its function may end right after it
                 rest = self.walk_from({"rip": pc - 1, "rsp": sp})
@@ -424,17 +427,20 @@ class Stacks:
             found.append(self._bare_frame(pc, after_call=True) | {"sp": sp})
         return (found, end) if len(found) > index + 1 else (frames, end)
 
-    def _name_called(self, frame: dict[str, Any], caller: int) -> None:
-        """Name a frame without a symbol as its caller does: an exported function may begin with a
-        jump to one that only the library knows (free() of musl).
+    def _name_entered(self, frames: list[dict[str, Any]]) -> None:
+        """Name frames without symbols as their callers do: an exported function may begin with a
+        jump to one that only the library knows, or end with one (free() of musl and jemalloc).
         """
-        if frame["function"] is not None:
+        if self.image.head.machine != EM_X86_64:
             return
-        for target in call_targets(self.image, caller):
-            symbol = self._symbol(target)
-            if symbol is not None and symbol.address == target:
-                frame["function"] = self.demangler.name(symbol.name)
-                return
+        for frame, caller in pairwise(frames[:_ENTERED_FRAMES]):
+            if frame["function"] is not None or frame["start"] is None or caller["interrupted"]:
+                continue
+            for target in call_targets(self.image, caller["pc"]):
+                symbol = self._symbol(target)
+                if symbol is not None and symbol.address == target:
+                    frame["function"] = self.demangler.name(symbol.name)
+                    break
 
     def _leave_growth(
         self, frames: list[dict[str, Any]], end: str | None

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crashd.domain.cause.analysis import Cause, Facts, Frame
-from crashd.domain.cause.faults import explain_fault, stack_overflow
+from crashd.domain.cause.faults import explain_abort, explain_fault, stack_overflow
 from crashd.domain.cause.helpers import (
+    RESTORER,
     emulated_program,
     in_library_source,
     is_emulated,
@@ -48,7 +49,6 @@ _LIMITS = {
     SIGXCPU: ("CPU time limit reached", "the process used all of its CPU time (RLIMIT_CPU)"),
     SIGXFSZ: ("file size limit reached", "a file would be larger than RLIMIT_FSIZE permits"),
 }
-_RESTORER = re.compile(r"_*restore_rt$|_*kernel_(rt_)?sigreturn$")
 _GIVE_UP = frozenset({"hlt", "ud2", "udf", "brk"})
 _MUSL = re.compile(r"/(ld-musl-[^/]*|libc)\.so(\.1)?$")
 _MUSLS_HEAP = re.compile(r"(__libc_|__bin_)?(free|malloc(_impl)?|realloc|get_meta|chunk\w*)$")
@@ -164,7 +164,7 @@ def _consequence(facts: Facts) -> str:
 def _interrupted(facts: Facts) -> str:
     """Name the function that a handler interrupted in which the process crashed."""
     names = [frame.function or "" for frame in facts.crashed]
-    at = next((n for n, name in enumerate(names) if _RESTORER.match(name)), None)
+    at = next((n for n, name in enumerate(names) if RESTORER.match(name)), None)
     if at is None or facts.crashed_interpreted:
         return ""
     below = facts.crashed[at + 1 :]
@@ -474,7 +474,7 @@ def _sent(facts: Facts, context: ProcessContext) -> Cause:
         if is_emulated(facts):
             return _emulated(facts, name)
         if number == SIGABRT and info.code == _SI_TKILL and _called_abort(facts):
-            return _ABORT
+            return explain_abort(facts) or _ABORT
         return Cause("raised", f"raised {name} itself", f"the program sent {name} to itself")
     uid = info.sender_uid if info is not None else None
     if pid == 1 and uid == 0 and number == SIGABRT:

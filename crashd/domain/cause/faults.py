@@ -7,9 +7,10 @@ the judgment of pointers and regions.
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
-from crashd.domain.cause.analysis import Access, Cause, Facts, Region
-from crashd.domain.cause.helpers import below_leaf
+from crashd.domain.cause.analysis import Access, Cause, Facts, Frame, Region
+from crashd.domain.cause.helpers import below_failure, below_leaf
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, describe
 
@@ -42,8 +43,8 @@ _ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
 _ALIGNED = re.compile(r"^v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$|\bcmpxchg16b$")
 _LONGJMP = re.compile(r"_*(sig)?longjmp(_chk)?$")
 _ALLOCATOR = re.compile(
-    r"_*(libc_)?(?P<name>malloc|calloc|memalign|posix_memalign|aligned_alloc|realloc|free)$|cfree$"
-    r"|operator (?P<operator>new|delete)"
+    r"_*(libc_|(tc|je|mi)_)?((?P<name>malloc|calloc|memalign|posix_memalign|aligned_alloc|realloc|"
+    r"free)|cfree)$|(operator |tc_)(?P<operator>new|delete)"
 )
 _TAKES_BACK = frozenset({"free", "realloc", "delete"})
 _HEAPS_OWN = re.compile(r"_int_|unlink_chunk|malloc_consolidate|tcache_")
@@ -142,11 +143,10 @@ def _in_allocator(facts: Facts, access: Access | None) -> Cause | None:
     overwritten the heap. None for any other fault, and where the pointer's value says more.
     """
     frames = below_leaf(facts.blamed)
-    found = _ALLOCATOR.match(plain_name(frames[0].function or "")) if frames else None
+    found = _allocator(frames)
     if found is None or _bad_pointer(facts, access) is not None:
         return None
-    name = found["name"] or found["operator"] or "free"
-    called = f"operator {name}" if found["operator"] else f"{name}()"
+    name, called = found
     inside = facts.blamed[: len(facts.blamed) - len(frames)]
     fault = facts.siginfo.address if facts.siginfo is not None else None
     at = f" at {fault:#x}" if fault is not None else ""
@@ -161,6 +161,27 @@ def _in_allocator(facts: Facts, access: Access | None) -> Cause | None:
         f"heap corruption: {called} faulted",
         f"heap corruption: {called} followed an overwritten pointer of the heap's own{at}",
     )
+
+
+def _allocator(frames: Sequence[Frame]) -> tuple[str, str] | None:
+    """Return the allocator's function in the first frame: its name, and how it is shown."""
+    found = _ALLOCATOR.match(plain_name(frames[0].function or "")) if frames else None
+    if found is None:
+        return None
+    name = found["name"] or found["operator"] or "free"
+    return name, f"operator {name}" if found["operator"] else f"{name}()"
+
+
+def explain_abort(facts: Facts) -> Cause | None:
+    """Return the cause of an allocator that called abort() itself; None if something else did."""
+    frames = below_failure(facts.blamed)
+    found = _allocator(below_leaf(frames))
+    if found is None or frames is facts.blamed:
+        return None
+    text = (
+        f"the allocator aborted in {found[1]}: a wrong pointer, an overwritten heap, or no memory"
+    )
+    return Cause("heap-corruption", f"heap check failed in {found[1]}", text)
 
 
 def _minus_one(facts: Facts, fault: int, access: Access) -> Cause:
@@ -471,6 +492,8 @@ def _bus(facts: Facts) -> Cause | None:
     info, region = facts.siginfo, facts.regions.get("fault")
     if info is None:
         return None
+    if info.code == _SI_KERNEL:  # a stack fault (#SS): such a pointer in rbp or rsp
+        return _general_protection(facts, _access(facts))
     verb, at = _verb(facts, _access(facts)), f"{info.address or 0:#x}"
     if info.code == _BUS_ADRALN:
         where = f" at {at}" if info.address else ""  # x86 reports no address

@@ -91,12 +91,14 @@ _GO_OWN = ("runtime", "internal/", "vendor/", "cmd/", "unsafe")
 """More directories of Go's own source."""
 _GO_FILE = re.compile(r"(^(?!/)|/go[^/]*/src/)(?P<package>[a-z0-9/._-]+)/[^/]+\.go$")
 _LEAVES = re.compile(
-    r"_*(libc_)?(malloc|calloc|realloc|free|cfree|memalign|posix_memalign|aligned_alloc)$"
-    r"|operator delete"
+    r"_*(libc_|(tc|je|mi)_)?(malloc|calloc|realloc|c?free|memalign|posix_memalign|aligned_alloc)$"
+    r"|operator delete|tc_delete"
 )
 """Functions of allocators, which call nothing of the program's."""
 _LEAF_FRAMES = 8
-_RESTORER = re.compile(r"_*restore_rt$|_*kernel_(rt_)?sigreturn$")
+RESTORER = re.compile(r"_*restore_rt$|_*kernel_(rt_)?sigreturn$")
+"""The function to which a signal handler returns."""
+_STD_NAME = re.compile(r"std::|<?(core|alloc|std)::|<.* as (core|alloc|std)::")
 _TOOLCHAIN_FILE = re.compile(r"/lib(64)?/gcc/[^/]+/[^/]+/include/")
 
 
@@ -116,6 +118,16 @@ def in_library_source(frame: Frame) -> bool:
 def _is_gos(package: str) -> bool:
     """Return whether a directory below Go's `src` is of Go itself, and not of a GOPATH."""
     return _GO_LIBRARY.match(f"{package}/") is not None or package.startswith(_GO_OWN)
+
+
+def is_inlined_into_library(frame: Frame) -> bool:
+    """Return whether a function of a language's library, which was compiled into the program, has a
+    line of the program's own there: inlined code that the debug information does not name.
+    """
+    name = plain_name(frame.function or "")
+    if not frame.file or not frame.line or _LIBRARY.search(frame.module or ""):
+        return False
+    return _STD_NAME.match(name) is not None and not in_library_source(frame)
 
 
 def in_go_library(frame: Frame) -> bool:
@@ -149,7 +161,7 @@ def below_leaf(frames: Sequence[Frame]) -> Sequence[Frame]:
     last = 0
     for index, frame in enumerate(frames[:_LEAF_FRAMES]):
         name = plain_name(frame.function or "")
-        if _RESTORER.match(name):
+        if RESTORER.match(name):
             break
         if _LEAVES.match(name):
             last = index

@@ -19,9 +19,9 @@ from crashd.domain.cause.faults import FAULT_KINDS
 from crashd.domain.cause.helpers import (
     below_failure,
     below_leaf,
-    in_library_source,
     is_emulated,
     is_helper,
+    is_inlined_into_library,
 )
 from crashd.domain.cause.languages import is_library_file, is_of_interpreter
 from crashd.domain.cause.names import plain_name
@@ -81,7 +81,7 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     if is_emulated(facts):
         return []
     frames = significant(facts, cause)
-    if not frames and cause.kind not in _NAMELESS and not _is_gos(facts.blamed):
+    if not frames and cause.kind not in _NAMELESS and not _is_in_gos_runtime(facts.blamed):
         frames = list(below_failure(facts.blamed) or facts.blamed)
     if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.blamed[0]:
         return frames[1:]  # its caller has the bug
@@ -94,7 +94,7 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     return frames
 
 
-def _is_gos(frames: Sequence[Frame]) -> bool:
+def _is_in_gos_runtime(frames: Sequence[Frame]) -> bool:
     return any((frame.function or "").startswith(_GOS_RUNTIME) for frame in frames)
 
 
@@ -174,7 +174,7 @@ def build_title(comm: str, signal: int | None, facts: Facts, cause: Cause) -> st
 
 
 def panic_place(facts: Facts, cause: Cause) -> str | None:
-    """Return file and line of a Rust panic or fault if no function of the program is known; None
+    """Return file and line of a Rust panic or a fault if no function of the program is known; None
     for any other crash.
 
     Offsets change with every build, but a panic's Location is part of the program's data. A closure
@@ -185,8 +185,8 @@ def panic_place(facts: Facts, cause: Cause) -> str | None:
         return None
     if cause.kind == "rust-panic" and location:
         return _short_place(*location.rsplit(":", 2)[:2])
-    own = (f for f in facts.blamed[:_INLINED_FRAMES] if f.file and f.file.endswith(".rs"))
-    found = next((f for f in own if f.line and not in_library_source(f)), None)
+    own = (frame for frame in facts.blamed[:_INLINED_FRAMES] if is_inlined_into_library(frame))
+    found = next(own, None)
     if found is None or found.file is None or cause.kind not in FAULT_KINDS:
         return None
     return _short_place(found.file, str(found.line))

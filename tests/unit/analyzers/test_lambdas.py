@@ -22,6 +22,7 @@ def frame(function: str | None, *, inline: bool = True) -> dict[str, Any]:
         (["void* std::__thread_proxy<std::tuple<work::$_0> >(void*)"],
          "work::{lambda}::operator()"),
         (["start_thread"], "operator()"),
+        (["__invoke<(lambda at a.cc:82:39) &>", "work"], "work::{lambda}::operator()"),
         ([None], "operator()"),
         (["work", "f<other()::<lambda()> >"], "operator()"),
         ([], "operator()"),
@@ -30,7 +31,7 @@ def frame(function: str | None, *, inline: bool = True) -> dict[str, Any]:
 def test_name_lambdas_takes_the_function_that_holds_it(
     callers: list[str | None], name: str
 ) -> None:
-    frames = [frame("operator()"), *map(frame, callers)]
+    frames = [frame("operator()"), *(frame(n, inline="<" in (n or "")) for n in callers)]
     name_lambdas(frames)
     assert frames[0]["function"] == name
     assert [one["function"] for one in frames[1:]] == callers

@@ -69,6 +69,13 @@ OUTLINE void at_exit(void) {
     exit(0);
 }
 
+OUTLINE void text_in_frame_pointer(void) {
+    long value;
+    __asm__ volatile("mov %1, %%rbp; mov 24(%%rbp), %0"
+                     : "=r"(value) : "r"(0x4141414141414141) : "rbp", "memory");
+    sink = value;
+}
+
 int main(int count, char **words) {
     const char *word = words[1];
     if (!strcmp(word, "frees_number")) frees_number();
@@ -78,6 +85,7 @@ int main(int count, char **words) {
     if (!strcmp(word, "small_stack")) small_stack();
     if (!strcmp(word, "short_file")) short_file();
     if (!strcmp(word, "at_exit")) at_exit();
+    if (!strcmp(word, "text_in_frame_pointer")) text_in_frame_pointer();
     sink = 2;
     return 0;
 }

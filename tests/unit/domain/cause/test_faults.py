@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crashd.domain.cause.analysis import Access, Facts, Handled, Instruction, Region
-from crashd.domain.cause.faults import explain_fault
+from crashd.domain.cause.faults import explain_abort, explain_fault
 from tests.builders.facts import PC, SP, build_access, build_facts, build_region
 
 DATA = 0x601000
@@ -330,6 +330,7 @@ def test_explain_fault_far_below_the_stack_is_no_overflow() -> None:
         (("get_meta", "__libc_free", "f"), 0x10, "invalid-free", "bad pointer passed to free()"),
         (("free", "operator delete(void*)", "f"), 8, "invalid-free",
          "bad pointer passed to operator delete"),
+        (("tc_cfree", "f"), 0x22, "invalid-free", "bad pointer passed to free()"),
         (("realloc", "f"), 0x22, "invalid-free", "bad pointer passed to realloc()"),
         (("unlink_chunk", "_int_free", "free", "f"), 0x5555_0000_0000, "heap-corruption",
          "heap corruption: free() faulted"),
@@ -395,3 +396,27 @@ def test_explain_fault_through_an_unknown_pointer_that_is_no_address() -> None:
         "non-canonical",
         "write through a non-canonical pointer",
     )
+
+
+def test_explain_fault_of_a_stack_segment_is_judged_by_its_pointer() -> None:
+    """With rbp or rsp as the pointer, x86 reports #SS, for which the kernel sends SIGBUS."""
+    access = build_access("read", ASCII, base="rbp", base_value=ASCII)
+    cause = explain_fault(at(access, signal=7, code=128))
+    assert cause is not None
+    assert cause.kind == "overwritten-pointer"
+
+
+@pytest.mark.parametrize(
+    ("stack", "short"),
+    [
+        (("raise", "abort", "tcmalloc::Log(int)", "tc_cfree", "f"), "heap check failed in free()"),
+        (("abort", "operator delete(void*)", "f"), "heap check failed in operator delete"),
+        (("abort", "malloc", "f"), "heap check failed in malloc()"),
+        (("abort", "f", "main"), None),
+        (("abort", "handler", "operator new(unsigned long)", "f"), None),
+        (("malloc", "f"), None),
+    ],
+)
+def test_explain_abort_of_an_allocator(stack: tuple[str, ...], short: str | None) -> None:
+    cause = explain_abort(build_facts(*stack, signal=6, code=-6, sender_pid=100))
+    assert (cause and cause.short) == short

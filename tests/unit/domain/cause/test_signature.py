@@ -440,6 +440,16 @@ def test_title_of_an_inlined_fault_in_rust_is_its_line() -> None:
     assert build_signature("shop", facts, NULL) != build_signature("shop", moved, NULL)
 
 
+def test_title_of_a_fault_inlined_into_the_cxx_library_is_its_line() -> None:
+    proxy = "void* std::__thread_proxy<std::tuple<work()::$_0> >(void*)"
+    facts = build_facts(build_frame(proxy, file="/build/shop/src/pool.cc", line=64))
+    assert build_title("shop", 11, facts, NULL).startswith("SIGSEGV in shop, src/pool.cc:64: ")
+    own = build_facts(build_frame(proxy, file="/usr/include/c++/12/thread", line=64), "work")
+    assert build_title("shop", 11, own, NULL).startswith("SIGSEGV in shop, work(): ")
+    lib = build_frame("std::f()", module="/lib/libstdc++.so.6", file="src/c++11/thread.cc", line=3)
+    assert "thread.cc" not in build_title("shop", 11, build_facts(lib), NULL)
+
+
 def test_title_of_a_crash_that_only_libraries_are_in_names_none_of_them() -> None:
     stack = ["raise", "abort", "malloc_printerr", "munmap_chunk", "free", "_dl_fini"]
     said = Cause("heap-corruption", "munmap_chunk(): invalid pointer", "")
