@@ -39,6 +39,7 @@ _HANDLER_ROOM = 16 << 10
 _SI_KERNEL = 0x80
 _BUS_ADRALN, _BUS_ADRERR, _BUS_MCEERR_AR, _BUS_MCEERR_AO = 1, 2, 4, 5
 _SEGV_ACCERR, _SEGV_PKUERR, _SEGV_MTESERR, _SEGV_CPERR = 2, 4, 9, 10
+_TRAP_TRACE, _TRAP_HWBKPT = 2, 4
 _ERROR_WRITE = 2  # X86_PF_WRITE (arch/x86/include/asm/trap_pf.h)
 _ALIGNED = re.compile(r"^v?mov(aps|apd|dqa|dqa32|dqa64|ntps|ntpd|ntdq)$|\bcmpxchg16b$")
 _LONGJMP = re.compile(r"_*(sig)?longjmp(_chk)?$")
@@ -596,7 +597,13 @@ def _ill(facts: Facts) -> Cause | None:
 
 
 def _trap(facts: Facts) -> Cause | None:
-    del facts
+    code = facts.siginfo.code if facts.siginfo is not None else 0
+    if code == _TRAP_TRACE:
+        text = "the program executed one instruction with the processor's trap flag set"
+        return Cause("breakpoint", "single step", text)
+    if code == _TRAP_HWBKPT:
+        text = "the program ran into a hardware breakpoint or watchpoint (a debugger's, or perf's)"
+        return Cause("breakpoint", "hardware breakpoint", text)
     return Cause(
         "breakpoint",
         "breakpoint",

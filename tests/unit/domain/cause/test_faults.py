@@ -420,3 +420,13 @@ def test_explain_fault_of_a_stack_segment_is_judged_by_its_pointer() -> None:
 def test_explain_abort_of_an_allocator(stack: tuple[str, ...], short: str | None) -> None:
     cause = explain_abort(build_facts(*stack, signal=6, code=-6, sender_pid=100))
     assert (cause and cause.short) == short
+
+
+@pytest.mark.parametrize(
+    ("code", "short"),
+    [(1, "breakpoint"), (128, "breakpoint"), (2, "single step"), (4, "hardware breakpoint")],
+)
+def test_explain_fault_of_a_trap_says_which(code: int, short: str) -> None:
+    cause = explain_fault(at(signal=5, code=code))
+    assert cause is not None
+    assert (cause.kind, cause.short) == ("breakpoint", short)
