@@ -1,11 +1,13 @@
-"""A file of a file system in user space (FUSE), whose server takes every read and answers none."""
+"""Files of a file system in user space (FUSE), whose server answers reads never or late."""
 
 import errno
 import os
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
+from typing import Self
 
 # linux/fuse.h
 _GETATTR, _OPEN, _READ, _INIT = 3, 14, 15, 26
@@ -13,18 +15,22 @@ _SILENT = (2, 36, 42)
 """FORGET, INTERRUPT, BATCH_FORGET: nobody waits for an answer."""
 _IN = struct.Struct("=IIQQ")
 _ATTR = struct.Struct("=QII6Q10I")
+_HEADER_SIZE = 40
+_READ_IN = struct.Struct("=8xQI")
+"""Offset and size, behind the header and a handle."""
 _SIZE = 1 << 20
 
 
 class SilentFile:
     """A file that can be mapped, and of which no page ever comes, until `__exit__`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size_bytes: int = _SIZE) -> None:
         self.path = path
         self.asked = 0
-        """Reads that wait for an answer."""
+        """Reads that wait for an answer, or have had one."""
+        self._size = size_bytes
 
-    def __enter__(self) -> "SilentFile":
+    def __enter__(self) -> Self:
         self.path.touch()
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._fd},rootmode=100000,user_id=0,group_id=0,allow_other"
@@ -32,7 +38,9 @@ class SilentFile:
         subprocess.run(command, pass_fds=(self._fd,), check=True)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
-        assert self.path.stat().st_size == _SIZE  # until it is asked for, the kernel has it empty
+        assert (
+            self.path.stat().st_size == self._size
+        )  # until it is asked for, the kernel has it empty
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -53,7 +61,9 @@ class SilentFile:
                 raise
             _, operation, unique, _ = _IN.unpack_from(request)
             self.asked += operation == _READ
-            if operation != _READ and operation not in _SILENT:
+            if operation == _READ:
+                self._read(unique, *_READ_IN.unpack_from(request, _HEADER_SIZE))
+            elif operation not in _SILENT:
                 self._answer(operation, unique)
 
     def _answer(self, operation: int, unique: int) -> None:
@@ -61,13 +71,37 @@ class SilentFile:
             # without FUSE_ASYNC_READ: a read that the server has is waited for to the end
             _INIT: struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 17, 0, 16, 12, 1 << 17, 1, 0, 0, 0),
             _GETATTR: _ATTR.pack(
-                *(3600, 0, 0, 1, _SIZE, _SIZE >> 9, 0, 0, 0, 0, 0, 0), 0o100644, 1, 0, 0, 0, 4096, 0
+                *(3600, 0, 0, 1, self._size, self._size >> 9, 0, 0, 0, 0, 0, 0),
+                0o100644,
+                1,
+                0,
+                0,
+                0,
+                4096,
+                0,
             ),
             _OPEN: struct.pack("=QII", 1, 2, 0),  # FOPEN_KEEP_CACHE: no open waits for a page
         }
         body = answers.get(operation, b"")
         error = 0 if body else -errno.ENOSYS
         os.write(self._fd, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
+
+    def _read(self, unique: int, offset: int, size_bytes: int) -> None:
+        """Answer a read, or not."""
+
+
+class SlowFile(SilentFile):
+    """The same, but each read gets its answer after a while, beginning with `start`."""
+
+    def __init__(self, path: Path, size_bytes: int, start: bytes, seconds: float) -> None:
+        super().__init__(path, size_bytes)
+        self._start, self._seconds = start, seconds
+
+    def _read(self, unique: int, offset: int, size_bytes: int) -> None:
+        time.sleep(self._seconds)
+        size_bytes = min(size_bytes, self._size - offset)
+        body = self._start[offset : offset + size_bytes].ljust(size_bytes, b"x")
+        os.write(self._fd, struct.pack("=IiQ", 16 + len(body), 0, unique) + body)
 
 
 class UserDirectory:

@@ -4,14 +4,25 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from crashd.daemon.capture.keepfiles import TIMEOUTS_MAX, _Keeper
+from crashd.daemon.capture.options import Options
+from crashd.daemon.capture.pace import Pace
+from crashd.daemon.capture.timedread import Reader
+from crashd.domain.elf.executables import Executable, is_kept_name
+from crashd.store import entry as entries
+from crashd.store.paths import Paths
+from tests.builders.crashes import build_crash
+from tests.builders.elfcore import build_image
 from tests.running import PLAIN_CONFIG, Daemon, wait_until
 from tests.system.conftest import raise_core_limit
+from tests.system.fusefile import SlowFile
 from tests.system.test_analysis import SOURCES
 from tests.system.test_explained import explained, info
 
@@ -107,3 +118,33 @@ def test_files_that_only_the_process_could_reach_give_its_stack_names(short_tmp:
         wait_until(lambda: len(os.listdir(files)) == 2, 30, "files that no crash needs are removed")
         again = daemon.crashctl("analyze", str(pids["replaced"])).stdout
         assert "fault_in_library()" in again
+
+
+def test_file_that_always_comes_just_in_time_is_not_kept_for_hours(tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "root")
+    entries.prepare(paths)
+    options = Options(
+        engine="auto",
+        max_core=None,
+        honour_rlimit=False,
+        keep_free_bytes=0,
+        level=1,
+        threads=0,
+        deadline_ns=60 * 10**9,
+        page_timeout_ns=5 * 10**8,
+        environ="drop",
+        patterns=(),
+        keep_files_bytes=1 << 30,
+    )
+    slow = SlowFile(tmp_path / "slow", 60 << 20, build_image(), 0.04)  # 0.3 s for each MiB
+    with entries.create(paths, build_crash(1)) as entry, slow:
+        keeper = _Keeper(build_crash(1), entry, options, Reader(), Pace())
+        fd = os.open(slow.path, os.O_PATH)
+        began = time.monotonic()
+        try:
+            with pytest.raises(TimeoutError):
+                keeper.keep(Executable("", b"/gone/program", is_nameless=True), fd)
+        finally:
+            os.close(fd)
+        assert time.monotonic() - began < TIMEOUTS_MAX * 0.5 + 2
+        assert entry.file_names() and not any(map(is_kept_name, entry.file_names()))

@@ -6,8 +6,10 @@ what the crash's own credentials may read is kept, because its stack, with the n
 files, is shown to that user.
 """
 
+import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -32,6 +34,10 @@ from crashd.store.keptfiles import CHUNK_BYTES, NoRoomError, Room, keep_file
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 WARNINGS_MAX = 5
+TIMEOUTS_MAX = 10
+"""Reading the files of one crash takes no longer than so many times `capture.page_timeout`: every
+read may end just in time, and until they have ended, another user's core is not stored.
+"""
 T = TypeVar("T")
 
 
@@ -89,6 +95,7 @@ class _Keeper:
         self._search = plan_search(crash, host_mounts=read_own_mounts())
         self._room = Room(options.keep_files_bytes, options.keep_free_bytes)
         self._seconds = options.page_timeout_ns / 1e9
+        self._left_seconds = TIMEOUTS_MAX * self._seconds
 
     def keep(self, file: Executable, fd: int) -> None:
         """Keep an open file, unless it can be found, is no ELF image, or is not the user's to read.
@@ -119,8 +126,14 @@ class _Keeper:
         os.close(opened)
 
     def _timed(self, task: Callable[[], T]) -> T:
+        if self._left_seconds <= 0:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         result: list[T] = []
-        self._reader.do(lambda: result.append(task()), self._seconds)
+        began = time.monotonic()
+        try:
+            self._reader.do(lambda: result.append(task()), self._seconds)
+        finally:
+            self._left_seconds -= time.monotonic() - began
         return result[0]
 
 
