@@ -49,8 +49,17 @@ def read_table() -> list[tuple[str, str, str, str]]:
     return [(*row[0].split(" "), row[1], row[2]) for row in rows]  # type: ignore[misc]
 
 
-HAS_32 = Path("/usr/lib32/libc.so.6").exists()
-"""Whether 32-bit programs can be linked (gcc-multilib)."""
+HAS_32 = (
+    shutil.which("gcc") is not None
+    and subprocess.run(
+        ["gcc", "-m32", "-xc", "-", "-o", "/dev/null"],
+        input=b"int main(void) { return 0; }",
+        capture_output=True,
+        check=False,
+    ).returncode
+    == 0
+)
+"""Whether 32-bit programs can be compiled and linked (gcc-multilib)."""
 CASES = [
     row
     for row in read_table()
