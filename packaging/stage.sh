@@ -101,6 +101,8 @@ lighten() {
         # PyYAML's own parser reads one small file; models of pydantic 1, and its plugin for mypy, which also reads stubs
         rm -rf "$site"/yaml/_yaml.*.so "$site/_yaml" "$site/pydantic/v1" "$site/pydantic/mypy.py"
         find "$site" -name '*.pyi' -delete
+        # commands that drgn registers for people (crashd disables its plugins)
+        rm -rf "$site/drgn/commands/_crash"
         # for frameworks that crashd does not use, and experiments (drgn's would change the running kernel)
         rm -rf "$site/obstore/auth" "$site/obstore/fsspec.py" "$site/prometheus_client/aiohttp" \
             "$site/prometheus_client/bridge" "$site/prometheus_client/django" "$site/prometheus_client/twisted" \
@@ -239,6 +241,9 @@ stage_tree() {
 from crashd.store.handlerfile import install_handler
 from crashd.store.paths import Paths
 install_handler(Paths(pathlib.Path(sys.argv[1])))' "$root"
+    # one file: the daemon replaces the first by a new one, and never writes into it
+    [ ! -e "$root/usr/lib/crashd/shared/crashd/native/crashd-core" ] ||
+        ln -f "$root/usr/libexec/crashd-core" "$root/usr/lib/crashd/shared/crashd/native/crashd-core"
     install -m 644 "$here"/systemd/*.service "$here"/systemd/*.socket "$root/usr/lib/systemd/system"
     install -m 644 "$here/packaging/90-crashd.preset" "$root/usr/lib/systemd/system-preset/90-crashd.preset"
     install -m 644 "$here/packaging/crashd.tmpfiles" "$root/usr/lib/tmpfiles.d/crashd.conf"
