@@ -241,9 +241,6 @@ stage_tree() {
 from crashd.store.handlerfile import install_handler
 from crashd.store.paths import Paths
 install_handler(Paths(pathlib.Path(sys.argv[1])))' "$root"
-    # one file: the daemon replaces the first by a new one, and never writes into it
-    [ ! -e "$root/usr/lib/crashd/shared/crashd/native/crashd-core" ] ||
-        ln -f "$root/usr/libexec/crashd-core" "$root/usr/lib/crashd/shared/crashd/native/crashd-core"
     install -m 644 "$here"/systemd/*.service "$here"/systemd/*.socket "$root/usr/lib/systemd/system"
     install -m 644 "$here/packaging/90-crashd.preset" "$root/usr/lib/systemd/system-preset/90-crashd.preset"
     install -m 644 "$here/packaging/crashd.tmpfiles" "$root/usr/lib/tmpfiles.d/crashd.conf"

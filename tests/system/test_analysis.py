@@ -353,11 +353,17 @@ def test_analyse_stripped_go_program_says_the_same(
     program = crasher.program("causes_go")
     stripped = tmp_path / program.name
     subprocess.run(["strip", "-o", stripped, program], check=True)
-    whole = analyse_death(crasher.run(program, case.word))
-    analysis = analyse_death(crasher.run(stripped, case.word))
-    assert re.fullmatch(case.cause, analysis.cause or ""), analysis
-    assert re.search(case.text, analysis.explanation or ""), analysis.explanation
-    assert (analysis.title, analysis.signature) == (whole.title, whole.signature)
+    said: dict[Path, set[tuple[str | None, str | None]]] = {program: set(), stripped: set()}
+    for _ in range(5):  # the runtime may end a race in any of its threads
+        for path, seen in said.items():
+            analysis = analyse_death(crasher.run(path, case.word))
+            assert re.fullmatch(case.cause, analysis.cause or ""), analysis
+            assert re.search(case.text, analysis.explanation or ""), analysis.explanation
+            seen.add((analysis.title, analysis.signature))
+        if said[program] & said[stripped]:
+            break
+    assert said[program] & said[stripped], said
+    assert case.word == "map_race" or said[program] == said[stripped]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.program != "causes_go"], ids=str)

@@ -242,9 +242,10 @@ def test_sec_20_21_planted_dumps_are_not_opened_and_block_nothing(
         "06": lambda p: os.link(root / "etc/crashd/crashd.toml", p),
     }
     for number, make in kinds.items():
-        directory = crash / f"2025010101{number}"
+        directory = root / f"2025010101{number}"
         directory.mkdir()
         make(directory / f"dump.2025010101{number}")
+        directory.rename(crash / directory.name)  # an empty one would be a dump that failed
     sock = crash / "202501010107"
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
         server.bind(str(sock))
