@@ -90,7 +90,8 @@ def test_day_without_store_and_database_costs_no_crash_and_doubles_none(
     monkeypatch.setattr(shipping, "time", clock)
     log = short_tmp / "index.log"
     with postgres.running(("autovacuum=off",)) as server:
-        settings = {"keep": None, "cores_keep": None, "cores_per_signature": None}
+        # all crashes have one signature, and each of their cores is to arrive
+        settings = {"keep": None, "cores_keep": None, "cores_per_signature": 1000}
         init(argparse.Namespace(dsn=server.dsn(), url=URL, **settings))
         fleet, bucket = FleetIndex(server.dsn(), Path()), Bucket(URL, service.environ)
         host = Host(short_tmp / "root", URL)
