@@ -20,7 +20,9 @@ OUTPUT_MAX = 4 << 20
 TEXT_MAX = 4096
 ITEMS_MAX = 8192
 DEPTH_MAX = 10
-PARTS_MAX = 16
+PARTS_MAX = 32
+_TAIL = 64 << 10
+"""Bytes at the end of interrupted output that are searched for its last complete line."""
 _LISTS = ("problems", "interpreted")
 """Lists to which several analyzers add."""
 _NUMBER_MAX = 1 << 64
@@ -145,6 +147,17 @@ def is_started(raw: bytes) -> bool:
 def is_whole(raw: bytes) -> bool:
     """Return whether all analyzers have finished."""
     return raw.endswith(b'"whole":true}\n')
+
+
+def unfinished(raw: bytes) -> str | None:
+    """Return the name of the analyzer in which interrupted output ended; None if it is unknown."""
+    for line in reversed(raw[-_TAIL:].split(b"\n")):
+        try:
+            begun = json.loads(line).get("begun")
+        except (AttributeError, ValueError, RecursionError):
+            continue
+        return printable(begun[:TEXT_MAX]) if isinstance(begun, str) else None
+    return None
 
 
 def _load_parts(raw: bytes) -> dict[str, Any]:

@@ -5,7 +5,8 @@ it needs, gives up access to everything else, and prints JSON.
              socket, as systemd gives it to a unit that is sealed already:
              crashd.edge.sandbox.workerlink
     stdout   the result: a line for each analyzer, one JSON object; the last line has "whole". The
-             lines before stay good when a later analyzer takes the worker down. Then the same for
+             lines before stay good when a later analyzer takes the worker down, and a line with its
+             name, before its facts, says which one did. Then the same for
              the request's "others", cores of the same program, each after a line with its number
 
 Everything needed is imported before seal(), because afterwards there are no files to import from;
@@ -189,6 +190,10 @@ def _print_facts(opened: OpenedCore, chosen: list[Analyzer], problems: list[str]
     """
     started = time.process_time()
     for analyzer in chosen:
+        if analyzer is not chosen[0]:
+            begun = _line({"begun": analyzer.name})
+            room -= len(begun)
+            _write(begun)
         try:
             found = analyzer.facts()
         except Exception as e:  # boundary: a library may raise anything on a hostile core

@@ -10,9 +10,12 @@ but it is a program, opens the files that the core names, and below Python 3.11 
 pthread_self() instead of the tid, which does not show which thread crashed.
 """
 
+import contextlib
 import os
 import re
+import resource
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 FRAMES_MAX = 128
 THREADS_MAX = 256
 SLACK_BYTES = 1 << 20
+_STACK_BYTES = 96 << 20
+"""For pystack, which recurses once per frame, 1.8 KB each. Linux keeps at least 128 MiB below a
+process's stack free, whatever its limit was at the start (mmap_base() of arch/x86/mm/mmap.c)."""
 _WORK = Path("/work")
 _PYTHON = re.compile(rb"(?P<lib>lib)?python(3\.\d+)?[a-z]*(\.so[.\d]*)?")
 _CHUNK = 1 << 20
@@ -44,10 +50,13 @@ class PythonStacks(Analyzer):
         return bool(self.opened.options.get("python") and self._files) and self._main is not None
 
     def prepare(self) -> int:
-        """Import pystack; return the size of the unpacked core and the copied files."""
+        """Import pystack, and make room for it on the stack: a script that died of its recursion has
+        tens of thousands of frames. Return the size of the unpacked core and the copied files.
+        """
         import pystack.engine
         import pystack.errors  # noqa: F401
 
+        _let_stack_grow()
         core = sum(size for _, size in self.opened.core.runs())
         copies = sum(os.fstat(fd).st_size for _, fd, _ in self._files)
         return core + copies + SLACK_BYTES
@@ -94,6 +103,16 @@ class PythonStacks(Analyzer):
         return found
 
 
+def _let_stack_grow() -> None:
+    """Raise the soft limit of the stack; where that is not permitted, deep scripts have no stack."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    unlimited = resource.RLIM_INFINITY
+    wanted = _STACK_BYTES if hard == unlimited else min(_STACK_BYTES, hard)
+    if soft != unlimited and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+
+
 def _unpack(image: CoreImage, path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(image.core.size_bytes)
@@ -111,12 +130,12 @@ def _copy(fd: int, path: Path) -> Path:
 
 
 def _thread(thread: "PyThread") -> dict[str, Any]:
-    frames = list(_frames(thread))[::-1]
+    frames = deque(_frames(thread), FRAMES_MAX + 1)  # the innermost come last
     return {
         "tid": thread.tid,
         "crashed": False,
         "name": thread.name,
-        "frames": frames[:FRAMES_MAX],
+        "frames": list(frames)[: -FRAMES_MAX - 1 : -1],
         "cut": len(frames) > FRAMES_MAX,
     }
 

@@ -75,6 +75,15 @@ end
 
 work
 """
+_PYTHON_DEEP = """import sys
+class Job:
+    def __repr__(self):
+        return repr(self)
+def work():
+    sys.setrecursionlimit(10**9)
+    repr(Job())
+work()
+"""
 SCRIPTS = (
     Script(
         "ruby",
@@ -134,4 +143,22 @@ def test_analyse_script_shows_its_frames(crasher: Crasher, script: Script, tmp_p
     assert all((f.file or "").startswith(str(tmp_path / "script")) for f in frames)
     assert re.fullmatch(script.title, analysis.title or "")
     assert "in " + (script.frames[0][0]) in (analysis.explanation or "")
+    assert analysis.cpu_seconds < 2
+
+
+def test_analyse_endless_recursion_in_python_shows_its_end(
+    crasher: Crasher, tmp_path: Path
+) -> None:
+    """Ten thousand frames, for each of which pystack takes some of its own stack."""
+    path = tmp_path / "script"
+    path.write_text(_PYTHON_DEEP)
+    analysis = analyse_death(crasher.run(Path("/usr/bin/python3").resolve(), path))
+    assert analysis.facts is not None
+    assert analysis.facts.problems == ()
+    frames = analysis.facts.crashed_interpreted
+    assert [(f.function, f.line) for f in frames] == [("__repr__", 4)] * len(frames)
+    assert len(frames) > 100
+    assert re.fullmatch(
+        r"SIGSEGV in python3[\d.]*, __repr__\(\) of script: stack overflow", analysis.title or ""
+    )
     assert analysis.cpu_seconds < 2

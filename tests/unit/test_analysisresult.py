@@ -15,6 +15,7 @@ from crashd.analysisresult import (
     parse_log_report,
     parse_report,
     parse_symbols_report,
+    unfinished,
 )
 from crashd.domain.cause.analysis import Analysis, AnalysisState, analysis_to_json
 from crashd.domain.cause.explain import ProcessContext, explain
@@ -104,6 +105,19 @@ def test_parse_report_merges_the_lines_of_several_analyzers() -> None:
         assert not is_whole(cut)
         assert parse_report(cut).crashed == facts.crashed
     assert not is_started(lines[0][:-1])
+
+
+def test_unfinished_is_the_analyzer_that_began_last() -> None:
+    native = line(build_report())
+    assert unfinished(native) is None
+    begun = native + line({"begun": "PHP stack"}) + line({"problems": []})
+    begun += line({"begun": "Python stacks"})
+    assert unfinished(begun) == "Python stacks"
+    assert unfinished(begun + b'{"interpreted":[{"ti') == "Python stacks"
+    assert unfinished(begun + line({"interpreted": []})) is None
+    assert unfinished(line({"begun": "a\x1b"})) == "a\\x1b"
+    assert unfinished(b"[" * 4000) is None
+    assert parse_report(begun).crashed
 
 
 def test_parse_report_later_line_replaces_no_native_fact() -> None:

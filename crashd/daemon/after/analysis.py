@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crashd.analysisresult import is_started, is_whole, parse_report
+from crashd.analysisresult import is_started, is_whole, parse_report, unfinished
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
 from crashd.domain.cause.explain import ProcessContext, explain
 from crashd.domain.cause.signature import build_signature, build_title
@@ -116,7 +116,8 @@ def _judge(result: WorkerResult, crash: Crash) -> Analysis:
         return replace(analysis, reason=printable(reason_of(e)))
     if not is_whole(result.output):  # the native facts are there: a later analyzer failed
         why = printable(result.failure or "the worker broke off")
-        problem = f"the analysis is incomplete: {why}"
+        part = unfinished(result.output)
+        problem = f"the analysis is incomplete: {f'{part}: ' if part else ''}{why}"
         facts = replace(facts, problems=(*facts.problems, problem))
     facts = _with_error_code(_with_names(facts, crash), crash)
     own = frozenset(pid for pid in (crash.pid, crash.ns_pid) if pid)

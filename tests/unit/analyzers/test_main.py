@@ -65,9 +65,11 @@ def test_print_facts_later_failure_leaves_the_first_facts(printed: list[dict[str
         OPENED, [First(OPENED), Broken(OPENED), First(OPENED)], ["no room"], program.OUTPUT_MAX
     )
     assert printed[0] == {"threads": [1], "problems": ["no room"]}
-    assert printed[1] == {"problems": ["broken: NotImplementedError: no such machine"]}
-    assert printed[2] == {"threads": [1], "problems": []}
-    assert printed[3]["whole"]
+    assert printed[1] == {"begun": "broken"}
+    assert printed[2] == {"problems": ["broken: NotImplementedError: no such machine"]}
+    assert printed[3] == {"begun": "first"}
+    assert printed[4] == {"threads": [1], "problems": []}
+    assert printed[5]["whole"]
 
 
 def test_print_facts_failure_of_the_first_is_the_workers(printed: list[dict[str, Any]]) -> None:
@@ -78,8 +80,9 @@ def test_print_facts_failure_of_the_first_is_the_workers(printed: list[dict[str,
 
 def test_print_facts_too_long_says_so(printed: list[dict[str, Any]]) -> None:
     program._print_facts(OPENED, [First(OPENED), Talker(OPENED)], [], program.OUTPUT_MAX)
-    assert "result has" in printed[1]["problems"][0]
-    assert printed[2]["whole"]
+    assert printed[1] == {"begun": "talker"}
+    assert "result has" in printed[2]["problems"][0]
+    assert printed[3]["whole"]
     printed.clear()
     program._print_facts(OPENED, [Talker(OPENED)], [], program.OUTPUT_MAX)
     assert "result has" in printed[0]["failed"]

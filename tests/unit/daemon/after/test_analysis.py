@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from crashd.daemon.after.analysis import analysed, program_name
+from crashd.daemon.after.analysis import _judge, analysed, program_name
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Frame
 from crashd.domain.crash.model import from_json, to_json
+from crashd.edge.sandbox.start import WorkerResult
 from tests.builders.crashes import build_crash
 from tests.builders.facts import build_facts
+from tests.unit.test_analysisresult import build_report, line
 
 
 def test_analysed_done_fills_the_record() -> None:
@@ -47,3 +49,12 @@ def test_analysed_failed_changes_nothing() -> None:
 )
 def test_program_name_is_the_executables(exe: bytes, name: str) -> None:
     assert program_name(replace(build_crash(), exe=exe, comm=b"comm")) == name
+
+
+def test_judge_worker_that_died_names_the_part_that_is_missing() -> None:
+    """The native facts stay; the record says why there is no Python stack."""
+    output = line(build_report(problems=[])) + line({"begun": "Python stacks"})
+    analysis = _judge(WorkerResult(output, "it crashed (SIGSEGV)"), build_crash())
+    assert analysis.state is AnalysisState.DONE
+    expected = "the analysis is incomplete: Python stacks: it crashed (SIGSEGV)"
+    assert analysis.warnings == (expected,)
