@@ -5,6 +5,7 @@ is being returned from. Stale words rarely fulfil that, and a guess is worse tha
 x86-64 only.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ _JUMPS_MAX = 4
 _G_M, _G_SCHED, _G_SCHED_BP = 0x30, 0x38, (0x68, 0x60)
 _M_SEARCHED = 512
 """Bytes of struct m in which the current goroutine is, at a place that changed with versions."""
+_STACK_MAX = 1 << 20
+"""Bytes of a stack that are searched for what called longjmp()."""
+_LONGJMP = re.compile(r"_*(lib\w*_)?(sig)?longjmp(_chk)?$")
 _ENDBR = bytes.fromhex("f30f1efa")
 
 
@@ -109,6 +113,27 @@ def find_caller(image: CoreImage, pc: int, sp: int, start: int | None) -> Caller
             continue
         if target == start or (start is None and 0 <= pc - target < _FUNCTION_MAX):
             return Caller(value, sp + at + 8)
+    return None
+
+
+def jumps_away(function: str | None) -> bool:
+    """Return whether a function leaves its stack for another place (longjmp)."""
+    return _LONGJMP.match(function or "") is not None
+
+
+def find_jumper(image: CoreImage, start: int, stack: tuple[int, int]) -> Caller | None:
+    """Find what called a function that has replaced the stack pointer already: the highest return
+    address within `stack` behind a call that leads to the function's start. What lies below it is
+    left from earlier calls.
+    """
+    if image.head.machine != EM_X86_64 or image.head.bits != 64:
+        return None
+    low = max(stack[0], stack[1] - _STACK_MAX)
+    raw = image.read(low, stack[1] - low)
+    for at in range((len(raw) & ~7) - 8, -1, -8):
+        value = int.from_bytes(raw[at : at + 8], "little")
+        if value >> 47 == 0 and call_target(image, value) == start:
+            return Caller(value, low + at + 8)
     return None
 
 

@@ -8,7 +8,8 @@ Source: sig, writebuf, sigcode0, sigcode1 and sigpc of struct g (Go's runtime/ru
 1.25).
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Any
 
@@ -17,6 +18,8 @@ from crashd.domain.signals import SIGBUS, SIGFPE, SIGSEGV
 
 _MEMBERS = Struct("<II5Q")
 """sig, padding, the three words of writebuf, sigcode0, sigcode1; sigpc follows."""
+_NULL_CALL = re.compile(rb"\x0b\0{7}.{24}\x01\0{7}\0{16}", re.DOTALL)
+"""SIGSEGV of an address that is not mapped, with address and sigpc 0."""
 _SIGNALS = frozenset({SIGBUS, SIGFPE, SIGSEGV})
 _SI_KERNEL = 0x80
 
@@ -41,6 +44,15 @@ def find_fault(memory: bytes, pc: int) -> SigInfo | None:
             return found
         at = memory.find(wanted, at + 1)
     return None
+
+
+def find_null_calls(memory: bytes) -> Iterator[int]:
+    """Yield where the fault of a call through NULL is kept, in memory that begins at a multiple of
+    8. The runtime then shows the caller in place of the faulting function, but keeps sigpc.
+    """
+    for match in _NULL_CALL.finditer(memory):
+        if match.start() % 8 == 0:
+            yield match.start()
 
 
 def _read(memory: bytes, at: int) -> SigInfo | None:

@@ -3,6 +3,8 @@ signal's own siginfo and registers, which show what happened first.
 
 Runtimes catch a fault, report it, and then abort, so the signal that kills the process is a
 consequence. The kernel's frame for the handler still lies on the stack.
+
+The module is one idea: each function is a way in which the first signal survives the handler.
 """
 
 import re
@@ -158,7 +160,25 @@ def _thrown_by_go(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Hand
         if info is not None:
             frame = SignalFrame(info, {"rip": pc, "rsp": sp}, pc, sp, None, 0, info.address or 0)
             return Handled(info, None, frame, index, again=False)
-    return None
+    return _called_null(image, index, pc, sp)
+
+
+def _called_null(image: CoreImage, index: int, pc: int, sp: int) -> Handled | None:
+    """Return the fault of C code that called NULL, if exactly one goroutine has such a fault; `sp`
+    is the stack pointer of the caller, at `pc`, after the return.
+    """
+    if not follows_call(image, pc) or image.word(sp - 8) != pc:
+        return None
+    kept = (
+        start + at
+        for start, size in _writable(image)
+        for at in gofault.find_null_calls(image.read(start, size))
+    )
+    if len(list(islice(kept, 2))) != 1:
+        return None
+    info = SigInfo(SIGSEGV, _SEGV_MAPERR, 0, 0, None, None)
+    frame = SignalFrame(info, {"rip": 0, "rsp": sp - 8}, 0, sp - 8, None, 0, 0)
+    return Handled(info, None, frame, None, again=False, end=index)
 
 
 def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) -> Handled | None:

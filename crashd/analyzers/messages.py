@@ -29,6 +29,7 @@ _REPORT = re.compile(
 _FATAL_LINE = re.compile(
     rb"F(?:\d{4}|\d{8}) \d\d:\d\d:\d\d\.\d{6} +\d+ ([^\]\s]{1,200}:\d{1,6})\] ([\x20-\x7e]{1,300})"
 )
+_JS_UNCAUGHT = b"Uncaught "
 _LOGGERS = re.compile(r"google::LogMessage|absl::(lts_\d+::)?log_internal::|logging::LogMessage")
 _UBSAN_CHECK = re.compile(r"__ubsan_handle_(\w+?)(_v\d)?(_minimal)?(_abort)?$")
 _UBSAN_WORDS = {
@@ -98,6 +99,8 @@ def collect(
         found["glib"] = found["glib"] or _glib_message(image)
     if any(_LOGGERS.match(name) for name in names):
         found["logged"] = _logged(image)
+    if any("::CreateMessageOrAbort" in name for name in names):
+        found["js_exception"] = _js_exception(image)
     if any("glibcxx_assert" in name or "libcpp_verbose_abort" in name for name in names):
         found["assertion"] = _printed(image, _ASSERTED)
     if any("panicking::" in name or name in _RUST_NAMES for name in names):
@@ -162,6 +165,22 @@ def _logged(image: CoreImage) -> str | None:
     """
     found = next((f for _, memory in _writable(image) if (f := _FATAL_LINE.search(memory))), None)
     return None if found is None else _text(found[1] + b": " + found[2])
+
+
+def _js_exception(image: CoreImage) -> str | None:
+    """Find what V8 printed of an exception that nothing caught: a string object, in which the
+    length precedes the text. None if there are several texts.
+    """
+    said = set[bytes]()
+    for _, memory in _writable(image):
+        at = memory.find(_JS_UNCAUGHT)
+        while at >= 0:
+            size = int.from_bytes(memory[max(0, at - 4) : at], "little")
+            text = memory[at : at + size]
+            if at % 4 == 0 and len(_JS_UNCAUGHT) < size <= MESSAGE_MAX and text.isascii():
+                said.add(text)
+            at = memory.find(_JS_UNCAUGHT, at + 1)
+    return _text(said.pop().removeprefix(_JS_UNCAUGHT)) if len(said) == 1 else None
 
 
 def _writable(image: CoreImage) -> Iterator[tuple[int, bytes]]:

@@ -50,8 +50,8 @@ class PythonStacks(Analyzer):
         return bool(self.opened.options.get("python") and self._files) and self._main is not None
 
     def prepare(self) -> int:
-        """Import pystack, and make room for it on the stack: a script that died of its recursion has
-        tens of thousands of frames. Return the size of the unpacked core and the copied files.
+        """Import pystack, and make room for it on the stack: a script that died of its recursion
+        has tens of thousands of frames. Return the size of the unpacked core and the copied files.
         """
         import pystack.engine
         import pystack.errors  # noqa: F401
@@ -104,7 +104,7 @@ class PythonStacks(Analyzer):
 
 
 def _let_stack_grow() -> None:
-    """Raise the soft limit of the stack; where that is not permitted, deep scripts have no stack."""
+    """Raise the stack's soft limit; where that is not permitted, deep scripts have no stack."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     unlimited = resource.RLIM_INFINITY
     wanted = _STACK_BYTES if hard == unlimited else min(_STACK_BYTES, hard)

@@ -5,7 +5,7 @@ names the stacks of one drgn program.
 import contextlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,15 +19,17 @@ from crashd.analyzers.callers import (
     call_targets,
     find_caller,
     find_goroutine,
+    find_jumper,
     grows_stack,
     is_outermost,
+    jumps_away,
     starts_stack,
 )
-from crashd.analyzers.coreimage import CoreImage
+from crashd.analyzers.coreimage import PF_W, CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
 from crashd.analyzers.lambdas import name_lambdas
-from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
+from crashd.domain.elf.auxv import AT_EXECFN, AT_SYSINFO_EHDR
 from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
 from crashd.domain.elf.elfnotes import EM_386, EM_X86_64
@@ -264,6 +266,7 @@ class Stacks:
             frames, cut, end = self._frames(thread.tid, thread.pc, limit)
             if index == 0:
                 frames, end = self._leave_growth(*self._find_lost(frames, end))
+                frames, end = self._leave_jump(frames, end)
                 self._name_abort(frames)
                 self._name_entered(frames)
                 name_lambdas(frames)
@@ -451,6 +454,41 @@ class Stacks:
         if index is None or registers is None:
             return frames, end
         return [*frames[: index + 1], *self.walk_from(registers)][:FRAMES_MAX], None
+
+    def _leave_jump(
+        self, frames: list[dict[str, Any]], end: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Continue at the caller of longjmp(), which had loaded registers from an overwritten
+        jmp_buf, if its stack leads to where the thread began.
+        """
+        if len(frames) != 1 or not jumps_away(frames[0]["function"]):
+            return frames, end
+        symbol = self._symbol(frames[0]["pc"])
+        if symbol is None:
+            return frames, end
+        for stack in self._own_stacks():
+            caller = find_jumper(self.image, symbol.address, stack)
+            if caller is None:
+                continue
+            rest = self.walk_from({"rip": caller.pc - 1, "rsp": caller.sp})
+            if is_outermost(rest[-1]["function"]):
+                rest[0]["pc"], rest[0]["interrupted"] = caller.pc, False
+                return [*frames, *rest][:FRAMES_MAX], None
+        return frames, end
+
+    def _own_stacks(self) -> Iterator[tuple[int, int]]:
+        """Yield start and end of what may be the crashed thread's stack, without its stack pointer:
+        a thread's is below what is local to it. The process's first one has the program's name at
+        its end, and no other thread on it.
+        """
+        image, threads = self.image, self.image.head.threads
+        local, name = self.registers().get("fs.base", 0), image.head.auxv.get(AT_EXECFN, 0)
+        for at in (local, name):
+            segment = image.segment(at)
+            if segment is None or not segment.flags & PF_W:
+                continue
+            if at == local or all(image.segment(t.sp or 0) is not segment for t in threads[1:]):
+                yield segment.vaddr, at
 
     def _name_abort(self, frames: list[dict[str, Any]]) -> None:
         """Name abort() in a static program without symbols, by the code after its call of raise():

@@ -68,6 +68,7 @@ _UNEXPECTED = re.compile(
 )
 _REPORT_DETAILS = re.compile(r":? (on )?(unknown )?(address )?0x| on unknown address| \(")
 _CHECK_FAILED = re.compile(r"Check failed: (?P<what>.*?)(?: \(.* vs\. .*\).*)?\s*$")
+_JS_ERROR = re.compile(r"([A-Za-z_$][\w$]{0,60}(?:Error|Exception))(?::|$)")
 _GLIB = re.compile(r"(?:.*:)?ERROR:(?P<file>[^:]+):(?P<line>\d+):(?P<function>[^:]*): (?P<what>.*)")
 _GLIB_VALUES = re.compile(r": \(.*\)$")
 _HEAP_DOUBLE_FREE = re.compile(r"double free|fasttop")
@@ -330,9 +331,18 @@ def _known_failure(facts: Facts) -> Cause | None:
         name = plain_name(frame.function) if frame.function else ""
         for pattern, kind, short, text in _KNOWN_FAILURES:
             if pattern.match(name):
+                if kind == "js-exception" and "js_exception" in facts.messages:
+                    return _js_exception(facts.messages["js_exception"])
                 said = facts.messages.get("assertion", "")
                 return Cause(kind, short, f"{text}: {said}" if said else text)
     return None
+
+
+def _js_exception(said: str) -> Cause:
+    """Return the cause in what V8 says: `TypeError: … is not a function`, or any value's text."""
+    error = _JS_ERROR.match(said)
+    name = error[1] if error else "exception"
+    return Cause("js-exception", f"uncaught JavaScript {name}", f"uncaught JavaScript {said}")
 
 
 def _sanitizer(report: str) -> Cause:

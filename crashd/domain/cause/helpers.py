@@ -42,7 +42,7 @@ _WRAPPERS = re.compile(
     |_*(asan|ubsan|tsan|lsan|msan|hwasan|sanitizer|interceptor)_|__sanitizer|_*interceptor_
     |__(asan|ubsan|tsan|lsan|msan|hwasan)::
     |g_(log|logv|log_.*|assertion_message.*|error|return_if_fail_warning)$
-    |ffi_call(_\w+)?$
+    |ffi_call(_\w+)?$|v8::|node::|Builtins_|napi_
     |__(add|sub|mul|neg|abs)v[sdt]i[23]$|__clang_call_terminate$|(asan|tsan|msan)_thread_start
     """,
     re.VERBOSE,

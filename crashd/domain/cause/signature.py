@@ -49,6 +49,7 @@ _NAMELESS = frozenset(
 )  # fmt: skip
 """Kinds whose message says all that a library's function could."""
 _GOS_RUNTIME = "runtime."
+_V8 = re.compile(r"v8::|node::|Builtins_")
 _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 
 
@@ -81,6 +82,8 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
     if is_emulated(facts):
         return []
     frames = significant(facts, cause)
+    if cause.kind not in FAULT_KINDS and (outer := _outside_v8(below_failure(facts.blamed))):
+        return [frame for frame in frames if frame not in outer]
     if not frames and cause.kind not in _NAMELESS and not _is_in_gos_runtime(facts.blamed):
         frames = list(below_failure(facts.blamed) or facts.blamed)
     if cause.kind in _BAD_CALLS and len(frames) > 1 and frames[0] is facts.blamed[0]:
@@ -96,6 +99,16 @@ def notable(facts: Facts, cause: Cause) -> list[Frame]:
 
 def _is_in_gos_runtime(frames: Sequence[Frame]) -> bool:
     return any((frame.function or "").startswith(_GOS_RUNTIME) for frame in frames)
+
+
+def _outside_v8(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return the frames from V8's or Node's outermost on: they only run a script, whose functions
+    have no frames.
+    """
+    for index in range(len(frames) - 1, -1, -1):
+        if _V8.match(frames[index].function or ""):
+            return frames[index:]
+    return ()
 
 
 def frame_key(frame: Frame) -> str:

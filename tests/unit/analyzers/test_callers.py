@@ -12,9 +12,11 @@ from crashd.analyzers.callers import (
     call_targets,
     find_caller,
     find_goroutine,
+    find_jumper,
     follows_call,
     grows_stack,
     is_outermost,
+    jumps_away,
     starts_stack,
 )
 from crashd.analyzers.coreimage import CoreImage
@@ -89,6 +91,21 @@ def test_find_caller_through_a_register_only_without_a_frame(load: Load) -> None
     assert find_caller(load(code, [CALL + 2]), outside, STACK, None) == Caller(CALL + 2, STACK + 8)
     assert find_caller(load(code, [0, CALL + 2]), outside, STACK, None) is None
     assert find_caller(load({}, [CALL + 2]), outside, STACK, None) is None
+
+
+def test_find_jumper_is_the_highest_call_on_the_stack(load: Load) -> None:
+    """The ones below are left from earlier calls."""
+    image = load(FORMS["stub"], [CALL + 5, 3, CALL + 5, TEXT + 0x20, 7])
+    assert find_jumper(image, CALLEE, (STACK, STACK + 40)) == Caller(CALL + 5, STACK + 24)
+    assert find_jumper(image, CALLEE, (STACK, STACK + 16)) == Caller(CALL + 5, STACK + 8)
+    assert find_jumper(image, CALLEE + 1, (STACK, STACK + 40)) is None
+    assert find_jumper(image, CALLEE, (STACK, STACK)) is None
+
+
+def test_jumps_away_knows_the_names_of_longjmp() -> None:
+    names = ("longjmp", "_longjmp", "siglongjmp", "____longjmp_chk", "__longjmp_chk", "__longjmp")
+    assert all(jumps_away(name) for name in names)
+    assert not any(jumps_away(name) for name in ("setjmp", "longjmp_target", None))
 
 
 def test_find_caller_jumps_in_a_circle_end(load: Load) -> None:

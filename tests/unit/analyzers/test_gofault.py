@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from crashd.analyzers.gofault import find_fault, thrower
+from crashd.analyzers.gofault import find_fault, find_null_calls, thrower
 from crashd.domain.elf.elfnotes import SigInfo
 
 PC = 0x4A6010
@@ -36,6 +36,15 @@ def test_find_fault(signal: int, code: int, address: int, found: SigInfo | None)
     assert find_fault(memory, PC + 8) is None
     assert find_fault(b"\0" + memory, PC) is None
     assert all(find_fault(memory[:size], PC) is None for size in range(len(memory) - 64))
+
+
+def test_find_null_calls_is_where_nothing_but_the_code_is_set() -> None:
+    memory = goroutine(11, 1, 0, 0)
+    assert list(find_null_calls(memory)) == [64]
+    assert list(find_null_calls(memory + memory)) == [64, 64 + len(memory)]
+    assert list(find_null_calls(b"\0" + memory)) == []
+    for other in (goroutine(11, 1, 0), goroutine(11, 1, 8, 0), goroutine(7, 1, 0, 0)):
+        assert list(find_null_calls(other)) == []
 
 
 def test_thrower_is_where_the_runtime_threw_for_a_fault() -> None:

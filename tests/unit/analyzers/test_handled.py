@@ -337,3 +337,21 @@ def test_find_handled_in_go_is_what_the_runtime_threw_for(load: Load) -> None:
     assert found.index == 3
     assert (found.info.signal, found.info.address) == (11, 0x123456000)
     assert (found.frame.pc, found.frame.sp) == (STORE, SP + 24)
+
+
+def test_find_handled_in_go_of_c_code_that_called_null(load: Load) -> None:
+    """The runtime shows the caller, and keeps 0 as the place of the fault."""
+    goroutine = pack("<II3QQQQ", 11, 0, 0, 0, 0, 1, 0, 0)
+    after = TEXT + 0x400  # a call
+    called = {SP + 16: pack("<Q", after)}
+    names = ["runtime.raise", "runtime.throw", "runtime.sigpanic", "calls", "main.main"]
+    frames = [frame(STORE - n, SP + 8 * n, function=name) for n, name in enumerate(names)]
+    frames[3]["pc"] = after
+    found = find(load({DATA + 0x400: goroutine, **called}), frames)
+    assert (found.index, found.end) == (None, 3)
+    assert (found.info.signal, found.info.address) == (11, 0)
+    assert (found.frame.pc, found.frame.sp) == (0, SP + 16)
+    with pytest.raises(AssertionError):  # two goroutines have such a fault
+        find(load({DATA + 0x400: goroutine * 2, **called}), frames)
+    with pytest.raises(AssertionError):  # the word below the frame is not the return address
+        find(load({DATA + 0x400: goroutine}), frames)

@@ -278,6 +278,20 @@ def test_collect_sanitizers_report(load: Callable[[Memory], CoreImage]) -> None:
     assert collect(load(memory), "read_record") == {}
 
 
+def test_collect_js_exception_is_the_string_that_v8_printed(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    """The length precedes the text; other texts with the same beginning are not strings of V8."""
+    memory, said = Memory(), b"Uncaught TypeError: o is null"
+    memory.put(b"\x07\0\0\0Uncaught is a word of this script")
+    memory.put(bytes(4) + len(said).to_bytes(4, "little") + said + b"!!!")
+    thrower = "v8::internal::Isolate::CreateMessageOrAbort(int)"
+    assert collect(load(memory), thrower) == {"js_exception": "TypeError: o is null"}
+    assert collect(load(memory), "v8::base::OS::Abort()") == {}
+    memory.put(b"\x0c\0\0\0Uncaught two")
+    assert collect(load(memory), thrower) == {}
+
+
 def test_collect_assertion_of_the_library_out_of_the_used_stack(
     load: Callable[[Memory], CoreImage],
 ) -> None:

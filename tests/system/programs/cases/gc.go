@@ -15,6 +15,8 @@ package main
 // }
 // __attribute__((noinline)) static int readsWild(long at) { return *(volatile int *)at; }
 // __attribute__((noinline)) static int divides(int by) { return 5 / by; }
+// typedef int (*callback)(int);
+// __attribute__((noinline)) static int callsBack(callback called) { return called(3) + 1; }
 import "C"
 import "os"
 
@@ -40,6 +42,8 @@ func main() {
 		C.readsWild(0x123456000)
 	case "divides":
 		C.divides(C.int(len(os.Args) - 2))
+	case "callsBack":
+		C.callsBack(nil)
 	case "fails":
 		fails()
 	}

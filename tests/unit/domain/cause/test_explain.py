@@ -383,7 +383,32 @@ def test_explain_trap_of_a_failure_function_is_what_it_says() -> None:
     stack = ["v8::base::OS::Abort()", "v8::internal::Isolate::CreateMessageOrAbort()", "Throw"]
     cause = explain(build_facts(*stack, signal=5, code=128, mnemonic="int3"), SELF)
     assert cause.short == "uncaught JavaScript exception"
+    for said, short in (
+        ("TypeError: o is null", "uncaught JavaScript TypeError"),
+        ("ERR_X", "uncaught JavaScript exception"),
+    ):
+        facts = build_facts(*stack, signal=5, code=128, messages={"js_exception": said})
+        assert explain(facts, SELF).short == short
+        assert said in explain(facts, SELF).text
     assert explain(build_facts("f", signal=5, code=128), SELF).kind == "breakpoint"
+
+
+def test_explain_abort_of_a_script_names_no_function_of_its_runtime() -> None:
+    """V8's own frames say nothing about which function of the script called process.abort()."""
+    runtime = [
+        "abort",
+        "node::Abort(int)",
+        "v8::internal::Builtin_HandleApiCall(int)",
+        "Builtins_X",
+    ]
+    said: dict[str, Any] = {"signal": 6, "code": -6, "sender_pid": 100}
+    facts = build_facts(*runtime, "node::Start(int)", "main", **said)
+    assert build_title("node", 6, facts, explain(facts, SELF)) == "SIGABRT in node: abort()"
+    facts = build_facts(*runtime[:2], "addon::Close()", *runtime[2:], **said)
+    expected = "SIGABRT in node, addon::Close(): abort()"
+    assert build_title("node", 6, facts, explain(facts, SELF)) == expected
+    facts = build_facts("v8::Object::Get()", "Builtins_X", address=8)
+    assert "v8::Object::Get()" in build_title("node", 11, facts, explain(facts, SELF))
 
 
 def test_explain_fault_that_go_saw_in_c_code() -> None:
