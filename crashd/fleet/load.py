@@ -261,9 +261,13 @@ class Loader:
             return
         columns = [array(column) for column in zip(*(key for key, _ in items), strict=True)]
         self._db.execute(
-            "INSERT INTO tally AS t SELECT * FROM unnest(%s::date[], %s::int[], %s::int[],"
-            " %s::int[], %s::int[], %s::int[], %s::bool[], %s::int[], %s::timestamptz[],"
-            " %s::timestamptz[]) ON CONFLICT (day, signature, host, version, build, labels, kernel)"
+            "WITH news AS (SELECT * FROM unnest(%s::date[], %s::int[], %s::int[], %s::int[],"
+            " %s::int[], %s::int[], %s::bool[], %s::int[], %s::timestamptz[], %s::timestamptz[])"
+            " n(day, signature, host, version, build, labels, kernel, crashes, first, last)),"
+            " unsummed AS (INSERT INTO unsummed SELECT day, signature, version, kernel, host,"
+            " crashes, first, last FROM news)"
+            " INSERT INTO tally AS t SELECT * FROM news"
+            " ON CONFLICT (day, signature, host, version, build, labels, kernel)"
             " DO UPDATE SET crashes = t.crashes + excluded.crashes,"
             " first = least(t.first, excluded.first), last = greatest(t.last, excluded.last)",
             (

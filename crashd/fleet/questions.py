@@ -11,15 +11,8 @@ from crashd.domain.crash.model import BYTES_KEYS, LIST_KEYS, from_json, time_tex
 from crashd.domain.crash.tally import NO_NAME, NO_UNIT, Group, Tally, Timeline
 from crashd.edge.fleet.reader import Reader
 from crashd.errors import FormatError, NotFoundError
-from crashd.fleet.selection import (
-    Condition,
-    Scope,
-    conditions,
-    moment_of,
-    scope_conditions,
-    time_conditions,
-    where,
-)
+from crashd.fleet.counts import Counts, span_of
+from crashd.fleet.selection import Condition, Scope, conditions, scope_conditions, where
 
 FLEET_KEYS = (*LIST_KEYS, "host", "labels")
 """Keys of a listing: those of one host, and whose crash it is."""
@@ -107,82 +100,44 @@ class Questions:
         with self._db.transaction():
             if query.terms:
                 return self._top_of_rows(query)
-            source, values = self._counted(query)
-            rows = self._db.execute(
-                "SELECT s.signature, f.*, s.title, s.kind, s.exe, s.unit, s.newest FROM ("
-                " SELECT c.signature, sum(c.crashes)::bigint AS count, min(c.first) AS first,"
-                f" max(c.last) AS last FROM ({source}) c WHERE c.signature <> 0 GROUP BY 1"
-                " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s) f"
-                " JOIN signature s ON s.number = f.signature"
-                " ORDER BY f.count DESC, f.last DESC",
-                [*values, query.limit],
-            ).fetchall()
-            reach = self._reach([row[1] for row in rows], query)
-        return [_top_row(row[0], *row[2:5], *reach.get(row[1], (0, 0)), *row[5:]) for row in rows]
-
-    def _reach(self, signatures: Sequence[int], query: Query) -> dict[int, tuple[int, int]]:
-        """Count hosts and versions of a few signatures."""
-        own = Condition("c.signature = ANY(%s)", (list(signatures),))
-        source, values = self._counted(query, own)
-        rows = self._db.execute(
-            "SELECT signature, count(DISTINCT host), count(DISTINCT version) FROM ("
-            f" SELECT c.signature, c.host, c.version FROM ({source}) c"
-            " GROUP BY 1, 2, 3 HAVING sum(c.crashes) > 0) f GROUP BY 1",
-            values,
-        ).fetchall()
-        return {signature: (hosts, versions) for signature, hosts, versions in rows}
-
-    def _counted(self, query: Query, *more: Condition) -> tuple[str, list[Any]]:
-        """Build a table of counts: tallies of whole days, and the rows of days that a span cuts."""
-        common = [*scope_conditions(self._db, self._scope), *more]
-        days, cut = list(common), []
-        if query.since_ns is not None:
-            moment = moment_of(query.since_ns)
-            days.append(Condition("c.day > %s", (moment.date(),)))
-            cut.append(moment.date())
-        if query.until_ns is not None:
-            moment = moment_of(query.until_ns)
-            days.append(Condition("c.day < %s", (moment.date(),)))
-            cut.append(moment.date())
-        rows = [*common, Condition("c.day = ANY(%s)", (sorted(set(cut)),))]
-        rows += time_conditions(query.since_ns, query.until_ns)
-        if query.kind is not None:
-            days.append(Condition("c.kernel = %s", (query.kind == "kernel",)))
-            rows.append(Condition("c.kind = %s", (query.kind,)))
-        columns = "c.signature, c.host, c.version, c.build, c.labels"
-        sql, values = where(days)
-        source = f"SELECT {columns}, c.crashes, c.first, c.last FROM tally c {sql}"
-        if cut:
-            sql, more_values = where(rows)
-            source += f" UNION ALL SELECT {columns}, 1, c.time, c.time FROM crash c {sql}"
-            values += more_values
-        return source, values
+            counts = self._counts(query)
+            found = self._explained(counts, counts.top(query.limit))
+        return [row for _, row, _ in found]
 
     def counted(
         self, query: Query, since: datetime, numbers: Sequence[int]
     ) -> list[tuple[int, dict[str, Any]]]:
         """Count the crashes of some signatures since a moment; their rows are those of `top`."""
         since_ns = int(since.timestamp()) * 10**9
-        asked = query._replace(terms=(), since_ns=since_ns, until_ns=None)
+        own = Condition("c.signature = ANY(%s)", (list(numbers),))
         with self._db.transaction():
-            own = Condition("c.signature = ANY(%s)", (list(numbers),))
-            source, values = self._counted(asked, own)
-            rows = self._db.execute(
-                "SELECT s.signature, f.*, s.title, s.kind, s.exe, s.unit, s.newest,"
-                " s.first_seen FROM ("
-                " SELECT c.signature, sum(c.crashes)::bigint AS count, min(c.first) AS first,"
-                f" max(c.last) AS last FROM ({source}) c GROUP BY 1 HAVING sum(c.crashes) > 0) f"
-                " JOIN signature s ON s.number = f.signature",
-                values,
-            ).fetchall()
-            reach = self._reach([row[1] for row in rows], asked)
-        return [
-            (
-                row[1],
-                _top_row(row[0], row[2], row[10], row[4], *reach.get(row[1], (0, 0)), *row[5:10]),
-            )
-            for row in rows
-        ]
+            counts = self._counts(query._replace(since_ns=since_ns, until_ns=None))
+            found = self._explained(counts, counts.top(None, own))
+        return [(number, row | {"first": _iso(first)}) for number, row, first in found]
+
+    def _counts(self, query: Query) -> Counts:
+        scope = scope_conditions(self._db, self._scope)
+        return Counts(self._db, scope, span_of(query), query.kind)
+
+    def _explained(
+        self, counts: Counts, found: Sequence[tuple[Any, ...]]
+    ) -> list[tuple[int, dict[str, Any], datetime]]:
+        """Say what counted signatures are: number, row of `top`, when each was first seen."""
+        numbers = [row[0] for row in found]
+        hosts = counts.hosts_of_signatures(numbers)
+        rows = self._db.execute(
+            "SELECT number, signature, title, kind, exe, unit, newest, first_seen FROM signature"
+            " WHERE number = ANY(%s)",
+            (numbers,),
+        ).fetchall()
+        known = {row[0]: row[1:] for row in rows}
+        explained = []
+        for number, count, first, last, versions in found:
+            if number in known:
+                name, *more, seen = known[number]
+                row = _top_row(name, count, first, last, hosts.get(number, 0), versions, *more)
+                explained.append((number, row, seen))
+        return explained
 
     def _top_of_rows(self, query: Query) -> list[dict[str, Any]]:
         """Count the crashes themselves, because MATCH may name anything."""
@@ -200,6 +155,8 @@ class Questions:
 
     def top_by(self, query: Query, by: str) -> list[dict[str, Any]]:
         """Count crashes by `build`, `version` or `label:NAME`, the most frequent first."""
+        if by == "version" and not query.terms:
+            return self._top_versions(query)
         label = by.removeprefix("label:") if by.startswith("label:") else None
         name = (
             "l.labels ->> %s"
@@ -213,7 +170,7 @@ class Questions:
                 source = "SELECT c.signature, c.host, c.version, c.build, c.labels, 1 AS crashes,"
                 source += f" c.time AS first, c.time AS last FROM crash c {sql}"
             else:
-                source, values = self._counted(query)
+                source, values = self._counts(query).tallies()
             rows = self._db.execute(
                 f"SELECT coalesce({name}, ''), sum(c.crashes)::bigint, min(c.first), max(c.last),"
                 " count(DISTINCT c.host), count(DISTINCT nullif(c.signature, 0))"
@@ -223,11 +180,29 @@ class Questions:
                 " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s",
                 [*named, *values, query.limit],
             ).fetchall()
-        key = label or by
+        return [_by_row(label or by, *row) for row in rows]
+
+    def _top_versions(self, query: Query) -> list[dict[str, Any]]:
+        with self._db.transaction():
+            counts = self._counts(query)
+            found = counts.top_versions(query.limit)
+            numbers = [row[0] for row in found]
+            hosts, signatures = counts.hosts_of_versions(numbers), counts.signatures(numbers)
+            rows = self._db.execute(
+                "SELECT number, version FROM version WHERE number = ANY(%s)", (numbers,)
+            ).fetchall()
+        names = {0: "", **dict(rows)}
         return [
-            {"by": key, "name": name, "count": count, "first": _iso(first), "last": _iso(last)}
-            | {"hosts": hosts, "signatures": signatures}
-            for name, count, first, last, hosts, signatures in rows
+            _by_row(
+                "version",
+                names.get(number, ""),
+                count,
+                first,
+                last,
+                hosts.get(number, 0),
+                signatures.get(number, 0),
+            )
+            for number, count, first, last in found
         ]
 
     def _conditions(self, query: Query) -> list[Condition]:
@@ -337,6 +312,14 @@ def _top_row(*values: Any) -> dict[str, Any]:
     """Build a row of `top` from the values of _TOP_KEYS."""
     row = dict(zip(_TOP_KEYS, values, strict=True))
     return row | {"first": _iso(row["first"]), "last": _iso(row["last"])}
+
+
+def _by_row(
+    by: str, name: str, count: int, first: datetime, last: datetime, hosts: int, signatures: int
+) -> dict[str, Any]:
+    """Build a row of `top --by`."""
+    row = {"by": by, "name": name, "count": count, "first": _iso(first), "last": _iso(last)}
+    return row | {"hosts": hosts, "signatures": signatures}
 
 
 def _iso(moment: datetime) -> str:

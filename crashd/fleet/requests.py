@@ -56,16 +56,18 @@ def delete(db: Connection, bucket: Bucket, row: dict[str, Any]) -> None:
         found = db.execute(
             "DELETE FROM crash c USING host h WHERE c.host = h.number AND c.id = %s AND h.host = %s"
             " RETURNING c.day, c.signature, c.host, c.version, c.build, c.labels,"
-            " c.kind = 'kernel', c.core_key IS NOT NULL",
+            " c.kind = 'kernel', c.time, c.core_key IS NOT NULL",
             key,
         ).fetchone()
         if found is None:
             raise NotFoundError(f"crash {row['id']} was deleted meanwhile")
-        *tally, has_core = found
+        *tally, time, has_core = found
         db.execute(
-            "UPDATE tally SET crashes = crashes - 1 WHERE day = %s AND signature = %s AND host = %s"
-            " AND version = %s AND build = %s AND labels = %s AND kernel = %s",
-            tally,
+            "WITH tally AS (UPDATE tally SET crashes = crashes - 1 WHERE day = %s AND signature ="
+            " %s AND host = %s AND version = %s AND build = %s AND labels = %s AND kernel = %s"
+            " RETURNING day, signature, version, kernel, host)"
+            " INSERT INTO unsummed SELECT *, -1, %s, %s FROM tally",
+            (*tally, time, time),
         )
         db.execute(
             "UPDATE signature SET count = count - 1, cores = cores - %s,"

@@ -19,13 +19,17 @@ from crashd.edge.fleet.reader import Reader
 from crashd.edge.web.metricsserver import MetricsServer
 from crashd.errors import CrashdError, UnavailableError, UsageError
 from crashd.fleet import schema
+from crashd.fleet.counts import ALL
 from crashd.fleet.indexer import Done, Indexer, Pace
 from crashd.fleet.load import Result
 from crashd.fleet.main import CORES_DAYS, CORES_PER_SIGNATURE, KEEP_DAYS
 from crashd.fleet.settings import Database, check, read_setting
+from crashd.fleet.summary import sum_up
 from crashd.fleet.upkeep import upkeep
 
 UPKEEP_SECONDS = 60
+SUM_SECONDS, SUM_SHARE = 5, 20
+"""Summaries are made this often, but take at most one part in so many of the time."""
 RETRY_SECONDS = (1, 2, 5, 10, 30)
 log = logging.getLogger("crashd-fleet")
 
@@ -91,6 +95,8 @@ class _Service:
         self.healthy = False
         self._indexer: Indexer | None = None
         self._next_upkeep = 0.0
+        self._next_sum = 0.0
+        self._unsummed = False
         self._next_discovery = 0.0
 
     def stop(self, *_: object) -> None:
@@ -132,6 +138,7 @@ class _Service:
         if done.unread:
             self.metrics.failed()
         self.metrics.lag(0 if done.oldest is None else _age(done.oldest))
+        self._sum_up(done)
         if time.monotonic() >= self._next_upkeep or everything:
             keep, cores = self.settings["keep_days"], self.settings["cores_per_signature"]
             dropped = upkeep(self.db, self.bucket, keep_days=keep, cores_per_signature=cores)
@@ -141,6 +148,13 @@ class _Service:
             self._next_upkeep = time.monotonic() + UPKEEP_SECONDS
         self.healthy = True
         return done
+
+    def _sum_up(self, done: Done) -> None:
+        now = time.monotonic()
+        self._unsummed |= bool(done.results)
+        if self._unsummed and now >= self._next_sum:
+            self._unsummed = not sum_up(self.db)
+            self._next_sum = now + max(SUM_SECONDS, SUM_SHARE * (time.monotonic() - now))
 
 
 def _age(moment: datetime) -> float:
@@ -253,12 +267,12 @@ def reindex(arguments: argparse.Namespace) -> int:
     service.open()
     try:
         with guard(), service.db.transaction():
-            for shard in range(schema.SHARDS):  # waits for each indexer's transaction to end
-                service.db.execute("SELECT pg_advisory_xact_lock(%s, %s)", (schema.LOCK, shard))
+            # waits for each indexer's transaction to end
+            for part in (*range(schema.SHARDS), schema.SUMMING):
+                service.db.execute("SELECT pg_advisory_xact_lock(%s, %s)", (schema.LOCK, part))
             service.db.execute("SET LOCAL lock_timeout = '60s'")
-            service.db.execute("DELETE FROM crash")
-            service.db.execute("DELETE FROM tally")
-            service.db.execute("DELETE FROM quarantine")
+            for table in ("crash", "tally", "summary", "unsummed", "quarantine"):
+                service.db.execute(f"DELETE FROM {table}".encode())
             service.db.execute("UPDATE host SET quarantined = 0")
             service.db.execute("UPDATE signature SET count = 0, cores = 0")
             service.db.execute(
@@ -292,8 +306,9 @@ def status(arguments: argparse.Namespace) -> int:
 def read_status(db: Reader, settings: dict[str, Any]) -> dict[str, Any]:
     """Read the numbers of `status`."""
     row = db.execute(
-        "SELECT (SELECT coalesce(sum(crashes), 0)::bigint FROM tally), (SELECT count(*)"
-        " FROM signature),"
+        "SELECT (SELECT coalesce(sum(crashes), 0)::bigint FROM (SELECT crashes FROM summary"
+        f" WHERE signature = {ALL} UNION ALL SELECT crashes FROM unsummed) f),"
+        " (SELECT count(*) FROM signature),"
         " (SELECT min(day)::text FROM tally), (SELECT max(mark)::text FROM cursor),"
         " (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crashd-fleet index'"
         " AND datname = current_database())"

@@ -12,7 +12,7 @@ from crashd.fleet.settings import refuse_newer
 
 LOCK = 0x63726173
 """First key of all advisory locks; the second one is a shard's number, or one of these."""
-MIGRATING, UPKEEP, POLICIES = -1, -2, -3
+MIGRATING, UPKEEP, POLICIES, SUMMING = -1, -2, -3, -4
 SHARDS = 16
 """Hosts are divided into so many parts; at most so many indexers share the work."""
 

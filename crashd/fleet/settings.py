@@ -5,7 +5,7 @@ from typing import Any, Final, Protocol
 
 from crashd.errors import UnavailableError
 
-NEWEST: Final = 2
+NEWEST: Final = 3
 """Number of this version's last migration."""
 
 

@@ -16,7 +16,9 @@ from crashd.domain.fleet.policy import (
 from crashd.edge.fleet.bucket import Bucket
 from crashd.edge.fleet.postgres import Connection, guard
 from crashd.errors import FormatError
+from crashd.fleet.counts import NO_HOSTS, widened
 from crashd.fleet.schema import LOCK, UPKEEP
+from crashd.fleet.summary import sum_up
 from crashd.store.corefile import zstd_writer
 
 SIGNATURE_DAYS = 400
@@ -38,6 +40,7 @@ def upkeep(
             return None
         try:
             dropped = _keep(db, keep_days)
+            sum_up(db)
             _recount(db)
             publish(db, bucket, cores_per_signature)
             return dropped
@@ -53,7 +56,8 @@ def _keep(db: Connection, keep_days: int) -> int:
         db.execute("SELECT add_day(%s)", (today + timedelta(days=ahead),))
     first = today - timedelta(days=keep_days)
     row = db.execute("SELECT drop_days(%s)", (first,)).fetchone()
-    db.execute("DELETE FROM tombstone WHERE day < %s", (first,))
+    for table in ("summary", "unsummed", "tombstone"):
+        db.execute(f"DELETE FROM {table} WHERE day < %s".encode(), (first,))
     db.execute("DELETE FROM request WHERE day < %s", (first,))
     db.execute("DELETE FROM quarantine WHERE seen < %s", (first,))
     forgotten = today - timedelta(days=max(keep_days, SIGNATURE_DAYS))
@@ -67,13 +71,14 @@ def _recount(db: Connection) -> None:
     """Count hosts and versions of signatures that crashed lately."""
     db.execute(
         "UPDATE signature s SET hosts = c.hosts, versions = c.versions FROM ("
-        " SELECT t.signature, count(DISTINCT t.host) AS hosts, count(DISTINCT t.version) AS"
-        " versions"
-        " FROM tally t JOIN signature n ON n.number = t.signature"
+        f" WITH width AS MATERIALIZED ({NO_HOSTS})"
+        f" SELECT t.signature, bit_count(bit_or({widened('t.hosts', '(SELECT none FROM width)')}))"
+        " AS hosts, count(DISTINCT t.version) AS versions"
+        " FROM summary t JOIN signature n ON n.number = t.signature"
         " WHERE n.last_seen > now() - interval '1 hour' OR n.hosts = 0"
         " GROUP BY t.signature HAVING sum(t.crashes) > 0) c"
         " WHERE s.number = c.signature"
-        " AND (s.hosts, s.versions) IS DISTINCT FROM (c.hosts, c.versions)"
+        " AND (s.hosts, s.versions) IS DISTINCT FROM (c.hosts, c.versions)".encode()
     )
 
 

@@ -21,6 +21,7 @@ from crashd.errors import PermissionDeniedError, UnavailableError
 from crashd.fleet import indexer, objects
 from crashd.fleet.load import Batch
 from crashd.fleet.main import main
+from crashd.fleet.settings import NEWEST
 from crashd.fleet.usual import Judged, read_usual
 from crashd.store.corefile import unzstd
 from tests.fleet.simulate import Plan, simulated_host, write_fleet
@@ -342,7 +343,7 @@ def test_index_of_newer_schema_is_one_clear_line(fleet: FleetIndex) -> None:
     for verb in ("init", "index"):
         status, lines = run(verb, "--dsn", fleet.dsn)
         assert status == 4
-        assert lines[0] == "crashd-fleet: the fleet index has schema 9999, newer than 2"
+        assert lines[0] == f"crashd-fleet: the fleet index has schema 9999, newer than {NEWEST}"
 
 
 def test_index_of_missing_bucket_is_one_clear_line(fleet: FleetIndex) -> None:

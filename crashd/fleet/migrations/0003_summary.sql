@@ -1,0 +1,38 @@
+-- Counts of whole days by signature and version, with sets of hosts: `top` over a week reads some thousand rows of them
+-- in place of a tally for nearly each crash. The indexer moves rows from unsummed to summary every few seconds.
+
+CREATE TABLE summary (
+    day date NOT NULL,
+    signature integer NOT NULL,
+    version integer NOT NULL,
+    kernel boolean NOT NULL,
+    crashes integer NOT NULL,
+    first timestamptz NOT NULL,
+    last timestamptz NOT NULL,
+    hosts bit varying NOT NULL,
+    stale boolean NOT NULL,
+    PRIMARY KEY (day, signature, version, kernel)
+) WITH (fillfactor = 70);
+COMMENT ON COLUMN summary.signature IS 'number of a signature; -1: any, or none';
+COMMENT ON COLUMN summary.hosts IS 'bit N: the host with number N has had it';
+COMMENT ON COLUMN summary.stale IS 'a host may have it no more: the set is to be made anew';
+
+CREATE TABLE unsummed (
+    day date NOT NULL,
+    signature integer NOT NULL,
+    version integer NOT NULL,
+    kernel boolean NOT NULL,
+    host integer NOT NULL,
+    crashes integer NOT NULL,
+    first timestamptz NOT NULL,
+    last timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
+COMMENT ON TABLE unsummed IS 'what was counted since the last summary; crashes are negative where some are gone';
+
+GRANT SELECT ON summary, unsummed TO crashd_index, crashd_read;
+GRANT INSERT, UPDATE, DELETE ON summary, unsummed TO crashd_index;
+
+INSERT INTO unsummed
+    SELECT day, signature, version, kernel, host, crashes, first, last FROM tally WHERE crashes <> 0;
+-- it served what is asked of summaries now
+DROP INDEX tally_version;
