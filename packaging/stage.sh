@@ -9,10 +9,18 @@ PYTHONS="3.11 3.12 3.13 3.14"
 # 6 makes the smallest packages, but takes most of the time of a build: tests build by 1.
 XZ_LEVEL=${CRASHD_XZ_LEVEL:-6}
 
+# Libraries of the distribution in place of those that wheels bring, each with Debian's package. The packages depend on
+# them, and so does the build, which loads what it has made.
+SYSTEM_LIBRARIES="liblzma.so.5=liblzma5 libzstd.so.1=libzstd1 libgomp.so.1=libgomp1 liblzo2.so.2=liblzo2-2
+libsnappy.so.1=libsnappy1v5 libbz2.so.1=libbz2-1.0 libjson-c.so.5=libjson-c5"
+
 find_missing_of_staging() {
     need binutils have strip
     need patchelf have patchelf
     need make have make
+    for library in $SYSTEM_LIBRARIES; do
+        need "${library#*=}" loads "${library%%=*}"
+    done
 }
 
 # fill_bundles DIRECTORY: make a directory for each Python, with crashd and its locked packages; equal files are stored
@@ -150,7 +158,8 @@ elfutils_release() {
 # use_libraries_of_system DIRECTORY: link against these of the distribution, and delete what then nothing needs.
 use_libraries_of_system() {
     users=$(find "$1" "$1/.." -maxdepth 1 -name '*.so*' -type f; find "$1/../pystack" -name '*.so*')
-    for soname in liblzma.so.5 libzstd.so.1 libgomp.so.1 liblzo2.so.2 libsnappy.so.1 libbz2.so.1 libjson-c.so.5; do
+    for library in $SYSTEM_LIBRARIES; do
+        soname=${library%%=*}
         for own in "$1/${soname%%.so*}"-*.so*; do
             [ -e "$own" ] || continue
             rm "$own"
