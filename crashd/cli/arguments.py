@@ -7,6 +7,7 @@ is one list: an operator's view of crashctl.
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
@@ -54,15 +55,18 @@ class Parser(argparse.ArgumentParser):
         """Raise a UsageError for options that there are not, and say which one may be meant."""
         options = [name for action in self._actions for name in action.option_strings]
         near = _nearest(words[0].partition("=")[0], options) if words[0].startswith("--") else ""
-        self.error(f"unrecognized arguments: {' '.join(words)}{near}")
+        # `-S -1h` was joined to `-S=-1h`, which is not what was typed
+        typed = (re.sub(r"^(-\w)=", r"\1 ", word) for word in words)
+        self.error(f"unrecognized arguments: {' '.join(typed)}{near}")
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:
     """Return the question whether the name most like `word` is meant; nothing without one."""
     from difflib import get_close_matches  # takes a millisecond that only mistakes need
 
-    found = get_close_matches(word, list(names), 1)
-    return f", did you mean {found[0]}?" if found else ""
+    bare = {name.lstrip("-"): name for name in names}  # dashes are no likeness
+    found = get_close_matches(word.lstrip("-"), list(bare), 1)
+    return f", did you mean {bare[found[0]]}?" if found else ""
 
 
 def _positive(text: str) -> int:
@@ -113,10 +117,15 @@ def _add_mini(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mini", action="store_true", help="fetch only what a stack needs")
 
 
-def _add_list(parser: argparse.ArgumentParser) -> None:
+def _add_times(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-S", "--since", metavar="TIME", help="crashes at or after TIME")
     add("-U", "--until", metavar="TIME", help="crashes at or before TIME")
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_times(parser)
     add("--kind", choices=KINDS, help="crashes of this kind only")
     add("--signature", metavar="SIGNATURE", help="crashes with this signature only")
     add(
@@ -191,14 +200,19 @@ def _add_kdump(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_newest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-1", dest="newest", action="store_true", help="the newest crash of all")
+    add = parser.add_argument
+    add("-1", dest="newest", action="store_true", help="the newest crash of all")
+    _add_times(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_newest(parser)
-    parser.add_argument(
-        "-a", "--all", action="store_true", help="also show environment, maps and limits"
+    add = parser.add_argument
+    add(
+        "-n", "--lines", dest="limit", type=_positive, metavar="N", help="show the newest N crashes"
     )
+    add("-r", "--reverse", action="store_true", help="show the newest of them first")
+    add("-a", "--all", action="store_true", help="also show environment, maps and limits")
     _add_json(parser)
     _add_place(parser)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from crashd.domain.crash.match import Query
-from crashd.errors import NotFoundError, UnavailableError
+from crashd.errors import IndexCorruptError, NotFoundError, UnavailableError
 from crashd.store import signatures
 from crashd.store.indexread import IndexReader
+
+_OF_FILE = "--file is for index.sqlite of crashd, or copies of it; coredumpctl reads journal files"
 
 
 class IndexFiles:
@@ -20,7 +22,10 @@ class IndexFiles:
         self._indexes: list[IndexReader] = []
         with contextlib.ExitStack() as opened:
             for path in paths:
-                index = IndexReader.open_readonly(path)
+                try:
+                    index = IndexReader.open_readonly(path)
+                except IndexCorruptError as e:
+                    raise IndexCorruptError(str(e), hint=_OF_FILE) from e
                 opened.callback(index.close)
                 self._indexes.append(index)
             self._opened = opened.pop_all()

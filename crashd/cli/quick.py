@@ -28,25 +28,35 @@ _FLAGS: dict[str, dict[str, tuple[str, Any]]] = {
         "--reverse": ("reverse", True),
         "--all": ("all", True),
     },
-    "info": {**_COMMON, "-1": ("newest", True), "-a": ("all", True), "--all": ("all", True)},
+    "info": {
+        **_COMMON,
+        "-1": ("newest", True),
+        "-r": ("reverse", True),
+        "--reverse": ("reverse", True),
+        "-a": ("all", True),
+        "--all": ("all", True),
+    },
     "top": _COMMON,
 }
 _ROOT = {"--root": "root", "--fleet": "fleet"}
 _PLACE = {**_ROOT, "-D": "directory", "--directory": "directory", "--file": "file"}
+_SELECTION = {
+    **_PLACE,
+    "-S": "since",
+    "--since": "since",
+    "-U": "until",
+    "--until": "until",
+    "-n": "limit",
+    "--lines": "limit",
+}
 _VALUES = {
     "list": {
-        **_PLACE,
-        "-S": "since",
-        "--since": "since",
-        "-U": "until",
-        "--until": "until",
-        "-n": "limit",
-        "--lines": "limit",
+        **_SELECTION,
         "-F": "field",
         "--field": "field",
         "--signature": "signature",
     },
-    "info": _PLACE,
+    "info": _SELECTION,
     "top": {**_ROOT, "-S": "since", "--since": "since", "-n": "limit", "--lines": "limit"},
 }
 _TIMES = frozenset({"since", "until"})
@@ -56,7 +66,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("directory", "file")),
         **dict.fromkeys(("reverse", "all"), False),
     },
-    "info": {**dict.fromkeys(("directory", "file")), **dict.fromkeys(("newest", "all"), False)},
+    "info": {
+        **dict.fromkeys(("since", "until", "limit", "directory", "file")),
+        **dict.fromkeys(("newest", "reverse", "all"), False),
+    },
     "top": {**dict.fromkeys(("since", "new_since", "by", "kind")), "limit": 20},
 }
 _JSON_FORMS = {"short": "short", "pretty": "pretty", "off": False}

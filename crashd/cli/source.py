@@ -5,6 +5,7 @@ the daemon runs or not. All others ask the daemon, which shows them only their o
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ from crashd.domain.crash.match import ID_PREFIX_MIN, Query
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from crashd.cli.control import ControlClient
     from crashd.domain.crash.tally import Tally, Timeline
     from crashd.store.catalog import Catalog
@@ -251,19 +254,62 @@ def require_store(paths: "Paths") -> None:
     )
 
 
-def newest(context: Context, source: Source, match: Sequence[str]) -> dict[str, Any]:
-    """Return the newest crash that matches; print a note if others match too.
+def build_query(arguments: "Namespace", now_ns: int) -> Query:
+    """Build the query from MATCH and from those options that the verb has.
+
+    It asks for the newest crashes first, so that a limit keeps the newest.
+
+    Raises:
+        UsageError: a time or a MATCH is not valid.
+    """
+    return Query(
+        terms=tuple(arguments.match),
+        since_ns=_time_of(arguments.since, now_ns),
+        until_ns=_time_of(arguments.until, now_ns),
+        kind=getattr(arguments, "kind", None),
+        signature=getattr(arguments, "signature", None),
+        limit=getattr(arguments, "limit", None),
+    )
+
+
+def _time_of(text: str | None, now_ns: int) -> int | None:
+    if text is None:
+        return None
+    from crashd.domain.crash.timestamp import parse_time  # most listings are of all times
+
+    return parse_time(text, now_ns)
+
+
+def is_filtered(query: Query) -> bool:
+    """Return whether a query filters anything."""
+    wanted = (query.since_ns, query.until_ns, query.kind, query.signature)
+    return bool(query.terms) or any(value is not None for value in wanted)
+
+
+def newest(context: Context, source: Source, arguments: "Namespace") -> dict[str, Any]:
+    """Return the newest crash that a verb asks for; print a note if others match too.
 
     Raises:
         NotFoundError: no crash matches.
+        UsageError: a time or a MATCH is not valid.
     """
-    rows = source.select(Query(terms=tuple(match), limit=COUNTED_MAX + 1 if match else 1))
+    return newest_of(context, source, arguments, 1)[0]
+
+
+def newest_of(
+    context: Context, source: Source, arguments: "Namespace", count: int
+) -> list[dict[str, Any]]:
+    """Return the newest `count` crashes that a verb asks for, newest first, as `newest` does."""
+    query = build_query(arguments, time.time_ns())
+    counted_max = max(count, COUNTED_MAX)
+    filtered = is_filtered(query)
+    rows = source.select(query._replace(limit=counted_max + 1 if filtered else count))
     if not rows:
-        raise not_found(match)
-    if len(rows) > 1:
-        counted = str(len(rows)) if len(rows) <= COUNTED_MAX else f"more than {COUNTED_MAX}"
-        context.note(f"newest of {counted} matching crashes")
-    return rows[0]
+        raise not_found(arguments.match)
+    if len(rows) > count:
+        counted = str(len(rows)) if len(rows) <= counted_max else f"more than {counted_max}"
+        context.note(f"newest{f' {count}' if count > 1 else ''} of {counted} matching crashes")
+    return rows[:count]
 
 
 def matching(source: Source, match: Sequence[str]) -> list[dict[str, Any]]:

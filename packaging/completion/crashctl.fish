@@ -49,13 +49,13 @@ complete -c crashctl -n "not __fish_seen_subcommand_from $verbs" -a doctor -d 'C
 
 complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle top analyze delete pin unpin stats report want' -a '(__crashctl_matches)'
 
-complete -c crashctl -n '__fish_seen_subcommand_from list top stats report' -s S -l since -x -a 'today yesterday now' -d 'Crashes at or after TIME'
-complete -c crashctl -n '__fish_seen_subcommand_from list stats report' -s U -l until -x -a 'today yesterday now' -d 'Crashes at or before TIME'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle analyze top stats report' -s S -l since -x -a 'today yesterday now' -d 'Crashes at or after TIME'
+complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug bundle analyze stats report' -s U -l until -x -a 'today yesterday now' -d 'Crashes at or before TIME'
 complete -c crashctl -n '__fish_seen_subcommand_from list top stats report' -l kind -x -a 'process kernel' -d 'Crashes of this kind only'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -l signature -x -d 'Crashes with this signature only'
-complete -c crashctl -n '__fish_seen_subcommand_from list top stats' -s n -l lines -x -d 'Show at most N'
+complete -c crashctl -n '__fish_seen_subcommand_from list info top stats' -s n -l lines -x -d 'Show at most N'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s 1 -d 'Only the newest crash'
-complete -c crashctl -n '__fish_seen_subcommand_from list' -s r -l reverse -d 'List newest first'
+complete -c crashctl -n '__fish_seen_subcommand_from list info' -s r -l reverse -d 'Newest first'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s F -l field -x -a 'comm exe unit signal signature title uid pid id' -d 'Print only the values of FIELD'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -l all -d 'Crashes of all hosts in the store'
 complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug' -s D -l directory -x -a '(__fish_complete_directories)' -d 'Read the store in DIR'

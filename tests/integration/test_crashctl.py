@@ -240,6 +240,35 @@ def test_info_shows_the_newest_and_says_so(store: Store) -> None:
     assert store.run("info").stderr == ""
 
 
+def test_info_shows_the_newest_few(store: Store) -> None:
+    done = store.run("info", "-n", "2", "nginx")
+    assert done.stderr == ""
+    pages = [done.stdout.index(store.ids[name]) for name in ("old", "new")]
+    assert pages == sorted(pages)
+    assert "\n\nSIGSEGV in " in done.stdout
+    done = store.run("info", "-rn2")
+    assert done.stdout.index(store.ids["new"]) < done.stdout.index(store.ids["cut"])
+    assert store.ids["none"] not in done.stdout
+    assert [doc["id"] for doc in store.json("info", "-n", "9", "redis")] == [
+        store.ids["none"],
+        store.ids["cut"],
+    ]
+    assert store.run("info", "-n", "3").stderr == ""
+    said = store.run("info", "-n", "2", "/usr/sbin/nginx").stderr
+    assert said == "crashctl: newest 2 of 4 matching crashes\n"
+
+
+@pytest.mark.parametrize("verb", [["info"], ["dump", "-o", "core"]])
+def test_times_narrow_what_is_the_newest(store: Store, tmp_path: Path, verb: list[str]) -> None:
+    before = ["-U", "2026-11-23 05:02:10 UTC"]
+    done = store.run(*before, *verb, "nginx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert store.ids["old"] in done.stdout + done.stderr
+    done = store.run(*verb, "nginx", "--since=2026-11-24", cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "crashctl: no crash matches nginx")
+    assert store.run(*verb, "nginx", "-S", "whenever").returncode == 2
+
+
 def test_info_json_has_the_whole_record(store: Store) -> None:
     found = store.json("info", store.ids["cut"][-8:])
     with open_direct(context(store)).index as index:
@@ -383,6 +412,12 @@ def test_directory_and_file_are_other_places_to_read(store: Store, tmp_path: Pat
     assert store.ids["cut"] in done.stdout
     assert "only the index was read" in done.stdout
     assert elsewhere.run("list", "--file", f"{state}/none*").returncode == 4
+    journal = tmp_path / "system.journal"
+    journal.write_bytes(b"LPKSHHRH" + bytes(4096))
+    done = elsewhere.run("list", "--file", str(journal))
+    assert done.returncode == 4
+    assert "reindex" not in done.stderr
+    assert "index.sqlite of crashd" in done.stderr
 
 
 def test_long_output_on_a_terminal_goes_through_the_pager(store: Store) -> None:

@@ -122,6 +122,29 @@ def test_crashctl_page_has_every_verb_and_option() -> None:
     assert set().union(*OPTIONS.values()) <= bold
 
 
+def test_crashctl_page_has_each_option_where_its_verb_is() -> None:
+    """A heading of OPTIONS names the verbs that it is about."""
+    page = (MAN / "crashctl.1.rst").read_text()
+    _, *parts = re.split(r"^([^\n]+)\n(-+)$", page.split("\nOPTIONS\n")[1], flags=re.MULTILINE)
+    found: dict[str, set[str]] = {verb: set() for verb in VERBS}
+    for heading, text in zip(parts[::3], parts[2::3], strict=True):
+        for verb in heading.split(", ") if heading != "All commands" else ():
+            found[verb] |= set(re.findall(r"\*\*(--?[\w-]+)\*\*", text.split("\nMATCH\n")[0]))
+    of_fleets = {"--host", "--label", "--identity", "--mini", "--by"}
+    missing = {verb: OPTIONS[verb] - COMMON - of_fleets - found[verb] for verb in VERBS}
+    assert not any(missing.values()), missing
+
+
+@pytest.mark.parametrize("path", sorted(MAN.glob("*.rst")), ids=lambda path: path.stem)
+def test_page_has_no_heading_or_option_in_a_line_of_text(path: Path) -> None:
+    """What joins the lines of paragraphs joins those of short headings and definitions, too."""
+    text = path.read_text()
+    assert not re.findall(r"^.*\w +(?:-{4,}|={4,}).*$", text, re.MULTILINE)
+    option = r"\*\*--?[\w-]+\*\*"
+    assert not re.findall(rf"^{option}(?:, {option})* [A-Z].*$", text, re.MULTILINE)
+    assert not re.findall(r"^\d [A-Z].*$", text, re.MULTILINE)
+
+
 def test_crashctl_page_names_no_option_that_there_is_not() -> None:
     options = {word for word in definitions("crashctl.1") if re.fullmatch(r"--?[a-z0-9-]+", word)}
     assert options - {"-IS"} <= set().union(*OPTIONS.values())

@@ -54,7 +54,7 @@ def bundle(context: Context, arguments: argparse.Namespace) -> int:
         raise UsageError(f"bundle: {target} does not end in {SUFFIX}")
     source = open_source(context)
     try:
-        row = newest(context, source, arguments.match)
+        row = newest(context, source, arguments)
         doc = source.info(row["id"])
         if row.get("kind") == "kernel":
             return _bundle_kernel(context, target, doc, force=arguments.force)

@@ -64,7 +64,7 @@ def debug(context: Context, arguments: argparse.Namespace) -> int:
         return _debug_bundle(context, arguments, extra, settings, directories)
     source = open_source(context)
     try:
-        row = newest(context, source, arguments.match)
+        row = newest(context, source, arguments)
         name = choose_debugger(arguments.debugger, str(row.get("kind")), os.environ)
         program = find_debugger(name)
         if row.get("kind") == "kernel":

@@ -54,7 +54,7 @@ def dump(context: Context, arguments: argparse.Namespace) -> int:
         )
     source = open_source(context)
     try:
-        row = newest(context, source, arguments.match)
+        row = newest(context, source, arguments)
         with _opened(context, source, row) as chunks:
             if to_file:
                 target = Path(arguments.output)

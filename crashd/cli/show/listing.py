@@ -14,7 +14,13 @@ from crashd.cli.render import (
     render_field,
     render_json_list,
 )
-from crashd.cli.source import DirectSource, newest, open_source
+from crashd.cli.source import (
+    DirectSource,
+    build_query,
+    is_filtered,
+    newest_of,
+    open_source,
+)
 from crashd.domain.crash.kinds import State
 from crashd.domain.crash.match import Query
 from crashd.errors import CrashdError
@@ -115,65 +121,40 @@ def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
     return {**doc, "analysis": {"state": "pending"}}
 
 
-def build_query(arguments: "Namespace", now_ns: int) -> Query:
-    """Build the query from the options of `list`.
-
-    It asks for the newest crashes first, so that a limit keeps the newest.
-
-    Raises:
-        UsageError: a time or a MATCH is not valid.
-    """
-    return Query(
-        terms=tuple(arguments.match),
-        since_ns=_time_of(arguments.since, now_ns),
-        until_ns=_time_of(arguments.until, now_ns),
-        kind=arguments.kind,
-        signature=arguments.signature,
-        limit=arguments.limit,
-    )
-
-
-def _time_of(text: str | None, now_ns: int) -> int | None:
-    if text is None:
-        return None
-    from crashd.domain.crash.timestamp import parse_time  # most listings are of all times
-
-    return parse_time(text, now_ns)
-
-
-def is_filtered(query: Query) -> bool:
-    """Return whether a query filters anything."""
-    wanted = (query.since_ns, query.until_ns, query.kind, query.signature)
-    return bool(query.terms) or any(value is not None for value in wanted)
-
-
 def show(context: Context, arguments: "Namespace") -> int:
-    """Print everything known about the newest crash that matches."""
-    from crashd.cli.show.pages import render_info
-
+    """Print everything known about the newest crash that matches, or about the newest few."""
     source = open_source(context)
     try:
-        row = newest(context, source, arguments.match)
-        doc = source.info(row["id"])
+        rows = newest_of(context, source, arguments, arguments.limit or 1)
+        docs = [mark_pending(context, source.info(row["id"])) for row in rows]
     finally:
         source.close()
-    doc = mark_pending(context, doc)
+    if not arguments.reverse:
+        docs.reverse()  # newest last, as in a listing
     if arguments.json:
-        print(json_page(locate_core(context, doc), arguments.json))
+        located = [locate_core(context, doc) for doc in docs]
+        print(json_page(located[0] if arguments.limit is None else located, arguments.json))
         return 0
-    core_file = None
-    if isinstance(source, DirectSource):
-        core_file = (locate_core(context, doc).get("core") or {}).get("path")
+    for number, doc in enumerate(docs):
+        if number:
+            print()
+        _print_page(context, doc, show_all=arguments.all, on_disk=isinstance(source, DirectSource))
+    return 0
+
+
+def _print_page(context: Context, doc: dict[str, Any], *, show_all: bool, on_disk: bool) -> None:
+    from crashd.cli.show.pages import render_info
+
+    core_file = (locate_core(context, doc).get("core") or {}).get("path") if on_disk else None
     for line in render_info(
         doc,
         now_ns=time.time_ns(),
-        show_all=arguments.all,
+        show_all=show_all,
         color=context.color,
         core_file=core_file,
         width=context.width,
     ):
         print(line)
-    return 0
 
 
 def follow(context: Context, arguments: "Namespace") -> int:

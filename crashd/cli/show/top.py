@@ -40,7 +40,7 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
     """Have the daemon analyse the newest crash that matches, wait, and show the crash."""
     source = open_source(context)
     try:
-        row = newest(context, source, arguments.match)
+        row = newest(context, source, arguments)
         doc = source.info(row["id"])
         before = _analysis(doc)
         if before.get("state") == "none":  # of a kernel's dump: no vmlinux is on this host
@@ -60,7 +60,8 @@ def analyze(context: Context, arguments: argparse.Namespace) -> int:
         raise CrashdError(f"no symbols: {symbols_text(found)}")
     if found.get("state") != "done":
         raise CrashdError(f"the analysis failed: {found.get('reason')}")
-    arguments.match, arguments.all = [row["id"]], False
+    arguments.match, arguments.since, arguments.until = [row["id"]], None, None
+    arguments.all, arguments.limit, arguments.reverse = False, None, False
     return show(context, arguments)
 
 

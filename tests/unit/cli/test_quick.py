@@ -37,6 +37,8 @@ WORDS = ["", *WORDS_TEXT.split()]
         "--json list",
         "list --json pretty nginx",
         "info",
+        "-S yesterday info -n 2 -r",
+        "info nginx --until=now --reverse",
         "info 4242 -1 --all",
         "bt nginx",
         "info --json=short -D /x",

@@ -1,3 +1,4 @@
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def test_newest_tells_of_the_others(
     count: int, match: list[str], note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = Context("/", color=False, legend=True, quiet=False, width=None)
-    assert newest(context, Rows(count), match)["pid"] == 0
+    arguments = Namespace(match=match, since=None, until=None)
+    assert newest(context, Rows(count), arguments)["pid"] == 0
     assert capsys.readouterr().err == note
 
 
