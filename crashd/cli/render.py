@@ -136,6 +136,23 @@ def wrap_words(words: Sequence[str], width: int | None, indent: int) -> list[str
     return lines
 
 
+def labelled(label: str, text: str, label_width: int, width: int | None) -> Iterator[str]:
+    """Yield the lines of one value, behind a label that is aligned to the right.
+
+    A terminal of `width` columns gets the value wrapped in a column of its own, or below its label
+    where that column would be too narrow. Without a label, it goes on where the last value ended.
+    """
+    indent = label_width + 2
+    if width is not None and indent + TITLE_MIN > width:
+        indent = 4
+        yield from wrap(f"{label}: {text}" if label else " " * indent + text, width, indent)
+        return
+    first, *rest = wrap(text, None if width is None else width - indent, 0)
+    yield f"{label + ':' if label else '':>{indent - 1}} {first}"
+    for line in rest:
+        yield " " * indent + line
+
+
 def pad(text: str, width: int, *, right: bool = False) -> str:
     """Fill `text` up to `width` columns."""
     if text.isascii():

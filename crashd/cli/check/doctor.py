@@ -13,7 +13,7 @@ from typing import Any
 from crashd.cli.check import doctorfacts
 from crashd.cli.context import Context
 from crashd.cli.manage.status import ask_status
-from crashd.cli.render import DIM, GREEN, RED, YELLOW, json_page, styled
+from crashd.cli.render import DIM, GREEN, RED, TITLE_MIN, YELLOW, json_page, styled, wrap
 from crashd.cli.source import Source, open_source
 from crashd.domain.crash.match import Query
 from crashd.domain.host.denials import check_denials
@@ -35,7 +35,8 @@ NAME = "test crash"
 _POLL_SECONDS = 0.05
 _COMM = b"crashctl-doctor"
 _STYLES = {Level.OK: GREEN, Level.WARNING: YELLOW, Level.PROBLEM: RED}
-_INDENT = " " * 26
+_INDENT = 26
+_INDENT_NARROW = 4
 
 
 def doctor(context: Context, arguments: argparse.Namespace) -> int:
@@ -69,12 +70,25 @@ def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> I
 
 
 def _print_check(context: Context, check: Check) -> None:
-    level = styled(f"{check.level:<7}", _STYLES[check.level] if context.color else None)
-    print(f"{level}  {check.name:<15}  {printable(check.text)}", flush=True)
-    if check.level is not Level.OK:
-        print(_INDENT + styled(printable(check.why), DIM if context.color else None), flush=True)
-        if check.hint:
-            print(f"{_INDENT}-> {printable(check.hint)}", flush=True)
+    for line in render_check(check, color=context.color, width=context.width):
+        print(line, flush=True)
+
+
+def render_check(check: Check, *, color: bool, width: int | None) -> Iterator[str]:
+    """Yield the lines of one check, wrapped to `width` columns, except commands, which are there to
+    be copied.
+    """
+    indent = _INDENT if width is None or width >= _INDENT + TITLE_MIN else _INDENT_NARROW
+    level = f"{check.level:<7}"
+    first, *rest = wrap(f"{level}  {check.name:<15}  {printable(check.text)}", width, indent)
+    yield styled(level, _STYLES[check.level] if color else None) + first[len(level) :]
+    yield from rest
+    if check.level is Level.OK:
+        return
+    for line in wrap(" " * indent + printable(check.why), width, indent):
+        yield styled(line, DIM if color else None)
+    if check.hint:
+        yield f"{'':{indent}}-> {printable(check.hint)}"
 
 
 # -- a real crash ----------------------------------------------------------------------------------

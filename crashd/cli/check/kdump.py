@@ -6,7 +6,7 @@ from typing import Any
 
 from crashd.base.files import read_file, replace_file
 from crashd.cli.context import Context
-from crashd.cli.render import GREEN, RED, YELLOW, json_page, styled
+from crashd.cli.render import GREEN, RED, YELLOW, json_page, labelled, styled, wrap
 from crashd.domain.kdump.conf import ConfFinding, Severity
 from crashd.domain.kdump.permit import DROP_IN, build_drop_in, is_writable
 from crashd.domain.kdump.ready import KdumpFacts, Readiness, Target, assess
@@ -29,7 +29,7 @@ def kdump(context: Context, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json_page(_document(facts, verdict), arguments.json))
     else:
-        for line in render_readiness(facts, verdict, color=context.color):
+        for line in render_readiness(facts, verdict, color=context.color, width=context.width):
             print(line)
     return 0 if verdict.ready else 1
 
@@ -120,19 +120,24 @@ def _crashkernel(facts: KdumpFacts) -> Iterator[str]:
             yield printable(word)
 
 
-def render_readiness(facts: KdumpFacts, verdict: Readiness, *, color: bool) -> Iterator[str]:
-    """Yield the lines of the page: whether the next kernel crash would leave a dump, and why."""
+def render_readiness(
+    facts: KdumpFacts, verdict: Readiness, *, color: bool, width: int | None = None
+) -> Iterator[str]:
+    """Yield the lines of the page: whether the next kernel crash would leave a dump, and why.
+
+    They are wrapped to `width` columns, except commands, which are there to be copied.
+    """
     ready = "the next crash of the kernel will leave a dump, as far as can be told"
     not_ready = "the next crash of the kernel will leave no dump"
     style = (GREEN if verdict.ready else RED) if color else None
     yield styled(ready if verdict.ready else not_ready, style)
     yield ""
     for label, text in _facts(facts, verdict):
-        yield f"{label:>{_WIDTH}}: {text}"
+        yield from labelled(label, text, _WIDTH, width)
     if verdict.findings:
         yield ""
     for finding in verdict.findings:
-        yield from _finding(finding, color)
+        yield from _finding(finding, color, width)
 
 
 def _facts(facts: KdumpFacts, verdict: Readiness) -> Iterator[tuple[str, str]]:
@@ -159,8 +164,11 @@ def _facts(facts: KdumpFacts, verdict: Readiness) -> Iterator[tuple[str, str]]:
     yield "pstore", facts.pstore or "none"
 
 
-def _finding(finding: ConfFinding, color: bool) -> Iterator[str]:
+def _finding(finding: ConfFinding, color: bool, width: int | None) -> Iterator[str]:
     style = _STYLES[finding.severity] if color else None
-    yield f"{styled(f'{finding.severity.value:<8}', style)} {printable(finding.text)}"
+    level = f"{finding.severity.value:<8}"
+    first, *rest = wrap(f"{level} {printable(finding.text)}", width, 9)
+    yield styled(level, style) + first[len(level) :]
+    yield from rest
     if finding.hint:
         yield f"{'':<8} -> {printable(finding.hint)}"

@@ -19,7 +19,9 @@ def status(context: Context, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json_page(found, arguments.json))
     else:
-        for line in render_status(found, now_ns=time.time_ns(), color=context.color):
+        for line in render_status(
+            found, now_ns=time.time_ns(), color=context.color, width=context.width
+        ):
             print(line)
     return 0 if found.get("ready") and found.get("registered") else 1
 

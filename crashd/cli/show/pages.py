@@ -13,6 +13,7 @@ from crashd.cli.render import (
     GREEN,
     RED,
     Row,
+    labelled,
     local_time,
     local_time_of_ns,
     styled,
@@ -77,7 +78,7 @@ def render_info(
             line
             for label, text in group
             if text
-            for line in _wrapped(label, _shorten(text, limit), width)
+            for line in labelled(label, _shorten(text, limit), LABEL_WIDTH, width)
         ]
         if lines:
             yield ""
@@ -92,17 +93,6 @@ def render_info(
         yield from kernel.report_lines(doc, show_all=show_all)
     if show_all:
         yield from _raw(doc)
-
-
-def _labelled(label: str, text: str) -> str:
-    return f"{label:>{LABEL_WIDTH}}: {text}"
-
-
-def _wrapped(label: str, text: str, width: int | None) -> Iterator[str]:
-    first, *rest = wrap(text, None if width is None else width - LABEL_WIDTH - 2, 0)
-    yield _labelled(label, first)
-    for line in rest:
-        yield " " * (LABEL_WIDTH + 2) + line
 
 
 def _shorten(text: str, limit: int | None) -> str:
@@ -292,11 +282,9 @@ def _warnings(doc: Row, width: int | None) -> Iterator[str]:
     warnings = doc.get("warnings") or []
     if warnings:
         yield ""
-        yield from _wrapped("Warnings", printable(str(warnings[0])), width)
-    for text in warnings[1:]:
-        first, *rest = _wrapped("", printable(str(text)), width)
-        yield f"{'':{LABEL_WIDTH}}  {first[LABEL_WIDTH + 2 :]}"
-        yield from rest
+    for number, text in enumerate(warnings):
+        label = "" if number else "Warnings"
+        yield from labelled(label, printable(str(text)), LABEL_WIDTH, width)
 
 
 def _threads(doc: Row, show_all: bool) -> Iterator[str]:
@@ -370,8 +358,10 @@ def _raw(doc: Row) -> Iterator[str]:
             yield from (f"  {printable(line)}" for line in str(text).rstrip("\n").split("\n"))
 
 
-def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
-    """Yield the lines of the daemon's status."""
+def render_status(
+    status: Row, *, now_ns: int, color: bool, width: int | None = None
+) -> Iterator[str]:
+    """Yield the lines of the daemon's status, wrapped to `width` columns."""
     store: Mapping[str, Any] = status.get("store") or {}
     yield styled(f"crashd {value_text(status.get('version'))}", BOLD if color else None)
     started_ns = status.get("started_ns")
@@ -401,7 +391,9 @@ def render_status(status: Row, *, now_ns: int, color: bool) -> Iterator[str]:
         ("Metrics", ", ".join(f"http://{value_text(a)}/metrics" for a in addresses) or "off"),
         ("Root", _known(status.get("root"))),
     ]
-    yield from (_labelled(label, text) for label, text in fields if text)
+    for label, text in fields:
+        if text:
+            yield from labelled(label, text, LABEL_WIDTH, width)
 
 
 def _count(numbers: Mapping[str, Any], key: str) -> int:

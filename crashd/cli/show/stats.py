@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from crashd.cli.context import Context
-from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns
+from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns, wrap
 from crashd.cli.show.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
 from crashd.cli.source import CountingSource, open_source
 from crashd.domain.crash.match import Query
@@ -85,7 +85,8 @@ def render(found: Tally, canvas: Canvas, lines_max: int) -> Iterator[str]:
     line = found.timeline
     crashes = "1 crash" if found.total == 1 else f"{found.total} crashes"
     span = f"{local_time_of_ns(line.start_ns)} to {local_time_of_ns(line.end_ns)}"
-    yield canvas.paint(f"{crashes}, {span}", BOLD)
+    for text in wrap(f"{crashes}, {span}", canvas.width, 2):
+        yield canvas.paint(text, BOLD)
     yield ""
     kernel = [index for index, count in enumerate(line.counts["kernel"]) if count]
     yield from draw_columns(

@@ -202,6 +202,16 @@ def test_render_info_wraps_between_words() -> None:
     assert field(lines, "Stored as") == path  # beside its label, however long
 
 
+def test_render_info_on_a_very_narrow_terminal_wraps_below_the_label() -> None:
+    doc = doc_of(explanation="word " * 20 + "end", warnings=["first " * 9 + "end", "next " * 9])
+    lines = page(doc, width=40)
+    start = lines.index("Explanation: word word word word word")
+    assert lines[start + 1] == "    word word word word word word word"
+    text = " ".join(" ".join(lines).split())
+    assert "Explanation: " + "word " * 20 + "end" in text
+    assert "Warnings: " + "first " * 9 + "end " + "next " * 9 in text + " "
+
+
 def test_render_info_shows_environment_and_maps_with_all_only() -> None:
     doc = doc_of(environ=(b"A=1", b"B=\x1b[31m"), maps=b"400000-500000 r-xp\n600000-700000 rw-p\n")
     assert not [line for line in page(doc) if "A=1" in line or "r-xp" in line]

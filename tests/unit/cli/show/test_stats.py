@@ -1,0 +1,17 @@
+import pytest
+
+from crashd.cli.show.charts import Canvas
+from crashd.cli.show.stats import render
+from crashd.domain.crash.tally import plan_timeline, tally
+from tests.unit.cli.rows import TIME_NS, row_of
+
+DAY_NS = 86400 * 10**9
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_render_fits_the_terminal(width: int) -> None:
+    rows = [row_of(unit="a-unit-with-a-rather-long-name-of-its-own.service"), row_of(unit=None)]
+    found = tally(rows, plan_timeline(TIME_NS - DAY_NS, TIME_NS + 10**9, width - 8))
+    lines = list(render(found, Canvas(width, unicode=True, color=False), 8))
+    assert max(map(len, lines)) <= width
+    assert " ".join(" ".join(lines).split()).startswith("2 crashes, 2026-11-22 ")
