@@ -33,6 +33,25 @@ def widened(hosts: str, none: str) -> str:
     return f"({hosts} || substring({none} FOR length({none}) - length({hosts})))"
 
 
+def united(many: str, loose: str) -> str:
+    """Build SQL that counts hosts by name: those of sets, and besides them single ones.
+
+    Args:
+        many: a table of `name` and the set `many`.
+        loose: a table of `name` and `host`, each once.
+
+    """
+    return (
+        f"WITH width AS MATERIALIZED ({NO_HOSTS}), whole AS MATERIALIZED (SELECT name,"
+        f" bit_or({widened('many', '(SELECT none FROM width)')}) AS many FROM ({many}) m"
+        f" GROUP BY 1), loose AS ({loose})"
+        " SELECT coalesce(w.name, l.name) AS name, coalesce(w.hosts, 0) + coalesce(l.hosts, 0)"
+        " AS hosts FROM (SELECT name, bit_count(many) AS hosts FROM whole) w FULL JOIN ("
+        " SELECT l.name, count(*) AS hosts FROM loose l LEFT JOIN whole w USING (name)"
+        " WHERE w.many IS NULL OR get_bit(w.many, l.host) = 0 GROUP BY 1) l USING (name)"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Which crashes are counted."""
@@ -140,24 +159,22 @@ class Counts:
 
     def _hosts(self, name: str, more: Sequence[Condition], *, totals: bool) -> dict[int, int]:
         """Count hosts: those of sets, and besides them those of rows that are in no set."""
-        source, values = _union(self._loose(more, totals=totals))
-        loose = f"SELECT DISTINCT {name} AS name, host FROM ({source}) c WHERE crashes > 0"
+        parts = self._loose(more, totals=totals)
         if self._scope:
+            source, values = _union(parts)
             found = self._db.execute(
-                f"SELECT name, count(*) FROM ({loose}) l GROUP BY 1", values
+                f"SELECT name, count(*) FROM (SELECT DISTINCT {name} AS name, host FROM"
+                f" ({source}) c WHERE crashes > 0) l GROUP BY 1",
+                values,
             ).fetchall()
             return dict(found)
         sql, own = self._whole(more, totals=totals)
-        found = self._db.execute(
-            f"WITH width AS MATERIALIZED ({NO_HOSTS}), whole AS MATERIALIZED ("
-            f" SELECT {name} AS name, bit_or({widened('c.hosts', '(SELECT none FROM width)')})"
-            f" AS hosts FROM summary c {sql} GROUP BY 1), loose AS ({loose})"
-            " SELECT coalesce(w.name, l.name), coalesce(w.hosts, 0) + coalesce(l.hosts, 0)"
-            " FROM (SELECT name, bit_count(hosts) AS hosts FROM whole) w FULL JOIN ("
-            " SELECT l.name, count(*) AS hosts FROM loose l LEFT JOIN whole w USING (name)"
-            " WHERE w.hosts IS NULL OR get_bit(w.hosts, l.host) = 0 GROUP BY 1) l USING (name)",
-            [*own, *values],
-        ).fetchall()
+        columns = "c.signature, c.version, f.host, 1, c.first, c.last"
+        parts.append((f"SELECT {columns} FROM summary c, unnest(c.few) f(host) {sql}", own))
+        source, values = _union(parts)
+        many = f"SELECT {name} AS name, c.many FROM summary c {sql} AND c.many IS NOT NULL"
+        loose = f"SELECT DISTINCT {name} AS name, host FROM ({source}) c WHERE crashes > 0"
+        found = self._db.execute(united(many, loose), [*own, *values]).fetchall()
         return dict(found)
 
     def _whole(self, more: Sequence[Condition], *, totals: bool) -> Sql:

@@ -16,7 +16,7 @@ from crashd.domain.fleet.policy import (
 from crashd.edge.fleet.bucket import Bucket
 from crashd.edge.fleet.postgres import Connection, guard
 from crashd.errors import FormatError
-from crashd.fleet.counts import NO_HOSTS, widened
+from crashd.fleet.counts import united
 from crashd.fleet.schema import LOCK, UPKEEP
 from crashd.fleet.summary import sum_up
 from crashd.store.corefile import zstd_writer
@@ -67,19 +67,25 @@ def _keep(db: Connection, keep_days: int) -> int:
     return row[0] if row else 0
 
 
+_LATELY = (
+    "summary t JOIN signature n ON n.number = t.signature"
+    " AND (n.last_seen > now() - interval '1 hour' OR n.hosts = 0)"
+)
+_RECOUNT = (
+    "UPDATE signature s SET hosts = h.hosts, versions = v.versions FROM ("
+    + united(
+        f"SELECT t.signature AS name, t.many FROM {_LATELY} WHERE t.many IS NOT NULL",
+        f"SELECT DISTINCT t.signature AS name, f.host FROM {_LATELY}, unnest(t.few) f(host)",
+    )
+    + ") h JOIN (SELECT t.signature AS name, count(DISTINCT t.version) AS versions"
+    f" FROM {_LATELY} WHERE t.crashes > 0 GROUP BY 1) v USING (name)"
+    " WHERE s.number = h.name AND (s.hosts, s.versions) IS DISTINCT FROM (h.hosts, v.versions)"
+).encode()
+
+
 def _recount(db: Connection) -> None:
     """Count hosts and versions of signatures that crashed lately."""
-    db.execute(
-        "UPDATE signature s SET hosts = c.hosts, versions = c.versions FROM ("
-        f" WITH width AS MATERIALIZED ({NO_HOSTS})"
-        f" SELECT t.signature, bit_count(bit_or({widened('t.hosts', '(SELECT none FROM width)')}))"
-        " AS hosts, count(DISTINCT t.version) AS versions"
-        " FROM summary t JOIN signature n ON n.number = t.signature"
-        " WHERE n.last_seen > now() - interval '1 hour' OR n.hosts = 0"
-        " GROUP BY t.signature HAVING sum(t.crashes) > 0) c"
-        " WHERE s.number = c.signature"
-        " AND (s.hosts, s.versions) IS DISTINCT FROM (c.hosts, c.versions)".encode()
-    )
+    db.execute(_RECOUNT)
 
 
 # -- policies --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from crashd.fleet.questions import Questions
 from crashd.fleet.run import reindex
 from crashd.fleet.schema import LOCK, SUMMING, migrate
 from crashd.fleet.selection import Scope, moment_of, scope_conditions
-from crashd.fleet.summary import sum_up
+from crashd.fleet.summary import FEW, sum_up
 from tests.fleet.simulate import simulated_host
 from tests.integration.fleetindex import (
     FleetIndex,
@@ -186,6 +186,42 @@ def test_counts_are_those_of_rows_however_summaries_stand(fleet: FleetIndex) -> 
             assert_counts_are_those_of_rows(fleet)
     assert fleet.ask("SELECT count(*) FROM crash") == [(len(life.there),)]
     assert len(life.there) > 50
+
+
+def test_sets_of_hosts_grow_from_lists_to_bits_and_shrink_again(fleet: FleetIndex) -> None:
+    day_s = time.time() % DAY_S
+    ages = [1, day_s + 100]  # today and yesterday
+
+    def have(hosts: range) -> list[Crash]:
+        made = [make_crash(host, age_s=age) for host in hosts for age in ages]
+        for host in hosts:
+            own = [crash for crash in made if int(crash.boot_id, 16) == host]
+            fleet.put(host, *(make_line(crash) for crash in own))
+        fleet.index()
+        return made
+
+    def sets() -> set[tuple[int, bool]]:
+        return set(
+            fleet.ask("SELECT cardinality(few), many IS NOT NULL FROM summary WHERE signature > 0")
+        )
+
+    have(range(3, 3 + FEW))
+    assert sets() == {(FEW, False)}
+    with connect(fleet.dsn, name="test") as db:
+        for hosts in (range(20, 21 + FEW), range(2000, 2040)):
+            fleet.ask(f"SELECT setval(pg_get_serial_sequence('host', 'number'), {hosts[0] * 3})")
+            have(hosts)
+            assert_counts_are_those_of_rows(fleet)
+            assert sum_up(db) and sets() == {(0, True)}
+            assert_counts_are_those_of_rows(fleet)
+        bucket = Bucket.open(f"file://{fleet.bucket}")
+        for crash_id, host in fleet.ask(
+            "SELECT c.id, h.host FROM crash c JOIN host h ON h.number = c.host"
+            " WHERE c.day = CURRENT_DATE AND h.hostname NOT IN ('host-3', 'host-2001')"
+        ):
+            requests.delete(db, bucket, {"id": crash_id, "host": host})
+        assert sum_up(db) and sets() == {(2, False), (0, True)}
+    assert_counts_are_those_of_rows(fleet)
 
 
 def test_summary_is_made_by_one_at_a_time(fleet: FleetIndex) -> None:
