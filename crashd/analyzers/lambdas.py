@@ -8,6 +8,9 @@ it: `std::__invoke<work()::<lambda()> >`, `std::thread::_State_impl<… work::{l
 import re
 from typing import Any
 
+from crashd.domain.cause.names import plain_name
+
+LAMBDA = "{lambda}"
 _CALLERS = 8
 _NAME = "operator()"
 _CLANGS = "(lambda at "
@@ -21,14 +24,17 @@ _OWNER = re.compile(
 def name_lambdas(frames: list[dict[str, Any]]) -> None:
     """Give inlined lambdas the name of the function that holds them."""
     for index, frame in enumerate(frames):
-        if frame["function"] != _NAME or not frame["inline"]:
+        known = frame["function"] == f"{LAMBDA}::{_NAME}"
+        if not known and (frame["function"] != _NAME or not frame["inline"]):
             continue
         for caller in frames[index + 1 : index + 1 + _CALLERS]:
             found = _OWNER.search(caller["function"] or "")
             if found is not None:
-                frame["function"] = f"{found['owner']}::{{lambda}}::{_NAME}"
+                frame["function"] = f"{found['owner']}::{LAMBDA}::{_NAME}"
                 break
             if caller["function"] and "<" not in caller["function"]:
-                if not caller["inline"] and _CLANGS in (frames[index + 1]["function"] or ""):
-                    frame["function"] = f"{caller['function']}::{{lambda}}::{_NAME}"
+                clangs = not caller["inline"] and _CLANGS in (frames[index + 1]["function"] or "")
+                if clangs or known:
+                    owner = plain_name(caller["function"])
+                    frame["function"] = f"{owner}::{LAMBDA}::{_NAME}"
                 break  # the program's own caller

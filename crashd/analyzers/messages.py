@@ -58,6 +58,7 @@ _CXX_NAMES = (
     "__gnu_cxx::__verbose_terminate",
     "__cxa_throw",
     "__cxa_rethrow",
+    "__gxx_personality",
     "__terminate",
     "__clang_call_terminate",
 )

@@ -21,6 +21,7 @@ VERSION = 1
 _NT_SIGINFO = 0x53494749
 _SIGSYS = 31
 _SEGV_MAPERR = 1
+_DIVISIONS = frozenset({"div", "idiv"})
 
 
 class NativeFacts(Analyzer):
@@ -85,7 +86,10 @@ def _is_returned(image: CoreImage) -> bool:
     pc, sp = first.pc or 0, first.sp or 0
     if image.is_code(pc) or image.word(sp - image.head.bits // 8) != pc:
         return False
-    return not follows_call(image, image.word(sp) or 0)
+    caller = image.word(sp) or 0
+    if image.is_code(caller) and not image.read(caller - 1, 1):
+        return False  # the program's file is missing: there may be a call
+    return not follows_call(image, caller)
 
 
 def _ends(threads: list[dict[str, Any]]) -> list[str]:
@@ -184,7 +188,16 @@ def _instruction(
         target = decoded.pop("target", None)
         at = decoded.pop("target_at", None)
         decoded["target"] = image.word(at) if at is not None else target
+        if decoded["mnemonic"] in _DIVISIONS and decoded["access"]:
+            decoded["target"] = _operand(image, decoded["access"][0])
     return decoded
+
+
+def _operand(image: CoreImage, access: Mapping[str, Any]) -> int | None:
+    """Read what an instruction reads from memory."""
+    at, size = access["address"], access["size"]
+    raw = image.read(at, size) if at is not None and 0 < size <= 8 else b""
+    return int.from_bytes(raw, image.head.byteorder) if raw and len(raw) == size else None
 
 
 def _missing_siginfo(

@@ -28,7 +28,17 @@ from crashd.analyzers.callers import (
 from crashd.analyzers.coreimage import PF_W, CoreImage
 from crashd.analyzers.demangle import Demangler
 from crashd.analyzers.gonames import GoNames
-from crashd.analyzers.lambdas import name_lambdas
+from crashd.analyzers.lambdas import LAMBDA, name_lambdas
+from crashd.analyzers.qualified import (
+    FILE_BYTES_MAX,
+    candidates,
+    class_of,
+    has_parameters,
+    is_closures,
+    names_all,
+    with_class,
+)
+from crashd.domain.cause.names import plain_name
 from crashd.domain.elf.auxv import AT_EXECFN, AT_SYSINFO_EHDR
 from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
@@ -36,6 +46,7 @@ from crashd.domain.elf.elfnotes import EM_386, EM_X86_64
 from crashd.domain.elf.modules import Module
 from crashd.domain.elf.vdso import IMAGE_MAX as VDSO_MAX
 from crashd.domain.elf.vdso import VdsoFunction, name_at, parse_vdso
+from crashd.edge.sandbox.modulefiles import read_debug_strings
 
 THREADS_MAX = 1024
 FRAMES_MAX = 128
@@ -60,6 +71,8 @@ _HLT_LOOP = bytes.fromhex("f4ebfd")
 _ABORT_FRAMES, _ABORT_BYTES = 5, 480
 _ENTERED_FRAMES = 12
 """Innermost frames that are named by the calls of their callers."""
+_QUALIFIED_MAX = 24
+"""Inlined functions, the innermost ones, that get a qualified name."""
 _FOUND_MAX = 16
 """Frames without unwind information whose callers are searched, at most."""
 _LOST_FRAMES = 3
@@ -104,6 +117,9 @@ class Stacks:
         self._symbols: dict[int, drgn.Symbol | None] = {}
         self._debug: dict[int, int | None] = {}
         self._vdso: list[VdsoFunction] | None = None
+        self._strings: dict[int, bytes] = {}
+        """The strings of debug information, by the module's start."""
+        self._unqualified = _QUALIFIED_MAX
         self.alternates: dict[int, int | None] = {}
         """Files with debug information that modules share, by the module's start."""
         self._debug_loaded = False
@@ -598,6 +614,8 @@ class Stacks:
             if symbol is not None:
                 name = symbol.name
                 out["symbol_offset"] = pc - symbol.address
+        if name and frame.is_inline and module is not None and self._unqualified:
+            name = self._qualify(frame, name, module)
         if name:
             out["function"] = self.demangler.name(name)
             if name == "runtime.gopanic" and self.go_panic is None:
@@ -608,6 +626,48 @@ class Stacks:
         if not name:
             self._name_by_go(out, module, inside)
         return out
+
+    def _qualify(self, frame: "drgn.StackFrame", name: str, module: Module) -> str:
+        """Return the qualified name of an inlined C++ function, as far as it can be known."""
+        self._unqualified -= 1
+        if "::" in name:
+            return name
+        try:
+            if is_closures(frame):
+                return f"{LAMBDA}::{name}"
+            owner = class_of(frame)
+            strings = self._debug_strings(module.start)
+            if owner is not None:
+                return with_class(name, owner, strings, self.demangler)
+            if b"\0_Z" not in strings or not self._is_small(module.start):
+                return name
+            found = candidates(plain_name(name), strings, self.demangler)
+            if len(found) == 1 and self._is_function(frame, name, *found):
+                return found.pop()
+        except (*_ERRORS, AttributeError):
+            pass  # most functions have a bare name, and no other
+        return name
+
+    def _is_function(self, frame: "drgn.StackFrame", name: str, qualified: str) -> bool:
+        """Return whether an inlined function can only be the one with this qualified name."""
+        module = self.module_at(frame.pc)
+        if module is not None and names_all(self._debug_strings(module.start)):
+            try:
+                self.program.function(name)
+            except LookupError:
+                return True  # it is neither C nor outside of all namespaces
+        return has_parameters(frame, self.program.function(qualified))
+
+    def _debug_strings(self, start: int) -> bytes:
+        if start not in self._strings:
+            fds = (self._debug.get(start), self._loaded.get(start), self.alternates.get(start))
+            self._strings[start] = b"".join(read_debug_strings(fd) for fd in fds if fd is not None)
+        return self._strings[start]
+
+    def _is_small(self, start: int) -> bool:
+        """Return whether a module's debug information can be searched by name."""
+        fds = (self._debug.get(start), self._loaded.get(start))
+        return sum(os.fstat(fd).st_size for fd in fds if fd is not None) <= FILE_BYTES_MAX
 
     def _name_by_go(self, out: dict[str, Any], module: Module | None, address: int) -> None:
         found = self._go.function(module, address)

@@ -72,7 +72,7 @@ def build_facts(
         threads=(ThreadStack(100, True, frames, False),),
         modules=(),
         registers=more.pop("registers", {}),
-        instruction=Instruction("90", text, mnemonic, access),
+        instruction=Instruction("90", text, mnemonic, access, more.pop("target", None)),
         siginfo=SignalFacts(signal, code, address, **sender, **syscall),
         regions=found | (regions or {}),
         messages=messages or {},

@@ -22,6 +22,7 @@ from crashd.edge.sandbox.modulefiles import (
     copy_with_unwind,
     foreign_unwind_size,
     open_modules,
+    read_debug_strings,
     read_debuglink,
     read_soname,
 )
@@ -146,6 +147,22 @@ def test_open_modules_stops_at_its_limit_and_leaks_nothing(tmp_path: Path) -> No
         if one.fd is not None:
             os.close(one.fd)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_read_debug_strings_of_a_real_file_as_it_is_and_compressed(tmp_path: Path) -> None:
+    program, source = tmp_path / "prog", tmp_path / "a.c"
+    source.write_text("int a_long_name(void) { return 0; } int main(void) { return 0; }")
+    found = []
+    for option in ("--decompress-debug-sections", "--compress-debug-sections=zlib"):
+        subprocess.run(["gcc", "-g", "-o", program, source], check=True)
+        subprocess.run(["objcopy", option, program], check=True)
+        with program.open("rb") as file:
+            found.append(read_debug_strings(file.fileno()))
+    assert b"a_long_name\0" in found[0]
+    assert found[0] == found[1]
+    subprocess.run(["strip", program], check=True)
+    with program.open("rb") as file:
+        assert read_debug_strings(file.fileno()) == b""
 
 
 def test_read_debuglink_of_a_real_file(tmp_path: Path) -> None:

@@ -530,6 +530,9 @@ def _fpe(facts: Facts) -> Cause | None:
                 "integer overflow in a division",
                 "the quotient of an integer division is too large (the least number by -1)",
             )
+        if divisor is None and mnemonic not in ("sdiv", "udiv"):
+            text = "integer division by zero, or the least number by -1"
+            return Cause("division-by-zero", "integer division by zero or overflow", text)
         return Cause("division-by-zero", "integer division by zero", "integer division by zero")
     words = describe(info.signal, info.code, None, None, None) or "arithmetic error"
     return Cause("arithmetic", words, words)
@@ -539,11 +542,12 @@ _X86_REGISTER = re.compile(r"(?:i?div) ([a-z0-9]+)$")
 
 
 def _divisor(facts: Facts) -> int | None:
-    """Return the value of a division's divisor if it is a register."""
-    text = (facts.instruction.text if facts.instruction is not None else None) or ""
-    found = _X86_REGISTER.match(text)
-    if found is None:
+    """Return the value of a division's divisor, from a register or memory."""
+    if facts.instruction is None:
         return None
+    found = _X86_REGISTER.match(facts.instruction.text or "")
+    if found is None:
+        return facts.instruction.target
     name = found[1]
     for wide, mask in ((name, -1), ("r" + name[1:], 0xFFFFFFFF), (name.rstrip("dwb"), 0xFFFFFFFF)):
         if wide in facts.registers:
@@ -589,6 +593,9 @@ def _ill(facts: Facts) -> Cause | None:
             "compiler or author put a trap: unreachable or failed check",
         )
     text = facts.instruction.text if facts.instruction is not None else None
+    if facts.instruction is None:
+        unknown = "an illegal instruction, or a trap of the program's own: its code is not known"
+        return Cause("illegal-instruction", "illegal instruction", unknown)
     return Cause(
         "illegal-instruction",
         "illegal instruction",

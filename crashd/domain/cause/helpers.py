@@ -53,6 +53,7 @@ _FAILURES = re.compile(
     |_*libc_(message|fatal)\w*$|malloc_printerr$|_*posix_assert\w*$
     |std::(terminate|unexpected|__throw_|__glibcxx_assert_fail|__1::__libcpp_verbose_abort)
     |__gnu_cxx::__verbose_terminate|__cxxabiv1::__(terminate|unexpected)|_*libcpp_verbose_abort
+    |_Unwind_Resume|__gxx_personality
     |__cxa_(throw|rethrow|pure_virtual|deleted_virtual|bad_cast|bad_typeid|call_\w+)
     |(.*::)?unhandled_exception(\(\))?$
     |(core|std)::panicking::|rust_(begin_unwind|panic)|std::process::abort|std::alloc::rust_oom
@@ -201,8 +202,19 @@ def below_failure(frames: Sequence[Frame]) -> Sequence[Frame]:
         top += 1
     for index in range(len(frames) - 1, -1, -1):
         if is_failure(frames[index]) and (index < top or not _passes_on(frames[index])):
-            return frames[index + 1 :]
+            return _below_cleanup(frames[index], frames[index + 1 :])
     return frames
+
+
+def _below_cleanup(failure: Frame, frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return the frames without the destructors that are inlined before a call of _Unwind_Resume:
+    they have run, and the unwinder then found no handler.
+    """
+    at = 0
+    if (failure.function or "").startswith("_Unwind_Resume"):
+        while at < len(frames) and frames[at].inline:
+            at += 1
+    return frames[at:]
 
 
 def _is_ubsans(callers: Sequence[Frame]) -> bool:

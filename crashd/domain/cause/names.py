@@ -5,6 +5,13 @@ import re
 _BRACKET_SUFFIX = re.compile(r"( \[[^\]]*\])+$")
 _GO_SHAPE = re.compile(r"\[(go\.shape\.[^\]]*|\.\.\.)\]")
 """Type arguments of a generic function; a stripped Go program has only their place."""
+_OPERATOR = re.compile(r"\boperator\b")
+_CALL_OPERATOR = re.compile(r"\boperator\(\)$")
+_LAMBDA = re.compile(
+    r"(\([^()]*\))?( const)?::"
+    r"(\{lambda\([^{}]*\)(#\d+)?\}|\$_\d+|'lambda\d*'\([^()]*\)|<lambda\([^<>]*\)>)"
+)
+"""A lambda in a function, as gcc and clang write it: its parameters and number are not stable."""
 _NUMBERS = re.compile(r"#\d+")
 _SUFFIX = re.compile(r"(\.(constprop|isra|part|cold|lto_priv|abi0|abiinternal|llvm|\d+))+(\.\d+)*$")
 
@@ -21,11 +28,12 @@ def plain_name(function: str) -> str:
     `app::Store<int>::at(unsigned long) const [.cold]` becomes `app::Store::at`.
     """
     name = _GO_SHAPE.sub("", _BRACKET_SUFFIX.sub("", function))
+    name = _LAMBDA.sub("::{lambda}", name)
     name = re.sub(r"( const| volatile| &&?| noexcept)+$", "", name)
-    if name.endswith(")") and not name.endswith("operator()"):
+    if name.endswith(")") and not _CALL_OPERATOR.search(name):
         name = _without_last_group(name)
     name = without_suffix(_without_angles(name))
-    if "operator" not in name and "{" not in name:
+    if not _OPERATOR.search(name) and "{" not in name:
         name = _without_return_type(name)
     return _NUMBERS.sub("", name) or function
 
@@ -51,7 +59,7 @@ def _without_return_type(name: str) -> str:
 
 def _without_angles(name: str) -> str:
     """Remove template arguments; leave `operator<` and names that begin with `<` as they are."""
-    if "operator" in name or name.startswith("<"):
+    if _OPERATOR.search(name) or name.startswith("<"):
         return name
     out: list[str] = []
     depth = 0

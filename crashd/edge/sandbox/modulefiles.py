@@ -59,6 +59,8 @@ _SEGMENTS_MAX = 256
 _SHT_PROGBITS, _SHT_DYNAMIC, _SHT_NOTE, _SHT_X86_64_UNWIND = 1, 6, 7, 0x70000001
 _DT_SONAME = 14
 _LINK_MAX = 1024
+_SHF_COMPRESSED, _ELFCOMPRESS_ZLIB, _CHDR = 0x800, 1, struct.Struct("<IIQQ")
+_STRINGS_MAX = 64 << 20
 _MOUNTS_MAX = 1 << 20
 _CHECKED_BYTES_MAX = 1 << 30
 """Limit for a debug file without a build-id, which is read completely for its checksum."""
@@ -399,6 +401,23 @@ def find_sections(fd: int, wanted: Iterable[bytes]) -> dict[bytes, int]:
     """Return the addresses of sections of a 64-bit little-endian file, by name."""
     found = _named_sections(fd)
     return {name: found[name].addr for name in wanted if name in found}
+
+
+def read_debug_strings(fd: int) -> bytes:
+    """Return the strings of a file's debug information; empty if there are none, or too many."""
+    row = _named_sections(fd).get(b".debug_str")
+    if row is None or row.size > _STRINGS_MAX:
+        return b""
+    raw = _section(fd, row, _STRINGS_MAX)
+    if not row.flags & _SHF_COMPRESSED:
+        return raw
+    kind, _, size, _ = _CHDR.unpack(raw[: _CHDR.size].ljust(_CHDR.size, b"\0"))
+    if kind != _ELFCOMPRESS_ZLIB or size > _STRINGS_MAX:
+        return b""
+    try:
+        return zlib.decompressobj().decompress(raw[_CHDR.size :], _STRINGS_MAX)
+    except zlib.error:
+        return b""
 
 
 def link_start(fd: int) -> int:

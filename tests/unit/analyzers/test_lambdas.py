@@ -41,3 +41,13 @@ def test_name_lambdas_leaves_functions_that_are_not_inlined() -> None:
     frames = [frame("operator()", inline=False), frame("f<work()::<lambda()> >")]
     name_lambdas(frames)
     assert frames[0]["function"] == "operator()"
+
+
+def test_name_lambdas_of_one_called_where_it_is_made() -> None:
+    """gcc tells a lambda by the name of its hidden parameter, even without a template around it."""
+    frames = [frame("{lambda}::operator()"), frame("app::Pool::go(int*) [.constprop.0]")]
+    name_lambdas(frames)
+    assert frames[0]["function"] == "app::Pool::go::{lambda}::operator()"
+    frames = [frame("{lambda}::operator()")]
+    name_lambdas(frames)
+    assert frames[0]["function"] == "{lambda}::operator()"

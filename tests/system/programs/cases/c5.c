@@ -1,5 +1,6 @@
 /* Pointers that allocators and mmap() give or take, stacks too small, and files too short. */
 #define _GNU_SOURCE
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -76,7 +77,13 @@ OUTLINE void text_in_frame_pointer(void) {
     sink = value;
 }
 
+OUTLINE void divides_least(volatile int *by) {
+    sink = INT_MIN / *by;
+    sink = 1;
+}
+
 int main(int count, char **words) {
+    volatile int minus = zero - 1;
     const char *word = words[1];
     if (!strcmp(word, "frees_number")) frees_number();
     if (!strcmp(word, "frees_wild")) frees_wild();
@@ -86,6 +93,7 @@ int main(int count, char **words) {
     if (!strcmp(word, "short_file")) short_file();
     if (!strcmp(word, "at_exit")) at_exit();
     if (!strcmp(word, "text_in_frame_pointer")) text_in_frame_pointer();
+    if (!strcmp(word, "divides_least")) divides_least(&minus);
     sink = 2;
     return 0;
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from crashd.domain.cause.helpers import below_leaf, in_library_source, is_helper
+from crashd.domain.cause.helpers import below_failure, below_leaf, in_library_source, is_helper
 from tests.builders.facts import build_facts, build_frame
 
 
@@ -47,3 +47,15 @@ def test_below_leaf_drops_what_an_allocator_calls() -> None:
     assert names(*handler) == list(handler)
     new_handler = ("gives_up", "operator new(unsigned long)", "run")
     assert names(*new_handler) == list(new_handler)
+
+
+def test_below_failure_of_unwinding_leaves_out_the_destructors_that_ran() -> None:
+    """A function without a handler cleans up, and the next one's noexcept ends the process."""
+    frames = (
+        *build_facts("abort", "std::terminate()", "__gxx_personality_v0", "_Unwind_Resume").crashed,
+        *(build_frame("app::Store::~Store", inline=True), build_frame("load()")),
+        build_frame("start()"),
+    )
+    assert [f.function for f in below_failure(frames)] == ["load()", "start()"]
+    other = below_failure((*frames[:3], *frames[4:]))
+    assert other[0].function == "app::Store::~Store"
