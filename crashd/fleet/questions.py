@@ -18,6 +18,8 @@ FLEET_KEYS = (*LIST_KEYS, "host", "labels")
 """Keys of a listing: those of one host, and whose crash it is."""
 ROWS_MAX = 100_000
 """Crashes of one listing without -n."""
+NAMES_MAX = 1000
+"""Names of one subject in a count."""
 _NEWEST = "c.time DESC, c.id DESC"
 _SMALL_BYTES = 4 << 10
 """A record that takes so little, packed, is fetched whole: choosing keys takes longer."""
@@ -212,25 +214,28 @@ class Questions:
 
     def tally(self, query: Query, timeline: Timeline) -> Tally:
         """Count crashes by subject and over time, in the database."""
-        found = Tally(timeline)
+        found = Tally(timeline, names={subject: Counter() for subject in _SUBJECTS})
         with self._db.transaction():
             sql, values = where(self._conditions(query))
-            for subject, name in _SUBJECTS.items():
-                rows = self._db.execute(
-                    f"SELECT {name}, count(*) FROM crash c LEFT JOIN version v ON v.number ="
-                    " c.version"
-                    f" {sql} GROUP BY 1 ORDER BY 2 DESC LIMIT 1000",
-                    values,
-                ).fetchall()
-                found.names[subject] = Counter({str(name): count for name, count in rows})
-            for kind, column, count in self._db.execute(
-                "SELECT kind, floor((extract(epoch FROM c.time) - %s) / %s)::bigint, count(*)"
-                f" FROM crash c {sql} GROUP BY 1, 2",
-                [timeline.start_ns / 1e9, timeline.step_ns / 1e9, *values],
-            ):
+            # one pass over the crashes; of each grouping only the most frequent names
+            rows = self._db.execute(
+                f"SELECT {_NAMES}, step, grouped, count FROM (SELECT *, row_number() OVER"
+                " (PARTITION BY grouped ORDER BY count DESC) AS rank FROM ("
+                f"SELECT {_NAMES}, step, GROUPING({_NAMES}, step) AS grouped, count(*) AS count"
+                f" FROM (SELECT {_NAMED}, floor((extract(epoch FROM c.time) - %s) / %s)::bigint"
+                " AS step FROM crash c LEFT JOIN version v ON v.number = c.version"
+                f" {sql}) c GROUP BY GROUPING SETS ({_SETS}, (kinds, step))) g) r"
+                " WHERE rank <= %s OR step IS NOT NULL",
+                [timeline.start_ns / 1e9, timeline.step_ns / 1e9, *values, NAMES_MAX],
+            )
+            for *names, step, grouped, count in rows:
+                if step is None:
+                    number = _GROUPED.index(grouped)
+                    found.names[list(_SUBJECTS)[number]][str(names[number])] = count
+                    continue
                 found.total += count
-                if kind in timeline.counts and 0 <= column < len(timeline):
-                    timeline.counts[kind][column] += count
+                if names[0] in timeline.counts and 0 <= step < len(timeline):
+                    timeline.counts[names[0]][step] += count
         return found
 
     def groups(self, query: Query, found: Tally, limit: int) -> None:
@@ -274,6 +279,11 @@ _SUBJECTS = {
     "states": "c.state",
 }
 """SQL for the names of `domain.crash.tally.SUBJECTS`."""
+_NAMES = ", ".join(_SUBJECTS)
+_NAMED = ", ".join(f"{sql} AS {name}" for name, sql in _SUBJECTS.items())
+_SETS = ", ".join(f"({name})" for name in _SUBJECTS)
+_GROUPED = [(2 << len(_SUBJECTS)) - 1 - (1 << len(_SUBJECTS) - n) for n in range(len(_SUBJECTS))]
+"""GROUPING() of each set of one name: a bit is 1 for what is not in the set."""
 
 
 def by_model(doc: dict[str, Any]) -> dict[str, Any]:

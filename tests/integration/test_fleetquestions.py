@@ -15,8 +15,12 @@ import yaml
 
 from crashd import __version__
 from crashd.cli.main import main
+from crashd.domain.crash.match import Query
+from crashd.domain.crash.model import Kind, State
+from crashd.domain.crash.tally import plan_timeline, tally
 from crashd.edge.fleet.metrics import FleetMetrics
-from crashd.fleet.questions import FLEET_KEYS
+from crashd.edge.fleet.reader import Reader
+from crashd.fleet.questions import FLEET_KEYS, Questions
 from tests import postgres
 from tests.fleet.simulate import Plan, simulated_host, write_fleet
 from tests.integration.fleetindex import (
@@ -143,6 +147,29 @@ def test_stats_and_report_count_what_the_rows_are(simulated: FleetIndex, tmp_pat
     page = tmp_path / "page.html"
     assert crashctl(simulated, "report", "--since", "-30d", "-o", str(page))[0] == 0
     assert "fleet" in page.read_text() and "3000" in page.read_text()
+
+
+def test_counts_in_the_database_are_those_of_one_host(fleet: FleetIndex) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"unit": None, "container_id": "c" * 64},
+        {"unit": None, "comm": b"", "exe": b"", "signal": None},
+        {"exe": b"", "signal": 6, "state": State.EVICTED},
+        {"kind": Kind.KERNEL, "signal": None, "kernel": {"panic_kind": "oops"}},
+        {"kind": Kind.KERNEL, "signal": None, "kernel": {"release": "6.1.0"}, "unit": None},
+    ]
+    for number, more in enumerate(changes):
+        for age_s in range(0, 86400 * number, 10000):
+            fleet.put(1, make_line(make_crash(1, age_s=age_s + 60, **more)))
+    fleet.index()
+    query = Query(since_ns=time.time_ns() - 3 * DAY_NS)
+    timelines = [plan_timeline(time.time_ns() - 2 * DAY_NS, time.time_ns(), 24) for _ in range(2)]
+    timelines[1].end_ns, timelines[1].step_ns = timelines[0].end_ns, timelines[0].step_ns
+    with Reader.connect(fleet.dsn, name="test", timeout_seconds=60) as db:
+        found = Questions(db).tally(query, timelines[0])
+        wanted = tally(Questions(db).select(query), timelines[1])
+    assert found.names == wanted.names and found.total == wanted.total
+    assert timelines[0].counts == timelines[1].counts and sum(timelines[0].totals()) > 10
 
 
 def write_core(fleet: FleetIndex, key: str, data: bytes) -> None:
