@@ -122,7 +122,12 @@ const lines = e => {
   return all.getClientRects().length;
 };
 const states = [...document.querySelectorAll(".state")].map(lines);
-const found = {names: names.length, state: Math.max(...states),
+const rows = new Map();
+for (const card of document.querySelectorAll(".card"))
+  rows.set(card.offsetTop, (rows.get(card.offsetTop) || 0) + 1);
+const labels = [...document.querySelectorAll(".card span")].map(lines);
+const found = {cards: [...rows.values()], label: Math.max(...labels),
+  names: names.length, state: Math.max(...states),
   names_cut: names.filter(e => e.scrollWidth > e.clientWidth).length,
   page: document.documentElement.scrollWidth, width: innerWidth,
   cut: wide.map(e => e.tagName + "." + e.className), title: Math.min(...titles)};
@@ -162,6 +167,10 @@ def test_report_fits_a_phone(short_tmp: Path, tmp_path: Path) -> None:
         assert found["names"] > 0
         assert found["names_cut"] == 0, "of a path, the directory is cut"
         assert found["state"] == 1, "no state is broken"
+        assert len(set(found["cards"])) == 1, "no row of cards has gaps"
+        assert found["label"] == 1, "no label of a card is broken"
+    in_a_row = {found["width"]: found["cards"][0] for found in measured}
+    assert in_a_row == {400: 2, 800: 3, 1180: 6, 1280: 6}
 
 
 def test_report_is_drawn_with_its_style(short_tmp: Path, tmp_path: Path) -> None:

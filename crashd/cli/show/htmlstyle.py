@@ -18,7 +18,7 @@ header p,.note,footer{margin:4px 0 0;color:var(--soft);font-size:13px}
 footer{padding:24px}
 section{margin:20px 0;padding:18px 20px;background:var(--card);border:1px solid var(--line);
 border-radius:10px;overflow-x:auto}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:12px;
+.cards{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:12px;
 padding:0;background:none;border:0}
 .card{padding:14px 18px;background:var(--card);border:1px solid var(--line);border-radius:10px}
 .card b{display:block;font-size:28px;line-height:1.2}
@@ -29,8 +29,9 @@ padding:0;background:none;border:0}
 .axis{fill:var(--soft);font-size:12px}
 rect.process{fill:var(--process)}
 rect.kernel{fill:var(--kernel)}
+#timeline .note{display:flex;flex-wrap:wrap;gap:0 18px;margin-bottom:6px}
 .legend{white-space:nowrap}
-.key{display:inline-block;width:11px;height:11px;margin:0 6px 0 14px;border-radius:2px}
+.key{display:inline-block;width:11px;height:11px;margin:0 6px 0 0;border-radius:2px}
 .key.process{background:var(--process)}
 .key.kernel{background:var(--kernel)}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));
@@ -74,6 +75,7 @@ pre{margin:10px 0;padding:12px 14px;border:1px solid var(--line);border-radius:6
 white-space:pre-wrap;overflow-wrap:anywhere}
 :target{outline:2px solid var(--process);outline-offset:6px;border-radius:4px}
 @media (max-width:900px){.axis{font-size:18px}
+.cards{grid-template-columns:repeat(3,minmax(0,1fr))}
 .list thead{display:none}
 .list,.list tbody{display:block}
 .list tr{display:flex;flex-wrap:wrap;gap:0 14px;padding:10px 0;border-bottom:1px solid var(--line)}
@@ -85,7 +87,7 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 .list td[data-label]::before{content:attr(data-label) " "}}
 @media (max-width:600px){header,main,footer{padding-left:12px;padding-right:12px}
 section{padding:14px 12px}
-.cards{padding:0}
+.cards{padding:0;grid-template-columns:repeat(2,minmax(0,1fr))}
 #timeline svg{overflow:visible;margin-bottom:8px}
 .axis{font-size:26px}
 .axis.at{transform:translateY(12px)}
