@@ -12,6 +12,7 @@ from crashd.cli.arguments import build_parser, build_verb_parser
 from crashd.cli.verbs import VERBS
 from crashd.daemon.main import build_parser as build_daemon_parser
 from crashd.domain.crash.model import LIST_KEYS, State
+from crashd.edge.web import exporter
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGING = REPOSITORY / "packaging"
@@ -163,6 +164,45 @@ def test_crashd_page_has_every_verb_and_option() -> None:
     for verb in verbs.choices.values():
         wanted |= options_of(verb)
     assert wanted <= definitions("crashd.8")
+
+
+def reasons_listed() -> dict[str, tuple[set[str], str]]:
+    """Return what crashd(8) lists as reasons of each metric, and the text there."""
+    page = (MAN / "crashd.8.rst").read_text()
+    listed = page.split("The label *reason* has one vocabulary")[1].split("\nRecords use")[0]
+    _, *parts = re.split(r"^of \*(crashd_\w+)\*.*$", listed, flags=re.MULTILINE)
+    return {
+        name.removesuffix("_total"): (set(re.findall(r"(?<!\*)\*([a-z_]+)\*(?!\*)", text)), text)
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def test_crashd_page_lists_every_reason_of_the_metrics() -> None:
+    counted = {
+        name: set(labels["reason"])
+        for name, (_, labels) in exporter._COUNTERS.items()
+        if "reason" in labels
+    }
+    assert {name: words for name, (words, _) in reasons_listed().items()} == counted
+
+
+def test_crashd_page_quotes_what_the_log_says_of_a_drop() -> None:
+    _, text = reasons_listed()["crashd_dropped"]
+    source = "".join(path.read_text() for path in (REPOSITORY / "crashd/daemon").rglob("*.py"))
+    said = re.findall(r"``([^`]+)``", text)
+    assert len(said) >= 9
+    for words in said:
+        assert re.search(rf'log\.\w+\(\s*f?"[^"]*{re.escape(words)}', source), words
+
+
+def test_alerts_page_explains_every_reason_of_its_alerts() -> None:
+    page = (MAN / "crashd-alerts.7.rst").read_text()
+    rules = (REPOSITORY / "etc/prometheus/crashd.rules.yml").read_text()
+    for alert, reasons in re.findall(
+        r"alert: (\w+)\n +expr: [^\n]*crashd_dropped_total\{reason=~\"([a-z_|]+)\"", rules
+    ):
+        told = page.split(f"\n{alert}\n")[1].split("\n\n")[0]
+        assert set(reasons.split("|")) <= set(re.findall(r"\*([a-z_]+)\*", told)), alert
 
 
 def headings(page: str) -> Iterator[str]:
