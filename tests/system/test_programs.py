@@ -16,6 +16,7 @@ __all__ = ["crasher"]
 SOURCES = Path(__file__).parent / "programs" / "cases"
 TABLE = Path(__file__).parents[1] / "data" / "programs.txt"
 _C = ["gcc", "-O2", "-g", "-w", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-pthread"]
+_MUSL = ["musl-gcc", "-O2", "-g", "-w", "-fstack-protector-strong"]
 _CXX = ["g++", "-O2", "-g", "-w", "-std=c++20", "-D_GLIBCXX_ASSERTIONS", "-pthread"]
 _RUST_NAMELESS = ["-C", "panic=abort", "-C", "strip=symbols"]
 BUILDS = {
@@ -30,8 +31,8 @@ BUILDS = {
     "c3_trap": ["clang", "-O1", "-g", "-w", "-fsanitize=undefined", "-fsanitize-trap=all", "c3.c"],
     "c4": [*_C, "c4.c"],
     "c5": [*_C, "c5.c"],
-    "mu": ["musl-gcc", "-O2", "-g", "-w", "mu.c"],
-    "mu_static": ["musl-gcc", "-static", "-O2", "-g", "-w", "mu.c"],
+    "mu": [*_MUSL, "mu.c"],
+    "mu_static": [*_MUSL, "-static", "mu.c"],
     "cx": [*_CXX, "cx.cc"],
     "cx_nameless": [*_CXX, "-static", "-s", "cx.cc"],
     "asan": ["gcc", "-O1", "-g", "-w", "-fsanitize=address", "-pthread", "san.c"],

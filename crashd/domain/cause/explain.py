@@ -52,6 +52,7 @@ _LIMITS = {
 _GIVE_UP = frozenset({"hlt", "ud2", "udf", "brk"})
 _MUSL = re.compile(r"/(ld-musl-[^/]*|libc)\.so(\.1)?$")
 _MUSLS_HEAP = re.compile(r"(__libc_|__bin_)?(free|malloc(_impl)?|realloc|get_meta|chunk\w*)$")
+_SMASHED = re.compile(r"__stack_chk_fail(_local)?$")
 _ASSERT_FAIL = re.compile(r"__assert(_fail|_rtn|_func)?$")
 _RAISE = frozenset({"raise", "gsignal", "pthread_kill", "tgkill", "kill"})
 _LOOKED_AT = 24
@@ -265,6 +266,8 @@ def _ended_itself(facts: Facts, signal: int | None) -> bool:
 
 
 def _in_abort(frames: Sequence[Frame]) -> bool:
+    if _SMASHED.match(frames[0].function or ""):
+        return True
     return _is_abort(frames) or _is_musls_check(frames[0])
 
 
@@ -290,6 +293,9 @@ def _is_musls_check(frame: Frame) -> bool:
 
 
 def _trapped(facts: Facts) -> Cause:
+    if _SMASHED.match(facts.blamed[0].function or ""):
+        text = "stack smashing detected: a buffer on the stack was written past its end"
+        return Cause("stack-smashing", "stack smashing", text)
     if _is_musls_check(facts.blamed[0]) and not _is_abort(facts.blamed):
         return Cause(
             "heap-corruption",

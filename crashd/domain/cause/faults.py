@@ -127,6 +127,8 @@ def _segv(facts: Facts) -> Cause | None:
     fault, region = info.address, facts.regions.get("fault")
     pc = facts.regions.get("pc")
     if pc is not None and pc.address == fault and not _is_own_text(pc, access):
+        if fault < NULL_MAX and _has_no_stack(facts):
+            return _jumped(fault)
         return _return(fault, region) if facts.returned else _execute(fault, region)
     if _is_overflow(facts, fault, region):
         return stack_overflow(facts)
@@ -160,7 +162,8 @@ def _in_allocator(facts: Facts, access: Access | None) -> Cause | None:
     return Cause(
         "heap-corruption",
         f"heap corruption: {called} faulted",
-        f"heap corruption: {called} followed an overwritten pointer of the heap's own{at}",
+        f"heap corruption: {called} followed an overwritten pointer of the heap's own{at}"
+        + (", or got a wrong pointer" if name in _TAKES_BACK else ""),
     )
 
 
@@ -192,6 +195,18 @@ def _minus_one(facts: Facts, fault: int, access: Access) -> Cause:
         f"{verb} through the pointer -1",
         f"{verb} at {fault:#x}: the pointer is -1, which a failed mmap() returns (MAP_FAILED)",
     )
+
+
+def _has_no_stack(facts: Facts) -> bool:
+    sp = facts.regions.get("sp")
+    return sp is not None and sp.address < NULL_MAX
+
+
+def _jumped(fault: int) -> Cause:
+    """Judge a jump to NULL that took the stack with it: a call would leave the stack alone."""
+    short = "longjmp through an overwritten jmp_buf"
+    text = f"{short}, or a switch to a stack that is none: the program counter is {fault:#x}"
+    return Cause("wild-target", short, f"{text}, and the stack pointer is NULL, too")
 
 
 def _execute(fault: int, region: Region | None) -> Cause:

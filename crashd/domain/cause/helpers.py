@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from crashd.domain.cause.analysis import Facts, Frame
+from crashd.domain.cause.libcnames import LIBC_FUNCTIONS
 from crashd.domain.cause.names import plain_name
 
 _LIBRARY = re.compile(
@@ -97,6 +98,7 @@ _LEAVES = re.compile(
 )
 """Functions of allocators, which call nothing of the program's."""
 _LEAF_FRAMES = 8
+_LIBC = re.compile(r"/(libc[-.]|ld-musl|ld-linux|ld[-.]|ld64)[^/]*$")
 RESTORER = re.compile(r"_*restore_rt$|_*kernel_(rt_)?sigreturn$")
 """The function to which a signal handler returns."""
 _STD_NAME = re.compile(r"std::|<?(core|alloc|std)::|<.* as (core|alloc|std)::")
@@ -166,6 +168,24 @@ def below_leaf(frames: Sequence[Frame]) -> Sequence[Frame]:
             break
         if _LEAVES.match(name):
             last = index
+    return frames[last:]
+
+
+def below_static_libc(facts: Facts, frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return the frames below libc's in a program that libc is linked into: below the last of its
+    functions among the innermost frames, whatever that calls; all frames of other programs.
+
+    A function of the program may have the name of one of libc's, but then it usually has a line.
+    """
+    if not facts.modules or any(_LIBC.search(module.name) for module in facts.modules):
+        return frames
+    last = 0
+    for index, frame in enumerate(frames[:_LEAF_FRAMES]):
+        name = plain_name(frame.function or "")
+        if RESTORER.match(name) or frame.file is not None:
+            break
+        if name.lstrip("_") in LIBC_FUNCTIONS:
+            last = index + 1
     return frames[last:]
 
 

@@ -19,6 +19,7 @@ from crashd.domain.cause.faults import FAULT_KINDS
 from crashd.domain.cause.helpers import (
     below_failure,
     below_leaf,
+    below_static_libc,
     is_emulated,
     is_helper,
     is_inlined_into_library,
@@ -56,7 +57,8 @@ _BAD_CALLS = frozenset({"null-call", "wild-call", "execute-data"})
 def significant(facts: Facts, cause: Cause) -> list[Frame]:
     """Return the crashed thread's frames without helpers; the list may be empty."""
     frames = facts.blamed if cause.kind in FAULT_KINDS else below_failure(facts.blamed)
-    native = [frame for frame in below_leaf(frames) if not is_helper(frame)]
+    inner = below_static_libc(facts, below_leaf(frames))
+    native = [frame for frame in inner if not is_helper(frame)]
     if script := facts.crashed_interpreted:
         # The bug to fix is in the script, not in the interpreter or the C library that it called;
         # but an extension module with names has functions of its own.

@@ -411,6 +411,15 @@ def test_explain_abort_of_a_script_names_no_function_of_its_runtime() -> None:
     assert "v8::Object::Get()" in build_title("node", 11, facts, explain(facts, SELF))
 
 
+def test_explain_trap_of_the_check_of_the_stack() -> None:
+    """musl ends the process by an instruction that faults."""
+    facts = build_facts("__stack_chk_fail", "copies", "main", code=128, mnemonic="hlt")
+    cause = explain(facts, SELF)
+    assert cause.kind == "stack-smashing"
+    assert build_title("p", 11, facts, cause) == "SIGSEGV in p, copies(): stack smashing"
+    assert explain(build_facts("copies", code=128, mnemonic="hlt"), SELF).kind != cause.kind
+
+
 def test_explain_fault_that_go_saw_in_c_code() -> None:
     said = {"go_fatal": "unexpected signal during runtime execution"}
     stack = ["runtime.raise", "runtime.throw", "runtime.sigpanic", "c_parse", "main.work"]

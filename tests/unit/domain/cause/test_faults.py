@@ -26,6 +26,11 @@ def returned(address: int, kind: str = "none") -> Facts:
     return replace(at(address=address, regions={"pc": region, "fault": region}), returned=True)
 
 
+def jumped(address: int, sp: int) -> Facts:
+    places = {"pc": build_region(address), "sp": build_region(sp)}
+    return at(address=address, regions=places)
+
+
 CASES: list[tuple[Facts, str, str]] = [
     (at(build_access("write", 0), **fault(0)), "null-pointer", "write at address 0x0"),
     (
@@ -221,6 +226,8 @@ CASES: list[tuple[Facts, str, str]] = [
      "by zero, or the least number by -1"),
     (at(signal=8, mnemonic=None), "division-by-zero", "by zero, or the least number by -1"),
     (replace(at(signal=4, code=2), instruction=None), "illegal-instruction", "is not known"),
+    (jumped(0, 0), "wild-target", "the stack pointer is NULL, too"),
+    (jumped(0, 1 << 40), "null-call", "NULL function pointer"),
     (at(signal=8, code=3), "arithmetic", "floating-point division by zero"),
     (at(signal=4, code=2, mnemonic="ud2"), "trap", "ud2"),
     (at(signal=4, code=1, mnemonic="vaddps", text="vaddps zmm0"), "illegal-instruction", "vaddps"),

@@ -1,8 +1,17 @@
 """Which frames are helpers."""
 
+from dataclasses import replace
+
 import pytest
 
-from crashd.domain.cause.helpers import below_failure, below_leaf, in_library_source, is_helper
+from crashd.domain.cause.analysis import Frame, ModuleInfo
+from crashd.domain.cause.helpers import (
+    below_failure,
+    below_leaf,
+    below_static_libc,
+    in_library_source,
+    is_helper,
+)
 from tests.builders.facts import build_facts, build_frame
 
 
@@ -59,3 +68,21 @@ def test_below_failure_of_unwinding_leaves_out_the_destructors_that_ran() -> Non
     assert [f.function for f in below_failure(frames)] == ["load()", "start()"]
     other = below_failure((*frames[:3], *frames[4:]))
     assert other[0].function == "app::Store::~Store"
+
+
+def test_below_static_libc_drops_what_a_function_of_libc_calls() -> None:
+    """But not in a program that has a libc beside it, and not a function that has a line."""
+
+    def names(*functions: str | Frame, libc: str = "") -> list[str | None]:
+        module = ModuleInfo(libc or "/bin/prog", 0, 1, None, False, None, False, True)
+        facts = replace(build_facts(*functions), modules=(module,))
+        return [f.function for f in below_static_libc(facts, facts.crashed)]
+
+    assert names("__intscan", "strtox", "strtol", "parse", "main") == ["parse", "main"]
+    assert names("__pthread_mutex_lock", "work") == ["work"]
+    assert names("compare", "qsort", "sorts") == ["compare", "qsort", "sorts"]
+    assert names("strtol", "parse", libc="/lib/libc.so.6") == ["strtol", "parse"]
+    assert names("strtol", "parse", libc="/lib/ld-musl-x86_64.so.1") == ["strtol", "parse"]
+    own = build_frame("index", file="a.c", line=3)
+    assert names(own, "parse") == ["index", "parse"]
+    assert names("handler", "__restore_rt", "read", "main")[0] == "handler"
