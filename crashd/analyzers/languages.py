@@ -36,11 +36,18 @@ def _ruby() -> type[Analyzer]:
     return RubyStacks
 
 
+def _lua() -> type[Analyzer]:
+    from crashd.analyzers.luastack import LuaStacks
+
+    return LuaStacks
+
+
 _LANGUAGES: Final[dict[bytes, Callable[[], type[Analyzer]]]] = {
     b"python": _python,
     b"php": _php,
     b"perl": _perl,
     b"ruby": _ruby,
+    b"lua": _lua,
 }
 """By the beginning of the interpreter's file, or of its library's behind `lib`; the analyzer then
 says whether it is one.

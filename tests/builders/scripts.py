@@ -313,3 +313,86 @@ def heap_bytes(heap: Heap, names: Sequence[bytes]) -> bytes:
     """Pack a heap for the fuzzer: the symbols' addresses, then the memory that is used."""
     head = b"".join(heap.symbols[name].to_bytes(8, "little") for name in names)
     return head + bytes(heap.data[: heap.used - BASE])
+
+
+LUA_STACK = (0x9000_0000, 0x9000_1000)
+"""The thread's own stack, outside of the heap."""
+
+
+@dataclass
+class LuaHeap(Heap):
+    """A Lua state that runs, and its calls."""
+
+    version: str = "5.4.4"
+
+    def __post_init__(self) -> None:
+        ident = f"$LuaVersion: Lua {self.version}  Copyright (C) 1994-2022 $"
+        self.symbols[b"lua_ident"] = self.put(ident.encode() + b"\0")
+        self.shared = self.room(64)
+        self.state = self.thread(LUA_STACK[0] + 0x800)
+
+    def thread(self, began: int) -> int:
+        """Build a state that runs on the thread's own stack since a place there."""
+        state = self.room(256)
+        self.words(state, {8: 8}, 1)
+        self.words(state, {24: self.shared, 32: state + 96, 88: began})
+        self.words(state + 96, {62: 2}, 2)  # the base is called from C
+        return state
+
+    def string(self, text: str) -> int:
+        """Build a string, short or long by its length."""
+        raw = text.encode()
+        at = self.room(24 + len(raw))
+        long = len(raw) > 40
+        self.words(at, {8: 20 if long else 4, 11: 0 if long else len(raw)}, 1)
+        self.words(at, {16: len(raw) if long else 0})
+        self.write(at + 24, raw)
+        return at
+
+    def proto(
+        self,
+        code: Sequence[int],
+        *,
+        lines: bytes = b"",
+        defined: int = 0,
+        source: str = "@/srv/job.lua",
+        absolute: Mapping[int, int] | None = None,
+        constants: Sequence[str] = (),
+        names: Sequence[tuple[str, int, int]] = (),
+        upvalues: Sequence[str] = (),
+    ) -> int:
+        """Build a prototype; `names` are locals, each from one instruction to another."""
+        at, entries = self.room(128), dict(absolute or {})
+        self.words(at, {8: 10}, 1)
+        lines = lines or bytes(len(code))
+        sizes = {16: len(upvalues), 20: len(constants), 24: len(code), 28: len(lines)}
+        self.words(at, {**sizes, 36: len(names), 40: len(entries), 44: defined}, 4)
+        pairs = [value.to_bytes(4, "little") for pair in entries.items() for value in pair]
+        values = self.room(16 * len(constants))
+        for number, text in enumerate(constants):
+            self.words(values + 16 * number, {0: self.string(text), 8: 4 | 64})
+        variables, outer = self.room(16 * len(names)), self.room(16 * len(upvalues))
+        for number, (text, first, end) in enumerate(names):
+            self.words(variables + 16 * number, {0: self.string(text), 8: first | end << 32})
+        for number, text in enumerate(upvalues):
+            self.words(outer + 16 * number, {0: self.string(text)})
+        instructions = self.put(b"".join(one.to_bytes(4, "little") for one in code))
+        self.words(at, {56: values, 64: instructions, 80: outer, 88: self.put(lines)})
+        self.words(at, {96: self.put(b"".join(pairs)), 104: variables, 112: self.string(source)})
+        return at
+
+    def call(self, state: int, proto: int | None, pc: int = 0, status: int = 0) -> int:
+        """Call a function of Lua, which is at an instruction, or of C; return the CallInfo."""
+        at, before = self.room(64), int.from_bytes(self.read(state + 32, 8), "little")
+        self.words(at, {16: before})
+        self.words(state, {32: at})
+        if proto is None:
+            self.words(at, {62: 2 | status}, 2)
+            return at
+        closure, slot = self.room(32), self.room(16)
+        self.words(closure, {24: proto})
+        self.words(slot, {0: closure, 8: 6 | 64})
+        code = int.from_bytes(self.read(proto + 64, 8), "little")
+        self.words(at, {0: slot, 32: code + 4 * (pc + 1)})
+        self.words(at, {62: status}, 2)
+        return at

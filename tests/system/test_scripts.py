@@ -4,6 +4,7 @@ and lines of the script are found in the core. The scripts say where they are.
 
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,52 @@ def work():
     repr(Job())
 work()
 """
+_LUA_EXTENSION = """
+void lua_pushcclosure(void *state, int (*function)(void *), int upvalues);
+int crash(void *state) { return *(volatile int *)8; }
+int luaopen_crashes(void *state) { lua_pushcclosure(state, crash, 0); return 1; }
+"""
+_LUA = """
+local function last()
+  if arg[1] == "trace" then print(debug.traceback("", 1)) else require("crashes")() end
+  return 1
+end
+function global(a, b)
+  local x = a and b or 3
+  local r = last()
+  return r + x
+end
+local T = {sub = {}}
+function T.sub.field(n)
+  local y = {}
+  for i = 1, n do y[#y + 1] = i * 2 // 1 end
+  local r = global(n > 1 and 2 or nil, #y)
+  return r
+end
+function T:method(s)
+  local q = s .. "x" .. #s
+  local r = T.sub.field(#q)
+  return r
+end
+local up = function(k) local r = T:method("a" .. k) return r end
+local function iter(s, c) if c == nil then local r = up("z") return r end end
+function varargs(...)
+  local a, b = ..., nil
+  for v in iter, nil, nil do a = v end
+  return a
+end
+local adds = setmetatable({}, {__add = function(a, b) local r = varargs(1, 2) return r end})
+local function far()
+%s
+  local r = adds + 1
+  return r
+end
+local co = coroutine.wrap(function()
+  local ok = pcall(function() local z = far() return z end)
+  return ok
+end)
+local done = co()
+""" % ("\n" * 140)
 SCRIPTS = (
     Script(
         "ruby",
@@ -162,3 +209,37 @@ def test_analyse_endless_recursion_in_python_shows_its_end(
         r"SIGSEGV in python3[\d.]*, __repr__\(\) of script: stack overflow", analysis.title or ""
     )
     assert analysis.cpu_seconds < 2
+
+
+_TRACED = re.compile(r"^\t(?P<file>[^\[][^:]*):(?P<line>\d+): in (?P<what>.*)$", re.MULTILINE)
+
+
+def test_analyse_lua_shows_what_its_own_traceback_does(crasher: Crasher, tmp_path: Path) -> None:
+    """Of a coroutine Lua shows its own functions; the frames below are of what resumed it."""
+    lua = shutil.which("lua5.4")
+    if lua is None or shutil.which("gcc") is None:
+        pytest.skip("lua5.4 or gcc is not installed")
+    program, script = Path(lua).resolve(), tmp_path / "script"
+    script.write_text(f"package.cpath = '{tmp_path}/?.so'" + _LUA)
+    source, library = tmp_path / "crashes.c", tmp_path / "crashes.so"
+    source.write_text(_LUA_EXTENSION)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-o", library, source], check=True)
+    said = subprocess.run([program, script, "trace"], capture_output=True, text=True, check=True)
+    expected = [
+        (_named(found["what"]), int(found["line"])) for found in _TRACED.finditer(said.stdout)
+    ]
+    assert len(expected) == 11, said.stdout
+    analysis = analyse_death(crasher.run(program, script))
+    assert analysis.facts is not None
+    assert analysis.facts.problems == ()
+    frames = [(f.function, f.line) for f in analysis.facts.crashed_interpreted]
+    assert frames == [*expected, ("(main)", script.read_text().count("\n"))]
+    assert analysis.title == "SIGSEGV in lua5.4, crash(): NULL pointer read"
+    assert analysis.cpu_seconds < 2
+
+
+def _named(what: str) -> str:
+    """Return how crashd names a function: as Lua does, but without its kind."""
+    if what.startswith(("metamethod", "for iterator")):
+        return f"({what.partition(' ' + chr(39))[0]})"
+    return what.split("'")[1] if "'" in what else "(anonymous)"

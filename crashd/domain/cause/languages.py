@@ -55,6 +55,11 @@ LANGUAGES: Final[Mapping[str, Language]] = {
         re.compile(r"(rb|ruby|vm)_|Init_"),
         re.compile(r"/lib(64)?/ruby/\d+\.\d+\.\d+/|^<internal:"),
     ),
+    "lua": Language(
+        "Lua",
+        re.compile(r"/(lib)?lua-?5\.\d(-c\+\+)?(\.so[.\d]*)?$"),
+        re.compile(r"lua[A-Z]?_"),
+    ),
 }
 """By the `kind` of a frame (crashd.domain.cause.analysis)."""
 _UNKNOWN = Language("?", _NEVER, _NEVER)

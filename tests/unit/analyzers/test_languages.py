@@ -19,6 +19,7 @@ def opened(*names: bytes) -> Any:
         ([b"/usr/sbin/uwsgi", b"/usr/lib/libpython3.13.so.1.0"], ["PythonStacks"]),
         ([b"/usr/sbin/apache2", b"/usr/lib/apache2/modules/libphp8.2.so"], ["PhpStacks"]),
         ([b"php-fpm8.4"], ["PhpStacks"]),
+        ([b"/usr/bin/nmap", b"/usr/lib/liblua5.4.so.0.0.0"], ["LuaStacks"]),
         (
             [b"/usr/bin/vim", b"libruby-3.1.so.3.1", b"libperl.so.5.36"],
             ["PerlStacks", "RubyStacks"],
