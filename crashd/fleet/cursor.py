@@ -5,7 +5,9 @@ hour on costs one request, however many objects a host has. An object whose hour
 which the object store got it is *in time*: such listings find it. All others (a clock behind, an
 upload that took long) are *late*: only a listing of everything finds them, which is made now and
 then, and each time for a host with few objects. Times of the object store decide what is new; a
-short overlap covers stores that list an object some time after its own time.
+short overlap covers stores that list an object some time after its own time. Names of the objects
+within the overlap are remembered. If there are too many of them, the overlap is shorter: otherwise
+those that are forgotten would be taken again by each listing.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,9 @@ OVERLAP = timedelta(hours=2)
 SETTLING = timedelta(minutes=10)
 """A store may list an object so long after the object's own time."""
 LATE_EVERY = timedelta(minutes=10)
+LONG = timedelta(minutes=5)
+"""After a look that took so long, no mark is later than its begin: what the host wrote meanwhile
+may lie before what was listed last."""
 BACKOFF = 1.5
 """By how much longer a host is left alone after each listing without new objects. Less than 2, so
 that a host which writes about as often as it is listed is not missed for two periods."""
@@ -77,6 +82,10 @@ class Look:
     newest: datetime | None = None
     newest_in_time: datetime | None = None
     recent: dict[str, datetime] = field(default_factory=dict)
+    began: datetime | None = None
+    """By this machine's clock; None does not matter."""
+    forgotten: datetime | None = None
+    """Of the names that are forgotten because there are too many, the newest."""
 
     def takes(self, one: Found) -> bool:
         """Return whether an object is to be indexed now."""
@@ -101,6 +110,9 @@ class Look:
 
     def end(self, now: datetime, *, poll: float, idle: float) -> Cursor:
         """Return the cursor of the time after all that was taken is indexed."""
+        if self.began is not None and now - self.began > LONG:
+            self.newest = _earlier(self.newest, self.began)
+            self.newest_in_time = _earlier(self.newest_in_time, self.began)
         self._forget()
         kept = set(self.recent)
         if not self.everything:  # what was not listed may be listed again
@@ -119,19 +131,26 @@ class Look:
 
     @property
     def _mark(self) -> datetime | None:
-        return _later(self.cursor.mark, self.newest_in_time)
+        return _later(_later(self.cursor.mark, self.newest_in_time), self._shortened)
 
     @property
     def _late_mark(self) -> datetime | None:
-        return (
-            _later(self.cursor.late_mark, self.newest) if self.everything else self.cursor.late_mark
-        )
+        if not self.everything:
+            return self.cursor.late_mark
+        return _later(_later(self.cursor.late_mark, self.newest), self._shortened)
+
+    @property
+    def _shortened(self) -> datetime | None:
+        """The mark by which nothing whose name is forgotten is taken again."""
+        return None if self.forgotten is None else self.forgotten + SETTLING
 
     def _forget(self) -> None:
         """Forget names that no listing takes for new any more, and of too many the oldest."""
         marks = [mark for mark in (self._mark, self._late_mark) if mark is not None]
         limit = min(marks) - SETTLING if marks else datetime.min.replace(tzinfo=UTC)
         named = sorted((time, name) for name, time in self.recent.items() if time > limit)
+        if len(named) > RECENT_MAX:
+            self.forgotten = _later(self.forgotten, named[-RECENT_MAX - 1][0])
         self.recent = {name: time for time, name in named[-RECENT_MAX:]}
 
 
@@ -146,6 +165,10 @@ def _is_in_time(one: Found) -> bool:
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:
     return other if one is None or (other is not None and other > one) else one
+
+
+def _earlier(one: datetime | None, other: datetime) -> datetime | None:
+    return None if one is None else min(one, other)
 
 
 def _name(key: str) -> str:

@@ -4,7 +4,7 @@ Hosts are divided into shards. An indexer takes its share of them by advisory lo
 connection, lists what their due hosts have written, loads it and moves the cursors in the same
 transactions, and gives the shards back. If it is killed anywhere, PostgreSQL gives the locks back,
 and what was not committed is listed again: every crash is there once. Several indexers take
-different shards.
+different shards. A host that has written very much goes on after the others (crashd.fleet.backlog).
 """
 
 import logging
@@ -25,6 +25,7 @@ from crashd.domain.text import printable
 from crashd.edge.fleet.bucket import Bucket, Found
 from crashd.edge.fleet.postgres import DATA_ERRORS, Connection, guard
 from crashd.errors import CrashdError, FormatError
+from crashd.fleet.backlog import Backlog
 from crashd.fleet.cursor import Cursor, Look
 from crashd.fleet.load import Bad, Batch, Loader, Result, judge
 from crashd.fleet.objects import NOT_READ, Objects, Survey
@@ -37,8 +38,12 @@ BATCH_ROWS = 4000
 BATCH_BYTES = 16 << 20
 BATCH_SECONDS = 0.5
 """A batch that is not full waits so long, if nothing is being loaded."""
+TURN_SECONDS = 2.0
+"""A host's turn ends after so long, whatever its objects unpack to."""
 HOSTS = 500
 """Hosts whose cursors are read at once."""
+_STAMP = "objects, mark, late_mark, late_looked, due"
+"""What every indexer that is done with a host changes, and a reindex."""
 log = logging.getLogger("crashd-fleet")
 
 
@@ -105,6 +110,7 @@ class Indexer:
         self._pace = pace
         self._loader = Loader(db, keep_days)
         self._objects = Objects(bucket)
+        self._backlog = Backlog()
         self._writer = ThreadPoolExecutor(1, "postgres")
         self.stop = threading.Event()
 
@@ -148,9 +154,10 @@ class Indexer:
             with guard():
                 try:
                     # a host that is due again meanwhile waits for the next pass
-                    while (part := self._index_hosts(mine, row[0])).hosts:
+                    while True:
+                        part = self._index_hosts(mine, row[0])
                         done.add(part)
-                        if self.stop.is_set():
+                        if not part.hosts or self.stop.is_set():
                             break
                 finally:
                     if not self._db.closed:
@@ -189,21 +196,22 @@ class Indexer:
 
     def _index_hosts(self, shards: list[int], due: datetime) -> Done:
         found = self._db.execute(
-            "SELECT host, objects, mark, late_mark, late_looked, recent, idle_seconds FROM cursor"
-            " WHERE shard = ANY(%s) AND due <= %s ORDER BY due LIMIT %s",
-            (shards, due, HOSTS),
+            f"SELECT host, {_STAMP}, recent, idle_seconds FROM cursor"
+            " WHERE shard = ANY(%s) AND due <= %s AND host <> ALL(%s) ORDER BY due LIMIT %s",
+            (shards, due, self._backlog.hosts, HOSTS),
         ).fetchall()
-        cursors = [
-            Cursor(host, objects, mark, late_mark, late_looked, frozenset(recent), idle)
-            for host, objects, mark, late_mark, late_looked, recent, idle in found
-        ]
+        cursors, stamps = [], {}
+        for host, objects, mark, late_mark, looked, since, recent, idle in found:
+            cursors.append(Cursor(host, objects, mark, late_mark, looked, frozenset(recent), idle))
+            stamps[host] = (objects, mark, late_mark, looked, since)
         done = Done(hosts=len(cursors))
-        today = datetime.now(UTC).date()
-        days = (today - timedelta(days=self._keep_days), today + timedelta(days=FUTURE_DAYS))
         work = _Work()
         try:
             for survey in self._objects.surveys(cursors):
-                self._index_host(survey, days, work, done)
+                survey.stamp = stamps[survey.look.cursor.host]
+                self._take_turn(survey, work, done)
+            for survey in self._next_turns(shards):
+                self._take_turn(survey, work, done)
             self._send(work, done)
         finally:
             if work.pending is not None:  # no transaction may outlive the lock
@@ -211,28 +219,48 @@ class Indexer:
         self._finish(work, done)
         return done
 
-    def _index_host(
-        self, survey: Survey, days: tuple[date, date], work: "_Work", done: Done
-    ) -> None:
+    def _next_turns(self, shards: list[int]) -> list[Survey]:
+        if not (hosts := self._backlog.hosts):
+            return []
+        found = self._db.execute(
+            f"SELECT host, {_STAMP} FROM cursor WHERE host = ANY(%s) AND shard = ANY(%s)",
+            (hosts, shards),
+        ).fetchall()
+        surveys = self._backlog.next({host: tuple(stamp) for host, *stamp in found})
+        self._objects.go_on([survey for survey in surveys if not survey.some])
+        return surveys
+
+    def _take_turn(self, survey: Survey, work: "_Work", done: Done) -> None:
+        """Index a host's objects for one turn; its cursor moves when there are no more."""
         host = survey.look.cursor.host
-        objects = self._objects.read(survey)
-        while True:
-            try:
-                one, data = next(objects)
-            except StopIteration:
-                break
-            except NOT_READ as e:
-                work.also.append(self._leave(host, e))
-                done.unread.add(host)
-                return
-            _judge_object(work.batch, host, one, data, days)
-            done.objects += 1
-            done.oldest = min(done.oldest or one.modified, one.modified)
-            if work.is_ready:
-                self._send(work, done)
-            if self.stop.is_set():
-                return
-        work.also.append(self._advance(survey.look))
+        today = datetime.now(UTC).date()
+        days = (today - timedelta(days=self._keep_days), today + timedelta(days=FUTURE_DAYS))
+        objects, end, count = self._objects.read(survey), time.monotonic() + TURN_SECONDS, 0
+        try:
+            for one, data in objects:
+                _judge_object(work.batch, host, one, data, days)
+                done.objects += 1
+                count += 1
+                done.oldest = min(done.oldest or one.modified, one.modified)
+                if work.is_ready:
+                    self._send(work, done)
+                if self.stop.is_set():
+                    return
+                if time.monotonic() >= end and count < len(survey.some):
+                    break
+        except NOT_READ as e:
+            self._backlog.remove(host)
+            work.also.append(self._leave(host, e))
+            done.unread.add(host)
+            return
+        finally:
+            objects.close()
+        del survey.some[:count]
+        if survey.is_listed and not survey.some:
+            self._backlog.remove(host)
+            work.also.append(self._advance(survey.look))
+        else:
+            self._backlog.keep(survey)
 
     def _leave(self, host: str, error: CrashdError) -> tuple[str, Sequence[Any]]:
         """Leave a host alone for a while if the error is of its objects alone: it may have given

@@ -1,14 +1,14 @@
 """The objects of hosts, listed and read ahead in threads of their own."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any
 
-from crashd.edge.fleet.bucket import Bucket, Found
+from crashd.edge.fleet.bucket import PAGE, Bucket, Found
 from crashd.errors import (
     CrashdError,
     FormatError,
@@ -25,21 +25,48 @@ AHEAD = 64
 """Objects that are read ahead."""
 AHEAD_BYTES = 64 << 20
 """And their size together, unless one alone is larger: a host can write many of OBJECT_BYTES."""
-SURVEYED = 1000
-"""Objects of one host that are listed before any is read."""
+TURN = 200
+"""Objects of one host that are read before those of other hosts are."""
+TURN_BYTES = 1 << 20
+"""And so many bytes, packed: about 4000 records."""
+PAGES = 5
+"""Pages of old objects that are listed in a turn, at most."""
 NOT_READ = (UnavailableError, PermissionDeniedError, FormatError)
 """Either the bucket is away, or it has something of one host that it does not list or give out."""
 
 
 @dataclass(slots=True)
 class Survey:
-    """The new objects of a host: the first ones are listed already."""
+    """The new objects of a host, listed turn by turn."""
 
     look: Look
-    first: list[Found]
-    rest: Iterator[Found]
+    some: list[Found]
+    """Those of its next turn."""
+    rest: Iterator[Found | None]
+    """Further ones; None for a page without any."""
+    is_listed: bool = False
+    """Whether there are no further ones."""
     error: CrashdError | None = None
     """Why they could not be listed."""
+    stamp: tuple[Any, ...] = ()
+    """What the table says of the cursor while nobody else is done with the host."""
+
+    def go_on(self) -> None:
+        """List the objects of the next turn."""
+        self.some = []
+        pages = size_bytes = 0
+        try:
+            while len(self.some) < TURN and size_bytes < TURN_BYTES and pages < PAGES:
+                one = next(self.rest)
+                if one is None:
+                    pages += 1
+                else:
+                    self.some.append(one)
+                    size_bytes += one.size_bytes
+        except StopIteration:
+            self.is_listed = True
+        except NOT_READ as e:
+            self.error = e
 
 
 class Objects:
@@ -60,27 +87,28 @@ class Objects:
     def _survey(self, cursor: Cursor) -> Survey:
         now = datetime.now(UTC)
         start = cursor.start(now)
-        look = Look(cursor, everything=start is None)
-        fresh = (one for one in self._bucket.list(cursor.prefix, start) if look.takes(one))
-        try:
-            return Survey(look, list(islice(fresh, SURVEYED)), fresh)
-        except NOT_READ as e:
-            return Survey(look, [], fresh, e)
+        look = Look(cursor, everything=start is None, began=now)
+        survey = Survey(look, [], _fresh(look, self._bucket.list(cursor.prefix, start)))
+        survey.go_on()
+        return survey
 
-    def read(self, survey: Survey) -> Iterator[tuple[Found, bytes | Refused | None]]:
-        """Read the objects of a survey; None for one that is gone.
+    def go_on(self, surveys: Sequence[Survey]) -> None:
+        """List what comes next of several hosts."""
+        for _ in self._ahead(Survey.go_on, surveys, THREADS):
+            pass
+
+    def read(self, survey: Survey) -> Generator[tuple[Found, bytes | Refused | None], None, None]:
+        """Read the objects of a survey's turn; None for one that is gone.
 
         Raises:
-            NOT_READ: the rest could not be listed, or the next one not be read.
+            NOT_READ: they could not all be listed, or the next one not be read.
 
         """
+        some = survey.some
+        sizes = [one.size_bytes if one.size_bytes <= OBJECT_BYTES else 0 for one in some]
+        yield from zip(some, self._ahead(self._get, some, AHEAD, sizes), strict=True)
         if survey.error is not None:
             raise survey.error
-        some = survey.first
-        while some:
-            sizes = [one.size_bytes if one.size_bytes <= OBJECT_BYTES else 0 for one in some]
-            yield from zip(some, self._ahead(self._get, some, AHEAD, sizes), strict=True)
-            some = list(islice(survey.rest, SURVEYED))
 
     def _get(self, one: Found) -> bytes | Refused | None:
         if one.size_bytes > OBJECT_BYTES:
@@ -117,3 +145,15 @@ class Objects:
         finally:
             for future, _ in waiting:
                 future.cancel()
+
+
+def _fresh(look: Look, listed: Iterable[Found]) -> Iterator[Found | None]:
+    """Yield the objects of a listing that are new; None after each page of others."""
+    old = 0
+    for one in listed:
+        if look.takes(one):
+            yield one
+        else:
+            old += 1
+            if old % PAGE == 0:
+                yield None

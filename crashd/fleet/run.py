@@ -247,7 +247,7 @@ def _run_until_done(service: _Service) -> Done:
     while not service.stopping and service._indexer.is_due(moment):
         done = service.turn()
         all_done.add(done)
-        if not done.hosts:
+        if not done.hosts and not done.objects:
             time.sleep(0.1)
     service.turn(everything=True)
     return all_done

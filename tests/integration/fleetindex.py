@@ -1,6 +1,7 @@
 """A fleet's index on a real PostgreSQL, with a directory as its bucket."""
 
 import argparse
+import contextlib
 import io
 import itertools
 import os
@@ -70,11 +71,16 @@ class FleetIndex:
         """Return the totals by result."""
         return dict(self.ask("SELECT result, records FROM total"))
 
-    def indexer(self) -> Indexer:
+    @contextlib.contextmanager
+    def indexer(self) -> Iterator[Indexer]:
         """Make an indexer with a connection of its own."""
-        pace = Pace(0.05, 0.05)
         bucket = Bucket.open(f"file://{self.bucket}")
-        return Indexer(connect(self.dsn, name="test"), bucket, keep_days=90, pace=pace)
+        with connect(self.dsn, name="test") as db:
+            made = Indexer(db, bucket, keep_days=90, pace=Pace(0.05, 0.05))
+            try:
+                yield made
+            finally:
+                made.close()
 
 
 def make_crash(host: int = 1, *, age_s: float = 60, **changes: Any) -> Crash:

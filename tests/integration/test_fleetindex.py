@@ -18,7 +18,7 @@ from crashd.domain.fleet.lines import CoreReason, DeletedBy, Deletion, Line, bui
 from crashd.domain.fleet.policy import parse_signatures, parse_want
 from crashd.edge.fleet.bucket import Bucket, Found
 from crashd.errors import PermissionDeniedError, UnavailableError
-from crashd.fleet import indexer, objects
+from crashd.fleet import backlog, indexer, objects
 from crashd.fleet.load import Batch
 from crashd.fleet.main import main
 from crashd.fleet.settings import NEWEST
@@ -203,6 +203,64 @@ def test_index_of_large_objects_holds_few_of_them_at_once(
     monkeypatch.setattr(indexer, "_judge_object", judge_counted)
     fleet.index()
     assert max(most) <= 5 * size and len(most) == 24
+
+
+def test_index_of_host_with_very_many_objects_does_not_delay_others(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "TURN", 10)
+    flood = [fleet.put(1, make_line(make_crash(1))) for _ in range(95)]
+    passes = 0
+    with fleet.indexer() as service:
+        service.discover()
+        while fleet.ask("SELECT objects FROM cursor WHERE host = %s", HOST_A) == [(None,)]:
+            other = fleet.put(2, make_line(make_crash(2)))
+            service.discover()
+            fleet.ask("UPDATE cursor SET due = now() WHERE host = %s", HOST_B)
+            done = service.run_once()
+            assert done.objects <= 3 * 10 + 1, "a turn for each question of what is due"
+            assert fleet.ask("SELECT count(*) FROM crash WHERE object = %s", other) == [(1,)]
+            passes += 1
+    assert 4 <= passes <= 10
+    assert fleet.results() == {"new": len(flood) + passes}, "nothing was read twice"
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_host_with_very_many_objects_amid_a_reindex_has_them_all(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "TURN", 10)
+    for _ in range(45):
+        fleet.put(1, make_line(make_crash(1)))
+    with fleet.indexer() as service:
+        service.discover()
+        service.run_once()
+        assert 0 < fleet.ask("SELECT count(*) FROM crash")[0][0] < 45
+        fleet.ask("DELETE FROM crash")
+        fleet.ask("DELETE FROM tally")
+        fleet.ask("UPDATE signature SET count = 0, cores = 0")
+        fleet.ask("UPDATE cursor SET due = now()")  # as reindex does
+        for _ in range(8):
+            service.run_once()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(45,)]
+    assert_tallies_agree(fleet)
+
+
+def test_index_of_more_flooding_hosts_than_are_surveyed_at_once_has_every_crash(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "TURN", 5)
+    monkeypatch.setattr(backlog, "SURVEYS_MAX", 2)
+    monkeypatch.setattr(objects, "PAGES", 1)
+    monkeypatch.setattr(objects, "PAGE", 3)
+    for host in range(1, 8):
+        for _ in range(23):
+            fleet.put(host, make_line(make_crash(host)))
+    fleet.index()
+    fleet.put(3, make_line(make_crash(3)))  # after pages of old ones
+    fleet.index()
+    assert fleet.ask("SELECT count(*) FROM crash") == [(7 * 23 + 1,)]
+    assert_tallies_agree(fleet)
 
 
 @pytest.mark.parametrize("doc", [b'{"x": "\\u0000"}', b"[" * 50_000 + b"]" * 50_000])

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from crashd.domain.fleet.keys import records_key
 from crashd.edge.fleet.bucket import Found
 from crashd.fleet.cursor import FEW, LATE_EVERY, RECENT_MAX, SETTLING, Cursor, Look
@@ -74,10 +76,35 @@ def test_start_after_many_objects_is_hours_before_the_newest() -> None:
 
 
 def test_end_remembers_a_bounded_number_of_names() -> None:
-    stored = [make(number, NOW) for number in range(RECENT_MAX * 3)]
+    moment = timedelta(milliseconds=1)
+    stored = [make(number, NOW + number * moment) for number in range(RECENT_MAX * 3)]
     cursor, taken = pass_over(Cursor(HOST), stored, NOW)
     assert len(taken) == len(stored)
     assert len(cursor.recent) == RECENT_MAX
+
+
+@pytest.mark.parametrize("each", [timedelta(), timedelta(milliseconds=10)])
+@pytest.mark.parametrize("clock", [timedelta(), -DAY])
+def test_pass_after_more_objects_than_names_are_remembered_takes_only_new_ones(
+    each: timedelta, clock: timedelta
+) -> None:
+    stored = [make(number, NOW + number * each, clock=clock) for number in range(RECENT_MAX * 2)]
+    cursor, taken = pass_over(Cursor(HOST), stored, NOW)
+    assert len(taken) == len(stored)
+    for seconds in range(1, 4):
+        stored.append(make(len(stored), NOW + timedelta(minutes=2, seconds=seconds), clock=clock))
+        cursor, taken = pass_over(cursor, stored, NOW + seconds * LATE_EVERY)
+        assert taken == stored[-1:]
+        assert len(cursor.recent) <= RECENT_MAX
+
+
+def test_end_of_long_look_leaves_open_what_came_meanwhile() -> None:
+    look = Look(Cursor(HOST), everything=True, began=NOW)
+    seen, missed = make(2, NOW + HOUR / 2), make(1, NOW + timedelta(minutes=5))
+    assert look.takes(seen)
+    cursor = look.end(NOW + HOUR / 2, poll=5, idle=60)
+    _, taken = pass_over(cursor, [missed, seen], NOW + HOUR)
+    assert taken == [missed]
 
 
 def test_look_at_strange_name_takes_it_once() -> None:
