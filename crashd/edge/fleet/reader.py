@@ -166,7 +166,8 @@ def malformed_dsn() -> UsageError:
 
 def no_connection(text: str) -> UnavailableError:
     """Make the error of a server that does not answer, or does not let the user in."""
-    return UnavailableError(f"PostgreSQL: {first_line(text)}", hint="see --fleet=DSN")
+    hint = "the server is named by --fleet=DSN, --dsn or $CRASHD_FLEET; else by PGHOST or PGSERVICE"
+    return UnavailableError(f"PostgreSQL: {first_line(text)}", hint=hint)
 
 
 def too_old() -> UnsupportedError:
