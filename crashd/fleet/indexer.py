@@ -38,7 +38,7 @@ BATCH_ROWS = 4000
 BATCH_BYTES = 16 << 20
 BATCH_SECONDS = 0.5
 """A batch that is not full waits so long, if nothing is being loaded."""
-TURN_SECONDS = 2.0
+TURN_SECONDS = 1.0
 """A host's turn ends after so long, whatever its objects unpack to."""
 HOSTS = 500
 """Hosts whose cursors are read at once."""
@@ -210,7 +210,8 @@ class Indexer:
             for survey in self._objects.surveys(cursors):
                 survey.stamp = stamps[survey.look.cursor.host]
                 self._take_turn(survey, work, done)
-            for survey in self._next_turns(shards):
+            # what is long has one turn in a pass, at its end
+            for survey in [] if cursors else self._next_turns(shards):
                 self._take_turn(survey, work, done)
             self._send(work, done)
         finally:
