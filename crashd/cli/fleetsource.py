@@ -5,22 +5,33 @@ Records are hostile hosts': they are shown by the same model and the same escapi
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Fleet
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.tally import Tally, Timeline
+from crashd.domain.units import format_size
 from crashd.edge.fleet.reader import Reader
-from crashd.errors import FormatError, NotFoundError, UnsupportedError, UsageError
+from crashd.errors import (
+    FormatError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+    UsageError,
+    reason_of,
+)
 from crashd.fleet.questions import ROWS_MAX, Questions
 from crashd.fleet.selection import Scope
 from crashd.fleet.settings import check, read_setting
 
 if TYPE_CHECKING:
-    from crashd.edge.fleet.bucket import Bucket
+    from crashd.edge.fleet.bucket import Bucket, Version
 
-CORE_MAX = 1 << 40
-"""Bytes of a stored core that are fetched at most."""
+PARTS_MAX = 1 << 30
+"""Bytes of a stored core that are fetched for a mini core at most: a host writes its seek table."""
+NOTED_BYTES = 256 << 20
+"""A larger core is announced before it is fetched."""
 PART_BYTES = 4 << 20
 """Bytes of one request for a part."""
 STATEMENT_SECONDS = 60
@@ -32,8 +43,9 @@ class FleetSource:
     opened_mini: bool
     """Whether the core that was opened last is a mini core, smaller than its record says."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, note: Callable[[str], None] | None = None) -> None:
         self._fleet = fleet
+        self._note = note
         self.db = Reader.connect(fleet.dsn, name="crashctl", timeout_seconds=STATEMENT_SECONDS)
         self.opened_mini = False
         self._core: tuple[str, int] | None = None
@@ -41,14 +53,14 @@ class FleetSource:
         self.questions = Questions(self.db, self.scope)
 
     @classmethod
-    def open(cls, fleet: Fleet) -> "FleetSource":
-        """Connect.
+    def open(cls, fleet: Fleet, note: Callable[[str], None] | None = None) -> "FleetSource":
+        """Connect; `note` gets what is to be said before something takes long.
 
         Raises:
             UnavailableError: the server does not answer, or holds no index of this version.
 
         """
-        source = cls(fleet)
+        source = cls(fleet, note)
         try:
             check(source.db)
         except BaseException:
@@ -121,10 +133,15 @@ class FleetSource:
         is_encrypted, cuts = key.endswith(".age"), self._fleet.mini and not self.opened_mini
         with contextlib.ExitStack() as files:
             fd, fetch = _unnamed_file(files), None
+            version = bucket.look(key)
             if cuts and not is_encrypted:
-                fetch = _Parts(bucket, key, fd).fetch
+                fetch = _Parts(bucket, version, fd).fetch
             else:  # age has no parts that open alone
-                bucket.copy_to(key, fd, CORE_MAX)
+                self._check_room(version.size_bytes * (1 + is_encrypted), fd, crash_id)
+                if version.size_bytes >= NOTED_BYTES and self._note is not None:
+                    size = format_size(version.size_bytes)
+                    self._note(f"fetching the core of {crash_id}: {size}")
+                bucket.copy_to(version, fd)
             if is_encrypted:
                 fd = self._decrypted(fd, crash_id, files)
             if cuts:
@@ -134,6 +151,19 @@ class FleetSource:
                 copy_mini(whole, fd, fetch)
                 self.opened_mini = True
             return os.dup(fd)
+
+    def _check_room(self, size_bytes: int, fd: int, crash_id: str) -> None:
+        found = os.fstatvfs(fd)
+        room = found.f_bavail * found.f_frsize
+        if size_bytes > room:
+            import tempfile
+
+            hint = "name a larger directory by TMPDIR"
+            raise UnavailableError(
+                f"the core of {crash_id} needs {format_size(size_bytes)} of"
+                f" {tempfile.gettempdir()}, which has {format_size(room)}",
+                hint=hint if self._fleet.mini else f"{hint}, or fetch only the stacks: --mini",
+            )
 
     def _forget_core(self) -> None:
         if self._core is not None:
@@ -168,30 +198,35 @@ class _Parts:
     """An object of which a file gets the parts that are needed; the descriptor stays the caller's.
 
     Raises:
-        NotFoundError: there is no such object.
-        FormatError: it is larger than CORE_MAX.
+        FormatError: it has too large a size.
 
     """
 
-    def __init__(self, bucket: "Bucket", key: str, fd: int) -> None:
-        self._bucket, self._key, self._fd = bucket, key, fd
+    def __init__(self, bucket: "Bucket", version: "Version", fd: int) -> None:
+        self._bucket, self._version, self._fd = bucket, version, fd
         self._there: set[tuple[int, int]] = set()
-        size_bytes = bucket.size(key)
-        if size_bytes is None:
-            raise NotFoundError(f"no object {key} in the bucket")
-        if size_bytes > CORE_MAX:
-            raise FormatError(f"object of {size_bytes} bytes, at most {CORE_MAX} are read")
-        os.ftruncate(fd, size_bytes)
+        self._fetched_bytes = 0
+        try:
+            os.ftruncate(fd, version.size_bytes)
+        except OSError as e:
+            raise FormatError(f"object of {version.size_bytes} bytes: {reason_of(e)}") from e
 
     def fetch(self, start: int, size_bytes: int) -> None:
         """Write a part into the file, at the place that it has in the object."""
         if size_bytes <= 0 or (start, size_bytes) in self._there:
             return
+        self._fetched_bytes += size_bytes
+        if self._fetched_bytes > PARTS_MAX:
+            raise FormatError(
+                f"a mini core takes more than {format_size(PARTS_MAX)} of the"
+                f" {format_size(self._version.size_bytes)} of {self._version.key}",
+                hint="it is damaged or forged; without --mini, all of it is fetched",
+            )
         end, position = start + size_bytes, start
         while position < end:
-            data = self._bucket.read_range(self._key, position, min(end - position, PART_BYTES))
+            data = self._bucket.read_range(self._version, position, min(end - position, PART_BYTES))
             if not data:
-                raise FormatError(f"object {self._key} ends after {position} bytes")
+                raise FormatError(f"object {self._version.key} ends after {position} bytes")
             position += os.pwrite(self._fd, data, position)
         self._there.add((start, size_bytes))
 

@@ -199,7 +199,7 @@ def open_source(context: Context) -> Source:
     if context.fleet is not None:
         from crashd.cli.fleetsource import FleetSource
 
-        return FleetSource.open(context.fleet)
+        return FleetSource.open(context.fleet, context.note)
     if context.index_files is not None:
         from crashd.cli.indexfiles import IndexFiles
 

@@ -20,7 +20,7 @@ import zstandard
 from crashd.domain.crash.model import Core, Crash, State
 from crashd.domain.elf.elfcore import parse_head
 from crashd.domain.fleet.keys import core_key, records_key
-from crashd.edge.fleet.bucket import Bucket
+from crashd.edge.fleet.bucket import Bucket, Version
 from crashd.errors import NotFoundError
 from crashd.fleet.run import init
 from crashd.store.corefile import CHUNK, CoreWriter
@@ -105,8 +105,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     read = Bucket.read_range
 
-    def note(bucket: Bucket, key: str, start: int, size_bytes: int) -> bytes:
-        data = read(bucket, key, start, size_bytes)
+    def note(bucket: Bucket, version: Version, start: int, size_bytes: int) -> bytes:
+        data = read(bucket, version, start, size_bytes)
         sizes.append(len(data))
         return data
 

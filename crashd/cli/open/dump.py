@@ -97,7 +97,8 @@ def opened_core(context: Context, source: Source, row: dict[str, Any]) -> Iterat
     try:
         size_bytes = 0 if is_opened_mini(source) else (row.get("core") or {}).get("size_bytes") or 0
         with progress(context, "unpacking", sizes=True) as shown:
-            chunks = _checked(read_core(fd, size_bytes or None), row["id"])
+            hint = None if context.fleet else "crashctl verify --deep shows more"
+            chunks = _checked(read_core(fd, size_bytes or None), row["id"], hint)
             yield _counted(chunks, shown, size_bytes)
     finally:
         os.close(fd)
@@ -141,8 +142,8 @@ def _counted(chunks: Iterator[bytes], shown: Progress, total: int) -> Iterator[b
         shown(done, total)
 
 
-def _checked(chunks: Iterator[bytes], crash_id: str) -> Iterator[bytes]:
+def _checked(chunks: Iterator[bytes], crash_id: str, hint: str | None) -> Iterator[bytes]:
     try:
         yield from chunks
     except FormatError as e:
-        raise FormatError(f"crash {crash_id}: {e}", hint="crashctl verify --deep shows more") from e
+        raise FormatError(f"crash {crash_id}: {e}", hint=hint) from e

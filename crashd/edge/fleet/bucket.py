@@ -45,6 +45,16 @@ class Found:
     """By the clock of the object store."""
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An object as it was when it was looked at: what is read of it later is of no other one."""
+
+    key: str
+    size_bytes: int
+    etag: str | None
+    """None if the store has none: a change is not noticed then."""
+
+
 class Bucket:
     """The objects below one URL."""
 
@@ -135,42 +145,46 @@ class Bucket:
                 )
             return bytes(result.bytes())
 
-    def size(self, key: str) -> int | None:
-        """Return the size of an object in bytes; None if there is none."""
-        try:
-            with self._guard(key):
-                return int(self._store.head(key)["size"])
-        except NotFoundError:
-            return None
-
-    def copy_to(self, key: str, fd: int, max_bytes: int, start: int = 0) -> int:
-        """Append an object from byte `start` on to a file; return the bytes written.
+    def look(self, key: str) -> Version:
+        """Look at an object, to read parts of it.
 
         Raises:
             NotFoundError: there is none.
-            FormatError: it is larger than `max_bytes`.
 
         """
-        written = 0
-        size = self.size(key)
-        if size is None:
-            raise NotFoundError(f"no object {key} in the bucket")
-        if size > max_bytes:
-            raise FormatError(f"object of {size} bytes, at most {max_bytes} are read")
         with self._guard(key):
-            while start < size:
-                end = min(size, start + _CHUNK)
-                view = memoryview(self._store.get_range(key, start=start, end=end))
-                while view:
-                    step = os.write(fd, view)
-                    view, written = view[step:], written + step
-                start = end
-        return written
+            meta = self._store.head(key)
+        return Version(key, int(meta["size"]), meta.get("e_tag"))
 
-    def read_range(self, key: str, start: int, size_bytes: int) -> bytes:
-        """Read a part of an object that exists."""
-        with self._guard(key):
-            return bytes(self._store.get_range(key, start=start, length=size_bytes))
+    def copy_to(self, version: Version, fd: int) -> None:
+        """Append an object to a file.
+
+        Raises:
+            NotFoundError: it is gone.
+            FormatError: it has changed.
+
+        """
+        for start in range(0, version.size_bytes, _CHUNK):
+            view = memoryview(self.read_range(version, start, _CHUNK))
+            while view:
+                view = view[os.write(fd, view) :]
+
+    def read_range(self, version: Version, start: int, size_bytes: int) -> bytes:
+        """Read a part of an object; short at its end.
+
+        Raises:
+            NotFoundError: it is gone.
+            FormatError: it has changed.
+
+        """
+        end = min(start + size_bytes, version.size_bytes)
+        if start >= end:
+            return b""
+        options: dict[str, Any] = {"range": (start, end)}
+        if version.etag is not None:
+            options["if_match"] = version.etag
+        with self._guard(version.key):
+            return bytes(self._store.get(version.key, options=options).bytes())  # type: ignore[arg-type]
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, and replace an older one."""
@@ -194,6 +208,11 @@ class Bucket:
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
             raise PermissionDeniedError(
                 f"bucket {url}: access denied", hint="check the credentials of the cloud"
+            ) from e
+        except exceptions.PreconditionError as e:
+            raise FormatError(
+                f"object {printable(key)} has changed while it was read",
+                hint="its host has replaced it: try again",
             ) from e
         except exceptions.InvalidPathError as e:
             raise FormatError(f"bucket {url}: {_first_line(e)}") from e
