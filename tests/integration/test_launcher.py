@@ -51,6 +51,15 @@ def test_crashctl_finds_psycopg_of_the_distribution(programs: Path) -> None:
     assert done.returncode == 4, done.stderr[-500:]
 
 
+def test_analysis_without_systemd_finds_the_modules_beside_the_daemons(programs: Path) -> None:
+    (bundle,) = (programs / "lib").iterdir()
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from crashd.edge.sandbox import start;"
+    program += "print(start._PACKAGE_DIR)"
+    command = [sys.executable, "-P", "-c", program, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == str(bundle), "and not where the link leads to"
+
+
 @pytest.mark.parametrize("verb", ["list", "info", "top"])
 def test_crashctl_asks_a_fleet_without_what_takes_long_to_load(programs: Path, verb: str) -> None:
     done = run(programs / "crashctl", f"--fleet=host={programs} dbname=crashd", verb)

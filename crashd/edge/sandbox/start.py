@@ -25,7 +25,8 @@ from crashd.errors import FormatError, reason_of
 
 OUTPUT_MAX = 4 << 20
 ERRORS_MAX = 8 << 10
-_PACKAGE_DIR = Path(__file__).resolve().parents[3]
+# not resolved: in the packages it is a link beside the modules for this Python
+_PACKAGE_DIR = Path(os.path.abspath(__file__)).parents[3]
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from crashd.analyzers.main import run; run()"
 )
