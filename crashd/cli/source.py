@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crashd.store.paths import Paths
 
 CANDIDATES_MAX = 5
+LISTING, FLEET_LISTING = "crashctl list", "crashctl --fleet list"
 COUNTED_MAX = 1000
 """Matches that are counted when only the newest is used."""
 _OF_DIRECTORY = "--directory is for a copy of /var/lib/crashd, with crashes and index.sqlite"
@@ -305,32 +306,30 @@ def newest_of(
     filtered = is_filtered(query)
     rows = source.select(query._replace(limit=counted_max + 1 if filtered else count))
     if not rows:
-        raise not_found(arguments.match)
+        raise not_found(arguments.match, FLEET_LISTING if context.fleet else LISTING)
     if len(rows) > count:
         counted = str(len(rows)) if len(rows) <= counted_max else f"more than {counted_max}"
         context.note(f"newest{f' {count}' if count > 1 else ''} of {counted} matching crashes")
     return rows[:count]
 
 
-def matching(source: Source, match: Sequence[str]) -> list[dict[str, Any]]:
-    """Return all crashes that match, oldest first.
+def matching(source: Source, match: Sequence[str], listing: str = LISTING) -> list[dict[str, Any]]:
+    """Return all crashes that match, oldest first; `listing` is the command that shows all.
 
     Raises:
         NotFoundError: no crash matches.
     """
     rows = source.select(Query(terms=tuple(match)))
     if not rows:
-        raise not_found(match)
+        raise not_found(match, listing)
     return rows[::-1]
 
 
-def not_found(match: Sequence[str]) -> NotFoundError:
+def not_found(match: Sequence[str], listing: str = LISTING) -> NotFoundError:
     """Return the error for no match; it must not reveal crashes that the caller may not see."""
     if not match:
         return NotFoundError("no crashes found")
-    return NotFoundError(
-        f"no crash matches {' '.join(match)}", hint="crashctl list shows all crashes"
-    )
+    return NotFoundError(f"no crash matches {' '.join(match)}", hint=f"{listing} shows all crashes")
 
 
 def all_named_by_id(rows: Sequence[dict[str, Any]], match: Sequence[str]) -> bool:

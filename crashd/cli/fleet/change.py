@@ -5,7 +5,7 @@ import argparse
 from crashd.cli.context import Context
 from crashd.cli.fleetsource import STATEMENT_SECONDS, FleetSource
 from crashd.cli.manage.change import describe, may_delete
-from crashd.cli.source import matching, not_found
+from crashd.cli.source import FLEET_LISTING, matching, not_found
 from crashd.domain.crash.match import Query
 from crashd.domain.fleet.policy import WANT_MAX
 from crashd.domain.text import printable
@@ -32,7 +32,7 @@ def want(context: Context, arguments: argparse.Namespace) -> int:
     finally:
         source.close()
     if not rows:
-        raise not_found(arguments.match)
+        raise not_found(arguments.match, FLEET_LISTING)
     if len(rows) > WANT_MAX:
         raise UsageError(f"want: more than {WANT_MAX} crashes match", hint="ask for fewer")
     kept = [row for row in rows if (row.get("core") or {}).get("path")]
@@ -44,7 +44,13 @@ def want(context: Context, arguments: argparse.Namespace) -> int:
         asked = requests.want(db, kept)
     finally:
         db.close()
-    context.note(f"{asked} cores are asked for; hosts look every few minutes")
+    before = len(kept) - asked
+    counted = "1 core is" if asked == 1 else f"{asked} cores are"
+    text = f"{counted} asked for; hosts look every few minutes" if asked else ""
+    was = "was" if before == 1 else "were"
+    known = f"{before} {was} asked for before" if before else ""
+    if kept:
+        context.note("; ".join(part for part in (text, known) if part))
     return 0 if kept else 1
 
 
@@ -53,11 +59,11 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
     assert context.fleet is not None
     source = FleetSource.open(context.fleet)
     try:
-        rows = matching(source, arguments.match)
+        rows = matching(source, arguments.match, FLEET_LISTING)
         bucket = Bucket.open(read_setting(source.db, "url") or "")
     finally:
         source.close()
-    if not may_delete(context, arguments, rows, listing="crashctl --fleet list"):
+    if not may_delete(context, arguments, rows, listing=FLEET_LISTING):
         return 1
     db = connect(context.fleet.dsn, name="crashctl", timeout_seconds=STATEMENT_SECONDS)
     status = 0

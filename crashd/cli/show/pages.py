@@ -206,6 +206,10 @@ def _where(doc: Row) -> Iterator[_Field]:
     yield "Host", _known(doc.get("hostname"))
     nodename = doc.get("nodename")
     yield "Node name", _known(nodename) if nodename != doc.get("hostname") else None
+    yield "Host ID", _known(doc.get("host"))  # this and the labels are of a fleet's records
+    labels = doc.get("labels")
+    named = labels.items() if isinstance(labels, dict) else ()
+    yield "Labels", ", ".join(f"{printable(k)}={value_text(v)}" for k, v in named) or None
     boot_id = _known(doc.get("boot_id"))
     yield "Boot ID", boot_id if boot_id != BOOT_UNKNOWN else None
     yield "Unit", _known(doc.get("unit"))

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from obstore import exceptions
 from obstore.store import from_url
 
+from crashd.domain.fleet.outcome import Failure, classify_failure
 from crashd.domain.text import printable
 from crashd.errors import (
     ConfigError,
@@ -33,6 +34,7 @@ PAGE = 1000
 """Keys of one LIST request, at most."""
 _TIMEOUT = "30s"
 _CHUNK = 4 << 20
+_CREDENTIALS = "they come from the environment or the machine's identity; see crashd-fleet(8)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +208,7 @@ class Bucket:
                 raise NotFoundError(f"no object {printable(key)} in the bucket") from e
             raise UnavailableError(f"bucket {url}: there is none") from e
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
-            raise PermissionDeniedError(
-                f"bucket {url}: access denied", hint="check the credentials of the cloud"
-            ) from e
+            raise PermissionDeniedError(f"bucket {url}: access denied", hint=_CREDENTIALS) from e
         except exceptions.PreconditionError as e:
             raise FormatError(
                 f"object {printable(key)} has changed while it was read",
@@ -220,6 +220,9 @@ class Bucket:
             text = str(e)
             if "NoSuchBucket" in text:
                 raise UnavailableError(f"bucket {url}: there is none") from e
+            if classify_failure(text) is Failure.CREDENTIALS:
+                line = f"bucket {url}: no credentials that it takes: {_first_line(e)}"
+                raise PermissionDeniedError(line, hint=_CREDENTIALS) from e
             raise UnavailableError(f"bucket {url}: {_first_line(e)}") from e
 
 
