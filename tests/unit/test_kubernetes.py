@@ -9,6 +9,7 @@ import yaml
 
 from crashd.configuration.keys import Settings
 from crashd.edge.capture.podnames import LOGS, NODE_VARIABLE
+from crashd.edge.sandbox import loanedid
 from crashd.store.paths import Paths
 
 DIRECTORY = Path(__file__).parents[2] / "packaging/kubernetes"
@@ -53,11 +54,14 @@ def test_root_has_the_same_path_on_the_node(pod: Any) -> None:
     hosts = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in pod["volumes"]}
     for container in (crashd, ship):
         for mount in container["volumeMounts"]:
-            if hosts[mount["name"]] is not None:
+            if hosts[mount["name"]] not in (None, "/etc/machine-id"):
                 assert mount["mountPath"] == hosts[mount["name"]]
     mounts = {mount["name"]: mount for mount in crashd["volumeMounts"]}
     assert mounts["config"]["mountPath"] == str(paths.config_file)
+    assert mounts["machine-id"]["mountPath"] == str(paths.machine_id)
+    assert mounts["machine-id"]["readOnly"] and hosts["machine-id"] == "/etc/machine-id"
     assert hosts["run"] == str(paths.runtime_dir)
+    assert hosts["ids"] == str(loanedid.DIRECTORY.parent)
     assert hosts["containers"] == str(LOGS / "containers")
     assert hosts["pods"] == str(LOGS / "pods")
     assert mounts["containers"]["readOnly"]
