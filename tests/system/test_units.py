@@ -19,7 +19,7 @@ MODULES = """
 annotated_types asyncore asynchat prometheus_client pydantic pydantic_core pyinotify.py systemd
 typing_extensions.py typing_inspection zstandard smtpd
 _drgn.*.so _drgn_util drgn drgn.libs capstone capstone.libs pyseccomp.py pystack pystack.libs
-rust_demangler packaging obstore pyrage
+rust_demangler packaging obstore pyrage psycopg psycopg_binary psycopg_binary.libs
 """
 INSTALL = """
 install -d /usr/lib/crashd-test /usr/libexec
@@ -34,7 +34,7 @@ program() {
 program crashd "-m crashd"
 program crashctl "-m crashd.cli"
 program ../libexec/crashd-ship "-c 'from crashd.ship.main import main; main()'"
-program crashd-fleet "-c 'from crashd.fleet.main import main; main()'"
+program crashd-fleet "-c 'import sys; from crashd.fleet.main import main; sys.exit(main())'"
 program ../libexec/crashd-analyze "-c 'from crashd.analyzers.main import run; run()'"
 cp /job/systemd/*.service /job/systemd/*.socket /etc/systemd/system/
 install -m 755 /job/crashd-kmsg /usr/libexec/
