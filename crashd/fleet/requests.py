@@ -47,6 +47,7 @@ def delete(db: Connection, bucket: Bucket, row: dict[str, Any]) -> None:
 
     Raises:
         NotFoundError: it was deleted meanwhile.
+        CrashdError: PostgreSQL or the bucket refuses; all is still there, but perhaps the core.
 
     """
     key = (row["id"], row["host"])
@@ -81,4 +82,6 @@ def delete(db: Connection, bucket: Bucket, row: dict[str, Any]) -> None:
         )
         db.execute("DELETE FROM request WHERE id = %s AND host = %s AND what = 'core'", key)
         _ask(db, row, "delete")
-    delete_cores(bucket, row["host"], [row["id"]])
+        delete_cores(
+            bucket, row["host"], [row["id"]]
+        )  # if this fails, the crash can be named again

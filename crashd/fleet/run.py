@@ -17,7 +17,7 @@ from crashd.edge.fleet.metrics import FleetMetrics
 from crashd.edge.fleet.postgres import connect, guard
 from crashd.edge.fleet.reader import Reader
 from crashd.edge.web.metricsserver import MetricsServer
-from crashd.errors import CrashdError, UnavailableError, UsageError
+from crashd.errors import CrashdError, PermissionDeniedError, UnavailableError, UsageError
 from crashd.fleet import schema
 from crashd.fleet.counts import ALL
 from crashd.fleet.indexer import Done, Indexer, Pace
@@ -40,7 +40,13 @@ def init(arguments: argparse.Namespace) -> int:
     try:
         if arguments.url:
             Bucket.open(arguments.url).check()
-        done = schema.migrate(db)
+        try:
+            done = schema.migrate(db)
+        except PermissionDeniedError as e:
+            hint = (
+                "init needs a user who may create schemas and roles, such as the database's owner"
+            )
+            raise PermissionDeniedError(str(e), hint=hint) from e
         for name, value in (
             ("url", arguments.url),
             ("keep_days", arguments.keep),
@@ -53,7 +59,10 @@ def init(arguments: argparse.Namespace) -> int:
             url = read_setting(db, "url")
     finally:
         db.close()
-    steps = f"migrations {done[0]} to {done[-1]} applied" if done else "schema is up to date"
+    steps = "schema is up to date"
+    if done:
+        several = f"migrations {done[0]} to {done[-1]}" if len(done) > 1 else f"migration {done[0]}"
+        steps = f"{several} applied"
     print(f"{steps}; bucket: {printable(url) if url else 'not set (--url)'}")
     return 0
 

@@ -423,6 +423,20 @@ def test_index_without_schema_or_server_says_so(postgres_server: object, tmp_pat
     assert status == 2 and "secret" not in "".join(lines)
 
 
+def test_user_who_may_not_is_told_what_is_needed(fleet: FleetIndex) -> None:
+    name = fleet.dsn.split("dbname=")[1].split()[0]
+    fleet.ask(f"CREATE ROLE only_{name} LOGIN IN ROLE crashd_read")
+    dsn = fleet.dsn.replace("user=crashd", f"user=only_{name}")
+    status, lines = run("index", "--once", "--dsn", dsn)
+    assert status == 3 and "crashd_index" in lines[1] and len(lines) == 2
+    fleet.ask("DELETE FROM migration WHERE number = (SELECT max(number) FROM migration)")
+    status, lines = run("init", "--dsn", dsn)
+    assert status == 3 and "may create schemas and roles" in lines[1] and len(lines) == 2
+    status, lines = run("index", "--once", "--dsn", fleet.dsn.replace("user=crashd", "user=ghost"))
+    assert status == 4 and "pg_hba.conf" in lines[1] and len(lines) == 2
+    assert lines[0].startswith("crashd-fleet: PostgreSQL: connection to server")
+
+
 def test_roles_hold_what_they_should_and_no_more(fleet: FleetIndex) -> None:
     fleet.put(1, make_line(make_crash()))
     fleet.index()

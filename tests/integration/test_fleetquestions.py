@@ -18,8 +18,10 @@ from crashd.cli.main import main
 from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Kind, State
 from crashd.domain.crash.tally import plan_timeline, tally
+from crashd.edge.fleet.bucket import Bucket
 from crashd.edge.fleet.metrics import FleetMetrics
 from crashd.edge.fleet.reader import Reader
+from crashd.errors import PermissionDeniedError
 from crashd.fleet.questions import FLEET_KEYS, Questions
 from tests import postgres
 from tests.fleet.simulate import Plan, simulated_host, write_fleet
@@ -224,6 +226,32 @@ def test_delete_removes_row_and_core_and_asks_the_host(fleet: FleetIndex) -> Non
     want = json.loads((fleet.bucket / f"policy/v1/want/{simulated_host(1)}").read_bytes())
     assert want["deleted"] == [gone.id]
     assert fleet.ask("SELECT sum(crashes) FROM tally") == [(1,)]
+
+
+def test_delete_that_the_bucket_refuses_leaves_the_crash_to_be_named_again(
+    fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = make_crash(1)
+    key = f"cores/v1/{simulated_host(1)}/{crash.id}.core.zst"
+    write_core(fleet, key, b"x")
+    fleet.put(1, make_line(crash, core=key))
+    fleet.index()
+
+    def refuse(bucket: Bucket, key: str) -> None:
+        raise PermissionDeniedError("bucket: access denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "delete", refuse)
+        status, out, err = crashctl(fleet, "delete", crash.id)
+    assert status == PermissionDeniedError.exit_code and "access denied" in err and not out
+    assert [row["id"] for row in ask(fleet, "list")] == [crash.id]
+    assert crashctl(fleet, "delete", crash.id)[0] == 0
+    assert not (fleet.bucket / key).exists() and ask_nothing(fleet)
+
+
+def ask_nothing(fleet: FleetIndex) -> bool:
+    """Whether no crash is left."""
+    return crashctl(fleet, "list", "--json")[1].strip() == "[]"
 
 
 def test_reader_may_not_delete(fleet: FleetIndex) -> None:

@@ -166,8 +166,16 @@ def malformed_dsn() -> UsageError:
 
 def no_connection(text: str) -> UnavailableError:
     """Make the error of a server that does not answer, or does not let the user in."""
-    hint = "the server is named by --fleet=DSN, --dsn or $CRASHD_FLEET; else by PGHOST or PGSERVICE"
-    return UnavailableError(f"PostgreSQL: {first_line(text)}", hint=hint)
+    line = first_line(text).removeprefix("connection failed: ")  # psycopg's
+    if "FATAL:" in line:
+        hint = (
+            "the server does not let this user in: check name, password, database and pg_hba.conf"
+        )
+    else:
+        hint = (
+            "the server is named by --fleet=DSN, --dsn or $CRASHD_FLEET; else PGHOST or PGSERVICE"
+        )
+    return UnavailableError(f"PostgreSQL: {line}", hint=hint)
 
 
 def too_old() -> UnsupportedError:
