@@ -16,7 +16,7 @@ from typing import Any
 from crashd.analyzers import gofault, instruction
 from crashd.analyzers.callers import follows_call, is_outermost
 from crashd.analyzers.coreimage import PF_R, PF_W, CoreImage
-from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64, SigInfo
 from crashd.domain.elf.sigframe import (
     FRAME_MAX,
     INFO_AT,
@@ -41,7 +41,11 @@ zone and the processor's extended state (11 KiB with AMX) lie between.
 _SEGV_MAPERR, _SEGV_ACCERR, _FPE_INTDIV, _ILL_ILLOPN, _SI_KERNEL = 1, 2, 1, 2, 0x80
 _BUS_ADRERR = 2
 _ERROR_PRESENT, _ERROR_WRITE = 1, 2  # X86_PF_* (arch/x86/include/asm/trap_pf.h)
-_SYSCALLS = {EM_X86_64: bytes.fromhex("0f05"), EM_AARCH64: bytes.fromhex("010000d4")}
+_SYSCALLS = {
+    EM_386: bytes.fromhex("cd80"),
+    EM_X86_64: bytes.fromhex("0f05"),
+    EM_AARCH64: bytes.fromhex("010000d4"),
+}
 
 
 # arch/x86/include/asm/trapnr.h
@@ -85,7 +89,11 @@ def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handl
     was raised again. Only signals that dump core count.
     """
     head = image.head
-    if head.machine not in _SYSCALLS or head.bits != 64 or head.siginfo is None:
+    if head.machine not in _SYSCALLS or head.siginfo is None:
+        return None
+    if head.machine == EM_386:
+        return _walked(image, frames)
+    if head.bits != 64:
         return None
     found = _thrown_by_go(image, frames) or _walked(image, frames)
     if found is None and not _is_whole(frames):
@@ -299,6 +307,8 @@ def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled |
     start = next((f["sp"] for f in reversed(frames) if f["sp"] is not None), None)
     if start is None:
         return None
+    if is_restorer(image.read(frames[-1]["pc"], _CODE_BYTES), image.head.machine):
+        start = frame_address(image.head.machine, start)  # the interrupted code was at address 0
     start &= ~7
     raw = image.read(start, _SCAN_BYTES)
     known: dict[int, bool] = {}

@@ -44,6 +44,7 @@ from crashd.domain.elf.ehframe import PT_GNU_EH_FRAME, UnwindTable
 from crashd.domain.elf.elfcore import find_segment
 from crashd.domain.elf.elfnotes import EM_386, EM_X86_64
 from crashd.domain.elf.modules import Module
+from crashd.domain.elf.sigframe import is_restorer
 from crashd.domain.elf.vdso import IMAGE_MAX as VDSO_MAX
 from crashd.domain.elf.vdso import VdsoFunction, name_at, parse_vdso
 from crashd.edge.sandbox.modulefiles import read_debug_strings
@@ -391,6 +392,8 @@ class Stacks:
             frames += self._located(step.pc, after_call=not step.interrupted)
             frames[-1]["sp"], frames[-1]["interrupted"] = step.sp, step.interrupted
             self._name_vdso(frames[-1], step.interrupted)
+            if frames[-1]["function"] is None and is_restorer(self.image.read(step.pc, 8), EM_386):
+                frames[-1]["function"] = "__kernel_rt_sigreturn"  # called by nothing
         return frames[:limit], walk.end is not None or len(frames) > limit, walk.end
 
     def _located(self, pc: int, *, after_call: bool) -> list[dict[str, Any]]:

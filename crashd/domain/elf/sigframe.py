@@ -2,6 +2,8 @@
 with the signal's siginfo_t and the registers of the interrupted code. Pure; hostile bytes.
 
     x86-64     return address | ucontext | siginfo        arch/x86/include/asm/sigframe.h
+    i386       return address | signal | two addresses | siginfo | ucontext, with SA_SIGINFO
+               return address | signal | registers, without it
     aarch64    siginfo | ucontext                         arch/arm64/kernel/signal.c
 
 The siginfo is there only for a handler with SA_SIGINFO; without it the bytes are whatever lay there
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from crashd.domain.elf.elfnotes import EM_AARCH64, EM_X86_64, SigInfo, parse_siginfo
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64, SigInfo, parse_siginfo
 from crashd.domain.elf.headers import Layout
 
 FRAME_MAX: Final = 640
@@ -38,12 +40,19 @@ _X86_USER_CS = 0x33
 # struct sigcontext: fault_address (just before), regs[31], sp, pc, pstate
 _ARM64_CONTEXT = 128 + 176 + 8  # sigcontext is aligned to 16
 _ARM64_REGISTERS = (*(f"x{n}" for n in range(31)), "sp", "pc", "pstate")
+# struct sigcontext_32: gs, fs, es, ds, then these; trapno, err, eip, cs and eflags follow; last cr2
+_386_REGISTERS = ("edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax")
+_386_SIGCONTEXT = Struct("<22I")
+_386_PLAIN, _386_INFO, _386_RT = 8, 16, 16 + _SIGINFO + 20
+"""Where the registers are without SA_SIGINFO, the siginfo, and the registers with SA_SIGINFO."""
+_386_USER_CS = (0x23, 0x73)
 _RESTORERS = {
+    EM_386: (bytes.fromhex("b8ad000000cd80"), bytes.fromhex("58b877000000cd80")),
     EM_X86_64: (bytes.fromhex("48c7c00f0000000f05"), bytes.fromhex("b80f0000000f05")),
     EM_AARCH64: (bytes.fromhex("681180d2010000d4"),),
 }
-"""The code to which a handler returns: the system call rt_sigreturn, as in glibc, musl, Go, Rust
-and the vDSO.
+"""The code to which a handler returns: the system call rt_sigreturn (on i386 also sigreturn), as in
+glibc, musl, Go, Rust and the vDSO.
 """
 
 
@@ -70,14 +79,14 @@ def is_restorer(code: bytes, machine: int) -> bool:
 
 def frame_address(machine: int, sp: int) -> int:
     """Return the address of a frame, from the stack pointer after its handler returned."""
-    return sp - 8 if machine == EM_X86_64 else sp
+    return sp - {EM_X86_64: 8, EM_386: 4}.get(machine, 0)
 
 
 def saved_pattern(machine: int, pc: int, sp: int) -> tuple[bytes, int] | None:
     """Return the bytes that hold these registers in a frame, and their distance from its start;
     None for an unknown machine.
     """
-    if machine not in _RESTORERS or not (0 <= pc < 1 << 64 and 0 <= sp < 1 << 64):
+    if machine not in (EM_X86_64, EM_AARCH64) or not (0 <= pc < 1 << 64 and 0 <= sp < 1 << 64):
         return None
     raw = Struct("<QQ").pack(sp, pc)  # they are adjacent in both layouts
     return raw, (_X86_CONTEXT + 15 * 8 if machine == EM_X86_64 else _ARM64_CONTEXT + 31 * 8)
@@ -85,6 +94,8 @@ def saved_pattern(machine: int, pc: int, sp: int) -> tuple[bytes, int] | None:
 
 def parse_frame(raw: bytes, machine: int) -> SignalFrame | None:
     """Parse a frame; None for bytes that cannot be one."""
+    if machine == EM_386:
+        return _386(raw)
     layout = Layout(machine, 64, "little")
     if machine == EM_X86_64 and len(raw) >= 8 + _X86_UCONTEXT_SIZE + _SIGINFO:
         return _x86(raw, layout)
@@ -109,6 +120,25 @@ def _x86(raw: bytes, layout: Layout) -> SignalFrame | None:
     info = _parse_info(raw[INFO_AT : INFO_AT + _SIGINFO], layout)
     pc, sp = registers["rip"], registers["rsp"]
     return SignalFrame(info, registers, pc, sp, trap, error, address)
+
+
+def _386(raw: bytes) -> SignalFrame | None:
+    """Parse a frame of i386; the address of the siginfo, in those that have one, is that of the
+    ucontext less its size.
+    """
+    if len(raw) < _386_RT + _386_SIGCONTEXT.size:
+        return None
+    signal, info_at, context_at = Struct("<III").unpack_from(raw, 4)
+    has_info = context_at - info_at == _SIGINFO
+    values = _386_SIGCONTEXT.unpack_from(raw, _386_RT if has_info else _386_PLAIN)
+    registers = dict(zip(_386_REGISTERS, values[4:12], strict=True))
+    trap, error, pc, cs, flags = values[12:17]
+    address, sp = values[21], registers["esp"]
+    if cs & 0xFFFF not in _386_USER_CS or not _is_sound(sp) or not 1 <= signal <= _SIGNALS:
+        return None
+    info = _parse_info(raw[_386_INFO:][:_SIGINFO], Layout(EM_386, 32, "little"))
+    registers |= {"eip": pc, "eflags": flags}
+    return SignalFrame(info if has_info else None, registers, pc, sp, trap, error, address)
 
 
 def _is_sound(sp: int) -> bool:

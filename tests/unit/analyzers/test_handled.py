@@ -192,6 +192,15 @@ def test_find_handled_where_the_walk_broke_is_scanned(load: Load) -> None:
     assert find_handled(load({at: bytes(640)}), [frame(SYSCALL, NOW, interrupted=True)]) is None
 
 
+def test_find_handled_of_a_call_through_null_where_the_walk_ended(load: Load) -> None:
+    """Nothing is at address 0, so the walk ends with what the handler returns to."""
+    at = STACK + 0x2000
+    called = build_x86_frame(RESTORER, {**REGISTERS, "rip": 0}, build_siginfo(11, 1, 0))
+    frames = [frame(SYSCALL, NOW), frame(RESTORER, at + 8, function="__restore_rt")]
+    found = find(load({at: called}), frames)
+    assert (found.index, found.frame.pc, found.frame.sp, found.info.address) == (None, 0, SP, 0)
+
+
 @pytest.mark.parametrize("at", [SP - 1000, SP - 12000, DATA + 0x4000])
 def test_find_handled_raised_again_is_found_below_or_elsewhere(load: Load, at: int) -> None:
     """Its handler has returned: the frame is below the stack, or on an alternate one."""

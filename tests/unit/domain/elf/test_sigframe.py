@@ -1,5 +1,7 @@
 """Signal frames: what the kernel left on the stack."""
 
+from struct import pack
+
 import pytest
 
 from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64
@@ -10,9 +12,16 @@ from crashd.domain.elf.sigframe import (
     parse_frame,
     saved_pattern,
 )
-from tests.builders.sigframe import build_arm64_frame, build_siginfo, build_x86_frame
+from tests.builders.sigframe import (
+    build_386_frame,
+    build_arm64_frame,
+    build_siginfo,
+    build_x86_frame,
+)
 
 X86 = {"rip": 0x401000, "rsp": 0x7FFD0000, "rdi": 5, "rbx": 7}
+I386 = {"eip": 0x8049000, "esp": 0xFFF01000, "eax": 5, "edi": 7}
+INFO_386 = pack("<iiiI", 11, 0, 1, 0x28).ljust(128, b"\0")
 ARM64 = {"pc": 0x401000, "sp": 0x7FFD0000, "x1": 5}
 
 
@@ -34,6 +43,21 @@ def test_parse_frame_aarch64_has_signal_and_registers() -> None:
     assert frame.info.address == 0x28
     assert (frame.pc, frame.sp, frame.registers["x1"]) == (0x401000, 0x7FFD0000, 5)
     assert frame.fault_address == 0x28
+
+
+@pytest.mark.parametrize("info", [INFO_386, None])
+def test_parse_frame_i386_of_both_forms_has_the_registers(info: bytes | None) -> None:
+    frame = parse_frame(build_386_frame(11, I386, info, cr2=0x28), EM_386)
+    assert frame is not None
+    assert (frame.info is None) == (info is None)
+    assert frame.info is None or (frame.info.signal, frame.info.address) == (11, 0x28)
+    assert (frame.pc, frame.sp, frame.fault_address) == (0x8049000, 0xFFF01000, 0x28)
+    assert (frame.registers["eax"], frame.registers["edi"], frame.trap) == (5, 7, 14)
+    assert frame.error_code == 6
+    assert parse_frame(build_386_frame(0, I386, info), EM_386) is None
+    assert parse_frame(build_386_frame(11, I386, info, cs=0x60), EM_386) is None
+    assert parse_frame(build_386_frame(11, I386 | {"esp": 2}, info), EM_386) is None
+    assert parse_frame(build_386_frame(11, I386, info)[:200], EM_386) is None
 
 
 @pytest.mark.parametrize("info", [bytes(128), build_siginfo(99, 1), build_siginfo(11, 4711)])
@@ -89,3 +113,5 @@ def test_restorers() -> None:
     assert not is_restorer(code, EM_386)
     assert frame_address(EM_X86_64, 0x1008) == 0x1000
     assert frame_address(EM_AARCH64, 0x1000) == 0x1000
+    assert is_restorer(bytes.fromhex("58b877000000cd80"), EM_386)
+    assert frame_address(EM_386, 0x1004) == 0x1000
