@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from crashd.domain.crash.match import Alternative, Field, Query, Term, parse_term
+from crashd.domain.crash.match import Alternative, Field, Query, Term, is_pattern, parse_term
 from crashd.domain.crash.model import SHORT_ID_LENGTH
 from crashd.domain.fleet.hostid import HOST_PATTERN
 from crashd.edge.fleet.reader import Reader
@@ -57,7 +57,7 @@ class Scope:
     """The hosts that are looked at: `--host` and `--label`."""
 
     hosts: tuple[str, ...] = ()
-    """Each is a host's id, or its beginning, or a hostname."""
+    """Each is a host's id, or its beginning, or a hostname, which may be a pattern."""
     labels: tuple[tuple[str, str], ...] = ()
 
     def __bool__(self) -> bool:
@@ -87,6 +87,13 @@ def _hosts(db: Reader, name: str) -> list[int]:
     # a name that several hosts claim means all of them; an id is only one
     sql = "SELECT number FROM host WHERE host = %s OR hostname = %s LIMIT %s"
     rows = db.execute(sql, (name, column_text(name), HOSTS_MAX)).fetchall()
+    if not rows and is_pattern(name):
+        sql = "SELECT number FROM host WHERE hostname ~ %s LIMIT %s"
+        rows = db.execute(sql, (regex(column_text(name)), HOSTS_MAX + 1)).fetchall()
+        if len(rows) > HOSTS_MAX:
+            raise UsageError(
+                f"{name!r} fits more than {HOSTS_MAX} hosts", hint="hosts have labels, too: --label"
+            )
     if not rows and len(name) >= 4 and HOST_PATTERN.fullmatch(name.ljust(32, "0")):
         sql = "SELECT number FROM host WHERE host >= %s AND host < %s LIMIT 2"
         rows = db.execute(sql, (name, name + "g")).fetchall()

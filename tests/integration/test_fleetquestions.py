@@ -81,6 +81,8 @@ def test_list_filters_by_host_label_signature_unit_and_time(simulated: FleetInde
     for words, sql in (
         (["--host", "host-00003"], "hostname = 'host-00003'"),
         (["--host", simulated_host(3)], "hostname = 'host-00003'"),
+        (["--host", "host-0000[34]"], "hostname IN ('host-00003', 'host-00004')"),
+        (["--host", "host-0001?", "--host", "*-00003"], "hostname ~ '0001.|00003'"),
         (["--label", "zone=fra"], "labels ->> 'zone' = 'fra'"),
         (["service-003.service"], "unit = 'service-003.service'"),
         (["service-00[12]"], "comm IN ('service-001', 'service-002')"),
@@ -91,6 +93,8 @@ def test_list_filters_by_host_label_signature_unit_and_time(simulated: FleetInde
         ((count,),) = simulated.ask(f"SELECT count(*) FROM crashes WHERE {sql}")
         assert count and len(rows) == count, words
     assert crashctl(simulated, "list", "--host", "nowhere")[0] == 1
+    assert crashctl(simulated, "list", "--host", "nowhere-*")[0] == 1
+    assert crashctl(simulated, "list", "--host", "*" * 9999)[0] == 2
     assert crashctl(simulated, "list", "--label", "zone=nowhere")[0] == 1
 
 

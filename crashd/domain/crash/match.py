@@ -168,11 +168,23 @@ def parse_term(text: str) -> Term:
 def _text(field: str, value: str) -> tuple[Alternative, ...]:
     """Compare a field with a text: exactly, and as a pattern if it has a wildcard."""
     exact = Alternative(field, value)
-    if not _WILDCARDS & set(value):
+    if not is_pattern(value):
         return (exact,)
-    if len(value) > GLOB_MAX:
-        raise UsageError(f"a pattern has more than {GLOB_MAX} characters")
     return exact, Alternative(field, value, is_glob=True)
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a text has wildcards.
+
+    Raises:
+        UsageError: it is a pattern, and too long.
+
+    """
+    if not _WILDCARDS & set(text):
+        return False
+    if len(text) > GLOB_MAX:
+        raise UsageError(f"a pattern has more than {GLOB_MAX} characters")
+    return True
 
 
 def field_of(name: str, fields: Sequence[str] = FIELDS) -> str:
