@@ -40,6 +40,8 @@ BATCH_SECONDS = 0.5
 """A batch that is not full waits so long, if nothing is being loaded."""
 TURN_SECONDS = 1.0
 """A host's turn ends after so long, whatever its objects unpack to."""
+LONG_SECONDS = 1.0
+"""So long hosts that are not done have turns in a pass; at least one each."""
 HOSTS = 500
 """Hosts whose cursors are read at once."""
 _STAMP = "objects, mark, late_mark, late_looked, due"
@@ -210,15 +212,23 @@ class Indexer:
             for survey in self._objects.surveys(cursors):
                 survey.stamp = stamps[survey.look.cursor.host]
                 self._take_turn(survey, work, done)
-            # what is long has one turn in a pass, at its end
-            for survey in [] if cursors else self._next_turns(shards):
-                self._take_turn(survey, work, done)
+            if not cursors:
+                self._go_on(shards, work, done)
             self._send(work, done)
         finally:
             if work.pending is not None:  # no transaction may outlive the lock
                 wait([work.pending])
         self._finish(work, done)
         return done
+
+    def _go_on(self, shards: list[int], work: "_Work", done: Done) -> None:
+        """Give turns to hosts that are not done, at the end of a pass and not for long."""
+        end = time.monotonic() + LONG_SECONDS
+        while (surveys := self._next_turns(shards)) and not self.stop.is_set():
+            for survey in surveys:
+                self._take_turn(survey, work, done)
+            if time.monotonic() >= end:
+                break
 
     def _next_turns(self, shards: list[int]) -> list[Survey]:
         if not (hosts := self._backlog.hosts):

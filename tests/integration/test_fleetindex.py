@@ -209,6 +209,7 @@ def test_index_of_host_with_very_many_objects_does_not_delay_others(
     fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "TURN", 10)
+    monkeypatch.setattr(indexer, "LONG_SECONDS", 0)
     flood = [fleet.put(1, make_line(make_crash(1))) for _ in range(95)]
     passes = 0
     with fleet.indexer() as service:
@@ -230,6 +231,7 @@ def test_index_of_host_with_very_many_objects_amid_a_reindex_has_them_all(
     fleet: FleetIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "TURN", 10)
+    monkeypatch.setattr(indexer, "LONG_SECONDS", 0)
     for _ in range(45):
         fleet.put(1, make_line(make_crash(1)))
     with fleet.indexer() as service:
