@@ -164,7 +164,7 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 def local_time(text: object) -> str:
     """Convert a record's time (ISO 8601, UTC) to local time, to the second."""
     try:
-        return f"{datetime.fromisoformat(str(text)).astimezone():%Y-%m-%d %H:%M:%S}"
+        return datetime.fromisoformat(str(text)).astimezone().isoformat(" ", "seconds")[:19]
     except (ValueError, OverflowError):
         return printable(str(text))
 
@@ -315,6 +315,7 @@ class Table:
         else:
             self._room = fit(self._widths, self._width)
         self._shown = tuple(self._layout())
+        self._template = self._plain_template()
 
     def _layout(self) -> "Iterator[tuple[int, int, Callable[[str, int], str] | None, bool]]":
         """Yield place, width, how to cut, and alignment of the columns that are shown."""
@@ -328,13 +329,20 @@ class Table:
                     column.right,
                 )
 
+    def _plain_template(self) -> str | None:
+        """Return the format of a line of ASCII cells for a pipe, where nothing is cut or coloured:
+        a listing may have 100,000 of them.
+        """
+        if self._width is not None or self._color:
+            return None
+        parts = [f"%{'' if right else '-'}{width}s" for _, width, _, right in self._shown]
+        return " ".join([*parts[:-1], "%s"])
+
     def lines(self, rows: Sequence[Row], *, legend: bool) -> Iterator[str]:
         """Yield the lines of `rows`, each column as wide as its widest cell."""
         cells = [[column.cell(row) for column in self._columns] for row in rows]
         columns = zip(*cells, strict=True)
-        self.expect(
-            dict(zip(self._headings, (max(map(display_width, c)) for c in columns), strict=False))
-        )
+        self.expect(dict(zip(self._headings, map(_widest, columns), strict=False)))
         if legend:
             yield self.legend()
         for row, line in zip(rows, cells, strict=True):
@@ -363,6 +371,8 @@ class Table:
         return [state if heading == marked else None for heading in self._headings]
 
     def _line(self, cells: Sequence[str], styles: Sequence[str | None]) -> str:
+        if self._template is not None and "".join(cells).isascii():
+            return (self._template % tuple(cells)).rstrip()
         parts = []
         for place, width, shorten, right in self._shown:
             cell, style = cells[place], styles[place]
@@ -425,7 +435,8 @@ def render_grid(
 
 
 def _widest(column: Iterable[str]) -> int:
-    return max(map(display_width, column))
+    texts = tuple(column)
+    return max(map(len if "".join(texts).isascii() else display_width, texts))
 
 
 def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:

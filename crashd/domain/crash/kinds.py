@@ -125,4 +125,5 @@ CORE_NAME_TEXT = r"[a-z][a-z0-9.]{0,30}"
 def time_text(time_ns: int) -> str:
     """Format ns since the epoch as ISO 8601 UTC with microseconds."""
     seconds, rest = divmod(time_ns, 10**9)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+    # isoformat() takes half of strftime()'s time, which is felt in long listings
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{rest // 1000:06d}Z"

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import subprocess
@@ -219,6 +220,25 @@ def test_main_interrupted_is_status_130_and_silent(
     monkeypatch.setattr("crashd.cli.show.listing.list_crashes", interrupt)
     assert main(["--root", str(root), "list"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "place", "collects"),
+    [("list", "show.listing.list_crashes", False), ("follow", "show.listing.follow", True)],
+)
+def test_main_collects_garbage_only_where_there_may_be_some(
+    root: Path, monkeypatch: pytest.MonkeyPatch, verb: str, place: str, collects: bool
+) -> None:
+    seen = []
+
+    def look(*_: object) -> int:
+        seen.append(gc.isenabled())
+        return 0
+
+    monkeypatch.setattr(f"crashd.cli.{place}", look)
+    assert main(["--root", str(root), verb]) == 0
+    assert seen == [collects]
+    assert gc.isenabled(), "as it was"
 
 
 @pytest.mark.parametrize(("number", "status"), [(1, 3), (13, 3), (5, 1)])

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -45,6 +46,23 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def lines_of(rows: list[dict[str, Any]], width: int | None, *, color: bool = False) -> list[str]:
     return list(Table(width, color=color).lines(rows, legend=True))
+
+
+def test_lines_for_a_pipe_are_the_same_however_they_are_made() -> None:
+    """Plain ASCII has a quicker way than colours and other characters."""
+    rows = [
+        row_of(),
+        row_of(state=State.EVICTED, exe=b"/" + b"long/" * 20 + b"name", title=None, pid=None),
+        row_of(comm=HOSTILE, exe=b"/" + HOSTILE, title="100% of %s"),
+        row_of(exe="/opt/\u65e5\u672c".encode(), title="\u65e5\u672c\u8a9e"),
+    ]
+    quick = list(Table(None, color=False).lines(rows, legend=True))
+    slow = [
+        re.sub(r"\x1b\[\d*m", "", line).rstrip()
+        for line in Table(None, color=True).lines(rows, legend=True)
+    ]
+    assert quick == slow
+    assert quick[3].endswith(" 100% of %s")
 
 
 def test_lines_for_a_pipe_have_everything() -> None:
