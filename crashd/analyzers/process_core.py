@@ -44,8 +44,8 @@ class NativeFacts(Analyzer):
         opened = self.opened
         image, head = opened.image, opened.image.head
         stacks = Stacks(opened.raw_head, image, [file.module for file in opened.files])
-        stacks.alternates = {file.module.start: file.alternate_fd for file in opened.files}
-        problems = stacks.load((f.module, f.fd, f.debug_fd) for f in opened.files)
+        stacks.core.alternates = {file.module.start: file.alternate_fd for file in opened.files}
+        problems = stacks.core.load((f.module, f.fd, f.debug_fd) for f in opened.files)
         threads = stacks.threads()
         loaded, more = stacks.load_debug_info(threads)
         if loaded:
@@ -69,7 +69,11 @@ class NativeFacts(Analyzer):
             "returned": _is_returned(image),
             "thread_signal": head.threads[0].signal,
             "messages": messages.collect(
-                image, stacks.symbol_address, stacks.demangler.type, frames, stacks.go_panic
+                image,
+                stacks.core.symbol_address,
+                stacks.names.demangler.type,
+                frames,
+                stacks.names.go_panic,
             ),
             "package": _package(opened),
             "problems": [*head.problems, *opened.problems, *problems, *more, *_ends(threads)],
@@ -166,7 +170,7 @@ def _modules(
             "build_id": file.module.build_id,
             "deleted": file.module.deleted,
             "problem": file.problem,
-            "debug_info": stacks.has_debug_info(file.module.start),
+            "debug_info": stacks.core.has_debug_info(file.module.start),
             "used": file.module.start in used,
         }
         for file in files
