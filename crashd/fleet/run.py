@@ -25,7 +25,7 @@ from crashd.fleet.load import Result
 from crashd.fleet.main import CORES_DAYS, CORES_PER_SIGNATURE, KEEP_DAYS
 from crashd.fleet.settings import Database, check, read_setting
 from crashd.fleet.summary import sum_up
-from crashd.fleet.upkeep import upkeep
+from crashd.fleet.upkeep import Cores, upkeep
 
 UPKEEP_SECONDS = 60
 SUM_SECONDS, SUM_SHARE = 5, 20
@@ -149,8 +149,9 @@ class _Service:
         self.metrics.lag(0 if done.oldest is None else _age(done.oldest))
         self._sum_up(done)
         if time.monotonic() >= self._next_upkeep or everything:
-            keep, cores = self.settings["keep_days"], self.settings["cores_per_signature"]
-            dropped = upkeep(self.db, self.bucket, keep_days=keep, cores_per_signature=cores)
+            keep = self.settings["keep_days"]
+            cores = Cores(self.settings["cores_days"], self.settings["cores_per_signature"])
+            dropped = upkeep(self.db, self.bucket, keep, cores)
             if dropped:
                 log.info("%d partitions dropped: older than %d days", dropped, keep)
             self.metrics.fleet(_gauges(self.db), self.bucket.requests)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from crashd.domain.fleet.keys import SIGNATURES, Part, core_key, want_key
@@ -25,9 +26,17 @@ SIGNATURE_DAYS = 400
 """Signatures are remembered so long after their last crash, if that is longer than crashes."""
 
 
-def upkeep(
-    db: Connection, bucket: Bucket, *, keep_days: int, cores_per_signature: int
-) -> int | None:
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The cores that a fleet keeps."""
+
+    days: int
+    """How long they stay in the bucket."""
+    per_signature: int
+    """How many are enough."""
+
+
+def upkeep(db: Connection, bucket: Bucket, keep_days: int, cores: Cores) -> int | None:
     """Do it, unless another indexer is at it; return the number of partitions dropped.
 
     Raises:
@@ -42,7 +51,7 @@ def upkeep(
             dropped = _keep(db, keep_days)
             sum_up(db)
             _recount(db)
-            publish(db, bucket, cores_per_signature)
+            publish(db, bucket, cores)
             return dropped
         finally:
             if not db.closed:
@@ -91,9 +100,9 @@ def _recount(db: Connection) -> None:
 # -- policies --------------------------------------------------------------------------------------
 
 
-def publish(db: Connection, bucket: Bucket, cores_per_signature: int) -> int:
+def publish(db: Connection, bucket: Bucket, cores: Cores) -> int:
     """Write the policies that have changed; return their number."""
-    written = _publish_signatures(db, bucket, cores_per_signature)
+    written = _publish_signatures(db, bucket, cores)
     hosts = db.execute(
         "SELECT DISTINCT host FROM request WHERE done IS NULL UNION"
         " SELECT right(key, 32) FROM published WHERE key LIKE 'policy/v1/want/%'"
@@ -103,10 +112,16 @@ def publish(db: Connection, bucket: Bucket, cores_per_signature: int) -> int:
     return written
 
 
-def _publish_signatures(db: Connection, bucket: Bucket, cores_per_signature: int) -> int:
+def _publish_signatures(db: Connection, bucket: Bucket, cores: Cores) -> int:
+    first = datetime.now(UTC).date() - timedelta(days=cores.days)
+    # one host must not keep the cores of all others from the bucket, by cores that it only claims
     rows = db.execute(
-        "SELECT signature FROM signature WHERE cores >= %s ORDER BY last_seen DESC LIMIT %s",
-        (max(1, cores_per_signature), SIGNATURES_MAX),
+        "SELECT s.signature FROM signature s JOIN (SELECT signature, count(*) AS cores,"
+        " min(host) <> max(host) AS are_several FROM crash WHERE core_key IS NOT NULL"
+        " AND day >= %s AND signature <> 0 GROUP BY 1 HAVING count(*) >= %s) c"
+        " ON c.signature = s.number WHERE c.are_several OR s.hosts < 2"
+        " ORDER BY s.last_seen DESC LIMIT %s",
+        (first, max(1, cores.per_signature), SIGNATURES_MAX),
     ).fetchall()
     raw = build_signatures(row[0] for row in rows)
     return _write(db, bucket, SIGNATURES, raw, _zstd(raw))

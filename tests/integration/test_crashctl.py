@@ -667,11 +667,21 @@ STATUS = {"version": "0.1.0", "pid": 1, "ready": True, "registered": True, "stor
 
 
 @pytest.fixture
-def server(store: Store) -> Iterator[Callable[..., ControlServer]]:
+def analyses() -> list[str]:
+    """The crashes whose analysis was asked for."""
+    return []
+
+
+@pytest.fixture
+def server(store: Store, analyses: list[str]) -> Iterator[Callable[..., ControlServer]]:
     """Start the daemon's control server on the store, with a status of choice; of several the one
     before is stopped.
     """
     started: list[ControlServer] = []
+
+    def analyze(crash_id: str) -> bool:
+        analyses.append(crash_id)
+        return True
 
     def start(**changes: Any) -> ControlServer:
         while started:
@@ -683,7 +693,10 @@ def server(store: Store) -> Iterator[Callable[..., ControlServer]]:
             listener,
             store.paths,
             SimpleNamespace(describe=lambda: status),
-            SimpleNamespace(analyze=lambda _: True, vacuum=lambda *_, **_kwargs: Outcome()),
+            SimpleNamespace(
+                analyze=analyze,
+                vacuum=lambda *_, **_kwargs: Outcome(),
+            ),
             Exporter("0"),
         )
         server.start()
@@ -718,11 +731,11 @@ def test_analyze_of_a_crash_without_core_is_told_at_once(
 
 
 def test_analyze_ends_when_the_core_is_deleted_meanwhile(
-    store: Store, server: Callable[..., ControlServer]
+    store: Store, server: Callable[..., ControlServer], analyses: list[str]
 ) -> None:
     server()
     crash_id = store.ids["new"]
-    waiting = start_analyze(store, crash_id)
+    waiting = start_analyze(store, crash_id, analyses)
     with open_entry(store.paths, crash_id) as entry:
         entry.write(replace(entry.read(), state=State.EVICTED, core=Core()), sync=False)
     assert "has no core" in waiting.communicate(timeout=20)[1]
@@ -730,21 +743,22 @@ def test_analyze_ends_when_the_core_is_deleted_meanwhile(
 
 
 def test_analyze_ends_when_the_daemon_is_another_by_now(
-    store: Store, server: Callable[..., ControlServer]
+    store: Store, server: Callable[..., ControlServer], analyses: list[str]
 ) -> None:
     server()
-    waiting = start_analyze(store, store.ids["new"])
+    waiting = start_analyze(store, store.ids["new"], analyses)
     server(pid=2)
     assert "crashd was restarted" in waiting.communicate(timeout=20)[1]
     assert waiting.returncode == 4
 
 
-def start_analyze(store: Store, crash_id: str) -> subprocess.Popen[str]:
+def start_analyze(store: Store, crash_id: str, analyses: list[str]) -> subprocess.Popen[str]:
     """Have a crash analysed by a daemon that never will."""
     waiting = subprocess.Popen(
         store.command("analyze", crash_id), env=environment(), stderr=subprocess.PIPE, text=True
     )
-    time.sleep(1)
+    wait_until(lambda: crash_id in analyses, what="the analysis is asked for")
+    time.sleep(0.5)  # it waits for what never comes
     assert waiting.poll() is None
     return waiting
 

@@ -384,6 +384,26 @@ def test_upkeep_publishes_signatures_with_enough_cores_and_wants(fleet: FleetInd
     assert parse_want(want.read_bytes()).cores == ()
 
 
+def test_enough_cores_are_of_two_hosts_and_in_the_bucket_still(fleet: FleetIndex) -> None:
+    policy = fleet.bucket / "policy/v1/signatures.zst"
+
+    def put(host: int, age_days: float, *, core: bool = True) -> frozenset[str]:
+        crash, name = make_crash(host, age_s=age_days * DAY_S + 60), simulated_host(host)
+        key = f"cores/v1/{name}/{crash.id}.core.zst" if core else None
+        fleet.put(host, make_line(crash, core=key))
+        fleet.index()
+        fleet.index()  # as upkeep counts hosts, it knows them next time
+        return parse_signatures(unzstd(policy.read_bytes(), 1 << 20))
+
+    for _ in range(3):
+        put(1, 40)
+    assert not put(1, 0), "the bucket's lifecycle has deleted the old ones"
+    assert put(1, 0), "nobody else has it"
+    assert not put(2, 0, core=False), "another host's own core is still wanted"
+    assert not put(1, 0)
+    assert put(2, 0)
+
+
 # -- what is wrong from the start ------------------------------------------------------------------
 
 

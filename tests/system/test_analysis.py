@@ -341,7 +341,7 @@ def test_analyse_known_cause_explains_it(crasher: Crasher, case: Case) -> None:
         assert re.search(rf", {place}\(\): ", analysis.title or ""), analysis.title
     rest = iter(names(analysis))
     assert all(wanted in rest for wanted in case.more), names(analysis)
-    assert re.fullmatch(r"p6-[0-9a-f]{16}", analysis.signature or "")
+    assert re.fullmatch(r"p7-[0-9a-f]{16}", analysis.signature or "")
     assert analysis.cpu_seconds < 2
     assert analysis.warnings == ()
 

@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 possible after a rebuild. Pure.
 
-A signature is `p6-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+A signature is `p7-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
 to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
 build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
 that changes the result changes the number after the `p`, too.
@@ -28,7 +28,7 @@ from crashd.domain.cause.languages import is_library_file, is_of_interpreter
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p6"
+VERSION = "p7"
 FRAMES = 3
 NAMELESS_FRAMES = 8
 """Frames that count when the first FRAMES have no names and the process ended itself."""

@@ -36,5 +36,7 @@ GRANT INSERT, UPDATE, DELETE ON summary, unsummed TO crashd_index;
 
 INSERT INTO unsummed
     SELECT day, signature, version, kernel, host, crashes, first, last FROM tally WHERE crashes <> 0;
+-- which signatures have enough cores
+CREATE INDEX crash_core ON crash (signature, host) WHERE core_key IS NOT NULL;
 -- it served what is asked of summaries now
 DROP INDEX tally_version;

@@ -58,13 +58,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p6-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p7-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p6-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p7-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
