@@ -107,15 +107,22 @@ class FleetSource:
         return os.open(f"/proc/self/fd/{self._core[1]}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _fetch_core(self, crash_id: str) -> int:
+        from crashd.domain.fleet.lines import CoreReason
         from crashd.edge.fleet.bucket import Bucket  # few questions need the bucket
 
         doc = self.info(crash_id)
         key, files = doc.get("core_object"), doc.get("fleet")
         files = files if isinstance(files, dict) else {}
         if not isinstance(key, str):
-            reason = files.get("reason")
+            if files.get("reason") == CoreReason.NO_CORE:
+                raise NotFoundError(f"crash {crash_id} has no core, or its host not any more")
+            texts: dict[str, str] = {
+                CoreReason.ENOUGH: ": there are enough of its signature",
+                CoreReason.POLICY: ": its configuration sends none ([fleet] cores, kernel_dumps)",
+            }
+            why = texts.get(str(files.get("reason")), "")
             raise NotFoundError(
-                f"the core of {crash_id} is on its host only" + (f" ({reason})" if reason else ""),
+                f"the core of {crash_id} is on its host only{why}",
                 hint=f"ask for it with crashctl --fleet want {crash_id}",
             )
         self.opened_mini = files.get("mini") is True

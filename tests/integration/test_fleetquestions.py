@@ -197,16 +197,19 @@ def test_dump_fetches_the_core_and_says_where_it_is_not(fleet: FleetIndex, tmp_p
     from crashd.domain.fleet.lines import CoreReason
 
     core = Core("core.zst", 5000, 100, 5000, 5000, complete=True)
-    here, kept = (replace(make_crash(1), core=core) for _ in range(2))
+    here, kept, none = (replace(make_crash(1), core=core) for _ in range(3))
     key = f"cores/v1/{simulated_host(1)}/{here.id}.core.zst"
     write_core(fleet, key, b"core!" * 1000)
     fleet.put(1, make_line(here, core=key), make_line(kept, reason=CoreReason.ENOUGH))
+    fleet.put(1, make_line(none, reason=CoreReason.NO_CORE))
     fleet.index()
     target = tmp_path / "core"
     assert crashctl(fleet, "dump", here.id, "-o", str(target))[0] == 0
     assert target.read_bytes() == b"core!" * 1000
     status, _, err = crashctl(fleet, "dump", kept.id, "-o", str(tmp_path / "no"))
-    assert status == 1 and "on its host only (enough)" in err and "want" in err
+    assert status == 1 and "on its host only: there are enough" in err and "want" in err
+    status, _, err = crashctl(fleet, "dump", none.id, "-o", str(tmp_path / "no"))
+    assert status == 1 and "has no core" in err and "want" not in err
     for text in ("1 core is asked for; hosts look", "1 was asked for before"):
         status, _, err = crashctl(fleet, "want", kept.id)
         assert status == 0 and text in err
