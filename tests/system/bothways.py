@@ -81,6 +81,8 @@ class Comparison:
     doubt: str | None
     difference: str | None
     """The first place where the two differ, in words."""
+    missed_bytes: int
+    """What memory has where the stream has only zeros."""
     head: bytes
 
 
@@ -108,7 +110,9 @@ def compare(incoming: IncomingCore, scratch: Path, scans: bool = True) -> Compar
     source.release()
     extents = len(head.segments)
     doubt = source.doubt
-    return Comparison(judge.size, taken.hole_bytes, extents, doubt, difference, raw)
+    return Comparison(
+        judge.size, taken.hole_bytes, extents, doubt, difference, judge.missed_bytes, raw
+    )
 
 
 class _Judge:
@@ -118,18 +122,27 @@ class _Judge:
         self._other = other
         self.size = self.resident_bytes = 0
         self.difference: str | None = None
+        self.missed_bytes = 0
 
     def write(self, data: memoryview) -> None:
         """Compare bytes."""
         mine = bytes(data)
         theirs = self._other.read(len(mine), self.size)
-        if self.difference is None and mine != theirs:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b),
-                len(theirs),
-            )
-            self.difference = f"at {self.size + at:#x} of the core"
+        if mine != theirs and len(mine) != len(theirs):
+            self.difference = self.difference or f"at {self.size + len(theirs):#x} of the core"
+        elif mine != theirs:
+            for at in range(0, len(mine), 4096):
+                self._compare(mine[at : at + 4096], theirs[at : at + 4096], self.size + at)
         self.size += len(mine)
+
+    def _compare(self, mine: bytes, theirs: bytes, at: int) -> None:
+        if mine == theirs:
+            return
+        if not any(mine):
+            self.missed_bytes += len(mine)
+        elif self.difference is None:
+            first = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
+            self.difference = f"at {at + first:#x} of the core"
 
     def hole(self, size: int) -> None:
         """Compare zeros that were read, which reach a sink as holes."""

@@ -162,11 +162,16 @@ static void protections(void)
     fill(p, 4 * MIB);
     check(mprotect(p, MIB, PROT_NONE), "mprotect");
     check(mprotect(p + MIB, MIB, PROT_READ), "mprotect");
-    check(mprotect(p + 2 * MIB, MIB, PROT_EXEC), "mprotect");
     check(mprotect(p + 5 * MIB, MIB, PROT_NONE), "mprotect");
     p = anonymous(4 * MIB);
     fill(p, 4 * MIB);
     madvise(p + MIB, 16 * PAGE, MADV_GUARD_INSTALL); /* since 6.13 */
+}
+static void execute_only(void)
+{
+    char *p = anonymous(4 * MIB);
+    fill(p, 4 * MIB);
+    check(mprotect(p + MIB, MIB, PROT_EXEC), "mprotect");
 }
 static void swapped(void)
 {
@@ -289,6 +294,7 @@ int main(int argc, char **argv)
     else if (!strcmp(name, "stack")) return recurse(0);
     else if (!strcmp(name, "dontdump")) dontdump();
     else if (!strcmp(name, "protections")) protections();
+    else if (!strcmp(name, "execute-only")) execute_only();
     else if (!strcmp(name, "swapped")) swapped();
     else if (!strcmp(name, "mappings")) mappings(2000);
     else if (!strcmp(name, "mappings-max")) mappings(1L << 20);
