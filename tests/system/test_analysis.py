@@ -637,8 +637,8 @@ def test_analyse_costs_little_and_no_more_for_a_large_core(
         died = crasher.run(program, mib)
         stored = store(died.core)
         died.core.unlink()
-        # the best of six: what else runs here costs caches, and is not to be measured
-        runs = [analyse_file(stored, crash_of(died)) for _ in range(6)]
+        # the best of ten: what else runs here costs caches, and is not to be measured
+        runs = [analyse_file(stored, crash_of(died)) for _ in range(10)]
         results.append(min(runs, key=lambda analysis: analysis.cpu_seconds))
     for analysis in results:
         assert analysis.facts is not None
