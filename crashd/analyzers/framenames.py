@@ -22,7 +22,7 @@ from crashd.analyzers.qualified import (
     with_class,
 )
 from crashd.domain.cause.names import plain_name
-from crashd.domain.elf.auxv import AT_SYSINFO_EHDR
+from crashd.domain.elf.auxv import AT_PHDR, AT_SYSINFO_EHDR
 from crashd.domain.elf.modules import Module
 from crashd.domain.elf.vdso import IMAGE_MAX as VDSO_MAX
 from crashd.domain.elf.vdso import VdsoFunction, name_at, parse_vdso
@@ -47,6 +47,7 @@ class FrameNames:
         self._strings: dict[int, bytes] = {}
         """The strings of debug information, by the module's start."""
         self._unqualified = _QUALIFIED_MAX
+        self._has_classes: bool | None = None
         self._go = GoNames(core.image)
 
     def forget(self) -> None:
@@ -128,7 +129,7 @@ class FrameNames:
             if symbol is not None:
                 name = symbol.name
                 out["symbol_offset"] = pc - symbol.address
-        if name and frame.is_inline and module is not None and self._unqualified:
+        if name and frame.is_inline and module is not None and self._may_have_classes(module):
             name = self._qualify(frame, name, module)
         if name:
             out["function"] = self.demangler.name(name)
@@ -175,8 +176,20 @@ class FrameNames:
             return None, None
         return found.filename[-1024:] or None, found.line or None
 
+    def _may_have_classes(self, module: Module) -> bool:
+        """Return whether a module may have C++: the names of libc's debug information alone take
+        as long as the rest of an analysis.
+        """
+        if self._has_classes is None:
+            names = (one.name.rpartition(b"/")[2] for one in self._core.modules)
+            self._has_classes = any(name.startswith((b"libstdc++", b"libc++")) for name in names)
+        entry = self._image.head.auxv.get(AT_PHDR, 0)
+        return self._has_classes or module.start <= entry < module.end  # static, or without std
+
     def _qualify(self, frame: "drgn.StackFrame", name: str, module: Module) -> str:
         """Return the qualified name of an inlined C++ function, as far as it can be known."""
+        if not self._unqualified:
+            return name
         self._unqualified -= 1
         if "::" in name:
             return name

@@ -5,6 +5,7 @@ witness of their stacks; and what becomes of cores that lie.
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -626,6 +627,18 @@ int main(int c, char **v) {
 """
 
 
+BARE_SECONDS = 0.0104
+"""What `python3 -IS -c pass` took where the figure of the issue was measured."""
+
+
+def bare_python_seconds() -> float:
+    """Return the CPU time of a start of Python, by which machines are compared."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-IS", "-c", "pass"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_analyse_costs_little_and_no_more_for_a_large_core(
     crasher: Crasher, tmp_path: Path
 ) -> None:
@@ -637,14 +650,15 @@ def test_analyse_costs_little_and_no_more_for_a_large_core(
         died = crasher.run(program, mib)
         stored = store(died.core)
         died.core.unlink()
-        # the best of ten: what else runs here costs caches, and is not to be measured
-        runs = [analyse_file(stored, crash_of(died)) for _ in range(10)]
+        # the best of six: what else runs here costs caches, and is not to be measured
+        runs = [analyse_file(stored, crash_of(died)) for _ in range(6)]
         results.append(min(runs, key=lambda analysis: analysis.cpu_seconds))
+    slowness = max(1.0, min(bare_python_seconds() for _ in range(9)) / BARE_SECONDS)
     for analysis in results:
         assert analysis.facts is not None
         assert len(analysis.facts.threads) == 10
         assert names(analysis)[:3] == ["third", "second", "main"]
-        assert analysis.cpu_seconds < 0.5, "figure of issue 5, on two busy cores"
+        assert analysis.cpu_seconds < 0.5 * slowness, "figure of issue 5, on two busy cores"
         assert analysis.peak_bytes < 200 * MIB
     assert results[1].cpu_seconds < 2 * results[0].cpu_seconds
 
