@@ -67,9 +67,7 @@ __all__ = [
 ]
 
 HEAD_MAX: Final = 48 * 2**20
-"""Bytes; NT_FILE alone may have 16 MiB (kernel.core_file_note_size_limit), and each thread has 11
-KiB of notes where the CPU has AMX (8 KiB of NT_X86_XSTATE are its tiles).
-"""
+"""NT_FILE may have 16 MiB (kernel.core_file_note_size_limit), a thread's notes 11 KiB (AMX)."""
 
 IMAGE_MAX: Final = 64 * 1024
 """Bytes of an executable's start that are searched for its build-id."""
