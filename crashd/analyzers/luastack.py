@@ -26,13 +26,12 @@ from crashd.analyzers.script import (
     FRAMES_MAX,
     NAME_MAX,
     PATH_MAX,
+    CrashedScriptStacks,
     Memory,
     ScriptFrame,
     ScriptStack,
-    ScriptStacks,
     Symbol,
     UnreadableError,
-    stack_words,
 )
 
 _VERSIONS = ("Lua 5.4.4",)
@@ -53,8 +52,6 @@ _CODE_MAX = 1 << 20
 _CALLS_MAX = 200_000
 """LUAI_MAXSTACK is a million slots, and each call takes several."""
 _ABSOLUTE = 0x80  # ABSLINEINFO
-STACK_BYTES = 256 << 10
-"""Of a thread's own stack that are searched."""
 _MAIN, _NAMELESS = "(main)", "(anonymous)"
 _LOADNIL, _JMP, _CALL, _TAILCALL, _TFORCALL = 8, 56, 68, 69, 76
 _SETS_A = frozenset(
@@ -64,29 +61,23 @@ _SETS_A = frozenset(
 _MOVES_MAX = 16
 
 
-class LuaStacks(ScriptStacks):
+class LuaStacks(CrashedScriptStacks):
     """The stack of the crashed thread."""
 
     name = "Lua stack"
     kind = "lua"
     modules = re.compile(rb"(lib)?lua-?5\.[1-4](-c\+\+)?(\.so[.\d]*)?")
 
-    def stacks(self) -> Iterator[ScriptStack]:
-        """Search the crashed thread's stacks: where it is, and where a handler interrupted it."""
-        image = self.opened.image
-        thread = image.head.threads[0]
-        starts = [at for at in (thread.sp, *image.stack_pointers[-1:]) if at is not None]
-        words = stack_words(image, starts, STACK_BYTES)
-        segments = [(at, image.segment(at)) for at in starts]
+    def read(self) -> ScriptStack:
+        """Search the crashed thread's stacks."""
+        segments = [(at, self.opened.image.segment(at)) for at in self.starts]
         ends = [(at, found.vaddr + found.memsz) for at, found in segments if found is not None]
-        frames, cut = read_frames(self.memory, self.symbol, words, ends)
-        if frames:
-            yield ScriptStack(thread.tid, tuple(frames), cut)
+        return read_frames(self.memory, self.symbol, self.words(), ends)
 
 
 def read_frames(
     memory: Memory, symbol: Symbol, words: Iterable[int], stacks: Iterable[tuple[int, int]]
-) -> tuple[list[ScriptFrame], bool]:
+) -> ScriptStack:
     """Read a thread's frames, and whether there are more; `words` are what is on its own stacks,
     which are between the addresses in `stacks`.
 

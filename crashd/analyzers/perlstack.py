@@ -54,16 +54,14 @@ class PerlStacks(ScriptStacks):
     kind = "perl"
     modules = re.compile(rb"(lib)?perl(-?5[.\d]*)?(\.so[.\d]*)?")
 
-    def stacks(self) -> Iterator[ScriptStack]:
+    def read(self) -> ScriptStack:
         """Read the only stack."""
         if not self.is_program:
             raise UnreadableError("the program embeds Perl, and may have several interpreters")
-        frames, cut = read_frames(self.memory, self.symbol)
-        if frames:
-            yield ScriptStack(self.main_tid, tuple(frames), cut)
+        return read_frames(self.memory, self.symbol)
 
 
-def read_frames(memory: Memory, symbol: Symbol) -> tuple[list[ScriptFrame], bool]:
+def read_frames(memory: Memory, symbol: Symbol) -> ScriptStack:
     """Read the frames of subs, evals and files, and whether there are more.
 
     Raises:

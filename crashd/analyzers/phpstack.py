@@ -13,7 +13,6 @@ Source: Zend/zend_globals.h, zend_compile.h, zend_types.h, zend_string.h of PHP 
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from crashd.analyzers.script import (
@@ -64,14 +63,12 @@ class PhpStacks(ScriptStacks):
     kind = "php"
     modules = re.compile(rb"(php|php-fpm|php-cgi|libphp)(-?\d+(\.\d+)?)?(\.so[.\d]*)?")
 
-    def stacks(self) -> Iterator[ScriptStack]:
+    def read(self) -> ScriptStack:
         """Read the only stack."""
-        frames, cut = read_frames(self.memory, self.symbol)
-        if frames:
-            yield ScriptStack(self.main_tid, tuple(frames), cut)
+        return read_frames(self.memory, self.symbol)
 
 
-def read_frames(memory: Memory, symbol: Symbol) -> tuple[list[ScriptFrame], bool]:
+def read_frames(memory: Memory, symbol: Symbol) -> ScriptStack:
     """Read the frames of functions in scripts, and whether there are more.
 
     Raises:

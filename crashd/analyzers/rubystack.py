@@ -17,21 +17,20 @@ Debian, rb_mjit_min_header-3.1.2.h) and 3.3.8 (source and ruby3.3-dev of Debian)
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crashd.analyzers.script import (
     FRAMES_MAX,
     NAME_MAX,
     PATH_MAX,
+    CrashedScriptStacks,
     Memory,
     MissingError,
     ScriptFrame,
     ScriptStack,
-    ScriptStacks,
     Symbol,
     UnreadableError,
-    stack_words,
 )
 
 _EC_STACK, _EC_STACK_SIZE, _EC_CFP, _EC_THREAD = 0, 8, 16, 48  # rb_execution_context_t
@@ -45,8 +44,6 @@ _IMMEDIATE = 54  # IMMEDIATE_TABLE_SIZE
 _TYPE, _STRING, _ARRAY, _IMEMO, _IMEMO_ISEQ = 0x1F, 5, 7, 0x1A, 7
 _ARRAY_EMBEDDED = 0x2000
 _STRING_NOEMBED = 0x2000
-STACK_BYTES = 256 << 10
-"""Of a thread's own stack that are searched."""
 _STACK_MAX = 64 << 20
 
 
@@ -72,27 +69,19 @@ _LAYOUTS = {
 }
 
 
-class RubyStacks(ScriptStacks):
+class RubyStacks(CrashedScriptStacks):
     """The stack of the crashed thread."""
 
     name = "Ruby stack"
     kind = "ruby"
     modules = re.compile(rb"(lib)?ruby(-?\d+\.\d+)?(\.so[.\d]*)?")
 
-    def stacks(self) -> Iterator[ScriptStack]:
-        """Search the crashed thread's stacks: where it is, and where a handler interrupted it."""
-        image = self.opened.image
-        thread = image.head.threads[0]
-        starts = [thread.sp, *image.stack_pointers[-1:]]
-        words = stack_words(image, [at for at in starts if at is not None], STACK_BYTES)
-        frames, cut = read_frames(self.memory, self.symbol, thread.tid, words)
-        if frames:
-            yield ScriptStack(thread.tid, tuple(frames), cut)
+    def read(self) -> ScriptStack:
+        """Search the crashed thread's stacks."""
+        return read_frames(self.memory, self.symbol, self.tid, self.words())
 
 
-def read_frames(
-    memory: Memory, symbol: Symbol, tid: int, words: Iterable[int]
-) -> tuple[list[ScriptFrame], bool]:
+def read_frames(memory: Memory, symbol: Symbol, tid: int, words: Iterable[int]) -> ScriptStack:
     """Read a thread's frames, and whether there are more; `words` are what is on its stack.
 
     Raises:

@@ -28,6 +28,8 @@ NAME_MAX = 400
 PATH_MAX = 1024
 """Bytes of a file's name."""
 LINE_MAX = 1 << 24
+STACK_BYTES = 256 << 10
+"""Of a thread's own stack that are searched."""
 CPU_SECONDS = 2.0
 """For one reader; one takes milliseconds."""
 
@@ -53,13 +55,8 @@ class ScriptFrame:
     line: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptStack:
-    """A script's stack, callee first."""
-
-    tid: int
-    frames: tuple[ScriptFrame, ...]
-    cut: bool
+ScriptStack = tuple[list[ScriptFrame], bool]
+"""Frames, callee first, and whether there are more."""
 
 
 class Memory:
@@ -103,13 +100,13 @@ class Memory:
         return _text(raw)
 
 
-def stack_words(image: CoreImage, starts: Iterable[int], limit: int) -> Iterator[int]:
+def _stack_words(image: CoreImage, starts: Iterable[int]) -> Iterator[int]:
     """Yield the different words on stacks that may be addresses in writable memory, from each start
-    on up to `limit` bytes.
+    on up to STACK_BYTES.
     """
     seen: set[int] = set()
     for start in dict.fromkeys(starts):
-        raw = image.read(start & -8, limit)
+        raw = image.read(start & -8, STACK_BYTES)
         for (word,) in iter_unpack("<Q", raw[: len(raw) & -8]):
             if word & 7 or word in seen:
                 continue
@@ -130,7 +127,7 @@ def _text(raw: bytes) -> str:
 
 
 class ScriptStacks(Analyzer):
-    """The stacks of one interpreted language; `modules` decides whether a program is of it."""
+    """The stack of one interpreted language; `modules` decides whether a program is of it."""
 
     kind: ClassVar[Literal["php", "perl", "ruby", "lua"]]
     modules: ClassVar[re.Pattern[bytes]]
@@ -141,8 +138,8 @@ class ScriptStacks(Analyzer):
         return self.opened.image.head.machine == EM_X86_64 and bool(self._starts)
 
     @abstractmethod
-    def stacks(self) -> Iterator[ScriptStack]:
-        """Read the stacks.
+    def read(self) -> ScriptStack:
+        """Read the stack of the thread `tid`.
 
         Raises:
             UnreadableError: memory or version is not what the reader knows.
@@ -150,13 +147,12 @@ class ScriptStacks(Analyzer):
         """
 
     def facts(self) -> dict[str, Any]:
-        """Read the stacks, or report why there are none."""
-        found: list[dict[str, Any]] = []
+        """Read the stack, or report why there is none."""
         try:
-            found += [self._thread(stack) for stack in self.stacks() if stack.frames]
+            frames, cut = self.read()
+            return {"interpreted": [self._thread(self.tid, frames, cut)] if frames else []}
         except UnreadableError as e:
-            return {"interpreted": found, "problems": [f"{self.name}: {e}"]}
-        return {"interpreted": found}
+            return {"interpreted": [], "problems": [f"{self.name}: {e}"]}
 
     @cached_property
     def memory(self) -> Memory:
@@ -193,8 +189,8 @@ class ScriptStacks(Analyzer):
         )
 
     @property
-    def main_tid(self) -> int:
-        """The thread on the process's first stack, or the only one."""
+    def tid(self) -> int:
+        """The thread whose stack is read: the one on the process's first stack, or the only one."""
         image, threads = self.opened.image, self.opened.image.head.threads
         if len(threads) == 1:
             return threads[0].tid
@@ -204,13 +200,13 @@ class ScriptStacks(Analyzer):
                 return thread.tid
         raise UnreadableError("no thread is on the process's first stack")
 
-    def _thread(self, stack: ScriptStack) -> dict[str, Any]:
+    def _thread(self, tid: int, frames: list[ScriptFrame], cut: bool) -> dict[str, Any]:
         return {
-            "tid": stack.tid,
+            "tid": tid,
             "crashed": False,
             "name": None,
-            "frames": [self._frame(frame) for frame in stack.frames[:FRAMES_MAX]],
-            "cut": stack.cut or len(stack.frames) > FRAMES_MAX,
+            "frames": [self._frame(frame) for frame in frames[:FRAMES_MAX]],
+            "cut": cut or len(frames) > FRAMES_MAX,
         }
 
     def _frame(self, frame: ScriptFrame) -> dict[str, Any]:
@@ -224,3 +220,23 @@ class ScriptStacks(Analyzer):
             "offset": None,
             "pc": None,
         }
+
+
+class CrashedScriptStacks(ScriptStacks):
+    """The stack of the crashed thread, to which only words on that thread's own stacks lead."""
+
+    @property
+    def tid(self) -> int:
+        """The crashed thread."""
+        return self.opened.image.head.threads[0].tid
+
+    @property
+    def starts(self) -> list[int]:
+        """Where its stacks begin: where it is, and where a handler interrupted it."""
+        image = self.opened.image
+        places = (image.head.threads[0].sp, *image.stack_pointers[-1:])
+        return [at for at in places if at is not None]
+
+    def words(self) -> Iterator[int]:
+        """Yield what is on its stacks."""
+        return _stack_words(self.opened.image, self.starts)

@@ -4,7 +4,7 @@ Loading adds rows to `unsummed`, in the transaction that loads crashes, so that 
 same; one indexer at a time moves them to `summary`. Most sets are of a few hosts, and a list.
 Larger ones are strings of bits, whose union over many days is counted in an instant: bit N is the
 host with number N (`bit_count` is there since PostgreSQL 14). Where crashes are gone again, sets
-are made anew from the tallies.
+are made from the tallies once more.
 """
 
 from typing import Final

@@ -15,7 +15,7 @@ CREATE TABLE summary (
     PRIMARY KEY (day, signature, version, kernel)
 ) WITH (fillfactor = 70);
 COMMENT ON COLUMN summary.signature IS 'number of a signature; -1: any, or none';
-COMMENT ON COLUMN summary.stale IS 'a host may have it no more: the set of hosts is to be made anew';
+COMMENT ON COLUMN summary.stale IS 'a host may have it no more: the set of hosts is to be made again';
 COMMENT ON COLUMN summary.few IS 'numbers of the hosts that have had it, unless they are many';
 COMMENT ON COLUMN summary.many IS 'bit N: the host with number N has had it';
 
