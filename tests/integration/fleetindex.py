@@ -18,7 +18,7 @@ import zstandard
 from crashd.domain.crash.model import Crash, Kind, State, build_id_text
 from crashd.domain.fleet.keys import records_key
 from crashd.domain.fleet.lines import FleetFiles, Line, build_line
-from crashd.edge.fleet.bucket import Bucket
+from crashd.edge.fleet.bucket import Bucket, Version
 from crashd.edge.fleet.postgres import connect
 from crashd.fleet.indexer import Indexer, Pace
 from crashd.fleet.load import Result
@@ -150,3 +150,18 @@ def make_fleet(postgres_server: postgres.Server, tmp_path: Path) -> FleetIndex:
 
 
 RESULTS = frozenset(result.value for result in Result)
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how many bytes each request for a part gets."""
+    sizes: list[int] = []
+    read = Bucket.read_range
+
+    def note(bucket: Bucket, version: Version, start: int, size_bytes: int) -> bytes:
+        data = read(bucket, version, start, size_bytes)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(Bucket, "read_range", note)
+    return sizes

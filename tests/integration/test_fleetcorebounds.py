@@ -14,10 +14,17 @@ from crashd.domain.fleet.keys import core_key
 from crashd.edge.fleet.bucket import Bucket, Version
 from crashd.errors import FormatError, UnavailableError
 from tests.fleet.simulate import simulated_host
-from tests.integration.fleetindex import FleetIndex, fleet, make_crash, make_line, postgres_server
+from tests.integration.fleetindex import (
+    FleetIndex,
+    fetched,
+    fleet,
+    make_crash,
+    make_line,
+    postgres_server,
+)
 from tests.integration.test_fleetquestions import crashctl
 
-__all__ = ["fleet", "postgres_server"]
+__all__ = ["fetched", "fleet", "postgres_server"]
 HOST = simulated_host(1)
 
 
@@ -41,21 +48,6 @@ def place(fleet: FleetIndex, crash: Crash, size_bytes: int, tail: bytes = b"") -
         file.seek(size_bytes)
         file.write(tail)
     return path
-
-
-@pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note how many bytes each request gets."""
-    sizes: list[int] = []
-    read = Bucket.read_range
-
-    def note(bucket: Bucket, version: Version, start: int, size_bytes: int) -> bytes:
-        data = read(bucket, version, start, size_bytes)
-        sizes.append(len(data))
-        return data
-
-    monkeypatch.setattr(Bucket, "read_range", note)
-    return sizes
 
 
 FORGED = {

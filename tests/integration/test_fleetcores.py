@@ -20,19 +20,19 @@ import zstandard
 from crashd.domain.crash.model import Core, Crash, State
 from crashd.domain.elf.elfcore import parse_head
 from crashd.domain.fleet.keys import core_key, records_key
-from crashd.edge.fleet.bucket import Bucket, Version
+from crashd.edge.fleet.bucket import Bucket
 from crashd.errors import NotFoundError
 from crashd.fleet.run import init
 from crashd.store.corefile import CHUNK, CoreWriter
 from tests import postgres
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
 from tests.fleet.simulate import simulated_host
-from tests.integration.fleetindex import FleetIndex, make_crash, make_line, postgres_server
+from tests.integration.fleetindex import FleetIndex, fetched, make_crash, make_line, postgres_server
 from tests.integration.test_fleetquestions import crashctl
 from tests.integration.test_ship import service
 from tests.objectstore import BUCKET, ObjectStore
 
-__all__ = ["postgres_server", "service"]
+__all__ = ["fetched", "postgres_server", "service"]
 URL = f"s3://{BUCKET}/cores"
 _NUMBERS = itertools.count(1)
 HEAP, STACK = 0x10000000, 0x7FFC00000000
@@ -97,21 +97,6 @@ def stored(
     yield Stored(fleet, crash, sent, stack, len(data))
     bucket.delete(key)
     bucket.delete(records)
-
-
-@pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note how many bytes each request for a part gets."""
-    sizes: list[int] = []
-    read = Bucket.read_range
-
-    def note(bucket: Bucket, version: Version, start: int, size_bytes: int) -> bytes:
-        data = read(bucket, version, start, size_bytes)
-        sizes.append(len(data))
-        return data
-
-    monkeypatch.setattr(Bucket, "read_range", note)
-    return sizes
 
 
 def dump(stored: Stored, target: Path, *options: str) -> bytes:
