@@ -26,6 +26,8 @@ FRAME_MAX: Final = 640
 _SIGINFO = 128
 _SIGNALS = 64
 _CODES = frozenset((*range(-8, 16), -60, 0x80))  # include/uapi/asm-generic/siginfo.h
+_PID_MAX = 4 << 20
+"""PID_MAX_LIMIT of include/linux/threads.h: no process has this id, or a larger one."""
 
 # struct sigcontext_64, from uc + 40
 _X86_REGISTERS = (
@@ -149,4 +151,6 @@ def _parse_info(raw: bytes, layout: Layout) -> SigInfo | None:
     found = parse_siginfo(raw, layout)
     if found is None or not 1 <= found.signal <= _SIGNALS or found.errno != 0:
         return None
-    return found if found.code in _CODES else None
+    if found.code not in _CODES:
+        return None
+    return found if 0 <= (found.sender_pid or 0) < _PID_MAX else None

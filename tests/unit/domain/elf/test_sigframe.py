@@ -60,7 +60,14 @@ def test_parse_frame_i386_of_both_forms_has_the_registers(info: bytes | None) ->
     assert parse_frame(build_386_frame(11, I386, info)[:200], EM_386) is None
 
 
-@pytest.mark.parametrize("info", [bytes(128), build_siginfo(99, 1), build_siginfo(11, 4711)])
+NOBODY = (-330209328).to_bytes(4, "little", signed=True)
+LEFT_OVER = b"\x01" + bytes(15) + NOBODY + bytes(108)
+"""What dlopen() left on the stack: SIGHUP, as it seems, from a process whose id none can have."""
+
+
+@pytest.mark.parametrize(
+    "info", [bytes(128), build_siginfo(99, 1), build_siginfo(11, 4711), LEFT_OVER]
+)
 def test_parse_frame_without_a_siginfo_has_the_registers(info: bytes) -> None:
     frame = parse_frame(build_x86_frame(1, X86, info), EM_X86_64)
     assert frame is not None
