@@ -9,12 +9,15 @@ Names may be relative to a directory's descriptor, or paths. OSError passes as t
 callers find the words for the operator.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import stat
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
 
+from crashd.records import NamedTuple
+
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -102,10 +105,10 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def replace_file(
-    name: "str | Path",
+    name: str | Path,
     data: bytes,
     *,
-    staged: "str | Path",
+    staged: str | Path,
     dir_fd: int | None = None,
     mode: int = 0o600,
     exclusive: bool = False,
@@ -136,8 +139,10 @@ def replace_file(
             os.close(fd)
         os.rename(staged, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
-        with suppress(OSError):
+        try:  # noqa: SIM105 - crashctl loads this at each call, and contextlib takes long
             os.unlink(staged, dir_fd=dir_fd)
+        except OSError:
+            pass  # the first error says more
         raise
     if sync_directory:
         if dir_fd is not None:
@@ -146,7 +151,7 @@ def replace_file(
             fsync_directory(os.path.dirname(name) or ".")
 
 
-def fsync_directory(path: "str | Path") -> None:
+def fsync_directory(path: str | Path) -> None:
     """Sync the names in a directory to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -171,7 +176,7 @@ class Space(NamedTuple):
     free_inodes: int
 
 
-def read_space(where: "int | Path") -> Space:
+def read_space(where: int | Path) -> Space:
     """Return how full the file system of a path, or of an open file, is (statvfs(3)).
 
     Raises:

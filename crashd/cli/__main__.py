@@ -1,8 +1,6 @@
 """`python -m crashd.cli`: crashctl."""
 
-import sys
-
-from crashd.cli.main import main
+from crashd.cli.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

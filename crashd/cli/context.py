@@ -1,16 +1,20 @@
 """What every verb of crashctl gets: where to look, and how to print."""
 
+from __future__ import annotations
+
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from crashd.domain.text import printable
 from crashd.errors import UsageError
+from crashd.records import NamedTuple
 from crashd.store.paths import CRASHES, INDEX_NAME, STATE_DIR, Paths
 
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from argparse import Namespace
     from pathlib import Path
+    from typing import TextIO
 
 
 class Fleet(NamedTuple):
@@ -19,7 +23,7 @@ class Fleet(NamedTuple):
     dsn: str
     hosts: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
-    identity: "Path | None" = None
+    identity: Path | None = None
     """Key that opens encrypted cores."""
     mini: bool = False
     """Fetch only what a mini core needs."""
@@ -43,7 +47,7 @@ class Context(NamedTuple):
     """No notes on stderr."""
     width: int | None
     """Columns of the terminal; None if standard output is not a terminal."""
-    index_files: "tuple[Path, ...] | None" = None
+    index_files: tuple[Path, ...] | None = None
     """`--file`: read these instead of a store."""
     fleet: Fleet | None = None
     state: str | None = None
@@ -85,7 +89,7 @@ class Context(NamedTuple):
         print(f"crashctl: warning: {printable(text)}", file=sys.stderr)
 
 
-def open_context(arguments: "Namespace", *, out: TextIO, environ: "os._Environ[str]") -> Context:
+def open_context(arguments: Namespace, *, out: TextIO, environ: os._Environ[str]) -> Context:
     """Build the context of this run from the options, the terminal and the environment."""
     terminal = out.isatty()
     wanted = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
@@ -108,7 +112,7 @@ def _absolute(path: str) -> str:
     return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
-def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
+def _fleet(arguments: Namespace, environ: os._Environ[str]) -> Fleet | None:
     hosts, labels = getattr(arguments, "host", None), getattr(arguments, "label", None)
     identity = getattr(arguments, "identity", None)
     if getattr(arguments, "fleet", None) is None:
@@ -135,14 +139,14 @@ def _fleet(arguments: "Namespace", environ: "os._Environ[str]") -> Fleet | None:
     )
 
 
-def _matching_files(pattern: str) -> "tuple[Path, ...]":
+def _matching_files(pattern: str) -> tuple[Path, ...]:
     from glob import glob  # few calls have --file
     from pathlib import Path
 
     return tuple(Path(name) for name in sorted(glob(pattern)))
 
 
-def _columns(out: TextIO, environ: "os._Environ[str]") -> int:
+def _columns(out: TextIO, environ: os._Environ[str]) -> int:
     set_by_hand = environ.get("COLUMNS", "")
     if set_by_hand.isascii() and set_by_hand.isdigit() and int(set_by_hand[:6]) > 0:
         return int(set_by_hand[:6])

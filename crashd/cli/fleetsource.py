@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Fleet
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.tally import Tally, Timeline
 from crashd.domain.units import format_size
 from crashd.edge.fleet.reader import Reader

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.errors import IndexCorruptError, NotFoundError, UnavailableError
 from crashd.store import signatures
 from crashd.store.indexread import IndexReader

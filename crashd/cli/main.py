@@ -3,12 +3,12 @@
 Imports nothing heavy: a verb's module, and what that module needs, is loaded when the verb runs.
 """
 
+from __future__ import annotations
+
 import errno
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
 from io import FileIO, TextIOWrapper
 
 from crashd import __version__
@@ -16,15 +16,26 @@ from crashd.errors import CrashdError, reason_of
 
 TYPE_CHECKING = False  # as typing's, which takes as long to load as all that --version needs
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
 
     from crashd.cli.verbs import Verb
 
 INTERRUPTED = 130
 """128 + SIGINT, as in a shell."""
 _NOT_PERMITTED = 3
+_ENDED_BY_PYTHON = frozenset({"atexit", "threading"})
+"""What has things to do at the end."""
 _LONG = ("follow", "debug")
 """Verbs that may run for days."""
+
+
+def command() -> NoReturn:
+    """Run `crashctl` as a process of its own, and end it."""
+    status = main()
+    if not _ENDED_BY_PYTHON & sys.modules.keys():
+        os._exit(status)  # all is written; taking the interpreter apart takes a sixth of a listing
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,8 +99,8 @@ def _run(argv: Sequence[str]) -> int:
         from crashd.cli.verbs import FLEET_VERBS
 
         place = FLEET_VERBS[verb.name] or place
-    module = import_module(f"crashd.cli.{place[0]}")
-    run: Callable[..., int] = getattr(module, place[1])
+    __import__(f"crashd.cli.{place[0]}")  # as importlib.import_module does, without importlib
+    run: Callable[..., int] = getattr(sys.modules[f"crashd.cli.{place[0]}"], place[1])
     if not verb.pages or context.width is None or arguments.no_pager:
         return run(context, arguments)
     from crashd.cli.pager import paging
@@ -103,7 +114,7 @@ def _run(argv: Sequence[str]) -> int:
     return status
 
 
-def _parse(argv: Sequence[str]) -> "tuple[Verb, Any]":
+def _parse(argv: Sequence[str]) -> tuple[Verb, Any]:
     from crashd.cli.quick import parse_quickly
 
     found = parse_quickly(argv)

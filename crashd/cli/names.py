@@ -1,11 +1,15 @@
 """Names of users and groups in a MATCH: `uid=alice` is `uid=1000`, by this host's databases."""
 
-import re
-from collections.abc import Iterable
+from __future__ import annotations
 
 from crashd.errors import UsageError
 
-_NAMED = re.compile(r"((?:COREDUMP_|_)?(?:OWNER_)?([UG])ID)=([^0-9-].*)", re.IGNORECASE | re.DOTALL)
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_USERS = frozenset({"uid", "owner_uid"})
+_GROUPS = frozenset({"gid", "owner_gid"})
 
 
 def numbered(terms: Iterable[str]) -> list[str]:
@@ -18,16 +22,18 @@ def numbered(terms: Iterable[str]) -> list[str]:
 
 
 def _number(term: str) -> str:
-    match = _NAMED.fullmatch(term)
-    if match is None:
+    field, _, name = term.partition("=")
+    key = field.lower()
+    key = key.removeprefix("coredump_") if key.startswith("c") else key.removeprefix("_")
+    if key not in _USERS | _GROUPS or not name or name[0] in "0123456789-":
         return term
+    is_user = key in _USERS
     import grp
     import pwd
 
-    field, kind, name = match.groups()
     try:
-        if kind in "uU":
+        if is_user:
             return f"{field}={pwd.getpwnam(name).pw_uid}"
         return f"{field}={grp.getgrnam(name).gr_gid}"
     except (KeyError, ValueError) as e:
-        raise UsageError(f"{term}: no {'user' if kind in 'uU' else 'group'} {name!r}") from e
+        raise UsageError(f"{term}: no {'user' if is_user else 'group'} {name!r}") from e

@@ -5,12 +5,16 @@ not plain here (an unknown word, a value that is wrong, options written together
 arguments.py, which also has every message; a test compares the two.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any
 
 from crashd.cli.verbs import ALIASES, DEFAULT_VERB, VERBS, Verb
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 _COMMON = {
     "-q": ("quiet", True),
@@ -38,7 +42,7 @@ _FLAGS: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "top": _COMMON,
 }
-_ROOT = {"--root": "root", "--fleet": "fleet"}
+_ROOT = {"--root": "root", "--fleet": "fleet", "--color": "color"}
 _PLACE = {**_ROOT, "-D": "directory", "--directory": "directory", "--file": "file"}
 _SELECTION = {
     **_PLACE,
@@ -72,6 +76,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "top": {**dict.fromkeys(("since", "new_since", "by", "kind")), "limit": 20},
 }
+_COLORS = frozenset({"auto", "always", "never"})
 _JSON_FORMS = {"short": "short", "pretty": "pretty", "off": False}
 
 
@@ -103,7 +108,14 @@ def parse_quickly(argv: Sequence[str]) -> tuple[Verb, Any] | None:
                 values[destination] = meant
     except _NotPlainError:
         return None
-    return VERBS[name], SimpleNamespace(**values)
+    return VERBS[name], _Values(values)
+
+
+class _Values:
+    """What argparse.Namespace is, but without argparse."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
 
 
 class _NotPlainError(Exception):
@@ -142,6 +154,8 @@ def _meaning(verb: str, option: str, value: str) -> tuple[str, Any]:
         return _FLAGS[verb][option]
     destination = _VALUES[verb].get(option)
     if destination is None or (value.startswith("-") and destination not in _TIMES) or not value:
+        raise _NotPlainError
+    if destination == "color" and value not in _COLORS:
         raise _NotPlainError
     if destination != "limit":
         return destination, value

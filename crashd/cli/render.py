@@ -6,15 +6,25 @@ Pure: rows in, lines out. Every foreign string goes through `printable`. The pag
 Over 400 lines, because it is one list of pieces.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, assert_never
+from __future__ import annotations
+
+import time
 
 from crashd.domain.crash.headline import headline
-from crashd.domain.crash.kinds import LIST_KEYS, SHORT_ID_LENGTH, State
-from crashd.domain.crash.match import field_of
+from crashd.domain.crash.keys import LIST_KEYS, SHORT_ID_LENGTH
 from crashd.domain.text import printable
 from crashd.domain.units import format_size
+from crashd.records import NamedTuple
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from typing import Any
+
+    Row = Mapping[str, Any]
+else:
+    Row = dict
 
 ABSENT = "-"
 NARROW = 110
@@ -33,27 +43,15 @@ _GIVE_WAY = ("UID", "SIZE", "PID", "STATE", "EXE", "SIGNAL")
 
 BOLD, DIM, UNDERLINE, RED, GREEN, YELLOW, CYAN = "1", "2", "4", "31", "32", "33", "36"
 
-Row = Mapping[str, Any]
 
-
-def _style_of(state: State) -> str | None:
-    match state:
-        case State.COMPLETE:
-            return None
-        case State.CAPTURING:
-            return CYAN
-        case State.TRUNCATED | State.METADATA_ONLY | State.INCOMPLETE:
-            return YELLOW
-        case State.LOST | State.MISSING:
-            return RED
-        case State.EVICTED:
-            return DIM
-        case _:
-            assert_never(state)
-
-
-_STATE_STYLES: dict[str, str | None] = {state: _style_of(state) for state in State}
-"""By what a row says, which may be a state of a newer crashd."""
+_STATE_STYLES: dict[str, str | None] = {
+    "complete": None,
+    "capturing": CYAN,
+    **dict.fromkeys(("truncated", "metadata-only", "incomplete"), YELLOW),
+    **dict.fromkeys(("lost", "missing"), RED),
+    "evicted": DIM,
+}
+"""By what a row says, which may be a state of a newer crashd; a test compares them with State."""
 
 
 def styled(text: str, style: str | None) -> str:
@@ -164,27 +162,58 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 def local_time(text: object) -> str:
     """Convert a record's time (ISO 8601, UTC) to local time, to the second."""
     try:
-        return datetime.fromisoformat(str(text)).astimezone().isoformat(" ", "seconds")[:19]
+        return _moment(text).astimezone().isoformat(" ", "seconds")[:19]
     except (ValueError, OverflowError):
         return printable(str(text))
 
 
+def _moment(text: object) -> datetime:
+    from datetime import datetime  # the rows of a listing have their times as numbers
+
+    return datetime.fromisoformat(str(text))
+
+
 def local_time_of_ns(time_ns: int) -> str:
     """Format ns since the epoch as local time with its zone."""
-    return f"{datetime.fromtimestamp(time_ns // 10**9, UTC).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(time_ns // 10**9))
+
+
+def _row_time(row: Row) -> str:
+    """Return a row's local time."""
+    time_ns = row.get("time_ns")
+    if not isinstance(time_ns, int):
+        return local_time(row.get("time"))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns // 10**9))
 
 
 def short_age(text: object, now_ns: int) -> str:
     """Say in few columns how long ago a record's time is; its date if that is long ago."""
     try:
-        moment = datetime.fromisoformat(str(text))
+        moment = _moment(text)
         age = now_ns // 10**9 - int(moment.timestamp())
     except (ValueError, OverflowError):
         return printable(str(text))
-    for seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if age >= seconds:
-            return f"{age // seconds}{unit} ago" if age < 100 * 86400 else f"{moment:%Y-%m-%d}"
-    return f"{age}s ago" if age >= 0 else local_time(text)
+    return _age(age) or (f"{moment:%Y-%m-%d}" if age > 0 else local_time(text))
+
+
+def _age(seconds: int) -> str | None:
+    """Say how long ago something is; None if it is long ago, or to come."""
+    for unit_seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit_seconds:
+            return f"{seconds // unit_seconds}{unit} ago" if seconds < 100 * 86400 else None
+    return f"{seconds}s ago" if seconds >= 0 else None
+
+
+def _row_age(row: Row, now_ns: int) -> str:
+    """Return how long ago a row's time is, as short_age does."""
+    time_ns = row.get("time_ns")
+    if not isinstance(time_ns, int):
+        return short_age(row.get("time"), now_ns)
+    age = now_ns // 10**9 - time_ns // 10**9
+    if (text := _age(age)) is not None:
+        return text
+    long_ago = time.strftime("%Y-%m-%d", time.gmtime(time_ns // 10**9))
+    return long_ago if age > 0 else _row_time(row)
 
 
 def clock_time(text: object) -> str:
@@ -244,7 +273,7 @@ class _Column(NamedTuple):
 
 
 COLUMNS = (
-    _Column("TIME", lambda row: local_time(row.get("time"))),
+    _Column("TIME", _row_time),
     _Column("ID", lambda row: value_text(row.get("id"))[-SHORT_ID_LENGTH:]),
     _Column("PID", lambda row: value_text(row.get("pid")), right=True),
     _Column("UID", lambda row: value_text(row.get("uid")), right=True),
@@ -290,9 +319,7 @@ class Table:
         if width is not None and width < NARROW:
             brief: dict[str, Callable[[Row], str]] = {
                 "TIME": lambda row: (
-                    clock_time(row.get("time"))
-                    if now_ns is None
-                    else short_age(row.get("time"), now_ns)
+                    clock_time(row.get("time")) if now_ns is None else _row_age(row, now_ns)
                 ),
                 "EXE": lambda row: "kernel" if row.get("kind") == "kernel" else program_name(row),
             }
@@ -317,7 +344,7 @@ class Table:
         self._shown = tuple(self._layout())
         self._template = self._plain_template()
 
-    def _layout(self) -> "Iterator[tuple[int, int, Callable[[str, int], str] | None, bool]]":
+    def _layout(self) -> Iterator[tuple[int, int, Callable[[str, int], str] | None, bool]]:
         """Yield place, width, how to cut, and alignment of the columns that are shown."""
         for place, column in enumerate(self._columns):
             if column.heading in self._room:
@@ -447,10 +474,12 @@ def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:
     """
     import json
 
+    from crashd.domain.crash.match import field_of
+
     field = field_of(name, LIST_KEYS)
     for row in rows:
         value = row.get(field)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             yield json.dumps(value)
         elif value not in (None, ""):
             yield printable(str(value))

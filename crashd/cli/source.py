@@ -4,21 +4,24 @@ Users who can read the state directory (root, or the owner of a test root) read 
 the daemon runs or not. All others ask the daemon, which shows them only their own crashes.
 """
 
+from __future__ import annotations
+
 import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from crashd.cli.context import Context
-from crashd.domain.crash.kinds import SHORT_ID_LENGTH
-from crashd.domain.crash.match import ID_PREFIX_MIN, Query
+from crashd.domain.crash.keys import SHORT_ID_LENGTH
+from crashd.domain.crash.query import ID_PREFIX_MIN, Query
 from crashd.errors import NotFoundError, PermissionDeniedError, UnavailableError, UsageError
 
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from crashd.cli.control import ControlClient
-    from crashd.domain.crash.tally import Tally, Timeline
+    from crashd.cli.sourcetypes import Source
     from crashd.store.catalog import Catalog
     from crashd.store.index import Index
     from crashd.store.paths import Paths
@@ -28,53 +31,6 @@ LISTING, FLEET_LISTING = "crashctl list", "crashctl --fleet list"
 COUNTED_MAX = 1000
 """Matches that are counted when only the newest is used."""
 _OF_DIRECTORY = "--directory is for a copy of /var/lib/crashd, with crashes and index.sqlite"
-
-
-class Source(Protocol):
-    """A place to read crashes from."""
-
-    def select(self, query: Query) -> list[dict[str, Any]]:
-        """Return the crashes that match, newest first."""
-
-    def top(self, query: Query) -> list[dict[str, Any]]:
-        """Count crashes by signature, most frequent first."""
-
-    def info(self, crash_id: str) -> dict[str, Any]:
-        """Return everything known about one crash.
-
-        Raises:
-            NotFoundError: there is no such crash, or the caller may not see it.
-
-        """
-
-    def open_core(self, crash_id: str) -> int:
-        """Open the stored, compressed core; the caller owns the descriptor.
-
-        Raises:
-            NotFoundError: the crash has no core, or the caller may not see it.
-        """
-
-    def close(self) -> None:
-        """Close the index or the connection."""
-
-
-@runtime_checkable
-class CountingSource(Source, Protocol):
-    """A source that counts where the crashes are, because they are too many to read."""
-
-    def tally(self, query: Query, timeline: "Timeline") -> "Tally":
-        """Count crashes by subject, and in `timeline`."""
-
-    def add_groups(self, query: Query, found: "Tally", limit: int) -> None:
-        """Add the most frequent signatures to a tally."""
-
-
-@runtime_checkable
-class MiniSource(Source, Protocol):
-    """A source that may open a mini core in place of the one that the record describes."""
-
-    opened_mini: bool
-    """Whether the core that was opened last is one."""
 
 
 class DirectSource:
@@ -90,19 +46,19 @@ class DirectSource:
         self._reader = self._whole or IndexReader.open_readonly(context.index_file)
 
     @property
-    def index(self) -> "Index":
+    def index(self) -> Index:
         """The index with all it can do; `list` and `info` do not need it or load its code."""
         if self._whole is None:
             self._whole = self._open(readonly=True)
         return self._whole
 
-    def _open(self, *, readonly: bool) -> "Index":
+    def _open(self, *, readonly: bool) -> Index:
         from crashd.store.index import Index
 
         return Index.open(self._context.paths.index, readonly=readonly)
 
     @property
-    def catalog(self) -> "Catalog":
+    def catalog(self) -> Catalog:
         """The store behind the index."""
         from crashd.store.catalog import Catalog
 
@@ -153,7 +109,7 @@ class DirectSource:
 class DaemonSource:
     """The daemon, through its control socket."""
 
-    def __init__(self, client: "ControlClient") -> None:
+    def __init__(self, client: ControlClient) -> None:
         self._client = client
 
     def select(self, query: Query) -> list[dict[str, Any]]:
@@ -186,7 +142,7 @@ class DaemonSource:
         """Do nothing: each request closes its own connection."""
 
 
-def can_read_store(state_dir: "str | os.PathLike[str]") -> bool:
+def can_read_store(state_dir: str | os.PathLike[str]) -> bool:
     """Return whether the caller may read the state directory directly."""
     return os.access(state_dir, os.R_OK | os.X_OK, effective_ids=True)
 
@@ -237,7 +193,7 @@ def open_direct(context: Context, *, writable: bool = False) -> DirectSource:
     return DirectSource(context, writable=writable)
 
 
-def require_store(paths: "Paths") -> None:
+def require_store(paths: Paths) -> None:
     """Check that the caller may use the store directly.
 
     Raises:
@@ -255,7 +211,7 @@ def require_store(paths: "Paths") -> None:
     )
 
 
-def build_query(arguments: "Namespace", now_ns: int) -> Query:
+def build_query(arguments: Namespace, now_ns: int) -> Query:
     """Build the query from MATCH and from those options that the verb has.
 
     It asks for the newest crashes first, so that a limit keeps the newest.
@@ -287,7 +243,7 @@ def is_filtered(query: Query) -> bool:
     return bool(query.terms) or any(value is not None for value in wanted)
 
 
-def newest(context: Context, source: Source, arguments: "Namespace") -> dict[str, Any]:
+def newest(context: Context, source: Source, arguments: Namespace) -> dict[str, Any]:
     """Return the newest crash that a verb asks for; print a note if others match too.
 
     Raises:
@@ -298,7 +254,7 @@ def newest(context: Context, source: Source, arguments: "Namespace") -> dict[str
 
 
 def newest_of(
-    context: Context, source: Source, arguments: "Namespace", count: int
+    context: Context, source: Source, arguments: Namespace, count: int
 ) -> list[dict[str, Any]]:
     """Return the newest `count` crashes that a verb asks for, newest first, as `newest` does."""
     query = build_query(arguments, time.time_ns())

@@ -3,7 +3,9 @@
 Apart from arguments.py, because a call that quick.py understands needs no parser.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from crashd.records import NamedTuple
 
 DEFAULT_VERB = "list"
 ALIASES = {"gdb": "debug", "bt": "info", "rm": "delete"}

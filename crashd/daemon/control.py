@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from crashd.base import messages
 from crashd.daemon.after.retention import Spectator
 from crashd.daemon.answers import Answer, Shares, SlowReaderError
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import encode
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.viewer import NOBODY, Viewer
 from crashd.edge.capture.process import is_peer_in_our_user_ns
 from crashd.edge.web.exporter import Exporter

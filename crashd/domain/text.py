@@ -1,8 +1,13 @@
 """Turns bytes that an attacker chose into text that is safe for people and terminals."""
 
-import re
+from __future__ import annotations
 
-# Texts, compiled when they are first used: most lines that crashctl prints need none of them.
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    import re
+
+# Texts, compiled when they are first used, and re is loaded only then: most lines that crashctl
+# prints need none of them.
 _SHELL_SAFE = rb"[A-Za-z0-9_@%+=:,./-]+"
 _NOT_PLAIN = r"[^\x20-\x7e]+"
 _UNSEEN = (
@@ -18,6 +23,8 @@ MARKS_MAX = 5
 
 def shell_join(argv: tuple[bytes, ...]) -> bytes:
     """Join arguments into one line, quoted for a shell where needed (shlex.join for bytes)."""
+    import re
+
     safe = re.compile(_SHELL_SAFE)
     return b" ".join(
         a if safe.fullmatch(a) else b"'" + a.replace(b"'", b"'\"'\"'") + b"'" for a in argv
@@ -36,10 +43,13 @@ def printable(value: bytes | str) -> str:
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
     if text.isascii() and text.isprintable():
         return text
+    import re
+
     return re.sub(_NOT_PLAIN, _escape_run, text)
 
 
 def _escape_run(match: re.Match[str]) -> str:
+    import re
     from unicodedata import category  # takes a megabyte that most processes never need
 
     unseen = re.compile(_UNSEEN)

@@ -5,10 +5,13 @@ As in systemd, and unlike SI, the suffixes of sizes are powers of 1024: `64K`, `
 `1h30min`.
 """
 
-import re
-from typing import Final
+from __future__ import annotations
 
 from crashd.errors import UsageError
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from typing import Final
 
 SIZE_MAX: Final = (1 << 63) - 1
 """Bytes: the largest off_t."""
@@ -17,7 +20,7 @@ DURATION_MAX_NS: Final = (1 << 63) - 1
 """About 292 years."""
 
 _SIZE_LETTERS = "KMGTPE"
-# Compiled when first used: a listing only formats sizes.
+# Compiled when first used, and re is loaded only then: a listing only formats sizes.
 _SIZE = r"(\d{1,19})(?:\.(\d{1,9}))?\s?(?:([KMGTPE])(?:i?B)?|B)?"
 _PERCENT = r"(\d{1,3})(?:\.(\d{1,3}))?\s?%"
 _PERCENT_UNITS = 100_000  # 100 % in thousandths of a percent
@@ -85,6 +88,8 @@ def parse_size(value: str | int) -> Amount:
         UsageError: it is neither a size nor a share, or is below 0, above SIZE_MAX or above 100 %.
     """
     if isinstance(value, str) and value.rstrip().endswith("%"):
+        import re
+
         match = re.fullmatch(_PERCENT, value.strip(), re.ASCII)
         if match:
             thousandths = int(match[1]) * 1000 + _scaled(match[2], 1000)
@@ -102,6 +107,8 @@ def parse_bytes(value: str | int) -> int:
     """
     size = -1
     if isinstance(value, str):
+        import re
+
         match = re.fullmatch(_SIZE, value.strip(), re.ASCII | re.IGNORECASE)
         if match and (match[3] or not match[2]):  # no fractions of a byte
             factor = 1024 ** (_SIZE_LETTERS.index(match[3].upper()) + 1) if match[3] else 1
@@ -171,6 +178,8 @@ def format_duration(duration_ns: int) -> str:
 def _sum_spans(text: str) -> int:
     """Return the sum of the spans of a duration; -1 if `text` is not a duration."""
     total, position = 0, 0
+    import re
+
     span = re.compile(_SPAN, re.ASCII)
     while match := span.match(text, position):
         whole, fraction, name = match.groups()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
 
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.edge.fleet.reader import Reader
 from crashd.fleet.selection import Condition, moment_of, where
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.domain.fleet.frequency import HOSTS_MIN, RATIO_MIN, Share, is_more_frequent
 from crashd.edge.fleet.reader import Reader
 from crashd.errors import NotFoundError

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import BYTES_KEYS, LIST_KEYS, from_json, time_text, to_json
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.tally import NO_NAME, NO_UNIT, Group, Tally, Timeline
 from crashd.edge.fleet.reader import Reader
 from crashd.errors import FormatError, NotFoundError

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from crashd.domain.crash.match import Alternative, Field, Query, Term, is_pattern, parse_term
+from crashd.domain.crash.match import Alternative, Field, Term, is_pattern, parse_term
 from crashd.domain.crash.model import SHORT_ID_LENGTH
+from crashd.domain.crash.query import Query
 from crashd.domain.fleet.hostid import HOST_PATTERN
 from crashd.edge.fleet.reader import Reader
 from crashd.errors import NotFoundError, UsageError

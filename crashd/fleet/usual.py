@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 from pydantic_core import SchemaValidator, ValidationError
 from pydantic_core import core_schema as schema
 
-from crashd.domain.crash.kinds import SCHEMA, SHORT_ID_LENGTH, Kind, State
+from crashd.domain.crash.keys import SCHEMA, SHORT_ID_LENGTH
+from crashd.domain.crash.kinds import Kind, State
 from crashd.domain.crash.model import (
     BYTES_KEYS,
     CORE_NAME,

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import ID_PATTERN, Crash, Kind, State, from_json, to_json
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.viewer import Viewer
 from crashd.errors import (
     FormatError,

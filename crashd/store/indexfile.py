@@ -4,16 +4,16 @@ WAL with synchronous=FULL: what was put survives a power cut, and readers never 
 index.py holds Index, the file's content.
 """
 
-import contextlib
+from __future__ import annotations
+
+import _sqlite3 as sqlite3  # without what sqlite3 adds for dates, which takes as long again
 import os
-import sqlite3
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from crashd.domain.text import printable
-from crashd.errors import IndexCorruptError, UnavailableError, UsageError
+from crashd.errors import CrashdError, IndexCorruptError, UnavailableError, UsageError
 
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,7 +37,7 @@ _TEMPORARY = "PRAGMA temp_store = MEMORY"
 # -- opening ---------------------------------------------------------------------------------------
 
 
-def make_private(path: "Path") -> None:
+def make_private(path: Path) -> None:
     """Create the file if it is missing, and make it unreadable for other users.
 
     An existing file is never opened here: closing it would drop the POSIX locks of every
@@ -48,12 +48,14 @@ def make_private(path: "Path") -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         for name in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if os.stat(name, follow_symlinks=False).st_mode & 0o077:
                     os.chmod(name, 0o600)
+            except FileNotFoundError:
+                continue
 
 
-def connect(path: "Path") -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
     """Open the file for reading and writing; the caller owns the connection."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
@@ -69,7 +71,7 @@ def connect(path: "Path") -> sqlite3.Connection:
     return connection
 
 
-def connect_readonly(path: "AnyPath") -> sqlite3.Connection:
+def connect_readonly(path: AnyPath) -> sqlite3.Connection:
     """Open the file for reading, also on a read-only disk; the caller owns the connection."""
     uri = f"file://{_quoted(path)}"
     connection = sqlite3.connect(
@@ -95,7 +97,7 @@ def connect_readonly(path: "AnyPath") -> sqlite3.Connection:
 # -- the whole file --------------------------------------------------------------------------------
 
 
-def _quoted(path: "AnyPath") -> str:
+def _quoted(path: AnyPath) -> str:
     """Make a path absolute, and escape what means something in a URI.
 
     Not by urllib.parse or Path.as_uri(), which import what takes as long as reading a listing.
@@ -108,7 +110,7 @@ WAL_ALARM_BYTES = 64 << 20
 """A WAL grows to this only if a reader does not end; those of crashctl take milliseconds."""
 
 
-def wal_bytes(path: "Path") -> int:
+def wal_bytes(path: Path) -> int:
     """Return the size of the index's WAL. It grows as long as a reader has a transaction open,
     because nothing can be written back until that ends.
     """
@@ -118,7 +120,7 @@ def wal_bytes(path: "Path") -> int:
         return 0
 
 
-def set_index_aside(path: "Path") -> str:
+def set_index_aside(path: Path) -> str:
     """Rename an index that cannot be read, so that a new one can be made; return its new name."""
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
     os.rename(path, aside)
@@ -127,7 +129,7 @@ def set_index_aside(path: "Path") -> str:
     return aside.name
 
 
-def remove_index(path: "Path") -> None:
+def remove_index(path: Path) -> None:
     """Remove the file and its companions; a missing one is not an error."""
     for name in ("", *COMPANIONS):  # the file before its WAL: without that it would be damaged
         path.with_name(path.name + name).unlink(missing_ok=True)
@@ -136,26 +138,41 @@ def remove_index(path: "Path") -> None:
 # -- errors ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def guard(path: "AnyPath") -> Iterator[None]:
-    """Turn SQLite's errors, and rows that are not ours, into our errors."""
-    try:
-        yield
-    except UnicodeDecodeError as e:
-        raise damaged(path, "a text is not what crashd wrote") from e
-    except sqlite3.OperationalError as e:
-        if "no such" in str(e):
-            raise IndexCorruptError(f"the index {path} is not crashd's: {_told(e)}") from e
-        if "decode to UTF-8" in str(e):  # the rest of the message is the bytes themselves
-            raise damaged(path, "a text is not UTF-8") from e
-        if "user-defined function" in str(e):  # selection.py has only one, which only times out
-            raise UsageError("the pattern takes too long", hint="use fewer asterisks") from e
-        raise UnavailableError(f"the index {path} is not available: {_told(e)}") from e
-    except sqlite3.DatabaseError as e:
-        raise damaged(path, _told(e)) from e
+class guard:
+    """Turn SQLite's errors, and rows that are not ours, into our errors, in a `with` block.
+
+    A class, because crashctl loads this at each call, and contextlib takes as long as a query.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: AnyPath) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (UnicodeDecodeError, sqlite3.DatabaseError)):
+            raise _meant(self._path, error) from error
 
 
-def damaged(path: "AnyPath", why: str) -> IndexCorruptError:
+def _meant(path: AnyPath, error: UnicodeDecodeError | sqlite3.DatabaseError) -> CrashdError:
+    """Return our error for one of SQLite's."""
+    if isinstance(error, UnicodeDecodeError):
+        return damaged(path, "a text is not what crashd wrote")
+    if not isinstance(error, sqlite3.OperationalError):
+        return damaged(path, _told(error))
+    if "no such" in str(error):
+        return IndexCorruptError(f"the index {path} is not crashd's: {_told(error)}")
+    if "decode to UTF-8" in str(error):  # the rest of the message is the bytes themselves
+        return damaged(path, "a text is not UTF-8")
+    if "user-defined function" in str(error):  # selection.py has only one, which only times out
+        return UsageError("the pattern takes too long", hint="use fewer asterisks")
+    return UnavailableError(f"the index {path} is not available: {_told(error)}")
+
+
+def damaged(path: AnyPath, why: str) -> IndexCorruptError:
     """Build the error for a damaged index."""
     return IndexCorruptError(
         f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"

@@ -3,15 +3,12 @@
 index.py adds to this what needs the record's class; loading that takes as long as a listing.
 """
 
-import contextlib
-import os
-import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from __future__ import annotations
 
-from crashd.domain.crash.kinds import LIST_KEYS, time_text
-from crashd.domain.crash.match import Query
-from crashd.domain.crash.viewer import Viewer
+import os
+
+from crashd.domain.crash.keys import LIST_KEYS
+from crashd.domain.crash.query import Query
 from crashd.errors import (
     IndexCorruptError,
     IndexOutdatedError,
@@ -21,10 +18,16 @@ from crashd.errors import (
 )
 from crashd.store.indexfile import connect_readonly, damaged, guard
 from crashd.store.schema import VERSION
-from crashd.store.selection import Selector
 
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Self
+
+    from crashd.domain.crash.viewer import Viewer
     from crashd.store.indexfile import AnyPath
+    from crashd.store.selection import Selector
 
 _NEWEST = "time_ns DESC, id DESC"
 _AT_ONCE = 256
@@ -35,11 +38,11 @@ _SHOWN = """id, time_ns, kind, state, pid, uid, signal_name, comm, exe, title, s
 
 
 def _shown(row: tuple[Any, ...]) -> dict[str, Any]:
-    """Build what a table shows of one row, with the keys of `list --json`."""
+    """Build what a table shows of one row, by the keys of a record."""
     crash_id, time_ns, kind, state, pid, uid, signal, comm, exe, title, stored, limit, release = row
     return {
         "id": crash_id,
-        "time": time_text(time_ns),
+        "time_ns": time_ns,  # what a text of it would have to be parsed for
         "kind": kind,
         "state": state,
         "pid": pid,
@@ -57,13 +60,13 @@ def _shown(row: tuple[Any, ...]) -> dict[str, Any]:
 class IndexReader:
     """An index open for reading; only the thread that opened it may use and close it."""
 
-    def __init__(self, path: "AnyPath", connection: sqlite3.Connection, inode: int) -> None:
+    def __init__(self, path: AnyPath, connection: sqlite3.Connection, inode: int) -> None:
         self._path = path
         self._db = connection
         self._inode = inode
 
     @classmethod
-    def open_readonly(cls, path: "AnyPath") -> "IndexReader":
+    def open_readonly(cls, path: AnyPath) -> IndexReader:
         """Open the index for reading.
 
         Raises:
@@ -176,8 +179,15 @@ class IndexReader:
 
     def where(self, query: Query, viewer: Viewer | None) -> tuple[str, list[Any]]:
         """Build the WHERE of a query, and its values; see `select`."""
+        if viewer is None and query == Query(limit=query.limit, reverse=query.reverse):
+            return "", []  # everything: a plain listing needs no more code
         with guard(self._path):
-            return Selector(self._db, viewer).where(query)
+            return self._selector(viewer).where(query)
+
+    def _selector(self, viewer: Viewer | None) -> Selector:
+        from crashd.store.selection import Selector
+
+        return Selector(self._db, viewer)
 
     def _documents(
         self,
@@ -194,7 +204,8 @@ class IndexReader:
             "SELECT doc, (SELECT count FROM signature_count s WHERE s.signature = crash.signature)"
             f" FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
         )
-        import json  # a table of crashes is read without it
+        import contextlib
+        import json  # a table of crashes is read without either
 
         found, size = [], 0
         of_viewer: dict[Any, int] = {}
@@ -224,7 +235,7 @@ class IndexReader:
     def _count_of(self, signature: Any, viewer: Viewer, known: dict[Any, int]) -> int:
         """Count a signature among the viewer's own crashes: those of others must not leak."""
         if signature not in known:
-            where, values = Selector(self._db, viewer).where(Query(signature=signature))
+            where, values = self._selector(viewer).where(Query(signature=signature))
             sql = f"SELECT count(*) FROM crash {where}"
             (known[signature],) = self._db.execute(sql, values).fetchone()
         return known[signature]

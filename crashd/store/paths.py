@@ -6,8 +6,7 @@ For the same reason pathlib is loaded with the first Path, not with this module.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from pathlib import Path
 

@@ -4,14 +4,19 @@ A record that this version wrote whole is its own JSON form. Any other one, olde
 foreign, is left to model.from_json, which completes it or says what is wrong.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
-from typing import Any
 
 from crashd.base.files import DIRECTORY, open_regular, read_all
-from crashd.domain.crash.kinds import CORE_NAME_TEXT, ID_TEXT, RECORD_KEYS, SCHEMA
+from crashd.domain.crash.keys import CORE_NAME_TEXT, ID_TEXT, RECORD_KEYS, SCHEMA
 from crashd.errors import CrashdError
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from typing import Any
 
 RECORD = "crash.json"
 PLAIN_MAX = 4 << 20

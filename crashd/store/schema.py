@@ -8,10 +8,17 @@ record_usage     bytes of each kind's records             } counted by a scan
 past             counts of crashes whose rows are gone, so that totals never fall
 """
 
-from typing import Final
+from __future__ import annotations
 
-from crashd.store.selection import LISTED
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from typing import Final
 
+_LISTED_TEXT = """
+pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
+"""
+LISTED = tuple(_LISTED_TEXT.split())
+"""Columns with an index in the order of a listing: the newest N are read without sorting."""
 VERSION: Final = 5
 """PRAGMA user_version: raised with each change of SCHEMA."""
 

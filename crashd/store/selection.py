@@ -7,16 +7,28 @@ nothing drops out, the rarest leads, and a unary `+` keeps the others from using
 that of the rarest condition, however many crashes there are.
 """
 
-import re
-import sqlite3
-import time
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from crashd.domain.crash.kinds import SHORT_ID_LENGTH
-from crashd.domain.crash.match import Alternative, Field, Query, Term, parse_term
-from crashd.domain.crash.viewer import Viewer
+import time
+
+from crashd.domain.crash.keys import SHORT_ID_LENGTH
+from crashd.domain.crash.match import Alternative, Field, Term, parse_term
+from crashd.domain.crash.query import Query
 from crashd.errors import UsageError
+from crashd.records import NamedTuple
+from crashd.store.schema import LISTED
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    import re
+    import sqlite3
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from crashd.domain.crash.viewer import Viewer
+
+    Group = tuple["Condition", ...]
+    """Conditions, any one of which suffices."""
 
 CANDIDATES_MAX = 5
 COMMON = 1000
@@ -24,11 +36,6 @@ COMMON = 1000
 GLOB_SECONDS = 3.0
 """The most that the patterns of one query may take."""
 
-_LISTED_TEXT = """
-pid comm exe unit user_unit slice container_id signature owner_uid build_id signal kind
-"""
-LISTED = tuple(_LISTED_TEXT.split())
-"""Columns with an index in the order of a listing: the newest N are read without sorting."""
 BLOBS = frozenset({"hostname", "comm", "exe", "cmdline", "cwd"})
 _INDEXED = frozenset({*LISTED, "id", "short"})
 
@@ -58,10 +65,6 @@ class Condition(NamedTuple):
     def values(self) -> list[Any]:
         """The values of the question marks."""
         return [self.value] if self.end is None else [self.value, self.end]
-
-
-Group = tuple[Condition, ...]
-"""Conditions, any one of which suffices."""
 
 
 class Selector:
@@ -192,7 +195,8 @@ def _conditions(alternative: Alternative) -> Group:
 
 def _glob_matcher() -> Callable[[str | bytes | None, str], bool]:
     """Build a function that compares a value with a pattern, for GLOB_SECONDS of queries."""
-    from fnmatch import translate  # few queries have patterns
+    import re  # few queries have patterns
+    from fnmatch import translate
 
     known: dict[str, re.Pattern[str]] = {}
     deadline = time.monotonic() + GLOB_SECONDS

@@ -1,15 +1,19 @@
 """Signatures in the index: how often each was seen and since when, and which crashes have none."""
 
-from collections.abc import Set
-from typing import Any
+from __future__ import annotations
 
-from crashd.domain.crash.kinds import State, time_text
-from crashd.domain.crash.match import Query
-from crashd.domain.crash.viewer import Viewer
-from crashd.store.indexread import IndexReader
+from crashd.domain.crash.keys import time_text
+from crashd.domain.crash.query import Query
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Set
+    from typing import Any
+
+    from crashd.domain.crash.viewer import Viewer
+    from crashd.store.indexread import IndexReader
 
 _OF_NEWEST = ("title", "kind", "exe", "comm", "unit", "signal_name", "id")
-_WITH_CORE = ", ".join(f"'{state}'" for state in State if state.has_core)
 
 
 def top(index: IndexReader, query: Query, viewer: Viewer | None) -> list[dict[str, Any]]:
@@ -66,9 +70,12 @@ def count(index: IndexReader) -> int:
 
 def unexplained(index: IndexReader, limit: int) -> list[str]:
     """List the newest process crashes that have a core and no signature."""
+    from crashd.domain.crash.kinds import State
+
+    with_core = ", ".join(f"'{state}'" for state in State if state.has_core)
     rows = index.fetch(
         "SELECT id FROM crash WHERE kind = 'process' AND signature IS NULL "
-        f"AND state IN ({_WITH_CORE}) AND stored_bytes > 0 "
+        f"AND state IN ({with_core}) AND stored_bytes > 0 "
         "ORDER BY time_ns DESC, id DESC LIMIT ?",
         [limit],
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.edge.fleet.postgres import connect
 from crashd.edge.fleet.reader import Reader
 from crashd.fleet.newsince import NewSince

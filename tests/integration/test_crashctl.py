@@ -24,7 +24,6 @@ from crashd.cli.context import Context
 from crashd.cli.control import ControlClient
 from crashd.cli.source import DaemonSource, open_direct
 from crashd.daemon.control import ControlServer
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import (
     LIST_KEYS,
     Capture,
@@ -35,6 +34,7 @@ from crashd.domain.crash.model import (
     build_id_text,
     to_json,
 )
+from crashd.domain.crash.query import Query
 from crashd.domain.host.doctor import Level
 from crashd.edge.capture.handoff import listen_unix
 from crashd.edge.sandbox.loanedid import IDS

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash, Kind
+from crashd.domain.crash.query import Query
 from crashd.domain.fleet.lines import DeletedBy, Deletion, Line, build_line
 from crashd.edge.fleet.bucket import Bucket
 from crashd.edge.fleet.postgres import connect

@@ -15,8 +15,8 @@ import yaml
 
 from crashd import __version__
 from crashd.cli.main import main
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Kind, State
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.tally import plan_timeline, tally
 from crashd.edge.fleet.bucket import Bucket
 from crashd.edge.fleet.metrics import FleetMetrics

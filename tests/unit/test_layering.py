@@ -31,12 +31,25 @@ class Layer:
 
 _SYSTEM = frozenset(
     {"_socket", "asyncio", "ctypes", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib"}
-    | {"posix", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "subprocess"}
+    | {
+        "_sqlite3",
+        "posix",
+        "select",
+        "selectors",
+        "shutil",
+        "signal",
+        "socket",
+        "sqlite3",
+        "subprocess",
+    }
     | {"tempfile", "threading", "time"}
 )
 
 LAYERS = (
     Layer("crashd.errors", (), stdlib=frozenset()),
+    Layer(
+        "crashd.records", (), stdlib=frozenset({"__future__", "_operator", "collections", "typing"})
+    ),
     Layer(
         "crashd.corehandler",
         (),
@@ -44,12 +57,12 @@ LAYERS = (
     ),
     Layer(
         "crashd.base",
-        ("crashd.base", "crashd.errors"),
+        ("crashd.base", "crashd.errors", "crashd.records"),
         not_stdlib=frozenset({"asyncio", "logging", "multiprocessing", "sqlite3", "subprocess"}),
     ),
     Layer(
         "crashd.domain",
-        ("crashd.domain", "crashd.errors", "crashd.corehandler"),
+        ("crashd.domain", "crashd.errors", "crashd.records", "crashd.corehandler"),
         not_stdlib=_SYSTEM,
     ),
     Layer(
@@ -59,6 +72,7 @@ LAYERS = (
             "crashd.base.files",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.corehandler",
         ),
         not_stdlib=frozenset({"logging", "socket", "_socket"}),
@@ -70,6 +84,7 @@ LAYERS = (
             "crashd.base",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.corehandler",
             "crashd.store.paths",
             "crashd.store.trusted",
@@ -82,6 +97,7 @@ LAYERS = (
             "crashd.analyzers",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.edge.sandbox.confine",
             "crashd.edge.sandbox.modulefiles",
             "crashd.edge.sandbox.workerlink",
@@ -91,7 +107,7 @@ LAYERS = (
     ),
     Layer(
         "crashd.analysisresult",
-        ("crashd.domain", "crashd.errors"),
+        ("crashd.domain", "crashd.errors", "crashd.records"),
         not_stdlib=_SYSTEM,
     ),
     Layer(
@@ -100,6 +116,7 @@ LAYERS = (
             "crashd.configuration",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.store.paths",
             "crashd.store.trusted",
         ),
@@ -107,7 +124,7 @@ LAYERS = (
     ),
     Layer(
         "crashd.configuration",
-        ("crashd.configuration", "crashd.domain", "crashd.errors"),
+        ("crashd.configuration", "crashd.domain", "crashd.errors", "crashd.records"),
         not_stdlib=_SYSTEM,
     ),
     Layer(
@@ -118,6 +135,7 @@ LAYERS = (
             "crashd.edge.capture.process",
             "crashd.edge.host.sysctl",
             "crashd.errors",
+            "crashd.records",
             "crashd.store",
         ),
         not_stdlib=frozenset({"logging", "sqlite3"}),
@@ -134,6 +152,7 @@ LAYERS = (
             "crashd.store",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.corehandler",
         ),
     ),
@@ -143,6 +162,7 @@ LAYERS = (
             "crashd.fleet",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.edge.fleet",
             "crashd.edge.web.metricsserver",
             "crashd.store.corefile",
@@ -161,6 +181,7 @@ LAYERS = (
             "crashd.store",
             "crashd.domain",
             "crashd.errors",
+            "crashd.records",
             "crashd.edge.host.sysctl",
             "crashd.edge.capture.process",
             "crashd.edge.host.kdumpfacts",
@@ -178,6 +199,7 @@ LAYERS = (
             "crashd.edge.capture.process",
             "crashd.edge.fleet",
             "crashd.errors",
+            "crashd.records",
             "crashd.store.corefile",
             "crashd.store.paths",
         ),

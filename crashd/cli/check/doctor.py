@@ -14,8 +14,9 @@ from crashd.cli.check import doctorfacts
 from crashd.cli.context import Context
 from crashd.cli.manage.status import ask_status
 from crashd.cli.render import DIM, GREEN, RED, TITLE_MIN, YELLOW, json_page, styled, wrap
-from crashd.cli.source import Source, open_source
-from crashd.domain.crash.match import Query
+from crashd.cli.source import open_source
+from crashd.cli.sourcetypes import Source
+from crashd.domain.crash.query import Query
 from crashd.domain.host.denials import check_denials
 from crashd.domain.host.doctor import Check, Level, check_own, failed, passed, warned
 from crashd.domain.host.doctorfleet import check_fleet

@@ -6,7 +6,7 @@ from crashd.cli.context import Context
 from crashd.cli.fleetsource import STATEMENT_SECONDS, FleetSource
 from crashd.cli.manage.change import describe, may_delete
 from crashd.cli.source import FLEET_LISTING, matching, not_found
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.domain.fleet.policy import WANT_MAX
 from crashd.domain.text import printable
 from crashd.errors import CrashdError, UnsupportedError, UsageError

@@ -18,8 +18,8 @@ from crashd.cli.render import (
     short_age,
     value_text,
 )
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import SHORT_ID_LENGTH
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.fleet.lines import LABEL_PATTERN
 from crashd.errors import UsageError

@@ -27,7 +27,8 @@ from crashd.cli.open.scratch import (
     write_core,
 )
 from crashd.cli.open.session import User
-from crashd.cli.source import Source, newest, open_source
+from crashd.cli.source import newest, open_source
+from crashd.cli.sourcetypes import Source
 from crashd.domain.crash.access import Credentials
 from crashd.domain.crash.model import from_json
 from crashd.edge.sandbox.loanedid import loan

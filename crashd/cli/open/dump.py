@@ -12,7 +12,8 @@ from crashd.base.files import write_all
 from crashd.cli.context import Context
 from crashd.cli.output import write_file
 from crashd.cli.progress import Progress, progress
-from crashd.cli.source import MiniSource, Source, newest, open_source
+from crashd.cli.source import newest, open_source
+from crashd.cli.sourcetypes import MiniSource, Source
 from crashd.domain.crash.model import State
 from crashd.domain.text import printable
 from crashd.domain.units import format_size

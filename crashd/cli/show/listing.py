@@ -1,9 +1,8 @@
 """`list`, `info` and `follow`."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
 
 from crashd.cli.context import Context
 from crashd.cli.render import (
@@ -21,22 +20,23 @@ from crashd.cli.source import (
     newest_of,
     open_source,
 )
-from crashd.domain.crash.kinds import State
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.errors import CrashdError
 
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
-_ANALYSED = frozenset(state.value for state in State if state.has_core)
 
-
-def list_crashes(context: Context, arguments: "Namespace") -> int:
+def list_crashes(context: Context, arguments: Namespace) -> int:
     """Print a line for each crash that matches; return 1 if a filter matches nothing."""
     query = build_query(arguments, time.time_ns())
     is_table = arguments.field is None and not arguments.json
     rows: list[dict[str, Any]]
-    with closing(open_source(context)) as source:
+    source = open_source(context)
+    try:
         if not isinstance(source, DirectSource):
             rows = source.select(query)
         elif is_table:
@@ -45,6 +45,8 @@ def list_crashes(context: Context, arguments: "Namespace") -> int:
             oldest_first = query._replace(reverse=not arguments.reverse)
             found = _print_values(context, arguments, source.each(oldest_first))
             return _conclude(context, arguments, query, found)
+    finally:
+        source.close()
     if not arguments.reverse:
         rows.reverse()  # newest last, next to the prompt
     if not is_table:
@@ -57,7 +59,7 @@ def list_crashes(context: Context, arguments: "Namespace") -> int:
     return _conclude(context, arguments, query, len(rows))
 
 
-def _print_values(context: Context, arguments: "Namespace", rows: Iterable[dict[str, Any]]) -> int:
+def _print_values(context: Context, arguments: Namespace, rows: Iterable[dict[str, Any]]) -> int:
     """Print one field of each crash, or JSON; return the number of crashes."""
     count = 0
 
@@ -76,7 +78,7 @@ def _print_values(context: Context, arguments: "Namespace", rows: Iterable[dict[
     return count
 
 
-def _conclude(context: Context, arguments: "Namespace", query: Query, found: int) -> int:
+def _conclude(context: Context, arguments: Namespace, query: Query, found: int) -> int:
     """Say if nothing was found; return the exit status."""
     if found:
         return 0
@@ -106,11 +108,14 @@ def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
         return doc
     if context.fleet is not None:
         return doc
+    from crashd.domain.crash.kinds import State  # few crashes are looked at so soon
+
+    analysed = [state.value for state in State if state.has_core]
     if doc.get("state") != State.CAPTURING and (
-        doc.get("state") not in _ANALYSED or not (doc.get("core") or {}).get("path")
+        doc.get("state") not in analysed or not (doc.get("core") or {}).get("path")
     ):
         return doc
-    from crashd.cli.control import ControlClient  # few crashes are looked at so soon
+    from crashd.cli.control import ControlClient
 
     try:
         status = ControlClient(context.paths.control_socket, 1.0).ask({"verb": "status"})["status"]
@@ -121,7 +126,7 @@ def mark_pending(context: Context, doc: dict[str, Any]) -> dict[str, Any]:
     return {**doc, "analysis": {"state": "pending"}}
 
 
-def show(context: Context, arguments: "Namespace") -> int:
+def show(context: Context, arguments: Namespace) -> int:
     """Print everything known about the newest crash that matches, or about the newest few."""
     source = open_source(context)
     try:
@@ -157,7 +162,7 @@ def _print_page(context: Context, doc: dict[str, Any], *, show_all: bool, on_dis
         print(line)
 
 
-def follow(context: Context, arguments: "Namespace") -> int:
+def follow(context: Context, arguments: Namespace) -> int:
     """Print each crash as it happens, until Ctrl-C."""
     from crashd.cli.control import ControlClient
 

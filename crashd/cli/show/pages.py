@@ -3,9 +3,7 @@
 Over 400 lines, because it is one list: the lines of a page.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from __future__ import annotations
 
 from crashd.cli.render import (
     ABSENT,
@@ -21,16 +19,19 @@ from crashd.cli.render import (
     wrap,
     wrap_words,
 )
-from crashd.domain.cause.languages import language_name
-from crashd.domain.crash.kinds import BOOT_UNKNOWN, SHORT_ID_LENGTH, State
+from crashd.domain.crash.keys import BOOT_UNKNOWN, SHORT_ID_LENGTH
 from crashd.domain.text import printable
 from crashd.domain.units import format_duration, format_size
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 LABEL_WIDTH = 15
 TEXT_MAX = 2000
 """Characters shown of one value without --all."""
 THREADS_MAX = 16
-_THREADS = re.compile(r"^Threads:\t(\d{1,9})$", re.MULTILINE)
 FRAMES_MAX = 64
 
 _RAW_SECTIONS = (
@@ -131,7 +132,7 @@ def _what(doc: Row, now_ns: int) -> Iterator[_Field]:
     match analysis.get("state"):
         case "failed":
             yield "Analysis", f"failed: {value_text(analysis.get('reason'))}"
-        case "pending" if doc.get("state") == State.CAPTURING:
+        case "pending" if doc.get("state") == "capturing":
             yield "Analysis", "pending: the core is being captured"
         case "pending":
             yield "Analysis", "pending: what it finds is shown here in a moment"
@@ -292,13 +293,15 @@ def _warnings(doc: Row, width: int | None) -> Iterator[str]:
 
 
 def _threads(doc: Row, show_all: bool) -> Iterator[str]:
-    threads = [thread for thread in doc.get("threads") or [] if isinstance(thread, Mapping)]
+    threads = [thread for thread in doc.get("threads") or [] if isinstance(thread, dict)]
     if not threads or doc.get("kind") == "kernel":  # the kernel's are those of its CPUs
         return
     threads.sort(key=lambda thread: not thread.get("crashed"))
     shown = threads if show_all else threads[:THREADS_MAX]
     yield ""
-    total = _THREADS.search(str(doc.get("status") or ""))
+    import re
+
+    total = re.search(r"(?m)^Threads:\t(\d{1,9})$", str(doc.get("status") or ""))
     count = len(threads)
     if total is not None and int(total[1]) > count:
         yield f"Threads ({int(total[1])}, of which {count} are recorded):"
@@ -314,12 +317,14 @@ def _threads(doc: Row, show_all: bool) -> Iterator[str]:
 
 
 def _frames(doc: Row, show_all: bool, width: int | None) -> Iterator[str]:
-    frames = [frame for frame in doc.get("frames") or [] if isinstance(frame, Mapping)]
+    frames: list[Row] = [frame for frame in doc.get("frames") or [] if isinstance(frame, dict)]
     if not frames or doc.get("kind") == "kernel":  # its own words have the trace, or a vmlinux
         return
     interpreted = [frame for frame in frames if frame.get("kind") not in (None, "native")]
     native = [frame for frame in frames if frame.get("kind") in (None, "native")]
     if interpreted:
+        from crashd.domain.cause.languages import language_name  # few crashes are of scripts
+
         language = language_name(value_text(interpreted[0].get("kind")))
         yield from _stack(f"{language} stack of the crashed thread:", interpreted, show_all, width)
     if native:

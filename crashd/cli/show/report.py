@@ -14,7 +14,8 @@ from crashd.cli.output import write_file
 from crashd.cli.render import Row
 from crashd.cli.show.htmlpage import LATEST, TOP, Page, render
 from crashd.cli.show.stats import plan
-from crashd.cli.source import CountingSource, Source, open_source
+from crashd.cli.source import open_source
+from crashd.cli.sourcetypes import CountingSource, Source
 from crashd.domain.crash.tally import Tally, tally
 from crashd.domain.units import format_size
 from crashd.errors import NotFoundError, UsageError

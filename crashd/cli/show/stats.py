@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from crashd.cli.context import Context
 from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns, wrap
 from crashd.cli.show.charts import WIDTH_MIN, Canvas, draw_bars, draw_columns
-from crashd.cli.source import CountingSource, open_source
-from crashd.domain.crash.match import Query
+from crashd.cli.source import open_source
+from crashd.cli.sourcetypes import CountingSource
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.tally import Tally, Timeline, plan_timeline, tally
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.units import format_duration

@@ -22,9 +22,11 @@ from crashd.cli.render import (
 )
 from crashd.cli.show.kernelpage import symbols_text
 from crashd.cli.show.listing import show
-from crashd.cli.source import Source, newest, open_source
-from crashd.domain.crash.kinds import SHORT_ID_LENGTH, State
-from crashd.domain.crash.match import Query
+from crashd.cli.source import newest, open_source
+from crashd.cli.sourcetypes import Source
+from crashd.domain.crash.keys import SHORT_ID_LENGTH
+from crashd.domain.crash.kinds import State
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.timestamp import parse_time
 from crashd.domain.kdump.symbols import symbols_of
 from crashd.domain.text import printable

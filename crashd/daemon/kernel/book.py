@@ -15,8 +15,8 @@ from typing import Any
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.kernel.symbols import SymbolState
 from crashd.daemon.kernel.symbolwork import SymbolWork
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash, Kind, State
+from crashd.domain.crash.query import Query
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.kdump.record import DUMP_NOT_KNOWN, Look, build_record
 from crashd.domain.kdump.vmcore import Completeness

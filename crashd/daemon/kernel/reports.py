@@ -10,8 +10,8 @@ from typing import Any
 
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.kernel.live import LiveReport
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, Kind, Mode, State
+from crashd.domain.crash.query import Query
 from crashd.domain.kdump.record import SAME_EVENT_NS, add_words, split_log, survived
 from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.domain.kernellog.pstore import (

@@ -1,24 +1,25 @@
-"""Parses crashctl's MATCH and filters: text in, a validated query out."""
+"""Parses crashctl's MATCH: text in, the fields and values to compare out."""
 
-import re
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from crashd.domain.crash.kinds import ID_TEXT, LIST_KEYS, Kind
+from crashd.domain.crash.keys import ID_TEXT, LIST_KEYS
+from crashd.domain.crash.query import ID_PREFIX_MIN
 from crashd.domain.signals import signal_number
-from crashd.errors import FormatError, UsageError
+from crashd.errors import UsageError
+from crashd.records import NamedTuple
 
-TERMS_MAX = 64
-TERM_MAX = 4096
-ID_PREFIX_MIN = 4
-"""The least characters of an id that name a crash."""
-# Texts, compiled when they are first used: a listing without MATCH needs none of them.
-_UNIT = r"(?s:.+)\.(service|scope|socket|mount|automount|swap|target|timer|path|device)"
-_ID_PART = r"[0-9a-z-]+"
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+# Words are looked at without regular expressions, as far as most need it: loading re takes as long
+# as reading a listing.
+_UNITS_TEXT = "service scope socket mount automount swap target timer path device"
+_UNITS = frozenset(_UNITS_TEXT.split())
+_ID_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz-")
 _SIGNATURE = r"[pk][0-9]{1,3}-[0-9a-f]{16}"
-_FIELD = r"([A-Za-z_]+)=((?s:.*))"
-_PREFIX = r"^(?:coredump_|_systemd_|_)"
+_PREFIXES = ("coredump_", "_systemd_", "_")
 """How coredumpctl(1) and the journal begin field names: COREDUMP_PID, _SYSTEMD_UNIT."""
 _NESTED = ("capture", "core", "kernel", "evicted")
 _COMPUTED = ("count_of_signature", "time")
@@ -31,17 +32,20 @@ GLOB_MAX = 256
 """Characters of a pattern: a user's pattern must not keep the daemon busy."""
 
 
-class Field(StrEnum):
-    """What a term is compared with: a key of the JSON, or a meaning of a bare word."""
+class Field:
+    """What a term is compared with: a key of the JSON, or a meaning of a bare word.
 
-    ID_PREFIX = "id prefix"
-    PID = "pid"
-    SIGNAL = "signal"
-    SIGNATURE = "signature"
-    COMM = "comm"
-    EXE = "exe"
-    UNIT = "unit"
-    SLICE = "slice"
+    Not an enum, because any key may be compared with, and enum takes as long to load as a listing.
+    """
+
+    ID_PREFIX: Final = "id prefix"
+    PID: Final = "pid"
+    SIGNAL: Final = "signal"
+    SIGNATURE: Final = "signature"
+    COMM: Final = "comm"
+    EXE: Final = "exe"
+    UNIT: Final = "unit"
+    SLICE: Final = "slice"
 
 
 class Alternative(NamedTuple):
@@ -68,71 +72,6 @@ class Term(NamedTuple):
         return fields[0] if fields else Field.ID_PREFIX
 
 
-class Query(NamedTuple):
-    """Which crashes to list."""
-
-    terms: tuple[str, ...] = ()
-    since_ns: int | None = None
-    until_ns: int | None = None
-    kind: str | None = None
-    signature: str | None = None
-    limit: int | None = None
-    reverse: bool = False
-    """Oldest first."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Build the JSON object."""
-        return {
-            "terms": list(self.terms),
-            "since_ns": self.since_ns,
-            "until_ns": self.until_ns,
-            "kind": self.kind,
-            "signature": self.signature,
-            "limit": self.limit,
-            "reverse": self.reverse,
-        }
-
-    @classmethod
-    def from_json(cls, document: object) -> "Query":
-        """Parse the object that `to_json` builds; it may come from anybody.
-
-        Raises:
-            FormatError: it does not have that form, or is too large.
-        """
-        if not isinstance(document, Mapping) or not set(document) <= set(Query().to_json()):
-            raise FormatError("query is not an object with known keys")
-        terms = document.get("terms", [])
-        if not isinstance(terms, list) or len(terms) > TERMS_MAX:
-            raise FormatError(f"query: terms is not a list of at most {TERMS_MAX}")
-        for term in terms:
-            if not isinstance(term, str) or len(term) > TERM_MAX:
-                raise FormatError("query: a term is not text, or is too long")
-        kind = document.get("kind")
-        if kind is not None and kind not in list(Kind):
-            raise FormatError("query: unknown kind")
-        signature = document.get("signature")
-        if signature is not None and (not isinstance(signature, str) or len(signature) > TERM_MAX):
-            raise FormatError("query: signature is not text, or is too long")
-        return cls(
-            terms=tuple(terms),
-            since_ns=_number(document, "since_ns"),
-            until_ns=_number(document, "until_ns"),
-            kind=kind,
-            signature=signature,
-            limit=_number(document, "limit"),
-            reverse=document.get("reverse", False) is True,
-        )
-
-
-def _number(document: Mapping[str, Any], key: str) -> int | None:
-    value = document.get(key)
-    if value is None:
-        return None
-    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise FormatError(f"query: {key} is not a number")
-    return value
-
-
 def parse_term(text: str) -> Term:
     """Parse one MATCH.
 
@@ -141,28 +80,54 @@ def parse_term(text: str) -> Term:
     """
     if not text:
         raise UsageError("empty MATCH")
-    field = re.fullmatch(_FIELD, text)
-    if field:
-        return _parse_field(text, field[1], field[2])
+    name, equals, value = text.partition("=")
+    if equals and is_field_name(name):
+        return _parse_field(text, name, value)
     found: list[Alternative] = []
-    if re.fullmatch(ID_TEXT, text):
+    is_id_part = is_part_of_id(text)
+    if is_id_part and _is_whole(text, ID_TEXT):
         return Term(text, (Alternative(Field.ID_PREFIX, text),))
-    if re.fullmatch(_SIGNATURE, text):
+    if is_id_part and _is_whole(text, _SIGNATURE):
         return Term(text, (Alternative(Field.SIGNATURE, text), Alternative(Field.COMM, text)))
     if text.startswith("/"):
         return Term(text, _text(Field.EXE, text))
-    if re.fullmatch(_ID_PART, text) and len(text) >= ID_PREFIX_MIN:
+    if is_id_part and len(text) >= ID_PREFIX_MIN:
         found.append(Alternative(Field.ID_PREFIX, text))
     if text.isascii() and text.isdigit() and len(text) <= 10:
         found.append(Alternative(Field.PID, int(text)))
     elif text.endswith(".slice"):
         found += _text(Field.SLICE, text)
-    elif re.fullmatch(_UNIT, text):
+    elif is_unit(text):
         found += _text(Field.UNIT, text)
     elif text.isupper() and (number := signal_number(text)) is not None:
         found.append(Alternative(Field.SIGNAL, number))
     found += _text(Field.COMM, text)
     return Term(text, tuple(found))
+
+
+def is_field_name(text: str) -> bool:
+    """Return whether a text may name a field: letters of ASCII and underscores."""
+    return text.isascii() and text.replace("_", "x").isalpha()
+
+
+def is_part_of_id(text: str) -> bool:
+    """Return whether all characters may be in an id."""
+    return bool(text) and _ID_CHARACTERS.issuperset(text)
+
+
+def is_unit(text: str) -> bool:
+    """Return whether a text is the name of a unit that is not a slice."""
+    stem, _, kind = text.rpartition(".")
+    return bool(stem) and kind in _UNITS
+
+
+def _is_whole(text: str, pattern: str) -> bool:
+    """Return whether a text, of an id's characters, is a whole id or a signature."""
+    if len(text) < len("p2-0123456789abcdef") or "-" not in text:
+        return False
+    import re
+
+    return re.fullmatch(pattern, text) is not None
 
 
 def _text(field: str, value: str) -> tuple[Alternative, ...]:
@@ -193,7 +158,8 @@ def field_of(name: str, fields: Sequence[str] = FIELDS) -> str:
     Raises:
         UsageError: there is no such field.
     """
-    key = re.sub(_PREFIX, "", name.lower(), count=1)
+    key = name.lower()
+    key = key[len(next((p for p in _PREFIXES if key.startswith(p)), "")) :]
     if key in fields:
         return key
     from difflib import get_close_matches  # only wrong names need it
@@ -216,7 +182,8 @@ def _parse_field(text: str, name: str, value: str) -> Term:
             raise UsageError(f"{text}: {value!r} is not a signal")
         found = (Alternative(Field.SIGNAL, number),)
     elif key in NUMBERS:
-        if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
             raise UsageError(f"{text}: {value!r} is not a number")
         found = (Alternative(key, int(value)),)
     elif key == "pinned":

@@ -16,14 +16,14 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
-from crashd.domain.crash.kinds import BOOT_UNKNOWN as BOOT_UNKNOWN
-from crashd.domain.crash.kinds import CORE_NAME_TEXT, ID_TEXT
-from crashd.domain.crash.kinds import LIST_KEYS as LIST_KEYS
-from crashd.domain.crash.kinds import SCHEMA as SCHEMA
-from crashd.domain.crash.kinds import SHORT_ID_LENGTH as SHORT_ID_LENGTH
+from crashd.domain.crash.keys import BOOT_UNKNOWN as BOOT_UNKNOWN
+from crashd.domain.crash.keys import CORE_NAME_TEXT, ID_TEXT
+from crashd.domain.crash.keys import LIST_KEYS as LIST_KEYS
+from crashd.domain.crash.keys import SCHEMA as SCHEMA
+from crashd.domain.crash.keys import SHORT_ID_LENGTH as SHORT_ID_LENGTH
+from crashd.domain.crash.keys import time_text as time_text
 from crashd.domain.crash.kinds import Kind as Kind
 from crashd.domain.crash.kinds import State as State
-from crashd.domain.crash.kinds import time_text as time_text
 from crashd.domain.signals import signal_name
 from crashd.domain.text import shell_join
 from crashd.errors import FormatError, NewerError

@@ -49,6 +49,8 @@ WORDS = ["", *WORDS_TEXT.split()]
         "list --fleet nginx",
         "--fleet=dbname=x info 4242",
         "top nginx --fleet",
+        "--quiet --no-legend --color=never list -n 200",
+        "--color always info",
     ],
 )
 def test_parse_quickly_understands_the_plain_calls(words: str) -> None:

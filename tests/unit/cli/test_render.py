@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crashd.cli.render import (
+    _STATE_STYLES,
     HEADINGS,
     TITLE_MIN,
     Table,
+    _row_age,
+    _row_time,
     cut,
     cut_path,
     cut_words,
@@ -27,6 +30,7 @@ from crashd.cli.render import (
     what_crashed,
     wrap,
 )
+from crashd.domain.crash.keys import time_text
 from crashd.domain.crash.model import LIST_KEYS, Capture, Core, Kind, State
 
 from .rows import HOSTILE, NGINX, TIME_NS, row_of
@@ -317,3 +321,16 @@ def test_json_line_is_plain_ascii() -> None:
     line = json_line(row_of(comm=HOSTILE, exe="日本".encode(), title="\u202e\x9b"))
     assert line.isascii()
     assert line.isprintable()
+
+
+def test_each_state_has_a_style() -> None:
+    assert set(_STATE_STYLES) == {state.value for state in State}
+
+
+@given(st.integers(0, 4_000_000_000), st.integers(-5, 200 * 86400 * 10**9))
+def test_times_of_rows_and_of_records_are_shown_alike(seconds: int, age_ns: int) -> None:
+    time_ns = seconds * 10**9 + 123_456_789
+    now_ns = time_ns + age_ns
+    row, record = {"time_ns": time_ns}, {"time": time_text(time_ns)}
+    assert _row_time(row) == _row_time(record)
+    assert _row_age(row, now_ns) == _row_age(record, now_ns)

@@ -13,7 +13,7 @@ from crashd.cli.source import (
     open_source,
     refuse_several,
 )
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.query import Query
 from crashd.errors import UnavailableError
 
 from .rows import row_of

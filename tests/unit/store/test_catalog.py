@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Core, Crash, State
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.viewer import Viewer
 from crashd.domain.elf.zstdframes import SEEK_FOOTER_SIZE, seek_table_size
 from crashd.errors import CrashdError, NotFoundError, UnavailableError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import LIST_KEYS, Core, Kind, State
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.viewer import Viewer
 from crashd.errors import IndexCorruptError, IndexOutdatedError, UnavailableError, UsageError
 from crashd.store.index import Index

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from crashd.cli.render import Table
-from crashd.domain.crash.kinds import RECORD_KEYS, State
-from crashd.domain.crash.match import Query
+from crashd.domain.crash.keys import RECORD_KEYS
+from crashd.domain.crash.kinds import State
 from crashd.domain.crash.model import Core, Crash, Kind, encode, to_json
+from crashd.domain.crash.query import Query
 from crashd.errors import IndexCorruptError, UnavailableError
 from crashd.store.catalog import Catalog
 from crashd.store.entry import create, prepare

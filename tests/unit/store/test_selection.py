@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from crashd.domain.crash.match import Query
 from crashd.domain.crash.model import Crash
+from crashd.domain.crash.query import Query
 from crashd.domain.crash.viewer import Viewer
 from crashd.errors import UsageError
 from crashd.store import selection
 from crashd.store.index import Index
-from crashd.store.selection import BLOBS, LISTED, Selector
+from crashd.store.schema import LISTED
+from crashd.store.selection import BLOBS, Selector
 from tests.builders.crashes import START_NS, build_crash, build_crashes
 
 SMALL, LARGE = 300, 3000

@@ -1,13 +1,22 @@
-"""MATCH and filters: words in, a query out."""
+"""MATCH and filters: words in, what they are compared with out."""
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashd.domain.crash.match import Alternative, Field, Query, field_of, parse_term
-from crashd.errors import FormatError, UsageError
+from crashd.domain.crash.match import (
+    Alternative,
+    Field,
+    field_of,
+    is_field_name,
+    is_part_of_id,
+    is_unit,
+    parse_term,
+)
+from crashd.errors import UsageError
 
 ID = "20261123t050209-0123abcd-42-k0000001"
 
@@ -135,37 +144,22 @@ def test_parse_term_long_pattern_is_refused() -> None:
         parse_term("/" + "*" * 256)
 
 
-def test_query_comes_back_from_its_json() -> None:
-    query = Query(("a", "PID=5"), 1, 2, "process", "sig", 20, True)
-    assert Query.from_json(query.to_json()) == query
-    assert Query.from_json({}) == Query()
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        None,
-        [],
-        {"drop": 1},
-        {"terms": "abc"},
-        {"terms": [1]},
-        {"terms": ["x"] * 65},
-        {"terms": ["x" * 5000]},
-        {"kind": "table"},
-        {"kind": 5},
-        {"signature": 5},
-        {"limit": "5"},
-        {"limit": True},
-        {"since_ns": 1 << 63},
-        {"until_ns": 1.5},
-    ],
-)
-def test_query_of_nonsense_is_refused(document: object) -> None:
-    with pytest.raises(FormatError):
-        Query.from_json(document)
-
-
 @given(st.text(max_size=30))
 def test_parse_term_any_text_is_a_term_or_a_usage_error(text: str) -> None:
     with contextlib.suppress(UsageError):
         assert parse_term(text).alternatives
+
+
+@given(
+    st.one_of(
+        st.text(max_size=6),
+        st.from_regex(r"\A[A-Za-z_0-9]{0,6}=?.{0,3}\Z"),
+        st.from_regex(r"\A[a-z0-9-]{0,9}\n?\Z"),
+        st.from_regex(r"\A.{0,3}\.(service|scope|path|slice|servic)\n?\Z"),
+    )
+)
+def test_words_are_what_expressions_say(text: str) -> None:
+    units = r"(?s:.+)\.(service|scope|socket|mount|automount|swap|target|timer|path|device)"
+    assert is_field_name(text) == bool(re.fullmatch("[A-Za-z_]+", text))
+    assert is_part_of_id(text) == bool(re.fullmatch("[0-9a-z-]+", text))
+    assert is_unit(text) == bool(re.fullmatch(units, text))
