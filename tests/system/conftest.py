@@ -1,5 +1,6 @@
 """The system tier: the kernel really hands crashes to a daemon of this checkout."""
 
+import fcntl
 import os
 import resource
 import signal
@@ -51,15 +52,29 @@ def crash_sleep() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first build of a package leaves the packages that are included in it."""
-    return tmp_path_factory.mktemp("bundles") / "kept"
+def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that the processes of this session share, for what only one of them builds."""
+    own = tmp_path_factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "session"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="session")
-def deb(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles(session_directory: Path) -> Path:
+    """Where the first build of a package leaves the packages that are included in it."""
+    return session_directory / "bundles"
+
+
+@pytest.fixture(scope="session")
+def deb(session_directory: Path, bundles: Path) -> Path:
     """The Debian package of this checkout."""
-    return package.build(tmp_path_factory.mktemp("deb"), bundles)
+    note = session_directory / "deb.path"
+    with (session_directory / "deb.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not note.exists():
+            note.write_text(str(package.build(session_directory / "deb", bundles)))
+    return Path(note.read_text())
 
 
 @pytest.fixture(scope="session")
