@@ -184,7 +184,7 @@ def test_crash_beside_a_slow_one_waits_for_no_worker(short_tmp: Path) -> None:
         slow = [start_handler(daemon.paths, SHORT) for _ in range(4)]
         assert [run.wait() for run in slow] == [0] * 4, "all have a worker, which waits for cores"
         crash(daemon, 1)
-        wait_until(lambda: any(c["state"] == "complete" for c in daemon.crashes()), 20, "it is in")
+        wait_until(lambda: any(c["state"] == "complete" for c in daemon.seen()), 20, "it is in")
         for run in slow:
             run.feed(CORE)
         assert {c["capture"]["mode"] for c in daemon.wait_for(5)} == {"pipe"}
@@ -305,7 +305,7 @@ def test_fault_09_handler_that_dies_while_it_waits_leaves_a_finished_record(
         slow = start_handler(daemon.paths, SHORT)
         assert slow.wait() == 0
         dying = start_handler(daemon.paths, SHORT)
-        wait_until(lambda: len(daemon.crashes()) == 2, 20, "recorded")
+        wait_until(lambda: len(daemon.seen()) == 2, 20, "recorded")
         os.kill(dying.pid, signal.SIGKILL)
         dying.wait()
         dying.end()

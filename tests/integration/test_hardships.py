@@ -104,7 +104,7 @@ def test_fault_14_overflow_of_events_loses_no_dump(daemon: Daemon, short_tmp: Pa
         save(dumps, "202601010101")
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
-    wait_until(lambda: [c["state"] for c in daemon.crashes()] == ["complete"], 30, "it is there")
+    wait_until(lambda: [c["state"] for c in daemon.seen()] == ["complete"], 30, "it is there")
     assert "Traceback" not in daemon.log.read_text()
 
 

@@ -62,7 +62,7 @@ def test_fault_16_simulated_capture_is_seen_capturing_then_complete(
     assert next(steps) == "done"
     done_s = time.monotonic()
     wait_until(lambda: states(daemon) == ["complete"], 20, "it is complete")
-    wait_until(lambda: bool(daemon.crashes()[0]["signature"]), 20, "its log is read")
+    wait_until(lambda: bool(daemon.seen()[0]["signature"]), 20, "its log is read")
     took_s = time.monotonic() - done_s
     (crash,) = daemon.crashes()
     assert crash["title"] == GPF
@@ -372,7 +372,7 @@ def test_dump_without_a_log_gets_that_of_pstore_and_keeps_it(short_tmp: Path, du
     put_pstore(short_tmp, "dmesg-efi-1", b"Panic#1 Part1\n" + kernel_log("bug"), crashed_s + 3)
     for _ in range(2):
         with start(short_tmp) as daemon:
-            wait_until(lambda: any(c["signature"] for c in daemon.crashes()), 20, "it has a title")
+            wait_until(lambda: any(c["signature"] for c in daemon.seen()), 20, "it has a title")
             (crash,) = daemon.crashes()
             assert crash["title"].startswith("kernel BUG")
             assert crash["state"] == "complete"
@@ -720,7 +720,7 @@ def test_capture_kernels_own_log_says_why_there_is_no_dump(daemon: Daemon, dumps
     wait_until(lambda: states(daemon) == ["incomplete"], 90, "it is judged")
     said = "kexec-dmesg.log: [ 3.0] kdump.sh[3]: makedumpfile: No space left"
     wait_until(
-        lambda: said in daemon.crashctl("info", daemon.crashes()[0]["id"]).stdout,
+        lambda: said in daemon.crashctl("info", daemon.seen()[0]["id"]).stdout,
         20,  # a look amid the writing of the files above is followed by another
         "the log's words are shown",
     )

@@ -376,7 +376,7 @@ def test_bundle_with_no_dump_says_so(dumps: Path, daemon: Daemon, tmp_path: Path
     directory.mkdir()
     (directory / f"dmesg.{STAMP}").write_bytes(LOG)
     make_old(directory)
-    wait_until(lambda: len(daemon.crashes()) == 1, 20, "it is known")
+    wait_until(lambda: len(daemon.seen()) == 1, 20, "it is known")
     bundle = tmp_path / "x.tar.zst"
     daemon.crashctl("bundle", "kind=kernel", "-o", str(bundle))
     failed = daemon.crashctl("debug", "--debugger", "gdb", str(bundle), check=False)
@@ -427,8 +427,8 @@ def test_dump_and_bundle_without_a_memory_image_say_what_there_is(
     directory.mkdir()
     (directory / f"dmesg.{STAMP}").write_bytes(LOG)
     make_old(directory)
-    wait_until(lambda: len(daemon.crashes()) == 1, 20, "it is known")
-    wait_until(lambda: daemon.crashes()[0]["state"] == "incomplete", 30, "it settles")
+    wait_until(lambda: len(daemon.seen()) == 1, 20, "it is known")
+    wait_until(lambda: daemon.seen()[0]["state"] == "incomplete", 30, "it settles")
     failed = daemon.crashctl("dump", "kind=kernel", "-o", str(tmp_path / "out"), check=False)
     assert failed.returncode == 1
     assert f"its log is {directory}/dmesg.{STAMP}" in failed.stderr

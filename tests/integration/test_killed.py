@@ -162,7 +162,7 @@ def test_daemon_killed_while_crashes_are_queued_has_them_spooled(daemon: Daemon)
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(map(is_there, taken)), 10, "no worker is left")
     run = start_handler(daemon.paths, crash_number(1))
-    wait_until(lambda: len(daemon.crashes()) == 1, 10, "it is on record")
+    wait_until(lambda: len(daemon.seen()) == 1, 10, "it is on record")
     kill_daemon(daemon)
     os.kill(nursery, signal.SIGCONT)
     run.feed(CORE)
@@ -208,7 +208,7 @@ def test_worker_killed_before_it_began_costs_nothing(daemon: Daemon) -> None:
         os.kill(pid, signal.SIGSTOP)
     run = start_handler(daemon.paths, crash_number(1))
     threading.Thread(target=run.feed, args=(CORE,)).start()
-    wait_until(lambda: len(daemon.crashes()) == 1, 10, "it is on record")
+    wait_until(lambda: len(daemon.seen()) == 1, 10, "it is on record")
     for pid in stopped:  # not one forked since, which may read the core by now
         os.kill(pid, signal.SIGKILL)
     assert run.wait() == 0

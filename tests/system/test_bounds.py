@@ -133,7 +133,7 @@ def test_sec_05b_crash_named_as_a_service_shows_no_line_of_its_log(root: Path) -
         say(f"sshd[{theirs}]: segfault, {secrets[0]}")
         mine = die_as(NOBODY, command)
         wait_until(
-            lambda: [c["signature"] is None for c in daemon.crashes()] == [False] * 2, 30, "both"
+            lambda: [c["signature"] is None for c in daemon.seen()] == [False] * 2, 30, "both"
         )
         hidden, crash = caught(daemon, theirs), caught(daemon, mine)
         assert secrets[1] in json.dumps(hidden) and secrets[2] in json.dumps(hidden)

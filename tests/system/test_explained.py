@@ -181,9 +181,7 @@ def test_analysis_that_fails_is_told_and_not_tried_again(root: Path, program: Pa
         wait_until(lambda: info(daemon)["analysis"]["state"] != "pending", 20, "it is told")
         assert info(daemon)["analysis"]["state"] == "failed"
         die(program)
-        wait_until(
-            lambda: daemon.crashes()[-1]["signature"] is not None, 20, "the next is explained"
-        )
+        wait_until(lambda: daemon.seen()[-1]["signature"] is not None, 20, "the next is explained")
     with Daemon(root, config=PLAIN_CONFIG) as daemon:
         time.sleep(2)
         assert "analysis failed" not in daemon.log.read_text().rpartition(" is ready")[2]

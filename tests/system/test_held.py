@@ -207,7 +207,7 @@ def test_sec_79_held_core_costs_nobody_space(root: Path) -> None:
     assert used > 6 * CORE_BYTES
     config = DEFAULT_CONFIG + '[retention.process]\nkeep_free = "1M"\nmax_use = '
     with Daemon(root, "--no-register", config=config + '"infinity"\n') as daemon:
-        wait_until(lambda: len(daemon.crashes()) == 6, 20, "all are there")
+        wait_until(lambda: len(daemon.seen()) == 6, 20, "all are there")
         with holding(daemon, [{"verb": "open-core", "id": crash.id} for crash in crashes]) as held:
             assert held["fds"] == 0, "a descriptor can be kept for ever"
             assert sum("size_bytes" in text for text in held["heard"]) == 2
@@ -222,7 +222,7 @@ def test_sec_79_user_reads_own_core_whole(root: Path) -> None:
     """From a copy of their own: a debugger, and `bundle`, seek in it."""
     crash = store(Paths(root), 1)
     with Daemon(root, "--no-register", config=DEFAULT_CONFIG) as daemon:
-        wait_until(lambda: len(daemon.crashes()) == 1, 20, "it is there")
+        wait_until(lambda: len(daemon.seen()) == 1, 20, "it is there")
         done = run_as(ONE, ONE, "-c", FETCH, str(daemon.paths.control_socket), crash.id)
         assert done.stdout == f"{CORE_BYTES} 0 b'cc'\n", done.stderr
 
@@ -255,7 +255,7 @@ def test_sec_85_slow_readers_cost_no_memory(root: Path, legacy: bool) -> None:
         large = replace(crash, maps=b"m" * (29 * MIB))
         (paths.crashes / crash.id / RECORD).write_bytes(encode(to_json(large)))
     with Daemon(root, "--no-register", config=DEFAULT_CONFIG) as daemon:
-        wait_until(lambda: len(daemon.crashes()) == 1, 20, "it is there")
+        wait_until(lambda: len(daemon.seen()) == 1, 20, "it is there")
         time.sleep(1)
         before = memory_bytes(daemon.pid)
         verbs = ["info"] * READERS

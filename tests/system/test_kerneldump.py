@@ -85,7 +85,7 @@ def test_dump_that_is_not_surely_whole_deletes_no_other(short_tmp: Path) -> None
         put(directory / f"dmesg.{directory.name}", kernel_log())
         make_old(directory)
     with Daemon(short_tmp, "--no-register", config=PLAIN_CONFIG) as daemon:
-        wait_until(lambda: len(daemon.crashes()) == len(kinds) + 1, 120, "all are judged")
+        wait_until(lambda: len(daemon.seen()) == len(kinds) + 1, 120, "all are judged")
         found = {Path(c["kernel"]["path"]).name: c for c in daemon.crashes()}
         assert (dumps / "202601010101").exists()
         assert [c["state"] for c in found.values()].count("complete") == 1

@@ -93,9 +93,7 @@ def test_crash_without_a_saved_log_is_explained_from_its_dump(short_tmp: Path) -
     (directory / "dump.202611222205").write_bytes(FLAT)
     os.utime(directory / "dump.202611222205", (1_700_000_000, 1_700_000_000))
     with Daemon(short_tmp, "--no-register", config=PLAIN_CONFIG) as daemon:
-        wait_until(
-            lambda: [bool(c["signature"]) for c in daemon.crashes()] == [True], 30, "its log"
-        )
+        wait_until(lambda: [bool(c["signature"]) for c in daemon.seen()] == [True], 30, "its log")
         (crash,) = daemon.crashes()
         assert crash["state"] == "complete"
         assert crash["kernel"]["panic_kind"] == "sysrq"

@@ -57,7 +57,7 @@ def test_report_of_hostile_crashes_is_shown_and_runs_nothing(
     crash_sleep()
     rows = daemon.wait_for(4)
     assert any("<script>" in str(row["exe"]) for row in rows)
-    wait_until(lambda: all(row["signature"] for row in daemon.crashes()), 60, "all are analysed")
+    wait_until(lambda: all(row["signature"] for row in daemon.seen()), 60, "all are analysed")
     page = tmp_path / "page.html"
     daemon.crashctl("report", "-o", str(page))
 
