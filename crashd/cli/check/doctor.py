@@ -24,6 +24,7 @@ from crashd.domain.host.doctorhost import check_analysis, check_around, check_ke
 from crashd.domain.kdump.ready import assess
 from crashd.domain.text import printable
 from crashd.edge.host import hostfacts, kdumpfacts
+from crashd.edge.host.needed import missing_for_analyses
 from crashd.errors import CrashdError
 from crashd.store.paths import Paths
 
@@ -64,7 +65,7 @@ def run_checks(paths: Paths, proc: Path, ask: Callable[[], dict[str, Any]]) -> I
     yield from check_around(
         around, str(paths.handler), daemon.capture_mode, honours_limits=daemon.honours_limits
     )
-    yield check_analysis(hostfacts.missing_for_analyses())
+    yield check_analysis(missing_for_analyses())
     yield check_kernel_dumps(assess(kdumpfacts.read_facts(paths.root)))
     yield from check_denials(hostfacts.read_denials(paths.root, now_ns))
     yield from check_fleet(daemon, now_ns)

@@ -22,7 +22,7 @@ from crashd.domain.host.doctor import (
     StoreFacts,
 )
 from crashd.domain.host.doctorhost import Clock, Surroundings
-from crashd.edge.host import hostfacts, sysctl
+from crashd.edge.host import clock, hostfacts, sysctl
 from crashd.errors import CrashdError, FormatError, IndexCorruptError, UnavailableError, reason_of
 from crashd.store.handlerfile import find_noexec, is_current
 from crashd.store.paths import Paths
@@ -196,4 +196,4 @@ def _clock(paths: Paths, now_ns: int) -> Clock:
         crash_ns = 0  # another check reports an unreadable index
     if crash_ns > newest_ns:
         newest_ns, newest = crash_ns, "the newest crash"
-    return Clock(now_ns, newest_ns, newest, hostfacts.read_synchronized())
+    return Clock(now_ns, newest_ns, newest, clock.read_synchronized())

@@ -14,7 +14,7 @@ from crashd.cli.render import json_page, local_time, value_text
 from crashd.cli.source import open_direct, require_store
 from crashd.domain.keep.process import plan
 from crashd.domain.units import format_size
-from crashd.edge.host.hostfacts import believed_now_ns
+from crashd.edge.host.clock import believed_now_ns
 from crashd.store.daemonlock import is_daemon_live
 from crashd.store.keptfiles import read_kept, remove_unneeded
 from crashd.store.retention import (

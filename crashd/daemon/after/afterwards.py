@@ -15,8 +15,9 @@ from crashd.daemon.indexer import Indexer
 from crashd.domain.crash.model import Crash, Kind
 from crashd.domain.keep.alertbudget import AlertRates
 from crashd.domain.keep.limiter import is_only_counted
+from crashd.edge.host.clock import believed_now_ns
 from crashd.edge.host.hooks import Webhook
-from crashd.edge.host.hostfacts import believed_now_ns, missing_for_analyses
+from crashd.edge.host.needed import missing_for_analyses
 from crashd.edge.web.exporter import Exporter
 from crashd.store.paths import Paths
 from crashd.store.retention import Outcome, Removed, Told

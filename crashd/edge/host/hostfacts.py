@@ -4,10 +4,8 @@ Never changes anything. Size, number and time are bounded. domain/host/doctorhos
 facts.
 """
 
-import ctypes
 import errno
 import fcntl
-import importlib.util
 import os
 import struct
 import time
@@ -36,10 +34,6 @@ from crashd.edge.host.kmsg import Kmsg
 from crashd.errors import UnavailableError
 
 PROC = Path("/proc")
-FOR_ANALYSES: Final = ("drgn", "capstone", "pyseccomp", "rust_demangler")
-"""Modules that an analysis imports and that are not to be had everywhere: of drgn, PyPI has only
-wheels for x86-64.
-"""
 PROCESSES_MAX: Final = 20_000
 SERVICES_MAX: Final = 2000
 SECONDS_MAX: Final = 5.0
@@ -73,8 +67,6 @@ _UNITS = (
 )
 """systemd.unit(5), highest precedence first."""
 _MANAGERS = ("etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd")
-_STA_UNSYNC = 0x40  # linux/timex.h
-_TIMEX_BYTES = 512  # more than any architecture's struct timex
 
 
 def read_features(proc: Path = PROC) -> Features:
@@ -101,23 +93,6 @@ def _scans() -> bool | None:
     except OSError as e:
         return False if e.errno in (errno.ENOTTY, errno.EINVAL) else None
     return True
-
-
-def read_synchronized() -> bool | None:
-    """Return whether the kernel's clock is synchronised (adjtimex(2)); None if unknown."""
-    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: changes nothing
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.adjtimex(timex) < 0:
-        return None
-    # int modes, then offset, freq, maxerror, esterror as long, then int status
-    width = struct.calcsize("l")
-    (status,) = struct.unpack_from("=i", timex.raw, width * 5)
-    return not status & _STA_UNSYNC
-
-
-def believed_now_ns() -> int | None:
-    """Return the time; None if the clock is not synchronised, because it may then be ahead."""
-    return time.time_ns() if read_synchronized() else None
 
 
 def read_journal(root: Path) -> Journal:
@@ -354,8 +329,3 @@ def read_small(path: Path) -> bytes:
 
 def _text(path: Path) -> str:
     return read_small(path).decode("utf-8", "surrogateescape")
-
-
-def missing_for_analyses() -> list[str]:
-    """Name the modules that are not installed and without which no crash can be analysed."""
-    return [name for name in FOR_ANALYSES if importlib.util.find_spec(name) is None]

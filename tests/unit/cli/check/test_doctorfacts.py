@@ -12,7 +12,7 @@ from crashd.domain.host.doctor import Check, Level, check_handler, check_own, fa
 from crashd.domain.kdump.conf import parse_kdump_tools
 from crashd.domain.kdump.ready import KdumpFacts as KdumpFacts
 from crashd.domain.kdump.ready import Target
-from crashd.edge.host import hostfacts, kdumpfacts
+from crashd.edge.host import clock, kdumpfacts
 from crashd.errors import UnavailableError
 from crashd.store.handlerfile import install_handler
 from crashd.store.index import Index
@@ -82,7 +82,7 @@ def test_run_checks_all_in_place_finds_no_problem(
     paths: Paths, proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    monkeypatch.setattr(hostfacts, "read_synchronized", lambda: True)
+    monkeypatch.setattr(clock, "read_synchronized", lambda: True)
     monkeypatch.setattr(kdumpfacts, "read_facts", lambda _: READY_FOR_KDUMP)
     found = list(doctor.run_checks(paths, proc, ready))
     assert [(check.name, check.text) for check in found if check.level is not Level.OK] == []

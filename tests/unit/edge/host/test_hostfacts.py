@@ -153,10 +153,6 @@ def test_read_features_tells_the_modes_of_the_kernel(tmp_path: Path) -> None:
     assert features.pidfd
 
 
-def test_read_synchronized_asks_without_changing_anything() -> None:
-    assert hostfacts.read_synchronized() in (True, False, None)
-
-
 def test_boot_setting_behind_a_link_names_its_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "etc/sysctl.d").mkdir(parents=True)
     (tmp_path / "etc/sysctl.conf").write_text(f"# mine\nvm.swappiness=1\n{KEY} = core\n")
