@@ -20,7 +20,7 @@ from crashd.errors import (
     UnavailableError,
     reason_of,
 )
-from crashd.store.indexfile import connect, connect_readonly, guard, make_private
+from crashd.store.indexfile import connect, connect_readonly, damaged, guard, make_private
 from crashd.store.indexread import IndexReader
 from crashd.store.schema import COLUMNS, SCHEMA, VERSION
 
@@ -263,6 +263,8 @@ class Index(IndexReader):
             last = dict(
                 self._db.execute("SELECT kind, max(time_ns) FROM crash GROUP BY kind").fetchall()
             )
+            if not all(type(time_ns) is int for time_ns in last.values()):
+                raise damaged(self._path, "a row is not what crashd wrote")
             for kind_disposition, count in self._past("disposition"):
                 kind, _, disposition = kind_disposition.partition(" ")
                 by_disposition[kind, disposition] += count

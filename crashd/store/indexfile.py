@@ -165,6 +165,8 @@ def _meant(path: AnyPath, error: UnicodeDecodeError | sqlite3.DatabaseError) -> 
         return damaged(path, _told(error))
     if "no such" in str(error):
         return IndexCorruptError(f"the index {path} is not crashd's: {_told(error)}")
+    if "malformed JSON" in str(error):
+        return damaged(path, "a row is not what crashd wrote")
     if "decode to UTF-8" in str(error):  # the rest of the message is the bytes themselves
         return damaged(path, "a text is not UTF-8")
     if "user-defined function" in str(error):  # selection.py has only one, which only times out

@@ -23,7 +23,7 @@ TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
-    from typing import Any, Self
+    from typing import Any, Self, TypeGuard
 
     from crashd.domain.crash.viewer import Viewer
     from crashd.store.indexfile import AnyPath
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _NEWEST = "time_ns DESC, id DESC"
 _AT_ONCE = 256
+_NOT_OURS = "a row is not what crashd wrote"
 
 _SHOWN = """id, time_ns, kind, state, pid, uid, signal_name, comm, exe, title, stored_bytes,
     CASE state WHEN 'evicted' THEN json_extract(doc, '$.evicted.reason') END,
@@ -38,8 +39,15 @@ _SHOWN = """id, time_ns, kind, state, pid, uid, signal_name, comm, exe, title, s
 
 
 def _shown(row: tuple[Any, ...]) -> dict[str, Any]:
-    """Build what a table shows of one row, by the keys of a record."""
+    """Build what a table shows of one row, by the keys of a record.
+
+    Raises:
+        TypeError: it is not a row that crashd wrote.
+    """
     crash_id, time_ns, kind, state, pid, uid, signal, comm, exe, title, stored, limit, release = row
+    names = (comm or b"") + (exe or b"")
+    if type(time_ns) is not int or type(stored) is not int or type(names) is not bytes:
+        raise TypeError
     return {
         "id": crash_id,
         "time_ns": time_ns,  # what a text of it would have to be parsed for
@@ -55,6 +63,15 @@ def _shown(row: tuple[Any, ...]) -> dict[str, Any]:
         "evicted": {"reason": limit} if limit else None,
         "kernel": {"release": release} if release else None,
     }
+
+
+def _is_ours(document: object) -> TypeGuard[dict[str, Any]]:
+    """Return whether a row's JSON has texts and objects where others look into them."""
+    if not isinstance(document, dict):
+        return False
+    texts = (document.get("id"), document.get("time"))
+    parts = [document.get(key) or {} for key in ("core", "capture", "evicted", "kernel")]
+    return all(type(text) is str for text in texts) and all(type(part) is dict for part in parts)
 
 
 class IndexReader:
@@ -154,7 +171,10 @@ class IndexReader:
         sql = f"SELECT {_SHOWN} FROM crash {where} ORDER BY {_NEWEST} LIMIT ?"
         values.append(-1 if query.limit is None else query.limit)
         with guard(self._path):
-            found = [_shown(row) for row in self._db.execute(sql, values)]
+            try:
+                found = [_shown(row) for row in self._db.execute(sql, values)]
+            except TypeError as e:
+                raise damaged(self._path, _NOT_OURS) from e
         return found[::-1] if query.reverse else found
 
     def each(self, query: Query) -> Iterator[dict[str, Any]]:
@@ -216,10 +236,10 @@ class IndexReader:
             for doc, count in rows:
                 try:
                     document = json.loads(doc) if isinstance(doc, str) else None
-                except json.JSONDecodeError as e:
+                except (json.JSONDecodeError, RecursionError) as e:
                     raise damaged(self._path, "a text is not what crashd wrote") from e
-                if not isinstance(document, dict):
-                    raise damaged(self._path, "a row is not what crashd wrote")
+                if not _is_ours(document):
+                    raise damaged(self._path, _NOT_OURS)
                 size += 0 if max_bytes is None else len(doc.encode())
                 if max_bytes is not None and size > max_bytes:
                     raise UsageError(

@@ -132,3 +132,43 @@ def test_index_opens_below_a_link_and_its_parent(
     # what `..` means is the kernel's to say: link/.. is real, not tmp_path
     name = "link/../root/var/lib/crashd/index.sqlite"
     IndexReader.open_readonly(name).close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "time_ns = 'x'",
+        "comm = 5",
+        "exe = 'text'",
+        "stored_bytes = 'x'",
+        "doc = '5'",
+        "doc = '{'",
+        "doc = x'ff00'",
+        "doc = printf('%.*c', 100000, '[')",
+        'doc = \'{"id": 5, "time": "x"}\'',
+        'doc = \'{"id": "x", "time": []}\'',
+        "doc = json_set(doc, '$.core', 7)",
+        "doc = json_set(doc, '$.kernel', json('[1]'))",
+        "state = 'evicted', doc = '{'",
+    ],
+)
+def test_rows_that_are_not_ours_are_damage(paths: Paths, change: str) -> None:
+    with Index.open(paths.index) as index:
+        index.put(crashes())
+        index.run([(f"UPDATE crash SET {change}", ())])
+    with IndexReader.open_readonly(paths.index) as reader:
+        told = []
+        for ask in (reader.listing, lambda q: reader.select(q, None), lambda q: [*reader.each(q)]):
+            try:
+                ask(Query())
+            except IndexCorruptError as e:
+                told.append(e)
+        assert told and all("crashd wrote" in str(e) and "reindex" in str(e.hint) for e in told)
+
+
+def test_times_that_are_not_ours_are_damage(paths: Paths) -> None:
+    with Index.open(paths.index) as index:
+        index.put(crashes())
+        index.run([("UPDATE crash SET time_ns = 'x'", ())])
+        with pytest.raises(IndexCorruptError, match="crashd wrote"):
+            index.totals()
