@@ -474,15 +474,36 @@ def render_field(rows: Iterable[Row], name: str) -> Iterator[str]:
     """
     import json
 
-    from crashd.domain.crash.match import field_of
-
-    field = field_of(name, LIST_KEYS)
+    field = shown_field(name)
     for row in rows:
-        value = row.get(field)
-        if isinstance(value, dict):
+        value = _journals_value(row, field)
+        if isinstance(value, (dict, list)):
             yield json.dumps(value)
         elif value not in (None, ""):
             yield printable(str(value))
+
+
+def shown_field(name: str) -> str:
+    """Return the key that `-F` shows for a name.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    from crashd.domain.crash.match import SHOWN, field_of
+
+    return field_of(name, SHOWN)
+
+
+def _journals_value(row: Row, field: str) -> object:
+    """Return a key's value; of those that only the journal has, what systemd-coredump writes."""
+    time_ns = row.get("time_ns")
+    if field == "timestamp" and isinstance(time_ns, int):
+        return time_ns // 1000
+    if field == "filename":
+        return (row.get("core") or {}).get("path")
+    if field == "truncated":
+        return "1" if row.get("state") == "truncated" else None
+    return row.get(field)
 
 
 def render_json_list(rows: Iterable[Row], form: str | bool = True) -> Iterator[str]:

@@ -69,6 +69,7 @@ def _row(crash: Crash) -> tuple[Any, ...]:
         "disposition": crash.capture.disposition.value,
         "signal_name": document["signal_name"],
         "fault_address": document["fault_address"],
+        "rlimit_core": None if crash.rlimit_core is None else str(crash.rlimit_core),
         "pinned": int(crash.pinned),
         "stored_bytes": crash.core.stored_bytes,
         "record_bytes": record_bytes(crash, document),

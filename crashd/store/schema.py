@@ -19,7 +19,7 @@ pid comm exe unit user_unit slice container_id signature owner_uid build_id sign
 """
 LISTED = tuple(_LISTED_TEXT.split())
 """Columns with an index in the order of a listing: the newest N are read without sorting."""
-VERSION: Final = 5
+VERSION: Final = 6
 """PRAGMA user_version: raised with each change of SCHEMA."""
 
 COLUMNS: Final = {
@@ -45,9 +45,13 @@ COLUMNS: Final = {
     "exe": "BLOB",
     "cmdline": "BLOB",
     "cwd": "BLOB",
+    "root": "BLOB",
+    "rlimit_core": "TEXT",  # up to 2**64 - 1
     "unit": "TEXT",
     "user_unit": "TEXT",
     "slice": "TEXT",
+    "session": "TEXT",
+    "cgroup": "TEXT",
     "container_id": "TEXT",
     "build_id": "TEXT",
     "package_name": "TEXT",

@@ -36,7 +36,7 @@ COMMON = 1000
 GLOB_SECONDS = 3.0
 """The most that the patterns of one query may take."""
 
-BLOBS = frozenset({"hostname", "comm", "exe", "cmdline", "cwd"})
+BLOBS = frozenset({"hostname", "comm", "exe", "cmdline", "cwd", "root"})
 _INDEXED = frozenset({*LISTED, "id", "short"})
 
 

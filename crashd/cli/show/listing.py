@@ -12,6 +12,7 @@ from crashd.cli.render import (
     json_page,
     render_field,
     render_json_list,
+    shown_field,
 )
 from crashd.cli.source import (
     DirectSource,
@@ -21,13 +22,15 @@ from crashd.cli.source import (
     open_source,
 )
 from crashd.domain.crash.query import Query
-from crashd.errors import CrashdError
+from crashd.errors import CrashdError, NotFoundError
 
 TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterable, Iterator
     from typing import Any
+
+    from crashd.cli.sourcetypes import Source
 
 
 def list_crashes(context: Context, arguments: Namespace) -> int:
@@ -38,12 +41,13 @@ def list_crashes(context: Context, arguments: Namespace) -> int:
     source = open_source(context)
     try:
         if not isinstance(source, DirectSource):
-            rows = source.select(query)
+            rows = [*_whole(context, source, arguments.field, source.select(query))]
         elif is_table:
             rows = source.listing(query)
         else:
             oldest_first = query._replace(reverse=not arguments.reverse)
-            found = _print_values(context, arguments, source.each(oldest_first))
+            each = _whole(context, source, arguments.field, source.each(oldest_first))
+            found = _print_values(context, arguments, each)
             return _conclude(context, arguments, query, found)
     finally:
         source.close()
@@ -57,6 +61,23 @@ def list_crashes(context: Context, arguments: Namespace) -> int:
         for line in table.lines(rows, legend=context.legend):
             print(line)
     return _conclude(context, arguments, query, len(rows))
+
+
+def _whole(
+    context: Context, source: Source, field: str | None, rows: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield rows; with the rest of their records, if `-F` asks for what rows do not have."""
+    known = None if field is None else shown_field(field)
+    for row in rows:
+        if known is None or known in row or known == "truncated":
+            yield row
+        elif known == "filename":
+            yield locate_core(context, row)
+        else:
+            try:
+                yield source.info(row["id"])
+            except NotFoundError:
+                yield row  # it was deleted meanwhile
 
 
 def _print_values(context: Context, arguments: Namespace, rows: Iterable[dict[str, Any]]) -> int:

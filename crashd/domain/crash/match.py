@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crashd.domain.crash.keys import ID_TEXT, LIST_KEYS
+from crashd.domain.crash.keys import ID_TEXT, LIST_KEYS, RECORD_KEYS
 from crashd.domain.crash.query import ID_PREFIX_MIN
 from crashd.domain.signals import signal_number
 from crashd.errors import UsageError
@@ -19,13 +19,25 @@ _UNITS_TEXT = "service scope socket mount automount swap target timer path devic
 _UNITS = frozenset(_UNITS_TEXT.split())
 _ID_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz-")
 _SIGNATURE = r"[pk][0-9]{1,3}-[0-9a-f]{16}"
-_PREFIXES = ("coredump_", "_systemd_", "_")
+_PREFIXES = ("coredump_", "crashd_", "_systemd_", "_")
 """How coredumpctl(1) and the journal begin field names: COREDUMP_PID, _SYSTEMD_UNIT."""
 _NESTED = ("capture", "core", "kernel", "evicted")
 _COMPUTED = ("count_of_signature", "time")
-_UNLISTED = ("user_unit", "owner_uid", "package_name", "package_version")
+_UNLISTED_TEXT = "user_unit owner_uid package_name package_version root cgroup session rlimit_core"
+_UNLISTED = tuple(_UNLISTED_TEXT.split())
+_JOURNALS = {
+    "rlimit": "rlimit_core",
+    "code": "si_code",
+    "thread_name": "thread_comm",
+    **{f"proc_{key}": key for key in ("status", "maps", "limits", "mountinfo", "cgroup")},
+}
+"""Fields of systemd.journal-fields(7), without their prefix, that records call otherwise."""
+FILENAME, TIMESTAMP, TRUNCATED = "filename", "timestamp", "truncated"
+"""Fields of the journal that records have in other forms; only `-F` shows the first two."""
 FIELDS = tuple(sorted({*LIST_KEYS, *_UNLISTED} - {*_NESTED, *_COMPUTED}, key=str.lower))
 """What FIELD=VALUE compares."""
+SHOWN = tuple(sorted({*LIST_KEYS, *RECORD_KEYS, FILENAME, TIMESTAMP, TRUNCATED}))
+"""What `-F` shows."""
 NUMBERS = ("pid", "tid", "uid", "gid", "owner_uid", "si_code")
 _WILDCARDS = frozenset("*?[")
 GLOB_MAX = 256
@@ -160,8 +172,11 @@ def field_of(name: str, fields: Sequence[str] = FIELDS) -> str:
     """
     key = name.lower()
     key = key[len(next((p for p in _PREFIXES if key.startswith(p)), "")) :]
+    key = _JOURNALS.get(key, key)
     if key in fields:
         return key
+    if key in {*SHOWN, *FIELDS}:
+        raise UsageError(f"{name} is shown by -F, but crashes are not matched by it")
     from difflib import get_close_matches  # only wrong names need it
 
     near = get_close_matches(key, fields, 1)
@@ -174,6 +189,8 @@ def field_of(name: str, fields: Sequence[str] = FIELDS) -> str:
 
 def _parse_field(text: str, name: str, value: str) -> Term:
     """Parse FIELD=VALUE; the names of coredumpctl and of the journal work as well."""
+    if name.lower().endswith(TRUNCATED) and field_of(name, SHOWN) == TRUNCATED:
+        name, value = "state", TRUNCATED if value == "1" else value
     key = field_of(name)
     found: tuple[Alternative, ...]
     if key == "signal":

@@ -10,6 +10,7 @@ import pytest
 
 from crashd.cli.main import main
 from crashd.domain.crash.model import Core, State
+from crashd.edge.host.journal import build_fields
 from crashd.store.entry import create, prepare
 from crashd.store.index import Index
 from crashd.store.paths import Paths
@@ -276,3 +277,62 @@ def test_main_system_error_names_the_file(
     assert main(["--root", str(root), "list"]) == status
     message = capsys.readouterr().err
     assert message.startswith(f"crashctl: /some/file: {os.strerror(number)}\n")
+
+
+SEEN = replace(
+    NGINX,
+    state=State.TRUNCATED,
+    root=b"/srv/chroot",
+    cgroup="/system.slice/nginx.service",
+    session="3",
+    rlimit_core=(1 << 64) - 1,
+    environ=(b"A=1", b"B=\x1b[2J"),
+    maps=b"maps",
+    status=b"status",
+    limits=b"limits",
+    mountinfo=b"mountinfo",
+    open_fds=b"0:/dev/null",
+    thread_comm=b"worker",
+    hostname=b"web1",
+    user_unit="a.service",
+    owner_uid=33,
+)
+
+
+def test_every_field_of_the_journal_is_shown(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Index.open(Paths(root).index) as index:
+        create(Paths(root), SEEN).close()
+        index.put([SEEN])
+    for name, value in build_fields(SEEN, Path("/x/core.zst")).items():
+        if not name.startswith("COREDUMP_"):
+            continue
+        assert main(["--root", str(root), "-F", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.endswith("\n") and shown.count("\n") == 1 and shown.strip(), name
+        assert "\x1b" not in shown
+        if name not in ("COREDUMP_ENVIRON", "COREDUMP_FILENAME"):
+            assert shown == value.decode() + "\n", name
+
+
+@pytest.mark.parametrize(
+    ("term", "found"),
+    [
+        ("COREDUMP_ROOT=/srv/chroot", True),
+        ("COREDUMP_ROOT=/srv/*", True),
+        ("COREDUMP_ROOT=/", False),
+        ("COREDUMP_CGROUP=/system.slice/nginx.service", True),
+        ("COREDUMP_RLIMIT=18446744073709551615", True),
+        ("COREDUMP_RLIMIT=0", False),
+        ("COREDUMP_SESSION=3", True),
+        ("COREDUMP_TRUNCATED=1", True),
+    ],
+)
+def test_fields_of_the_journal_are_matched(
+    root: Path, capsys: pytest.CaptureFixture[str], term: str, found: bool
+) -> None:
+    with Index.open(Paths(root).index) as index:
+        index.put([SEEN])
+    assert main(["--root", str(root), "-q", "-F", "pid", "list", term]) == (0 if found else 1)
+    assert capsys.readouterr().out == (f"{SEEN.pid}\n" if found else "")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crashd.domain.crash.match import (
+    SHOWN,
     Alternative,
     Field,
     field_of,
@@ -163,3 +164,27 @@ def test_words_are_what_expressions_say(text: str) -> None:
     assert is_field_name(text) == bool(re.fullmatch("[A-Za-z_]+", text))
     assert is_part_of_id(text) == bool(re.fullmatch("[0-9a-z-]+", text))
     assert is_unit(text) == bool(re.fullmatch(units, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("COREDUMP_ROOT=/srv", "root", "/srv"),
+        ("COREDUMP_CGROUP=/system.slice/a.service", "cgroup", "/system.slice/a.service"),
+        ("COREDUMP_PROC_CGROUP=/a", "cgroup", "/a"),
+        ("COREDUMP_RLIMIT=18446744073709551615", "rlimit_core", "18446744073709551615"),
+        ("COREDUMP_SESSION=3", "session", "3"),
+        ("COREDUMP_CODE=1", "si_code", 1),
+        ("COREDUMP_TRUNCATED=1", "state", "truncated"),
+        ("CRASHD_ID=x", "id", "x"),
+    ],
+)
+def test_fields_of_the_journal_are_known(text: str, field: str, value: str | int) -> None:
+    assert parse_term(text).alternatives == (Alternative(field, value),)
+
+
+@pytest.mark.parametrize("name", ["COREDUMP_PROC_MAPS", "COREDUMP_FILENAME", "environ"])
+def test_fields_that_are_only_shown_say_so(name: str) -> None:
+    with pytest.raises(UsageError, match="shown by -F"):
+        parse_term(f"{name}=x")
+    assert field_of(name, SHOWN)
