@@ -245,3 +245,13 @@ def test_each_test_that_security_md_names_is_there() -> None:
     faults = {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert faults == set(range(1, 31))
     assert faults == {int(n) for n in re.findall(r"`test_fault_(\d\d)", text)} - {0}
+
+
+def test_crashctl_s_man_page_names_each_variable_of_the_environment() -> None:
+    sources = (Path(__file__).parents[2] / "crashd/cli").rglob("*.py")
+    read = re.compile(r"""environ(?:\.get\(|\[)"([A-Z_]+)"|"(PG[A-Z]+|LC_[A-Z]+)\"""")
+    used = {a or b for path in sources for a, b in read.findall(path.read_text())}
+    page = (Path(__file__).parents[2] / "packaging/man/crashctl.1.rst").read_text()
+    environment = page.partition("\nENVIRONMENT\n")[2].partition("\nFILES\n")[0]
+    assert {"COLUMNS", "CRASHD_FLEET", "PGHOST"} <= used
+    assert {name for name in used if f"**{name}**" not in environment} == set()

@@ -1,9 +1,10 @@
 """`stats`: draws crash counts over time, and by kind, signal, unit and more."""
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from crashd.cli.context import Context
 from crashd.cli.render import BOLD, RED, json_page, local_time_of_ns, wrap
@@ -35,7 +36,9 @@ _CHARTS = (
 
 def stats(context: Context, arguments: argparse.Namespace) -> int:
     """Draw the charts; return 1 if there are no crashes."""
-    canvas = Canvas(context.width or PIPE_WIDTH, can_draw(sys.stdout.encoding), context.color)
+    canvas = Canvas(
+        context.width or PIPE_WIDTH, can_draw(sys.stdout.encoding, os.environ), context.color
+    )
     columns = JSON_COLUMNS if arguments.json else min(canvas.width - 8, COLUMNS_MAX)
     found = count_crashes(context, arguments, max(columns, WIDTH_MIN - 8))
     if arguments.json:
@@ -48,8 +51,15 @@ def stats(context: Context, arguments: argparse.Namespace) -> int:
     return 0 if found.total else 1
 
 
-def can_draw(encoding: str | None) -> bool:
-    """Return whether this encoding has the block and line characters."""
+def can_draw(encoding: str | None, environ: Mapping[str, str]) -> bool:
+    """Return whether standard output has the block and line characters.
+
+    Python writes UTF-8 in the locale C as well. As for systemctl, C is taken for what the terminal
+    shows if it was asked for, and not if it is only what is left without any setting.
+    """
+    asked = [environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
+    if next(filter(None, asked), None) in ("C", "POSIX"):
+        return False
     return (encoding or "").lower().replace("-", "") == "utf8"
 
 
