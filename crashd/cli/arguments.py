@@ -40,10 +40,12 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError instead of printing and exiting."""
 
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: str, hint: str | None = None) -> NoReturn:
         """Raise a UsageError with argparse's message."""
         verb = self.prog.removeprefix("crashctl").strip()
-        raise UsageError(f"{verb}: {message}" if verb else message, hint=f"see {self.prog} --help")
+        raise UsageError(
+            f"{verb}: {message}" if verb else message, hint=hint or f"see {self.prog} --help"
+        )
 
     def refuse_dashes(self, words: Iterable[str]) -> None:
         """Refuse `--` as an option's value, in place of which argparse would set an empty list."""
@@ -53,11 +55,15 @@ class Parser(argparse.ArgumentParser):
 
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """Raise a UsageError for options that there are not, and say which one may be meant."""
+        from crashd.cli.habits import OPTIONS
+
         options = [name for action in self._actions for name in action.option_strings]
-        near = _nearest(words[0].partition("=")[0], options) if words[0].startswith("--") else ""
+        name = words[0].partition("=")[0]
+        hint = OPTIONS.get(name)
+        near = _nearest(name, options) if name.startswith("--") and hint is None else ""
         # `-S -1h` was joined to `-S=-1h`, which is not what was typed
         typed = (re.sub(r"^(-\w)=", r"\1 ", word) for word in words)
-        self.error(f"unrecognized arguments: {' '.join(typed)}{near}")
+        self.error(f"unrecognized arguments: {' '.join(typed)}{near}", hint)
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:
@@ -399,7 +405,10 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     verb = VERBS.get(ALIASES.get(name, name))
     if verb is None:
         _refuse_unknown_options(argv[:place])
-        near = _nearest(name, (*VERBS, *ALIASES, "help"))
+        from crashd.cli import habits
+
+        meant = habits.VERBS.get(name)
+        near = f", did you mean {meant}?" if meant else _nearest(name, (*VERBS, *ALIASES, "help"))
         build_parser().error(f"unknown command {name!r}{near}")
     return verb, _parse_verb(verb, words, values)
 

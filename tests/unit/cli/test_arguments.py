@@ -1,7 +1,8 @@
 import pytest
 
+from crashd.cli import habits
 from crashd.cli.arguments import VALUED, build_verb_parser, parse
-from crashd.cli.verbs import VERBS
+from crashd.cli.verbs import ALIASES, VERBS
 from crashd.errors import UsageError
 
 
@@ -195,3 +196,31 @@ def test_parse_help_fits_a_terminal(verb: str, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: crashctl {verb}")
     assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["list", "-u", "nginx"], "list: unrecognized arguments: -u", "list nginx.service"),
+        (["list", "--unit=nginx"], "--unit=nginx", "list nginx.service"),
+        (["-f"], "list: unrecognized arguments: -f", "crashctl follow"),
+        (["list", "--full"], "--full", "crashctl list | cat"),
+        (["info", "-l"], "-l", "crashctl list | cat"),
+        (["list", "-o", "json"], "-o", "--json"),
+        (["-b"], "-b", "boot_id=ID"),
+        (["dump", "--all"], "--all", "always"),
+        (["show", "nginx"], "unknown command 'show', did you mean info?", "crashctl --help"),
+        (["ls"], "unknown command 'ls', did you mean list?", "crashctl --help"),
+        (["remove", "x"], "unknown command 'remove', did you mean delete?", "crashctl --help"),
+    ],
+)
+def test_parse_knows_the_habits_of_others(words: list[str], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(words)
+    assert message in str(caught.value)
+    assert caught.value.hint is not None and hint in caught.value.hint
+
+
+def test_habits_name_what_there_is() -> None:
+    assert set(habits.VERBS.values()) <= set(VERBS)
+    assert not habits.VERBS.keys() & {*VERBS, *ALIASES}
