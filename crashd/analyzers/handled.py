@@ -21,6 +21,7 @@ from crashd.domain.elf.sigframe import (
     FRAME_MAX,
     INFO_AT,
     SignalFrame,
+    caught_signal,
     frame_address,
     is_restorer,
     parse_frame,
@@ -137,7 +138,7 @@ def _passed_on(
     if last is None or last.code != _SI_TKILL or last.signal not in _FAULTS:
         return None
     for index, thread in enumerate(threads[1:], 1):
-        found = _walked(image, thread["frames"])
+        found = _walked(image, thread["frames"], thread["tid"])
         if found is not None and (found.info.signal, found.info.code > 0) == (last.signal, True):
             return index, replace(found, again=False)
     return None
@@ -191,9 +192,20 @@ def _called_null(image: CoreImage, index: int, pc: int, sp: int) -> Handled | No
 
 def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) -> Handled | None:
     frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
-    if frame is None:
-        return None
-    info, inferred = frame.info, _inferred(image, frame)
+    return None if frame is None else _judged(image, frame, index, again=again)
+
+
+def _judged(
+    image: CoreImage,
+    frame: SignalFrame,
+    index: int | None,
+    *,
+    again: bool = False,
+    signal: int | None = None,
+) -> Handled | None:
+    """Return the signal of a frame; `signal` is its number, if that is known."""
+    info = frame.info
+    inferred = _inferred(image, frame) if signal is None or signal in _FAULTS else None
     if inferred is not None and (info is None or info.address != inferred.address):
         info = inferred  # old bytes in the place of the siginfo may look like one
     if info is None or info.signal not in CORE_SIGNALS:
@@ -245,16 +257,29 @@ def _is_whole(frames: Sequence[Mapping[str, Any]]) -> bool:
     return is_outermost(last) or any(frame["interrupted"] for frame in frames[1:])
 
 
-def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | None:
-    """Find a signal frame that the walk crossed: the walk continued from its registers."""
+def _walked(
+    image: CoreImage, frames: Sequence[Mapping[str, Any]], tid: int | None = None
+) -> Handled | None:
+    """Find a signal frame that the walk crossed: the walk continued from its registers. By default
+    the frames are of the first thread.
+    """
     found = None
+    threads = image.head.threads
+    blocked = next((t.blocked for t in threads if tid in (None, t.tid)), 0)
     for index, frame in enumerate(frames[:-1]):
         if frame["sp"] is None or not frames[index + 1]["interrupted"]:
             continue
         at = frame_address(image.head.machine, frame["sp"])
-        handled = _parse(image, at, index + 1, again=False)
+        crossed = parse_frame(image.read(at, FRAME_MAX), image.head.machine)
+        if crossed is None:
+            blocked = 0
+            continue
+        signal, blocked = caught_signal(crossed, blocked), crossed.blocked
+        if signal is not None and crossed.info is not None and crossed.info.signal != signal:
+            crossed = replace(crossed, info=None)  # left over from an earlier signal
+        handled = _judged(image, crossed, index + 1, signal=signal)
         if handled is None:
-            handled = _unrecorded(image, at, frames, index + 1)
+            handled = _unrecorded(image, crossed, frames, index + 1)
         if handled is not None and handled.frame.pc == frames[index + 1]["pc"]:
             found = handled  # the last one is the first signal
     if found is not None and _sends(image, frames[0]["pc"]):
@@ -264,7 +289,7 @@ def _walked(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled | 
 
 
 def _unrecorded(
-    image: CoreImage, address: int, frames: Sequence[Mapping[str, Any]], index: int
+    image: CoreImage, frame: SignalFrame, frames: Sequence[Mapping[str, Any]], index: int
 ) -> Handled | None:
     """Return the signal of a handler without SA_SIGINFO, for which the kernel leaves no siginfo,
     that interrupted a system call.
@@ -272,8 +297,7 @@ def _unrecorded(
     In abort() it is abort()'s own SIGABRT. Elsewhere, if the handler ended the process by the
     signal of a fault, the same signal came from outside: a system call does not fault.
     """
-    frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
-    if frame is None or frame.info is not None or not _sends(image, frame.pc):
+    if frame.info is not None or not _sends(image, frame.pc):
         return None
     names = [frame["function"] or "" for frame in frames[index : index + _ABORT_DEPTH]]
     if "abort" in names:

@@ -48,13 +48,17 @@ class CoreFormat:
         head = self.pack("III", len(name), size, kind)
         return head + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
 
-    def prstatus(self, tid: int, signal: int = 11, pc: int = 0, sp: int = 0) -> bytes:
+    def prstatus(
+        self, tid: int, signal: int = 11, pc: int = 0, sp: int = 0, blocked: int = 0
+    ) -> bytes:
         """Build the descriptor of NT_PRSTATUS."""
         size, pc_at, sp_at, register = REGISTERS.get((self.machine, self.bits), (64, 0, 8, 8))
         base, tid_at = (112, 32) if self.bits == 64 else (72, 24)
         desc = bytearray(base + size + self.bits // 8)
         desc[12:14] = self.pack("h", signal)
         desc[tid_at : tid_at + 4] = self.pack("i", tid)
+        word = self.bits // 8
+        desc[tid_at - word : tid_at] = self.pack("L", blocked)
         code = "Q" if register == 8 else "I"
         desc[base + pc_at : base + pc_at + register] = self.pack(code, pc)
         desc[base + sp_at : base + sp_at + register] = self.pack(code, sp)
@@ -145,6 +149,7 @@ class CoreThread:
     signal: int = 11
     pc: int = 0
     sp: int = 0
+    blocked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,7 @@ def build_notes(
     """Build the notes of a core in the kernel's order."""
 
     def prstatus(thread: CoreThread) -> bytes:
-        desc = form.prstatus(thread.tid, thread.signal, thread.pc, thread.sp)
+        desc = form.prstatus(thread.tid, thread.signal, thread.pc, thread.sp, thread.blocked)
         return form.note(1, desc) + form.note(0x202, bytes(64), b"LINUX\0")
 
     out = [prstatus(thread) for thread in threads[:1]]

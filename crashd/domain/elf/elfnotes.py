@@ -42,6 +42,7 @@ EM_ALPHA: Final = 0x9026
 # Offsets in struct elf_prstatus, include/linux/elfcore.h: pr_cursig, pr_pid, pr_reg.
 _PR_CURSIG = 12
 _PR_PID = {64: 32, 32: 24}
+_PR_SIGHOLD = {64: 24, 32: 20}
 _PR_REG = {64: 112, 32: 72}
 # Offsets of pc and sp in pr_reg, and the size of a register: the architectures' asm/ptrace.h.
 _REGISTERS: Mapping[tuple[int, int], tuple[int, int, int]] = {
@@ -109,6 +110,8 @@ class Thread:
     """As domain.signals numbers it, on any architecture."""
     pc: int | None
     sp: int | None
+    blocked: int = 0
+    """The signals that it had blocked (pr_sighold): bit 0 is signal 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,21 +208,22 @@ def _parse_prstatus(desc: bytes, layout: Layout) -> Thread | None:
     (signal,) = layout.struct("h").unpack_from(desc, _PR_CURSIG)
     signal = _common_signal(signal, layout.machine)
     (tid,) = layout.struct("i").unpack_from(desc, _PR_PID[layout.bits])
+    (blocked,) = layout.struct("L").unpack_from(desc, _PR_SIGHOLD[layout.bits])
     registers = _REGISTERS.get((layout.machine, layout.bits))
     if layout.machine == EM_MIPS and layout.bits == 32 and len(desc) == _MIPS_N32_SIZE:
         registers = _MIPS_N32
     if registers is None:
-        return Thread(tid, signal, None, None)
+        return Thread(tid, signal, None, None, blocked)
     pc_at, sp_at, size = registers
     base = _PR_REG[layout.bits]
     if len(desc) < base + max(pc_at, sp_at) + size:
-        return Thread(tid, signal, None, None)
+        return Thread(tid, signal, None, None, blocked)
     register = layout.struct("Q" if size == 8 else "I")
     (pc,) = register.unpack_from(desc, base + pc_at)
     (sp,) = register.unpack_from(desc, base + sp_at)
     if (layout.machine, layout.bits) == (EM_S390, 32):
         pc &= _S390_31_BIT
-    return Thread(tid, signal, pc, sp)
+    return Thread(tid, signal, pc, sp, blocked)
 
 
 # struct user_regs_struct32 (arch/x86/include/asm/user32.h)

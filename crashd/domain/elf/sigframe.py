@@ -24,6 +24,8 @@ from crashd.domain.elf.headers import Layout
 FRAME_MAX: Final = 640
 """Bytes from the start of a frame that parse_frame() needs."""
 _SIGINFO = 128
+_INFO_USED = 48
+"""Size of struct kernel_siginfo (32 on i386): what the kernel writes of a siginfo, before zeros."""
 _SIGNALS = 64
 _CODES = frozenset((*range(-8, 16), -60, 0x80))  # include/uapi/asm-generic/siginfo.h
 _PID_MAX = 4 << 20
@@ -41,8 +43,10 @@ _X86_CS, _X86_ERR = 18 * 8, 19 * 8  # then trapno, oldmask, cr2
 _X86_USER_CS = 0x33
 # struct sigcontext: fault_address (just before), regs[31], sp, pc, pstate
 _ARM64_CONTEXT = 128 + 176 + 8  # sigcontext is aligned to 16
+_ARM64_MASK = 128 + 40
 _ARM64_REGISTERS = (*(f"x{n}" for n in range(31)), "sp", "pc", "pstate")
-# struct sigcontext_32: gs, fs, es, ds, then these; trapno, err, eip, cs and eflags follow; last cr2
+# struct sigcontext_32: gs, fs, es, ds, then these; trapno, err, eip, cs and eflags follow; last the
+# signals that were blocked, and cr2
 _386_REGISTERS = ("edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax")
 _386_SIGCONTEXT = Struct("<22I")
 _386_PLAIN, _386_INFO, _386_RT = 8, 16, 16 + _SIGINFO + 20
@@ -72,6 +76,19 @@ class SignalFrame:
     error_code: int
     fault_address: int
     """Address of the thread's last page fault; 0 for other signals on aarch64."""
+    blocked: int = 0
+    """The signals that were blocked before: bit 0 is signal 1."""
+
+
+def caught_signal(frame: SignalFrame, blocked: int) -> int | None:
+    """Return the signal of a handler that blocks no other, from what is blocked in it; None if
+    more signals, or fewer, became blocked, or if the frame's own was: the call that it interrupted
+    set others meanwhile (sigsuspend).
+    """
+    added = blocked & ~frame.blocked
+    if frame.info is not None and frame.blocked >> frame.info.signal - 1 & 1:
+        return None
+    return added.bit_length() if added and added & (added - 1) == 0 else None
 
 
 def is_restorer(code: bytes, machine: int) -> bool:
@@ -108,7 +125,9 @@ def parse_frame(raw: bytes, machine: int) -> SignalFrame | None:
         if not _is_sound(registers["sp"]):
             return None
         info = _parse_info(raw[:_SIGINFO], layout)
-        return SignalFrame(info, registers, registers["pc"], registers["sp"], None, 0, address)
+        (blocked,) = Struct("<Q").unpack_from(raw, _ARM64_MASK)
+        pc, sp = registers["pc"], registers["sp"]
+        return SignalFrame(info, registers, pc, sp, None, 0, address, blocked)
     return None
 
 
@@ -116,12 +135,12 @@ def _x86(raw: bytes, layout: Layout) -> SignalFrame | None:
     values = Struct(f"<{len(_X86_REGISTERS)}Q").unpack_from(raw, _X86_CONTEXT)
     registers = dict(zip(_X86_REGISTERS, values, strict=True))
     (cs,) = Struct("<H").unpack_from(raw, _X86_CONTEXT + _X86_CS)
-    error, trap, _, address = Struct("<QQQQ").unpack_from(raw, _X86_CONTEXT + _X86_ERR)
+    error, trap, blocked, address = Struct("<QQQQ").unpack_from(raw, _X86_CONTEXT + _X86_ERR)
     if cs != _X86_USER_CS or not _is_sound(registers["rsp"]):
         return None
     info = _parse_info(raw[INFO_AT : INFO_AT + _SIGINFO], layout)
     pc, sp = registers["rip"], registers["rsp"]
-    return SignalFrame(info, registers, pc, sp, trap, error, address)
+    return SignalFrame(info, registers, pc, sp, trap, error, address, blocked)
 
 
 def _386(raw: bytes) -> SignalFrame | None:
@@ -135,12 +154,13 @@ def _386(raw: bytes) -> SignalFrame | None:
     values = _386_SIGCONTEXT.unpack_from(raw, _386_RT if has_info else _386_PLAIN)
     registers = dict(zip(_386_REGISTERS, values[4:12], strict=True))
     trap, error, pc, cs, flags = values[12:17]
-    address, sp = values[21], registers["esp"]
+    blocked, address, sp = values[20], values[21], registers["esp"]
     if cs & 0xFFFF not in _386_USER_CS or not _is_sound(sp) or not 1 <= signal <= _SIGNALS:
         return None
     info = _parse_info(raw[_386_INFO:][:_SIGINFO], Layout(EM_386, 32, "little"))
     registers |= {"eip": pc, "eflags": flags}
-    return SignalFrame(info if has_info else None, registers, pc, sp, trap, error, address)
+    info = info if has_info else None
+    return SignalFrame(info, registers, pc, sp, trap, error, address, blocked)
 
 
 def _is_sound(sp: int) -> bool:
@@ -149,6 +169,8 @@ def _is_sound(sp: int) -> bool:
 
 def _parse_info(raw: bytes, layout: Layout) -> SigInfo | None:
     found = parse_siginfo(raw, layout)
+    if any(raw[_INFO_USED:]):
+        return None  # the kernel clears the rest
     if found is None or not 1 <= found.signal <= _SIGNALS or found.errno != 0:
         return None
     if found.code not in _CODES:

@@ -33,7 +33,12 @@ def load(tmp_path: Path) -> Load:
     """Make a core with bytes at places on its stack or in its data, and open it."""
 
     def make(
-        places: dict[int, bytes], *, pc: int = SYSCALL, sp: int = NOW, info: bytes = ABORT
+        places: dict[int, bytes],
+        *,
+        pc: int = SYSCALL,
+        sp: int = NOW,
+        info: bytes = ABORT,
+        blocked: int = 0,
     ) -> CoreImage:
         text, data, stack = bytearray(0x1000), bytearray(SIZE), bytearray(SIZE)
         text[:2] = bytes.fromhex("8808")  # mov %cl,(%rax)
@@ -44,7 +49,8 @@ def load(tmp_path: Path) -> Load:
         for at, raw in places.items():
             memory, start = (stack, STACK) if at >= STACK else (data, DATA)
             memory[at - start : at - start + len(raw)] = raw
-        notes = build_notes(CoreFormat(), threads=[CoreThread(7, pc=pc, sp=sp)], siginfo=info)
+        thread = CoreThread(7, pc=pc, sp=sp, blocked=blocked)
+        notes = build_notes(CoreFormat(), threads=[thread], siginfo=info)
         segments = [
             CoreSegment(TEXT, bytes(text), flags=5),
             CoreSegment(DATA, bytes(data)),
@@ -121,6 +127,42 @@ def test_find_handled_abort_whose_handler_crashed_is_the_abort(load: Load) -> No
     assert (found.info.signal, found.info.code, found.info.sender_pid) == (6, -6, 7)
     assert found.index == 2
     assert find_handled(image, [*frames[:-1], frame(TEXT, SP + 80, function="work")]) is None
+
+
+@pytest.mark.parametrize("left", [FAULT, build_siginfo(3, -6, 7)])
+def test_find_handled_siginfo_of_an_earlier_signal_is_not_this_ones(
+    load: Load, left: bytes
+) -> None:
+    """On an alternate stack each frame lies where the one before lay; without SA_SIGINFO the
+    siginfo of that one stays. What the handler blocks is its own signal.
+    """
+    at = STACK + 0x2000
+    registers = REGISTERS | {"rip": SYSCALL}
+    raw = build_x86_frame(RESTORER, registers, left, trap=0, blocked=1 << 9)
+    timer = load({at: raw}, blocked=1 << 9 | 1 << 13)  # SIGUSR1 before, SIGALRM too in the handler
+    assert find_handled(timer, walk(at, SYSCALL)) is None
+    aborted = load({at: raw}, blocked=1 << 9 | 1 << 5, pc=STORE, info=FAULT)
+    frames = [*walk(at, SYSCALL), frame(TEXT, SP + 80, function="abort")]
+    assert find(aborted, frames).info.signal == 6
+
+
+def test_find_handled_inner_handler_blocks_what_the_outer_one_left(load: Load) -> None:
+    """What a handler blocks is compared with the frame of the next inner one."""
+    inner, outer = STACK + 0x2000, STACK + 0x4000
+    image = load(
+        {
+            inner: build_x86_frame(
+                RESTORER, REGISTERS | {"rip": SYSCALL}, ABORT, trap=0, blocked=1 << 13
+            ),
+            outer: build_x86_frame(RESTORER, REGISTERS | {"rip": SYSCALL}, FAULT, trap=0),
+        },
+        blocked=1 << 13 | 1 << 5,
+    )
+    frames = [
+        *walk(inner, SYSCALL)[:3],
+        *(frame(RESTORER, outer + 8), frame(SYSCALL, SP, interrupted=True), frame(TEXT, SP + 8)),
+    ]
+    assert find(image, frames).index == 2
 
 
 @pytest.mark.parametrize(
@@ -280,7 +322,8 @@ def test_find_first_is_the_thread_whose_fault_was_passed_on(load: Load) -> None:
     """Emacs sends a fault of any thread to its main thread."""
     at = STACK + 0x2000
     places = {at: build_x86_frame(RESTORER, REGISTERS, FAULT, cr2=0x28)}
-    main, other = {"frames": [frame(SYSCALL, NOW, interrupted=True)]}, {"frames": walk(at)}
+    main = {"tid": 7, "frames": [frame(SYSCALL, NOW, interrupted=True)]}
+    other = {"tid": 8, "frames": walk(at)}
     found = find_first(load(places, info=build_siginfo(11, -6, 7)), [main, other])
     assert found is not None
     assert (found[0], found[1].info.address, found[1].again) == (1, 0x28, False)

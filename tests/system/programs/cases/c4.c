@@ -1,6 +1,7 @@
 /* What happened first, where a handler hides it; pointers that are NULL in other ways. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,6 +86,31 @@ OUTLINE void passed_on(void) {
     pthread_join(thread, NULL);
 }
 
+/* On the alternate stack the frames of two handlers lie at one address. */
+static sigjmp_buf before;
+static void goes_back(int number, siginfo_t *info, void *context) { siglongjmp(before, 1); }
+static void notes(int number, siginfo_t *info, void *context) { sink = info->si_pid; }
+static void handle_aside(int number, void *handler, int flags) {
+    static char memory[1 << 16];
+    stack_t aside = {.ss_sp = memory, .ss_size = sizeof(memory)};
+    struct sigaction action = {.sa_handler = handler, .sa_flags = flags | SA_ONSTACK};
+    sigaltstack(&aside, NULL);
+    sigaction(number, &action, NULL);
+}
+OUTLINE void alarm_after_fault(void) {
+    handle_aside(SIGSEGV, goes_back, SA_SIGINFO);
+    if (!sigsetjmp(before, 1)) sink = *null;
+    handle_aside(SIGALRM, gives_up, 0);
+    raise(SIGALRM);
+    sink = 1;
+}
+OUTLINE void abort_after_quit(void) {
+    handle_aside(SIGQUIT, notes, SA_SIGINFO);
+    raise(SIGQUIT);
+    handle_aside(SIGABRT, crashes, 0);
+    abort();
+}
+
 int main(int count, char **words) {
     const char *word = words[1];
     if (!strcmp(word, "before_null")) before_null();
@@ -95,6 +121,8 @@ int main(int count, char **words) {
     if (!strcmp(word, "watchdog")) watchdog();
     if (!strcmp(word, "told_to_die")) told_to_die();
     if (!strcmp(word, "passed_on")) passed_on();
+    if (!strcmp(word, "alarm_after_fault")) alarm_after_fault();
+    if (!strcmp(word, "abort_after_quit")) abort_after_quit();
     sink = 2;
     return 0;
 }

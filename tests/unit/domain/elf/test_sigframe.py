@@ -7,6 +7,8 @@ import pytest
 from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64
 from crashd.domain.elf.sigframe import (
     FRAME_MAX,
+    SignalFrame,
+    caught_signal,
     frame_address,
     is_restorer,
     parse_frame,
@@ -64,9 +66,14 @@ NOBODY = (-330209328).to_bytes(4, "little", signed=True)
 LEFT_OVER = b"\x01" + bytes(15) + NOBODY + bytes(108)
 """What dlopen() left on the stack: SIGHUP, as it seems, from a process whose id none can have."""
 
+PARTLY_LEFT = build_siginfo(11, 1, 0x28)[:100] + b"\x01" + bytes(27)
+OVERRUN = build_siginfo(6, -6, 7)[:48] + b"\xff" * 80
+"""Like a siginfo at first; but the kernel clears what it does not use."""
+
 
 @pytest.mark.parametrize(
-    "info", [bytes(128), build_siginfo(99, 1), build_siginfo(11, 4711), LEFT_OVER]
+    "info",
+    [bytes(128), build_siginfo(99, 1), build_siginfo(11, 4711), LEFT_OVER, PARTLY_LEFT, OVERRUN],
 )
 def test_parse_frame_without_a_siginfo_has_the_registers(info: bytes) -> None:
     frame = parse_frame(build_x86_frame(1, X86, info), EM_X86_64)
@@ -122,3 +129,31 @@ def test_restorers() -> None:
     assert frame_address(EM_AARCH64, 0x1000) == 0x1000
     assert is_restorer(bytes.fromhex("58b877000000cd80"), EM_386)
     assert frame_address(EM_386, 0x1004) == 0x1000
+
+
+HELD = 1 << 14
+"""SIGTERM is blocked before and after."""
+
+
+@pytest.mark.parametrize(
+    ("info", "before", "inside", "signal"),
+    [
+        (None, HELD, HELD | 1 << 10, 11),
+        (build_siginfo(11, 1), HELD, HELD | 1 << 13, 14),
+        (None, HELD, HELD, None),
+        (None, HELD, HELD | 1 << 10 | 1 << 13, None),
+        (build_siginfo(11, 1), 1 << 10, 1 << 13, None),
+    ],
+    ids=["plain", "left over", "SA_NODEFER", "sa_mask", "sigsuspend"],
+)
+def test_caught_signal_is_what_the_handler_blocks(
+    info: bytes | None, before: int, inside: int, signal: int | None
+) -> None:
+    raw = build_x86_frame(1, X86, info or bytes(128), blocked=before)
+    frames = [parse_frame(raw, EM_X86_64)]
+    frames.append(parse_frame(build_386_frame(11, I386, None, blocked=before), EM_386))
+    frames.append(parse_frame(build_arm64_frame(ARM64, info or bytes(128), blocked=before), 183))
+    for frame in frames[:: 2 if info else 1]:
+        assert isinstance(frame, SignalFrame)
+        assert frame.blocked == before
+        assert caught_signal(frame, inside) == signal
