@@ -255,3 +255,11 @@ def test_crashctl_s_man_page_names_each_variable_of_the_environment() -> None:
     environment = page.partition("\nENVIRONMENT\n")[2].partition("\nFILES\n")[0]
     assert {"COLUMNS", "CRASHD_FLEET", "PGHOST"} <= used
     assert {name for name in used if f"**{name}**" not in environment} == set()
+
+
+def test_readme_names_each_manual_page() -> None:
+    root = Path(__file__).parents[2]
+    named = (root / "README.md").read_text().partition("Documentation: ")[2].partition("\n\n")[0]
+    for page in (root / "packaging/man").glob("*.rst"):
+        name, section, _ = page.name.rsplit(".", 2)
+        assert f"{name}({section})" in named
