@@ -34,7 +34,10 @@ def command() -> NoReturn:
     """Run `crashctl` as a process of its own, and end it."""
     status = main()
     if not _ENDED_BY_PYTHON & sys.modules.keys():
-        os._exit(status)  # all is written; taking the interpreter apart takes a sixth of a listing
+        try:
+            sys.stderr.flush()  # standard output is flushed already
+        finally:
+            os._exit(status)  # taking the interpreter apart takes a sixth of a listing
     sys.exit(status)
 
 

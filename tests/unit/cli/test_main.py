@@ -336,3 +336,18 @@ def test_fields_of_the_journal_are_matched(
         index.put([SEEN])
     assert main(["--root", str(root), "-q", "-F", "pid", "list", term]) == (0 if found else 1)
     assert capsys.readouterr().out == (f"{SEEN.pid}\n" if found else "")
+
+
+@pytest.mark.allow_subprocess
+@pytest.mark.parametrize("last", ["", "import threading", "import atexit"])
+def test_command_ends_with_all_output_written(last: str) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r}); {last}\n"
+        "import crashd.cli.main as it\n"
+        "def main():\n    print('out', end=''); print('err', end='', file=sys.stderr)\n"
+        "    sys.stdout.flush()\n    return 3\n"
+        "it.main = main\nsys.stderr.reconfigure(line_buffering=False, write_through=False)\n"
+        "it.command()"
+    )
+    done = subprocess.run([sys.executable, "-IS", "-c", program], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out", b"err")
