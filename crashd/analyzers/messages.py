@@ -265,11 +265,11 @@ def _cxx_exception(image: CoreImage, demangle: Callable[[str], str]) -> dict[str
         if mark in _CXX_CLASSES or mark[::-1] in _CXX_CLASSES:
             return _thrown(image, demangle, value - _CXX_HEADER, value + 32)
         if mark in _CXX_DEPENDENTS or mark[::-1] in _CXX_DEPENDENTS:
-            # __cxa_dependent_exception: the first word of its own header is the primary's object
-            places = (16, 0) if b"GNU" in (mark[:3], mark[:4:-1]) else (8,)
-            primary = next((p for n in places if (p := image.word(value - _CXX_HEADER - n))), 0)
-            if primary:
-                return _thrown(image, demangle, primary - 32 - _CXX_HEADER, primary)
+            # __cxa_dependent_exception: its header begins with the address of the primary's object
+            for at in (0, 8, 16):
+                primary = image.word(value - _CXX_HEADER - at) or 0
+                if image.read(primary - 32, 8)[::-1] in _CXX_CLASSES:
+                    return _thrown(image, demangle, primary - 32 - _CXX_HEADER, primary)
     return _caught(image, demangle) or {"cxx_terminate": "true"}
 
 

@@ -117,6 +117,23 @@ def test_collect_bases_in_a_circle_end(load: Callable[[Memory], CoreImage]) -> N
     assert collect(load(memory), "__cxa_throw") == {"cxx_type": "<4Loop>"}
 
 
+@pytest.mark.parametrize("before", [0, 1, STACK])
+@pytest.mark.parametrize("apart", [0, 8, 16])
+def test_collect_exception_that_was_thrown_again_by_its_pointer(
+    load: Callable[[Memory], CoreImage], before: int, apart: int
+) -> None:
+    """std::rethrow_exception() throws an exception that only points to the first one. What lies
+    before it in the heap may be anything.
+    """
+    memory = Memory()
+    info = memory.put(pack("<QQQ", 0, memory.put(b"3Err\0"), 0))
+    first = memory.put(pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24) + bytes(16))
+    words = [*[before] * (4 - apart // 8), first + 112, *[before] * (apart // 8)]
+    again = memory.put(pack("<5Q", *words).ljust(112, b"\0") + b"\x01++CCUNG")
+    memory.push(512, again + 112)
+    assert collect(load(memory), "std::terminate()") == {"cxx_type": "<3Err>"}
+
+
 def test_collect_terminate_without_exception(load: Callable[[Memory], CoreImage]) -> None:
     assert collect(load(Memory()), "std::terminate()") == {"cxx_terminate": "true"}
 
