@@ -115,7 +115,8 @@ def collect(
         found["go_fatal"] = _go_fatal(image, symbol) or _go_thrown(image, frames)
         go_panic = go_panic or _go_arguments(image, frames, ("runtime.gopanic",))
         if go_panic is not None:
-            found["go_panic"] = _go_panic(image, symbol, *go_panic)
+            said = _go_said(image, symbol, frames)
+            found["go_panic"] = _go_panic(image, symbol, *go_panic, said)
     return {key: value for key, value in found.items() if value}
 
 
@@ -586,8 +587,12 @@ def _go_type(image: CoreImage, symbol: Symbol, kind_at: int) -> str | None:
     return _text(text[1:] if extra_star else text)
 
 
-def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
-    """Return the message in the argument of panic(), or at least the argument's type."""
+def _go_panic(
+    image: CoreImage, symbol: Symbol, kind_at: int, data: int, said: str | None = None
+) -> str:
+    """Return the message in the argument of panic(), or at least the argument's type; `said` is
+    what its Error() or String() returned.
+    """
     name = _go_type(image, symbol, kind_at)
     if name == "*runtime.TypeAssertionError":
         # the interface, the concrete and the asserted type, and the missing method
@@ -598,9 +603,31 @@ def _go_panic(image: CoreImage, symbol: Symbol, kind_at: int, data: int) -> str:
     if not kind_at:
         return "nil"
     value = _go_value(image, kind_at, data, name)
+    if said is not None and (value is None or value.startswith(f"{name}: ")):
+        return f"{name}: {said}"
     if value is not None:
         return value
     return f"a value of type {name}" if name else "panic"
+
+
+def _go_said(image: CoreImage, symbol: Symbol, frames: Frames) -> str | None:
+    """Read what Error() or String() of the argument of panic() returned: before it prints that, the
+    runtime puts it in the place of the argument, in the frame of gopanic() (runtime._panic).
+    """
+    for frame, caller in pairwise(frames):
+        if frame["function"] != "runtime.gopanic" or None in (frame["sp"], caller["sp"]):
+            continue
+        end = min(caller["sp"], frame["sp"] + _GO_FRAME_MAX)
+        for at in range(frame["sp"], end - 16, 8):
+            kind_at, data = image.word(at) or 0, image.word(at + 8) or 0
+            argp = image.word(at - 8)  # of a function that is deferred; it is before the argument
+            if argp != 0 and (argp is None or abs(argp - frame["sp"]) > _GO_FRAME_MAX):
+                continue
+            kind = (image.read(kind_at + _GO_KIND_AT, 1) or b"\0")[0] & 31
+            if kind == _GO_STRING and _go_type(image, symbol, kind_at) == "string":
+                return _go_value(image, kind_at, data, "string")
+        return None
+    return None
 
 
 def _go_thrown(image: CoreImage, frames: Frames) -> str | None:

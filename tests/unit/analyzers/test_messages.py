@@ -247,6 +247,31 @@ def test_collect_go_struct_with_a_text_has_its_type(load: Callable[[Memory], Cor
     assert go_panic(image, 0, data) == "nil"
 
 
+@pytest.mark.parametrize(
+    ("argp", "name", "text"),
+    [
+        (STACK + 64, b"string", "*main.E: open db: no such file"),
+        (0, b"string", "*main.E: open db: no such file"),
+        (HEAP, b"string", "a value of type *main.E"),
+        (STACK + 64, b"main.S", "a value of type *main.E"),
+    ],
+)
+def test_collect_go_error_says_what_its_method_returned(
+    load: Callable[[Memory], CoreImage], argp: int, name: bytes, text: str
+) -> None:
+    """The runtime puts that in the place of the argument, which gopanic() has on its stack."""
+    memory = Memory()
+    types = memory.put(b"\0" * 16 + b"\0\x07*main.E" + b"\0" * 7 + b"\0\x06" + name)
+    own, string = go_type(memory, 22, 16), go_type(memory, 24, 32)
+    said = memory.put(b"open db: no such file")
+    memory.push(200, argp, string, memory.put(pack("<QQ", said, 21)))
+    image = load(memory)
+    frames = [{"function": "runtime.gopanic", "sp": STACK}, {"function": "f", "sp": STACK + 400}]
+    symbols = {"runtime.types": types}
+    found = messages.collect(image, symbols.get, str, frames, (own, HEAP + 4096))
+    assert found["go_panic"] == text
+
+
 def test_collect_go_type_assertion_names_both_types(load: Callable[[Memory], CoreImage]) -> None:
     memory = Memory()
     names = {"*runtime.TypeAssertionError": 0, "interface {}": 0, "string": 0, "int": 0}
