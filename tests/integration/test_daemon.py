@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from crashd.configuration.keys import CaptureSection
 from crashd.store import spool
 from crashd.store.entry import change
 from crashd.store.handlerfile import install_handler
@@ -318,8 +319,9 @@ def test_fault_29_worker_that_hangs_before_proc_is_read_is_replaced(daemon: Daem
     def workers() -> list[int]:
         return [c for nursery in children(daemon.pid) for c in children(nursery)]
 
+    count = CaptureSection().worker_count(len(os.sched_getaffinity(0)))
+    wait_until(lambda: len(workers()) == count, 30, "all workers are forked")
     hung = workers()
-    assert hung
     for worker in hung:
         os.kill(worker, signal.SIGSTOP)
     crash(daemon)
@@ -328,7 +330,7 @@ def test_fault_29_worker_that_hangs_before_proc_is_read_is_replaced(daemon: Daem
     info = json.loads(daemon.crashctl("info", found["id"], "--json").stdout)
     assert "reading /proc took too long and was given up" in info["warnings"]
     assert metric(daemon, 'crashd_dropped_total{reason="deadline"}') == 1
-    wait_until(lambda: len(workers()) == len(hung), 30, "the killed worker is replaced")
+    wait_until(lambda: len(workers()) == count, 30, "the killed worker is replaced")
     for worker in hung:
         if worker in workers():
             os.kill(worker, signal.SIGCONT)

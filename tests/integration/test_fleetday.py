@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +16,8 @@ import pytest
 from crashd.daemon.fleet import shipping
 from crashd.domain.crash.model import Crash
 from crashd.fleet.run import init
+from crashd.store.indexfile import PAGE_BYTES, WAL_PAGES
+from crashd.store.outbox import outbox_bytes
 from tests import postgres
 from tests.builders.crashes import build_crash
 from tests.integration.fleetindex import FleetIndex, why_no_postgres
@@ -142,6 +143,8 @@ def _live_a_day(host: Host, shipper: Shipper, clock: Clock) -> list[Crash]:
     wait_until(lambda: waiting(host)[1] > len(crashes) / 4, 60, "crashes wait unmade")
     batches, _ = waiting(host)
     assert 0 < batches <= shipping.BATCHES_MAX
-    assert sum(os.stat(f).st_size for f in host.paths.outbox.parent.glob("outbox*")) < 4 << 20
+    log = host.paths.outbox.with_name(f"{host.paths.outbox.name}-wal").stat().st_size
+    assert outbox_bytes(host.paths.outbox) - log < 1 << 20
+    assert log < 2 * WAL_PAGES * PAGE_BYTES, "it is written back when it has so many pages"
     assert host.metric("crashd_ship_failures", "network") > 0
     return crashes
