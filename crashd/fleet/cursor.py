@@ -28,8 +28,9 @@ LONG = timedelta(minutes=5)
 """After a look that took so long, no mark is later than its begin: what the host wrote meanwhile
 may lie before what was listed last."""
 BACKOFF = 1.5
-"""By how much longer a host is left alone after each listing without new objects. Less than 2, so
-that a host which writes about as often as it is listed is not missed for two periods."""
+"""By how much longer a host is left alone after each listing without new objects, from the second
+one on: a host that writes about as often as it is listed is missed now and then, and must not wait
+longer for that."""
 RECENT_MAX = 5000
 FEW = PAGE - 100
 """Objects that one request lists."""
@@ -50,6 +51,7 @@ class Cursor:
     recent: frozenset[str] = frozenset()
     """Objects that are indexed and may be listed again as new."""
     idle_seconds: float = 0
+    """How long it is left alone for finding nothing new; 0 if something was."""
 
     def wants_all(self, now: datetime) -> bool:
         """Return whether the next listing is of everything."""
@@ -124,7 +126,7 @@ class Look:
             late_mark=self._late_mark,
             late_looked=now if self.everything else self.cursor.late_looked,
             recent=frozenset(kept),
-            idle_seconds=poll
+            idle_seconds=0
             if self.taken
             else min(idle, max(poll, self.cursor.idle_seconds * BACKOFF)),
         )

@@ -337,7 +337,7 @@ class Indexer:
                 after.late_looked,
                 sorted(after.recent),
                 after.idle_seconds,
-                after.idle_seconds * random.uniform(0.9, 1.1),
+                (after.idle_seconds or self._pace.poll) * random.uniform(0.9, 1.1),
                 after.host,
             ),
         )

@@ -116,9 +116,9 @@ def test_look_at_strange_name_takes_it_once() -> None:
 
 def test_end_without_new_objects_waits_longer_up_to_a_limit() -> None:
     cursor, _ = pass_over(Cursor(HOST), [make(0, NOW)], NOW)
-    assert cursor.idle_seconds == 5
+    assert cursor.idle_seconds == 0
     waits = []
     for _ in range(8):
         cursor, _ = pass_over(cursor, [make(0, NOW)], NOW)
         waits.append(int(cursor.idle_seconds))
-    assert waits == [7, 11, 16, 25, 37, 56, 60, 60]
+    assert waits == [5, 7, 11, 16, 25, 37, 56, 60]
