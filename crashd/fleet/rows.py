@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from crashd.domain.crash.model import BYTES_KEYS, Crash, Kind, State, to_json
 from crashd.domain.fleet.lines import CoreReason, Line, parse_document, read_document
-from crashd.edge.fleet.postgres import encoded
 from crashd.errors import FormatError, NewerError
 from crashd.fleet.texts import SURROGATE, clean, text
 from crashd.fleet.usual import WHAT_MAX, Facts, Judged, read_usual, what_of
@@ -36,13 +35,13 @@ _TYPES = {
     "date": "day",
     "timestamptz": "time",
     "bool": "pinned",
-    "jsonb": "doc",
+    "bytea": "doc",
 }
 TYPES: Final = [
     *(next((t for t, names in _TYPES.items() if c in names.split()), "text") for c in COLUMNS),
     "timestamptz",
 ]
-"""Of COLUMNS and, after them, of `seen`."""
+"""Of COLUMNS and, after them, of `seen`; of a value of json, COPY takes the bytes."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SIGNATURE = re.compile(r"[a-z][a-z0-9]{0,7}-[0-9a-f]{8,64}", re.ASCII)
@@ -272,7 +271,7 @@ def values(row: Row, numbers: Mapping[str, int]) -> tuple[Any, ...]:
         row.core_key,
         row.log_key,
         row.object,
-        encoded(row.doc),
+        row.doc,
     )
 
 
@@ -307,12 +306,12 @@ def _encode_line(raw: bytes, given: dict[str, Any]) -> bytes:
     Whoever reads it reads it by the model again, which alone says what the keys mean.
     """
     if b"\\u" not in raw and given.keys() <= _KEYS:
-        return raw  # encoding costs a third of all; an escape may be of what jsonb refuses
+        return raw  # encoding costs a third of all; an escape may be of what no text may have
     return encode({key: value for key, value in given.items() if key in _KEYS})
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """Encode a record as JSON that jsonb takes.
+    """Encode a record as JSON whose texts PostgreSQL takes.
 
     Raises:
         ValueError: it has a number that is none, or is nested too deeply.

@@ -5,7 +5,7 @@ from typing import Any, Final, Protocol
 
 from crashd.errors import UnavailableError
 
-NEWEST: Final = 3
+NEWEST: Final = 4
 """Number of this version's last migration."""
 
 

@@ -136,11 +136,11 @@ def fleet(postgres_server: postgres.Server, tmp_path: Path) -> FleetIndex:
     return make_fleet(postgres_server, tmp_path)
 
 
-def make_fleet(postgres_server: postgres.Server, tmp_path: Path) -> FleetIndex:
-    """Make a new database with the schema, and an empty bucket."""
+def make_fleet(postgres_server: postgres.Server, tmp_path: Path, options: str = "") -> FleetIndex:
+    """Make a new database with the schema, and an empty bucket; options are the database's."""
     name = f"fleet{next(_numbers)}"
     with psycopg.connect(postgres_server.dsn(), autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}".encode())
+        db.execute(f"CREATE DATABASE {name} {options}".encode())
     bucket = tmp_path / "bucket"
     bucket.mkdir()
     dsn = postgres_server.dsn(name)

@@ -98,6 +98,20 @@ def test_list_filters_by_host_label_signature_unit_and_time(simulated: FleetInde
     assert crashctl(simulated, "list", "--label", "zone=nowhere")[0] == 1
 
 
+def test_info_by_the_beginning_of_an_id_in_a_database_of_any_language(
+    postgres_server: postgres.Server, tmp_path: Path
+) -> None:
+    english = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+    fleet = make_fleet(postgres_server, tmp_path, english)
+    crash = make_crash()
+    fleet.put(1, make_line(crash))
+    fleet.index()
+    for beginning in (crash.id[:12], crash.id[-8:-2]):
+        assert [row["id"] for row in ask(fleet, "list", beginning)] == [crash.id]
+    host = simulated_host(1)
+    assert [row["id"] for row in ask(fleet, "list", f"--host={host[:8]}")] == [crash.id]
+
+
 def test_info_by_short_id_shows_the_record(simulated: FleetIndex) -> None:
     (row,) = ask(simulated, "list", "-n", "1")
     doc = ask(simulated, "info", row["id"][-8:])

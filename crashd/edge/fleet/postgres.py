@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg
 from psycopg import errors, sql
-from psycopg.types.json import Jsonb
 
 from crashd.edge.fleet.reader import (
     OLDEST,
@@ -21,7 +20,7 @@ from crashd.edge.fleet.reader import (
     too_old,
 )
 
-__all__ = ["DATA_ERRORS", "Connection", "array", "connect", "encoded", "guard", "statement"]
+__all__ = ["DATA_ERRORS", "Connection", "array", "connect", "guard", "statement"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 DATA_ERRORS = (
@@ -77,21 +76,12 @@ def guard() -> Iterator[None]:
         raise fault(e.sqlstate, _text(e)) from e
 
 
-def encoded(json: bytes) -> Jsonb:
-    """Wrap JSON that is encoded already as a value of jsonb."""
-    return Jsonb(json, dumps=_as_it_is)
-
-
 def array(values: Iterable[object]) -> str:
     """Build the text of an array of numbers, times or ids, none of which needs quotes.
 
     psycopg's own takes a microsecond for each element, which is as much as the server.
     """
     return "{" + ",".join(map(str, values)) + "}"
-
-
-def _as_it_is(json: Any) -> str:
-    return str(json, "utf-8")  # psycopg before 3.2 takes no bytes
 
 
 def statement(text: str, **names: str) -> sql.Composed:

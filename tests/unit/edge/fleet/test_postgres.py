@@ -2,13 +2,7 @@
 
 from datetime import UTC, date, datetime
 
-from crashd.edge.fleet.postgres import array, encoded
-
-
-def test_encoded_is_a_text_because_old_psycopg_takes_no_bytes() -> None:
-    given = encoded('{"title":"später"}'.encode())
-    assert given.dumps is not None
-    assert given.dumps(given.obj) == '{"title":"später"}'
+from crashd.edge.fleet.postgres import array
 
 
 def test_array_is_a_literal_without_quotes() -> None:
