@@ -206,6 +206,9 @@ def _judged(
     """Return the signal of a frame; `signal` is its number, if that is known."""
     info = frame.info
     inferred = _inferred(image, frame) if signal is None or signal in _FAULTS else None
+    if info is not None and info.signal in _FAULTS and info.code > 0 and inferred is None:
+        # left over, too, where a system call was interrupted, which does not fault
+        info = None if _sends(image, frame.pc) else info
     if inferred is not None and (info is None or info.address != inferred.address):
         info = inferred  # old bytes in the place of the siginfo may look like one
     if info is None or info.signal not in CORE_SIGNALS:
