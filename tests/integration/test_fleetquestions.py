@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -247,6 +250,20 @@ def test_delete_removes_row_and_core_and_asks_the_host(fleet: FleetIndex) -> Non
     want = json.loads((fleet.bucket / f"policy/v1/want/{simulated_host(1)}").read_bytes())
     assert want["deleted"] == [gone.id]
     assert fleet.ask("SELECT sum(crashes) FROM tally") == [(1,)]
+
+
+def test_delete_stops_when_nobody_reads_what_it_says(fleet: FleetIndex) -> None:
+    fleet.put(1, *[make_line(make_crash(1)) for _ in range(3)])
+    fleet.index()
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [str(Path(sys.executable).with_name("crashctl")), f"--fleet={fleet.dsn}"]
+    with os.fdopen(writing) as pipe:
+        subprocess.run(
+            [*command, "delete", "--yes", "nginx"], stdout=pipe, env=buffered, check=False
+        )
+    assert fleet.ask("SELECT count(*) FROM crash") == [(2,)]
 
 
 def test_delete_that_the_bucket_refuses_leaves_the_crash_to_be_named_again(

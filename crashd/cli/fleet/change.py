@@ -77,7 +77,7 @@ def delete(context: Context, arguments: argparse.Namespace) -> int:
                 context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
                 status = max(status, e.exit_code)
                 continue
-            print(f"deleted {describe(row)}")
+            print(f"deleted {describe(row)}", flush=True)  # nobody reads on: no more is deleted
     finally:
         db.close()
     return status

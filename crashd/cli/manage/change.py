@@ -42,7 +42,7 @@ def _delete_one(context: Context, source: DirectSource, row: dict[str, Any]) -> 
     except CrashdError as e:  # still being captured, or deleted meanwhile: go on
         context.warn(f"{row['id']} was not deleted: {printable(str(e))}")
         return e.exit_code
-    print(f"deleted {describe(row)}")
+    print(f"deleted {describe(row)}", flush=True)  # nobody reads on: no more is deleted
     path = (row.get("kernel") or {}).get("path")
     if isinstance(path, str) and Path(path).is_dir():
         context.note(f"{printable(path)} was kept: it holds files that no dump tool wrote")
