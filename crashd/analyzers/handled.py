@@ -25,7 +25,7 @@ from crashd.domain.elf.sigframe import (
     frame_address,
     is_restorer,
     parse_frame,
-    saved_pattern,
+    saved_patterns,
 )
 from crashd.domain.signals import CORE_SIGNALS, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGQUIT, SIGSEGV
 
@@ -92,11 +92,10 @@ def find_handled(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handl
     head = image.head
     if head.machine not in _SYSCALLS or head.siginfo is None:
         return None
-    if head.machine == EM_386:
-        return _walked(image, frames)
-    if head.bits != 64:
+    if head.bits != 64 and head.machine != EM_386:
         return None
-    found = _thrown_by_go(image, frames) or _walked(image, frames)
+    found = _thrown_by_go(image, frames) if head.bits == 64 else None
+    found = found or _walked(image, frames)
     if found is None and not _is_whole(frames):
         found = _scanned(image, frames)
     if found is None and head.siginfo.signal == SIGABRT:
@@ -153,7 +152,7 @@ def _in_go(image: CoreImage, thread: Mapping[str, Any]) -> Handled | None:
         # with cgo, libc sets the handler and so names what ends it
         if inside and name.startswith(_RESTORERS) and frame["sp"] is not None:
             at = frame_address(image.head.machine, frame["sp"])
-            found = _parse(image, at, None, again=False)
+            found = _parse(image, at)
             return None if found is None else replace(found, end=index + 1)
     return None
 
@@ -190,9 +189,9 @@ def _called_null(image: CoreImage, index: int, pc: int, sp: int) -> Handled | No
     return Handled(info, None, frame, None, again=False, end=index)
 
 
-def _parse(image: CoreImage, address: int, index: int | None, *, again: bool) -> Handled | None:
+def _parse(image: CoreImage, address: int) -> Handled | None:
     frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
-    return None if frame is None else _judged(image, frame, index, again=again)
+    return None if frame is None else _judged(image, frame, None)
 
 
 def _judged(
@@ -347,7 +346,7 @@ def _scanned(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handled |
             known[value] = image.is_code(value) and is_restorer(
                 image.read(value, _CODE_BYTES), image.head.machine
             )
-        if known[value] and (found := _parse(image, start + at, None, again=False)) is not None:
+        if known[value] and (found := _parse(image, start + at)) is not None:
             return found
     return None
 
@@ -366,7 +365,7 @@ def _redirected(image: CoreImage, frames: Sequence[Mapping[str, Any]]) -> Handle
         if is_restorer(image.read(pc, _CODE_BYTES), image.head.machine) or _is_gos(before):
             return None
         for at in islice(_fault_frames(image), _CANDIDATES_MAX):
-            found = _parse(image, at, None, again=False)
+            found = _parse(image, at)
             if found is not None and image.word(found.frame.sp) == pc:
                 frame = _before_redirection(image, found.frame, pc)
                 return replace(found, frame=frame, end=index)
@@ -413,24 +412,29 @@ def _raised_again(image: CoreImage) -> Handled | None:
     in_call = _sends(image, first.pc)
     if in_call and last.signal not in _FAULTS:
         return None  # it was in kill(2) or a similar call, not in a handler
-    pattern = saved_pattern(machine, first.pc, first.sp)
-    if pattern is None:
-        return None
-    raw, inside = pattern
+    patterns = saved_patterns(machine, first.pc, first.sp)
     stack = image.segment(first.sp)
     below = max(first.sp - _BELOW_BYTES, stack.vaddr if stack is not None else first.sp)
     for start, size in [(below, first.sp - below), *_writable(image)]:
         memory = image.read(start, size)
-        at = memory.find(raw)
-        if at < 0:
-            continue
-        address = start + at - inside
-        if (found := _parse(image, address, 0, again=True)) is not None:
-            return found
-        frame = parse_frame(image.read(address, FRAME_MAX), machine) if in_call else None
-        if frame is not None and frame.info is None:
-            sent = SigInfo(last.signal, 0, 0, None, None, None)
-            return Handled(sent, None, frame, 0, again=True)
+        for raw, inside in patterns:
+            at = memory.find(raw)
+            found = _again(image, start + at - inside, in_call=in_call) if at >= 0 else None
+            if found is not None:
+                return found
+    return None
+
+
+def _again(image: CoreImage, address: int, *, in_call: bool) -> Handled | None:
+    """Return the signal whose handler raised it again, if its frame is at an address."""
+    first, last = image.head.threads[0], image.head.siginfo
+    frame = parse_frame(image.read(address, FRAME_MAX), image.head.machine)
+    if frame is None or frame.sp != first.sp or last is None:
+        return None
+    if (found := _judged(image, frame, 0, again=True)) is not None:
+        return found
+    if in_call and frame.info is None:
+        return Handled(SigInfo(last.signal, 0, 0, None, None, None), None, frame, 0, again=True)
     return None
 
 

@@ -30,6 +30,7 @@ BUILDS = {
     "c3_ubsan": ["gcc", "-O1", "-g", "-w", "-fsanitize=undefined", "-fno-sanitize-recover", "c3.c"],
     "c3_trap": ["clang", "-O1", "-g", "-w", "-fsanitize=undefined", "-fsanitize-trap=all", "c3.c"],
     "c4": [*_C, "c4.c"],
+    "c4_32": [*_C, "-m32", "c4.c"],
     "c5": [*_C, "c5.c"],
     "mu": [*_MUSL, "mu.c"],
     "mu_static": [*_MUSL, "-static", "mu.c"],

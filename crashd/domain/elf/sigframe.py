@@ -51,6 +51,7 @@ _386_REGISTERS = ("edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax")
 _386_SIGCONTEXT = Struct("<22I")
 _386_PLAIN, _386_INFO, _386_RT = 8, 16, 16 + _SIGINFO + 20
 """Where the registers are without SA_SIGINFO, the siginfo, and the registers with SA_SIGINFO."""
+_386_EIP = 14 * 4  # then cs
 _386_USER_CS = (0x23, 0x73)
 _RESTORERS = {
     EM_386: (bytes.fromhex("b8ad000000cd80"), bytes.fromhex("58b877000000cd80")),
@@ -101,14 +102,20 @@ def frame_address(machine: int, sp: int) -> int:
     return sp - {EM_X86_64: 8, EM_386: 4}.get(machine, 0)
 
 
-def saved_pattern(machine: int, pc: int, sp: int) -> tuple[bytes, int] | None:
-    """Return the bytes that hold these registers in a frame, and their distance from its start;
-    None for an unknown machine.
+def saved_patterns(machine: int, pc: int, sp: int) -> tuple[tuple[bytes, int], ...]:
+    """Return the bytes that hold these registers in a frame, and their distance from its start, for
+    each form of frame; nothing for an unknown machine. On i386 `sp` is not among them.
     """
-    if machine not in (EM_X86_64, EM_AARCH64) or not (0 <= pc < 1 << 64 and 0 <= sp < 1 << 64):
-        return None
+    bits = 32 if machine == EM_386 else 64
+    if not (0 <= pc < 1 << bits and 0 <= sp < 1 << bits):
+        return ()
+    if machine == EM_386:
+        raws = [Struct("<II").pack(pc, segment) for segment in _386_USER_CS]
+        places = [at + _386_EIP for at in (_386_RT, _386_PLAIN)]
+        return tuple((raw, place) for raw in raws for place in places)
     raw = Struct("<QQ").pack(sp, pc)  # they are adjacent in both layouts
-    return raw, (_X86_CONTEXT + 15 * 8 if machine == EM_X86_64 else _ARM64_CONTEXT + 31 * 8)
+    adjacent = {EM_X86_64: _X86_CONTEXT + 15 * 8, EM_AARCH64: _ARM64_CONTEXT + 31 * 8}
+    return ((raw, adjacent[machine]),) if machine in adjacent else ()
 
 
 def parse_frame(raw: bytes, machine: int) -> SignalFrame | None:

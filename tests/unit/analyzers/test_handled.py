@@ -10,9 +10,10 @@ import pytest
 from crashd.analyzers import handled
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.handled import Handled, find_first, find_handled
+from crashd.domain.elf.elfnotes import EM_386
 from tests.builders.coreimage import open_image
 from tests.builders.elfcore import CoreFormat, CoreSegment, CoreThread, build_core, build_notes
-from tests.builders.sigframe import build_siginfo, build_x86_frame
+from tests.builders.sigframe import build_386_frame, build_siginfo, build_x86_frame
 
 TEXT, DATA, STACK = 0x40_0000, 0x5000_0000, 0x7000_0000
 SIZE = 64 << 10
@@ -257,6 +258,33 @@ def test_find_handled_raised_again_is_found_below_or_elsewhere(load: Load, at: i
     # in a system call, or with other registers, it is a signal of its own
     assert find_handled(load({at: raw}, sp=SP, info=again), [frame(SYSCALL, SP)]) is None
     assert find_handled(load({at: raw}, pc=STORE, sp=SP + 8, info=again), [frame(1, SP)]) is None
+
+
+@pytest.mark.parametrize("info", [pack("<iiiI", 11, 0, 1, 0x28).ljust(128, b"\0"), None])
+@pytest.mark.parametrize("at", [SP - 1000, DATA + 0x4000])
+def test_find_handled_raised_again_by_an_i386_program(
+    tmp_path: Path, info: bytes | None, at: int
+) -> None:
+    registers = {"eip": STORE, "esp": SP, "eax": 0x28}
+    data, stack = bytearray(SIZE), bytearray(SIZE)
+    memory, start = (stack, STACK) if at >= STACK else (data, DATA)
+    raw = build_386_frame(11, registers, info, cr2=0x28)
+    memory[at - start : at - start + len(raw)] = raw
+    segments = [
+        CoreSegment(TEXT, bytes.fromhex("8808").ljust(0x1000, b"\x90"), flags=5),
+        CoreSegment(DATA, bytes(data)),
+        CoreSegment(STACK, bytes(stack)),
+    ]
+    form, sent = CoreFormat(machine=EM_386, bits=32), pack("<5i", 11, 0, -6, 7, 0)
+    for sp, is_found in ((SP, True), (SP + 8, False)):
+        threads = [CoreThread(7, pc=STORE, sp=sp)]
+        notes = build_notes(form, threads=threads, siginfo=sent.ljust(128, b"\0"))
+        core = build_core(form=form, notes=notes, segments=segments)
+        image = open_image(tmp_path / f"core{sp}", core)
+        found = find_handled(image, [frame(STORE, sp, interrupted=True)])
+        assert (found is not None) is is_found
+        if found is not None:
+            assert (found.info.code, found.info.address, found.again) == (1, 0x28, True)
 
 
 def test_find_handled_fault_that_nobody_handled_is_itself(load: Load) -> None:

@@ -19,11 +19,13 @@ OUTLINE void before_null(void) { sink = null[-1]; }
 struct large { char block[0x20000]; int last; };
 OUTLINE void far_member(void) { sink = ((struct large *)null)->last; }
 
+#ifdef __x86_64__
 OUTLINE void exchanges(void) {
     char *place = (char *)malloc(64) + 4;
     __asm__ volatile("lock cmpxchg16b (%0)" ::"r"(place) : "rax", "rdx", "memory", "cc");
     sink = 1;
 }
+#endif
 
 static void crashes(int number) { sink = *null; }
 OUTLINE void abort_crashes(void) {
@@ -53,6 +55,11 @@ OUTLINE void watchdog(void) {
 static void raises(int number) {
     signal(number, SIG_DFL);
     raise(number);
+}
+OUTLINE void raised_again(void) {
+    signal(SIGSEGV, raises);
+    sink = *null;
+    sink = 1;
 }
 OUTLINE void waits(void) {
     for (;;) usleep(1000000);
@@ -115,9 +122,12 @@ int main(int count, char **words) {
     const char *word = words[1];
     if (!strcmp(word, "before_null")) before_null();
     if (!strcmp(word, "far_member")) far_member();
+#ifdef __x86_64__
     if (!strcmp(word, "exchanges")) exchanges();
+#endif
     if (!strcmp(word, "abort_crashes")) abort_crashes();
     if (!strcmp(word, "sent_again")) sent_again();
+    if (!strcmp(word, "raised_again")) raised_again();
     if (!strcmp(word, "watchdog")) watchdog();
     if (!strcmp(word, "told_to_die")) told_to_die();
     if (!strcmp(word, "passed_on")) passed_on();

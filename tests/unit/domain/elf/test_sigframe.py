@@ -4,7 +4,7 @@ from struct import pack
 
 import pytest
 
-from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_X86_64
+from crashd.domain.elf.elfnotes import EM_386, EM_AARCH64, EM_MIPS, EM_X86_64
 from crashd.domain.elf.sigframe import (
     FRAME_MAX,
     SignalFrame,
@@ -12,7 +12,7 @@ from crashd.domain.elf.sigframe import (
     frame_address,
     is_restorer,
     parse_frame,
-    saved_pattern,
+    saved_patterns,
 )
 from tests.builders.sigframe import (
     build_386_frame,
@@ -107,16 +107,25 @@ def test_parse_frame_cut_anywhere_is_none(machine: int) -> None:
         assert parse_frame(raw[:size], machine) is None
 
 
-@pytest.mark.parametrize(("machine", "build"), [(EM_X86_64, "x86"), (EM_AARCH64, "arm64")])
-def test_saved_pattern_is_where_the_registers_are(machine: int, build: str) -> None:
-    raw = build_x86_frame(1, X86, build_siginfo(11, 1))
-    if build == "arm64":
-        raw = build_arm64_frame(ARM64, build_siginfo(11, 1))
-    found = saved_pattern(machine, 0x401000, 0x7FFD0000)
-    assert found is not None
-    assert raw.find(found[0]) == found[1]
-    assert saved_pattern(EM_386, 1, 1) is None
-    assert saved_pattern(machine, 1 << 64, 1) is None
+@pytest.mark.parametrize(
+    ("machine", "raw", "pc", "sp"),
+    [
+        (EM_X86_64, build_x86_frame(1, X86, build_siginfo(11, 1)), 0x401000, 0x7FFD0000),
+        (EM_AARCH64, build_arm64_frame(ARM64, build_siginfo(11, 1)), 0x401000, 0x7FFD0000),
+        (EM_386, build_386_frame(11, I386, INFO_386), 0x8049000, 0xFFF01000),
+        (EM_386, build_386_frame(11, I386, None), 0x8049000, 0xFFF01000),
+        (EM_386, build_386_frame(11, I386, None, cs=0x73), 0x8049000, 0xFFF01000),
+    ],
+)
+def test_saved_patterns_are_where_the_registers_are(
+    machine: int, raw: bytes, pc: int, sp: int
+) -> None:
+    found = [place for pattern, place in saved_patterns(machine, pc, sp) if pattern in raw]
+    assert raw.find(saved_patterns(machine, pc, sp)[0][0][:4]) in found
+    parsed = parse_frame(raw, machine)
+    assert parsed is not None
+    assert (parsed.pc, parsed.sp) == (pc, sp)
+    assert saved_patterns(machine, 1 << 64, 1) == saved_patterns(EM_MIPS, pc, sp) == ()
 
 
 def test_restorers() -> None:
