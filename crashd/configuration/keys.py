@@ -71,8 +71,10 @@ class CaptureSection(Section):
     )
     """How a core is read. "stream" reads everything that the kernel writes, including pages never
     used. "memory" reads the pages in use directly from the process, while the kernel holds it, and
-    builds the same core from them, byte for byte; in case of any doubt it falls back to the stream.
-    "auto" is "memory" for all but the smallest cores, which the stream delivers sooner."""
+    builds the same core from them, byte for byte (but for memory behind a protection key, see
+    pkeys(7): it has what is there, and the kernel's own has zeros); in case of any doubt it falls
+    back to the stream. "auto" is "memory" for all but the smallest cores, which the stream delivers
+    sooner."""
 
     buffer: Annotated[str | int, SIZE_OR_AUTO] = "auto"
     """How much memory all captures together may use to let processes go before their cores are
