@@ -30,6 +30,15 @@ TESTS = Path(__file__).parent
 TIERS = ("unit", "integration", "system")
 SYSTEM_VARIABLE = "CRASHD_TEST_SYSTEM"
 PROC_SYS = Path("/proc/sys")
+WITHOUT_SETTINGS = frozenset(
+    {
+        *("test_alerts", "test_bombs", "test_debugger", "test_fleetunit", "test_kerneldump"),
+        *("test_kernellog", "test_package", "test_packages", "test_powercut"),
+    }
+)
+"""Files of the system tier whose tests crash no process that may dump core, and change no sysctl:
+other processes may run them meanwhile.
+"""
 
 # ---- tiers ----
 
@@ -75,6 +84,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if tier is None:
             raise pytest.UsageError(f"{item.path} is in none of tests/{{{','.join(TIERS)}}}")
         item.add_marker(tier)
+        uses_settings = "core_pattern_lock" in getattr(item, "fixturenames", ())
+        if uses_settings and item.path.stem in WITHOUT_SETTINGS:
+            raise pytest.UsageError(f"{item.path} uses the settings: see WITHOUT_SETTINGS")
         if tier == "system" and why_not is not None:
             item.add_marker(pytest.mark.skip(reason=f"system tier: {why_not}"))
         (kept if tier in wanted else left_out).append(item)
@@ -83,18 +95,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def _may_use_settings(file: str) -> bool:
+    return file.startswith("tests/system/") and Path(file).stem not in WITHOUT_SETTINGS
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep tests of one file in one process, and in one and the same all that use the kernel's
-    settings, of which there is one set: those of the system tier, but for what builds packages.
+    settings, of which there is one set: those of the system tier, but for WITHOUT_SETTINGS.
     """
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
     def scope_of(nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if not file.startswith("tests/system/"):
-            return file
-        return "packages" if file.startswith("tests/system/test_package") else "settings"
+        if file.startswith("tests/system/test_package"):
+            return "packages"
+        return "settings" if _may_use_settings(file) else file
 
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = scope_of

@@ -7,6 +7,10 @@ dir=$1
 suite=${2:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
 [ -e "$dir/etc/debian_version" ] && exit 0
 mkdir -p "${dir%/*}"
+# two processes of one test session may want it at once
+exec 9>"$dir.lock"
+flock 9
+[ -e "$dir/etc/debian_version" ] && exit 0
 rm -rf "$dir.new"
 mmdebstrap --quiet --mode=root --variant=minbase --components=main \
 	--include=systemd,systemd-sysv,dbus,procps,python3,python3-systemd,libsystemd0,systemd-coredump,gdb,libseccomp2,libstdc++6,libgomp1,liblzo2-2,libsnappy1v5 \
