@@ -6,7 +6,6 @@
 - nothing outside of its root was changed (tests/outside.py)
 """
 
-import json
 import os
 import re
 import time
@@ -115,10 +114,11 @@ def wait_until_quiet(daemon: Daemon, seconds: float = QUIET_SECONDS) -> None:
     seen: list[tuple[object, float]] = []
 
     def quiet() -> bool:
-        status: dict[str, Any] = json.loads(daemon.crashctl("status", "--json", check=False).stdout)
+        status = daemon.status()
         busy = any(status[key] for key in ("in_flight", "queued", "spool_backlog"))
         analysing = any(_is_analysis(pid) for pid in descendants(daemon.pid))
-        now = (busy or analysing, sorted(status["store"].items()), status["crashes_total"])
+        store = {**status["store"], "free_bytes": None}  # of the disk, which others write to
+        now = (busy or analysing, store, status["crashes_total"])
         if busy or analysing or not seen or seen[0][0] != now:
             seen[:] = [(now, time.monotonic())]
             return False

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crashd.cli.control import ControlClient
 from crashd.store.paths import Paths
 
 READY_SECONDS = 20
@@ -33,6 +34,9 @@ def wait_until(check: Callable[[], bool], seconds: float = 60, what: str = "cond
 
 class Daemon:
     """A `crashd run` of its own; its log is in `log`."""
+
+    may_register = True
+    """Whether it may become the kernel's handler: not where others may be that meanwhile."""
 
     def __init__(self, root: Path, *arguments: str, config: str = DEFAULT_CONFIG) -> None:
         self.paths = Paths(root)
@@ -57,6 +61,7 @@ class Daemon:
         prefix: Sequence[str] = (),
     ) -> None:
         """Start, and wait until it is ready; by a program that executes it, where there is one."""
+        assert self.may_register or "--no-register" in self.arguments, "use core_pattern_lock"
         position = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -116,6 +121,12 @@ class Daemon:
         """Where this daemon serves its metrics."""
         lines = [line for line in self.log.read_text().splitlines() if "metrics at " in line]
         return lines[-1].rpartition("metrics at ")[2]
+
+    def status(self) -> dict[str, Any]:
+        """Ask for its status, as crashctl does."""
+        answer = ControlClient(self.paths.control_socket).ask({"verb": "status"})
+        found: dict[str, Any] = answer["status"]
+        return found
 
     def crashctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run crashctl on this root."""

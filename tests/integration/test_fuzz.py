@@ -11,7 +11,7 @@ from tests.fuzz.__main__ import _too_slow, fuzz, try_one
 from tests.fuzz.targets import TARGETS, Target
 
 pytestmark = pytest.mark.timeout(300, method="thread")  # the fuzzer needs SIGALRM for itself
-SECONDS = 2.0
+SECONDS = 1.0
 SEED = 20261123
 
 

@@ -366,12 +366,12 @@ def test_fault_06_order_is_that_of_admission_whatever_the_clock_said(
     assert right[-1].id not in {d.id for d in deletions}
 
 
-@pytest.mark.parametrize("limit_bytes", [1 << 30, 48 << 20])
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 24 << 20])
 def test_day_of_a_crash_loop_keeps_within_limits_and_others_cores(
     paths: Paths, index: Index, limit_bytes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tenth of `python -m tests.day`, which has 43,200 crashes: with room, and with little."""
-    day = Day(paths, index, crashes=CRASHES // 10, limit_bytes=limit_bytes)
+    """A twentieth of `python -m tests.day`, of 43,200 crashes: with room, and with little."""
+    day = Day(paths, index, crashes=CRASHES // 20, limit_bytes=limit_bytes)
     day.run()
     assert report(day, len(index.ids()), 0), capsys.readouterr().out
     assert ("max_use" in day.deleted) == (limit_bytes < 1 << 30)
