@@ -42,25 +42,21 @@ fill_bundles() {
     find "$bundles" -type f -exec chmod 644 {} +
 }
 
-# python3-systemd comes from the distribution, because there are no wheels of systemd-python.
+# python3-systemd comes from the distribution, because there are no wheels of systemd-python. With CRASHD_WHEELS, a directory,
+# the wheels' files are taken from there, and left there the first time; what crashd builds and changes is done again.
 fill_with_locked() {
     bundles=$1
     machine=$(uname -m)
     for version in $PYTHONS; do
         target=$bundles/python$version
-        "$environment/bin/python" "$here/packaging/lockfor.py" "$version" "$here/packaging/requirements.lock" \
-            systemd-python pyinotify capstone >"$bundles/lock"
-        pip_target --only-binary=:all: --python-version "$version" --implementation cp \
-            --abi "cp$(echo "$version" | tr -d .)" --abi abi3 --abi none --platform "manylinux_2_36_$machine" \
-            --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
-            --platform "manylinux2014_$machine" --platform "manylinux_2_12_$machine" \
-            --platform "manylinux2010_$machine" --platform "manylinux1_$machine" --platform any
-        fill_from_source pyinotify
-        if [ -d "$bundles/built" ]; then
-            cp -a "$bundles/built/." "$target"
+        if [ -n "${CRASHD_WHEELS:-}" ] && [ -d "$CRASHD_WHEELS/$version" ]; then
+            cp -a "$CRASHD_WHEELS/$version" "$target"
         else
-            fill_capstone
+            fill_from_wheels
+            [ -z "${CRASHD_WHEELS:-}" ] || { mkdir -p "$CRASHD_WHEELS" && cp -a "$target" "$CRASHD_WHEELS/$version"; }
         fi
+        [ -d "$bundles/built" ] || build_locked "$bundles/built"
+        cp -a "$bundles/built/." "$target"
         rm -rf "$target/bin"
         find "$target" -name direct_url.json -delete
     done
@@ -75,6 +71,17 @@ os.uname().machine != "x86_64" or __import__("drgn")' "$own" ||
         refuse "what $own has cannot be loaded"
 }
 
+# fill_from_wheels: install what is locked for $version, as it was published, to $target.
+fill_from_wheels() {
+    "$environment/bin/python" "$here/packaging/lockfor.py" "$version" "$here/packaging/requirements.lock" \
+        systemd-python pyinotify capstone >"$bundles/lock"
+    pip_target --only-binary=:all: --python-version "$version" --implementation cp \
+        --abi "cp$(echo "$version" | tr -d .)" --abi abi3 --abi none --platform "manylinux_2_36_$machine" \
+        --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
+        --platform "manylinux2014_$machine" --platform "manylinux_2_12_$machine" \
+        --platform "manylinux2010_$machine" --platform "manylinux1_$machine" --platform any
+}
+
 # fill_from_source NAME [OPTION...]: install one locked package, built here, to $target.
 fill_from_source() {
     locked=$1
@@ -84,19 +91,17 @@ fill_from_source() {
     pip_target --no-build-isolation --use-pep517 --no-binary=:all: "$@"
 }
 
-# capstone with only the machines that crashd/analyzers/instruction.py disassembles: less than half of the wheel's. It is
-# the same for each Python, so it is built once. Not from pip's cache, where the name does not say what it was built with.
-fill_capstone() {
-    target=$bundles/built
-    (
-        CAPSTONE_ARCHS="arm aarch64 x86" CAPSTONE_STATIC=no CAPSTONE_X86_ATT_DISABLE=yes CFLAGS="-O2 -fstack-protector-strong" \
-            LDFLAGS="-Wl,-z,relro,-z,now,-z,pack-relative-relocs"
-        export CAPSTONE_ARCHS CAPSTONE_STATIC CAPSTONE_X86_ATT_DISABLE CFLAGS LDFLAGS
-        fill_from_source capstone --no-cache-dir
-    ) || exit
-    target=$bundles/python$version
-    cp -a "$bundles/built/." "$target"
-}
+# build_locked DIRECTORY: what has no wheels that fit, which is the same for each Python. capstone with only the machines that
+# crashd/analyzers/instruction.py disassembles: less than half of the wheel's. Not from pip's cache, where the name does not
+# say what it was built with.
+build_locked() (
+    target=$1
+    fill_from_source pyinotify
+    CAPSTONE_ARCHS="arm aarch64 x86" CAPSTONE_STATIC=no CAPSTONE_X86_ATT_DISABLE=yes CFLAGS="-O2 -fstack-protector-strong" \
+        LDFLAGS="-Wl,-z,relro,-z,now,-z,pack-relative-relocs"
+    export CAPSTONE_ARCHS CAPSTONE_STATIC CAPSTONE_X86_ATT_DISABLE CFLAGS LDFLAGS
+    fill_from_source capstone --no-cache-dir
+)
 
 # What no part of crashd uses, and what each distribution has: see nodebuginfod.c. Which libraries remain is in the SBOM.
 lighten() {
@@ -158,24 +163,31 @@ elfutils_release() {
 # use_libraries_of_system DIRECTORY: link against these of the distribution, and delete what then nothing needs.
 use_libraries_of_system() {
     users=$(find "$1" "$1/.." -maxdepth 1 -name '*.so*' -type f; find "$1/../pystack" -name '*.so*')
+    replaced=
     for library in $SYSTEM_LIBRARIES; do
         soname=${library%%=*}
         for own in "$1/${soname%%.so*}"-*.so*; do
             [ -e "$own" ] || continue
             rm "$own"
-            for user in $users; do
-                [ ! -e "$user" ] || quietly patchelf --replace-needed "${own##*/}" "$soname" "$user" ||
-                    refuse "patchelf failed on $user"
-            done
+            replaced="$replaced --replace-needed ${own##*/} $soname"
         done
     done
+    # shellcheck disable=SC2086
+    [ -z "$replaced" ] || quietly patchelf $replaced $(existing $users) || refuse "patchelf failed in $1"
     while :; do
-        needed=$(for user in $users; do [ ! -e "$user" ] || patchelf --print-needed "$user"; done)
+        # shellcheck disable=SC2086
+        needed=$(patchelf --print-needed $(existing $users))
         gone=
         for own in "$1"/*; do
             printf '%s\n' "$needed" | grep -qxF "${own##*/}" || { rm "$own" && gone=1; }
         done
         [ -n "$gone" ] || return 0
+    done
+}
+
+existing() {
+    for path in "$@"; do
+        [ ! -e "$path" ] || printf '%s\n' "$path"
     done
 }
 

@@ -19,6 +19,13 @@ collect_ignore = [] if os.environ.get("CRASHD_TEST_VM") == "1" else ["test_guest
 UNLIMITED = resource.RLIM_INFINITY
 
 
+@pytest.fixture(autouse=True)
+def forbid_registering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no daemon become the kernel's handler in a test that does not hold the settings."""
+    if "core_pattern_lock" not in request.fixturenames:
+        monkeypatch.setattr(Daemon, "may_register", False)
+
+
 @pytest.fixture
 def daemon(
     request: pytest.FixtureRequest, short_tmp: Path, core_pattern_owner: None
@@ -67,13 +74,20 @@ def bundles(session_directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deb(session_directory: Path, bundles: Path) -> Path:
+def wheels(session_directory: Path) -> Path:
+    """Where the first build of a package leaves the files of the wheels that are included in it."""
+    return session_directory / "wheels"
+
+
+@pytest.fixture(scope="session")
+def deb(session_directory: Path, bundles: Path, wheels: Path) -> Path:
     """The Debian package of this checkout."""
     note = session_directory / "deb.path"
     with (session_directory / "deb.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not note.exists():
-            note.write_text(str(package.build(session_directory / "deb", bundles)))
+            made = package.build(session_directory / "deb", bundles=bundles, wheels=wheels)
+            note.write_text(str(made))
     return Path(note.read_text())
 
 
