@@ -101,7 +101,7 @@ def read_usual(raw: bytes, host: str, title_max: int) -> Judged | None:
         found: dict[str, Any] = _VALIDATOR.validate_json(raw.decode())
     except (ValidationError, UnicodeDecodeError):
         return None
-    if _has_equal_keys(raw, found) or _has_odd_number(found):
+    if _has_more_keys(raw, found) or _has_odd_number(found):
         return None
     return _judge(found, raw, host, title_max)
 
@@ -111,8 +111,10 @@ def _is_compact(raw: bytes) -> bool:
     return not (b"\\u" in raw or b" :" in raw or b"\t" in raw or b"\n" in raw or b"\r" in raw)
 
 
-def _has_equal_keys(raw: bytes, found: dict[str, Any]) -> bool:
-    """Return whether an object may have two equal keys: the last one counts, unlike the others."""
+def _has_more_keys(raw: bytes, found: dict[str, Any]) -> bool:
+    """Return whether an object may have two equal keys, of which the last one counts, or a key that
+    the validator leaves out: more `":` are written than keys were found.
+    """
     written, flat = raw.count(b'":'), len(found)
     for value in found.values():
         if type(value) is dict:
@@ -257,12 +259,14 @@ def _pattern(pattern: str) -> Any:
 
 
 def _fields(optional: Mapping[str, Any], **required: Any) -> Any:
-    """Build the schema of an object that has these keys and no others."""
+    """Build the schema of an object with these keys; `_has_more_keys` finds that it has others,
+    which costs less than to have them refused here.
+    """
     fields = {
         key: schema.typed_dict_field(value, required=False) for key, value in optional.items()
     }
     fields |= {key: schema.typed_dict_field(value) for key, value in required.items()}
-    return schema.typed_dict_schema(fields, extra_behavior="forbid", strict=True)
+    return schema.typed_dict_schema(fields, extra_behavior="ignore", strict=True)
 
 
 def _optional() -> dict[str, Any]:
