@@ -265,7 +265,7 @@ class Index(IndexReader):
                 self._db.execute("SELECT kind, max(time_ns) FROM crash GROUP BY kind").fetchall()
             )
             if not all(type(time_ns) is int for time_ns in last.values()):
-                raise damaged(self._path, "a row is not what crashd wrote")
+                raise damaged(self._path)
             for kind_disposition, count in self._past("disposition"):
                 kind, _, disposition = kind_disposition.partition(" ")
                 by_disposition[kind, disposition] += count

@@ -166,7 +166,7 @@ def _meant(path: AnyPath, error: UnicodeDecodeError | sqlite3.DatabaseError) -> 
     if "no such" in str(error):
         return IndexCorruptError(f"the index {path} is not crashd's: {_told(error)}")
     if "malformed JSON" in str(error):
-        return damaged(path, "a row is not what crashd wrote")
+        return damaged(path)
     if "decode to UTF-8" in str(error):  # the rest of the message is the bytes themselves
         return damaged(path, "a text is not UTF-8")
     if "user-defined function" in str(error):  # selection.py has only one, which only times out
@@ -174,7 +174,7 @@ def _meant(path: AnyPath, error: UnicodeDecodeError | sqlite3.DatabaseError) -> 
     return UnavailableError(f"the index {path} is not available: {_told(error)}")
 
 
-def damaged(path: AnyPath, why: str) -> IndexCorruptError:
+def damaged(path: AnyPath, why: str = "a row is not what crashd wrote") -> IndexCorruptError:
     """Build the error for a damaged index."""
     return IndexCorruptError(
         f"the index {path} is damaged: {why}", hint="crashctl reindex rebuilds it from the store"

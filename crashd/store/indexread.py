@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _NEWEST = "time_ns DESC, id DESC"
 _AT_ONCE = 256
-_NOT_OURS = "a row is not what crashd wrote"
 
 _SHOWN = """id, time_ns, kind, state, pid, uid, signal_name, comm, exe, title, stored_bytes,
     CASE state WHEN 'evicted' THEN json_extract(doc, '$.evicted.reason') END,
@@ -174,7 +173,7 @@ class IndexReader:
             try:
                 found = [_shown(row) for row in self._db.execute(sql, values)]
             except TypeError as e:
-                raise damaged(self._path, _NOT_OURS) from e
+                raise damaged(self._path) from e
         return found[::-1] if query.reverse else found
 
     def each(self, query: Query) -> Iterator[dict[str, Any]]:
@@ -239,7 +238,7 @@ class IndexReader:
                 except (json.JSONDecodeError, RecursionError) as e:
                     raise damaged(self._path, "a text is not what crashd wrote") from e
                 if not _is_ours(document):
-                    raise damaged(self._path, _NOT_OURS)
+                    raise damaged(self._path)
                 size += 0 if max_bytes is None else len(doc.encode())
                 if max_bytes is not None and size > max_bytes:
                     raise UsageError(

@@ -31,5 +31,7 @@ def test_package(outcomes: dict[str, container.Outcome], name: str) -> None:
 
 
 @pytest.mark.timeout(1500)
-def test_package_built_again_is_the_same_to_the_byte(deb: Path, tmp_path: Path) -> None:
-    assert package.build(tmp_path / "again").read_bytes() == deb.read_bytes()
+def test_package_built_again_is_the_same_to_the_byte(
+    deb: Path, wheels: Path, tmp_path: Path
+) -> None:
+    assert package.build(tmp_path / "again", wheels=wheels).read_bytes() == deb.read_bytes()

@@ -9,17 +9,18 @@ REPOSITORY = Path(__file__).parents[2]
 QUICK = {"CRASHD_XZ_LEVEL": "1"}
 
 
-def build(directory: Path, bundles: Path | None = None) -> Path:
-    """Build the Debian package, or take the one that $CRASHD_TEST_DEB names. The packages that it
-    includes are kept in `bundles` for other builds.
+def build(directory: Path, **kept: Path) -> Path:
+    """Build the Debian package, or take the one that $CRASHD_TEST_DEB names. What it includes is
+    taken from the directories `bundles` and `wheels`, or kept there for other builds: see stage.sh.
     """
     given = os.environ.get("CRASHD_TEST_DEB")
     if given:
         return Path(given)
+    where = {f"CRASHD_{name.upper()}": str(path) for name, path in kept.items()}
     done = subprocess.run(
         ["sh", REPOSITORY / "packaging/deb.sh", directory],
         check=True,
-        env={**os.environ, **QUICK, **({"CRASHD_BUNDLES": str(bundles)} if bundles else {})},
+        env={**os.environ, **QUICK, **where},
         stdout=subprocess.PIPE,
         text=True,
         timeout=900,
