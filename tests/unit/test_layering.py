@@ -293,7 +293,11 @@ EXCEPTIONS = {
 LIGHT = {
     "crashd.cli.main": ("pydantic", "prometheus_client", "systemd", "pyinotify"),
     "crashd.daemon.main": ("pydantic", "prometheus_client", "systemd", "pyinotify", "sqlite3"),
-    "crashd.daemon.service": ("yaml", "bcrypt", "obstore", "pyrage"),
+    "crashd.daemon.service": (
+        *("yaml", "bcrypt", "obstore", "pyrage"),
+        "crashd.domain.cause.explain",
+        "crashd.domain.kernellog.analyse",
+    ),
     "crashd.ship.main": ("pydantic", "prometheus_client", "systemd", "sqlite3"),
     "crashd.daemon.after.analysis": ("drgn", "capstone", "pystack", "pyseccomp"),
     "crashd.analyzers.main": (
@@ -305,8 +309,8 @@ LIGHT = {
         "pystack",
     ),
 }
-"""What importing a module must not load: crashctl starts fast, the capture workers are small, and
-most of the time of a small core's analysis is imports.
+"""What importing a module must not load: crashctl and the daemon start fast, the capture workers
+are small, and most of the time of a small core's analysis is imports.
 """
 
 # ---- its application ----

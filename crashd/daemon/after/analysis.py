@@ -12,8 +12,6 @@ from typing import Any
 
 from crashd.analysisresult import is_started, is_whole, parse_report, unfinished
 from crashd.domain.cause.analysis import Analysis, AnalysisState, Facts
-from crashd.domain.cause.explain import ProcessContext, explain
-from crashd.domain.cause.signature import build_signature, build_title
 from crashd.domain.crash.faultlines import error_code_of
 from crashd.domain.crash.filesearch import FileSearch
 from crashd.domain.crash.model import Crash
@@ -102,6 +100,10 @@ def _split(result: WorkerResult, others: int) -> tuple[WorkerResult, list[Worker
 
 def _judge(result: WorkerResult, crash: Crash) -> Analysis:
     """Explain a worker's result."""
+    # imported here: a daemon that has nothing to explain starts a tenth earlier
+    from crashd.domain.cause.explain import ProcessContext, explain
+    from crashd.domain.cause.signature import build_signature, build_title
+
     analysis = Analysis(
         AnalysisState.FAILED,
         seconds=result.seconds,

@@ -1,14 +1,22 @@
-"""Oopses, warnings, lockups and machine checks that the running kernel survived, from its log."""
+"""Oopses, warnings, lockups and machine checks that the running kernel survived, from its log.
+
+What analyses it is imported once there is a line to look at, respectively a report: the patterns
+of kernellog take a tenth of the daemon's start, and few kernels report anything.
+"""
+
+from __future__ import annotations
 
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from crashd.domain.crash.losses import LogRecord
-from crashd.domain.kernellog.analyse import LogAnalysis, Report, analyse_report, find_reports
-from crashd.domain.kernellog.heads import find_head
 from crashd.domain.kernellog.printk import LogLine, parse_lines
+
+if TYPE_CHECKING:
+    from crashd.domain.kernellog.analyse import LogAnalysis, Report
 
 WINDOW = 1500
 """Records that are kept around a report."""
@@ -75,6 +83,8 @@ class LiveOopses:
         due_ns = self.due_ns
         if due_ns is None or now_ns < due_ns:
             return
+        from crashd.domain.kernellog.analyse import find_reports
+
         self._begun_ns = None
         times = {record.sequence: record.monotonic_ns for record in self._records}
         last = self._records[-1].sequence
@@ -88,6 +98,8 @@ class LiveOopses:
         """Analyse a report and count it, so that a kernel that never stops reporting does not fill
         the disk.
         """
+        from crashd.domain.kernellog.analyse import analyse_report
+
         now_ns = time.monotonic_ns()
         if now_ns - self._hour_ns >= HOUR_NS:
             self._hour_ns, self._counts = now_ns, Counter()
@@ -99,11 +111,13 @@ class LiveOopses:
 
 
 def _is_head(record: LogRecord) -> bool:
+    from crashd.domain.kernellog.heads import find_head
+
     text = record.text[:512].decode("utf-8", "backslashreplace").lstrip()
     return find_head(text) is not None
 
 
-def _lines(records: "deque[LogRecord]") -> list[LogLine]:
+def _lines(records: deque[LogRecord]) -> list[LogLine]:
     raw = b"\n".join(
         b"4,%d,%d,-;%s" % (record.sequence, record.monotonic_ns // 1000, record.text)
         for record in records

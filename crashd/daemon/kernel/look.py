@@ -1,9 +1,12 @@
 """One look into a dump's directory: its head, its end, its log, and what they show."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crashd.daemon.after.analysis import AnalysisOptions
 from crashd.daemon.kernel.dumpfiles import opened_files
@@ -21,10 +24,12 @@ from crashd.domain.kdump.vmcore import (
     VmcoreHead,
     judge,
 )
-from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.errors import FormatError, reason_of
 from crashd.store.corefile import unzstd
 from crashd.store.kerneldumps import DumpRoot, OpenDump, Seen
+
+if TYPE_CHECKING:
+    from crashd.domain.kernellog.analyse import LogAnalysis
 
 LOG_MAX = 2 << 20
 """Bytes that are read from a log's end; a kernel's own buffer is seldom larger."""
@@ -212,4 +217,6 @@ def _log_of_dump(
 
 
 def _analyse(log: bytes) -> LogAnalysis | None:
+    from crashd.domain.kernellog.analyse import analyse  # see live.py
+
     return analyse(log) if log else None

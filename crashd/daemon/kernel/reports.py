@@ -1,19 +1,20 @@
 """Kernel crashes that left no dump: recorded from a report, unless a dump shows the same crash."""
 
+from __future__ import annotations
+
 import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crashd.daemon.indexer import Indexer
 from crashd.daemon.kernel.live import LiveReport
 from crashd.domain.crash.model import BOOT_UNKNOWN, Crash, Kind, Mode, State
 from crashd.domain.crash.query import Query
 from crashd.domain.kdump.record import SAME_EVENT_NS, add_words, split_log, survived
-from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.domain.kernellog.pstore import (
     CONSOLE,
     GROUP_NS,
@@ -29,6 +30,9 @@ from crashd.store.index import Index
 from crashd.store.paths import Paths
 from crashd.store.pstorefiles import PstoreDirectory, list_records, read_parts
 from crashd.store.statefile import read_state, write_state
+
+if TYPE_CHECKING:
+    from crashd.domain.kernellog.analyse import LogAnalysis
 
 log = logging.getLogger("crashd.kdump")
 
@@ -102,6 +106,8 @@ class ReportBook:
 
     def _take(self, words: PstoreLog, events: Sequence[PstoreLog]) -> bool:
         """Record an event if necessary; False if it must be looked at again."""
+        from crashd.domain.kernellog.analyse import analyse  # see live.py
+
         analysis = analyse(words.text) if words.text else None
         if words.reason == CONSOLE and (analysis is None or _is_told(words, analysis, events)):
             return True

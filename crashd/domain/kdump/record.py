@@ -4,10 +4,12 @@ Each look builds the record again. It keeps its id, its pin, the time it was fir
 vmlinux showed; so a dump whose log arrives later gets its title then. Pure.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from crashd.domain.crash.model import (
     BOOT_UNKNOWN,
@@ -22,9 +24,11 @@ from crashd.domain.crash.model import (
 )
 from crashd.domain.kdump.directory import DumpDirectory
 from crashd.domain.kdump.vmcore import Completeness, DumpVerdict
-from crashd.domain.kernellog.analyse import LogAnalysis, analyse
 from crashd.domain.kernellog.kinds import PanicKind
 from crashd.domain.text import printable
+
+if TYPE_CHECKING:
+    from crashd.domain.kernellog.analyse import LogAnalysis
 
 LOG_LINES_MAX: Final = 4000
 LOG_BYTES_MAX: Final = 512 * 1024
@@ -105,6 +109,8 @@ def build_record(
     }
     crash = replace(crash, kernel=kernel)
     if not look.log and before is not None and _has_words(before):
+        from crashd.domain.kernellog.analyse import analyse  # most dumps have their own log
+
         words = "\n".join(before.log)
         source = str((before.kernel or {}).get("log_source"))
         return add_words(crash, before.log, analyse(words.encode()), source)
