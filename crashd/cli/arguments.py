@@ -140,7 +140,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     add("-1", dest="limit", action="store_const", const=1, help="only the newest crash")
     add("-r", "--reverse", action="store_true", help="list newest first")
     add("-F", "--field", metavar="FIELD", help="print only the values of FIELD, one per crash")
-    add("--all", action="store_true", help="crashes of all hosts in the store (always so)")
+    _add_all(parser)
     _add_json(parser)
     _add_place(parser)
 
@@ -171,6 +171,12 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FILE", help="write to FILE (- or none: standard output)")
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
+
+
+def _add_all(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--all", action="store_true", help="crashes of all hosts in the store (always so)"
+    )
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -263,6 +269,7 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FILE", help="write to FILE (- or none: standard output)")
     add("-f", "--force", action="store_true", help="replace FILE if it exists")
+    _add_all(parser)
     add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
     _add_identity(parser)
     _add_mini(parser)
@@ -281,6 +288,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     )
     add("--vmlinux", metavar="FILE", help="vmlinux of the kernel that crashed")
     add("--as-root", action="store_true", help="run the debugger as root")
+    _add_all(parser)
     add("-D", "--directory", metavar="DIR", help="read the store in DIR, as /var/lib/crashd")
     _add_identity(parser)
     _add_mini(parser)

@@ -21,7 +21,6 @@ OPTIONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("-g", "--grep"), "MATCH takes patterns: crashctl list 'title=*words*'"),
     **dict.fromkeys(("-M", "--machine", "-H", "--image"), _OTHER),
     "--utc": "TZ=UTC crashctl list",
-    "--all": "crashes of all hosts in the store are always found",
 }
 """What to use in place of an option that a verb does not have."""
 VERBS: Final[Mapping[str, str]] = {

@@ -72,8 +72,8 @@ _crashctl() {
     case $verb in
     list) options='-S --since -U --until --kind --signature -n --lines -1 -r --reverse -F --field --all --json -D --directory --file --host --label' ;;
     info) options='-1 -S --since -U --until -n --lines -r --reverse -a --all --json -D --directory --file --host --label' ;;
-    dump) options='-1 -S --since -U --until -o --output -f --force -D --directory --host --label --identity --mini' ;;
-    debug) options='-1 -S --since -U --until --debugger -A --debugger-arguments --vmlinux --as-root -D --directory --host --label --identity --mini' ;;
+    dump) options='-1 -S --since -U --until -o --output -f --force --all -D --directory --host --label --identity --mini' ;;
+    debug) options='-1 -S --since -U --until --debugger -A --debugger-arguments --vmlinux --as-root --all -D --directory --host --label --identity --mini' ;;
     bundle) options='-1 -S --since -U --until -o --output -f --force --host --label --identity' ;;
     top) options='-S --since --new-since --by --kind -n --lines --json --host --label' ;;
     analyze) options='-1 -S --since -U --until --json' ;;

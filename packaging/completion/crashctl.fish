@@ -57,7 +57,7 @@ complete -c crashctl -n '__fish_seen_subcommand_from list info top stats' -s n -
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s 1 -d 'Only the newest crash'
 complete -c crashctl -n '__fish_seen_subcommand_from list info' -s r -l reverse -d 'Newest first'
 complete -c crashctl -n '__fish_seen_subcommand_from list' -s F -l field -x -a 'comm exe unit signal signature title uid pid id' -d 'Print only the values of FIELD'
-complete -c crashctl -n '__fish_seen_subcommand_from list' -l all -d 'Crashes of all hosts in the store'
+complete -c crashctl -n '__fish_seen_subcommand_from list dump debug' -l all -d 'Crashes of all hosts in the store'
 complete -c crashctl -n '__fish_seen_subcommand_from list info dump debug' -s D -l directory -x -a '(__fish_complete_directories)' -d 'Read the store in DIR'
 complete -c crashctl -n '__fish_seen_subcommand_from list info' -l file -r -F -d 'Read these indexes instead of a store'
 complete -c crashctl -n '__fish_seen_subcommand_from info dump debug bundle analyze' -s 1 -d 'The newest crash of all'
