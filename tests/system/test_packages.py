@@ -28,7 +28,7 @@ def run(*command: object, env: dict[str, str] | None = None) -> str:
 
 def build_rpm(directory: Path, bundles: Path) -> Path:
     """Build the RPM of this checkout. That the packages in it come out the same when they are
-    fetched again is shown by the Debian package, which is staged by the same code.
+    built and changed again is shown by the Debian package, which is staged by the same code.
     """
     environ = {**os.environ, **package.QUICK, "CRASHD_BUNDLES": str(bundles)}
     return Path(run("sh", REPOSITORY / "packaging/rpm.sh", directory, env=environ).strip())

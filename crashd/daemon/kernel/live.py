@@ -1,7 +1,7 @@
 """Oopses, warnings, lockups and machine checks that the running kernel survived, from its log.
 
-What analyses it is imported once there is a line to look at, respectively a report: the patterns
-of kernellog take a tenth of the daemon's start, and few kernels report anything.
+What tells a report's head is imported for the first line, and the rest for the first report: the
+patterns of kernellog take a tenth of the daemon's start, and few kernels report anything.
 """
 
 from __future__ import annotations
