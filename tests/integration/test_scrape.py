@@ -11,6 +11,7 @@ from crashd.edge.web.exporter import OPENMETRICS, Exporter
 from crashd.store.index import Index
 from crashd.store.schema import PAST_UNITS_MAX
 from tests.builders.crashes import build_crash
+from tests.yardstick import slowness
 
 CRASHES = 100_000
 SCRAPE_SECONDS_MAX = 0.01
@@ -70,5 +71,5 @@ def test_scrape_costs_less_than_10_ms_of_cpu(exporter: Exporter, accept: str) ->
         body, _ = exporter.render(accept)
         rounds.append(time.thread_time() - start)
     print(f"{len(body)} bytes, {sorted(rounds)[10] * 1e3:.2f} ms of CPU")
-    assert sorted(rounds)[10] < SCRAPE_SECONDS_MAX
+    assert sorted(rounds)[10] < SCRAPE_SECONDS_MAX * slowness()
     assert len(body) < 64 << 10
