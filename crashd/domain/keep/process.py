@@ -160,7 +160,7 @@ def plan(
     """Decide what to delete, in order.
 
     `now_ns` must not be ahead of the true time; pass None if that is uncertain, and nothing is
-    deleted for its age. Takes as long as sorting the crashes: under a second for 100,000.
+    deleted for its age. For 100,000 crashes it takes a second of CPU, and three if most must go.
     """
     ages = policy.max_age_ns is not None or policy.metadata_max_age_ns is not None
     store = _Store(crashes, policy, now_ns if ages else None)
