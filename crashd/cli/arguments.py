@@ -245,7 +245,7 @@ def _add_top(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="only signatures first seen since TIME (with --fleet: or since a version)",
     )
-    add("--by", metavar="WHAT", help="count by build, version or label:NAME (with --fleet)")
+    add("--by", metavar="WHAT", help="count by build, host, version or label:NAME (with --fleet)")
     add("--kind", choices=KINDS, help="crashes of this kind only")
     add(
         "-n",

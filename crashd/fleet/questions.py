@@ -158,16 +158,12 @@ class Questions:
         return [_top_row(*row) for row in rows]
 
     def top_by(self, query: Query, by: str) -> list[dict[str, Any]]:
-        """Count crashes by `build`, `version` or `label:NAME`, the most frequent first."""
+        """Count crashes by `build`, `host`, `version` or `label:NAME`, the most frequent first.
+
+        Rows of hosts also have `hostname`: what the host calls itself.
+        """
         if by == "version" and not query.terms:
             return self._top_versions(query)
-        label = by.removeprefix("label:") if by.startswith("label:") else None
-        name = (
-            "l.labels ->> %s"
-            if label is not None
-            else {"build": "b.build", "version": "v.version"}[by]
-        )
-        named = [] if label is None else [label]
         with self._db.transaction():
             if query.terms:
                 sql, values = where(self._conditions(query))
@@ -175,16 +171,45 @@ class Questions:
                 source += f" c.time AS first, c.time AS last FROM crash c {sql}"
             else:
                 source, values = self._counts(query).tallies()
-            rows = self._db.execute(
-                f"SELECT coalesce({name}, ''), sum(c.crashes)::bigint, min(c.first), max(c.last),"
-                " count(DISTINCT c.host), count(DISTINCT nullif(c.signature, 0))"
-                f" FROM ({source}) c LEFT JOIN build b ON b.number = c.build"
-                " LEFT JOIN version v ON v.number = c.version"
-                " LEFT JOIN labelset l ON l.number = c.labels GROUP BY 1"
-                " HAVING sum(c.crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s",
-                [*named, *values, query.limit],
-            ).fetchall()
-        return [_by_row(label or by, *row) for row in rows]
+            label = by.removeprefix("label:") if by.startswith("label:") else None
+            if label is None:
+                rows = self._count_by(f"SELECT c.{by} AS key, c.* FROM ({source}) c", values, query)
+                names = self._names(by, [row[0] for row in rows])
+            else:
+                source = f"SELECT coalesce(l.labels ->> %s, '') AS key, c.* FROM ({source}) c"
+                source += " LEFT JOIN labelset l ON l.number = c.labels"
+                rows, names = self._count_by(source, [label, *values], query), {}
+        return [
+            _by_row(label or by, *row) | names.get(row[0], {} if label else {"name": ""})
+            for row in rows
+        ]
+
+    def _count_by(self, source: str, values: Sequence[Any], query: Query) -> list[tuple[Any, ...]]:
+        """Count the rows of a table by their `key`: first all crashes, and then the hosts and
+        signatures of those few keys that are shown.
+        """
+        found = self._db.execute(
+            f"SELECT key, sum(crashes)::bigint, min(first), max(last) FROM ({source}) c GROUP BY 1"
+            " HAVING sum(crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s",
+            [*values, query.limit],
+        ).fetchall()
+        # no count(DISTINCT), which sorts all rows
+        rows = self._db.execute(
+            "SELECT key, count(host), count(nullif(signature, 0)) FROM (SELECT key, host, signature"
+            f" FROM ({source}) c WHERE key = ANY(%s) AND crashes > 0"
+            " GROUP BY GROUPING SETS ((key, host), (key, signature))) c GROUP BY 1",
+            [*values, [row[0] for row in found]],
+        ).fetchall()
+        widths = {key: (hosts, signatures) for key, hosts, signatures in rows}
+        return [(*row, *widths.get(row[0], (0, 0))) for row in found]
+
+    def _names(self, by: str, numbers: Sequence[int]) -> dict[int, dict[str, str]]:
+        """Say what builds, hosts or versions have these numbers."""
+        columns = f"number, {by} AS name" + (", hostname" if by == "host" else "")
+        sql = f"SELECT {columns} FROM {by} WHERE number = ANY(%s)"
+        keys = ("name", "hostname")
+        rows = self._db.execute(sql, (list(numbers),)).fetchall()
+        return {number: dict(zip(keys, texts, strict=False)) for number, *texts in rows}
 
     def _top_versions(self, query: Query) -> list[dict[str, Any]]:
         with self._db.transaction():

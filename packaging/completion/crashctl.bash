@@ -45,7 +45,7 @@ _crashctl() {
         return
         ;;
     --by)
-        mapfile -t COMPREPLY < <(compgen -W 'build version label:' -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W 'build host version label:' -- "$cur")
         return
         ;;
     --kind)

@@ -140,6 +140,9 @@ def ask_server(dsn: str, plan: Plan) -> Iterator[Figure]:
         counts: dict[str, Callable[[], object]] = {
             "top --since -7d": lambda: Questions(db).top(Query(since_ns=week, limit=20)),
             "top --by version": lambda: Questions(db).top_by(Query(limit=20), "version"),
+            "top --by build": lambda: Questions(db).top_by(Query(limit=20), "build"),
+            "top --by host": lambda: Questions(db).top_by(Query(limit=20), "host"),
+            "top --by label:zone": lambda: Questions(db).top_by(Query(limit=20), "label:zone"),
             "top --new-since -1d": lambda: NewSince(db, Scope()).time(
                 now_ns - DAY_NS, Query(limit=20)
             ),

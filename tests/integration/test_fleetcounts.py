@@ -108,6 +108,13 @@ def spans() -> Iterator[Query]:
         )
 
 
+NAMES = {
+    "build": "b.build",
+    "host": "h.host",
+    "version": "v.version",
+    "label:zone": "l.labels ->> 'zone'",
+}
+"""What `top --by` counts by, and its name in a crash."""
 SCOPES = {
     "true": Scope(),
     "l.labels ->> 'zone' = 'fra'": Scope(labels=(("zone", "fra"),)),
@@ -118,10 +125,11 @@ SCOPES = {
 def assert_counts_are_those_of_rows(fleet: FleetIndex) -> None:
     """Ask everything that is counted, and count it in the rows."""
     with Reader.connect(fleet.dsn, name="test", timeout_seconds=60) as db:
-        for sql, scope in SCOPES.items():
-            for number, query in enumerate(spans()):
+        for first, (sql, scope) in enumerate(SCOPES.items()):
+            for number, query in enumerate(spans(), first):
                 kind = (None, "kernel", None, "process")[number % 4]
-                Expected(fleet, sql, query._replace(kind=kind)).compare(db, scope)
+                by = list(NAMES)[number // 2 % len(NAMES)]
+                Expected(fleet, sql, query._replace(kind=kind), by).compare(db, scope)
 
 
 @dataclass
@@ -131,6 +139,7 @@ class Expected:
     fleet: FleetIndex
     sql: str
     query: Query
+    by: str
 
     def compare(self, db: Reader, scope: Scope) -> None:
         """Compare with what is found."""
@@ -145,11 +154,11 @@ class Expected:
         crashes = {number: count for number, count in counts.crashes().items() if count}
         assert crashes == {row[0]: row[1] for row in wanted}
         assert [(counts.hosts(),)] == self._ask("SELECT count(DISTINCT c.host) FROM ROWS")
-        rows = Questions(db, scope).top_by(self.query, "version")
-        by_version = {(r["name"], r["count"], r["hosts"], r["signatures"]) for r in rows}
-        assert by_version == set(
+        rows = Questions(db, scope).top_by(self.query, self.by)
+        counted = {(r["name"], r["count"], r["hosts"], r["signatures"]) for r in rows}
+        assert counted == set(
             self._ask(
-                "SELECT coalesce(v.version, ''), count(*), count(DISTINCT c.host),"
+                f"SELECT coalesce({NAMES[self.by]}, ''), count(*), count(DISTINCT c.host),"
                 " count(DISTINCT nullif(signature, 0)) FROM ROWS GROUP BY 1"
             )
         )
@@ -165,7 +174,8 @@ class Expected:
             sql, values = sql + " AND c.kind = %s", [*values, self.query.kind]
         rows = (
             "crash c JOIN host h ON h.number = c.host JOIN labelset l ON l.number = c.labels"
-            f" LEFT JOIN version v ON v.number = c.version WHERE {sql}"
+            " LEFT JOIN version v ON v.number = c.version LEFT JOIN build b ON b.number = c.build"
+            f" WHERE {sql}"
         )
         return self.fleet.ask(text.replace("ROWS", rows), *values)
 

@@ -76,7 +76,7 @@ def test_hostile_text_in_any_field_is_shown_escaped_by_every_verb(
     ((reasons,),) = fleet.ask("SELECT array_agg(DISTINCT reason) FROM quarantine")
     assert set(reasons) == {"malformed", "newer"}
     everything = [["list", "-n", "1000"], ["list", "-n", "1000", "--json"], ["top"], ["stats"]]
-    everything += [["top", "--by", by] for by in ("build", "version", "label:a0")]
+    everything += [["top", "--by", by] for by in ("build", "host", "version", "label:a0")]
     everything += [["top", "--new-since", text] for text in ("-1d", EVIL)]
     everything += [["report", "-o", str(tmp_path / "page.html")], ["list", EVIL], ["info", EVIL]]
     everything += [["list", "--host", EVIL], ["list", "--label", f"a={EVIL}"], ["want", EVIL]]

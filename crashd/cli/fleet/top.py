@@ -1,4 +1,4 @@
-"""`--fleet top`: signatures, builds, versions or labels by count; what is new or more frequent."""
+"""`--fleet top`: signatures, builds, hosts, versions or labels by count; what is new."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _Moment = Callable[[object], str]
 _NUMBERS = frozenset({"COUNT", "HOSTS", "VERSIONS", "SIGNATURES"})
+_BY = ("build", "host", "version")
 _GIVE_WAY = ("FIRST", "VERSIONS", "LAST", "EXE")
 
 
@@ -78,11 +79,11 @@ def top(context: Context, arguments: "Namespace") -> int:
 
 
 def _checked(by: str | None) -> str | None:
-    if by is None or by in ("build", "version"):
+    if by is None or by in _BY:
         return by
     if by.startswith("label:") and LABEL_PATTERN.fullmatch(by.removeprefix("label:")):
         return by
-    raise UsageError(f"top: --by is build, version or label:NAME, not {by!r}")
+    raise UsageError(f"top: --by is build, host, version or label:NAME, not {by!r}")
 
 
 def _new_since(source: FleetSource, text: str, query: Query, now_ns: int) -> list[dict[str, Any]]:
@@ -128,5 +129,8 @@ def _named(rows: Sequence[dict[str, Any]], when: _Moment) -> list[list[str]]:
     for row in rows:
         numbers = [str(row[key]) for key in ("count", "hosts", "signatures")]
         times = [when(row["first"]), when(row["last"])]
-        cells.append([*numbers, *times, value_text(row["name"])])
+        name = row["name"]
+        if row.get("hostname"):
+            name = f"{row['hostname']} ({name[:SHORT_ID_LENGTH]})"
+        cells.append([*numbers, *times, value_text(name)])
     return cells
