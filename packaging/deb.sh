@@ -49,6 +49,7 @@ mv "$work/sums" "$tree/DEBIAN/md5sums"
 chmod 644 "$tree/DEBIAN/md5sums" "$tree/DEBIAN/conffiles" "$tree/DEBIAN/control"
 find "$tree" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 deb=$out/crashd_${deb_version}_$architecture.deb
-quietly dpkg-deb --root-owner-group -Zxz "-z$XZ_LEVEL" --build "$tree" "$deb" || refuse "dpkg-deb failed"
+# shellcheck disable=SC2086
+quietly dpkg-deb --root-owner-group $DEB_COMPRESSION --build "$tree" "$deb" || refuse "dpkg-deb failed"
 give_back "$out"
 printf '%s\n' "$deb"

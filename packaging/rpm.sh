@@ -32,7 +32,7 @@ stage_tree "$work/tree"
 printf '%%config(noreplace) "/etc/crashd/crashd.toml"\n' >>"$work/files"
 
 quietly rpmbuild -bb --define "_topdir $work/rpm" --define "staged_tree $work/tree" --define "file_list $work/files" \
-    --define "xz_level $XZ_LEVEL" --define "crashd_version $(crashd_version)" --define "crashd_release ${CRASHD_RPM_RELEASE:-1}" \
+    --define "payload $RPM_PAYLOAD" --define "crashd_version $(crashd_version)" --define "crashd_release ${CRASHD_RPM_RELEASE:-1}" \
     --target "$(uname -m)" "$here/packaging/rpm/crashd.spec" || refuse "rpmbuild failed"
 for rpm in "$work"/rpm/RPMS/*/*.rpm; do
     mv "$rpm" "$out/${rpm##*/}"

@@ -6,8 +6,12 @@
 # then the launcher takes one of these, if it is still installed, and the handler needs none of it.
 PYTHONS="3.11 3.12 3.13 3.14"
 
-# 6 makes the smallest packages, but takes most of the time of a build: tests build by 1.
-XZ_LEVEL=${CRASHD_XZ_LEVEL:-6}
+# What compresses best and runs fastest takes most of the time of a build: tests build with CRASHD_QUICK=1.
+if [ "${CRASHD_QUICK:-}" = 1 ]; then
+    DEB_COMPRESSION="-Zgzip -z1" RPM_PAYLOAD=w1.gzdio OPTIMISATION=-O0
+else
+    DEB_COMPRESSION="-Zxz -z6" RPM_PAYLOAD=w6.xzdio OPTIMISATION=-O2
+fi
 
 # Libraries of the distribution in place of those that wheels bring, each with Debian's package. The packages depend on
 # them, and so does the build, which loads what it has made.
@@ -97,7 +101,7 @@ fill_from_source() {
 build_locked() (
     target=$1
     fill_from_source pyinotify
-    CAPSTONE_ARCHS="arm aarch64 x86" CAPSTONE_STATIC=no CAPSTONE_X86_ATT_DISABLE=yes CFLAGS="-O2 -fstack-protector-strong" \
+    CAPSTONE_ARCHS="arm aarch64 x86" CAPSTONE_STATIC=no CAPSTONE_X86_ATT_DISABLE=yes CFLAGS="$OPTIMISATION -fstack-protector-strong" \
         LDFLAGS="-Wl,-z,relro,-z,now,-z,pack-relative-relocs"
     export CAPSTONE_ARCHS CAPSTONE_STATIC CAPSTONE_X86_ATT_DISABLE CFLAGS LDFLAGS
     fill_from_source capstone --no-cache-dir

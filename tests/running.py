@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from crashd.cli.control import ControlClient
+from crashd.domain.crash.query import Query
+from crashd.store.indexread import IndexReader
 from crashd.store.paths import Paths
 
 READY_SECONDS = 20
@@ -43,7 +45,7 @@ class Daemon:
         self.arguments = arguments
         self.log = root / "crashd.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._seen: dict[tuple[str, ...], tuple[tuple[object, ...], list[dict[str, Any]]]] = {}
+        self._seen: dict[str | None, tuple[tuple[object, ...], list[dict[str, Any]]]] = {}
         self.paths.config_file.parent.mkdir(parents=True, exist_ok=True)
         self.paths.config_file.write_text(config)
 
@@ -139,22 +141,32 @@ class Daemon:
         found: list[dict[str, Any]] = json.loads(done.stdout)
         return found
 
-    def seen(self, *arguments: str) -> list[dict[str, Any]]:
-        """List crashes for who polls: crashctl, which takes a tenth of a second of the CPU that the
-        daemon needs, is asked again only once the index was written to, or a second has passed.
+    def seen(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return what `crashes` does, for who polls: read from the index here, because crashctl
+        takes a tenth of a second of the CPU that the daemon needs.
         """
         log = self.paths.index.with_name(f"{self.paths.index.name}-wal")
         stamp = (round(time.monotonic()), _stamp(self.paths.index), _stamp(log))
-        if self._seen.get(arguments, ((), []))[0] != stamp:
-            self._seen[arguments] = stamp, self.crashes(*arguments)
-        return self._seen[arguments][1]
+        if self._seen.get(kind, ((), []))[0] != stamp:
+            self._seen[kind] = stamp, self._rows(kind)
+        return self._seen[kind][1]
 
-    def wait_for(self, count: int, *arguments: str, seconds: float = 90) -> list[dict[str, Any]]:
+    def _rows(self, kind: str | None) -> list[dict[str, Any]]:
+        with IndexReader.open_readonly(self.paths.index) as index:
+            rows = json.loads(json.dumps([*index.each(Query(kind=kind, reverse=True))]))
+        for row in rows:
+            if row["core"]["path"] is not None:
+                row["core"]["path"] = str(self.paths.crashes / row["id"] / row["core"]["path"])
+        return list(rows)
+
+    def wait_for(
+        self, count: int, *, kind: str | None = None, seconds: float = 90
+    ) -> list[dict[str, Any]]:
         """Wait until `count` crashes are there and none is being captured."""
         found: list[dict[str, Any]] = []
 
         def there() -> bool:
-            found[:] = self.seen(*arguments)
+            found[:] = self.seen(kind)
             return len(found) >= count and all(c["state"] != "capturing" for c in found)
 
         wait_until(there, seconds, f"{count} crashes")

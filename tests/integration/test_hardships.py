@@ -82,7 +82,7 @@ def test_fault_02_killed_at_any_byte_200_times_leaves_whole_rows_or_none(daemon:
             daemon.start()
     crash(daemon)
     wait_until(lambda: not spool.ready_names(daemon.paths, 0), 60, "the spool is empty")
-    rows = daemon.wait_for(whole + 1, "-n", "1000", seconds=60)
+    rows = daemon.wait_for(whole + 1, seconds=60)
     names = [row["comm"] for row in rows]
     assert len(set(names)) == len(names), "no crash has two rows"
     assert {f"n{n}" for n in range(200) if n % 5 == 4} <= set(names), "whose handler lived is there"
@@ -127,7 +127,7 @@ def test_fault_21_reader_that_never_ends_holds_up_no_crash(daemon: Daemon) -> No
         assert reading.execute("SELECT count(*) FROM crash").fetchone() == (1,)
         for _ in range(60):
             crash(daemon)
-        daemon.wait_for(61, "-n", "1000")
+        daemon.wait_for(61)
         assert reading.execute("SELECT count(*) FROM crash").fetchone() == (1,)
         assert wal.stat().st_size < WAL_MAX
     daemon.crashctl("verify", "--strict")

@@ -92,7 +92,7 @@ def info(daemon: Daemon) -> dict[str, Any]:
 
 
 def symbol_state(daemon: Daemon) -> str | None:
-    crashes = daemon.crashes("--kind", "kernel")
+    crashes = daemon.seen("kernel")
     if not crashes:
         return None
     state: str | None = (crashes[0]["kernel"].get("symbols") or {}).get("state")

@@ -105,7 +105,7 @@ def test_fault_03_no_space_at_any_write_point_leaves_a_row_of_each_crash(
     daemon.stop()
     daemon.start()
     names = {f"w{number}" for number in range(1, len(failed) + 1)}
-    rows = daemon.wait_for(len(names), "-n", "1000", seconds=60)
+    rows = daemon.wait_for(len(names), seconds=60)
     assert {row["comm"] for row in rows} == names
     assert len(rows) == len(names), "no crash has two rows"
     whole = [row for row in rows if row["state"] == "complete"]

@@ -279,7 +279,7 @@ def test_sec_07_world_readable_kernel_log_is_told_and_not_copied_so(
         (directory / getattr(MAKERS[maker], part)).chmod(0o644)
     make_old(directory)
     with Daemon(root, config=DEFAULT_CONFIG) as daemon:
-        (row,) = daemon.wait_for(1, "--kind", "kernel")
+        (row,) = daemon.wait_for(1, kind="kernel")
         crash = json.loads(daemon.crashctl("info", "--json", row["id"]).stdout)
         assert "of-the-kernel" in crash["log"][-1]
         assert crash["kernel"]["world_readable"] is (words is not None)

@@ -253,7 +253,7 @@ def test_sec_20_21_planted_dumps_are_not_opened_and_block_nothing(
     make_nobodys(theirs)
     theirs.rename(crash / theirs.name)  # root's for no moment
     good = save(crash, "202601010101")
-    wait_until(lambda: len(daemon.seen("--kind", "kernel")) == 1, 20, "the good one is there")
+    wait_until(lambda: len(daemon.seen("kernel")) == 1, 20, "the good one is there")
     assert daemon.crashes()[0]["kernel"]["path"] == str(good)
     assert "crashd_kdump_dumps" in scrape(daemon)
     pid = die_as(NOBODY, CRASH)
@@ -271,7 +271,7 @@ def test_sec_23_planted_dumps_push_no_real_one_out(root: Path) -> None:
     config = DEFAULT_CONFIG + "[retention.kernel]\nmax_count = 2\nkeep_free = 0\n"
     with Daemon(root, config=config) as daemon:
         wait_until(lambda: not real[0].exists(), 30, "the oldest is deleted")
-        wait_until(lambda: len(daemon.seen("--kind", "kernel")) == 3, 20, "all are told of")
+        wait_until(lambda: len(daemon.seen("kernel")) == 3, 20, "all are told of")
     assert [path.exists() for path in real] == [False, True, True]
     assert len(os.listdir(crash)) == 52
 

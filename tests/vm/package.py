@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-QUICK = {"CRASHD_XZ_LEVEL": "1"}
+QUICK = {"CRASHD_QUICK": "1"}
 
 
 def build(directory: Path, **kept: Path) -> Path:
