@@ -12,6 +12,7 @@ from crashd.domain.crash.tally import NO_NAME, NO_UNIT, Group, Tally, Timeline
 from crashd.edge.fleet.reader import Reader
 from crashd.errors import FormatError, NotFoundError
 from crashd.fleet.counts import Counts, span_of
+from crashd.fleet.countsby import count_by
 from crashd.fleet.selection import Condition, Scope, conditions, scope_conditions, where
 
 FLEET_KEYS = (*LIST_KEYS, "host", "labels")
@@ -171,45 +172,9 @@ class Questions:
                 source += f" c.time AS first, c.time AS last FROM crash c {sql}"
             else:
                 source, values = self._counts(query).tallies()
-            label = by.removeprefix("label:") if by.startswith("label:") else None
-            if label is None:
-                rows = self._count_by(f"SELECT c.{by} AS key, c.* FROM ({source}) c", values, query)
-                names = self._names(by, [row[0] for row in rows])
-            else:
-                source = f"SELECT coalesce(l.labels ->> %s, '') AS key, c.* FROM ({source}) c"
-                source += " LEFT JOIN labelset l ON l.number = c.labels"
-                rows, names = self._count_by(source, [label, *values], query), {}
-        return [
-            _by_row(label or by, *row) | names.get(row[0], {} if label else {"name": ""})
-            for row in rows
-        ]
-
-    def _count_by(self, source: str, values: Sequence[Any], query: Query) -> list[tuple[Any, ...]]:
-        """Count the rows of a table by their `key`: first all crashes, and then the hosts and
-        signatures of those few keys that are shown.
-        """
-        found = self._db.execute(
-            f"SELECT key, sum(crashes)::bigint, min(first), max(last) FROM ({source}) c GROUP BY 1"
-            " HAVING sum(crashes) > 0 ORDER BY 2 DESC, 4 DESC LIMIT %s",
-            [*values, query.limit],
-        ).fetchall()
-        # no count(DISTINCT), which sorts all rows
-        rows = self._db.execute(
-            "SELECT key, count(host), count(nullif(signature, 0)) FROM (SELECT key, host, signature"
-            f" FROM ({source}) c WHERE key = ANY(%s) AND crashes > 0"
-            " GROUP BY GROUPING SETS ((key, host), (key, signature))) c GROUP BY 1",
-            [*values, [row[0] for row in found]],
-        ).fetchall()
-        widths = {key: (hosts, signatures) for key, hosts, signatures in rows}
-        return [(*row, *widths.get(row[0], (0, 0))) for row in found]
-
-    def _names(self, by: str, numbers: Sequence[int]) -> dict[int, dict[str, str]]:
-        """Say what builds, hosts or versions have these numbers."""
-        columns = f"number, {by} AS name" + (", hostname" if by == "host" else "")
-        sql = f"SELECT {columns} FROM {by} WHERE number = ANY(%s)"
-        keys = ("name", "hostname")
-        rows = self._db.execute(sql, (list(numbers),)).fetchall()
-        return {number: dict(zip(keys, texts, strict=False)) for number, *texts in rows}
+            rows = count_by(self._db, source, values, by, query.limit)
+        label = by.removeprefix("label:")
+        return [_by_row(label, *row) | names for row, names in rows]
 
     def _top_versions(self, query: Query) -> list[dict[str, Any]]:
         with self._db.transaction():

@@ -136,12 +136,21 @@ def test_top_agrees_with_the_rows(simulated: FleetIndex) -> None:
             " GROUP BY 1 ORDER BY 2 DESC, max(time) DESC LIMIT 20"
         )
         assert found == wanted
-    for by, name in (("version", "version"), ("label:zone", "labels ->> 'zone'")):
+    for by, name in (
+        ("version", "version"),
+        ("build", "build_id"),
+        ("host", "host"),
+        ("label:zone", "labels ->> 'zone'"),
+    ):
         counted = [(row["name"], row["count"]) for row in ask(simulated, "top", "--by", by)]
         wanted = simulated.ask(
             f"SELECT {name}, count(*) FROM crashes GROUP BY 1 ORDER BY 2 DESC, max(time) DESC"
+            " LIMIT 20"
         )
         assert counted == wanted
+    host = ask(simulated, "top", "--by", "host")[0]
+    _, out, _ = crashctl(simulated, "top", "--by", "host")
+    assert out.splitlines()[1].endswith(f" {host['hostname']} ({host['name'][:8]})")
 
 
 def test_top_new_since_version_finds_the_regression_that_it_made(simulated: FleetIndex) -> None:
