@@ -89,12 +89,12 @@ def test_sec_78_record_is_bounded_as_it_is_read(root: Path) -> None:
     config = PLAIN_CONFIG.replace("enabled = false", "enabled = true") + (
         "[analysis]\nenabled = false\n"
         f'[retention.process]\nkeep_free = {keep_free}\nmax_use = "infinity"\n'
-        '[limiter.uid]\nfull = 6\nmini = 0\nper = "24h"\n'
+        '[limiter.uid]\nfull = 3\nmini = 0\nper = "24h"\n'
     )
     try:
         with Daemon(root, config=config) as daemon:
             daemon.crashctl("install")
-            pids = [die_of_many_maps(elsewhere / str(number)) for number in range(9)]
+            pids = [die_of_many_maps(elsewhere / str(number)) for number in range(5)]
             found = [caught(daemon, pid) for pid in pids]
             assert free_bytes(root) >= keep_free
             sizes = {c["pid"]: record_size(daemon.paths, c["id"]) for c in found}
@@ -109,7 +109,7 @@ def test_sec_78_record_is_bounded_as_it_is_read(root: Path) -> None:
             assert json.loads(seen.stdout)["maps"] == found[0]["maps"]
             assert json.loads(daemon.crashctl("verify", "--json").stdout) == []
             daemon.crashctl("uninstall")
-        assert daemon.crashctl("reindex").stdout.startswith("9 ")
+        assert daemon.crashctl("reindex").stdout.startswith("5 ")
     finally:
         shutil.rmtree(elsewhere)
 
