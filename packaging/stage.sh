@@ -32,12 +32,7 @@ find_missing_of_staging() {
 # builds several kinds of packages need not fetch them for each.
 fill_bundles() {
     bundles=$1
-    if [ -n "${CRASHD_BUNDLES:-}" ] && [ -d "$CRASHD_BUNDLES" ]; then
-        cp -a "$CRASHD_BUNDLES/." "$bundles"
-    else
-        fill_with_locked "$bundles"
-        [ -z "${CRASHD_BUNDLES:-}" ] || { cp -a "$bundles" "$CRASHD_BUNDLES.new" && mv "$CRASHD_BUNDLES.new" "$CRASHD_BUNDLES"; }
-    fi
+    take_or_make "${CRASHD_BUNDLES:-}" "$bundles" fill_with_locked
     cp -r "$here/crashd" "$bundles/shared/crashd"
     for version in $PYTHONS; do
         ln -s ../shared/crashd "$bundles/python$version/crashd"
@@ -46,19 +41,26 @@ fill_bundles() {
     find "$bundles" -type f -exec chmod 644 {} +
 }
 
+# take_or_make KEPT TARGET COMMAND: fill a directory from KEPT if it is there; else by the command, and leave it in KEPT if
+# that is a name.
+take_or_make() (
+    kept=$1 filled=$2
+    mkdir -p "$filled"
+    if [ -n "$kept" ] && [ -d "$kept" ]; then
+        cp -a "$kept/." "$filled"
+    else
+        "$3"
+        [ -z "$kept" ] || { mkdir -p "$(dirname "$kept")" && cp -a "$filled" "$kept.new" && mv "$kept.new" "$kept"; }
+    fi
+)
+
 # python3-systemd comes from the distribution, because there are no wheels of systemd-python. With CRASHD_WHEELS, a directory,
 # the wheels' files are taken from there, and left there the first time; what crashd builds and changes is done again.
 fill_with_locked() {
-    bundles=$1
     machine=$(uname -m)
     for version in $PYTHONS; do
         target=$bundles/python$version
-        if [ -n "${CRASHD_WHEELS:-}" ] && [ -d "$CRASHD_WHEELS/$version" ]; then
-            cp -a "$CRASHD_WHEELS/$version" "$target"
-        else
-            fill_from_wheels
-            [ -z "${CRASHD_WHEELS:-}" ] || { mkdir -p "$CRASHD_WHEELS" && cp -a "$target" "$CRASHD_WHEELS/$version"; }
-        fi
+        take_or_make "${CRASHD_WHEELS:+$CRASHD_WHEELS/$version}" "$target" fill_from_wheels
         [ -d "$bundles/built" ] || build_locked "$bundles/built"
         cp -a "$bundles/built/." "$target"
         rm -rf "$target/bin"
