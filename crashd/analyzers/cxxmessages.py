@@ -1,6 +1,11 @@
 """The exception that ended a C++ program, read from its memory: its type, and its message where the
-type's layout is known.
+type's layout is known, or what() has just returned it.
 """
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 from crashd.analyzers.coreimage import CoreImage
 from crashd.analyzers.lastwords import (
@@ -8,6 +13,7 @@ from crashd.analyzers.lastwords import (
     PRINTABLE,
     Demangle,
     Found,
+    Frames,
     text_of,
     words_of_stack,
     writable_memory,
@@ -23,28 +29,23 @@ _NEAR_BYTES = 4096
 _BASES_MAX = 16
 _HANDLERS_MAX = 64
 _WITH_MESSAGE = frozenset({b"St13runtime_error", b"St11logic_error"})
-"""Their objects are a vtable and a string's address; objects of derived classes start that way."""
+"""Their objects are a vtable and a string's address."""
+_EXCEPTION, _PLAIN_WHAT = b"St9exception", b"std::exception"
+_REFCOUNTED_HEADER = 128
+"""Bytes that __cxa_allocate_exception() allocates before the object (libstdc++'s eh_alloc.cc)."""
+_OBJECT_MAX, _OBJECT_MIN = 1024, 64
+_PRINTER_BYTES = 512
+"""Of the stack where frames have no names: abort() and the handler of terminate()."""
+_TERMINATE = ("std::terminate", "__cxxabiv1::__terminate")
+_LIBRARYS = ("__gnu_cxx::", "__cxxabiv1::")
+_PRINTED_TIMES = 2
 
 
-def find_exception(image: CoreImage, demangle: Demangle) -> Found:
-    """Find the exception that was thrown last: throw and terminate leave its address on the stack,
-    and eight letters mark it (the C++ ABI's exception handling, 2.2).
-    """
-    seen = set[int]()
-    for _, value in words_of_stack(image):
-        if value in seen or value & 15 or value < 4096:
-            continue
-        seen.add(value)
-        mark = image.read(value, 8)
-        if mark in _CLASSES or mark[::-1] in _CLASSES:
-            return _thrown(image, demangle, value - _HEADER, value + 32)
-        if mark in _DEPENDENTS or mark[::-1] in _DEPENDENTS:
-            # __cxa_dependent_exception: its header begins with the address of the primary's object
-            for at in (0, 8, 16):
-                primary = image.word(value - _HEADER - at) or 0
-                if image.read(primary - 32, 8)[::-1] in _CLASSES:
-                    return _thrown(image, demangle, primary - 32 - _HEADER, primary)
-    return _caught(image, demangle) or {"cxx_terminate": "true"}
+def find_exception(image: CoreImage, demangle: Demangle, frames: Frames) -> Found:
+    """Find the exception that was thrown last, or else one that a handler has not released."""
+    place = _last_thrown(image) or _caught(image)
+    found = None if place is None else _describe(image, demangle, place, frames)
+    return found or {"cxx_terminate": "true"}
 
 
 def find_nameless_exception(image: CoreImage, demangle: Demangle) -> Found:
@@ -54,14 +55,38 @@ def find_nameless_exception(image: CoreImage, demangle: Demangle) -> Found:
     for _, value in words_of_stack(image, _NEAR_BYTES):
         if value & 15 or value < 4096 or image.read(value, 8)[::-1] not in _CLASSES:
             continue
-        handlers = int.from_bytes(image.read(value - 40, 4), "little", signed=True)
-        if 0 < handlers < _HANDLERS_MAX:
-            found = _thrown(image, demangle, value - _HEADER, value + 32)
-            return found if "cxx_type" in found else {}
+        if _is_caught(image.read(value - 40, 4)):
+            return _describe(image, demangle, (value - _HEADER, value + 32), []) or {}
     return {}
 
 
-def _caught(image: CoreImage, demangle: Demangle) -> Found | None:
+_Place = tuple[int, int]
+"""Where an exception's header is, and the object that was thrown."""
+
+
+def _last_thrown(image: CoreImage) -> _Place | None:
+    """Find it by the stack, where throw and terminate leave its address: eight letters mark it (the
+    C++ ABI's exception handling, 2.2).
+    """
+    seen = set[int]()
+    for _, value in words_of_stack(image):
+        if value in seen or value & 15 or value < 4096:
+            continue
+        seen.add(value)
+        mark = image.read(value, 8)
+        if mark in _CLASSES or mark[::-1] in _CLASSES:
+            return value - _HEADER, value + 32
+        if mark in _DEPENDENTS or mark[::-1] in _DEPENDENTS:
+            # __cxa_dependent_exception: its header begins with the address of the primary's object
+            for at in (0, 8, 16):
+                primary = image.word(value - _HEADER - at) or 0
+                if image.read(primary - 32, 8)[::-1] in _CLASSES:
+                    return primary - 32 - _HEADER, primary
+            return None
+    return None
+
+
+def _caught(image: CoreImage) -> _Place | None:
     """Find an exception that a handler has caught and not released.
 
     If such a handler calls std::terminate, the exception explains it, but the stack need not point
@@ -71,38 +96,113 @@ def _caught(image: CoreImage, demangle: Demangle) -> Found | None:
         for mark in _CLASSES:
             at = memory.find(mark[::-1])
             while at >= _HEADER:
-                handlers = int.from_bytes(memory[at - 40 : at - 36], "little", signed=True)
-                if at % 16 == 0 and 0 < handlers < _HANDLERS_MAX:
-                    header = start + at - _HEADER
-                    return _thrown(image, demangle, header, start + at + 32)
+                if at % 16 == 0 and _is_caught(memory[at - 40 : at - 36]):
+                    return start + at - _HEADER, start + at + 32
                 at = memory.find(mark[::-1], at + 8)
     return None
 
 
-def _thrown(image: CoreImage, demangle: Demangle, header: int, thrown: int) -> Found:
-    """Read type and message of the exception object at `thrown`, whose header is at `header`.
+def _is_caught(handlers: bytes) -> bool:
+    return 0 < int.from_bytes(handlers, "little", signed=True) < _HANDLERS_MAX
 
-    Only types with a known layout have a message: char *, int, std::string, and the classes of
-    _WITH_MESSAGE.
-    """
+
+def _describe(image: CoreImage, demangle: Demangle, place: _Place, frames: Frames) -> Found | None:
+    """Read type and message of an exception; None if it has no type."""
+    header, thrown = place
     info = image.word(header)
     mangled = _type_name(image, info)
     if not mangled:
-        return {"cxx_terminate": "true"}
+        return None
     out: Found = {"cxx_type": demangle(mangled.decode("ascii", "backslashreplace"))[:300]}
-    if mangled in (b"PKc", b"Pc"):
-        out["cxx_what"] = text_of(image.string(image.word(thrown) or 0, MESSAGE_MAX)) or ""
-    elif mangled == b"i":
-        out["cxx_what"] = str(int.from_bytes(image.read(thrown, 4), "little", signed=True))
-    elif mangled.startswith(b"NSt7__cxx1112basic_string"):
-        pointer, length = image.word(thrown), image.word(thrown + 8)
-        if pointer and length is not None:
-            out["cxx_what"] = text_of(image.read(pointer, min(length, MESSAGE_MAX))) or ""
-    elif mangled.startswith(b"NSt3__112basic_stringIc"):
-        out["cxx_what"] = text_of(_libcxx_string(image, thrown)) or ""
-    elif _has_message(image, info):
-        out["cxx_what"] = text_of(image.string(image.word(thrown + 8) or 0, MESSAGE_MAX)) or ""
+    bases = list(islice(_bases(image, info), _BASES_MAX))
+    text = _value(image, mangled, thrown)
+    if text is None:
+        offset = next((at for name, at in bases if name in _WITH_MESSAGE and at is not None), None)
+        if offset is not None:
+            text = image.string(image.word(thrown + offset + 8) or 0, MESSAGE_MAX)
+        if any(name == _EXCEPTION for name, _ in bases):
+            said = _printed(image, frames, thrown)
+            if said is not None and (text or b"") in said:  # what() of a derived class may say more
+                text = said
+    if text is not None and text != _PLAIN_WHAT:
+        out["cxx_what"] = text_of(text) or ""
     return out
+
+
+def _value(image: CoreImage, mangled: bytes, thrown: int) -> bytes | None:
+    """Read an exception that is no class of its program: char *, int or std::string."""
+    if mangled in (b"PKc", b"Pc"):
+        return image.string(image.word(thrown) or 0, MESSAGE_MAX)
+    if mangled == b"i":
+        return b"%d" % int.from_bytes(image.read(thrown, 4), "little", signed=True)
+    if mangled.startswith(b"NSt7__cxx1112basic_string"):
+        pointer, length = image.word(thrown), image.word(thrown + 8)
+        return image.read(pointer or 0, min(length or 0, MESSAGE_MAX))
+    if mangled.startswith(b"NSt3__112basic_stringIc"):
+        return _libcxx_string(image, thrown)
+    return None
+
+
+def _printed(image: CoreImage, frames: Frames, thrown: int) -> bytes | None:
+    """Find what what() returned: the handler of terminate() has just printed it, and fputs() left
+    its address on the stack, in what is abort()'s frame now.
+
+    An address in the object, or that the object has, is taken before one that is there repeatedly,
+    which only counts if the handler is the library's own. None if there are several texts.
+    """
+    size, is_librarys = _printer(image, frames)
+    counts = Counter(value for _, value in words_of_stack(image, size) if value > 4096)
+    object_bytes = _object_bytes(image, thrown)
+    words = {image.word(at) for at in range(thrown, thrown + object_bytes, 8)}
+    own, others = set[bytes](), set[bytes]()
+    for value, times in counts.items():
+        text = image.string(value, MESSAGE_MAX)
+        if not _is_text(image, text):
+            continue
+        if thrown <= value < thrown + object_bytes or value in words:
+            own.add(text)
+        elif times >= _PRINTED_TIMES and is_librarys:
+            others.add(text)
+    found = own or others
+    return found.pop() if len(found) == 1 else None
+
+
+def _printer(image: CoreImage, frames: Frames) -> tuple[int, bool]:
+    """Return the size of abort()'s frames and of the handler's that called it, and whether that is
+    the library's own.
+    """
+    names = [frame["function"] or "" for frame in frames]
+    end = next((n for n, name in enumerate(names) if name.startswith(_TERMINATE)), None)
+    if end is None or frames[end]["sp"] is None or "abort" not in names[:end]:
+        return _PRINTER_BYTES, False
+    handler = frames[names.index("abort") + 1 : end]
+    size = frames[end]["sp"] - (image.head.threads[0].sp or 0)
+    start = frames[end]["start"]
+    return min(max(0, size), _NEAR_BYTES), all(_is_librarys(frame, start) for frame in handler)
+
+
+def _is_librarys(frame: dict[str, Any], start: int | None) -> bool:
+    """Return whether a frame is of the C++ library, which starts there, and may be stripped."""
+    name = frame["function"] or ""
+    return name.startswith(_LIBRARYS) or (not name and frame["start"] == start)
+
+
+def _object_bytes(image: CoreImage, thrown: int) -> int:
+    """Return the size of an exception, by what malloc() has noted before it."""
+    chunk = image.word(thrown - _REFCOUNTED_HEADER - 8) or 0
+    size = (chunk & ~7) - 8 - _REFCOUNTED_HEADER
+    return size if 8 <= size <= _OBJECT_MAX else _OBJECT_MIN
+
+
+def _is_text(image: CoreImage, raw: bytes) -> bool:
+    """Return whether bytes are a text, and no address that reads as one."""
+    if not PRINTABLE.fullmatch(raw) or image.segment(int.from_bytes(raw[:8], "little")):
+        return False
+    try:
+        raw.decode()
+    except UnicodeDecodeError as e:
+        return e.end == MESSAGE_MAX  # it was cut within a character
+    return True
 
 
 def _libcxx_string(image: CoreImage, address: int) -> bytes:
@@ -124,26 +224,25 @@ def _type_name(image: CoreImage, info: int | None) -> bytes:
     return raw.lstrip(b"*") if PRINTABLE.fullmatch(raw) else b""
 
 
-def _has_message(image: CoreImage, info: int | None) -> bool:
-    """Return whether a type is one of _WITH_MESSAGE, or begins with one as its first base."""
-    for _ in range(_BASES_MAX):
-        name = _type_name(image, info)
-        if name in _WITH_MESSAGE:
-            return True
-        info = _first_base(image, info) if info and name else None
-        if not info:
-            return False
-    return False
-
-
-def _first_base(image: CoreImage, info: int) -> int | None:
-    """Return the type_info of the base class at a type's start.
+def _bases(
+    image: CoreImage, info: int | None, offset: int | None = 0, depth: int = 0
+) -> Iterator[tuple[bytes, int | None]]:
+    """Yield name and offset of a class, and of its bases; of virtual ones no offset.
 
     With one base (__si_class_type_info) it follows the name. With several (__vmi_class_type_info),
     flags and the number of bases follow, then type and offset of each base: C++ ABI, 2.9.5.
     """
+    name = _type_name(image, info)
+    if not info or not name or depth >= _BASES_MAX:
+        return
+    yield name, offset
     word = image.word(info + 16)
-    if word is not None and word & 0xFFFFFFFF <= 3 and 1 <= word >> 32 <= _BASES_MAX:
-        offset = image.word(info + 32)
-        return image.word(info + 24) if offset is not None and offset >> 8 == 0 else None
-    return word
+    if word is None:
+        return
+    if word & 0xFFFFFFFF > 3 or not 1 <= word >> 32 <= _BASES_MAX:
+        yield from _bases(image, word, offset, depth + 1)
+        return
+    for at in range(info + 24, info + 24 + 16 * (word >> 32), 16):
+        flags = image.word(at + 8) or 0
+        distance = None if flags & 1 or offset is None else offset + (flags >> 8)
+        yield from _bases(image, image.word(at), distance, depth + 1)

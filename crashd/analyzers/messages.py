@@ -69,7 +69,7 @@ def collect(
         "glib": _pointed(image, symbol("__glib_assert_msg")),
     }
     if any(name.startswith(_CXX_NAMES) for name in names):
-        found |= cxxmessages.find_exception(image, demangle)
+        found |= cxxmessages.find_exception(image, demangle, frames)
     if any("sanitizer" in name or name.startswith(_SANITIZERS) for name in names):
         found["sanitizer"] = _sanitizer(image) or _sanitizers_check(names)
     if any(name.startswith(("g_log", "_g_log")) for name in names):

@@ -117,6 +117,10 @@ CXX_CASES = (
     Case("causes_cxx", "throws_text", "cxx-exception", r"char const\*: just text"),
     Case("causes_cxx", "throws_int", "cxx-exception", r"exception int: 42"),
     Case("causes_cxx", "throws_plain", "cxx-exception", r"app::Plain"),
+    Case("causes_cxx", "own_error", "cxx-exception", r"app::OwnError: no such colour: puce, in"),
+    Case("causes_cxx", "silent_error", "cxx-exception", r"app::SilentError: the colours are"),
+    Case("causes_cxx", "whole_error", "cxx-exception", r"app::WholeError: line 7: expected a col"),
+    Case("causes_cxx", "both_error", "cxx-exception", r"app::BothError: two bases, one message"),
     Case("causes_cxx", "from_noexcept", "cxx-exception", r"the disk is on fire",
          place="app::runtime_error", more=["app::from_noexcept"]),
     Case("causes_cxx", "rethrown", "cxx-exception", r"the disk is on fire"),
@@ -342,7 +346,7 @@ def test_analyse_known_cause_explains_it(crasher: Crasher, case: Case) -> None:
         assert re.search(rf", {place}\(\): ", analysis.title or ""), analysis.title
     rest = iter(names(analysis))
     assert all(wanted in rest for wanted in case.more), names(analysis)
-    assert re.fullmatch(r"p7-[0-9a-f]{16}", analysis.signature or "")
+    assert re.fullmatch(r"p8-[0-9a-f]{16}", analysis.signature or "")
     assert analysis.cpu_seconds < 2 * slowness()
     assert analysis.warnings == ()
 

@@ -234,7 +234,7 @@ def test_whatever_is_let_in_can_be_explained(
             continue
         cause = explain(facts, ProcessContext(frozenset()))
         signature = build_signature("p", facts, cause)
-        assert re.fullmatch(r"p7-[0-9a-f]{16}", signature)
+        assert re.fullmatch(r"p8-[0-9a-f]{16}", signature)
         texts = [build_title("p", signal, facts, cause), cause.short, cause.text]
         assert all(text.isprintable() for text in texts), texts
         json.dumps(analysis_to_json(Analysis(AnalysisState.DONE, facts=facts)))

@@ -1,7 +1,7 @@
 """Title and signature of a crash: the same for the same bug on any host, in any run, and as far as
 possible after a rebuild. Pure.
 
-A signature is `p7-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
+A signature is `p8-` and 16 hex digits. It covers the program's name, the kind of the cause, and up
 to FRAMES functions that matter. It leaves out addresses, pids, thread names, paths, line numbers,
 build-ids, the depth of a recursion, and whether a function was inlined. A change in this module
 that changes the result changes the number after the `p`, too.
@@ -28,7 +28,7 @@ from crashd.domain.cause.languages import is_library_file, is_of_interpreter
 from crashd.domain.cause.names import plain_name
 from crashd.domain.signals import signal_name
 
-VERSION = "p7"
+VERSION = "p8"
 FRAMES = 3
 NAMELESS_FRAMES = 8
 """Frames that count when the first FRAMES have no names and the process ended itself."""
@@ -140,8 +140,8 @@ def build_signature(program: str, facts: Facts, cause: Cause) -> str:
         # the point of the cycle at which the stack runs out differs from run to run
         keys = repeated or keys
     unique = list(dict.fromkeys(keys))[: _depth(frames, cause)]
-    if cause.kind == "assertion":
-        unique.append(cause.short)  # one function may check several things
+    if cause.kind in ("assertion", "cxx-exception"):
+        unique.append(cause.short)  # one function may check, or throw, several things
     if cause.kind == "abort-message":
         unique.append(_template(cause.short))
     group = _GROUPS.get(cause.kind, cause.kind)

@@ -1,6 +1,6 @@
 """The fleet's policies: what the indexer writes for hosts, and what a host believes of it. Pure.
 
-policy/v1/signatures.zst    {"version": 1, "signatures": ["p7-…", …]}
+policy/v1/signatures.zst    {"version": 1, "signatures": ["p8-…", …]}
 policy/v1/want/<host>       {"version": 1, "cores": [id, …], "deleted": [id, …]}
 """
 

@@ -389,19 +389,114 @@ def test_collect_rust_message_that_is_long_is_cut(load: Callable[[Memory], CoreI
     assert found["rust_panic"] == "y" * 1000
 
 
-@pytest.mark.parametrize(("offset", "has"), [(2, True), (0x1002, False)])
-def test_collect_exception_of_several_bases_has_the_first_ones_message(
-    load: Callable[[Memory], CoreImage], offset: int, has: bool
+@pytest.mark.parametrize(
+    ("flags", "at", "has"), [(2, 8, True), (0x1002, 24, True), (0x1002, 8, False), (3, 8, False)]
+)
+def test_collect_exception_of_several_bases_has_the_message_of_that_which_has_one(
+    load: Callable[[Memory], CoreImage], flags: int, at: int, has: bool
 ) -> None:
+    """The distance of a base is above eight flags, of which the lowest says that it is virtual."""
     memory = Memory()
     base = memory.put(pack("<QQQ", 0, memory.put(b"St13runtime_error\0"), 0))
+    other = memory.put(pack("<QQQ", 0, memory.put(b"5Other\0"), 0))
     name = memory.put(b"6Nested\0")
-    info = memory.put(pack("<QQIIQQ", 0, name, 0, 2, base, offset))
+    info = memory.put(pack("<QQIIQQQQ", 0, name, 0, 2, other, 0x2002, base, flags))
     header = pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24)
-    value = pack("<QQ", 0, memory.put(b"startup failed\0"))
+    value = bytes(at) + pack("<Q", memory.put(b"startup failed\0")) + bytes(64)
     memory.push(512, memory.put(header + value) + 80)
     found = collect(load(memory), "std::terminate()")
     assert found.get("cxx_what") == ("startup failed" if has else None)
+
+
+def test_collect_exception_whose_bases_never_end_is_soon_read(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    info = HEAP + memory.used
+    name = info + 1024
+    own = pack("<QQII", 0, name, 0, 16) + pack("<QQ", info, 2) * 16
+    memory.put(own.ljust(1024, b"\0") + b"4Loop\0")
+    header = pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24)
+    memory.push(512, memory.put(header + bytes(64)) + 80)
+    assert collect(load(memory), "std::terminate()") == {"cxx_type": "<4Loop>"}
+
+
+LIBRARY = 0x2000
+"""Where the C++ library starts, whose own functions have no names."""
+
+
+def end_by(
+    memory: Memory, load: Callable[[Memory], CoreImage], handler: str | None, base: bytes
+) -> dict[str, str]:
+    """Let an exception with its own words end a process, by a handler of terminate()."""
+    parent = memory.put(pack("<QQQ", 0, memory.put(base + b"\0"), 0))
+    info = memory.put(pack("<QQQ", 0, memory.put(b"3Own\0"), parent))
+    header = pack("<Q", info) + bytes(72) + b"GNUCC++\0"[::-1] + bytes(24)
+    said, other = memory.put(b"it is full\0"), memory.put(b"/var/spool\0")
+    before = 128 - len(header)  # what __cxa_allocate_exception() and malloc() put before it
+    memory.used += 8
+    place = memory.put(pack("<Q", 8 + 128 + 32 | 1) + bytes(before) + header + bytes(32))
+    thrown = place + 8 + 128
+    at = thrown - HEAP
+    memory.heap[at : at + 32] = pack("<QQQQ", 0, said, 10, other)
+    memory.push(256, thrown - 32)
+    memory.push(32, said)
+    frames: list[dict[str, object]] = [
+        {"function": "abort", "sp": STACK, "start": 0x1000},
+        {"function": handler, "sp": STACK + 128, "start": LIBRARY},
+        {"function": "std::terminate()", "sp": STACK + 192, "start": LIBRARY},
+    ]
+    return messages.collect(load(memory), lambda _: None, str, frames, None)
+
+
+OWN_WORDS = {"cxx_type": "3Own", "cxx_what": "it is full"}
+
+
+@pytest.mark.parametrize("handler", [None, "__gnu_cxx::__verbose_terminate_handler()", "app::end"])
+def test_collect_words_that_an_exception_has_and_the_stack_points_to(
+    load: Callable[[Memory], CoreImage], handler: str | None
+) -> None:
+    assert end_by(Memory(), load, handler, b"St9exception") == OWN_WORDS
+    assert end_by(Memory(), load, handler, b"5Other") == {"cxx_type": "3Own"}, "it has no what()"
+
+
+def test_collect_one_of_two_words_of_an_exception_is_not_guessed(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    assert end_by(memory, load, None, b"St9exception") == OWN_WORDS
+    pointers = [HEAP + at for at in range(64, SIZE, 16) if memory.heap[at : at + 4] == b"/var"]
+    memory.push(64, *pointers)
+    image = load(memory)
+    frames = [{"function": "std::terminate()", "sp": STACK + 192, "start": LIBRARY}]
+    assert messages.collect(image, lambda _: None, str, frames, None) == {"cxx_type": "3Own"}
+
+
+@pytest.mark.parametrize(
+    ("handler", "text", "said"),
+    [
+        (None, b"a constant", "a constant"),
+        ("app::end", b"a constant", None),
+        (None, b"std::exception", None),
+        (None, b"\xb0\x9cUUUU", None),
+        (None, "größer".encode(), "größer"),
+    ],
+)
+def test_collect_words_that_the_librarys_handler_printed(
+    load: Callable[[Memory], CoreImage], handler: str | None, text: bytes, said: str | None
+) -> None:
+    memory = Memory()
+    address = memory.put(text + b"\0")
+    memory.push(64, address, 0, address)
+    end_by(memory, load, handler, b"St9exception")
+    memory.push(32, 0)  # and none of its own
+    frames: list[dict[str, object]] = [
+        {"function": "abort", "sp": STACK, "start": 0x1000},
+        {"function": handler, "sp": STACK + 128, "start": LIBRARY},
+        {"function": "std::terminate()", "sp": STACK + 192, "start": LIBRARY},
+    ]
+    found = messages.collect(load(memory), lambda _: None, str, frames, None)
+    assert found.get("cxx_what") == said
 
 
 LONG = b"a message that does not fit into the object"

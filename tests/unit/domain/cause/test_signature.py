@@ -58,13 +58,13 @@ def test_plain_name_drops_what_changes(name: str, plain: str) -> None:
 
 
 def test_signature_has_version_and_sixteen_digits() -> None:
-    assert re.fullmatch(r"p7-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
+    assert re.fullmatch(r"p8-[0-9a-f]{16}", build_signature("prog", build_facts("f"), NULL))
 
 
 def test_signature_never_changes_by_accident() -> None:
     """If this fails, every host's counts begin anew: raise VERSION."""
     facts = build_facts("third", "second", "first", "main")
-    assert build_signature("prog", facts, NULL) == "p7-e76da1712e1df530"
+    assert build_signature("prog", facts, NULL) == "p8-e76da1712e1df530"
 
 
 def test_signature_ignores_what_another_run_has_otherwise() -> None:
@@ -92,6 +92,17 @@ def test_signature_ignores_what_another_run_has_otherwise() -> None:
 )
 def test_signature_of_another_bug_differs(other: str) -> None:
     assert build_signature("prog", build_facts("third", "main"), NULL) != other
+
+
+def test_signature_of_another_exception_of_one_function_differs() -> None:
+    facts = build_facts("parse", "main")
+    one, other = (
+        Cause("cxx-exception", f"uncaught {name}", f"uncaught C++ exception {name}: {text}")
+        for name, text in (("app::Missing", "no file"), ("app::Broken", "line 7"))
+    )
+    assert build_signature("p", facts, one) != build_signature("p", facts, other)
+    again = replace(one, text="uncaught C++ exception app::Missing: no other file")
+    assert build_signature("p", facts, one) == build_signature("p", facts, again)
 
 
 def test_signature_of_one_bad_pointer_is_the_same_whatever_it_pointed_to() -> None:
