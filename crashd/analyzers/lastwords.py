@@ -9,6 +9,7 @@ from crashd.analyzers.coreimage import PF_W, CoreImage
 MESSAGE_MAX = 1000
 PRINTABLE = re.compile(rb"[\t\n\x20-\x7e\x80-\xff]+")
 _STACK_SCAN_BYTES = 64 << 10
+_LINE_END = re.compile(r"([:;,.!?]?)[ \t]*\n\s*")
 _SEARCHED_BYTES_MAX, _SEGMENT_MAX = 32 << 20, 8 << 20
 
 Symbol = Callable[[str], int | None]
@@ -40,3 +41,8 @@ def writable_memory(image: CoreImage) -> Iterator[tuple[int, bytes]]:
 def text_of(raw: bytes) -> str | None:
     """Decode a message, cut at MESSAGE_MAX characters; None if it is empty."""
     return raw[:MESSAGE_MAX].decode("utf-8", "backslashreplace").strip() or None
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a message."""
+    return _LINE_END.sub(lambda end: (end[1] or ";") + " ", text)

@@ -14,6 +14,7 @@ from crashd.analyzers.lastwords import (
     Found,
     Frames,
     Symbol,
+    one_line,
     text_of,
     writable_memory,
 )
@@ -89,7 +90,7 @@ def collect(
             found |= {} if found["abort"] else cxxmessages.find_nameless_exception(image, demangle)
     if any(name.startswith("runtime.") for name in names):
         found |= gomessages.find(image, symbol, frames, go_panic)
-    return {key: value for key, value in found.items() if value}
+    return {key: one_line(value) for key, value in found.items() if value}
 
 
 def _first_nameless(image: CoreImage, frames: Frames) -> int | None:

@@ -381,6 +381,17 @@ def test_collect_rust_message_is_not_an_argument_of_the_program(
     assert found["rust_panic"] == "panic"
 
 
+def test_collect_message_of_several_lines_is_one_line(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    text = b"assertion `left == right` failed: sizes \n  left: 5\n right: 6"
+    memory.push(128, memory.put(text), len(text))
+    found = collect(load(memory), "core::panicking::panic_fmt")
+    assert found["rust_panic"] == "assertion `left == right` failed: sizes; left: 5; right: 6"
+    text = b"failed:\n\n why"
+    memory.push(128, memory.put(text), len(text))
+    assert collect(load(memory), "core::panicking::panic_fmt")["rust_panic"] == "failed: why"
+
+
 def test_collect_rust_message_that_is_long_is_cut(load: Callable[[Memory], CoreImage]) -> None:
     memory = Memory()
     memory.push(128, memory.put(b"y" * 3000), 3000)
