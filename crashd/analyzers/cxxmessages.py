@@ -5,6 +5,7 @@ type's layout is known, or what() has just returned it.
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from struct import Struct
 from typing import Any
 
 from crashd.analyzers.coreimage import CoreImage
@@ -30,6 +31,21 @@ _BASES_MAX = 16
 _HANDLERS_MAX = 64
 _WITH_MESSAGE = frozenset({b"St13runtime_error", b"St11logic_error"})
 """Their objects are a vtable and a string's address."""
+_STRING_VIEW = b"St17basic_string_viewIcSt11char_traitsIcEE"
+_NAMES = {
+    b"NSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE": "std::string",
+    b"NSt3__112basic_stringIcNS_11char_traitsIcEENS_9allocatorIcEEEE": "std::string",
+    _STRING_VIEW: "std::string_view",
+}
+"""What people call some classes."""
+_NUMBERS = {
+    code: Struct(form)
+    for code, form in (
+        (b"s", "<h"), (b"t", "<H"), (b"i", "<i"), (b"j", "<I"), (b"l", "<q"), (b"m", "<Q"),
+        (b"x", "<q"), (b"y", "<Q"), (b"f", "<f"), (b"d", "<d"),
+    )
+}  # fmt: skip
+"""By the names that the C++ ABI gives the types."""
 _EXCEPTION, _PLAIN_WHAT = b"St9exception", b"std::exception"
 _REFCOUNTED_HEADER = 128
 """Bytes that __cxa_allocate_exception() allocates before the object (libstdc++'s eh_alloc.cc)."""
@@ -113,7 +129,8 @@ def _describe(image: CoreImage, demangle: Demangle, place: _Place, frames: Frame
     mangled = _type_name(image, info)
     if not mangled:
         return None
-    out: Found = {"cxx_type": demangle(mangled.decode("ascii", "backslashreplace"))[:300]}
+    name = _NAMES.get(mangled) or demangle(mangled.decode("ascii", "backslashreplace"))[:300]
+    out: Found = {"cxx_type": name}
     bases = list(islice(_bases(image, info), _BASES_MAX))
     text = _value(image, mangled, thrown)
     if text is None:
@@ -130,11 +147,15 @@ def _describe(image: CoreImage, demangle: Demangle, place: _Place, frames: Frame
 
 
 def _value(image: CoreImage, mangled: bytes, thrown: int) -> bytes | None:
-    """Read an exception that is no class of its program: char *, int or std::string."""
+    """Read an exception that is no class of its program: a text or a number."""
     if mangled in (b"PKc", b"Pc"):
         return image.string(image.word(thrown) or 0, MESSAGE_MAX)
-    if mangled == b"i":
-        return b"%d" % int.from_bytes(image.read(thrown, 4), "little", signed=True)
+    if number := _NUMBERS.get(mangled):
+        raw = image.read(thrown, number.size)
+        return f"{number.unpack(raw)[0]}".encode() if len(raw) == number.size else None
+    if mangled == _STRING_VIEW:
+        length, pointer = image.word(thrown), image.word(thrown + 8)
+        return image.read(pointer or 0, min(length or 0, MESSAGE_MAX))
     if mangled.startswith(b"NSt7__cxx1112basic_string"):
         pointer, length = image.word(thrown), image.word(thrown + 8)
         return image.read(pointer or 0, min(length or 0, MESSAGE_MAX))

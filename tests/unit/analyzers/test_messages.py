@@ -510,6 +510,32 @@ def test_collect_words_that_the_librarys_handler_printed(
     assert found.get("cxx_what") == said
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (b"i", pack("<i", -42), "-42"),
+        (b"m", pack("<Q", 1 << 63), "9223372036854775808"),
+        (b"d", pack("<d", 2.5), "2.5"),
+        (b"t", pack("<H", 65535), "65535"),
+    ],
+)
+def test_collect_exception_that_is_a_number(
+    load: Callable[[Memory], CoreImage], name: bytes, value: bytes, said: str
+) -> None:
+    memory = Memory()
+    thrown(memory, name, value)
+    found = collect(load(memory), "abort", "std::terminate()")
+    assert found == {"cxx_type": f"<{name.decode()}>", "cxx_what": said}
+
+
+def test_collect_exception_that_is_a_string_view(load: Callable[[Memory], CoreImage]) -> None:
+    memory = Memory()
+    value = pack("<QQ", 6, memory.put(b"a view of a text"))
+    thrown(memory, b"St17basic_string_viewIcSt11char_traitsIcEE", value)
+    found = collect(load(memory), "abort", "std::terminate()")
+    assert found == {"cxx_type": "std::string_view", "cxx_what": "a view"}
+
+
 LONG = b"a message that does not fit into the object"
 
 
