@@ -32,12 +32,6 @@ _HANDLERS_MAX = 64
 _WITH_MESSAGE = frozenset({b"St13runtime_error", b"St11logic_error"})
 """Their objects are a vtable and a string's address."""
 _STRING_VIEW = b"St17basic_string_viewIcSt11char_traitsIcEE"
-_NAMES = {
-    b"NSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE": "std::string",
-    b"NSt3__112basic_stringIcNS_11char_traitsIcEENS_9allocatorIcEEEE": "std::string",
-    _STRING_VIEW: "std::string_view",
-}
-"""What people call some classes."""
 _NUMBERS = {
     code: Struct(form)
     for code, form in (
@@ -129,8 +123,7 @@ def _describe(image: CoreImage, demangle: Demangle, place: _Place, frames: Frame
     mangled = _type_name(image, info)
     if not mangled:
         return None
-    name = _NAMES.get(mangled) or demangle(mangled.decode("ascii", "backslashreplace"))[:300]
-    out: Found = {"cxx_type": name}
+    out: Found = {"cxx_type": demangle(mangled.decode("ascii", "backslashreplace"))[:300]}
     bases = list(islice(_bases(image, info), _BASES_MAX))
     text = _value(image, mangled, thrown)
     if text is None:

@@ -532,8 +532,7 @@ def test_collect_exception_that_is_a_string_view(load: Callable[[Memory], CoreIm
     memory = Memory()
     value = pack("<QQ", 6, memory.put(b"a view of a text"))
     thrown(memory, b"St17basic_string_viewIcSt11char_traitsIcEE", value)
-    found = collect(load(memory), "abort", "std::terminate()")
-    assert found == {"cxx_type": "std::string_view", "cxx_what": "a view"}
+    assert collect(load(memory), "abort", "std::terminate()")["cxx_what"] == "a view"
 
 
 LONG = b"a message that does not fit into the object"
