@@ -58,7 +58,7 @@ def test_sec_84_analyses_of_one_user_go_in_turn_with_those_of_others(
     with caplog.at_level(logging.INFO, "crashd.analysis"):
         for crash_id in ids[:37]:
             assert backlog.put("1000", crash_id)
-        wait_until(lambda: len(backlog) == 36, 10, "the first one waits for captures")
+        wait_until(lambda: len(backlog) == 36, 30, "the first one waits for captures")
         assert backlog.put("1001", ids[37])
         assert backlog.put("0", ids[38])
         assert backlog.put_first(ids[39])
@@ -122,7 +122,7 @@ def test_an_analysis_that_is_asked_for_begins_after_the_question(
     with caplog.at_level(logging.INFO, "crashd.analysis"):
         for crash_id in ids:
             assert backlog.put("1000", crash_id)
-        wait_until(lambda: len(backlog) == 3, 10, "the first one runs")
+        wait_until(lambda: len(backlog) == 3, 30, "the first one runs")
         assert backlog.put_first(ids[0]), "its result may be written already"
         assert backlog.put_first(ids[3])
         assert backlog.put_first(ids[3])

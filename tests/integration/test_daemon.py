@@ -241,7 +241,7 @@ def test_row_older_than_its_record_is_made_anew_at_start(daemon: Daemon) -> None
     assert [c["pinned"] for c in daemon.crashes() if c["id"] == first] == [False]
     daemon.start()
     wait_until(
-        lambda: [c["pinned"] for c in daemon.seen() if c["id"] == first] == [True], 5, "its row"
+        lambda: [c["pinned"] for c in daemon.seen() if c["id"] == first] == [True], 30, "its row"
     )
     assert daemon.crashctl("verify").stdout == ""
     assert metric(daemon, 'crashd_crashes_total{disposition="full",kind="process"}') == 2

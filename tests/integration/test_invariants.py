@@ -37,7 +37,7 @@ def daemon(short_tmp: Path) -> Iterator[Daemon]:
         install_handler(running.paths)
         crash(running, 3)
         running.wait_for(3)
-        wait_until(lambda: len(workers(running)) == usual, 10, "surplus workers have ended")
+        wait_until(lambda: len(workers(running)) == usual, 30, "surplus workers have ended")
         yield running
 
 

@@ -127,7 +127,7 @@ def test_daemon_killed_while_cores_are_raw_loses_nothing(daemon: Daemon) -> None
     held = Held(daemon, 1, CORE)
     for number in (2, 3, 4):
         crash_whole(daemon, number, CORE)
-    wait_until(lambda: metric(daemon, "crashd_storers ") == 3, 10, "all three are let go")
+    wait_until(lambda: metric(daemon, "crashd_storers ") == 3, 30, "all three are let go")
     assert metric(daemon, "crashd_holders ") == 1
     assert metric(daemon, "crashd_spilled_bytes_total ") > 0, "the buffer has no room for all"
     kill_daemon(daemon)
@@ -160,9 +160,9 @@ def test_daemon_killed_while_crashes_are_queued_has_them_spooled(daemon: Daemon)
     os.kill(nursery, signal.SIGSTOP)
     for pid in taken:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(map(is_there, taken)), 10, "no worker is left")
+    wait_until(lambda: not any(map(is_there, taken)), 30, "no worker is left")
     run = start_handler(daemon.paths, crash_number(1))
-    wait_until(lambda: len(daemon.seen()) == 1, 10, "it is on record")
+    wait_until(lambda: len(daemon.seen()) == 1, 30, "it is on record")
     kill_daemon(daemon)
     os.kill(nursery, signal.SIGCONT)
     run.feed(CORE)
@@ -208,7 +208,7 @@ def test_worker_killed_before_it_began_costs_nothing(daemon: Daemon) -> None:
         os.kill(pid, signal.SIGSTOP)
     run = start_handler(daemon.paths, crash_number(1))
     threading.Thread(target=run.feed, args=(CORE,)).start()
-    wait_until(lambda: len(daemon.seen()) == 1, 10, "it is on record")
+    wait_until(lambda: len(daemon.seen()) == 1, 30, "it is on record")
     for pid in stopped:  # not one forked since, which may read the core by now
         os.kill(pid, signal.SIGKILL)
     assert run.wait() == 0
@@ -219,7 +219,7 @@ def test_worker_killed_before_it_began_costs_nothing(daemon: Daemon) -> None:
 
 def test_worker_killed_while_the_process_is_held_leaves_a_record(daemon: Daemon) -> None:
     held = Held(daemon, 1, CORE)
-    wait_until(lambda: bool(busy(daemon)), 10, "a worker has it")
+    wait_until(lambda: bool(busy(daemon)), 30, "a worker has it")
     kill_busy(daemon)
     held.go_on()
     (found,) = settled(daemon, 1)
@@ -232,10 +232,10 @@ def test_worker_killed_while_its_core_is_raw_loses_nothing(daemon: Daemon) -> No
     held = Held(daemon, 1, CORE)
     before = busy(daemon)
     crash_whole(daemon, 2, CORE)
-    wait_until(lambda: metric(daemon, "crashd_storers ") == 1, 10, "it is let go")
+    wait_until(lambda: metric(daemon, "crashd_storers ") == 1, 30, "it is let go")
     (raw,) = set(busy(daemon)) - set(before)
     os.kill(raw, signal.SIGKILL)
-    wait_until(lambda: "a copy of it continues" in daemon.log.read_text(), 10, "its copy goes on")
+    wait_until(lambda: "a copy of it continues" in daemon.log.read_text(), 30, "its copy goes on")
     held.go_on()
     assert {c["comm"] for c in settled(daemon, 2)} == {"prog1", "prog2"}
     for comm in ("prog1", "prog2"):
@@ -249,12 +249,12 @@ def test_worker_and_its_copy_killed_leave_all_that_is_known(daemon: Daemon) -> N
     held = Held(daemon, 1, CORE)
     before = busy(daemon)
     crash_whole(daemon, 2, CORE)
-    wait_until(lambda: metric(daemon, "crashd_storers ") == 1, 10, "it is let go")
+    wait_until(lambda: metric(daemon, "crashd_storers ") == 1, 30, "it is let go")
     (raw,) = set(busy(daemon)) - set(before)
     (copy,) = children(raw)
     os.kill(copy, signal.SIGKILL)
     os.kill(raw, signal.SIGKILL)
-    wait_until(lambda: metric(daemon, "crashd_storers ") == 0, 10, "their death is known")
+    wait_until(lambda: metric(daemon, "crashd_storers ") == 0, 30, "their death is known")
     held.go_on()
     settled(daemon, 2)
     lost = only(daemon, "prog2")

@@ -457,7 +457,7 @@ def test_auth_while_a_password_is_checked_others_are_served(
     with running.connect() as slow:
         slow.sendall(asking(basic("z", "y")))
         wait_until(
-            lambda: any(c.question for c in running.server._connections.values()), 5, "it waits"
+            lambda: any(c.question for c in running.server._connections.values()), 30, "it waits"
         )
         assert running.ask(asking(basic("a", "b")))[0] == 200
         assert not select.select([slow], [], [], 0)[0], "was judged before the other had asked"
