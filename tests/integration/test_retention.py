@@ -87,7 +87,7 @@ def test_daemon_meets_its_limits_at_start_and_leaves_tombstones(paths: Paths, in
     with start(paths, "max_count = 5") as daemon:
         wait_until(lambda: len(cores(paths)) == 5, 30, "three cores are deleted")
         wait_until(
-            lambda: [c["state"] for c in daemon.seen()].count("evicted") == 3, 30, "and told of"
+            lambda: [c["state"] for c in daemon.seen()].count("evicted") == 3, 30, "and shown"
         )
         assert cores(paths) == sorted(crash.id for crash in crashes[3:])
         evicted = json.loads(daemon.crashctl("info", "--json", crashes[0].id).stdout)

@@ -271,7 +271,7 @@ def test_sec_23_planted_dumps_push_no_real_one_out(root: Path) -> None:
     config = DEFAULT_CONFIG + "[retention.kernel]\nmax_count = 2\nkeep_free = 0\n"
     with Daemon(root, config=config) as daemon:
         wait_until(lambda: not real[0].exists(), 30, "the oldest is deleted")
-        wait_until(lambda: len(daemon.seen("kernel")) == 3, 20, "all are told of")
+        wait_until(lambda: len(daemon.seen("kernel")) == 3, 20, "all are shown")
     assert [path.exists() for path in real] == [False, True, True]
     assert len(os.listdir(crash)) == 52
 
