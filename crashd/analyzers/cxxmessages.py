@@ -92,7 +92,6 @@ def _last_thrown(image: CoreImage) -> _Place | None:
                 primary = image.word(value - _HEADER - at) or 0
                 if image.read(primary - 32, 8)[::-1] in _CLASSES:
                     return primary - 32 - _HEADER, primary
-            return None
     return None
 
 
@@ -146,12 +145,11 @@ def _value(image: CoreImage, mangled: bytes, thrown: int) -> bytes | None:
     if number := _NUMBERS.get(mangled):
         raw = image.read(thrown, number.size)
         return f"{number.unpack(raw)[0]}".encode() if len(raw) == number.size else None
+    first, second = image.word(thrown) or 0, image.word(thrown + 8) or 0
     if mangled == _STRING_VIEW:
-        length, pointer = image.word(thrown), image.word(thrown + 8)
-        return image.read(pointer or 0, min(length or 0, MESSAGE_MAX))
+        return image.read(second, min(first, MESSAGE_MAX))
     if mangled.startswith(b"NSt7__cxx1112basic_string"):
-        pointer, length = image.word(thrown), image.word(thrown + 8)
-        return image.read(pointer or 0, min(length or 0, MESSAGE_MAX))
+        return image.read(first, min(second, MESSAGE_MAX))
     if mangled.startswith(b"NSt3__112basic_stringIc"):
         return _libcxx_string(image, thrown)
     return None

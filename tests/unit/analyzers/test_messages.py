@@ -92,6 +92,16 @@ def thrown(
     memory.push(512, memory.put(header + value) + 80)
 
 
+def test_collect_exception_behind_a_dependent_one_that_is_gone(
+    load: Callable[[Memory], CoreImage],
+) -> None:
+    memory = Memory()
+    thrown(memory, b"i", pack("<i", 7))
+    mark = bytes(80) + b"GNUCC++\x01"[::-1] + bytes(24)
+    memory.push(256, memory.put(mark) + 80)
+    assert collect(load(memory), "std::terminate()") == {"cxx_type": "<i>", "cxx_what": "7"}
+
+
 def test_collect_uncaught_exception(load: Callable[[Memory], CoreImage]) -> None:
     memory = Memory()
     base = memory.put(pack("<QQQ", 0, memory.put(b"St13runtime_error\0"), 0))
@@ -436,6 +446,16 @@ LIBRARY = 0x2000
 """Where the C++ library starts, whose own functions have no names."""
 
 
+def collect_ended(image: CoreImage, handler: str | None) -> dict[str, str]:
+    """Collect what is said where a handler of terminate() has called abort()."""
+    frames: list[dict[str, object]] = [
+        {"function": "abort", "sp": STACK, "start": 0x1000},
+        {"function": handler, "sp": STACK + 128, "start": LIBRARY},
+        {"function": "std::terminate()", "sp": STACK + 192, "start": LIBRARY},
+    ]
+    return messages.collect(image, lambda _: None, str, frames, None)
+
+
 def end_by(
     memory: Memory, load: Callable[[Memory], CoreImage], handler: str | None, base: bytes
 ) -> dict[str, str]:
@@ -452,12 +472,7 @@ def end_by(
     memory.heap[at : at + 32] = pack("<QQQQ", 0, said, 10, other)
     memory.push(256, thrown - 32)
     memory.push(32, said)
-    frames: list[dict[str, object]] = [
-        {"function": "abort", "sp": STACK, "start": 0x1000},
-        {"function": handler, "sp": STACK + 128, "start": LIBRARY},
-        {"function": "std::terminate()", "sp": STACK + 192, "start": LIBRARY},
-    ]
-    return messages.collect(load(memory), lambda _: None, str, frames, None)
+    return collect_ended(load(memory), handler)
 
 
 OWN_WORDS = {"cxx_type": "3Own", "cxx_what": "it is full"}
@@ -501,12 +516,7 @@ def test_collect_words_that_the_librarys_handler_printed(
     memory.push(64, address, 0, address)
     end_by(memory, load, handler, b"St9exception")
     memory.push(32, 0)  # and none of its own
-    frames: list[dict[str, object]] = [
-        {"function": "abort", "sp": STACK, "start": 0x1000},
-        {"function": handler, "sp": STACK + 128, "start": LIBRARY},
-        {"function": "std::terminate()", "sp": STACK + 192, "start": LIBRARY},
-    ]
-    found = messages.collect(load(memory), lambda _: None, str, frames, None)
+    found = collect_ended(load(memory), handler)
     assert found.get("cxx_what") == said
 
 
